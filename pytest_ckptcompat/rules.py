@@ -1,0 +1,132 @@
+"""The vocabulary of a report: rules and their severities, findings, promises, stages, waivers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from typing import Literal, NamedTuple
+
+Severity = Literal["error", "warn", "off"]
+Status = Literal["passed", "failed", "rehearsed", "skipped"]
+
+
+class Rule(NamedTuple):
+    """A rule's id, its severity unless ``ckpt_severity`` says otherwise, and what it means."""
+
+    id: str
+    severity: Severity
+    meaning: str
+
+
+RULES: dict[str, Rule] = {
+    rule.id: rule
+    for rule in (
+        Rule("missing-key", "error", "the model needs a key that the checkpoint does not have"),
+        Rule("unexpected-key", "error", "the checkpoint has a key that the model does not know"),
+        Rule("shape-mismatch", "error", "a key has different shapes in checkpoint and model"),
+        Rule("load-error", "error", "the model's own load_state_dict refused the checkpoint"),
+        Rule("model-error", "error", "the model could not be built"),
+        Rule("dtype-mismatch", "warn", "loading converts values to another dtype and loses some of them"),
+        Rule("non-finite-value", "warn", "the checkpoint holds NaN or infinite values"),
+        Rule("tied-conflict", "error", "names that the model ties have different values in the checkpoint"),
+        Rule("unloaded-parameter", "error", "after loading, a parameter is on meta or still as constructed"),
+        Rule("unsafe-pickle", "warn", "torch.load(weights_only=True) would refuse this file"),
+        Rule("no-checkpoint", "error", "a marked test was given no checkpoint, or one that can't be read"),
+        Rule("forward-error", "error", "the forward pass raised"),
+        Rule("forward-non-finite", "error", "the forward pass gave NaN or infinite values"),
+        Rule("forward-no-cuda", "error", "--ckpt-require-cuda: the forward pass did not run on CUDA"),
+        Rule("forward-disagree", "error", "CUDA and CPU outputs differ beyond the dtype's tolerance"),
+        Rule("recipe-error", "error", "the recipe can't be built or does not apply to this checkpoint"),
+        Rule("recipe-unused-op", "error", "an operator of the recipe matches nothing or changes nothing"),
+        Rule("recipe-protected-key", "error", "the recipe touches a key that protect= keeps as it is"),
+        Rule("recipe-broken-promise", "error", "the recipe did not keep what its operators promise"),
+        Rule("recipe-scale", "warn", "new rows are much larger or smaller than the old ones"),
+        Rule("recipe-symmetric-units", "warn", "two hidden units are identical and nothing breaks the tie"),
+        Rule("recipe-unchecked", "warn", "a custom step is not checked beyond what it declares"),
+        Rule("optimizer-missing", "warn", "the checkpoint has no optimizer state to check"),
+        Rule("optimizer-shape", "error", "optimizer state has another shape than its parameter"),
+        Rule("optimizer-value", "error", "optimizer state is not finite, or a second moment is negative"),
+        Rule("optimizer-error", "error", "the optimizer refused the state, or its step raised"),
+        Rule("optimizer-restart", "warn", "zero moments beside a kept step: the first updates will be large"),
+        Rule("waiver-unused", "error", "a waiver matches no finding"),
+        Rule("waiver-expired", "error", "a waiver's date has passed"),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong, or that people regret.
+
+    Attributes:
+        rule: its id, a key of `RULES`.
+        severity: only ``error`` makes a report fail; ``off`` is a waived finding.
+        key: the state dict key concerned, as the file or model spells it, or ``""``.
+        checkpoint: what the checkpoint has there, as it is shown: ``"(4, 256) f32"``, or ``""``.
+        model: what the model has there, likewise.
+        message: one sentence, for rules whose two sides do not say it all; safe to print.
+    """
+
+    rule: str
+    severity: Severity
+    key: str = ""
+    checkpoint: str = ""
+    model: str = ""
+    message: str = ""
+
+
+def finding(rule: str, key: str = "", checkpoint: str = "", model: str = "", message: str = "") -> Finding:
+    """A finding with its rule's own severity."""
+    return Finding(rule, RULES[rule].severity, key, checkpoint, model, message)
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """One thing a recipe promises, and what was found: ``kept``, ``broken`` or ``unchecked`` (and why)."""
+
+    name: str
+    status: Literal["kept", "broken", "unchecked"]
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step of the check and how it went; a stage that was not run says why in `detail`."""
+
+    name: str
+    status: Status
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiver:
+    """A finding that is known and accepted, with a reason and, perhaps, an end. Made by `allow`."""
+
+    rule: str
+    key: str
+    reason: str
+    until: date | None = None
+
+
+def allow(rule: str, key: str = "*", *, reason: str, until: str | date | None = None) -> Waiver:
+    """Accept the findings of `rule` on keys that match the glob `key`.
+
+    Args:
+        rule: a rule's id; see ``ckptcompat rules``.
+        key: an exact key or a glob (``aux.*``).
+        reason: why it is accepted; it is printed in the report.
+        until: the last day on which it holds, ``"2027-06-30"`` or a date; afterwards the check fails.
+
+    Raises:
+        ValueError: the rule is unknown, the reason empty or the date no date.
+    """
+    if rule not in RULES:
+        raise ValueError(f"allow: no rule {rule!r}; 'ckptcompat rules' lists them")
+    if not reason.strip():
+        raise ValueError(f"allow({rule!r}, {key!r}): say why: reason=...")
+    if isinstance(until, str):
+        try:
+            until = date.fromisoformat(until)
+        except ValueError:
+            raise ValueError(f"allow({rule!r}, {key!r}): until={until!r} is no date like 2027-06-30") from None
+    return Waiver(rule, key, reason, until)

@@ -1,0 +1,75 @@
+"""The table that everything reduces to: key -> dtype, shape, stride and where the bytes lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+ITEMSIZE = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
+    "float8_e4m3fn": 1, "float8_e4m3fnuz": 1, "float8_e5m2": 1, "float8_e5m2fnuz": 1, "float8_e8m0fnu": 1,
+    "float4_e2m1fn_x2": 1,
+    "complex128": 16, "complex64": 8, "complex32": 4,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1,
+    "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1,
+    "bool": 1,
+}  # fmt: skip
+"""Bytes of one element of every strided dtype that torch can save, by torch's name without ``torch.``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where bytes lie: ``nbytes`` bytes at ``offset`` of ``file``.
+
+    ``begin`` and ``size`` place the piece inside the tensor where a tensor is stored in several chunks
+    (distributed checkpoints); both are empty where the extent is the tensor's whole storage.
+    """
+
+    file: str
+    offset: int
+    nbytes: int
+    begin: tuple[int, ...] = ()
+    size: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One row of the table.
+
+    Attributes:
+        dtype: torch's name without ``torch.``.
+        shape: sizes, in elements.
+        stride: in elements; the contiguous one where the format stores none.
+        offset: of the first element inside its storage, in elements.
+        storage: identity of the storage; two keys with equal storage, offset, shape and stride are tied.
+        extents: where the storage's bytes lie; empty where there are none to read (a lock, an odd layout).
+        note: why the values have no plain layout (``"quantized"``, ``"sparse"``, ...); else ``""``.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...] = ()
+    offset: int = 0
+    storage: str = ""
+    extents: tuple[Extent, ...] = ()
+    note: str = ""
+
+    @property
+    def numel(self) -> int:
+        """How many elements the tensor has (1 for a scalar)."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor's values, laid out contiguously."""
+        return self.numel * ITEMSIZE.get(self.dtype, 0)
+
+
+def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The stride, in elements, of a contiguous tensor of this shape, as torch computes it."""
+    strides: list[int] = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
