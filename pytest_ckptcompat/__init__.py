@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from .operators import append, rename, strip_prefix, tile
     from .recipe import Recipe
     from .report import Report
-    from .rules import Finding, Stage, allow
+    from .rules import Finding, Stage
     from .tensors import TensorSpec
+    from .waivers import allow
 
 _HOMES = {
     "Checkpoint": "checkpoint",
@@ -27,7 +28,7 @@ _HOMES = {
     "Report": "report",
     "Stage": "rules",
     "TensorSpec": "tensors",
-    "allow": "rules",
+    "allow": "waivers",
     "append": "operators",
     "check": "check",
     "open_checkpoint": "checkpoint",

@@ -1,9 +1,8 @@
-"""The vocabulary of a report: rules and their severities, findings, promises, stages, waivers."""
+"""The vocabulary of a report: rules and their severities, findings, promises, stages."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date
 from typing import Literal, NamedTuple
 
 Severity = Literal["error", "warn", "off"]
@@ -96,37 +95,3 @@ class Stage:
     name: str
     status: Status
     detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Waiver:
-    """A finding that is known and accepted, with a reason and, perhaps, an end. Made by `allow`."""
-
-    rule: str
-    key: str
-    reason: str
-    until: date | None = None
-
-
-def allow(rule: str, key: str = "*", *, reason: str, until: str | date | None = None) -> Waiver:
-    """Accept the findings of `rule` on keys that match the glob `key`.
-
-    Args:
-        rule: a rule's id; see ``ckptcompat rules``.
-        key: an exact key or a glob (``aux.*``).
-        reason: why it is accepted; it is printed in the report.
-        until: the last day on which it holds, ``"2027-06-30"`` or a date; afterwards the check fails.
-
-    Raises:
-        ValueError: the rule is unknown, the reason empty or the date no date.
-    """
-    if rule not in RULES:
-        raise ValueError(f"allow: no rule {rule!r}; 'ckptcompat rules' lists them")
-    if not reason.strip():
-        raise ValueError(f"allow({rule!r}, {key!r}): say why: reason=...")
-    if isinstance(until, str):
-        try:
-            until = date.fromisoformat(until)
-        except ValueError:
-            raise ValueError(f"allow({rule!r}, {key!r}): until={until!r} is no date like 2027-06-30") from None
-    return Waiver(rule, key, reason, until)

@@ -1,0 +1,180 @@
+"""A state dict against a model, judged by the model's own ``load_state_dict`` on the meta device."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from .keys import escape
+from .models import meta_copy, raised
+from .rules import Finding, finding
+from .tensors import shown
+
+Shape = tuple[int, ...]
+
+_MISMATCH = re.compile(
+    r"size mismatch for (?P<key>.*): copying a param with shape (?P<checkpoint>.*?) from checkpoint, "
+    r"the shape in current model is (?P<model>.*)\.",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """torch's own strict verdict, taken apart.
+
+    Attributes:
+        missing: keys in the model, not in the state dict, in the model's order.
+        unexpected: keys in the state dict, not in the model.
+        mismatched: (key, state dict's shape, model's shape).
+        matched: how many keys are in both, with the same shape.
+        total: how many keys there are in either.
+        findings: the above as findings, and what torch lets pass though values are lost.
+    """
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[tuple[str, Shape, Shape]] = field(default_factory=list)
+    matched: int = 0
+    total: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def fits(self) -> bool:
+        """Whether torch loads the state dict strictly."""
+        return not any(f.rule in _STRICT for f in self.findings)
+
+
+_STRICT = {"missing-key", "unexpected-key", "shape-mismatch", "load-error"}
+
+
+def compare(model: nn.Module, state_dict: Mapping[str, Any]) -> Comparison:
+    """What a strict load of `state_dict` (meta tensors) into `model` says, every kind in one pass.
+
+    The model's own machinery decides: ``_load_from_state_dict``, hooks, versions in ``_metadata``, tied names. It runs
+    on a copy without memory, so `model` is left as it was, and torch's refusal to name missing keys beside a
+    mismatch is no limit: its lists are read where they are filled.
+    """
+    trial = meta_copy(model)
+    heard = _strict_load(trial, state_dict)
+    expected = model.state_dict()
+    missing = list(dict.fromkeys(heard.missing))
+    unexpected = list(dict.fromkeys(heard.unexpected))
+    mismatched, others = _sort_errors(heard.errors)
+    keys = {*expected, *state_dict}
+    wrong = {*missing, *unexpected, *(key for key, _, _ in mismatched)}
+    findings = [
+        *(
+            finding("shape-mismatch", key, _shown(state_dict.get(key), old), _shown(expected.get(key), new))
+            for key, old, new in mismatched
+        ),
+        *(finding("missing-key", key, "", _shown(expected.get(key))) for key in missing),
+        *(finding("unexpected-key", key, _shown(state_dict.get(key))) for key in unexpected),
+        *(finding("load-error", message=text) for text in others),
+        *_lossy(state_dict, expected, wrong),
+    ]
+    return Comparison(missing, unexpected, mismatched, len(keys - wrong), len(keys | wrong), findings)
+
+
+@dataclass
+class _Heard:
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+def _strict_load(model: nn.Module, state_dict: Mapping[str, Any]) -> _Heard:
+    """Load strictly, listening to the lists that ``load_state_dict`` hands to the root's loader.
+
+    They are the very lists that the children fill afterwards, so they are whole once the load is over.
+    """
+    heard = _Heard()
+    own_loader = model._load_from_state_dict
+
+    def listening_loader(state: Any, prefix: str, metadata: Any, strict: bool, *lists: Any) -> None:
+        heard.missing, heard.unexpected, heard.errors = lists
+        own_loader(state, prefix, metadata, strict, *lists)
+
+    model._load_from_state_dict = listening_loader  # type: ignore[method-assign]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.load_state_dict(state_dict, strict=True)
+    except RuntimeError as error:
+        # torch raises one RuntimeError of all it collected; it adds the missing and unexpected keys to the same
+        # list as two texts in front, which are no errors of their own.
+        heard.errors = [text for text in heard.errors if not text.startswith(_KEY_TEXTS)]
+        if not (heard.missing or heard.unexpected or heard.errors):
+            heard.errors = [raised(error)]
+    except (Exception, SystemExit) as error:
+        heard.errors = [*heard.errors, raised(error)]
+    return heard
+
+
+_KEY_TEXTS = ("Missing key(s) in state_dict: ", "Unexpected key(s) in state_dict: ")
+
+
+def _sort_errors(errors: list[str]) -> tuple[list[tuple[str, Shape, Shape]], list[str]]:
+    mismatched, others = [], []
+    for text in errors:
+        if match := _MISMATCH.fullmatch(text):
+            mismatched.append((match["key"], _shape(match["checkpoint"]), _shape(match["model"])))
+        else:
+            others.append(escape(" ".join(text.split()), limit=500))
+    return mismatched, others
+
+
+def _shape(text: str) -> Shape:
+    """The shape in torch's text: ``torch.Size([4, 256])``."""
+    return tuple(int(size) for size in re.findall(r"\d+", text))
+
+
+def _shown(value: Any, shape: Shape | None = None) -> str:
+    if isinstance(value, torch.Tensor):
+        if nn.parameter.is_lazy(value):
+            return "any shape"
+        return shown(tuple(value.shape) if shape is None else shape, str(value.dtype).removeprefix("torch."))
+    if shape is not None:
+        return shown(shape, "")
+    return "" if value is None else f"({type(value).__name__})"
+
+
+def _lossy(state_dict: Mapping[str, Any], expected: Mapping[str, Any], wrong: set[str]) -> list[Finding]:
+    findings = []
+    for key, value in state_dict.items():
+        target = expected.get(key)
+        if key in wrong or not isinstance(value, torch.Tensor) or not isinstance(target, torch.Tensor):
+            continue
+        if not nn.parameter.is_lazy(target) and loses(value.dtype, target.dtype):
+            findings.append(finding("dtype-mismatch", key, _shown(value), _shown(target)))
+    return findings
+
+
+def loses(source: torch.dtype, target: torch.dtype) -> bool:
+    """Whether some value of `source` changes when it is converted to `target`."""
+    if source == target:
+        return False
+    if source.is_complex or target.is_complex:
+        return not target.is_complex or loses(source.to_real(), target.to_real() if target.is_complex else target)
+    if target == torch.bool:
+        return True
+    if source == torch.bool:
+        return False
+    if source.is_floating_point:
+        return not target.is_floating_point or not _contains(torch.finfo(source), torch.finfo(target))
+    integers = torch.iinfo(source)
+    if target.is_floating_point:
+        # every integer up to 2 / eps is exact in a binary float
+        return max(integers.max, -integers.min) > 2 / torch.finfo(target).eps
+    room = torch.iinfo(target)
+    return integers.min < room.min or integers.max > room.max
+
+
+def _contains(source: torch.finfo, target: torch.finfo) -> bool:
+    return target.max >= source.max and target.eps <= source.eps and target.tiny <= source.tiny

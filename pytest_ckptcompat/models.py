@@ -1,0 +1,161 @@
+"""The model under test: named, built for real or on the meta device, copied without its memory."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class ModelError(Exception):
+    """The model could not be imported or built; the message says what was tried and what it raised."""
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run with torch's CPU generator seeded, and give its state back afterwards."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a ``model=`` argument stands for: a name to print, and a way to build it any number of times."""
+
+    name: str
+    make: Callable[[], Any]
+
+    def build(self, seed: int = 0) -> nn.Module:
+        """A real model on the CPU, its random initialisation seeded.
+
+        Raises:
+            ModelError: the callable raised, exited, or gave something that is no ``nn.Module``.
+        """
+        with seeded(seed):
+            return self._made()
+
+    def schema(self) -> nn.Module:
+        """The model on the meta device: every shape and dtype, no memory.
+
+        A model whose constructor computes with values (``.item()``, ``.tolist()``) can't be built there; it is
+        built for real and its parameters are then replaced.
+
+        Raises:
+            ModelError: as `build`.
+        """
+        try:
+            with torch.device("meta"):
+                model = self._made()
+        except ModelError:
+            model = self.build()
+        return meta_copy(model)
+
+    def _made(self) -> nn.Module:
+        try:
+            model = self.make()
+        except (Exception, SystemExit) as error:
+            raise ModelError(f"{self.name}: {raised(error)}") from error
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"{self.name} gave {type(model).__name__}, not an nn.Module")
+        return model
+
+
+def blueprint(model: object) -> Blueprint:
+    """The blueprint of a ``model=`` argument: a callable, ``"package.module:name"``, or an ``nn.Module``.
+
+    A module that is given ready-made is never touched: `Blueprint.build` copies it.
+
+    Raises:
+        ModelError: the name can't be imported.
+    """
+    if isinstance(model, str):
+        model = imported(model)
+    if isinstance(model, nn.Module):
+        module = model
+        return Blueprint(_name(type(model)), lambda: copy.deepcopy(module))
+    if not callable(model):
+        raise ModelError(f"model={model!r} is neither callable, nor an nn.Module, nor 'package.module:name'")
+    return Blueprint(_name(model), model)
+
+
+def imported(name: str) -> Any:
+    """The object that ``"package.module:name"`` names.
+
+    Raises:
+        ModelError: the form is wrong, the module does not import, or it has no such name.
+    """
+    module_name, _, path = name.partition(":")
+    if not module_name or not path:
+        raise ModelError(f"{name!r} is no model name: write 'package.module:name'")
+    try:
+        found: Any = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise ModelError(f"{name}: there is no module {error.name!r} on sys.path") from error
+        raise ModelError(f"{name}: importing {module_name} failed: {raised(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"{name}: importing {module_name} failed: {raised(error)}") from error
+    for part in path.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise ModelError(f"{name}: {module_name} has no {path!r}") from None
+    return found
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A deep copy whose parameters and buffers are on the meta device; ties and hooks are kept."""
+    memo: dict[int, Any] = {}
+    for tensor in chain(model.parameters(), model.buffers()):
+        if not tensor.is_meta and not nn.parameter.is_lazy(tensor):
+            memo[id(tensor)] = _on_meta(tensor)
+    return copy.deepcopy(model, memo)
+
+
+def raised(error: BaseException) -> str:
+    """``TypeError: missing 1 required argument (onet.py:12)``: an exception in one line, with its place."""
+    text = " ".join(str(error).split()) or "no message"
+    if isinstance(error, SystemExit):
+        text = f"the code called sys.exit({error.code!r})"
+    return f"{type(error).__name__}: {text}{_place(error)}"
+
+
+def _place(error: BaseException) -> str:
+    """Where it happened: the innermost line that belongs neither to torch nor to this package."""
+    skipped = (str(Path(__file__).parent), str(Path(torch.__file__).parent), "<")
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        filename = trace.tb_frame.f_code.co_filename
+        if not filename.startswith(skipped):
+            place = f" ({Path(filename).name}:{trace.tb_lineno})"
+        trace = trace.tb_next
+    return place
+
+
+def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _name(model: object) -> str:
+    """``onet.Net``: what a report calls the model."""
+    qualified = getattr(model, "__qualname__", None) or type(model).__qualname__
+    module = getattr(model, "__module__", None) or ""
+    name = qualified.replace("<locals>.", "")
+    if name.endswith("<lambda>"):
+        code = model.__code__  # type: ignore[attr-defined]
+        return f"lambda at {Path(code.co_filename).name}:{code.co_firstlineno}"
+    return name if module in ("", "__main__", "builtins") or module not in sys.modules else f"{module}.{name}"
