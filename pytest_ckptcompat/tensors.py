@@ -73,3 +73,15 @@ def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
         strides.append(step)
         step *= max(size, 1)
     return tuple(reversed(strides))
+
+
+def shown(shape: tuple[int, ...], dtype: str = "") -> str:
+    """A shape and a dtype as reports show them: ``(4, 256) f32``, ``() i64``, ``(512, 512) f8_e4m3fn``."""
+    return f"{shape} {_short(dtype)}".rstrip()
+
+
+def _short(dtype: str) -> str:
+    for long, short in (("bfloat", "bf"), ("float", "f"), ("complex", "c"), ("uint", "u"), ("int", "i")):
+        if dtype.startswith(long):
+            return short + dtype.removeprefix(long)
+    return dtype
