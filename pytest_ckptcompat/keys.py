@@ -7,7 +7,7 @@ import fnmatch
 import heapq
 import re
 from dataclasses import dataclass
-from itertools import pairwise, permutations, product
+from itertools import pairwise, product
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -109,15 +109,16 @@ def group(keys: Iterable[str]) -> list[Group]:
     three of them on, so that ``fc1`` and ``fc2`` keep their names.
     """
     order = {key: place for place, key in enumerate(dict.fromkeys(keys))}
-    families: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
+    families: dict[tuple[str, ...], list[str]] = {}
     for key in order:
-        parts = _INDEX.split(key)
-        families.setdefault(tuple(parts[::2]), []).append(tuple(map(int, parts[1::2])))
-    groups = [
-        _group(texts, box)
-        for texts, points in families.items()
-        for box in _boxes(points, _least_values(texts))
-    ]
+        families.setdefault(tuple(_INDEX.split(key)[::2]), []).append(key)
+    groups: list[Group] = []
+    for texts, family in families.items():
+        if len(family) == 1:
+            groups.append(Group(_doubled(family[0]), (family[0],)))
+        else:
+            points = [tuple(map(int, _INDEX.findall(key))) for key in family]
+            groups += [_group(texts, box) for box in _boxes(points, _least_values(texts))]
     return sorted(groups, key=lambda group: min(map(order.__getitem__, group.keys)))
 
 
@@ -138,9 +139,8 @@ def _boxes(points: list[tuple[int, ...]], least: Sequence[int]) -> list[_Box]:
     if len(points) == 1:
         return whole
     varying = [place for place in range(len(points[0])) if len({point[place] for point in points}) > 1][:4]
-    orders = permutations(varying) if len(varying) <= 3 else (tuple(varying), tuple(reversed(varying)))
     answers = []
-    for order in orders:
+    for order in (varying, varying[::-1]):
         boxes = whole
         for place in order:
             boxes = _merged(boxes, place, least[place])
@@ -153,11 +153,14 @@ def _merged(boxes: list[_Box], place: int, least: int) -> list[_Box]:
     alike: dict[tuple[_Box, _Box], list[tuple[int, ...]]] = {}
     for box in boxes:
         alike.setdefault((box[:place], box[place + 1 :]), []).append(box[place])
+    if len(alike) == len(boxes):
+        return boxes
     merged: list[_Box] = []
     for (before, after), values in alike.items():
-        union = tuple(sorted(value for several in values for value in several))
-        sides = [union] if len(union) >= least else values
-        merged.extend((*before, side, *after) for side in sides)
+        if len(values) > 1:
+            union = tuple(sorted(value for several in values for value in several))
+            values = [union] if len(union) >= least else values
+        merged += [(*before, value, *after) for value in values]
     return merged
 
 
