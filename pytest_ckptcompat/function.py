@@ -1,0 +1,271 @@
+"""Function kept: the old model on the old checkpoint against the new model on the new one."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+
+from . import memory
+from .difference import Difference, difference, magnitude
+from .models import raised
+from .nested import mapped
+from .rules import Finding, Promise, finding
+from .twin import Arithmetic, Batch, Outputs, coarser, outputs, twin
+
+NAME = "function kept"
+BATCHES = 3
+_MARGIN = 1.5  # of the weights, for what a forward pass holds besides them
+
+Verdict = tuple[Promise, list[Finding]]
+Rows = Mapping[tuple[int, int], tuple[list[int], list[int]]]
+"""Sizes before and after of a dimension that was not simply extended -> old rows, and where each is now."""
+
+
+def function_kept(
+    source: Callable[[], nn.Module],
+    old: Mapping[str, Any],
+    model: nn.Module,
+    batches: Callable[[int], Batch],
+    *,
+    precision: torch.dtype = torch.float32,
+    rows: Rows | None = None,
+) -> Verdict:
+    """Whether two models agree on seeded batches, in the region of each output that existed before.
+
+    Both run in eval mode and, where there is BatchNorm, once more with it in train mode, on copies: `model`
+    is left as it was. They run in float64 on the CPU where that fits into memory, so that what differs is the
+    function and not the order of a sum; else as they are. Outputs agree if no element is further off than
+    `tolerance` allows.
+
+    Args:
+        source: builds the model that the checkpoint was made for.
+        old: the old checkpoint's state dict.
+        model: the new model, loaded.
+        batches: seed -> the arguments of ``forward``, the same for both models. Token ids beyond a vocabulary
+            that grew are brought into the old one, since there was no function to keep.
+        precision: the coarsest dtype in which the recipe computed weights.
+        rows: where the rows of a dimension went that was not simply extended at its end.
+
+    Returns:
+        The promise (``unchecked``, with the reason, where the two can't be compared), and its finding where
+        it is broken or where ``source_model`` does not load the old checkpoint.
+    """
+    room, needed = memory.free(), memory.tensors(old.values())
+    if room is not None and needed * _MARGIN > room:
+        return _unchecked(f"the old model takes {memory.shown(needed)}, {memory.shown(room)} are free")
+    reason = ""
+    for arithmetic in _arithmetics(model, needed, room):
+        try:
+            before = _loaded(source, old)
+        except _SourceError as error:
+            return Promise(NAME, "unchecked", error.reason), [finding("recipe-error", message=str(error))]
+        try:
+            return _compared(before, model, batches, arithmetic, precision, rows or {})
+        except _UnpairedError as error:
+            return _unchecked(str(error))
+        except (Exception, SystemExit) as error:
+            reason = f"the forward pass raised {raised(error)}"
+    return _unchecked(reason)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """How far off an output may be, in parts of its largest value; `dtype` is the coarsest that took part.
+
+    1e-9 in float64 and 1e-5 in float32; a few times the spacing of the numbers in anything coarser.
+    """
+    eps = torch.finfo(dtype).eps
+    return 1e-9 if eps <= torch.finfo(torch.float64).eps else max(1e-5, 4 * eps)
+
+
+class _UnpairedError(Exception):
+    """Why outputs can't be compared; the message stands in the report."""
+
+
+class _SourceError(Exception):
+    """``source_model=`` is not the model that the checkpoint was made for."""
+
+    def __init__(self, reason: str, more: str) -> None:
+        super().__init__(f"{reason}: {more}")
+        self.reason = reason
+
+
+def _unchecked(reason: str) -> Verdict:
+    return Promise(NAME, "unchecked", reason), []
+
+
+def _loaded(source: Callable[[], nn.Module], old: Mapping[str, Any]) -> nn.Module:
+    """The source model with the old checkpoint in it; keys may all have one prefix that the model lacks."""
+    try:
+        model = source()
+    except (Exception, SystemExit) as error:
+        raise _SourceError("source_model could not be built", raised(error)) from error
+    try:
+        missing = model.load_state_dict(_unwrapped(old, model), strict=False).missing_keys
+    except (Exception, SystemExit) as error:
+        raise _SourceError("source_model does not load the old checkpoint", raised(error)) from error
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise _SourceError("source_model has keys that the old checkpoint lacks", f"{missing[0]}{more}")
+    return model
+
+
+def _unwrapped(old: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+    """The state dict without what a wrapper put before every key (``module.``) and the model has nowhere."""
+    prefix = next(iter(old), "").partition(".")[0] + "."
+    if not all(key.startswith(prefix) for key in old) or any(
+        key.startswith(prefix) for key in model.state_dict()
+    ):
+        return old
+    state = OrderedDict(old)
+    if (metadata := getattr(old, "_metadata", None)) is not None:
+        state._metadata = copy.copy(metadata)  # type: ignore[attr-defined]
+    consume_prefix_in_state_dict_if_present(state, prefix)
+    return state
+
+
+def _arithmetics(model: nn.Module, needed: int, room: int | None) -> Iterator[Arithmetic]:
+    """float64 if a copy of either model fits into memory (there is one at a time), then the models' own."""
+    wide = max(memory.weights(model, itemsize=8), needed * 2)
+    if room is None or wide * _MARGIN < room:
+        yield Arithmetic(True, torch.device("cpu"))
+    held = chain(model.parameters(), model.buffers())
+    yield Arithmetic(False, next((tensor.device for tensor in held), torch.device("cpu")))
+
+
+def _compared(
+    before: nn.Module,
+    model: nn.Module,
+    batches: Callable[[int], Batch],
+    arithmetic: Arithmetic,
+    precision: torch.dtype,
+    rows: Rows,
+) -> Verdict:
+    vocabulary = _old_vocabulary(before, model)
+    drawn = [_within(batches(seed), vocabulary) for seed in range(BATCHES)]
+    before = before.to(arithmetic.device)
+    if arithmetic.wide:
+        before = before.double()  # in place: it is ours
+    old = outputs(before, drawn, arithmetic)
+    del before
+    new = outputs(twin(model, arithmetic), drawn, arithmetic)
+    allowed = tolerance(coarser(precision, coarser(old.lowest, new.lowest)))
+    return _verdict(old, new, allowed, rows, arithmetic)
+
+
+def _old_vocabulary(before: nn.Module, model: nn.Module) -> int | None:
+    """The least number of rows that an embedding had which has more now; None if there is none."""
+    now = {
+        name: each.num_embeddings for name, each in model.named_modules() if isinstance(each, nn.Embedding)
+    }
+    most = max(now.values(), default=0)
+    old = {
+        name: each.num_embeddings for name, each in before.named_modules() if isinstance(each, nn.Embedding)
+    }
+    return min((size for name, size in old.items() if size < now.get(name, most)), default=None)
+
+
+def _within(batch: Batch, vocabulary: int | None) -> Batch:
+    if vocabulary is None:
+        return batch
+    size = vocabulary
+
+    def brought(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+            return tensor
+        return torch.where(tensor >= size, tensor % size, tensor)
+
+    return mapped(batch[0], brought), mapped(batch[1], brought)
+
+
+@dataclass(frozen=True)
+class _Miss:
+    """An output that is off by more than is allowed, and by how many times as much."""
+
+    times: float
+    apart: Difference
+    scale: float
+    path: str
+    batch: int
+    mode: str
+
+
+def _verdict(old: Outputs, new: Outputs, allowed: float, rows: Rows, arithmetic: Arithmetic) -> Verdict:
+    misses, most = [], 0.0
+    modes = [mode for mode in old.modes if mode in new.modes]
+    for mode in modes:
+        for batch, (before, after) in enumerate(zip(old.modes[mode], new.modes[mode], strict=True)):
+            for path, expected, actual in _regions(before, after, rows):
+                scale = float(expected.abs().nan_to_num(0, 0, 0).max())
+                # An output of zeros alone still has the rounding of what went into it; statistics of a small
+                # batch amplify it.
+                limit = allowed * max(scale, 1e-3) * (10 if mode == "train" else 1)
+                if apart := difference(expected, actual, limit):
+                    misses.append(_Miss(apart.size / limit, apart, scale, path, batch, mode))
+                elif apart := difference(expected, actual, 0.0):
+                    most = max(most, apart.size)
+    if misses and (old.random or new.random):
+        return _unchecked("the forward pass draws random numbers")
+    if misses:
+        return _broken(max(misses, key=lambda miss: miss.times), allowed, arithmetic)
+    return Promise(NAME, "kept", f"max |Δ| {magnitude(most)} on {BATCHES} batches{_modes(old, modes)}"), []
+
+
+def _modes(old: Outputs, modes: list[str]) -> str:
+    if "train" in modes:
+        return ", eval and train"
+    return ", eval alone" if old.batchnorm else ""
+
+
+def _broken(miss: _Miss, allowed: float, arithmetic: Arithmetic) -> Verdict:
+    output = f"output{miss.path}"
+    message = (
+        f"the function is not kept: {output} is off by {miss.apart}, its largest old value being "
+        f"{magnitude(miss.scale)} (allowed: {allowed:.0e} of it), in {miss.mode} mode, batch {miss.batch}, "
+        f"{arithmetic}"
+    )
+    detail = f"{output}: {miss.apart}, {miss.mode} mode"
+    return Promise(NAME, "broken", detail), [finding("recipe-broken-promise", message=message)]
+
+
+def _regions(
+    before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], rows: Rows
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Old outputs by path, each with the part of the new one that should equal it."""
+    paired = False
+    for path, expected in before.items():
+        if path not in after or after[path].dim() != expected.dim():
+            continue
+        expected, actual = _region(path, expected, after[path], rows)
+        if expected.numel():
+            paired = True
+            yield path, expected, actual
+    if not paired:
+        raise _UnpairedError("no output of the new model can be paired with an old one")
+
+
+def _region(
+    path: str, expected: torch.Tensor, actual: torch.Tensor, rows: Rows
+) -> tuple[torch.Tensor, torch.Tensor]:
+    sizes = list(zip(expected.shape, actual.shape, strict=True))
+    first = 1 if len(sizes) > 1 else 0  # the batch stays as it is
+    rearranged = [dim for dim in range(first, len(sizes)) if sizes[dim] in rows]
+    if len(rearranged) > 1 and any(was == now for was, now in (sizes[dim] for dim in rearranged)):
+        raise _UnpairedError(f"output{path}: which dimension has the rows that moved can't be told")
+    for dim, (was, now) in enumerate(sizes):
+        if dim in rearranged:
+            kept, places = rows[was, now]
+            expected = expected.index_select(dim, torch.tensor(kept, dtype=torch.int64))
+            actual = actual.index_select(dim, torch.tensor(places, dtype=torch.int64))
+        elif now < was:
+            raise _UnpairedError(f"output{path} has {now} instead of {was} in dimension {dim}")
+        else:
+            actual = actual.narrow(dim, 0, was)
+    return expected, actual
