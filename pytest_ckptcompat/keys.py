@@ -6,6 +6,7 @@ import difflib
 import fnmatch
 import heapq
 import re
+import unicodedata
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import TYPE_CHECKING
@@ -204,8 +205,8 @@ def _range(values: Sequence[int]) -> str:
 def escape(text: str, limit: int | None = 240) -> str:
     r"""Text from a file, on one line, in characters that only show.
 
-    Control and format characters (newlines, escape sequences, marks that reverse the writing direction, lone
-    surrogates) become ``\n``, ``\x1b``, ``\u202e``, and a backslash is doubled, so that two texts never look
+    Control and format characters (newlines, escape sequences, marks that reverse the writing direction or
+    join the character before, lone surrogates) become ``\n``, ``\x1b``, ``\u202e``, and a backslash is doubled, so that two texts never look
     the same. What continuous integration takes for a command (``::error::`` at the start of a line,
     ``##[group]``, ``##vso[...]``) is broken up.
 
@@ -214,7 +215,8 @@ def escape(text: str, limit: int | None = 240) -> str:
         limit: the most characters of the result, at least 40; the middle is cut out, with the count of what
             is missing. None: no limit.
     """
-    if (limit is None or len(text) <= limit) and text.isprintable() and not _UNSAFE.search(text):
+    short = limit is None or len(text) <= limit
+    if short and text.isascii() and text.isprintable() and not _UNSAFE.search(text):
         return text
     room = len(text) * _WIDEST if limit is None else max(limit, 40)
     whole = _fill(text, range(len(text)), room)
@@ -233,7 +235,9 @@ def _visible(text: str, place: int) -> str:
         return r"\x23"
     if character == ":" and text[place + 1 : place + 2] == ":" and not text[:place].strip():
         return r"\x3a"
-    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+    if character.isprintable() and unicodedata.category(character) not in ("Mn", "Me"):
+        return character
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def _cut(text: str, room: int) -> list[str]:

@@ -178,6 +178,7 @@ def test_natural_orders_anything(keys: list[str]) -> None:
         ("abc\u202edef", r"abc\u202edef"),
         ("\u200b\ufeff", r"\u200b\ufeff"),
         ("\ud800", r"\ud800"),
+        ("e\u0301", r"e\u0301"),
         ("::error::boom", r"\x3a:error::boom"),
         ("  ::error::boom", r"  \x3a:error::boom"),
         ("std::vector", "std::vector"),
