@@ -206,9 +206,9 @@ def escape(text: str, limit: int | None = 240) -> str:
     r"""Text from a file, on one line, in characters that only show.
 
     Control and format characters (newlines, escape sequences, marks that reverse the writing direction or
-    join the character before, lone surrogates) become ``\n``, ``\x1b``, ``\u202e``, and a backslash is doubled, so that two texts never look
-    the same. What continuous integration takes for a command (``::error::`` at the start of a line,
-    ``##[group]``, ``##vso[...]``) is broken up.
+    join the character before, lone surrogates) become ``\n``, ``\x1b``, ``\u202e``, and a backslash is doubled,
+    so that two texts never look the same. What continuous integration takes for a command (``::error::`` at
+    the start of a line, ``##[group]``, ``##vso[...]``) is broken up.
 
     Args:
         text: anything.
