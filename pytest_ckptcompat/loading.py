@@ -1,0 +1,225 @@
+"""What a load writes and what it leaves: which key went into which tensor, what is still as constructed."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from . import memory
+from .difference import same_bits
+from .models import meta_copy
+from .rules import Finding, Promise, finding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+NAME = "loaded whole"
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What loading a state dict does to each parameter and persistent buffer, by the name the model gives it.
+
+    Attributes:
+        sources: name -> the keys whose tensors were copied into it as they are, in the order of the copies; a
+            tied tensor may have several.
+        written: names that were written in any way.
+        altered: names that the model's own code wrote besides such copies.
+        names: every name there is, whether or not it is in the model's state dict.
+        saved: those that are.
+    """
+
+    sources: Mapping[str, tuple[str, ...]]
+    written: frozenset[str]
+    altered: frozenset[str]
+    names: tuple[str, ...]
+    saved: frozenset[str]
+
+
+def listen(model: nn.Module, state_dict: Mapping[str, Any]) -> Loading | None:
+    """Load a state dict into a copy without memory and note what is written; None if the load raises there.
+
+    `model` is left as it was and no value is read: what is noted are the calls that write.
+    """
+    trial = meta_copy(model)
+    held, saved = _held(trial)
+    before = {name: (tensor, _place(tensor), tensor._version) for name, tensor in held.items()}
+    state = _schema(state_dict)
+    with _Listener() as heard, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            trial.load_state_dict(state)
+        except (Exception, SystemExit):
+            return None
+    after, _ = _held(trial)
+    copies = _copies(heard, {id(value): key for key, value in state.items()})
+    sources, written, altered = {}, set(), set()
+    for name, (tensor, place, version) in before.items():
+        now = after.get(name, tensor)
+        replaced = now is not tensor or _place(now) != place
+        if not replaced and place in copies:
+            sources[name] = tuple(copies[place])
+        if replaced or now._version != version or heard.writes[place]:
+            written.add(name)
+        if replaced or heard.writes[place] > len(copies.get(place, ())):
+            altered.add(name)
+    return Loading(sources, frozenset(written), frozenset(altered), tuple(before), frozenset(saved))
+
+
+def _copies(heard: _Listener, keys: Mapping[int, str]) -> dict[_Place, list[str]]:
+    """Where each key of the state dict was copied as it is."""
+    copies: dict[_Place, list[str]] = {}
+    for target, source in heard.copies:
+        if id(source) in keys and target.shape == source.shape:
+            copies.setdefault(_place(target), []).append(keys[id(source)])
+    return copies
+
+
+def loaded_whole(
+    model: nn.Module,
+    state_dict: Mapping[str, Any],
+    loading: Loading | None,
+    build: Callable[[int], nn.Module] | None,
+) -> tuple[Promise, list[Finding]]:
+    """Whether the load reached everything: nothing is on meta, and nothing is as its constructor left it.
+
+    A tensor that the load was heard to write is loaded, whatever its value. One that was not is still as
+    constructed if the same seed constructs the same bits and the checkpoint does not have them. What the
+    model leaves out of its own state dict is a finding only if another seed constructs other bits: then its
+    values are random and in no file.
+
+    Args:
+        model: the model, loaded.
+        state_dict: what was loaded, for values that were written in a way that can't be heard.
+        loading: what `listen` heard.
+        build: seed -> a new model, not loaded. Called only where something was not heard to be written.
+    """
+    findings = [
+        finding("unloaded-parameter", name, message="is on the meta device: it has no values")
+        for name, tensor in chain(model.named_parameters(), model.named_buffers())
+        if tensor.is_meta
+    ]
+    names = loading.names if loading else tuple(_held(model)[0])
+    suspects = [name for name in names if loading is None or name not in loading.written]
+    left: list[Finding] = []
+    reason = ""
+    if suspects and build is not None:
+        room, needed = memory.free(), memory.weights(model)
+        if room is None or needed < room:
+            left = list(_as_constructed(model, state_dict, suspects, build))
+        else:
+            reason = f"a second model takes {memory.shown(needed)}, {memory.shown(room)} are free"
+    findings += left
+    if findings:
+        return Promise(NAME, "broken", _detail(findings, len(names))), findings
+    if suspects and (build is None or reason):
+        return Promise(NAME, "unchecked", reason or f"{len(suspects)} tensors were not seen to be loaded"), []
+    return Promise(NAME, "kept", f"{len(names)} tensors"), []
+
+
+def _detail(findings: list[Finding], total: int) -> str:
+    more = f" and {len(findings) - 1} more" if len(findings) > 1 else ""
+    return f"not loaded: {findings[0].key}{more} of {total}"
+
+
+def _as_constructed(
+    model: nn.Module, state_dict: Mapping[str, Any], suspects: list[str], build: Callable[[int], nn.Module]
+) -> Iterator[Finding]:
+    held, saved = _held(model)
+    first, _ = _held(build(0))
+    same = [name for name in suspects if not held[name].is_meta and _same(first.get(name), held[name])]
+    same = [name for name in same if not _same(_cast(state_dict.get(name), held[name]), held[name])]
+    if not same:
+        return
+    second, _ = _held(build(1))
+    for name in same:
+        random = not _same(first[name], second.get(name))
+        if random:
+            yield finding(
+                "unloaded-parameter",
+                name,
+                message="was not loaded: its values are its constructor's, random ones",
+            )
+        elif name in saved:
+            yield finding(
+                "unloaded-parameter", name, message="was not loaded: its values are its constructor's"
+            )
+
+
+def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return one is not None and other is not None and same_bits(one, other)
+
+
+def _cast(value: Any, like: torch.Tensor) -> torch.Tensor | None:
+    if not isinstance(value, torch.Tensor) or value.shape != like.shape:
+        return None
+    return torch.empty_like(like, device="cpu").copy_(value)
+
+
+def _held(model: nn.Module) -> tuple[dict[str, torch.Tensor], set[str]]:
+    """Parameters and the buffers that are saved, by name; and the names that the model's state dict has."""
+    in_state = {id(value) for value in model.state_dict(keep_vars=True).values()}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    buffers = {
+        name: each for name, each in model.named_buffers(remove_duplicate=False) if id(each) in in_state
+    }
+    held = {
+        name: tensor for name, tensor in (parameters | buffers).items() if not nn.parameter.is_lazy(tensor)
+    }
+    return held, {name for name, tensor in held.items() if id(tensor) in in_state}
+
+
+def _schema(state_dict: Mapping[str, Any]) -> OrderedDict[str, Any]:
+    """The state dict with a meta tensor of its own for every key, so that copies can be told apart."""
+    schema: OrderedDict[str, Any] = OrderedDict(
+        (
+            key,
+            torch.empty(value.shape, dtype=value.dtype, device="meta")
+            if isinstance(value, torch.Tensor)
+            else value,
+        )
+        for key, value in state_dict.items()
+    )
+    if (metadata := getattr(state_dict, "_metadata", None)) is not None:
+        schema._metadata = copy.copy(metadata)  # type: ignore[attr-defined]
+    return schema
+
+
+_Place = tuple[int, int, torch.Size]
+
+
+def _place(tensor: torch.Tensor) -> _Place:
+    """Where in memory a tensor is: ``param.data`` is another object in the same place."""
+    try:
+        return int(tensor.untyped_storage()._cdata), int(tensor.storage_offset()), tensor.shape
+    except (NotImplementedError, RuntimeError):  # a subclass without a storage of its own
+        return id(tensor), 0, tensor.shape
+
+
+class _Listener(TorchFunctionMode):
+    """Hears calls that write into a tensor: ``copy_``, ``fill_``, ``tensor[...] = ``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.writes: Counter[_Place] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+        if in_place and args and isinstance(args[0], torch.Tensor) and name not in _NO_WRITES:
+            self.writes[_place(args[0])] += 1
+            if name == "copy_" and len(args) > 1 and isinstance(args[1], torch.Tensor):
+                self.copies.append((args[0], args[1]))
+        return func(*args, **(kwargs or {}))
+
+
+_NO_WRITES = {"requires_grad_", "detach_", "share_memory_", "rename_"}
