@@ -206,9 +206,9 @@ def escape(text: str, limit: int | None = 240) -> str:
     r"""Text from a file, on one line, in characters that only show.
 
     Control and format characters (newlines, escape sequences, marks that reverse the writing direction or
-    join the character before, lone surrogates) become ``\n``, ``\x1b``, ``\u202e``, and a backslash is doubled,
-    so that two texts never look the same. What continuous integration takes for a command (``::error::`` at
-    the start of a line, ``##[group]``, ``##vso[...]``) is broken up.
+    join the character before, lone surrogates) become ``\n``, ``\x1b``, ``\u202e``, and a backslash is
+    doubled, so that two texts never look the same. What continuous integration takes for a command
+    (``::error::`` at the start of a line, ``##[group]``, ``##vso[...]``) is broken up.
 
     Args:
         text: anything.
@@ -221,6 +221,15 @@ def escape(text: str, limit: int | None = 240) -> str:
     room = len(text) * _WIDEST if limit is None else max(limit, 40)
     whole = _fill(text, range(len(text)), room)
     return "".join(whole if len(whole) == len(text) else _cut(text, room))
+
+
+def printable(text: str) -> str:
+    """Text of our own on one line.
+
+    It was made safe where it was made; should that have been forgotten, what does not print is escaped.
+    """
+    line = " ".join(text.split())
+    return line if line.isprintable() else "".join(_code(c) if not c.isprintable() else c for c in line)
 
 
 _UNSAFE = re.compile(r"^ *::|##|\\")
@@ -237,6 +246,10 @@ def _visible(text: str, place: int) -> str:
         return r"\x3a"
     if character.isprintable() and unicodedata.category(character) not in ("Mn", "Me"):
         return character
+    return _code(character)
+
+
+def _code(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 

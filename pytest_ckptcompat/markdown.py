@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from .keys import escape
+from .keys import escape, printable
 from .paste import pasted
 from .rows import Row, rows
 
@@ -137,8 +137,7 @@ def _table(headers: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 def _text(text: str) -> str:
     """Text inside a line in which nothing is markup, and nothing becomes a link or a mention."""
-    plain = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return _MARKS.sub(lambda mark: f"&#{ord(mark[0])};", plain).replace("@", "@<wbr>")
+    return _MARKS.sub(lambda mark: f"&#{ord(mark[0])};", printable(text)).replace("@", "@<wbr>")
 
 
 _MARKS = re.compile(r"[&<>\"'`|*\[\]~\\#!$^{}]|(?<!\w)_|_(?!\w)|(?<=[a-z]):(?=//)|(?<=www)\.")

@@ -7,7 +7,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from .elision import LEAST, elide
-from .keys import escape
+from .keys import escape, printable
 from .paste import one_column, pasted
 from .rows import Row, rows
 from .rules import RULES
@@ -41,7 +41,7 @@ def render(
         *_promises(report, width, verbosity),
         *_stages(report, width, verbosity),
     ]
-    lines = [_printable(report.verdict), *_findings(report, width, verbosity, len(after), where), *after]
+    lines = [printable(report.verdict), *_findings(report, width, verbosity, len(after), where), *after]
     return "\n".join(paint(lines, report) if color else lines)
 
 
@@ -193,7 +193,7 @@ def _listed(
 ) -> list[str]:
     from tabulate import tabulate
 
-    table = [(_printable(name), status, detail) for name, status, detail in table]
+    table = [(printable(name), status, detail) for name, status, detail in table]
     if not table:
         return []
     room = width - max(len(name) for name, _, _ in table) - len("unchecked") - 2 * len("  ")
@@ -222,18 +222,12 @@ def _code(character: str) -> str:
 
 def _said(text: str, width: int, verbosity: int, hanging: str = "    ") -> list[str]:
     """A sentence in lines of at most `width` columns; at verbosity 0, two of them."""
-    text = _printable(text)
+    text = printable(text)
     if not all(map(one_column, text)):
         width //= 2  # room for characters that take two columns
     return textwrap.wrap(
         text, width, subsequent_indent=hanging, max_lines=None if verbosity else 3, placeholder=" ..."
     )
-
-
-def _printable(text: str) -> str:
-    """Text that was made safe where it was made; should that have been forgotten, it still breaks nothing."""
-    text = " ".join(text.split())
-    return "".join(character if character.isprintable() else _code(character) for character in text)
 
 
 # -- colours ------------------------------------------------------------------------------------------------
