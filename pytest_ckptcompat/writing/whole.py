@@ -1,0 +1,52 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file open for writing that takes the place of `path` once the body is through, all at once.
+
+    It is written beside its place under a temporary name and flushed to the disk first. If the body raises,
+    nothing is left and an old file at `path` is as it was. A link is written through.
+
+    Raises:
+        OSError: the folder is missing or can't be written, or the disk is full.
+    """
+    place = Path(os.path.realpath(path))
+    temporary = place.with_name(f".{place.name[:100]}.{secrets.token_hex(6)}.tmp")
+    mode = place.stat().st_mode & 0o777 if place.exists() else 0o666  # less what the umask takes
+    try:
+        with os.fdopen(os.open(temporary, _NEW, mode), "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(place)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _flush_folder(place.parent)
+
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+def _flush_folder(folder: Path) -> None:
+    """The new name survives a power cut only once its folder is on the disk; not every system can do it."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
