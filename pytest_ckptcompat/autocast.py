@@ -1,0 +1,102 @@
+"""``torch.autocast("cuda")`` for tensors that torch does not cast: the meta tensors that play CUDA ones.
+
+Autocast is a dispatch key that meta tensors lack. The lists are those of torch's documentation ("Autocast Op
+Reference"), as far as they show below the composite operations.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_LOW = {
+    "addbmm",
+    "addmm",
+    "addmv",
+    "addr",
+    "baddbmm",
+    "bmm",
+    "convolution",
+    "dot",
+    "mm",
+    "mv",
+    "_prelu_kernel",
+}
+_FULL = {
+    *("acos", "asin", "cosh", "cumprod", "cumsum", "erfinv", "exp", "expm1", "log", "log10", "log1p", "log2"),
+    *(
+        "linalg_vector_norm",
+        "norm",
+        "pow",
+        "prod",
+        "reciprocal",
+        "renorm",
+        "rsqrt",
+        "sinh",
+        "softplus",
+        "sum",
+        "tan",
+    ),
+    *(
+        "_cdist_forward",
+        "_log_softmax",
+        "_softmax",
+        "binary_cross_entropy",
+        "dist",
+        "mse_loss",
+        "smooth_l1_loss",
+    ),
+    *("native_group_norm", "native_layer_norm", "nll_loss_forward", "nll_loss2d_forward"),
+}
+_CHECKED = {scaled_dot_product_attention, torch.prelu, torch.Tensor.prelu}
+"""Functions that compare the dtypes they are given before any operation is seen."""
+
+_HALVES = (torch.float16, torch.bfloat16)
+_FLOATS = (torch.float32, *_HALVES)
+
+
+class Autocast(TorchFunctionMode):
+    """Casts what operations get, as ``torch.autocast("cuda")`` does for tensors that really are on CUDA.
+
+    A function mode hears every call before autocast does, and so knows whether a region is open; below
+    autocast, where the operations are seen, torch says that none is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._low: torch.dtype | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self._low = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+        kwargs = kwargs or {}
+        if self._low and func in _CHECKED:
+            cast = _caster(_FLOATS, self._low)
+            args = tuple(cast(value) for value in args)
+            kwargs = {key: cast(value) for key, value in kwargs.items()}
+        return func(*args, **kwargs)
+
+    def caster(self, func: Any) -> Callable[[Any], Any] | None:
+        """What to do with every argument of an ATen operation, or None to leave them."""
+        if self._low is None:
+            return None
+        name = func.overloadpacket.__name__
+        if name in _LOW:
+            return _caster(_FLOATS, self._low)
+        return _caster(_HALVES, torch.float32) if name in _FULL else None
+
+
+def _caster(sources: tuple[torch.dtype, ...], target: torch.dtype) -> Callable[[Any], Any]:
+    def cast(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or value.device.type == "cpu":
+            return value
+        return value.to(target) if value.dtype in sources and value.dtype != target else value
+
+    return cast
