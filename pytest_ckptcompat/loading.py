@@ -33,13 +33,15 @@ class Loading:
             tied tensor may have several.
         written: names that were written in any way.
         altered: names that the model's own code wrote besides such copies.
-        names: every name there is, whether or not it is in the model's state dict.
+        missing: names that the load itself reported as missing; a strict load has none.
+        names: every other name, whether or not it is in the model's state dict.
         saved: those that are.
     """
 
     sources: Mapping[str, tuple[str, ...]]
     written: frozenset[str]
     altered: frozenset[str]
+    missing: frozenset[str]
     names: tuple[str, ...]
     saved: frozenset[str]
 
@@ -56,7 +58,7 @@ def listen(model: nn.Module, state_dict: Mapping[str, Any]) -> Loading | None:
     with _Listener() as heard, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            trial.load_state_dict(state)
+            reported = trial.load_state_dict(state, strict=False)
         except (Exception, SystemExit):
             return None
     after, _ = _held(trial)
@@ -71,7 +73,9 @@ def listen(model: nn.Module, state_dict: Mapping[str, Any]) -> Loading | None:
             written.add(name)
         if replaced or heard.writes[place] > len(copies.get(place, ())):
             altered.add(name)
-    return Loading(sources, frozenset(written), frozenset(altered), tuple(before), frozenset(saved))
+    missing = frozenset(getattr(reported, "missing_keys", ()))
+    names = tuple(name for name in before if name not in missing)
+    return Loading(sources, frozenset(written), frozenset(altered), missing, names, frozenset(saved))
 
 
 def _copies(heard: _Listener, keys: Mapping[int, str]) -> dict[_Place, list[str]]:
