@@ -49,7 +49,9 @@ class Case:
                 raise ValueError(f"unknown argument {name}=: {hint}")
         if arguments.get("model") is None:
             raise ValueError("model= is missing: a callable giving the model, or 'package.module:name'")
-        return cls(**{name: _CHECKS[name](name, value) for name, value in arguments.items() if value is not None})
+        return cls(
+            **{name: _CHECKS[name](name, value) for name, value in arguments.items() if value is not None}
+        )
 
 
 def _model(name: str, value: Any) -> Any:
@@ -58,7 +60,7 @@ def _model(name: str, value: Any) -> Any:
         if not module or not path:
             raise ValueError(f"{name}={value!r} is no model name: write 'package.module:name'")
     elif not callable(value):
-        raise ValueError(f"{name}= wants a callable giving the model, an nn.Module, or 'package.module:name', {_not(value)}")
+        raise ValueError(f"{name}= wants a callable, an nn.Module or 'package.module:name', {_not(value)}")
     return value
 
 
@@ -86,7 +88,9 @@ def _recipe(name: str, value: Any) -> Any:
 
 def _inputs(name: str, value: Any) -> Any:
     if not isinstance(value, (str, Sequence, Mapping)) and not callable(value):
-        raise ValueError(f"{name}= wants a shape, a list of shapes, a dict of shapes or a callable, {_not(value)}")
+        raise ValueError(
+            f"{name}= wants a shape, a list of shapes, a dict of shapes or a callable, {_not(value)}"
+        )
     return value
 
 
@@ -117,7 +121,9 @@ def device_name(name: str, value: Any) -> str:
         ValueError: it is none; the text names `name`.
     """
     kind, _, index = value.partition(":") if isinstance(value, str) else ("", "", "")
-    if kind not in ("auto", "cpu", "cuda", "rehearse", "none") or (":" in value and not (kind == "cuda" and index.isdigit())):
+    if kind not in ("auto", "cpu", "cuda", "rehearse", "none") or (
+        ":" in value and not (kind == "cuda" and index.isdigit())
+    ):
         raise ValueError(f"{name}={value!r} is no device: {DEVICES}")
     return str(value)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,6 +14,9 @@ from .keys import escape
 from .models import meta_copy, raised
 from .rules import Finding, finding
 from .tensors import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Shape = tuple[int, ...]
 
@@ -57,9 +59,9 @@ _STRICT = {"missing-key", "unexpected-key", "shape-mismatch", "load-error"}
 def compare(model: nn.Module, state_dict: Mapping[str, Any]) -> Comparison:
     """What a strict load of `state_dict` (meta tensors) into `model` says, every kind in one pass.
 
-    The model's own machinery decides: ``_load_from_state_dict``, hooks, versions in ``_metadata``, tied names. It runs
-    on a copy without memory, so `model` is left as it was, and torch's refusal to name missing keys beside a
-    mismatch is no limit: its lists are read where they are filled.
+    The model's own machinery decides: ``_load_from_state_dict``, hooks, versions in ``_metadata``, ties.
+    It runs on a copy without memory, so `model` is left as it was, and torch's refusal to name missing keys
+    beside a mismatch is no limit: its lists are read where they are filled.
     """
     trial = meta_copy(model)
     heard = _strict_load(trial, state_dict)
@@ -107,8 +109,8 @@ def _strict_load(model: nn.Module, state_dict: Mapping[str, Any]) -> _Heard:
             warnings.simplefilter("ignore")
             model.load_state_dict(state_dict, strict=True)
     except RuntimeError as error:
-        # torch raises one RuntimeError of all it collected; it adds the missing and unexpected keys to the same
-        # list as two texts in front, which are no errors of their own.
+        # torch raises one RuntimeError of all it collected; it puts the missing and unexpected keys in front
+        # of the same list as two texts, which are no errors of their own.
         heard.errors = [text for text in heard.errors if not text.startswith(_KEY_TEXTS)]
         if not (heard.missing or heard.unexpected or heard.errors):
             heard.errors = [raised(error)]
@@ -161,7 +163,9 @@ def loses(source: torch.dtype, target: torch.dtype) -> bool:
     if source == target:
         return False
     if source.is_complex or target.is_complex:
-        return not target.is_complex or loses(source.to_real(), target.to_real() if target.is_complex else target)
+        return not target.is_complex or loses(
+            source.to_real(), target.to_real() if target.is_complex else target
+        )
     if target == torch.bool:
         return True
     if source == torch.bool:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 class ModelError(Exception):
@@ -50,8 +52,8 @@ class Blueprint:
     def schema(self) -> nn.Module:
         """The model on the meta device: every shape and dtype, no memory.
 
-        A model whose constructor computes with values (``.item()``, ``.tolist()``) can't be built there; it is
-        built for real and its parameters are then replaced.
+        A model whose constructor computes with values (``.item()``, ``.tolist()``) can't be built there; it
+        is built for real and its parameters are then replaced.
 
         Raises:
             ModelError: as `build`.
@@ -120,8 +122,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
     """A deep copy whose parameters and buffers are on the meta device; ties and hooks are kept."""
     memo: dict[int, Any] = {}
     for tensor in chain(model.parameters(), model.buffers()):
-        if not tensor.is_meta and not nn.parameter.is_lazy(tensor):
-            memo[id(tensor)] = _on_meta(tensor)
+        memo[id(tensor)] = _on_meta(tensor)
     return copy.deepcopy(model, memo)
 
 
@@ -146,6 +147,10 @@ def _place(error: BaseException) -> str:
 
 
 def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    if isinstance(tensor, nn.UninitializedParameter):
+        return nn.UninitializedParameter(tensor.requires_grad, device="meta", dtype=tensor.data.dtype)
+    if isinstance(tensor, nn.UninitializedBuffer):
+        return nn.UninitializedBuffer(device="meta", dtype=tensor.data.dtype)
     empty = torch.empty_like(tensor, device="meta")
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 

@@ -6,13 +6,31 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .keys import escape
 from .rules import Finding, Promise, Stage
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .recipe import Recipe
 
 Shape = tuple[int, ...]
 SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A suggested recipe as text, where the recipe itself is in another process."""
+
+    python: str
+    toml: str
+
+    def __repr__(self) -> str:
+        return self.python
+
+    def to_toml(self) -> str:
+        """The recipe's TOML form."""
+        return self.toml
 
 
 @dataclass(frozen=True)
@@ -43,7 +61,7 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     promises: list[Promise] = field(default_factory=list)
     stages: list[Stage] = field(default_factory=list)
-    suggestion: Recipe | None = None
+    suggestion: Recipe | Suggestion | None = None
     recipe: bool = False
 
     @property
@@ -88,6 +106,7 @@ class Report:
             "mismatched": [
                 {"key": key, "checkpoint": list(old), "model": list(new)} for key, old, new in self.mismatched
             ],
+            "recipe": self.recipe,
             "keys": {"matched": self.matched, "total": self.total},
             "findings": [asdict(found) for found in self.findings],
             "promises": [asdict(promise) for promise in self.promises],
@@ -96,6 +115,28 @@ class Report:
             if self.suggestion is None
             else {"python": repr(self.suggestion), "toml": self.suggestion.to_toml()},
         }
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Report:
+        """The report that `to_dict` was made of, as it comes back from a worker or a file."""
+        suggestion = content["suggestion"]
+        return cls(
+            checkpoint=content["checkpoint"],
+            model=content["model"],
+            missing=content["missing"],
+            unexpected=content["unexpected"],
+            mismatched=[
+                (each["key"], tuple(each["checkpoint"]), tuple(each["model"]))
+                for each in content["mismatched"]
+            ],
+            matched=content["keys"]["matched"],
+            total=content["keys"]["total"],
+            findings=[Finding(**each) for each in content["findings"]],
+            promises=[Promise(**each) for each in content["promises"]],
+            stages=[Stage(**each) for each in content["stages"]],
+            suggestion=None if suggestion is None else Suggestion(**suggestion),
+            recipe=content["recipe"],
+        )
 
     def to_json(self) -> str:
         """The report as JSON text (``schema_version`` 1)."""
@@ -125,4 +166,5 @@ _UNREAD = {"no-checkpoint", "model-error"}
 
 def _one_line(found: Finding) -> str:
     text = " ".join(found.message.split())
-    return f"{found.key}: {text}" if found.key and text else found.key or text or found.rule
+    key = escape(found.key, limit=120)
+    return f"{key}: {text}" if key and text else key or text or found.rule

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
+from typing import TYPE_CHECKING
 
 from .keys import matches
 from .rules import RULES, Finding, Severity, finding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +54,13 @@ def settle(
     waivers: Iterable[Waiver] = (),
     severities: Mapping[str, Severity] | None = None,
     today: date | None = None,
+    judged: Callable[[str], bool] = lambda rule: True,
 ) -> list[Finding]:
     """The findings with the severities that the user configured and without weight where they are waived.
 
-    A waived finding stays, with severity ``off`` and the reason as its message, so that a report can list it; a
-    finding that the configuration turns ``off`` is dropped. A waiver that covers nothing, or whose last day has
-    passed, is a finding itself.
+    A waived finding stays, with severity ``off`` and the reason as its message, so that a report can list it;
+    a finding that the configuration turns ``off`` is dropped. A waiver that covers nothing, or whose last day
+    has passed, is a finding itself; nothing is said of rules that were not `judged`: their stage was not run.
     """
     today = today or date.today()
     severities = severities or {}
@@ -77,7 +81,7 @@ def settle(
         if waiver not in current:
             message = f"{waiver} ended on {waiver.until}: {waiver.reason}"
             settled.append(_about(waiver, "waiver-expired", message, severities))
-        elif waiver not in used:
+        elif waiver not in used and judged(waiver.rule):
             settled.append(_about(waiver, "waiver-unused", f"{waiver} waives nothing: remove it", severities))
     return [found for found in settled if found.severity != "off" or found.message.startswith("waived: ")]
 

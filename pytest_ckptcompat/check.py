@@ -1,0 +1,393 @@
+"""The check: open, recipe, compare, load, verify, forward, optimizer; one method a stage."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .case import Case
+from .checkpoint import Checkpoint, open_checkpoint
+from .compare import Comparison, compare
+from .errors import CheckpointError, RecipeError
+from .forward import Outcome, forward
+from .inputs import Inputs
+from .keys import escape, select
+from .memory import shown as size_shown
+from .models import Blueprint, ModelError, blueprint, raised
+from .recipe import Growth, Recipe
+from .rehearsal import rehearse
+from .report import Report
+from .rules import Finding, Promise, Severity, Stage, Status, finding
+from .suggest import suggest
+from .values import finite
+from .verify import verify
+from .waivers import settle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+STAGES = ("open", "recipe", "compare", "load", "verify", "forward", "optimizer")
+
+_STRICT = {"missing-key", "unexpected-key", "shape-mismatch", "load-error"}
+_OF_VALUES = {"non-finite-value", "tied-conflict", "unloaded-parameter"}
+_OF_STAGE = {"forward-": "forward", "recipe-": "verify", "optimizer-": "optimizer"}
+
+
+def check(model: Any, ckpt: Any, **arguments: Any) -> Report:
+    """Check that a checkpoint still serves a model: the arguments of ``@pytest.mark.ckpt_compat``.
+
+    Args:
+        model: a callable giving the model, ``"package.module:name"``, or an ``nn.Module``, left as it was.
+        ckpt: a path, or what `open_checkpoint` gave.
+        **arguments: ``recipe``, ``inputs``, ``source_model``, ``state_dict_key``, ``protect``, ``allow``,
+            ``device``, ``optimizer``, as the marker takes them.
+
+    Returns:
+        The report. A checkpoint that can't be read or a recipe that does not apply is a finding in it.
+
+    Raises:
+        ValueError: an argument is unknown or of a wrong type.
+    """
+    case = Case.of(model=model, **arguments)
+    if isinstance(ckpt, Checkpoint):
+        return Check(case, ckpt.path, lambda key: ckpt).run()
+    path = os.fspath(ckpt)
+    return Check(case, path, lambda key: open_checkpoint(path, key)).run()
+
+
+class Stopped(Exception):  # noqa: N818  # it ends the pipeline, and is no error of its own
+    """The stages that follow can't be run; `reason` is why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass
+class Check:
+    """One run of the pipeline. `run` gives the report; `model` is then the loaded model, if it was loaded.
+
+    Attributes:
+        case: what is declared.
+        path: of the checkpoint, as it was given.
+        open: state dict key, or None -> the checkpoint; called once.
+        severities: what ``ckpt_severity`` changes.
+        require_cuda: fail unless the forward pass really ran on CUDA.
+        wants_model: load the values even if no stage needs them (``ckpt_model``).
+    """
+
+    case: Case
+    path: str
+    open: Callable[[str | None], Checkpoint]
+    severities: Mapping[str, Severity] = field(default_factory=dict)
+    require_cuda: bool = False
+    wants_model: bool = False
+    model: nn.Module | None = field(default=None, init=False)
+    report: Report | None = field(default=None, init=False)
+
+    _ckpt: Checkpoint = field(init=False, repr=False)
+    _recipe: Recipe = field(init=False, repr=False)
+    _blueprint: Blueprint = field(init=False, repr=False)
+    _schema: nn.Module = field(init=False, repr=False)
+    _growth: Growth = field(init=False, repr=False)
+    _comparison: Comparison = field(default_factory=Comparison, init=False, repr=False)
+    _suggestion: Recipe | None = field(default=None, init=False, repr=False)
+    _findings: list[Finding] = field(default_factory=list, init=False, repr=False)
+    _promises: list[Promise] = field(default_factory=list, init=False, repr=False)
+    _stages: list[Stage] = field(default_factory=list, init=False, repr=False)
+
+    def run(self) -> Report:
+        """Run every stage that can be run, and say of the others why they were not."""
+        try:
+            self._open()
+            self._build()
+            self._apply_recipe()
+            self._compare()
+            self._load()
+            self._verify()
+            self._forward()
+            self._optimizer()
+        except Stopped as stop:
+            done = {stage.name for stage in self._stages}
+            for name in STAGES:
+                if name not in done:
+                    self._stage(name, "skipped", stop.reason)
+        self._demand_cuda()
+        self.report = self._report()
+        return self.report
+
+    # -- the stages ----------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        try:
+            self._ckpt = self.open(self.case.state_dict_key)
+        except CheckpointError as error:
+            self._fail("open", finding("no-checkpoint", message=str(error)))
+            raise Stopped("the checkpoint can't be read") from None
+        if self._ckpt.unsafe:
+            self._findings.append(finding("unsafe-pickle", message=self._ckpt.unsafe))
+        what = f"{self._ckpt.format}, {len(self._ckpt)} tensors, {size_shown(self._ckpt.nbytes)}"
+        self._stage("open", "passed", what)
+
+    def _build(self) -> None:
+        """The model on the meta device; no stage of its own, since all that follow are about it."""
+        try:
+            self._blueprint = blueprint(self.case.model)
+            self._schema = self._blueprint.schema()
+        except ModelError as error:
+            self._findings.append(finding("model-error", message=str(error)))
+            raise Stopped("the model can't be built") from None
+
+    def _apply_recipe(self) -> None:
+        self._recipe = Recipe()
+        self._growth = self._recipe.run(self._ckpt.meta(), self._schema.state_dict())
+        if self.case.recipe is None:
+            return self._stage("recipe", "skipped", "none declared")
+        try:
+            declared = _recipe(self.case.recipe)
+            self._growth = declared.run(self._ckpt.meta(), self._schema.state_dict())
+        except RecipeError as error:
+            return self._fail("recipe", finding(error.rule, error.key, message=str(error)))
+        self._recipe = declared
+        self._protect()
+        return self._stage(
+            "recipe", "passed", f"{len(self._growth.touched)} keys of {len(self._growth.state_dict)}"
+        )
+
+    def _protect(self) -> None:
+        """What ``protect`` names stays as it was: no operator may touch it, whatever the values are."""
+        for pattern in self.case.protect:
+            for key in select(pattern, list(self._growth.touched)):
+                operators = ", ".join(map(repr, self._growth.touched[key]))
+                self._findings.append(
+                    finding(
+                        "recipe-protected-key",
+                        key,
+                        message=f"{operators} touches it, and protect has {pattern!r}",
+                    )
+                )
+
+    def _compare(self) -> None:
+        self._comparison = compare(self._schema, self._growth.state_dict)
+        self._findings += self._comparison.findings
+        count = f"{self._comparison.matched} of {self._comparison.total} keys match"
+        self._stage("compare", "passed" if self._comparison.fits else "failed", count)
+        if not self._comparison.fits:
+            self._suggestion = self._suggested()
+
+    def _suggested(self) -> Recipe | None:
+        target = self._schema.state_dict()
+
+        def loads(further: Recipe) -> bool:
+            return compare(self._schema, further.run(self._growth.state_dict, target).state_dict).fits
+
+        further = suggest(self._growth.state_dict, target, loads)
+        return None if further is None else Recipe(*self._recipe.operators, *further.operators)
+
+    def _load(self) -> None:
+        reason = self._unneeded()
+        if reason:
+            for name in ("load", "verify"):
+                self._stage(name, "skipped", reason)
+            return
+        if any(found.severity == "error" for found in self._settled()):
+            raise Stopped("the checkpoint does not fit as it is")
+        if self._comparison.mismatched:
+            raise Stopped("shapes differ (waived): nothing can be loaded")
+        try:
+            self.model = self._blueprint.build()
+            self._growth = self._recipe.run(self._ckpt.stored(), self._schema.state_dict())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.model.load_state_dict(self._growth.state_dict, strict=self._comparison.fits)
+        except ModelError as error:
+            self._fail("load", finding("model-error", message=str(error)))
+            raise Stopped("the model can't be built") from None
+        except CheckpointError as error:
+            self._fail("load", finding("no-checkpoint", message=str(error)))
+            raise Stopped("the values can't be read") from None
+        except (Exception, SystemExit) as error:
+            self._fail("load", finding("load-error", message=escape(raised(error), limit=500)))
+            raise Stopped("the checkpoint does not load") from None
+        self.model.eval()
+        found = [*_not_finite(self._growth.state_dict), *_tied_conflicts(self.model, self._growth.state_dict)]
+        self._findings += found
+        strictly = "strictly" if self._comparison.fits else "without the waived keys"
+        self._stage("load", "failed" if _errors(found) else "passed", f"{strictly}, on the CPU")
+
+    def _unneeded(self) -> str:
+        """Why no value has to be read, or ``""``."""
+        case = self.case
+        if self.wants_model:
+            return ""
+        if self._ckpt.format == "lock":
+            return "a lock file has no values"
+        if case.device in ("none", "rehearse"):
+            return f"device={case.device} reads headers only"
+        if case.inputs is None and case.recipe is None and case.optimizer is None:
+            return "no stage needs values: no inputs, no recipe"
+        return ""
+
+    def _verify(self) -> None:
+        if self.model is None:
+            return None
+        source = None if self.case.source_model is None else self._source()
+        inputs = self._inputs()
+        promises, found = verify(
+            self._recipe,
+            self._growth,
+            old=self._ckpt.stored(),
+            model=self.model,
+            build=self._blueprint.build,
+            source=source,
+            batches=None if inputs is None else inputs.batch,
+            protect=self.case.protect,
+        )
+        self._promises += promises
+        self._findings += found
+        kept = sum(promise.status == "kept" for promise in promises)
+        return self._stage(
+            "verify", "failed" if _errors(found) else "passed", f"{kept} of {len(promises)} promises kept"
+        )
+
+    def _source(self) -> Any:
+        try:
+            return blueprint(self.case.source_model).build
+        except ModelError as error:
+            self._findings.append(finding("model-error", message=f"source_model: {error}"))
+            return None
+
+    def _forward(self) -> None:
+        device = self.case.device or "auto"
+        if device == "none":
+            return self._stage("forward", "skipped", "device=none reads headers only")
+        inputs = self._inputs()
+        if inputs is None:
+            return self._stage("forward", "skipped", "no inputs declared")
+        if device == "rehearse":
+            return self._ran("forward", rehearse(self._schema, inputs))
+        if self.model is None:
+            self._stage("forward", "skipped", self._unneeded())
+        elif device != "auto":
+            return self._ran("forward", forward(self.model, inputs, device))
+        elif torch.cuda.is_available():
+            return self._ran("forward", forward(self.model, inputs, "cuda"))
+        else:
+            self._ran("forward", forward(self.model, inputs, "cpu"))
+        ran = self._stages[-1].status == "passed"
+        return self._ran("forward-cuda", rehearse(self.model or self._schema, inputs, ran_on_cpu=ran))
+
+    def _inputs(self) -> Inputs | None:
+        if self.case.inputs is None:
+            return None
+        return Inputs.parse(self.case.inputs)
+
+    def _optimizer(self) -> None:
+        if self.case.optimizer is None:
+            return self._stage("optimizer", "skipped", "none declared")
+        if self.model is None:
+            return self._stage("optimizer", "skipped", self._unneeded())
+        from .optimizer import optimizer
+
+        found, detail = optimizer(self.case.optimizer, self._ckpt, self._recipe, self.model)
+        self._findings += found
+        return self._stage("optimizer", "failed" if _errors(found) else "passed", detail)
+
+    def _demand_cuda(self) -> None:
+        if not self.require_cuda or any(f.rule == "forward-no-cuda" for f in self._findings):
+            return
+        ran = next((stage for stage in self._stages if stage.name == "forward"), None)
+        if ran is None or ran.status != "passed" or not ran.detail.startswith("on cuda"):
+            reason = "it was not reached" if ran is None else f"{ran.status}: {ran.detail}"
+            self._findings.append(
+                finding("forward-no-cuda", message=f"CUDA is required; the forward pass {reason}")
+            )
+
+    # -- bookkeeping ---------------------------------------------------------------------------------------
+
+    def _stage(self, name: str, status: Status, detail: str) -> None:
+        self._stages.append(Stage(name, status, detail))
+
+    def _fail(self, name: str, found: Finding) -> None:
+        self._findings.append(found)
+        self._stage(name, "failed", found.message)
+
+    def _ran(self, name: str, outcome: Outcome) -> None:
+        self._findings += outcome.findings
+        self._stage(name, outcome.status, outcome.detail)
+
+    def _settled(self) -> list[Finding]:
+        return settle(self._findings, self.case.allow, self.severities, judged=self._judged)
+
+    def _judged(self, rule: str) -> bool:
+        """Whether the stage that gives findings of this rule was run: only then is a waiver of it unused."""
+        wanted = next((stage for prefix, stage in _OF_STAGE.items() if rule.startswith(prefix)), "compare")
+        if rule in _OF_VALUES:
+            wanted = "load"
+        return any(s.name.startswith(wanted) and s.status != "skipped" for s in self._stages)
+
+    def _report(self) -> Report:
+        opened = hasattr(self, "_ckpt")
+        path = self.path
+        comparison = self._comparison
+        return Report(
+            checkpoint=self._ckpt.name if opened else escape(path.rstrip("/").rpartition("/")[2] or path),
+            model=self._blueprint.name if hasattr(self, "_blueprint") else _named(self.case.model),
+            missing=comparison.missing,
+            unexpected=comparison.unexpected,
+            mismatched=comparison.mismatched,
+            matched=comparison.matched,
+            total=comparison.total,
+            findings=self._settled(),
+            promises=self._promises,
+            stages=self._stages,
+            suggestion=self._suggestion,
+            recipe=self.case.recipe is not None,
+        )
+
+
+def _recipe(declared: Recipe | str) -> Recipe:
+    return Recipe.load(declared) if isinstance(declared, str) else declared
+
+
+def _named(model: Any) -> str:
+    return (
+        model.replace(":", ".")
+        if isinstance(model, str)
+        else getattr(model, "__name__", type(model).__name__)
+    )
+
+
+def _errors(findings: list[Finding]) -> bool:
+    return any(found.severity == "error" for found in findings)
+
+
+def _not_finite(state_dict: Mapping[str, Any]) -> Iterator[Finding]:
+    for key, value in state_dict.items():
+        if isinstance(value, torch.Tensor) and (bad := value.numel() - finite(value)):
+            yield finding(
+                "non-finite-value",
+                key,
+                f"{bad} of {value.numel()}",
+                message=f"{bad} values are NaN or infinite",
+            )
+
+
+def _tied_conflicts(model: nn.Module, state_dict: Mapping[str, Any]) -> Iterator[Finding]:
+    """Names that the model ties, with different values in the checkpoint: only the last one stays."""
+    tied: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, torch.Tensor) and name in state_dict:
+            tied.setdefault(id(tensor), []).append(name)
+    for first, *others in tied.values():
+        for other in others:
+            one, two = state_dict[first], state_dict[other]
+            if one is not two and not torch.equal(one, two):
+                yield finding(
+                    "tied-conflict", other, message=f"the model ties it to {escape(first)}; the values differ"
+                )

@@ -1,0 +1,289 @@
+"""The pytest plugin: options, the marker, the fixtures, and how a report becomes a failed test."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .case import Case
+from .collect import FILENAME, CheckFile, CheckItem
+from .errors import CheckpointError
+from .outcomes import Incompatible, Summary, failure
+from .session import SETTINGS, SHELF, named, run
+from .settings import Settings
+from .sources import Shelf, ids
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from pathlib import Path
+
+    from .check import Check
+    from .checkpoint import Checkpoint
+    from .report import Report
+
+MARKER = "ckpt_compat"
+_CASE = pytest.StashKey[Case]()
+_CHECK = pytest.StashKey["Check"]()
+
+
+# -- options -----------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options, and the ini keys behind them."""
+    group = parser.getgroup("ckptcompat", "checkpoint compatibility")
+    group.addoption(
+        "--ckpt",
+        action="append",
+        metavar="PATH",
+        help="a checkpoint: a file, glob, folder, *.index.json, URL or lock file; repeatable",
+    )
+    group.addoption(
+        "--ckpt-required",
+        action="store_true",
+        default=None,
+        help="a marked test without any checkpoint fails instead of being skipped",
+    )
+    group.addoption(
+        "--ckpt-device",
+        metavar="D",
+        help="where the forward pass runs: auto (the default), cpu, cuda, cuda:N, rehearse, none",
+    )
+    group.addoption(
+        "--ckpt-require-cuda",
+        action="store_true",
+        default=None,
+        help="fail where the forward pass did not really run on CUDA",
+    )
+    group.addoption(
+        "--ckpt-report",
+        action="append",
+        default=[],
+        metavar="FORMAT:PATH",
+        help="write the reports of the run: json:PATH, markdown:PATH or html:PATH; repeatable",
+    )
+    parser.addini("ckpt", "checkpoints, as --ckpt, relative to this file", type="linelist", default=[])
+    parser.addini("ckpt_required", "as --ckpt-required", type="bool", default=False)
+    parser.addini("ckpt_device", "as --ckpt-device", type="string", default="auto")
+    parser.addini("ckpt_require_cuda", "as --ckpt-require-cuda", type="bool", default=False)
+    parser.addini("ckpt_severity", "lines of rule=error, rule=warn or rule=off", type="linelist", default=[])
+    parser.addini("ckpt_limits", "lines of name=value: caps of the readers", type="linelist", default=[])
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """The hooks that others may implement."""
+    from . import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker, and hold the options to their types."""
+    config.addinivalue_line(
+        "markers",
+        f"{MARKER}(*, model, ckpt=None, recipe=None, inputs=None, source_model=None, state_dict_key=None, "
+        "protect=(), allow=(), device=None, optimizer=None): the checkpoint must load into the model",
+    )
+    try:
+        settings = Settings.of(config)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.stash[SETTINGS] = settings
+    config.stash[SHELF] = Shelf()
+    config.pluginmanager.register(Summary(config, settings), "ckptcompat-summary")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Open what ``--ckpt`` names: a path that is no checkpoint ends the run before a test is started."""
+    config = session.config
+    if config.option.collectonly or hasattr(config, "workerinput"):
+        return
+    for path in config.stash[SETTINGS].paths:
+        try:
+            config.stash[SHELF].contents(path)
+        except CheckpointError as error:
+            raise pytest.UsageError(f"--ckpt: {error}") from None
+
+
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of pytest-xdist how wide the terminal is; it has none itself."""
+    node.workerinput["ckptcompat_width"] = node.config.stash[SETTINGS].width
+
+
+pytest_configure_node.optionalhook = True  # type: ignore[attr-defined]  # a hook of pytest-xdist
+
+
+# -- collection --------------------------------------------------------------------------------------------
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test for each checkpoint, named after it."""
+    marker = metafunc.definition.get_closest_marker(MARKER)
+    case = None if marker is None else _declared(marker, metafunc.definition)
+    if case is None and "ckpt_path" not in metafunc.fixturenames:
+        return
+    paths = named(case, metafunc.definition)
+    if paths:
+        if "ckpt_path" not in metafunc.fixturenames:
+            metafunc.fixturenames.append("ckpt_path")
+        metafunc.parametrize("ckpt_path", paths, indirect=True, ids=ids(paths))
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> CheckFile | None:
+    """``ckptcompat.toml`` is a file of tests."""
+    return CheckFile.from_parent(parent, path=file_path) if file_path.name == FILENAME else None
+
+
+def _declared(marker: pytest.Mark, node: pytest.Item) -> Case:
+    if marker.args:
+        wrong = f"takes keywords only, not {marker.args[0]!r}: write model=..."
+        raise pytest.Collector.CollectError(f"{node.nodeid}: @pytest.mark.{MARKER} {wrong}")
+    try:
+        return Case.of(**marker.kwargs)
+    except ValueError as error:
+        raise pytest.Collector.CollectError(f"{node.nodeid}: @pytest.mark.{MARKER}: {error}") from None
+
+
+# -- running -----------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test without a checkpoint is skipped, or fails where one is required; it never passes."""
+    marker = item.get_closest_marker(MARKER)
+    if marker is not None:
+        item.stash[_CASE] = _declared(marker, item)
+    elif not isinstance(item, CheckItem):
+        return
+    if _paths(item):
+        return
+    reason = "no checkpoint: give --ckpt PATH, the ini key ckpt, or ckpt= in the marker"
+    if item.config.stash[SETTINGS].required:
+        raise Incompatible.without(item.name, reason)
+    pytest.skip(reason)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Check before the body runs, so that a body of ``...`` is enough."""
+    if item.get_closest_marker(MARKER) is not None:
+        for path in _paths(item):
+            _checked(item, path)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
+    """The model and its memory go with the test."""
+    try:
+        return (yield)
+    finally:
+        if item.stash.get(_CHECK, None) is not None:
+            del item.stash[_CHECK]
+            from .forward import release
+
+            release()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """An incompatible checkpoint is a failed test with the report, not an error with a traceback."""
+    report: pytest.TestReport = yield
+    if call.excinfo is not None and isinstance(call.excinfo.value, Incompatible) and report.failed:
+        report.when = "call"  # raised while a fixture was set up, it would count as an error
+        report.longrepr = failure(call.excinfo.value.report, item, item.config.stash[SETTINGS])
+    return report
+
+
+def _paths(item: pytest.Item) -> list[str]:
+    """The checkpoints of one test: its parameter, or all where it can't have any (unittest)."""
+    if isinstance(item, CheckItem):
+        return [] if item.ckpt is None else [item.ckpt]
+    callspec = getattr(item, "callspec", None)
+    if callspec is not None and "ckpt_path" in callspec.params:
+        return [callspec.params["ckpt_path"]]
+    return named(item.stash.get(_CASE, None), item)
+
+
+def _checked(item: pytest.Item, path: str) -> Check:
+    """The check of this test, run once; raises `Incompatible` where it fails."""
+    done = item.stash.get(_CHECK, None)
+    if done is None or done.path != path:
+        case = item.stash.get(_CASE, None)
+        if case is None:
+            pytest.fail(f"ckpt_model and ckpt_report need @pytest.mark.{MARKER}(model=...)", pytrace=False)
+        wants_model = "ckpt_model" in getattr(item, "fixturenames", ())
+        done = item.stash[_CHECK] = run(item, case, path, wants_model=wants_model)
+    assert done.report is not None
+    if not done.report.ok:
+        raise Incompatible(done.report)
+    return done
+
+
+# -- fixtures ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ckpt_path(request: pytest.FixtureRequest) -> str:
+    """The path of the checkpoint that this test is run for, as it was given."""
+    path: str | None = getattr(request, "param", None)
+    if path is None:
+        pytest.skip("no checkpoint: give --ckpt PATH")
+    return path
+
+
+@pytest.fixture
+def ckpt(ckpt_path: str, request: pytest.FixtureRequest) -> Checkpoint:
+    """The opened checkpoint: keys, shapes and dtypes from the header; values only when they are asked for.
+
+    Example::
+
+        def test_head(ckpt):
+            assert ckpt["out2.weight"].shape == (14, 256)
+    """
+    case = request.node.stash.get(_CASE, None)
+    try:
+        contents = request.config.stash[SHELF].contents(ckpt_path)
+        return contents.checkpoint(case.state_dict_key if case else None)
+    except CheckpointError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture
+def ckpt_report(ckpt_path: str, request: pytest.FixtureRequest) -> Report:
+    """The report of this test's check; it is a passing one, since a failing one ends the test."""
+    report = _checked(request.node, ckpt_path).report
+    assert report is not None
+    return report
+
+
+@pytest.fixture
+def ckpt_model(ckpt_path: str, request: pytest.FixtureRequest) -> Any:
+    """The model, the recipe applied and the checkpoint loaded, on the forward pass's device, in eval mode."""
+    return _checked(request.node, ckpt_path).model
+
+
+@pytest.fixture
+def ckpt_check(request: pytest.FixtureRequest) -> Callable[..., Report]:
+    """The same check as a callable, for tests without the marker; a report that is not ok fails the test.
+
+    Example::
+
+        def test_every_head(ckpt_check):
+            for size in (4, 14):
+                ckpt_check(lambda: Net(size), f"net{size}.pth", inputs=(2, 3, 48, 48))
+    """
+
+    def checked(model: Any, ckpt: Any, **arguments: Any) -> Report:
+        try:
+            case = Case.of(model=model, ckpt=ckpt, **arguments)
+        except ValueError as error:
+            pytest.fail(f"ckpt_check: {error}", pytrace=False)
+        for path in named(case, request.node):
+            report = run(request.node, case, path).report
+            assert report is not None
+            if not report.ok:
+                raise Incompatible(report)
+        return report
+
+    return checked

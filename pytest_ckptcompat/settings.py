@@ -1,0 +1,95 @@
+"""What the command line and the ini file say, held to their types once."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .case import device_name
+from .sources import expand, unique
+from .waivers import severities_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pytest
+
+    from .rules import Severity
+
+FORMATS = ("json", "markdown", "html")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of a run.
+
+    Attributes:
+        paths: what ``--ckpt`` names, globs written out; the ini key's where the option is not given.
+        required: a marked test without a checkpoint fails.
+        device: where the forward pass runs.
+        require_cuda: it must really run on CUDA.
+        severities: what ``ckpt_severity`` changes.
+        reports: (format, path) of the files to write.
+        width: columns of the terminal.
+        verbosity: pytest's.
+    """
+
+    paths: tuple[str, ...]
+    required: bool
+    device: str
+    require_cuda: bool
+    severities: Mapping[str, Severity]
+    reports: tuple[tuple[str, Path], ...]
+    width: int
+    verbosity: int
+
+    @classmethod
+    def of(cls, config: pytest.Config) -> Settings:
+        """The settings of this run.
+
+        Raises:
+            ValueError: an option is ill-formed; the text names it.
+        """
+
+        def either(option: str, ini: str) -> object:
+            given = config.getoption(option)
+            return config.getini(ini) if given is None else given
+
+        return cls(
+            paths=tuple(_paths(config)),
+            required=bool(either("ckpt_required", "ckpt_required")),
+            device=device_name("--ckpt-device", either("ckpt_device", "ckpt_device")),
+            require_cuda=bool(either("ckpt_require_cuda", "ckpt_require_cuda")),
+            severities=severities_of(config.getini("ckpt_severity")),
+            reports=tuple(_report(text) for text in config.getoption("ckpt_report")),
+            width=_width(config),
+            verbosity=config.get_verbosity(),
+        )
+
+
+def _paths(config: pytest.Config) -> list[str]:
+    given = config.getoption("ckpt")
+    if given is not None:
+        return unique(path for name in given for path in expand(name, [Path.cwd()]))
+    beside = config.inipath.parent if config.inipath else config.rootpath
+    return unique(path for name in config.getini("ckpt") for path in expand(name, [beside]))
+
+
+def _report(text: str) -> tuple[str, Path]:
+    kind, _, name = text.partition(":")
+    if kind not in FORMATS or not name:
+        raise ValueError(f"--ckpt-report {text!r}: write json:PATH, markdown:PATH or html:PATH")
+    path = Path(name).absolute()
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"can't be written: there is no folder {path.parent}"
+        raise ValueError(f"--ckpt-report {text!r}: {name} {what}")
+    return kind, path
+
+
+def _width(config: pytest.Config) -> int:
+    worker = getattr(config, "workerinput", None)
+    if worker is not None:
+        return int(worker.get("ckptcompat_width", 80))
+    return shutil.get_terminal_size().columns
