@@ -31,6 +31,13 @@ def elide(texts: Sequence[str], room: int) -> list[str]:
     return [short[text] for text in texts]
 
 
+def shortened(text: str, most: int) -> str:
+    """The text in about `most` characters, with the count of what was left out of its middle."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]}…(+{len(text) - most} characters)…{text[len(text) - (most - most // 2) :]}"
+
+
 def _common(texts: Sequence[str]) -> int:
     """How many characters all of the texts begin with."""
     first, last = min(texts), max(texts)  # every other text lies between these two

@@ -229,9 +229,17 @@ def printable(text: str) -> str:
     It was made safe where it was made; should that have been forgotten, what does not print is escaped.
     """
     line = " ".join(text.split())
-    return line if line.isprintable() else "".join(_code(c) if not c.isprintable() else c for c in line)
+    if line.isprintable() and not _COMMAND.search(line):
+        return line
+    line = "".join(character if character.isprintable() else _code(character) for character in line)
+    return _COMMAND.sub(lambda mark: _hex(mark[0]), line)
 
 
+def _hex(character: str) -> str:
+    return f"\\x{ord(character):02x}"
+
+
+_COMMAND = re.compile(r"^:(?=:)|#(?=#)")
 _UNSAFE = re.compile(r"^ *::|##|\\")
 _WIDEST = len(r"\U0010ffff")
 
@@ -241,9 +249,9 @@ def _visible(text: str, place: int) -> str:
     if character == "\\":
         return r"\\"
     if character == "#" and text[place + 1 : place + 2] == "#":
-        return r"\x23"
+        return _hex(character)
     if character == ":" and text[place + 1 : place + 2] == ":" and not text[:place].strip():
-        return r"\x3a"
+        return _hex(character)
     if character.isprintable() and unicodedata.category(character) not in ("Mn", "Me"):
         return character
     return _code(character)

@@ -6,7 +6,7 @@ import re
 import textwrap
 from typing import TYPE_CHECKING
 
-from .elision import LEAST, elide
+from .elision import LEAST, elide, shortened
 from .keys import escape, printable
 from .paste import one_column, pasted
 from .rows import Row, rows
@@ -109,12 +109,14 @@ def _table(table: Sequence[Row], width: int, verbosity: int, room: int) -> tuple
     cells = _cells(shown, width)
     text = tabulate(cells, headers=_HEADERS, tablefmt="simple", disable_numparse=True)
     head, underline, *bodies = (line.rstrip() for line in text.split("\n"))
+    below = _all_below(shown, cells, width, verbosity, full=True)
+    if verbosity < 2 and len(bodies) + sum(map(len, below)) > room:
+        below = _all_below(shown, cells, width, verbosity, full=False)
     lines = [head, underline]
-    for place, (row, body) in enumerate(zip(shown, bodies, strict=True)):
-        below = _below(row, cells[place], shown[place + 1 : place + 2], width, verbosity)
-        if place and len(lines) - 2 + 1 + len(below) > room:
+    for place, body in enumerate(bodies):
+        if place and len(lines) - 2 + 1 + len(below[place]) > room:
             return lines, table[place:]
-        lines += [body, *below]
+        lines += [body, *below[place]]
     return lines, table[len(shown) :]
 
 
@@ -150,19 +152,46 @@ def _level(wanted: Sequence[int], room: int) -> int:
     return next(fitting, LEAST)
 
 
-def _below(row: Row, cells: Sequence[str], following: Sequence[Row], width: int, verbosity: int) -> list[str]:
-    """The row's message, unless the next row says the same; what was cut, if everything is to be shown."""
-    lines: list[str] = []
-    if verbosity > 1:
-        for name, whole, shown in zip(
-            ("key", "checkpoint", "model"), (row.pattern, row.checkpoint, row.model), cells[1:], strict=True
-        ):
-            if "…" in shown:
-                lines += textwrap.wrap(f"{name}: {cell(whole, limit=5000)}", width - 4)
-    message = row.message.removeprefix("waived: ")
-    if message and message not in {other.message.removeprefix("waived: ") for other in following}:
-        lines += _said(message, width - 4, verbosity, hanging="")
-    return textwrap.indent("\n".join(lines), "    ").split("\n") if lines else []
+def _all_below(
+    table: Sequence[Row], cells: Sequence[Sequence[str]], width: int, verbosity: int, *, full: bool
+) -> list[list[str]]:
+    """For each row the lines below it: in full what had to be cut, if there is room, and the message."""
+    return [
+        [
+            *(_in_full(row, cells[place], width, verbosity) if full else []),
+            *_message(row, table[place + 1 : place + 2], width, verbosity),
+        ]
+        for place, row in enumerate(table)
+    ]
+
+
+def _in_full(row: Row, cells: Sequence[str], width: int, verbosity: int) -> list[str]:
+    most = 5000 if verbosity > 1 else 4 * width
+    sides = (("", row.pattern), ("checkpoint: ", row.checkpoint), ("model: ", row.model))
+    return [
+        line
+        for (name, text), shown in zip(sides, cells[1:], strict=True)
+        if "…" in shown
+        for line in _indented(f"{name}{shortened(cell(text), most)}", width)
+    ]
+
+
+def _message(row: Row, following: Sequence[Row], width: int, verbosity: int) -> list[str]:
+    """The row's message, unless the next row says the same."""
+    message = _said_of(row)
+    if not message or message in map(_said_of, following):
+        return []
+    return [f"    {line}" for line in _said(message, width - 4, verbosity, hanging="")]
+
+
+def _said_of(row: Row) -> str:
+    return row.message.removeprefix("waived: ")
+
+
+def _indented(text: str, width: int) -> list[str]:
+    """A text from a file, cut into lines wherever one is full."""
+    room = width - 4 - len(r"\x3a")
+    return [f"    {_harmless(text[start : start + room])}" for start in range(0, len(text), room)]
 
 
 # -- what to do, and what was run ---------------------------------------------------------------------------
@@ -208,9 +237,9 @@ def _listed(
 # -- text ---------------------------------------------------------------------------------------------------
 
 
-def cell(text: str, limit: int | None = None) -> str:
+def cell(text: str) -> str:
     """Text from a file for a cell: every character takes one column; none is a mark of the table itself."""
-    shown = escape(text, limit)
+    shown = escape(text, limit=None)
     if not shown.isascii():
         shown = "".join(c if one_column(c) and c not in f"…{_TIMES}" else _code(c) for c in shown)
     return shown if shown == shown.strip(" ") else shown.replace(" ", r"\x20")
@@ -225,9 +254,18 @@ def _said(text: str, width: int, verbosity: int, hanging: str = "    ") -> list[
     text = printable(text)
     if not all(map(one_column, text)):
         width //= 2  # room for characters that take two columns
-    return textwrap.wrap(
+    if "::" in text:
+        width -= len(r"\x3a")
+    lines = textwrap.wrap(
         text, width, subsequent_indent=hanging, max_lines=None if verbosity else 3, placeholder=" ..."
     )
+    return list(map(_harmless, lines))
+
+
+def _harmless(line: str) -> str:
+    """A line that begins, perhaps because it was wrapped there, with nothing that CI takes for a command."""
+    start = len(line) - len(line.lstrip())
+    return f"{line[:start]}\\x3a{line[start + 1 :]}" if line.startswith("::", start) else line
 
 
 # -- colours ------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pytest_ckptcompat.keys import escape, group, matches, natural, nearest, select
+from pytest_ckptcompat.keys import escape, group, matches, natural, nearest, printable, select
 
 
 def expand(pattern: str) -> list[str]:
@@ -214,3 +214,18 @@ def test_a_megabyte_is_cut_and_both_ends_are_kept() -> None:
     assert len(shown) <= 240
     assert shown.startswith("encoder.xx")
     assert shown.endswith("xx.weight")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("onet.py:12: no  such\n key", "onet.py:12: no such key"),
+        (r"C:\net.pth \x1b", r"C:\net.pth \x1b"),
+        ("\x1b[31m\u202e", r"\x1b[31m\u202e"),
+        (" ::error::", r"\x3a:error::"),
+        ("see ##[group]", r"see \x23#[group]"),
+    ],
+)
+def test_text_of_our_own_is_made_printable_once_more(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    assert printable(shown) == shown

@@ -133,7 +133,7 @@ def test_a_huge_report_is_short_says_what_it_cut_and_is_made_at_once(found: list
 def test_everything_is_shown_at_the_highest_verbosity() -> None:
     found = [finding("missing-key", f"{'abc'[i % 3] * 90}{i}.{i}.{i}end", "", f"({i},)") for i in range(400)]
     text = render(report(*found), verbosity=2)
-    joined = re.sub(r"\n {4}", "", text)
+    joined = text.replace("\n    ", "")
     assert all(each.key in joined for each in found)
     assert "more rows" not in text
     assert all(len(line) <= 80 for line in body(text))
@@ -189,6 +189,15 @@ def test_hostile_keys_stay_in_their_row(width: int, verbosity: int) -> None:
     # every row ends in the model's side at one column: nothing was wider than it was taken for
     (column,) = {line.index("(1,)") for line in lines if line.startswith("missing-key")}
     assert all(ord(character) < 0x300 or character == "…" for line in lines for character in line[:column])
+
+
+@given(st.text(alphabet="a: #", min_size=1, max_size=400), st.sampled_from([0, 1, 2]))
+def test_no_line_is_taken_for_a_command_wherever_it_is_wrapped(text: str, verbosity: int) -> None:
+    found = [finding("forward-error", message=text), finding("missing-key", f"{text}b", text, text, text)]
+    whole = report(*found, stages=[Stage("open", "failed", text)], promises=[Promise(text, "kept", text)])
+    lines = body(render(whole, 60, verbosity))
+    assert not [line for line in lines if line.lstrip().startswith("::") or "##" in line]
+    assert all(len(line) <= 60 for line in lines)
 
 
 def test_text_that_nobody_escaped_breaks_nothing_either() -> None:
