@@ -1,0 +1,5 @@
+"""What to do about a checkpoint that does not fit: a recipe, tried before it is given."""
+
+from .search import suggest
+
+__all__ = ["suggest"]

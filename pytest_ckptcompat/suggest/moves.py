@@ -1,0 +1,136 @@
+"""Rename operators that give keys the names they were found to have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from .steps import Step, renaming
+from .templates import Shapes, Substitution, Template, indices, template
+
+MOST_STEPS = 40
+
+Renamed = Callable[[str], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Keys that get other names, and the steps that give them."""
+
+    names: dict[str, str]
+    steps: list[Step]
+
+
+def move(
+    names: Mapping[str, str], substitution: Substitution | None, current: Shapes, model: Shapes
+) -> Move | None:
+    """Steps that give keys of the checkpoint these names and leave alone what has its place already.
+
+    Args:
+        names: keys, and what they shall be called.
+        substitution: how all the names came about, if in one way: then one step may do.
+        current: the checkpoint's keys.
+        model: the model's keys.
+
+    Returns:
+        None where it would take more than `MOST_STEPS` steps.
+    """
+    settled = [key for key in current if key in model and key not in names]
+    for step, renamed in _whole(substitution) if substitution else ():
+        done = {key: renamed(key) for key in current}
+        if all(done[key] == name for key, name in names.items()) and all(done[key] == key for key in settled):
+            changes = _changes(done)
+            if changes is not None and not _collide(changes, current):
+                return Move(changes, [step])
+    return _one_by_one(names, current)
+
+
+def _one_by_one(names: Mapping[str, str], current: Collection[str]) -> Move | None:
+    left, keys = dict(names), list(current)
+    steps: list[Step] = []
+    while left:
+        if len(steps) == MOST_STEPS:
+            return None
+        found = next((found for key in left if (found := _step(key, left, keys))), None)
+        if found is None:
+            return None
+        step, changes = found
+        steps.append(step)
+        keys = [changes.get(key, key) for key in keys]
+        left = {key: name for key, name in left.items() if key not in changes}
+    return Move(dict(names), steps)
+
+
+def _step(key: str, left: Mapping[str, str], keys: Collection[str]) -> tuple[Step, dict[str, str]] | None:
+    """The step that renames this key, and with it as many others as it can without harm."""
+    for step, renamed in _single(key, left[key]):
+        changes = _changes({each: renamed(each) for each in keys})
+        if (
+            changes
+            and all(left.get(each) == name for each, name in changes.items())
+            and not _collide(changes, keys)
+        ):
+            return step, changes
+    return None
+
+
+def _changes(done: Mapping[str, str | None]) -> dict[str, str] | None:
+    changes = {key: name for key, name in done.items() if name != key}
+    return None if None in changes.values() else changes  # type: ignore[return-value]
+
+
+def _collide(changes: Mapping[str, str], keys: Collection[str]) -> bool:
+    names = list(changes.values())
+    stay = {key for key in keys if key not in changes}
+    return len(set(names)) < len(names) or not stay.isdisjoint(names)
+
+
+# -- forms of a step, the plainest first --------------------------------------------------------------------
+
+
+def _whole(substitution: Substitution) -> Iterator[tuple[Step, Renamed]]:
+    """Single steps that could do all that the substitution does."""
+    old, new = _glob(substitution.old), _glob(substitution.new)
+    if substitution.prefix is None:
+        if new:
+            yield from _rename(f"*.{old}.*", f"*.{new}.*")
+            yield from _rename(f"*.{old}", f"*.{new}")
+        else:
+            yield from _rename(f"*.{old}.*", "*.*")
+        return
+    if not substitution.prefix and "*" not in old + new:
+        removed, added = ".".join(substitution.old) + ".", ".".join(substitution.new) + "."
+        if not new:
+            yield Step("strip_prefix", (removed,)), lambda key: key.removeprefix(removed)
+        if not old:
+            yield Step("add_prefix", (added,)), lambda key: added + key
+    before = ".".join(filter(None, (_glob(substitution.prefix), old)))
+    after = ".".join(filter(None, (_glob(substitution.prefix), new)))
+    if before and after:
+        yield from _rename(f"{before}.*", f"{after}.*")
+        yield from _rename(before, after)
+
+
+def _single(key: str, name: str) -> Iterator[tuple[Step, Renamed]]:
+    """Steps that rename this key: with its siblings in all layers, with its siblings, alone."""
+    old, new = key.split("."), name.split(".")
+    shortest = min(len(old), len(new)) - 1
+    common = next((at for at in range(shortest) if old[-1 - at] != new[-1 - at]), shortest)
+    for length in range(common, -1, -1):
+        before, after = ".".join(old[: len(old) - length]), ".".join(new[: len(new) - length])
+        rest = ".*" if length else ""
+        if indices(before) and indices(before) == indices(after):
+            yield from _rename(_glob(template(before)) + rest, _glob(template(after)) + rest)
+        if length and "*" not in before + after:
+            yield from _rename(before + rest, after + rest)
+    yield Step("rename", (key, name)), lambda each: name if each == key else each
+
+
+def _rename(pattern: str, to: str) -> Iterator[tuple[Step, Renamed]]:
+    """No step at all where the names themselves have characters of a glob."""
+    if not set("?[]") & set(pattern + to) and pattern.count("*") == to.count("*"):
+        yield Step("rename", (pattern, to)), renaming(pattern, to)
+
+
+def _glob(parts: Template) -> str:
+    return ".".join(parts).replace("#", "*")

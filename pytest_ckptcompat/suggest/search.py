@@ -1,0 +1,84 @@
+"""The search for a recipe with which a checkpoint would load."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .renaming import renames
+from .reshaping import reshapes
+from .steps import Step, cover
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from pytest_ckptcompat.recipe import Recipe
+
+    from .templates import Shape, Shapes
+
+
+def suggest(
+    checkpoint: Mapping[str, Any], target: Mapping[str, Any], verify: Callable[[Recipe], bool]
+) -> Recipe | None:
+    """A recipe that makes the checkpoint load into the model, or None where there is none to be confident of.
+
+    It is told from keys and shapes alone: wrapper prefixes, renamed modules and leaves, layers that got other
+    numbers, grown and shrunk rows, another number of input channels, position embeddings of another grid,
+    transposed weights, and whatever of these come together. Keys that the model lacks are dropped only if
+    nothing else is left to be done. What the model needs and the checkpoint lacks is never made up, and where
+    two answers are as good as each other, neither is given.
+
+    Args:
+        checkpoint: the state dict's keys, each with something that has a shape.
+        target: the model's, likewise.
+        verify: whether the checkpoint loads with a recipe; asked at most twice, and before one is given.
+    """
+    for steps in _answers(_shapes(checkpoint), _shapes(target)):
+        recipe = _recipe(steps)
+        if recipe is not None and _verified(recipe, verify):
+            return recipe
+    return None
+
+
+def _answers(checkpoint: Shapes, model: Shapes) -> Iterator[list[Step]]:
+    renaming, renamed = renames(checkpoint, model)
+    reshaping = reshapes(renamed, model)
+    if reshaping is None:
+        return
+    steps = renaming + reshaping
+    if steps:
+        yield steps
+    unexpected = [key for key in renamed if key not in model]
+    if unexpected and all(key in renamed for key in model):
+        yield [*steps, *(Step("drop", (pattern,)) for pattern in cover(unexpected, list(renamed)))]
+
+
+def _shapes(tensors: Mapping[str, Any]) -> dict[str, Shape]:
+    return {key: _shape(value) for key, value in tensors.items()}
+
+
+def _shape(value: Any) -> Shape:
+    """The shape as a tuple; None for what has none: extra state, parameters that are not initialised yet."""
+    try:
+        return tuple(value.shape)
+    except (AttributeError, RuntimeError):
+        return None
+
+
+def _recipe(steps: list[Step]) -> Recipe | None:
+    from pytest_ckptcompat import operators
+    from pytest_ckptcompat.errors import RecipeError
+    from pytest_ckptcompat.recipe import Recipe
+
+    try:
+        return Recipe(*(getattr(operators, step.operator)(*step.arguments, **step.options) for step in steps))
+    except RecipeError:
+        return None
+
+
+def _verified(recipe: Recipe, verify: Callable[[Recipe], bool]) -> bool:
+    from pytest_ckptcompat.errors import RecipeError
+
+    try:
+        return verify(recipe)
+    except RecipeError:
+        return False
