@@ -5,7 +5,7 @@ from torch import nn
 
 
 class Net(nn.Module):
-    """The network as it is now: a face's box and its five landmarks, 14 numbers in units of the crop's side."""
+    """The network as it is now: the box of a face and its five landmarks, in units of the crop's side."""
 
     outputs = 14  # x1 y1 x2 y2, then x y of: left eye, right eye, nose, left and right corner of the mouth
 

@@ -1,6 +1,6 @@
 """Does what was trained once still serve today's network?
 
-    pytest examples/onet --ckpt=examples/onet/net.pth
+pytest examples/onet --ckpt=examples/onet/net.pth
 """
 
 import pytest
