@@ -36,7 +36,7 @@ def move(
         None where it would take more than `MOST_STEPS` steps.
     """
     settled = [key for key in current if key in model and key not in names]
-    for step, renamed in _whole(substitution) if substitution else ():
+    for step, renamed in _whole(substitution, *next(iter(names.items()))) if substitution else ():
         done = {key: renamed(key) for key in current}
         if all(done[key] == name for key, name in names.items()) and all(done[key] == key for key in settled):
             changes = _changes(done)
@@ -88,8 +88,8 @@ def _collide(changes: Mapping[str, str], keys: Collection[str]) -> bool:
 # -- forms of a step, the plainest first --------------------------------------------------------------------
 
 
-def _whole(substitution: Substitution) -> Iterator[tuple[Step, Renamed]]:
-    """Single steps that could do all that the substitution does."""
+def _whole(substitution: Substitution, key: str, name: str) -> Iterator[tuple[Step, Renamed]]:
+    """Single steps that could do all that the substitution does, `key` to `name` being a part of it."""
     old, new = _glob(substitution.old), _glob(substitution.new)
     if substitution.prefix is None:
         if new:
@@ -104,11 +104,13 @@ def _whole(substitution: Substitution) -> Iterator[tuple[Step, Renamed]]:
             yield Step("strip_prefix", (removed,)), lambda key: key.removeprefix(removed)
         if not old:
             yield Step("add_prefix", (added,)), lambda key: added + key
-    before = ".".join(filter(None, (_glob(substitution.prefix), old)))
-    after = ".".join(filter(None, (_glob(substitution.prefix), new)))
+    before, after = substitution.prefix + substitution.old, substitution.prefix + substitution.new
     if before and after:
-        yield from _rename(f"{before}.*", f"{after}.*")
-        yield from _rename(before, after)
+        this, that = key.split(".")[: len(before)], name.split(".")[: len(after)]
+        if "#" in "".join(before):  # perhaps it is about one layer alone
+            yield from _rename(f"{'.'.join(this)}.*", f"{'.'.join(that)}.*")
+        yield from _rename(f"{_glob(before)}.*", f"{_glob(after)}.*")
+        yield from _rename(_glob(before), _glob(after))
 
 
 def _single(key: str, name: str) -> Iterator[tuple[Step, Renamed]]:

@@ -33,10 +33,11 @@ def reshapes(checkpoint: Shapes, model: Shapes) -> list[Step] | None:
         if old is not None and new is not None and old != new:
             changed[key] = old, new
     widened, widen = _widened(changed)
+    pictures = any(shape is not None and len(shape) == 4 for shape in checkpoint.values())
     steps: dict[str, Step] = {}
     for key, (old, new) in changed.items():
         if key not in widened:
-            step = _step(key, old, new)
+            step = _step(key, old, new, pictures)
             if step is None:
                 return None
             steps[key] = step
@@ -48,16 +49,19 @@ def reshapes(checkpoint: Shapes, model: Shapes) -> list[Step] | None:
     return [*_merged(steps, list(checkpoint)), *widen]
 
 
-def _step(key: str, old: Sizes, new: Sizes) -> Step | None:
-    """The operator for one key, its name left out."""
+def _step(key: str, old: Sizes, new: Sizes, pictures: bool) -> Step | None:
+    """The operator for one key, its name left out; `pictures`: the model sees pictures, so positions are a grid."""
     if len(old) == 2 and old == new[::-1]:
         return Step("transpose", ())
     dims = _differing(old, new)
     if len(dims) != 1:
         return None
     (dim,) = dims
-    if _POSITIONS.search(key) and (step := _resampled(old, new, dim)):
-        return step
+    if _POSITIONS.search(key):
+        # A text may have 1024 positions as well: a square number alone says little.
+        fewest_tokens = 0 if pictures or "relative" in key else 1
+        if step := _resampled(old[dim], new[dim], fewest_tokens):
+            return step
     if dim == 1 and len(old) >= 3 and min(old[1], new[1]) <= 4:
         return _stem(old[1], new[1])
     if dim == 0 or (dim == 1 and len(old) == 3 and old[0] == 1):
@@ -88,11 +92,11 @@ def _stem(old: int, new: int) -> Step | None:
     return None
 
 
-def _resampled(old: Sizes, new: Sizes, dim: int) -> Step | None:
+def _resampled(old: int, new: int, fewest_tokens: int) -> Step | None:
     """Positions of a square grid, behind up to two tokens that have no place in it."""
-    for tokens in (0, 1, 2):
-        before, after = (isqrt(max(sizes[dim] - tokens, 0)) for sizes in (old, new))
-        if before**2 + tokens == old[dim] and after**2 + tokens == new[dim] and min(before, after) > 1:
+    for tokens in range(fewest_tokens, 3):
+        before, after = isqrt(max(old - tokens, 0)), isqrt(max(new - tokens, 0))
+        if before**2 + tokens == old and after**2 + tokens == new and min(before, after) > 1:
             prefix = {"prefix_tokens": tokens} if tokens else {}
             return Step("resample", (), {"size": (after, after), **prefix})
     return None

@@ -58,17 +58,19 @@ def cover(chosen: Collection[str], keys: Collection[str]) -> list[str]:
 
 
 def _widest(key: str, left: Collection[str], others: Collection[str]) -> tuple[str, list[str]]:
-    """The pattern that matches the key and most others that are left; of equally wide ones, the plainest."""
-    best, most = key, [key]
+    """The pattern that matches the key and most others that are left; of equally wide ones, the clearest."""
+    best, most, telling = key, [key], (0, 0)
     for pattern in _patterns(key):
         matched = select(pattern, left)
-        if len(matched) > max(len(most), 1) and not select(pattern, others):
-            best, most = pattern, matched
+        says = (-pattern.count("*"), len(pattern))
+        wider = len(matched) > max(len(most), 1) or (len(matched) == len(most) > 1 and says > telling)
+        if wider and not select(pattern, others):
+            best, most, telling = pattern, matched, says
     return best, most
 
 
 def _patterns(key: str) -> Iterator[str]:
-    """Globs that match the key, the plainest first."""
+    """Globs that match the key."""
     parts = key.split(".")
     if set("*?[]") & set(key):
         return
