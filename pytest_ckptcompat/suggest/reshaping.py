@@ -50,7 +50,7 @@ def reshapes(checkpoint: Shapes, model: Shapes) -> list[Step] | None:
 
 
 def _step(key: str, old: Sizes, new: Sizes, pictures: bool) -> Step | None:
-    """The operator for one key, its name left out; `pictures`: the model sees pictures, so positions are a grid."""
+    """The operator for one key, its name left out; `pictures`: the model sees some, so positions are a grid."""
     if len(old) == 2 and old == new[::-1]:
         return Step("transpose", ())
     dims = _differing(old, new)
@@ -78,7 +78,7 @@ def _differing(old: Sizes, new: Sizes) -> list[int]:
 def _resized(key: str, old: int, new: int, dim: int) -> Step:
     if new < old:
         return Step("select", (), {"dim": dim, "index": list(range(new))})
-    if _VOCABULARY.search(key):
+    if _VOCABULARY.search(key) and not _POSITIONS.search(key):
         return Step("append", (), {"dim": dim, "init": "mean"})
     return Step("tile", (), {"dim": dim})
 
