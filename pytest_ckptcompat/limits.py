@@ -11,8 +11,6 @@ from .card import Unrehearsable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DRIVER = "it asks the driver"
-
 _TYPES = {
     "DataDependentOutputException": "it depends on values",
     "DynamicOutputShapeException": "a shape depends on values",
@@ -51,7 +49,7 @@ _TEXTS = {
             ),
             *("hasPrimaryContext", "Cannot access accelerator device", "compiled without CUDA support"),
         ),
-        DRIVER,
+        "it asks the driver",
     ),
 }
 

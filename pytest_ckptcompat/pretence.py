@@ -1,4 +1,4 @@
-"""What torch says while a card is played: CUDA is available, nothing is compiled, nothing is logged."""
+"""What torch says while a card is played: CUDA is available, values are not looked at, nothing is logged."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.backends import mha
+from torch.distributions import Distribution
+from torch.nn.modules import transformer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,40 +36,50 @@ def pretending(card: torch.device) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # fake tensors warn of themselves
-        stack.enter_context(_silent(logging.getLogger("torch._subclasses.fake_tensor")))
+        # they log every error that an operation raises; it is reported already
+        stack.enter_context(_replaced(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True))
         stack.enter_context(_eager())
+        stack.enter_context(_heedless())
         if card.type != "cpu":
             for name, answer in answers.items():
-                stack.enter_context(_answered(name, answer))
+                told = _told(getattr(torch.cuda, name), answer)
+                stack.enter_context(_replaced(torch.cuda, name, told))
         yield
 
 
-@contextmanager
-def _answered(name: str, answer: Any) -> Iterator[None]:
-    """Let ``torch.cuda.name()`` give `answer` to the model and autocast; torch itself hears the truth."""
-    truth: Callable[..., Any] = getattr(torch.cuda, name)
+def _told(truth: Callable[..., Any], answer: Any) -> Callable[..., Any]:
+    """A function that gives `answer` to the model and to autocast; the rest of torch hears the truth."""
 
     def told(*args: Any, **kwargs: Any) -> Any:
-        caller = sys._getframe(1).f_globals.get("__name__", "")
-        if (caller + ".").startswith("torch.") and not caller.startswith(_BELIEVERS):
+        caller = sys._getframe(1).f_globals.get("__name__", "") + "."
+        if caller.startswith("torch.") and not caller.startswith(_BELIEVERS):
             return truth(*args, **kwargs)
         return answer
 
-    setattr(torch.cuda, name, told)
-    try:
-        yield
-    finally:
-        setattr(torch.cuda, name, truth)
+    return told
 
 
 @contextmanager
-def _silent(logger: logging.Logger) -> Iterator[None]:
-    """Fake tensors log every error that an operation raises; it is reported already."""
-    disabled, logger.disabled = logger.disabled, True
+def _heedless() -> Iterator[None]:
+    """Leave out what only reads values.
+
+    That is the checks of distributions, the packing of padded batches in nn.TransformerEncoder, and the look
+    whether a mask given to nn.Transformer is the causal one; each has a way that reads nothing.
+    """
+    fast = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
     try:
-        yield
+        with (
+            _replaced(Distribution, "_validate_args", False),
+            _replaced(
+                transformer,
+                "_detect_is_causal_mask",
+                lambda mask, is_causal=None, size=None: is_causal is True,
+            ),
+        ):
+            yield
     finally:
-        logger.disabled = disabled
+        mha.set_fastpath_enabled(fast)
 
 
 @contextmanager
@@ -77,3 +90,13 @@ def _eager() -> Iterator[None]:
         return
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

@@ -10,7 +10,7 @@ from torch import nn
 from .blame import blame, cause, failure
 from .card import Card
 from .forward import Outcome, evaluating, outputs_shown
-from .limits import DRIVER, limit
+from .limits import limit
 from .refusal import MixedDevices
 from .rules import Finding, finding
 from .seeds import seeded
@@ -46,8 +46,10 @@ def rehearse(
         return _failed(device, finding("forward-error", message=str(error)))
     card = Card(device)
     attempt = _attempt(model, args, kwargs, card)
-    if attempt.error is not None and limit(attempt.error).startswith(DRIVER) and not card.stand_in:
-        card = Card(device, stand_in=True)  # autograd looks for a driver on CUDA tensors, not on meta ones
+    if attempt.error is not None and limit(attempt.error) and not card.stand_in:
+        card = Card(
+            device, stand_in=True
+        )  # meta tensors have kernels, and a way back, that fake CUDA ones lack
         attempt = _attempt(model, args, kwargs, card)
     if attempt.error is None:
         return _rehearsed(card, attempt)
