@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from itertools import chain
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,9 +41,9 @@ def weights(model: nn.Module, itemsize: int = 0) -> int:
 
 
 def tensors(values: Iterable[Any], itemsize: int = 0) -> int:
-    """Bytes of those of `values` that are tensors, each object once; see `weights`."""
-    held = {id(value): value for value in values if hasattr(value, "element_size")}
-    return sum(tensor.numel() * max(tensor.element_size(), itemsize) for tensor in held.values())
+    """Bytes of those of `values` that are tensors, or stand for tensors, each object once; see `weights`."""
+    held = {id(value): value for value in values if hasattr(value, "nbytes") and hasattr(value, "shape")}
+    return sum(max(int(value.nbytes), prod(value.shape) * itemsize) for value in held.values())
 
 
 def shown(nbytes: float) -> str:

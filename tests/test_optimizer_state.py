@@ -7,7 +7,8 @@ import torch
 from networks import Boxes, Words
 from torch import nn
 
-from pytest_ckptcompat.optimizer_state import ELEMENTWISE, NONNEGATIVE, Saved, misfits, naming, saved_states
+from pytest_ckptcompat.optimizer.naming import naming
+from pytest_ckptcompat.optimizer.state import ELEMENTWISE, NONNEGATIVE, Saved, misfits, saved_states
 
 
 def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

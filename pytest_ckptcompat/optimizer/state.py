@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .keys import escape
+from pytest_ckptcompat.keys import escape
 
 Shape = tuple[int, ...]
 
 Naming = Sequence[Sequence[str]]
 """The names of each group's parameters, in the optimizer's order."""
+
+State = Mapping[str, Mapping[str, Any]]
+"""Parameter name -> slot (``exp_avg``, ``step``) -> a number, or a tensor."""
 
 ELEMENTWISE = frozenset({
     "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "sum",
@@ -19,8 +22,11 @@ ELEMENTWISE = frozenset({
 })  # fmt: skip
 """What torch's optimizers keep for every element of a parameter, and so in its shape."""
 
-NONNEGATIVE = frozenset({"exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "sum", "acc_delta", "step"})
-"""Averages of squares and the like, of which a root is taken; and the count of steps."""
+SQUARES = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"})
+"""Averages and sums of squared gradients: where a gradient is halved they are quartered."""
+
+NONNEGATIVE = SQUARES | {"exp_inf", "acc_delta", "step"}
+"""What can't be negative; a root is taken of most."""
 
 _USUAL = ("optimizer", "optimizer_state_dict", "optimizer_states", "optim", "optimizer_state", "opt")
 _DEPTH, _WIDTH = 4, 1000
@@ -51,11 +57,16 @@ class Saved:
     state: Mapping[int | str, Mapping[str, Any]]
 
     @property
+    def place(self) -> str:
+        """The key of the outer object that it lies under: ``optimizer_states``."""
+        return self.path.partition("[")[0]
+
+    @property
     def lengths(self) -> list[int]:
         """How many parameters each group has."""
         return [len(group.ids) for group in self.groups]
 
-    def named(self, names: Naming) -> dict[str, Mapping[str, Any]]:
+    def named(self, names: Naming) -> State:
         """The state by parameter name, in the order of the groups; parameters without any are left out."""
         return {
             name: self.state[identity]
@@ -79,7 +90,7 @@ def saved_states(wrapper: Any) -> list[Saved]:
             found.append(saved)
         elif depth < _DEPTH:
             pending.extend((name, child, depth + 1) for name, child in _children(path, node))
-    return sorted(found, key=lambda saved: _rank(saved.path))
+    return sorted(found, key=lambda saved: _rank(saved.place))
 
 
 def _children(path: str, node: Any) -> list[tuple[str, Any]]:
@@ -92,9 +103,8 @@ def _children(path: str, node: Any) -> list[tuple[str, Any]]:
     return [pair for pair in named if isinstance(pair[1], (Mapping, list, tuple))][:_WIDTH]
 
 
-def _rank(path: str) -> int:
-    name = path.partition("[")[0]
-    return _USUAL.index(name) if name in _USUAL else len(_USUAL)
+def _rank(place: str) -> int:
+    return _USUAL.index(place) if place in _USUAL else len(_USUAL)
 
 
 def _saved(path: str, node: Any) -> Saved | None:
@@ -121,39 +131,7 @@ def _group(listed: Any) -> Group | None:
     return Group(tuple(ids), tuple(map(str, names)), options)
 
 
-def naming(saved: Saved, candidates: Mapping[str, Naming], shapes: Mapping[str, Shape]) -> Naming:
-    """Which parameter each part of the state belongs to.
-
-    torch numbers the parameters in the order in which the optimizer got them, group by group. The names that
-    the file itself has are taken; else the candidate that fits every group's length and the most shapes.
-
-    Args:
-        saved: the state.
-        candidates: where names come from -> the names of each group; of equally good ones the first is taken.
-        shapes: the shape of every tensor of the old checkpoint.
-
-    Raises:
-        LookupError: it can't be told; the text says what is missing and what to do.
-    """
-    own = [group.names for group in saved.groups]
-    if [len(names) for names in own] == saved.lengths and any(own):
-        candidates = {"the file": own}
-    fitting = []
-    for names in candidates.values():
-        spelled = _spelled(names, shapes)
-        if spelled is not None and [len(group) for group in spelled] == saved.lengths:
-            fitting.append(spelled)
-    odd, best = min(
-        ((len(misfits(saved.named(names), shapes)), names) for names in fitting),
-        key=lambda pair: pair[0],
-        default=(0, None),
-    )
-    if best is None or (odd > len(saved.named(best)) / 2 and "the file" not in candidates):
-        raise LookupError(_untold(saved, candidates))
-    return best
-
-
-def misfits(state: Mapping[str, Mapping[str, Any]], shapes: Mapping[str, Shape]) -> list[tuple[str, str]]:
+def misfits(state: State, shapes: Mapping[str, Shape]) -> list[tuple[str, str]]:
     """The (name, slot) of every part of the state that should have its parameter's shape and has not."""
     return [
         (name, slot)
@@ -161,27 +139,3 @@ def misfits(state: Mapping[str, Mapping[str, Any]], shapes: Mapping[str, Shape])
         for slot, value in slots.items()
         if slot in ELEMENTWISE and hasattr(value, "shape") and tuple(value.shape) != shapes[name]
     ]
-
-
-def _spelled(names: Naming, keys: Mapping[str, Any]) -> Naming | None:
-    """The names as the checkpoint has them; one of the two may have a prefix before all (``module.``)."""
-    flat = [name for group in names for name in group]
-    first = next(iter(flat), "").partition(".")[0] + "."
-    outer = next(iter(keys), "").partition(".")[0] + "."
-    for add, cut in (("", ""), (outer, ""), ("", first), (outer, first)):
-        if all(name.startswith(cut) and add + name.removeprefix(cut) in keys for name in flat):
-            return [[add + name.removeprefix(cut) for name in group] for group in names]
-    return None
-
-
-def _untold(saved: Saved, candidates: Mapping[str, Naming]) -> str:
-    given = [f"{source} gives {_counts(map(len, names))}" for source, names in candidates.items()]
-    others = f" ({'; '.join(given)})" if given else ""
-    return (
-        f"{saved.path} numbers {_counts(saved.lengths)} parameters and which they are can't be told{others}: "
-        "give source_model=, or save the state of an optimizer made from model.named_parameters()"
-    )
-
-
-def _counts(numbers: Iterable[int]) -> str:
-    return " + ".join(map(str, numbers))

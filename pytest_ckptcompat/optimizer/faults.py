@@ -1,0 +1,154 @@
+"""What is wrong with optimizer state: shapes, values, missing parts, averages that start anew."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_ckptcompat.difference import magnitude
+from pytest_ckptcompat.rules import Finding, finding
+from pytest_ckptcompat.tensors import shown
+
+from .state import ELEMENTWISE, NONNEGATIVE, State, misfits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_NEEDED = {
+    "SGD": {"momentum_buffer"}, "Adam": {"exp_avg", "exp_avg_sq"}, "AdamW": {"exp_avg", "exp_avg_sq"},
+    "NAdam": {"exp_avg", "exp_avg_sq"}, "RAdam": {"exp_avg", "exp_avg_sq"}, "Adamax": {"exp_avg", "exp_inf"},
+    "RMSprop": {"square_avg"}, "Adagrad": {"sum"}, "Adadelta": {"square_avg", "acc_delta"},
+}  # fmt: skip
+
+
+def misshapen(state: State, parameters: Mapping[str, Any]) -> list[Finding]:
+    """State that should have its parameter's shape and has not: torch takes it, and fails or worse later."""
+    shapes = {name: tuple(each.shape) for name, each in parameters.items() if hasattr(each, "shape")}
+    return [
+        finding("optimizer-shape", name, f"{slot} {_shown(state[name][slot])}", _shown(parameters[name]))
+        for name, slot in misfits(state, shapes)
+    ]
+
+
+def left_behind(state: State, parameters: Mapping[str, Any], before: Mapping[str, Any]) -> list[Finding]:
+    """State of a form that we don't know, of parameters that have grown: it can't have grown with them.
+
+    Args:
+        state: by the new names.
+        parameters: the new ones.
+        before: what each parameter was before, by its new name.
+    """
+    return [
+        finding("optimizer-shape", name, f"{slot} {_shown(value)}", _shown(parameters[name]))
+        for name, slots in state.items()
+        if name in parameters and name in before and before[name].shape != parameters[name].shape
+        for slot, value in slots.items()
+        if slot not in ELEMENTWISE and isinstance(value, torch.Tensor)
+        if value.numel() != 1 and value.shape != parameters[name].shape
+    ]
+
+
+def impossible(state: State) -> list[Finding]:
+    """Values that no training leaves."""
+    return [
+        finding("optimizer-value", name, message=f"{slot} {text}")
+        for name, slots in state.items()
+        for slot, value in slots.items()
+        if (text := _impossible(slot, value))
+    ]
+
+
+def _impossible(slot: str, value: Any) -> str:
+    if not isinstance(value, torch.Tensor):
+        return "is not finite" if isinstance(value, float) and not math.isfinite(value) else ""
+    if slot == "step" and value.numel() != 1:
+        return f"is {_shown(value)}, not a number"
+    if value.is_floating_point() and not bool(value.isfinite().all()):
+        return f"has {int((~value.isfinite()).sum())} values that are NaN or infinite"
+    if slot in NONNEGATIVE and value.numel() and not bool((value >= 0).all()):
+        return f"is negative, down to {magnitude(float(value.min()))}"
+    return ""
+
+
+def foreign(optimizer: torch.optim.Optimizer, state: State) -> str:
+    """Why the state is not of this kind of optimizer, or ``""``: going on with another kind is a choice."""
+    needed = _needed(optimizer)
+    has = {slot for slots in state.values() for slot in slots if slot in ELEMENTWISE}
+    if not needed or not has or needed <= has:
+        return ""
+    return f"{', '.join(sorted(has))} is not the state of {type(optimizer).__name__}, which starts anew"
+
+
+def incomplete(optimizer: torch.optim.Optimizer, state: State) -> list[Finding]:
+    """Parameters whose state lacks what a step needs."""
+    needed = _needed(optimizer)
+    return [
+        finding(
+            "optimizer-error", name, message=f"its state lacks {', '.join(sorted(needed - slots.keys()))}"
+        )
+        for name, slots in state.items()
+        if not needed <= slots.keys()
+    ]
+
+
+def _needed(optimizer: torch.optim.Optimizer) -> set[str]:
+    kind = type(optimizer).__name__
+    if kind == "SGD" and not any(group["momentum"] for group in optimizer.param_groups):
+        return set()
+    return _NEEDED.get(kind, set())
+
+
+def restarts(before: State, after: State, betas: Mapping[str, tuple[float, float]]) -> Iterator[Finding]:
+    """Adam's moments that are zero in what was added, while the count of steps goes on.
+
+    Args:
+        before: the old state, by the new names.
+        after: the new state.
+        betas: of the parameters, by the new names.
+    """
+    for name, slots in after.items():
+        old, new = before.get(name, {}).get("exp_avg_sq"), slots.get("exp_avg_sq")
+        if (
+            not isinstance(old, torch.Tensor)
+            or not isinstance(new, torch.Tensor)
+            or not _added_is_zero(old, new)
+        ):
+            continue
+        count = float(slots.get("step", 0))
+        times = restart(count, betas.get(name, (0.9, 0.999)))
+        if times > 1.5:
+            text = (
+                f"what was added has zero moments beside step {count:.0f}: "
+                f"its first updates are up to {times:.1f}× the learning rate"
+            )
+            yield finding("optimizer-restart", name, message=text)
+
+
+def _added_is_zero(old: torch.Tensor, new: torch.Tensor) -> bool:
+    """Whether a tensor that grew has nothing but zeros beyond its old elements, not all zeros themselves."""
+    if new.numel() <= old.numel() or not bool(old.any()):
+        return False
+    return int(new.count_nonzero()) == int(old.count_nonzero())
+
+
+def restart(count: float, betas: tuple[float, float]) -> float:
+    """The largest of the first updates, in learning rates, where Adam's moments are zero but `step` is kept.
+
+    The bias correction then believes that the averages have long filled up. With a constant gradient, after k
+    further steps of t = count + k the update is (1 - b1^k) / (1 - b1^t) · sqrt((1 - b2^t) / (1 - b2^k)).
+    """
+    b1, b2 = betas
+    if not (0 < b1 < 1 and 0 < b2 < 1):
+        return 1.0
+
+    def update(k: int) -> float:
+        t = count + k
+        return float((1 - b1**k) / (1 - b1**t) * math.sqrt((1 - b2**t) / (1 - b2**k)))
+
+    return max(update(k) for k in range(1, 100))
+
+
+def _shown(value: Any) -> str:
+    return shown(tuple(value.shape), str(value.dtype).removeprefix("torch."))

@@ -1,0 +1,133 @@
+"""An optimizer as the user makes it, on parameters without memory, and one step of it on copies."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_ckptcompat.models import raised
+from pytest_ckptcompat.seeds import seeded
+
+Factory = Callable[[Any], torch.optim.Optimizer]
+Parameters = Mapping[str, nn.Parameter]
+
+
+class OptimizerError(Exception):
+    """The optimizer could not be made, refused the state, or its step raised; the message says which."""
+
+
+def ghosts(
+    parameters: Mapping[str, torch.Tensor], device: torch.device | str = "cpu"
+) -> dict[str, nn.Parameter]:
+    """Parameters of the same shapes and dtypes that take no memory: one element each, expanded.
+
+    torch's optimizers look at shapes, dtypes and devices when they are made, never at values; some of them
+    (``fused=True``) refuse the meta device.
+    """
+    return {
+        name: nn.Parameter(
+            torch.zeros((), dtype=each.dtype, device=device).expand(each.shape), each.requires_grad
+        )
+        for name, each in parameters.items()
+    }
+
+
+def made(factory: Factory, parameters: Parameters) -> tuple[torch.optim.Optimizer, list[list[str]]]:
+    """The optimizer, and the names of each group's parameters in its order.
+
+    The factory is called with the named parameters; if it does not take them, with the parameters.
+
+    Raises:
+        OptimizerError: it raised either way, or gave something else than an optimizer of these parameters.
+    """
+    optimizer = _called(factory, parameters)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise OptimizerError(f"optimizer= gave {type(optimizer).__name__}, not a torch.optim.Optimizer")
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    groups = [[names.get(id(each), "") for each in group["params"]] for group in optimizer.param_groups]
+    if not all(name for group in groups for name in group):
+        raise OptimizerError("optimizer= gave an optimizer of tensors that are not the model's parameters")
+    return optimizer, groups
+
+
+def _called(factory: Factory, parameters: Parameters) -> Any:
+    with seeded(0), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return factory(list(parameters.items()))
+        except (Exception, SystemExit) as error:
+            named = error
+        try:
+            return factory(list(parameters.values()))
+        except (Exception, SystemExit) as error:
+            # Whichever form the factory takes, the other one fails for being the other one.
+            cause = (
+                error if isinstance(named, (AttributeError, TypeError)) and "tuple" in str(named) else named
+            )
+        raise OptimizerError(f"optimizer= raised {raised(cause)}") from cause
+
+
+def step(
+    factory: Factory,
+    parameters: Parameters,
+    state: Mapping[str, Mapping[str, Any]],
+    options: Sequence[Mapping[str, Any]],
+) -> None:
+    """Load the state into an optimizer of `parameters`, which are changed, and take one step.
+
+    The gradients are drawn, since what has to hold is that shapes, dtypes and values serve the step.
+
+    Args:
+        factory: makes the optimizer.
+        parameters: by name; copies, for they are changed.
+        state: by parameter name; its tensors are changed too. Every shape has been checked: torch checks
+            none, and a fused step on a wrong one corrupts memory.
+        options: of each group, as saved; empty: the optimizer's own are kept.
+
+    Raises:
+        OptimizerError: loading or stepping raised, or the step left something that is not finite.
+    """
+    optimizer, groups = made(factory, parameters)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in parameters.values():
+        if parameter.requires_grad:
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float32) * 1e-2
+            parameter.grad = drawn.to(parameter.device, parameter.dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            optimizer.load_state_dict(_numbered(optimizer, groups, state, options))
+        except (Exception, SystemExit) as error:
+            raise OptimizerError(f"load_state_dict raised {raised(error)}") from error
+        try:
+            optimizer.step()
+        except (Exception, SystemExit) as error:
+            raise OptimizerError(f"the step raised {raised(error)}") from error
+    for name, parameter in parameters.items():
+        if parameter.is_floating_point() and not bool(parameter.isfinite().all()):
+            raise OptimizerError(f"the step leaves {name} not finite")
+
+
+def _numbered(
+    optimizer: torch.optim.Optimizer,
+    groups: Sequence[Sequence[str]],
+    state: Mapping[str, Mapping[str, Any]],
+    options: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The state as torch takes it: numbered in the order of this optimizer's own parameters."""
+    listed = optimizer.state_dict()["param_groups"]
+    if len(options) == len(listed):
+        listed = [{**own, **saved} for own, saved in zip(listed, options, strict=True)]
+    numbers = {
+        name: number
+        for group, own in zip(groups, listed, strict=True)
+        for name, number in zip(group, own["params"], strict=True)
+    }
+    return {
+        "state": {numbers[name]: dict(slots) for name, slots in state.items() if name in numbers},
+        "param_groups": listed,
+    }
