@@ -1,0 +1,42 @@
+"""Keys that the new model has no use for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from pytest_ckptcompat.keys import escape, matches
+from pytest_ckptcompat.rules import Promise
+
+from .growing import differing, promise
+from .operator import Operator
+from .plan import Plan, State
+
+
+@dataclass(frozen=True, repr=False)
+class drop(Operator):  # noqa: N801
+    """Leave keys out: ``drop("aux.*")``.
+
+    Attributes:
+        pattern: an exact key or a glob.
+    """
+
+    pattern: str
+
+    def plan(self, state: State, target: State) -> Plan:  # noqa: D102
+        return {key: [] for key in self.matched(self.pattern, state)}
+
+    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+        """What the pattern does not match is there, and its bytes are the same."""
+
+        def faults() -> Iterator[str]:
+            for key, old in before.items():
+                if key not in after:
+                    if not matches(self.pattern, key):
+                        yield f"{escape(key)} is gone"
+                elif isinstance(old, torch.Tensor):
+                    yield from differing(key, old, after[key])
+
+        return [promise(f"{self!r}: the rest is unchanged", faults(), f"{len(after)} keys")]

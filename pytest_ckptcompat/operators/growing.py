@@ -1,0 +1,97 @@
+"""What operators share that give a tensor more rows: new tensors on the right device, promises about old rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from zlib import crc32
+
+import torch
+
+from pytest_ckptcompat.difference import difference
+from pytest_ckptcompat.keys import escape
+from pytest_ckptcompat.rules import Promise
+
+from .plan import State
+
+Sizes = Sequence[int]
+
+
+def drawn(
+    like: torch.Tensor,
+    sizes: Sizes,
+    draw: Callable[[torch.Tensor, torch.Generator], object],
+    seed: int,
+    key: str,
+) -> torch.Tensor:
+    """A tensor of the kind of `like`, filled by ``draw(tensor, generator)``.
+
+    It is drawn on the CPU, in float32 at least, so that the values are the same on every device; on meta nothing
+    is. Tensors of different names get different values from one seed.
+    """
+    if like.device.type == "meta":
+        return like.new_empty(tuple(sizes))
+    values = torch.empty(tuple(sizes), dtype=torch.promote_types(wide(like), torch.float32))
+    draw(values, torch.Generator().manual_seed(seed + crc32(key.encode("utf-8", "surrogatepass"))))
+    return values.to(like.device, like.dtype)
+
+
+def wide(tensor: torch.Tensor) -> torch.dtype:
+    """A dtype with which torch can compute: float32 for one-byte floats, of which it has few operations."""
+    return torch.float32 if tensor.is_floating_point() and tensor.element_size() == 1 else tensor.dtype
+
+
+def resized(tensor: torch.Tensor, dim: int, size: int) -> list[int]:
+    """The sizes of a tensor with another one along `dim`."""
+    sizes = list(tensor.shape)
+    sizes[dim] = size
+    return sizes
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that can be cut and joined: one-byte floats, for which torch lacks operations, as bytes."""
+    return tensor.view(torch.uint8) if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+
+
+def joined(parts: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
+    """`torch.cat`, for every dtype, in memory of its own."""
+    return torch.cat([bits(part) for part in parts], dim).view(parts[0].dtype)
+
+
+def grown(before: State, after: State, dim: int) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """The keys that have more rows along `dim` than they had, with the tensor before and after."""
+    for key, old in before.items():
+        new = after.get(key)
+        if not isinstance(old, torch.Tensor) or not isinstance(new, torch.Tensor) or old.dim() != new.dim():
+            continue
+        if -old.dim() <= dim < old.dim() and new.shape[dim] > old.shape[dim]:
+            yield key, old, new
+
+
+def promise(name: str, faults: Iterable[str], kept: str = "") -> Promise:
+    """A promise, broken by the first fault if there is one."""
+    first = list(islice(faults, 1))
+    return Promise(name, "broken", first[0]) if first else Promise(name, "kept", kept)
+
+
+def differing(
+    key: str, expected: torch.Tensor, actual: torch.Tensor, tolerance: float | None = None
+) -> Iterator[str]:
+    """The fault of a tensor that is not as expected, bit for bit unless there is a tolerance."""
+    apart = difference(expected, actual, tolerance)
+    if apart is not None:
+        yield f"{escape(key)}: {apart}"
+
+
+def old_rows_kept(operator: object, before: State, after: State, dim: int) -> Promise:
+    """The rows that were there are there still, at their old places, bit for bit."""
+    count = 0
+
+    def faults() -> Iterator[str]:
+        nonlocal count
+        for key, old, new in grown(before, after, dim):
+            count += 1
+            yield from differing(key, old, new.narrow(dim, 0, old.shape[dim]))
+
+    kept = promise(f"{operator!r}: old rows kept", faults())
+    return kept if kept.detail else Promise(kept.name, kept.status, f"bit-equal in {count} tensors")

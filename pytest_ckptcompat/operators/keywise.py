@@ -1,0 +1,123 @@
+"""Operators that change tensors one by one, and what they share: which dimension, which size, which ties."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+
+from pytest_ckptcompat.keys import select
+from pytest_ckptcompat.tensors import shown
+
+from .arguments import python
+from .operator import Operator
+from .plan import Make, Plan, State, Write, memory
+
+
+class Change(NamedTuple):
+    """How a tensor is made anew, and how what an optimizer keeps for each of its elements is (see `Write`)."""
+
+    make: Make
+    carry: Any = None
+
+
+@dataclass(frozen=True, repr=False)
+class KeyWise(Operator):
+    """An operator that makes each tensor anew from itself alone.
+
+    Attributes:
+        key: an exact key or a glob. Of the keys that a glob matches, those stay that have nothing to change;
+            one at least must change. A tensor that is tied to one that changes moves along.
+    """
+
+    key: str
+
+    def change(self, key: str, state: State, target: State) -> Change | None:
+        """How one tensor changes; None if it has nothing to change.
+
+        Raises:
+            RecipeError: it should change, and can't.
+        """
+        raise NotImplementedError
+
+    def plan(self, state: State, target: State) -> Plan:  # noqa: D102
+        keys = self.matched(self.key, state)
+        plan: dict[str, list[Write]] = {}
+        for key in keys:
+            if key in plan or not isinstance(state[key], torch.Tensor):
+                continue
+            change = self.change(key, state, target)
+            if change is not None:
+                for name in (key, *self._tied(key, state, target)):
+                    plan[name] = [Write(name, (name,), *change)]
+        if not plan:
+            raise self.unused(self.key, f"changes nothing: {self._as_it_is(keys[0], state, target)}")
+        return plan
+
+    def follows(self, earlier: Operator, state: State) -> bool:
+        """Tied tensors were moved along by the same operator on another of their names."""
+        if (
+            not isinstance(earlier, type(self))
+            or replace(earlier, key=self.key) != self
+            or earlier.key == self.key
+        ):
+            return False
+        there = {memory(state[key]) for key in select(earlier.key, state.keys())}
+        keys = select(self.key, state.keys())
+        return bool(keys) and all(memory(state[key]) in there for key in keys)
+
+    def _tied(self, key: str, state: State, target: State) -> Iterable[str]:
+        """Other names of the same tensor, but for those that the model wants in the old shape still."""
+        tensor = state[key]
+        where = memory(tensor)
+        for name, other in state.items():
+            if name == key or (other is not tensor and memory(other) != where):
+                continue
+            wanted = shape(target.get(name))
+            if wanted != tuple(tensor.shape) or shape(target.get(key)) in (None, wanted):
+                yield name
+
+    def _as_it_is(self, key: str, state: State, target: State) -> str:
+        has = shape(state[key])
+        if has is None:
+            return f"{python(key)} is no tensor"
+        wanted = shape(target.get(key))
+        model = "the model does not have it" if wanted is None else f"the model has {shown(wanted)}"
+        return f"{python(key)} is {shown(has)}, {model}"
+
+
+def shape(value: Any) -> tuple[int, ...] | None:
+    """The shape of whatever has one."""
+    try:
+        return tuple(value.shape)
+    except (AttributeError, RuntimeError):  # None, extra state, parameters that are not initialised yet
+        return None
+
+
+def size_after(
+    operator: KeyWise, key: str, dim: int, to: int | None, state: State, target: State
+) -> int | None:
+    """The size that dimension `dim` of a tensor gets: the one that is given, else the model's.
+
+    Returns:
+        None where nothing is to change: it has that size, or a glob matched it and the model has it with no
+        such dimension, or not at all.
+
+    Raises:
+        RecipeError: the key is named exactly and its size can't be told, or it has no such dimension.
+    """
+    has, wanted = tuple(state[key].shape), shape(target.get(key))
+    exact = key == operator.key
+    if not -len(has) <= dim < len(has):
+        if exact or (wanted is not None and wanted != has):
+            raise operator.unfit(key, f"it is {shown(has)}, with no dimension {dim}")
+        return None
+    if to is None and (wanted is None or len(wanted) != len(has)):
+        if not exact and wanted is None:
+            return None
+        why = "the model does not have it" if wanted is None else f"the model has {shown(wanted)}"
+        raise operator.unfit(key, f"{why}, so the size of dimension {dim} must be given")
+    size = to if to is not None else wanted[dim] if wanted is not None else has[dim]
+    return None if size == has[dim] else size

@@ -1,0 +1,112 @@
+"""What an operator makes of a state dict, planned on shapes and carried out on tensors of any kind."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pytest_ckptcompat.errors import RecipeError
+from pytest_ckptcompat.keys import escape
+from pytest_ckptcompat.stored import materialise
+
+Make = Callable[..., torch.Tensor]
+State = Mapping[str, Any]
+"""Key -> tensor; extra state may be anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One key of the new state dict.
+
+    Attributes:
+        key: its name.
+        sources: the old keys that it comes from.
+        make: gives its tensor from those of the sources; None: the one source's own tensor, not even copied.
+        carry: likewise for what an optimizer keeps for every element: called with whether it is an average of
+            squares and with the sources' tensors of that kind. None: as the weights if they are left as they
+            are, else that state is dropped, and the optimizer starts anew.
+    """
+
+    key: str
+    sources: tuple[str, ...]
+    make: Make | None = None
+    carry: Callable[..., torch.Tensor] | None = None
+
+
+Plan = Mapping[str, Sequence[Write]]
+"""Old key -> what stands in its place; whatever is not in the plan stays as it is."""
+
+
+def carry_out(plan: Plan, state: State, operator: object) -> OrderedDict[str, Any]:
+    """The new state dict. What no write makes anew is the same object as before; tied tensors stay tied.
+
+    Args:
+        plan: what to do.
+        state: on any device, stored tensors included: only what a write makes anew is read. Left as it is.
+        operator: for the text of an error.
+
+    Raises:
+        RecipeError: two keys would get one name.
+    """
+    new: OrderedDict[str, Any] = OrderedDict()
+    came: dict[str, str] = {}
+    made: dict[tuple[object, ...], torch.Tensor] = {}
+    with torch.no_grad():
+        for old in state:
+            for write in plan.get(old, (Write(old, (old,)),)):
+                if write.key in new:
+                    names = " and ".join(map(escape, (came[write.key], old)))
+                    raise RecipeError(
+                        f"{operator!r} gives both {names} the name {escape(write.key)}", key=write.key
+                    )
+                new[write.key] = _value(write, state, made)
+                came[write.key] = old
+    metadata = getattr(state, "_metadata", None)
+    if metadata is not None:
+        new._metadata = _renamed(metadata, plan, state)  # type: ignore[attr-defined]
+    return new
+
+
+def _value(write: Write, state: State, made: dict[tuple[object, ...], torch.Tensor]) -> Any:
+    sources = [state[source] for source in write.sources]
+    if write.make is None:
+        (value,) = sources
+        return value
+    same = (id(write.make), *map(memory, sources))
+    if same not in made:
+        made[same] = write.make(*map(materialise, sources))
+    return made[same]
+
+
+def memory(tensor: Any) -> object:
+    """What tied tensors have in common: storage, offset, shape and stride. No value is read."""
+    if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
+        return id(tensor)
+    with torch._C.DisableTorchFunctionSubclass():
+        storage = tensor.untyped_storage()._cdata
+        return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def _renamed(metadata: Mapping[str, Any], plan: Plan, state: State) -> OrderedDict[str, Any]:
+    """The state dict's ``_metadata`` (module -> version), its modules renamed as the keys below them are.
+
+    Versions matter to the modules' own loading: torch fills in for those of a state dict without any.
+    """
+    modules: dict[str, dict[str, None]] = {}
+    for old in state:
+        for write in plan.get(old, (Write(old, (old,)),)):
+            before, after = old.split("."), write.key.split(".")
+            for below in range(1, min(len(before), len(after)) + 1):
+                if before[-below:] != after[-below:]:
+                    break
+                modules.setdefault(".".join(before[:-below]), {})[".".join(after[:-below])] = None
+    renamed: OrderedDict[str, Any] = OrderedDict()
+    for module, about in metadata.items():
+        for name in modules.get(module, [module]):
+            renamed.setdefault(name, about)
+    renamed.setdefault("", metadata.get("", {}))
+    return renamed

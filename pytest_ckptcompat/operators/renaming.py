@@ -1,0 +1,109 @@
+"""Operators that change keys alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from pytest_ckptcompat.errors import RecipeError
+from pytest_ckptcompat.keys import escape, select
+from pytest_ckptcompat.rules import Promise
+
+from .growing import differing, promise
+from .operator import Operator
+from .plan import Plan, State, Write
+
+
+@dataclass(frozen=True, repr=False)
+class Renaming(Operator):
+    """An operator that gives keys other names; every tensor stays the same object."""
+
+    def named(self, key: str) -> str:
+        """What the operator calls a key."""
+        raise NotImplementedError
+
+    def chosen(self, state: State) -> list[str]:
+        """The keys that it renames.
+
+        Raises:
+            RecipeError: there are none.
+        """
+        raise NotImplementedError
+
+    def plan(self, state: State, target: State) -> Plan:  # noqa: D102
+        return {key: [Write(self.named(key), (key,))] for key in self.chosen(state)}
+
+    def destination(self, key: str) -> str | None:  # noqa: D102
+        return self.named(key)
+
+    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+        """As many tensors as there were, each bit-equal to the one that it was under its old name."""
+
+        def faults() -> Iterator[str]:
+            if len(before) != len(after):
+                yield f"{len(after)} keys instead of {len(before)}"
+            renamed = set(self.chosen(before))
+            for key, old in before.items():
+                name = self.named(key) if key in renamed else key
+                if name not in after:
+                    yield f"{escape(key)}: there is no {escape(name)}"
+                elif isinstance(old, torch.Tensor):
+                    yield from differing(name, old, after[name])
+
+        return [promise(f"{self!r}: bytes unchanged", faults(), f"{len(after)} keys")]
+
+
+@dataclass(frozen=True, repr=False)
+class rename(Renaming):  # noqa: N801
+    """Give keys other names.
+
+    Attributes:
+        pattern: an exact key or a glob.
+        to: the new name, with as many stars as the pattern: each stands for what the pattern's star at the same
+            place stood for. ``rename("net.*", "backbone.*")``, ``rename("*.gamma", "*.weight")``.
+    """
+
+    pattern: str
+    to: str
+
+    def __post_init__(self) -> None:  # noqa: D105
+        super().__post_init__()
+        if self.to.count("*") not in (0, self.pattern.count("*")):
+            raise RecipeError(f"{self!r}: the new name has other stars than the pattern", key=self.pattern)
+
+    def chosen(self, state: State) -> list[str]:  # noqa: D102
+        keys = self.matched(self.pattern, state)
+        if all(self.named(key) == key for key in keys):
+            raise self.unused(self.pattern, "gives no key another name")
+        return keys
+
+    def named(self, key: str) -> str:  # noqa: D102
+        if key == self.pattern:
+            return self.to
+        found = self._pattern.fullmatch(key)
+        if found is None:
+            return key
+        if self.to.count("*") == 0:
+            return self.to
+        stars = iter(found.groups())
+        return re.sub(r"\*", lambda _: next(stars), self.to)
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        """The glob with its stars as groups."""
+        parts = re.split(r"(\[!?[^\]]+\]|[*?])", self.pattern)
+        return re.compile("".join(map(_regex, parts)), re.DOTALL)
+
+
+def _regex(part: str) -> str:
+    if part == "*":
+        return "(.*?)"
+    if part == "?":
+        return "."
+    if part.startswith("[") and part.endswith("]"):
+        return part.replace("[!", "[^", 1)
+    return re.escape(part)
