@@ -25,8 +25,8 @@ class Growth:
 
     Attributes:
         state_dict: the new one; tensors that no operator changed are the objects that they were.
-        touched: key -> the operators that gave it other values; keys that were dropped are among them. To give
-            a key another name alone is not to touch it.
+        touched: key -> the operators that gave it other values; keys that were dropped are among them. To
+            give a key another name alone is not to touch it.
         origin: new key -> the old key that it comes from; None where it comes from several, or from none.
         sources: new key -> all old keys that it comes from.
         unkept: why the recipe does not claim that the model's function is kept; ``""`` if it claims it.
@@ -41,7 +41,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class Step:
-    """One operator at work: the state dict before and after it, its plan, and the model's sizes as it sees them."""
+    """One operator at work: the state dict before and after it, and the model's sizes as it sees them."""
 
     operator: Operator
     before: State
@@ -93,7 +93,7 @@ class Recipe:
             target: key -> anything with a shape and a dtype: the new model's ``state_dict()``.
 
         Raises:
-            RecipeError: an operator matches nothing, changes nothing where it says that it grows, or does not fit.
+            RecipeError: an operator matches nothing, changes nothing where it is to grow, or does not fit.
         """
         return self.run(state_dict, target).state_dict
 
@@ -102,11 +102,13 @@ class Recipe:
         state = OrderedDict(state_dict)
         if (metadata := getattr(state_dict, "_metadata", None)) is not None:
             state._metadata = metadata  # type: ignore[attr-defined]
-        sources = {key: (key,) for key in state}
+        sources: dict[str, tuple[str, ...]] = {key: (key,) for key in state}
         touched: dict[str, tuple[Operator, ...]] = {}
         for step in self.steps(state, target):
             state, sources, touched = step.after, _sources(step, sources), _touched(step, touched)
-        origin = {key: old[0] if len(old) == 1 else None for key, old in sources.items()}
+        origin: dict[str, str | None] = {
+            key: old[0] if len(old) == 1 else None for key, old in sources.items()
+        }
         return Growth(state, touched, origin, sources, self.unkept)
 
     def steps(self, state_dict: State, target: State) -> Iterator[Step]:
@@ -188,11 +190,12 @@ class _Aimed(Mapping[str, Any]):
         self._coming = coming
 
     def __getitem__(self, key: str) -> Any:
-        name: str | None = key
+        name = key
         for operator in self._coming:
-            name = operator.destination(name)
-            if name is None:
+            destination = operator.destination(name)
+            if destination is None:
                 raise KeyError(key)
+            name = destination
         return self._target[name]
 
     def __iter__(self) -> Iterator[str]:

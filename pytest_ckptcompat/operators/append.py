@@ -1,46 +1,52 @@
 """More rows, made from scratch or from what the old ones have in common."""
 
+# ruff: noqa: D102, N801  # operators are named as recipes spell them; a method is documented where it is first
+
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-
-from pytest_ckptcompat.rules import Promise
 from pytest_ckptcompat.stored import materialise
 
 from .fresh import Fresh, Init, mean
 from .growing import grown, joined, old_rows_kept, promise, resized
 from .keywise import Change, KeyWise, size_after
-from .plan import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    from pytest_ckptcompat.rules import Promise
+
+    from .plan import State
 
 Optim = Literal["mean", "zeros", "reset"]
 
 
 @dataclass(frozen=True, repr=False)
-class append(KeyWise):  # noqa: N801
+class append(KeyWise):
     """Grow a dimension by new rows behind the old ones.
 
-    ``mean`` and ``multivariate_normal`` are for new words, which with small random rows would take most of the
-    probability (Hewitt, "Initializing New Word Embeddings for Pretrained Language Models", 2021; transformers'
-    ``resize_token_embeddings``).
+    ``mean`` and ``multivariate_normal`` are for new words, which with small random rows would take most of
+    the probability (Hewitt, "Initializing New Word Embeddings for Pretrained Language Models", 2021;
+    transformers' ``resize_token_embeddings``).
 
     Attributes:
         key: an exact key or a glob.
         dim: the dimension that grows.
         n: how many rows are added; as many as the model has more, if it is left out.
         init: where they come from: ``zeros``; ``constant``: `value`; ``normal``: mean 0, `std`;
-            ``kaiming_uniform`` and ``xavier_uniform``: as torch fills a new tensor of the model's size, a bias
-            with the bound of its weight; ``mean``: the mean of the old rows; ``multivariate_normal``: drawn
-            around it, with 1e-9 of the old rows' covariance (their mean where that is no covariance).
+            ``kaiming_uniform`` and ``xavier_uniform``: as torch fills a new tensor of the model's size, a
+            bias with the bound that its weight gives it; ``mean``: the mean of the old rows;
+            ``multivariate_normal``: drawn around it, with 1e-9 of the old rows' covariance.
         std: for ``normal``; the standard deviation of the old rows if it is left out.
         value: for ``constant``.
         seed: of what is drawn.
-        optim: optimizer state of the new rows: ``mean`` fills in zeros for first moments and the old rows' mean
-            for second ones, so that the first updates are not large; ``zeros``; ``reset`` starts the tensor's
-            state anew.
+        optim: optimizer state of the new rows: ``mean`` fills in zeros for first moments and the old rows'
+            mean for second ones, so that the first updates are not large; ``zeros``; ``reset`` starts the
+            tensor's state anew.
     """
 
     dim: int
@@ -57,7 +63,7 @@ class append(KeyWise):  # noqa: N801
         nothing = self.init == "zeros" or (self.init == "constant" and self.value == 0)
         return "" if self.dim == 0 or nothing else f"{self!r} adds inputs that count"
 
-    def change(self, key: str, state: State, target: State) -> Change | None:  # noqa: D102
+    def change(self, key: str, state: State, target: State) -> Change | None:
         old = state[key].shape[self.dim] if -state[key].dim() <= self.dim < state[key].dim() else 0
         size = size_after(self, key, self.dim, None if self.n is None else old + self.n, state, target)
         if size is None:

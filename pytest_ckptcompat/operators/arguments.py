@@ -5,7 +5,6 @@ from __future__ import annotations
 import types
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
-from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pytest_ckptcompat.errors import RecipeError
@@ -24,7 +23,6 @@ def checked(operator: str, name: str, value: Any, hint: Any) -> Any:
     raise RecipeError(f"{operator}: {name} wants {_wanted(hint)}, not {value!r}")
 
 
-@cache
 def hints(kind: type) -> dict[str, Any]:
     """Field -> its annotation, evaluated; of all the operator's own and inherited fields."""
     return get_type_hints(kind)
@@ -107,11 +105,10 @@ def python(value: Any) -> str:
 def quoted(text: str) -> str:
     """A string literal in double quotes. ``#`` is escaped, since CI services take ``##[`` for a command."""
     source = repr(text)
+    inside = source[1:-1]
     if source[0] == "'":
-        source = source[1:-1].replace(r"\'", "'").replace('"', r"\"")
-    else:
-        source = source[1:-1]
-    return '"' + source.replace("#", r"\x23") + '"'
+        inside = inside.replace(r"\'", "'").replace('"', r"\"")
+    return '"' + inside.replace("#", r"\x23") + '"'
 
 
 def toml(value: Any) -> str:

@@ -1,22 +1,29 @@
 """Keys that the new model has no use for."""
 
+# ruff: noqa: D102, N801  # operators are named as recipes spell them; a method is documented where it is first
+
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from pytest_ckptcompat.keys import escape, matches
-from pytest_ckptcompat.rules import Promise
 
 from .growing import differing, promise
 from .operator import Operator
-from .plan import Plan, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_ckptcompat.rules import Promise
+
+    from .plan import Plan, State
 
 
 @dataclass(frozen=True, repr=False)
-class drop(Operator):  # noqa: N801
+class drop(Operator):
     """Leave keys out: ``drop("aux.*")``.
 
     Attributes:
@@ -25,7 +32,7 @@ class drop(Operator):  # noqa: N801
 
     pattern: str
 
-    def plan(self, state: State, target: State) -> Plan:  # noqa: D102
+    def plan(self, state: State, target: State) -> Plan:
         return {key: [] for key in self.matched(self.pattern, state)}
 
     def prove(self, before: State, after: State, target: State) -> list[Promise]:

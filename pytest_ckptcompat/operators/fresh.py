@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod, sqrt
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import nn
@@ -15,7 +14,11 @@ from pytest_ckptcompat.keys import escape
 
 from .growing import differing, drawn, resized, wide
 from .keywise import KeyWise, shape
-from .plan import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .plan import State
 
 Init = Literal[
     "zeros", "constant", "normal", "kaiming_uniform", "xavier_uniform", "mean", "multivariate_normal"
@@ -29,11 +32,16 @@ class Declared(Protocol):
     """What an operator says of new rows; see `append` for the meaning."""
 
     @property
-    def std(self) -> float | None: ...  # noqa: D102
+    def std(self) -> float | None:
+        """Of ``normal``."""
+
     @property
-    def value(self) -> float: ...  # noqa: D102
+    def value(self) -> float:
+        """Of ``constant``."""
+
     @property
-    def seed(self) -> int: ...  # noqa: D102
+    def seed(self) -> int:
+        """Of what is drawn."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ class Fresh:
         centre = mean(tensor, dim)
         if self.init == "mean" or tensor.device.type == "meta":
             return centre.expand(sizes).to(tensor.dtype)
-        # Sums of the centred old rows with normal coefficients have their covariance; no root of it is needed.
+        # Sums of the centred old rows with normal coefficients have their covariance: it needs no root.
         n = tensor.shape[dim]
         rows = (tensor.to(centre.dtype) - centre).movedim(dim, 0).reshape(n, -1)
         mix = drawn(
@@ -171,7 +179,7 @@ class Fresh:
             yield f"{name}: the new rows' mean is {magnitude(float(added.mean()))}, not about 0"
         found = float(added.std(correction=0))
         if abs(found - std) > _SIGMAS * max(error / sqrt(k), std / k) + near:
-            yield f"{name}: the new rows' standard deviation is {magnitude(found)}, not about {magnitude(std)}"
+            yield f"{name}: the new rows' deviation is {magnitude(found)}, not about {magnitude(std)}"
         if float(added.abs().max()) > most * 1.01:
             yield f"{name}: a new row has {magnitude(float(added.abs().max()))}, beyond {magnitude(most)}"
 

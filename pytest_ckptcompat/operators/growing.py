@@ -1,9 +1,10 @@
-"""What operators share that give a tensor more rows: new tensors on the right device, promises about old rows."""
+"""What operators share that give a tensor more rows: making them, and promises about the old ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 import torch
@@ -12,7 +13,8 @@ from pytest_ckptcompat.difference import difference
 from pytest_ckptcompat.keys import escape
 from pytest_ckptcompat.rules import Promise
 
-from .plan import State
+if TYPE_CHECKING:
+    from .plan import State
 
 Sizes = Sequence[int]
 
@@ -26,8 +28,8 @@ def drawn(
 ) -> torch.Tensor:
     """A tensor of the kind of `like`, filled by ``draw(tensor, generator)``.
 
-    It is drawn on the CPU, in float32 at least, so that the values are the same on every device; on meta nothing
-    is. Tensors of different names get different values from one seed.
+    It is drawn on the CPU, in float32 at least, so that the values are the same on every device; on meta
+    nothing is. Tensors of different names get different values from one seed.
     """
     if like.device.type == "meta":
         return like.new_empty(tuple(sizes))

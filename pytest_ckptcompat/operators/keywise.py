@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -15,9 +14,12 @@ from .arguments import python
 from .operator import Operator
 from .plan import Make, Plan, State, Write, memory
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 class Change(NamedTuple):
-    """How a tensor is made anew, and how what an optimizer keeps for each of its elements is (see `Write`)."""
+    """How a tensor is made anew, and what an optimizer keeps for each of its elements (see `Write`)."""
 
     make: Make
     carry: Any = None
@@ -42,7 +44,7 @@ class KeyWise(Operator):
         """
         raise NotImplementedError
 
-    def plan(self, state: State, target: State) -> Plan:  # noqa: D102
+    def plan(self, state: State, target: State) -> Plan:  # noqa: D102  # inherited
         keys = self.matched(self.key, state)
         plan: dict[str, list[Write]] = {}
         for key in keys:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from pytest_ckptcompat.errors import RecipeError
 from pytest_ckptcompat.keys import escape, nearest, select
-from pytest_ckptcompat.rules import Promise
 
 from .arguments import checked, given, hints, positional, python
 from .plan import Plan, State, carry_out
+
+if TYPE_CHECKING:
+    from collections import OrderedDict
+    from collections.abc import Mapping, Sequence
+
+    from pytest_ckptcompat.rules import Promise
 
 
 class Edit(NamedTuple):
@@ -26,8 +29,9 @@ class Edit(NamedTuple):
 class Operator:
     """One step of a recipe: data that can be printed, compared and written as a table.
 
-    A subclass is a frozen dataclass (``repr=False``) named as its table is, whose fields are its arguments: texts,
-    numbers, and lists of them. It gives a `plan`, says what it does not claim, and proves what it promises.
+    A subclass is a frozen dataclass (``repr=False``) named as its table is, whose fields are its arguments:
+    texts, numbers, and lists of them. It gives a `plan`, says what it does not claim, and proves what it
+    promises.
 
     Attributes:
         unkept: why the operator does not claim that the model's function is kept; ``""`` if it claims it.
@@ -57,7 +61,7 @@ class Operator:
         return f"{type(self).__name__}({', '.join(arguments)})"
 
     def table(self) -> dict[str, Any]:
-        """The operator as a table of a recipe file: ``op``, and the arguments that are not at their defaults."""
+        """The operator as a table of a recipe file: ``op``, and the arguments that are not defaults."""
         return {
             "op": type(self).__name__,
             **{_IN_TABLES.get(key, key): value for key, value in given(self).items()},

@@ -1,19 +1,24 @@
 """Prefixes that wrappers put before every key: taken away, or put there."""
 
+# ruff: noqa: D102, N801  # operators are named as recipes spell them; a method is documented where it is first
+
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.errors import RecipeError
 from pytest_ckptcompat.keys import nearest
 
 from .arguments import python
-from .plan import State
 from .renaming import Renaming
+
+if TYPE_CHECKING:
+    from .plan import State
 
 
 @dataclass(frozen=True, repr=False)
-class strip_prefix(Renaming):  # noqa: N801
+class strip_prefix(Renaming):
     """Take a prefix from every key that has it: ``strip_prefix("module.")``.
 
     Attributes:
@@ -22,7 +27,7 @@ class strip_prefix(Renaming):  # noqa: N801
 
     prefix: str
 
-    def chosen(self, state: State) -> list[str]:  # noqa: D102
+    def chosen(self, state: State) -> list[str]:
         keys = [key for key in state if self.named(key) != key]
         if not keys:
             near = nearest(f"{self.prefix}*", state.keys(), 1)
@@ -30,12 +35,12 @@ class strip_prefix(Renaming):  # noqa: N801
             raise self.unused(self.prefix, f"finds no key that begins with {python(self.prefix)}{hint}")
         return keys
 
-    def named(self, key: str) -> str:  # noqa: D102
+    def named(self, key: str) -> str:
         return (key.removeprefix(self.prefix).removeprefix(".") if key.startswith(self.prefix) else "") or key
 
 
 @dataclass(frozen=True, repr=False)
-class add_prefix(Renaming):  # noqa: N801
+class add_prefix(Renaming):
     """Put a prefix before every key: ``add_prefix("model.")``.
 
     Attributes:
@@ -44,13 +49,13 @@ class add_prefix(Renaming):  # noqa: N801
 
     prefix: str
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not self.prefix:
             raise RecipeError("add_prefix: the prefix is empty", rule="recipe-unused-op")
 
-    def chosen(self, state: State) -> list[str]:  # noqa: D102
+    def chosen(self, state: State) -> list[str]:
         return list(state)
 
-    def named(self, key: str) -> str:  # noqa: D102
+    def named(self, key: str) -> str:
         return self.prefix + key

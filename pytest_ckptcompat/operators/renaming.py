@@ -1,21 +1,27 @@
 """Operators that change keys alone."""
 
+# ruff: noqa: D102, N801  # operators are named as recipes spell them; a method is documented where it is first
+
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
 from pytest_ckptcompat.errors import RecipeError
-from pytest_ckptcompat.keys import escape, select
-from pytest_ckptcompat.rules import Promise
+from pytest_ckptcompat.keys import escape
 
 from .growing import differing, promise
 from .operator import Operator
 from .plan import Plan, State, Write
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_ckptcompat.rules import Promise
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,10 +40,10 @@ class Renaming(Operator):
         """
         raise NotImplementedError
 
-    def plan(self, state: State, target: State) -> Plan:  # noqa: D102
+    def plan(self, state: State, target: State) -> Plan:
         return {key: [Write(self.named(key), (key,))] for key in self.chosen(state)}
 
-    def destination(self, key: str) -> str | None:  # noqa: D102
+    def destination(self, key: str) -> str | None:
         return self.named(key)
 
     def prove(self, before: State, after: State, target: State) -> list[Promise]:
@@ -58,30 +64,30 @@ class Renaming(Operator):
 
 
 @dataclass(frozen=True, repr=False)
-class rename(Renaming):  # noqa: N801
+class rename(Renaming):
     """Give keys other names.
 
     Attributes:
         pattern: an exact key or a glob.
-        to: the new name, with as many stars as the pattern: each stands for what the pattern's star at the same
-            place stood for. ``rename("net.*", "backbone.*")``, ``rename("*.gamma", "*.weight")``.
+        to: the new name, with as many stars as the pattern: each stands for what the pattern's star at the
+            same place stood for; or with none. ``rename("net.*", "backbone.*")``.
     """
 
     pattern: str
     to: str
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.to.count("*") not in (0, self.pattern.count("*")):
             raise RecipeError(f"{self!r}: the new name has other stars than the pattern", key=self.pattern)
 
-    def chosen(self, state: State) -> list[str]:  # noqa: D102
+    def chosen(self, state: State) -> list[str]:
         keys = self.matched(self.pattern, state)
         if all(self.named(key) == key for key in keys):
             raise self.unused(self.pattern, "gives no key another name")
         return keys
 
-    def named(self, key: str) -> str:  # noqa: D102
+    def named(self, key: str) -> str:
         if key == self.pattern:
             return self.to
         found = self._pattern.fullmatch(key)

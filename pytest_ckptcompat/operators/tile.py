@@ -1,27 +1,33 @@
 """More rows, each a copy of an old one."""
 
+# ruff: noqa: D102, N801  # operators are named as recipes spell them; a method is documented where it is first
+
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from pytest_ckptcompat.rules import Promise
 from pytest_ckptcompat.stored import materialise
 
 from .growing import bits, differing, drawn, grown, joined, old_rows_kept, promise
 from .keywise import Change, KeyWise, size_after
-from .plan import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_ckptcompat.rules import Promise
+
+    from .plan import State
 
 
 @dataclass(frozen=True, repr=False)
-class tile(KeyWise):  # noqa: N801  # operators are named as recipes spell them
+class tile(KeyWise):  # operators are named as recipes spell them
     """Grow a dimension by repeating what is there: new row i is old row ``i mod n``.
 
-    ``Linear(256, 4)`` grown to 14 outputs is ``cat([w, w, w, w[0:2]])``, and so is its bias. The old rows keep
-    their places, so a grown output layer gives the old outputs as it did.
+    ``Linear(256, 4)`` grown to 14 outputs is ``cat([w, w, w, w[0:2]])``, and so is its bias. The old rows
+    keep their places, so a grown output layer gives the old outputs as it did.
 
     Attributes:
         key: an exact key or a glob.
@@ -44,7 +50,7 @@ class tile(KeyWise):  # noqa: N801  # operators are named as recipes spell them
         """Repeated inputs count more than once; repeated outputs stand beside the old ones."""
         return "" if self.dim == 0 else f"{self!r} repeats inputs"
 
-    def change(self, key: str, state: State, target: State) -> Change | None:  # noqa: D102
+    def change(self, key: str, state: State, target: State) -> Change | None:
         size = size_after(self, key, self.dim, self.to, state, target)
         if size is None:
             return None
