@@ -46,7 +46,7 @@ def blame(error: BaseException, model: nn.Module) -> Place:
     names = {id(module): name for name, module in model.named_modules()}
     place = Place()
     for frame, lineno in _frames(error.__traceback__):
-        owner = frame.f_locals.get("self")
+        owner = _first_argument(frame)
         if isinstance(owner, nn.Module):
             # a module that is registered nowhere (kept in a plain list) is named after the one that called it
             place = Place(names.get(id(owner), place.module), type(owner).__name__, place.line)
@@ -112,6 +112,12 @@ def _frames(trace: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
     while trace is not None:
         yield trace.tb_frame, trace.tb_lineno
         trace = trace.tb_next
+
+
+def _first_argument(frame: FrameType) -> Any:
+    """A method's ``self``, whatever it is called; not one that a closure brings along."""
+    code = frame.f_code
+    return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
 
 
 def _source(frame: FrameType, lineno: int) -> str:

@@ -32,26 +32,17 @@ def tensors(value: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor in `value`, in order, with the path to it (``""``, ``[0]``, ``['loss']``, ``.logits``).
 
     Containers are looked into, and so are the attributes of any other object (a dataclass, a distribution).
-    Every object is visited once, so cycles end; a structure of more than 100,000 objects is left at that.
+    Every container is visited once, so cycles end; a structure of more than 100,000 of them is left at that.
     """
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}  # keeps what it met alive, so that no id is used twice
     pending = [("", value)]
-    kept = [value]  # keeps temporary objects alive, so that no id is used twice
     while pending and len(seen) < _LIMIT:
         path, node = pending.pop()
-        if (
-            id(node) in seen
-            or node is None
-            or (isinstance(node, _LEAVES) and not isinstance(node, torch.Tensor))
-        ):
-            continue
-        seen.add(id(node))
         if isinstance(node, torch.Tensor):
             yield path, node
-            continue
-        children = list(_children(path, node))
-        kept.extend(child for _, child in children)
-        pending.extend(reversed(children))
+        elif node is not None and not isinstance(node, _LEAVES) and id(node) not in seen:
+            seen[id(node)] = node
+            pending.extend(reversed(list(_children(path, node))))
 
 
 def mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

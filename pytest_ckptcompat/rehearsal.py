@@ -9,8 +9,9 @@ from torch import nn
 
 from .blame import blame, cause, failure
 from .card import Card
-from .forward import Outcome, evaluating, outputs_shown
+from .forward import Outcome, evaluating
 from .limits import limit
+from .outputs import shown
 from .refusal import MixedDevices
 from .rules import Finding, finding
 from .seeds import seeded
@@ -144,9 +145,7 @@ def _is_kept(key: Any, value: Any) -> bool:
 
 def _rehearsed(card: Card, attempt: _Attempt, note: str = "") -> Outcome:
     player = "meta" if card.stand_in else "fake"
-    return Outcome(
-        "rehearsed", f"{card.device} played by {player} tensors{note}: {outputs_shown(attempt.outputs)}"
-    )
+    return Outcome("rehearsed", f"{card.device} played by {player} tensors{note}: {shown(attempt.outputs)}")
 
 
 def _skipped(reason: str, attempt: _Attempt) -> Outcome:
