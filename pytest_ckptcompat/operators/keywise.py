@@ -15,7 +15,7 @@ from .operator import Operator
 from .plan import Make, Plan, State, Write, memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 class Change(NamedTuple):
@@ -44,15 +44,16 @@ class KeyWise(Operator):
         """
         raise NotImplementedError
 
-    def plan(self, state: State, target: State) -> Plan:  # noqa: D102  # inherited
+    def plan(self, state: State, target: State) -> Plan:  # inherited
         keys = self.matched(self.key, state)
+        ties = tied(state)
         plan: dict[str, list[Write]] = {}
         for key in keys:
             if key in plan or not isinstance(state[key], torch.Tensor):
                 continue
             change = self.change(key, state, target)
             if change is not None:
-                for name in (key, *self._tied(key, state, target)):
+                for name in _moved(ties[memory(state[key])], key, state, target):
                     plan[name] = [Write(name, (name,), *change)]
         if not plan:
             raise self.unused(self.key, f"changes nothing: {self._as_it_is(keys[0], state, target)}")
@@ -70,17 +71,6 @@ class KeyWise(Operator):
         keys = select(self.key, state.keys())
         return bool(keys) and all(memory(state[key]) in there for key in keys)
 
-    def _tied(self, key: str, state: State, target: State) -> Iterable[str]:
-        """Other names of the same tensor, but for those that the model wants in the old shape still."""
-        tensor = state[key]
-        where = memory(tensor)
-        for name, other in state.items():
-            if name == key or (other is not tensor and memory(other) != where):
-                continue
-            wanted = shape(target.get(name))
-            if wanted != tuple(tensor.shape) or shape(target.get(key)) in (None, wanted):
-                yield name
-
     def _as_it_is(self, key: str, state: State, target: State) -> str:
         has = shape(state[key])
         if has is None:
@@ -88,6 +78,22 @@ class KeyWise(Operator):
         wanted = shape(target.get(key))
         model = "the model does not have it" if wanted is None else f"the model has {shown(wanted)}"
         return f"{python(key)} is {shown(has)}, {model}"
+
+
+def tied(state: State) -> dict[object, list[str]]:
+    """The names of each tensor, by its `memory`."""
+    ties: dict[object, list[str]] = {}
+    for key, value in state.items():
+        ties.setdefault(memory(value), []).append(key)
+    return ties
+
+
+def _moved(names: Iterable[str], key: str, state: State, target: State) -> Iterator[str]:
+    """Those names of a tensor that change with `key`: all but where the model has the old shape still."""
+    has, wanted = shape(state[key]), shape(target.get(key))
+    for name in names:
+        if name == key or shape(target.get(name)) != has or wanted in (None, has):
+            yield name
 
 
 def shape(value: Any) -> tuple[int, ...] | None:

@@ -1,6 +1,6 @@
 """Prefixes that wrappers put before every key: taken away, or put there."""
 
-# ruff: noqa: D102, N801  # operators are named as recipes spell them; a method is documented where it is first
+# operators are named as recipes spell them; a method is documented where it is first
 
 from __future__ import annotations
 
