@@ -21,7 +21,7 @@ def meta(state_dict):
 
 
 def torch_verdict(model, state_dict):
-    """What torch says, from its public behaviour alone: strict loads of real tensors, mismatched keys taken out."""
+    """What torch says, from its public behaviour alone: loads of real tensors, mismatched keys taken out."""
     mismatched = set()
     while True:
         try:

@@ -1,0 +1,379 @@
+"""The marker, the fixtures and the options, as a user meets them."""
+
+import json
+
+import pytest
+
+MARKED = """
+    import pytest
+    import pytest_ckptcompat as cc
+    from nets import V1, V2, Forgetful, Broken, Quits
+
+    @pytest.mark.ckpt_compat({arguments})
+    def test_it({fixtures}):
+        {body}
+"""
+
+
+def marked(project, arguments, fixtures="", body="..."):
+    project.makepyfile(test_it=MARKED.format(arguments=arguments, fixtures=fixtures, body=body))
+
+
+def out(result):
+    return "\n".join(result.outlines)
+
+
+GROW = "model=V2, source_model=V1, recipe=cc.Recipe(cc.tile('head.*', dim=0)), inputs=(3, 6)"
+
+
+@pytest.fixture(params=[(), ("-n0",), ("-n2",)], ids=["plain", "n0", "n2"])
+def workers(request):
+    return request.param
+
+
+def test_what_fits_passes_and_says_where_it_ran(project, workers):
+    marked(project, "model=V1, inputs=(3, 6)")
+    result = project.runpytest("--ckpt=v1.pth", *workers)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "test_it.py::test_it[[]v1.pth[]]",
+            "  v1.pth fits nets.V1: 9 of 9 keys match",
+            "  verified: untouched*",
+            "  forward: passed on cpu: (3, 4)",
+            "  forward-cuda: rehearsed cuda:0 with *",
+        ]
+    )
+    assert "1 of 1 checks passed" in out(result)
+
+
+def test_what_does_not_fit_is_a_failure_without_a_traceback(project, workers):
+    marked(project, "model=V2, inputs=(3, 6)")
+    result = project.runpytest("--ckpt=v1.pth", *workers)
+    result.assert_outcomes(failed=1)
+    text = out(result)
+    assert "v1.pth does not fit nets.V2: 2 mismatched, 0 missing, 0 unexpected (7 of 9 keys match)" in text
+    assert "shape-mismatch  head.weight  (4, 8) f32    (10, 8) f32" in text
+    assert 'Recipe(tile("head.*", dim=0))' in text
+    assert "Traceback" not in text
+    assert "conftest" not in text
+    report = text.split("_ test_it[v1.pth] _")[1].split("- checkpoints -")[0].splitlines()
+    assert all(len(line) <= 80 for line in report if not line.startswith(("v1.pth", "[gw")))
+
+
+@pytest.mark.parametrize("ci", [False, True])
+def test_the_short_summary_has_the_verdict_alone(project, monkeypatch, ci):
+    if ci:
+        monkeypatch.setenv("CI", "true")
+    marked(project, "model=V2")
+    result = project.runpytest("--ckpt=v1.pth")
+    summary = out(result).split("short test summary info")[1]
+    (line,) = [line for line in summary.splitlines() if "FAILED" in line]
+    whole = (
+        "FAILED test_it.py::test_it[v1.pth] - v1.pth does not fit nets.V2: "
+        "2 mismatched, 0 missing, 0 unexpected (7 of 9 keys match)"
+    )
+    assert line == whole if ci else whole.startswith(line.removesuffix("..."))
+    assert "shape-mismatch" not in summary
+
+
+def test_junit_has_the_verdict_as_message_and_the_report_in_the_body(project):
+    marked(project, "model=V2", "ckpt_model")
+    project.runpytest("--ckpt=v1.pth", "--junitxml=junit.xml")
+    text = (project.path / "junit.xml").read_text()
+    assert 'errors="0" failures="1"' in text
+    assert '<failure message="v1.pth does not fit nets.V2: 2 mismatched, 0 missing, 0 unexpected' in text
+    assert "shape-mismatch  head.weight" in text
+    assert '<property name="ckpt_verdict"' in text
+
+
+def test_with_the_recipe_it_passes(project, workers):
+    marked(
+        project, GROW, "ckpt_model", "assert ckpt_model.head.out_features == 10 and not ckpt_model.training"
+    )
+    result = project.runpytest("--ckpt=v1.pth", *workers)
+    result.assert_outcomes(passed=1)
+    assert "v1.pth fits nets.V2 with the recipe: 9 of 9 keys match" in out(result)
+
+
+def test_no_checkpoint_is_skipped_and_counted(project):
+    marked(project, GROW, "ckpt_model")
+    result = project.runpytest("-rs")
+    result.assert_outcomes(skipped=1)
+    assert "1 skipped: no checkpoint (--ckpt, --ckpt-required)" in out(result)
+
+
+def test_no_checkpoint_fails_where_one_is_required(project):
+    marked(project, GROW)
+    result = project.runpytest("--ckpt-required")
+    result.assert_outcomes(failed=1)
+    assert "no-checkpoint" in out(result)
+
+
+def test_one_test_for_each_checkpoint(project):
+    (project.path / "v1.pth").rename(project.path / "a.pth")
+    (project.path / "b.pth").write_bytes((project.path / "a.pth").read_bytes())
+    marked(project, "model=V1")
+    result = project.runpytest("--ckpt=*.pth", "-v")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["*test_it[[]a.pth[]] PASSED*", "*test_it[[]b.pth[]] PASSED*"])
+
+
+def test_a_checkpoint_in_the_marker_is_relative_to_the_test(project):
+    (project.path / "sub").mkdir()
+    (project.path / "v1.pth").rename(project.path / "sub/v1.pth")
+    marked(project, "model=V1, ckpt='v1.pth'")
+    (project.path / "test_it.py").rename(project.path / "sub/test_it.py")
+    project.runpytest().assert_outcomes(passed=1)
+
+
+def test_the_ini_file_serves_as_well(project):
+    project.makeini("[pytest]\nckpt = v1.pth\nckpt_device = none\nckpt_required = true\n")
+    marked(project, "model=V1, inputs=(3, 6)")
+    result = project.runpytest("-v")
+    result.assert_outcomes(passed=1)
+    assert "[v1.pth]" in out(result)
+
+
+def test_native_toml_ini(project):
+    project.makefile(
+        ".toml", pyproject="[tool.pytest.ini_options]\nckpt = ['v1.pth']\nckpt_device = 'none'\n"
+    )
+    marked(project, "model=V1")
+    project.runpytest().assert_outcomes(passed=1)
+
+
+HTML = b"<!DOCTYPE html><html><body>Please log in</body></html>"
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1816594\n"
+FAULTS = {
+    "missing": (None, "does not exist"),
+    "empty": (b"", "empty"),
+    "page": (HTML, "HTML"),
+    "pointer": (LFS, "LFS"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_path_that_is_no_checkpoint_ends_the_run_with_two_lines(project, fault):
+    content, word = FAULTS[fault]
+    if content is not None:
+        (project.path / "x.pth").write_bytes(content)
+    marked(project, "model=V1")
+    result = project.runpytest("--ckpt=x.pth")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    errors = [line for line in result.errlines if line]
+    assert len(errors) <= 2
+    assert errors[0].startswith("ERROR: --ckpt: ")
+    assert "x.pth" in errors[0]
+    assert word in " ".join(errors)
+
+
+def test_a_folder_that_is_no_checkpoint_too(project):
+    (project.path / "params").mkdir()
+    marked(project, "model=V1")
+    result = project.runpytest("--ckpt=params")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "params" in "\n".join(result.errlines)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_same_path_in_a_marker_is_a_failed_test(project, fault):
+    content, word = FAULTS[fault]
+    if content is not None:
+        (project.path / "x.pth").write_bytes(content)
+    marked(project, "model=V1, ckpt='x.pth'")
+    result = project.runpytest()
+    result.assert_outcomes(failed=1)
+    assert word in out(result)
+    assert "Traceback" not in out(result)
+
+
+def test_collect_only_opens_nothing(project):
+    marked(project, "model=V1")
+    result = project.runpytest("--collect-only", "-q", "--ckpt=none.pth")
+    assert result.ret == 0
+    assert "test_it.py::test_it[none.pth]" in out(result)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("V1", "takes keywords only"),
+        ("3, model=V1", "takes keywords only"),
+        ("model=V1, input=(3, 6)", "unknown argument input=: did you mean inputs=?"),
+        ("inputs=(3, 6)", "model= is missing"),
+        ("model=V1, device='gpu'", "is no device"),
+    ],
+)
+def test_a_wrong_marker_is_an_error_at_collection_that_names_it(project, arguments, text):
+    if arguments == "V1":
+        pytest.skip("pytest itself takes this for decorating the class")
+    marked(project, arguments)
+    result = project.runpytest("--ckpt=v1.pth")
+    result.assert_outcomes(errors=1)
+    assert text in out(result)
+    assert "test_it.py::test_it" in out(result)
+
+
+def test_a_model_that_raises_is_a_failed_test_with_its_cause(project):
+    marked(project, "model=Broken")
+    result = project.runpytest("--ckpt=v1.pth")
+    result.assert_outcomes(failed=1)
+    assert "the config has no 'width' (nets.py:" in out(result)
+
+
+def test_a_model_that_exits_is_a_failed_test_too(project):
+    marked(project, "model=Quits")
+    result = project.runpytest("--ckpt=v1.pth")
+    result.assert_outcomes(failed=1)
+    assert "no GPU, bye" in out(result)
+
+
+def test_a_tensor_left_on_the_cpu_passes_there_and_fails_in_rehearsal(project):
+    marked(project, "model=Forgetful, inputs=(3, 6)")
+    project.runpytest("--ckpt=v1.pth", "--ckpt-device=cpu").assert_outcomes(passed=1)
+    result = project.runpytest("--ckpt=v1.pth")
+    result.assert_outcomes(failed=1)
+    text = " ".join(out(result).split())
+    assert "forward-error" in text
+    assert "Forgetful" in text
+    assert "cuda:0" in text
+    assert "cpu" in text
+
+
+def test_cuda_can_be_required(project):
+    marked(project, "model=V1, inputs=(3, 6)")
+    result = project.runpytest("--ckpt=v1.pth", "--ckpt-require-cuda", "--ckpt-device=cpu")
+    result.assert_outcomes(failed=1)
+    assert "forward-no-cuda" in out(result)
+
+
+def test_ckpt_gives_the_header(project):
+    project.makepyfile(
+        test_it="""
+        def test_header(ckpt, ckpt_path):
+            assert ckpt["head.weight"].shape == (4, 8)
+            assert ckpt_path == "v1.pth"
+    """
+    )
+    project.runpytest("--ckpt=v1.pth").assert_outcomes(passed=1)
+    project.runpytest().assert_outcomes(skipped=1)
+
+
+def test_ckpt_report_and_ckpt_model_without_the_marker_say_what_is_missing(project):
+    project.makepyfile(test_it="def test_it(ckpt_model): ...")
+    result = project.runpytest("--ckpt=v1.pth")
+    assert "need @pytest.mark.ckpt_compat(model=...)" in out(result)
+    assert result.ret == 1
+
+
+def test_ckpt_check(project):
+    project.makepyfile(
+        test_it="""
+        from nets import V1, V2
+
+        def test_fits(ckpt_check):
+            report = ckpt_check(V1, "v1.pth", inputs=(3, 6))
+            assert report.ok and report.stages
+
+        def test_does_not(ckpt_check):
+            ckpt_check(V2, "v1.pth")
+    """
+    )
+    result = project.runpytest()
+    result.assert_outcomes(passed=1, failed=1)
+    assert "v1.pth does not fit nets.V2" in out(result)
+
+
+def test_xfail_and_reruns_see_an_ordinary_failure(project):
+    project.makepyfile(
+        test_it="""
+        import pytest
+        from nets import V2
+
+        @pytest.mark.xfail(reason="v2 is not released")
+        @pytest.mark.ckpt_compat(model=V2)
+        def test_body(): ...
+
+        @pytest.mark.xfail(reason="v2 is not released")
+        @pytest.mark.ckpt_compat(model=V2)
+        def test_fixture(ckpt_model): ...
+    """
+    )
+    project.runpytest("--ckpt=v1.pth").assert_outcomes(xfailed=2)
+
+
+def test_a_marked_class_and_a_marked_unittest(project):
+    project.makepyfile(
+        test_it="""
+        import unittest
+        import pytest
+        from nets import V1, V2
+
+        @pytest.mark.ckpt_compat(model=V1)
+        class TestIt:
+            def test_one(self): ...
+            def test_two(self, ckpt_report): assert ckpt_report.ok
+
+        class Case(unittest.TestCase):
+            @pytest.mark.ckpt_compat(model=V2)
+            def test_three(self): ...
+    """
+    )
+    project.runpytest("--ckpt=v1.pth").assert_outcomes(passed=2, failed=1)
+
+
+def test_reports_of_the_whole_run(project, workers):
+    marked(project, "model=V2", "ckpt_model")
+    project.makepyfile(
+        test_other="""
+        import pytest
+        from nets import V1
+        @pytest.mark.ckpt_compat(model=V1, inputs=(3, 6))
+        def test_fits(): ...
+    """
+    )
+    (project.path / "old.md").write_text("before\n")
+    project.runpytest(
+        "--ckpt=v1.pth",
+        "--ckpt-report=json:r.json",
+        "--ckpt-report=markdown:old.md",
+        "--ckpt-report=html:r.html",
+        *workers,
+    )
+    content = json.loads((project.path / "r.json").read_text())
+    assert content["schema_version"] == 1
+    checks = {check["nodeid"]: check for check in content["checks"]}
+    assert set(checks) == {"test_it.py::test_it[v1.pth]", "test_other.py::test_fits[v1.pth]"}
+    failed = checks["test_it.py::test_it[v1.pth]"]
+    assert failed["mismatched"][0] == {"key": "head.weight", "checkpoint": [4, 8], "model": [10, 8]}
+    assert failed["suggestion"]["python"] == 'Recipe(tile("head.*", dim=0))'
+    assert checks["test_other.py::test_fits[v1.pth]"]["ok"] is True
+    markdown = (project.path / "old.md").read_text()
+    assert markdown.startswith("before\n")
+    assert "does not fit" in markdown
+    assert "</html>" in (project.path / "r.html").read_text()
+
+
+@pytest.mark.parametrize("option", ["xml:r", "json", "json:", "json:none/r.json", "json:."])
+def test_a_report_that_cant_be_written_is_refused_at_once(project, option):
+    result = project.runpytest(f"--ckpt-report={option}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "--ckpt-report" in "\n".join(result.errlines)
+
+
+def test_the_report_hook(project):
+    marked(project, "model=V1")
+    project.makeconftest(
+        """
+        def pytest_ckptcompat_report(report):
+            print("hooked:", report.verdict)
+    """
+    )
+    result = project.runpytest("--ckpt=v1.pth", "-s")
+    assert "hooked: v1.pth fits nets.V1" in out(result)
+
+
+def test_the_plugin_can_be_turned_off(project):
+    project.makepyfile(test_it="def test_it(): ...")
+    project.runpytest("-p", "no:ckptcompat").assert_outcomes(passed=1)
