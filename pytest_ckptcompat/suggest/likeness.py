@@ -25,7 +25,7 @@ _SYNONYMS = (
     {"block", "blocks", "layer", "layers", "stage", "stages"},
     {"head", "classifier", "fc"},
 )
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|#|[0-9]+")
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
 def likeness(one: str, other: str, ignored: frozenset[str] = frozenset()) -> float:

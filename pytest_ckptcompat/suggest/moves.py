@@ -98,12 +98,12 @@ def _whole(substitution: Substitution, key: str, name: str) -> Iterator[tuple[St
         else:
             yield from _rename(f"*.{old}.*", "*.*")
         return
-    if not substitution.prefix and "*" not in old + new:
-        removed, added = ".".join(substitution.old) + ".", ".".join(substitution.new) + "."
-        if not new:
-            yield Step("strip_prefix", (removed,)), lambda key: key.removeprefix(removed)
-        if not old:
-            yield Step("add_prefix", (added,)), lambda key: added + key
+    if not substitution.prefix and not new:
+        removed = "".join(f"{part}." for part in key.split(".")[: len(substitution.old)])
+        yield Step("strip_prefix", (removed,)), lambda each: each.removeprefix(removed)
+    if not substitution.prefix and not old:
+        added = "".join(f"{part}." for part in name.split(".")[: len(substitution.new)])
+        yield Step("add_prefix", (added,)), lambda each: added + each
     before, after = substitution.prefix + substitution.old, substitution.prefix + substitution.new
     if before and after:
         this, that = key.split(".")[: len(before)], name.split(".")[: len(after)]

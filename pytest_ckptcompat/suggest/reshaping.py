@@ -50,7 +50,7 @@ def reshapes(checkpoint: Shapes, model: Shapes) -> list[Step] | None:
 
 
 def _step(key: str, old: Sizes, new: Sizes, pictures: bool) -> Step | None:
-    """The operator for one key, its name left out; `pictures`: the model sees some, so positions are a grid."""
+    """The operator for one key, its name left out. Where a model sees `pictures`, positions are a grid."""
     if len(old) == 2 and old == new[::-1]:
         return Step("transpose", ())
     dims = _differing(old, new)

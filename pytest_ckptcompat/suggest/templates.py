@@ -26,21 +26,13 @@ def indices(key: str) -> Indices:
     return tuple(_NUMBER.findall(key))
 
 
-def literal(key: str) -> Template:
-    """The parts of a key with its numbers left in."""
-    return tuple(key.split("."))
-
-
-def by_template(shapes: Shapes, keys: Iterable[str], numbers_out: bool) -> dict[Template, dict[Indices, str]]:
-    """The keys, by template and then by the numbers taken out."""
+def by_template(keys: Iterable[str], numbers_out: bool) -> dict[Template, dict[Indices, str]]:
+    """The keys, by template and then by the numbers taken out; each by itself if none are taken out."""
     families: dict[Template, dict[Indices, str]] = {}
     for key in keys:
-        if "#" in key:
-            continue
-        if numbers_out:
-            families.setdefault(template(key), {})[indices(key)] = key
-        else:
-            families.setdefault(literal(key), {})[()] = key
+        if "#" not in key:
+            parts, numbers = (template(key), indices(key)) if numbers_out else (tuple(key.split(".")), ())
+            families.setdefault(parts, {})[numbers] = key
     return families
 
 

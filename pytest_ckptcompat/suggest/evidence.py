@@ -1,0 +1,151 @@
+"""What speaks for one way to rename keys, and what for another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .likeness import likeness, words_of
+from .templates import Indices, Shapes, Substitution, Template
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+Families = dict[Template, dict[Indices, str]]
+
+CLEAR = 0.15
+"""How much likelier by its name a substitution must be than another that explains as much."""
+_WRAPPERS = {
+    *("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
+    *("model", "net", "network"),
+}
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What a substitution would do.
+
+    Attributes:
+        substitution: the parts of names that are replaced.
+        names: the keys that would find their place, and what they would be called.
+        exact: how many of them have the shape of that place.
+        lost: how many keys would be renamed into nothing that the model knows.
+        like: how much the old and the new parts look alike, 0 to 1.
+        distinct: the same, without the words that the alternatives have as well.
+    """
+
+    substitution: Substitution
+    names: dict[str, str] = field(default_factory=dict)
+    exact: int = 0
+    lost: int = 0
+    like: float = 0.0
+    distinct: float = 0.0
+
+    @property
+    def wraps(self) -> bool:
+        """Whether it puts on or takes off what only ever wraps a whole model.
+
+        Keys that are lost then may have been renamed, or may have gone, as well.
+        """
+        parts = self.substitution.old + self.substitution.new
+        one_sided = not (self.substitution.old and self.substitution.new)
+        return self.substitution.prefix == () and one_sided and _WRAPPERS.issuperset(parts)
+
+    @property
+    def worth(self) -> int:
+        """How much it explains; a key whose shape fits as well counts twice."""
+        return len(self.names) + self.exact - (0 if self.wraps else self.lost)
+
+    @property
+    def rank(self) -> tuple[bool, int, float, bool, int]:
+        """What to try first: wrappers, then what explains most, then the likelier and the plainer."""
+        substitution = self.substitution
+        parts = len(substitution.old) + len(substitution.new)
+        return self.wraps, self.worth, self.like, substitution.prefix is not None, -parts
+
+    def convinces(self, current: Shapes, model: Shapes, reshaped: bool) -> bool:
+        """Whether there is more to it than a shape that happens to be the same."""
+        if self.worth <= 0 or not (self.exact or reshaped):
+            return False
+        if self.exact >= 3 or self.like >= 0.3:
+            return True
+        return self.exact == 2 and all(
+            _in_place(key, name, current, model) for key, name in self.names.items()
+        )
+
+    def rivalled(self, others: Iterable[Evidence]) -> bool:
+        """Whether another explains about as much in another way, and is about as likely by its name."""
+        return any(
+            other.worth >= 0.9 * self.worth
+            and other.distinct > self.distinct - CLEAR
+            and _contradict(self.names, other.names)
+            for other in others
+            if other is not self
+        )
+
+
+def gathered(
+    substitution: Substitution, old: Families, new: Families, current: Shapes, model: Shapes
+) -> Evidence:
+    """The evidence for a substitution, from the keys without a place and the places without a key."""
+    evidence = Evidence(substitution, like=_likeness(substitution))
+    for parts, family in old.items():
+        changed = substitution(parts)
+        if changed is None or changed == parts:
+            continue
+        places = new.get(changed, {})
+        for numbers, key in family.items():
+            if numbers not in places:
+                evidence.lost += 1
+                continue
+            evidence.names[key] = places[numbers]
+            evidence.exact += current[key] == model[places[numbers]]
+    return evidence
+
+
+def set_apart(evidence: Iterable[Evidence]) -> None:
+    """Give each its likeness without the words that do not tell it from its alternatives."""
+    news: dict[tuple[object, ...], list[str]] = {}
+    olds: dict[tuple[object, ...], list[str]] = {}
+    for each in evidence:
+        prefix, old, new = each.substitution.prefix, each.substitution.old, each.substitution.new
+        news.setdefault((prefix, old), []).append(".".join(new))
+        olds.setdefault((prefix, new), []).append(".".join(old))
+    for each in evidence:
+        prefix, old, new = each.substitution.prefix, each.substitution.old, each.substitution.new
+        common = _common(news[prefix, old]) | _common(olds[prefix, new])
+        each.distinct = likeness(".".join(old), ".".join(new), common) if old and new else each.like
+
+
+def _common(names: Sequence[str]) -> frozenset[str]:
+    """The words that several names share."""
+    if len(names) < 2:
+        return frozenset()
+    return frozenset.intersection(*(frozenset(words_of(name)) for name in names))
+
+
+def _likeness(substitution: Substitution) -> float:
+    if substitution.old and substitution.new:
+        return likeness(".".join(substitution.old), ".".join(substitution.new))
+    return 0.9 if _WRAPPERS.issuperset(substitution.old + substitution.new) else 0.5
+
+
+def _in_place(key: str, name: str, current: Shapes, model: Shapes) -> bool:
+    """Whether a key stands between the same keys in the checkpoint as its place does in the model."""
+    olds, news = list(current), list(model)
+    one, other = olds.index(key), news.index(name)
+    before = _neighbour(reversed(olds[:one]), model) == _neighbour(reversed(news[:other]), current)
+    after = _neighbour(olds[one + 1 :], model) == _neighbour(news[other + 1 :], current)
+    return before and after
+
+
+def _neighbour(keys: Iterable[str], known: Shapes) -> str:
+    return next((key for key in keys if key in known), "")
+
+
+def _contradict(names: Mapping[str, str], others: Mapping[str, str]) -> bool:
+    """Whether a key gets two names, or a name two keys."""
+    if any(others.get(key, name) != name for key, name in names.items()):
+        return True
+    keys = {name: key for key, name in others.items()}
+    return any(keys.get(name, key) != key for key, name in names.items())
