@@ -32,7 +32,7 @@ def boxes(out2: int = 4) -> OrderedDict[str, Any]:
 def test_the_grown_state_dict_loads_strictly() -> None:
     new = Boxes(14)
     result = new.load_state_dict(GROW.apply(boxes(), new.state_dict()))
-    assert not result.missing_keys and not result.unexpected_keys
+    assert (result.missing_keys, result.unexpected_keys) == ([], [])
 
 
 def test_what_no_operator_names_is_the_same_object_and_the_input_is_left_alone() -> None:
@@ -330,9 +330,7 @@ def test_toml_and_repr_give_the_recipe_back(chosen: list[Any]) -> None:
 def test_defaults_are_left_out() -> None:
     assert repr(GROW) == 'Recipe(tile("out2.*", dim=0))'
     assert GROW.to_toml() == '[[recipe]]\nop = "tile"\nkey = "out2.*"\ndim = 0\n'
-    assert repr(
-        Recipe(rename('a\'s "b"', "x##[y"))
-    ) == r'Recipe(rename("a\'s \"b\"", "x\x23\x23[y"))'.replace(r"\'", "'")
+    assert repr(rename('a\'s "b"', "x##[y")) == r"""rename("a's \"b\"", "x\x23\x23[y")"""
 
 
 @pytest.mark.parametrize(

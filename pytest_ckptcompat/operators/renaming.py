@@ -1,6 +1,6 @@
 """Operators that change keys alone."""
 
-# operators are named as recipes spell them; a method is documented where it is first
+# ruff: noqa: D102, N801  # named as recipes spell them; a method is documented where it is first
 
 from __future__ import annotations
 
