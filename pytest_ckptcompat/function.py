@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,16 +16,18 @@ from . import memory
 from .difference import Difference, difference, magnitude
 from .models import raised
 from .nested import mapped
+from .regions import Rows, pairings
 from .rules import Finding, Promise, finding
 from .twin import Arithmetic, Batch, Outputs, coarser, outputs, twin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
 
 NAME = "function kept"
 BATCHES = 3
 _MARGIN = 1.5  # of the weights, for what a forward pass holds besides them
 
 Verdict = tuple[Promise, list[Finding]]
-Rows = Mapping[tuple[int, int], tuple[list[int], list[int]]]
-"""Sizes before and after of a dimension that was not simply extended -> old rows, and where each is now."""
 
 
 def function_kept(
@@ -69,8 +70,6 @@ def function_kept(
             return Promise(NAME, "unchecked", error.reason), [finding("recipe-error", message=str(error))]
         try:
             return _compared(before, model, batches, arithmetic, precision, rows or {})
-        except _UnpairedError as error:
-            return _unchecked(str(error))
         except (Exception, SystemExit) as error:
             reason = f"the forward pass raised {raised(error)}"
     return _unchecked(reason)
@@ -83,10 +82,6 @@ def tolerance(dtype: torch.dtype) -> float:
     """
     eps = torch.finfo(dtype).eps
     return 1e-9 if eps <= torch.finfo(torch.float64).eps else max(1e-5, 4 * eps)
-
-
-class _UnpairedError(Exception):
-    """Why outputs can't be compared; the message stands in the report."""
 
 
 class _SourceError(Exception):
@@ -198,24 +193,49 @@ class _Miss:
 
 
 def _verdict(old: Outputs, new: Outputs, allowed: float, rows: Rows, arithmetic: Arithmetic) -> Verdict:
-    misses, most = [], 0.0
+    misses, most, alone = [], 0.0, set[str]()
     modes = [mode for mode in old.modes if mode in new.modes]
     for mode in modes:
         for batch, (before, after) in enumerate(zip(old.modes[mode], new.modes[mode], strict=True)):
-            for path, expected, actual in _regions(before, after, rows):
-                scale = float(expected.abs().nan_to_num(0, 0, 0).max())
-                # An output of zeros alone still has the rounding of what went into it; statistics of a small
-                # batch amplify it.
-                limit = allowed * max(scale, 1e-3) * (10 if mode == "train" else 1)
-                if apart := difference(expected, actual, limit):
-                    misses.append(_Miss(apart.size / limit, apart, scale, path, batch, mode))
-                elif apart := difference(expected, actual, 0.0):
-                    most = max(most, apart.size)
+            pairs = {path: _paired(path, expected, after, rows) for path, expected in before.items()}
+            alone.update(path for path in pairs if not pairs[path])
+            if len(alone) == len(pairs):
+                return _unchecked("no output of the new model can be paired with an old one")
+            for path, places in pairs.items():
+                if not places:
+                    continue
+                # Statistics of a small batch amplify rounding.
+                apart = [_apart(*place, allowed * (10 if mode == "train" else 1)) for place in places]
+                times, difference, scale = min(apart, key=lambda each: each[0])
+                if times > 1:
+                    misses.append(_Miss(times, difference, scale, path, batch, mode))
+                else:
+                    most = max(most, difference.size)
     if misses and (old.random or new.random):
         return _unchecked("the forward pass draws random numbers")
     if misses:
         return _broken(max(misses, key=lambda miss: miss.times), allowed, arithmetic)
-    return Promise(NAME, "kept", f"max |Δ| {magnitude(most)} on {BATCHES} batches{_modes(old, modes)}"), []
+    without = f", without output{min(alone)}" if alone else ""
+    return Promise(
+        NAME, "kept", f"max |Δ| {magnitude(most)} on {BATCHES} batches{_modes(old, modes)}{without}"
+    ), []
+
+
+def _paired(
+    path: str, expected: torch.Tensor, after: Mapping[str, torch.Tensor], rows: Rows
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Where an old output may be in the new ones."""
+    if path not in after or expected.numel() == 0:
+        return []
+    return list(pairings(expected, after[path], rows))
+
+
+def _apart(expected: torch.Tensor, actual: torch.Tensor, allowed: float) -> tuple[float, Difference, float]:
+    """By how many times the allowed difference two outputs differ, their difference, their largest value."""
+    scale = float(expected.abs().nan_to_num(0, 0, 0).max())
+    apart = difference(expected, actual, 0.0) or Difference(0.0)
+    # An output of zeros alone still has the rounding of what went into it.
+    return apart.size / (allowed * max(scale, 1e-3)), apart, scale
 
 
 def _modes(old: Outputs, modes: list[str]) -> str:
@@ -233,39 +253,3 @@ def _broken(miss: _Miss, allowed: float, arithmetic: Arithmetic) -> Verdict:
     )
     detail = f"{output}: {miss.apart}, {miss.mode} mode"
     return Promise(NAME, "broken", detail), [finding("recipe-broken-promise", message=message)]
-
-
-def _regions(
-    before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], rows: Rows
-) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Old outputs by path, each with the part of the new one that should equal it."""
-    paired = False
-    for path, expected in before.items():
-        if path not in after or after[path].dim() != expected.dim():
-            continue
-        expected, actual = _region(path, expected, after[path], rows)
-        if expected.numel():
-            paired = True
-            yield path, expected, actual
-    if not paired:
-        raise _UnpairedError("no output of the new model can be paired with an old one")
-
-
-def _region(
-    path: str, expected: torch.Tensor, actual: torch.Tensor, rows: Rows
-) -> tuple[torch.Tensor, torch.Tensor]:
-    sizes = list(zip(expected.shape, actual.shape, strict=True))
-    first = 1 if len(sizes) > 1 else 0  # the batch stays as it is
-    rearranged = [dim for dim in range(first, len(sizes)) if sizes[dim] in rows]
-    if len(rearranged) > 1 and any(was == now for was, now in (sizes[dim] for dim in rearranged)):
-        raise _UnpairedError(f"output{path}: which dimension has the rows that moved can't be told")
-    for dim, (was, now) in enumerate(sizes):
-        if dim in rearranged:
-            kept, places = rows[was, now]
-            expected = expected.index_select(dim, torch.tensor(kept, dtype=torch.int64))
-            actual = actual.index_select(dim, torch.tensor(places, dtype=torch.int64))
-        elif now < was:
-            raise _UnpairedError(f"output{path} has {now} instead of {was} in dimension {dim}")
-        else:
-            actual = actual.narrow(dim, 0, was)
-    return expected, actual

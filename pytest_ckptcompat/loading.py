@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
@@ -63,16 +62,23 @@ def listen(model: nn.Module, state_dict: Mapping[str, Any]) -> Loading | None:
             return None
     after, _ = _held(trial)
     copies = _copies(heard, {id(value): key for key, value in state.items()})
+    given = {_place(value): key for key, value in state.items() if isinstance(value, torch.Tensor)}
     sources, written, altered = {}, set(), set()
     for name, (tensor, place, version) in before.items():
         now = after.get(name, tensor)
-        replaced = now is not tensor or _place(now) != place
-        if not replaced and place in copies:
-            sources[name] = tuple(copies[place])
-        if replaced or now._version != version or heard.writes[place]:
-            written.add(name)
-        if replaced or heard.writes[place] > len(copies.get(place, ())):
+        if now is not tensor or _place(now) != place:  # replaced, perhaps by the very tensor that was given
+            key = given.get(_place(now))
+            keys = [] if key is None else [key]
+            unheard = key is None
+        else:
+            keys = copies.get(place, [])
+            unheard = heard.writes[place] > len(keys)
+        if keys:
+            sources[name] = tuple(keys)
+        if unheard:
             altered.add(name)
+        if keys or unheard or now._version != version:
+            written.add(name)
     missing = frozenset(getattr(reported, "missing_keys", ()))
     names = tuple(name for name in before if name not in missing)
     return Loading(sources, frozenset(written), frozenset(altered), missing, names, frozenset(saved))
@@ -95,10 +101,11 @@ def loaded_whole(
 ) -> tuple[Promise, list[Finding]]:
     """Whether the load reached everything: nothing is on meta, and nothing is as its constructor left it.
 
-    A tensor that the load was heard to write is loaded, whatever its value. One that was not is still as
-    constructed if the same seed constructs the same bits and the checkpoint does not have them. What the
-    model leaves out of its own state dict is a finding only if another seed constructs other bits: then its
-    values are random and in no file.
+    A tensor into which the load was heard to copy the checkpoint's is loaded, whatever its value. One that
+    was not heard to be written is still as constructed if the same seed constructs the same bits and the
+    checkpoint does not have them. What the model's own loader wrote, and what the model leaves out of its own
+    state dict, is a finding only if another seed constructs other bits: then its values are random and in no
+    file.
 
     Args:
         model: the model, loaded.
@@ -111,31 +118,35 @@ def loaded_whole(
         for name, tensor in chain(model.named_parameters(), model.named_buffers())
         if tensor.is_meta
     ]
-    names = loading.names if loading else tuple(_held(model)[0])
-    suspects = [name for name in names if loading is None or name not in loading.written]
-    left: list[Finding] = []
+    held, _ = _held(model)
+    names = loading.names if loading else tuple(held)
+    suspects = [name for name in names if loading is None or _unsure(name, held[name], loading)]
     reason = ""
     if suspects and build is not None:
-        room, needed = memory.free(), memory.weights(model)
+        room, needed = memory.free(), 2 * memory.weights(model)
         if room is None or needed < room:
-            left = list(_as_constructed(model, state_dict, suspects, build))
+            findings += _as_constructed(model, state_dict, suspects, loading, build)
         else:
-            reason = f"a second model takes {memory.shown(needed)}, {memory.shown(room)} are free"
-    findings += left
+            reason = f"two further models take {memory.shown(needed)}, {memory.shown(room)} are free"
     if findings:
-        return Promise(NAME, "broken", _detail(findings, len(names))), findings
+        more = f" and {len(findings) - 1} more" if len(findings) > 1 else ""
+        return Promise(NAME, "broken", f"not loaded: {findings[0].key}{more} of {len(names)}"), findings
     if suspects and (build is None or reason):
         return Promise(NAME, "unchecked", reason or f"{len(suspects)} tensors were not seen to be loaded"), []
     return Promise(NAME, "kept", f"{len(names)} tensors"), []
 
 
-def _detail(findings: list[Finding], total: int) -> str:
-    more = f" and {len(findings) - 1} more" if len(findings) > 1 else ""
-    return f"not loaded: {findings[0].key}{more} of {total}"
+def _unsure(name: str, tensor: torch.Tensor, loading: Loading) -> bool:
+    """Whether only the values of a tensor can tell that it was loaded. Counters are never random."""
+    return name not in loading.written or (name not in loading.sources and tensor.is_floating_point())
 
 
 def _as_constructed(
-    model: nn.Module, state_dict: Mapping[str, Any], suspects: list[str], build: Callable[[int], nn.Module]
+    model: nn.Module,
+    state_dict: Mapping[str, Any],
+    suspects: list[str],
+    loading: Loading | None,
+    build: Callable[[int], nn.Module],
 ) -> Iterator[Finding]:
     held, saved = _held(model)
     first, _ = _held(build(0))
@@ -145,14 +156,10 @@ def _as_constructed(
         return
     second, _ = _held(build(1))
     for name in same:
-        random = not _same(first[name], second.get(name))
-        if random:
-            yield finding(
-                "unloaded-parameter",
-                name,
-                message="was not loaded: its values are its constructor's, random ones",
-            )
-        elif name in saved:
+        if not _same(first[name], second.get(name)):
+            text = "was not loaded: its values are its constructor's, random ones"
+            yield finding("unloaded-parameter", name, message=text)
+        elif name in saved and (loading is None or name not in loading.written):
             yield finding(
                 "unloaded-parameter", name, message="was not loaded: its values are its constructor's"
             )
@@ -193,7 +200,11 @@ def _schema(state_dict: Mapping[str, Any]) -> OrderedDict[str, Any]:
         for key, value in state_dict.items()
     )
     if (metadata := getattr(state_dict, "_metadata", None)) is not None:
-        schema._metadata = copy.copy(metadata)  # type: ignore[attr-defined]
+        # torch notes there that an earlier load assigned tensors instead of copying them.
+        schema._metadata = OrderedDict(  # type: ignore[attr-defined]
+            (module, {name: each for name, each in about.items() if name != "assign_to_params_buffers"})
+            for module, about in metadata.items()
+        )
     return schema
 
 

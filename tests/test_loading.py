@@ -224,7 +224,7 @@ def test_no_memory_for_a_second_model_is_said(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(memory, "free", lambda: 10)
     promise, findings = loaded_whole(model, state, listen(model, state), lambda seed: pytest.fail("built"))
     assert (promise.status, findings) == ("unchecked", [])
-    assert promise.detail == "a second model takes 64 B, 10 B are free"
+    assert promise.detail == "two further models take 128 B, 10 B are free"
 
 
 def test_loading_is_heard_without_touching_values() -> None:
@@ -251,3 +251,31 @@ def test_keys_that_the_load_reported_missing_are_no_news() -> None:
     assert loading.missing == {"fc.0.weight"}
     promise, findings = loaded_whole(model, state, loading, lambda seed: pytest.fail("built"))
     assert (promise.status, promise.detail, findings) == ("kept", "27 tensors", [])
+
+
+def test_a_loader_that_assigns_is_traced_to_its_source() -> None:
+    class Assigning(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 3))
+            self.other = nn.Parameter(torch.randn(4, 3))
+
+        def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+            self.weight = nn.Parameter(state_dict[prefix + "weight"])
+            self.other = nn.Parameter(state_dict[prefix + "other"] + 1)
+
+    loading = listen(Assigning(), {"weight": torch.zeros(4, 3), "other": torch.zeros(4, 3)})
+    assert loading is not None
+    assert loading.sources == {"weight": ("weight",)}
+    assert loading.altered == {"other"}
+    assert loading.written == {"weight", "other"}
+
+
+def test_an_earlier_load_that_assigned_leaves_no_trace() -> None:
+    """torch writes ``assign`` into the ``_metadata`` of the state dict that it is given."""
+    state = Boxes().state_dict()
+    Boxes().load_state_dict(state, assign=True)
+    assert state._metadata[""]["assign_to_params_buffers"] is True  # type: ignore[attr-defined]
+    loading = listen(Boxes(), state)
+    assert loading is not None
+    assert len(loading.sources) == 28

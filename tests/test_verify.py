@@ -1,0 +1,403 @@
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from networks import Boxes, Words, settle
+from torch import nn
+
+from pytest_ckptcompat.difference import same_bits
+from pytest_ckptcompat.operators import Operator, append, drop, rename, strip_prefix, tile
+from pytest_ckptcompat.operators.keywise import Change, KeyWise
+from pytest_ckptcompat.recipe import Recipe
+from pytest_ckptcompat.rules import Promise
+from pytest_ckptcompat.verify import verify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pytest_ckptcompat.rules import Finding
+
+GROW = Recipe(tile("out2.*", dim=0))
+
+
+def images(seed: int) -> Any:
+    return (torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(seed)),), {}
+
+
+def tokens(seed: int) -> Any:
+    return (torch.randint(15, (2, 6), generator=torch.Generator().manual_seed(seed)),), {}
+
+
+def judged(
+    recipe: Recipe,
+    old: Mapping[str, Any],
+    make: Callable[[], nn.Module],
+    *,
+    after_load: Callable[[nn.Module], Any] = lambda model: None,
+    strict: bool = True,
+    **more: Any,
+) -> tuple[dict[str, Promise], list[Finding]]:
+    """Grow, load and verify, as the check does."""
+
+    def build(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return make()
+
+    model = build(0)
+    growth = recipe.run(old, model.state_dict())
+    model.load_state_dict(growth.state_dict, strict=strict)
+    after_load(model)
+    before = copy.deepcopy(model.state_dict())
+    promises, findings = verify(recipe, growth, old=old, model=model, build=build, **more)
+    assert all(
+        same_bits(before[key], value) for key, value in model.state_dict().items() if torch.is_tensor(value)
+    )
+    return {promise.name: promise for promise in promises}, findings
+
+
+def statuses(promises: Mapping[str, Promise]) -> set[str]:
+    return {promise.status for promise in promises.values()}
+
+
+# -- what is right passes without any finding --------------------------------------------------------------
+
+
+def test_the_story_is_kept() -> None:
+    old = settle(Boxes()).state_dict()
+    promises, findings = judged(
+        GROW, old, lambda: Boxes(14), source=Boxes, batches=images, protect=("conv*",)
+    )
+    assert findings == []
+    assert statuses(promises) == {"kept"}
+    assert promises["untouched"].detail == "26 keys bit-equal"
+    assert promises["loaded as grown"].detail == "2 keys bit-equal"
+    assert promises["loaded whole"].detail == "28 tensors"
+    assert promises["reproducible"].detail == "applied twice: the same bytes"
+    assert promises["finite"].detail == "2 grown keys"
+    assert promises["function kept"].detail.endswith("on 3 batches, eval and train")
+    assert promises["scale of new rows"].status == "kept"
+
+
+@pytest.mark.parametrize("init", ["zeros", "mean", "kaiming_uniform", "multivariate_normal"])
+def test_appended_rows_are_kept(init: Any) -> None:
+    old = settle(Boxes()).state_dict()
+    recipe = Recipe(append("out2.*", dim=0, init=init))
+    promises, findings = judged(recipe, old, lambda: Boxes(14), source=Boxes, batches=images)
+    assert findings == []
+    assert statuses(promises) == {"kept"}
+
+
+def test_a_grown_tied_vocabulary_is_kept() -> None:
+    old = settle(Words()).state_dict()
+    recipe = Recipe(append("embed.weight", dim=0, init="mean"))
+    promises, findings = judged(recipe, old, lambda: Words(15), source=Words, batches=tokens)
+    assert findings == []
+    assert statuses(promises) == {"kept"}
+    assert promises["loaded as grown"].detail == "2 keys bit-equal"
+
+
+def test_a_wrapped_and_renamed_checkpoint_is_kept() -> None:
+    class Renamed(Boxes):
+        def __init__(self) -> None:
+            super().__init__(14)
+            self.head = self.out2
+            del self.out2
+
+        def forward(self, x: torch.Tensor) -> Any:
+            x = self.fc(self.conv2(self.conv1(x)).flatten(1))
+            return torch.sigmoid(self.out1(x)), self.head(x)
+
+    old = nn.DataParallel(settle(Boxes())).state_dict()
+    recipe = Recipe(strip_prefix("module."), rename("out2.*", "head.*"), tile("head.*", dim=0))
+    promises, findings = judged(recipe, old, Renamed, source=Boxes, batches=images, protect=("conv*",))
+    assert findings == []
+    assert statuses(promises) == {"kept"}
+    assert promises["untouched"].detail == "26 keys bit-equal"
+
+
+def test_no_recipe_is_verified_too() -> None:
+    old = settle(Boxes()).state_dict()
+    promises, findings = judged(Recipe(), old, Boxes, source=Boxes, batches=images)
+    assert findings == []
+    assert list(promises) == ["untouched", "loaded whole", "function kept"]
+    assert promises["untouched"].detail == "28 keys bit-equal"
+    assert promises["function kept"].detail == "max |Δ| 0 on 3 batches, eval and train"
+
+
+def test_the_cast_that_loading_makes_is_said_and_no_difference() -> None:
+    old = settle(Boxes()).half().state_dict()
+    promises, findings = judged(GROW, old, lambda: Boxes(14), source=Boxes, batches=images)
+    assert findings == []
+    assert statuses(promises) == {"kept"}
+    assert promises["untouched"].detail == "26 keys bit-equal (cast to float32)"
+
+
+def test_nan_payloads_and_signed_zeros_are_bits() -> None:
+    old = settle(Boxes()).state_dict()
+    old["conv1.0.bias"][:2] = (
+        torch.tensor([0x7FC00001, -0x80000000], dtype=torch.int64).to(torch.int32).view(torch.float32)
+    )
+    promises, findings = judged(GROW, old, lambda: Boxes(14))
+    assert findings == []
+    assert promises["untouched"].detail == "26 keys bit-equal"
+
+
+def test_keys_that_a_waiver_lets_pass_are_no_broken_promise() -> None:
+    old = settle(Boxes()).state_dict()
+    old["aux.weight"] = torch.ones(3)
+    del old["out1.bias"]
+    promises, findings = judged(GROW, old, lambda: Boxes(14), strict=False)
+    assert findings == []
+    assert promises["loaded whole"].detail == "27 tensors"
+
+
+def test_a_model_that_renames_on_loading_is_no_broken_promise() -> None:
+    class Renaming(Boxes):
+        def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+            state_dict["out1.weight"] = state_dict.pop("legacy.weight")
+            state_dict["out1.bias"] = state_dict.pop("legacy.bias") * 2
+            super()._load_from_state_dict(state_dict, prefix, *args)
+
+    old = OrderedDict(
+        (key.replace("out1", "legacy"), value) for key, value in settle(Boxes()).state_dict().items()
+    )
+
+    class Sourced(Renaming):
+        pass
+
+    promises, findings = judged(GROW, old, lambda: _out2(Renaming(), 14), source=Sourced, batches=images)
+    assert findings == []
+    assert statuses(promises) == {"kept"}
+    assert promises["untouched"].detail == "25 keys bit-equal, 1 through the model's own loader"
+
+
+def _out2(model: Boxes, rows: int) -> Boxes:
+    model.out2 = nn.Linear(8, rows)
+    return model
+
+
+def test_dropped_keys_are_no_loss() -> None:
+    old = settle(Boxes()).state_dict()
+    old["aux.weight"] = torch.ones(3)
+    promises, findings = judged(Recipe(drop("aux.*")), old, Boxes, source=Boxes, batches=images)
+    assert findings == []
+    assert statuses(promises) == {"kept"}
+
+
+def test_extra_state_that_is_no_tensor_is_left_alone() -> None:
+    class Counting(Boxes):
+        def get_extra_state(self) -> Any:
+            return {"seen": 3}
+
+        def set_extra_state(self, state: Any) -> None:
+            self.seen = state["seen"]
+
+    promises, findings = judged(Recipe(), Counting().state_dict(), Counting)
+    assert findings == []
+    assert promises["untouched"].detail == "28 keys bit-equal"
+
+
+# -- what is wrong is caught -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protect", [(), ("conv*",)])
+def test_an_untouched_key_that_changed_is_caught(protect: tuple[str, ...]) -> None:
+    old = settle(Boxes()).state_dict()
+
+    def change(model: nn.Module) -> None:
+        with torch.no_grad():
+            model.conv2[0].weight[3, 2, 1, 0] += 0.5
+            model.conv1[0].bias[1] += 0.25
+
+    promises, findings = judged(GROW, old, lambda: Boxes(14), after_load=change, protect=protect)
+    assert promises["untouched"].status == "broken"
+    assert promises["untouched"].detail == "conv2.0.weight: max |Δ| 0.5 at [3, 2, 1, 0] and 1 more"
+    rule = "recipe-protected-key" if protect else "recipe-broken-promise"
+    assert {(found.rule, found.key) for found in findings} == {
+        (rule, "conv2.0.weight"),
+        (rule, "conv1.0.bias"),
+    }
+    assert findings[1].message == "is not as it was: max |Δ| 0.5 at [3, 2, 1, 0]"
+
+
+def test_one_flipped_bit_of_a_bfloat16_weight_is_caught() -> None:
+    old = settle(Boxes().bfloat16()).state_dict()
+
+    def flip(model: nn.Module) -> None:
+        model.fc[0].weight.data.view(torch.int16)[5, 6] ^= 1
+
+    promises, [found] = judged(GROW, old, lambda: Boxes(14).bfloat16(), after_load=flip)
+    assert promises["untouched"].status == "broken"
+    assert found.key == "fc.0.weight"
+
+
+def test_a_grown_key_that_was_loaded_otherwise_is_caught() -> None:
+    old = settle(Boxes()).state_dict()
+
+    def change(model: nn.Module) -> None:
+        with torch.no_grad():
+            model.out2.weight[9] = 0
+
+    promises, [found] = judged(GROW, old, lambda: Boxes(14), after_load=change)
+    assert promises["loaded as grown"].status == "broken"
+    assert found.key == "out2.weight"
+
+
+@dataclass(frozen=True, repr=False)
+class shifting(KeyWise):  # noqa: N801
+    """Grows as tile does, but `by` rows late: the old rows are not where they were."""
+
+    by: int = 0
+    extra: float = 0.0
+
+    def change(self, key: str, state: Any, target: Any) -> Change | None:
+        size = target[key].shape[0]
+        if size == state[key].shape[0]:
+            return None
+
+        def make(tensor: torch.Tensor) -> torch.Tensor:
+            rows = (torch.arange(size) - self.by) % len(tensor)
+            new = tensor[rows]
+            new[len(tensor) :] += self.extra * torch.randn_like(new[len(tensor) :])
+            return new
+
+        return Change(make)
+
+    def prove(self, before: Any, after: Any, target: Any) -> list[Promise]:
+        return tile(self.key, dim=0, noise_std=1.0 if self.extra else 0.0).prove(before, after, target)
+
+
+def test_an_operator_that_permutes_rows_is_caught() -> None:
+    old = settle(Boxes()).state_dict()
+    promises, findings = judged(
+        Recipe(shifting("out2.*", by=1)), old, lambda: Boxes(14), source=Boxes, batches=images
+    )
+    broken = {name for name, promise in promises.items() if promise.status == "broken"}
+    assert any("old rows kept" in name for name in broken)
+    assert "function kept" in broken
+    assert {found.rule for found in findings} == {"recipe-broken-promise"}
+    assert any("out2.weight: max |Δ| " in found.message for found in findings)
+
+
+def test_an_operator_that_draws_without_a_seed_is_caught() -> None:
+    old = settle(Boxes()).state_dict()
+    promises, findings = judged(Recipe(shifting("out2.*", extra=0.1)), old, lambda: Boxes(14))
+    assert promises["reproducible"].status == "broken"
+    assert {found.key for found in findings} == {"out2.weight", "out2.bias"}
+    assert all(found.message.startswith("is not the same when applied again: ") for found in findings)
+
+
+@dataclass(frozen=True, repr=False)
+class spoiling(KeyWise):  # noqa: N801
+    """Multiplies by a value, and promises nothing."""
+
+    value: float = 1.0
+
+    def change(self, key: str, state: Any, target: Any) -> Change | None:
+        return Change(lambda tensor: tensor * self.value)
+
+    def prove(self, before: Any, after: Any, target: Any) -> list[Promise]:
+        return []
+
+
+def test_infinite_values_that_a_recipe_made_are_caught() -> None:
+    old = settle(Boxes()).state_dict()
+    promises, findings = judged(Recipe(spoiling("out1.weight", value=1e39)), old, Boxes)
+    assert promises["finite"].status == "broken"
+    assert [found.key for found in findings] == ["out1.weight"]
+    assert findings[0].message == "has 8 values that are NaN or infinite"
+
+
+def test_infinite_values_that_were_there_are_the_checkpoint_s() -> None:
+    old = settle(Boxes()).state_dict()
+    old["out2.weight"][1, 1] = float("nan")
+    promises, findings = judged(GROW, old, lambda: Boxes(14))
+    assert findings == []
+    assert promises["finite"].status == "kept"
+
+
+@pytest.mark.parametrize(("std", "times"), [(1.0, "3.5"), (0.001, "0.0035")])
+def test_new_rows_of_another_scale_are_a_warning(std: float, times: str) -> None:
+    old = settle(Boxes()).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    old["out2.weight"] = torch.randn(4, 8, generator=generator) * 0.3
+    recipe = Recipe(append("out2.weight", dim=0, init="normal", std=std), append("out2.bias", dim=0))
+    promises, [found] = judged(recipe, old, lambda: Boxes(14))
+    assert (found.rule, found.severity, found.key) == ("recipe-scale", "warn", "out2.weight")
+    assert promises["scale of new rows"].status == "broken"
+    measured = float(found.message.split()[4])
+    assert measured == pytest.approx(float(times), rel=0.2)
+
+
+def test_a_proof_that_raises_and_a_promise_that_can_not_be_checked_are_warnings() -> None:
+    class raising(spoiling):  # noqa: N801
+        def prove(self, before: Any, after: Any, target: Any) -> list[Promise]:
+            raise KeyError("x")
+
+    class silent(spoiling):  # noqa: N801
+        def prove(self, before: Any, after: Any, target: Any) -> list[Promise]:
+            return [Promise("silent", "unchecked", "beyond its keys")]
+
+    old = settle(Boxes()).state_dict()
+    for kind, text in ((raising, "its proof raised KeyError: 'x'"), (silent, "silent: beyond its keys")):
+        promises, [found] = judged(Recipe(kind("out1.weight")), old, Boxes)
+        assert "unchecked" in statuses(promises)
+        assert (found.rule, found.severity) == ("recipe-unchecked", "warn")
+        assert text in found.message
+
+
+def test_a_parameter_left_unloaded_is_caught() -> None:
+    class Forgetful(Boxes):
+        def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+            super()._load_from_state_dict(state_dict, prefix, *args)
+
+        def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+            state_dict = OrderedDict(state_dict)
+            state_dict["fc.0.weight"] = self.fc[0].weight.detach().clone()
+            return super().load_state_dict(state_dict, *args, **kwargs)
+
+    old = settle(Boxes()).state_dict()
+    promises, findings = judged(Recipe(), old, Forgetful)
+    assert promises["untouched"].status == "kept"
+    assert promises["loaded whole"].status == "broken"
+    assert [(found.rule, found.key) for found in findings] == [("unloaded-parameter", "fc.0.weight")]
+
+
+def test_the_function_is_not_claimed_where_an_operator_says_so() -> None:
+    class Wider(Boxes):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out1 = nn.Linear(11, 1)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return x
+
+    old = settle(Boxes()).state_dict()
+    promises, findings = judged(Recipe(tile("out1.weight", dim=1)), old, Wider, source=Boxes, batches=images)
+    assert promises["function kept"].status == "unchecked"
+    assert promises["function kept"].detail.startswith("not claimed: ")
+    assert findings == []
+
+
+def test_without_inputs_the_function_is_unchecked() -> None:
+    promises, _ = judged(GROW, settle(Boxes()).state_dict(), lambda: Boxes(14), source=Boxes)
+    assert (promises["function kept"].status, promises["function kept"].detail) == (
+        "unchecked",
+        "no inputs declared",
+    )
+
+
+def test_a_source_model_of_another_checkpoint_is_an_error() -> None:
+    old = settle(Boxes()).state_dict()
+    promises, [found] = judged(GROW, old, lambda: Boxes(14), source=lambda: Boxes(5), batches=images)
+    assert promises["function kept"].status == "unchecked"
+    assert found.severity == "error"
+
+
+def test_operators_are_what_the_tests_take_them_for() -> None:
+    assert issubclass(shifting, Operator)
