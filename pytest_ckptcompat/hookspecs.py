@@ -1,33 +1,46 @@
 """What others can add: formats, operators, and a look at every report.
 
-One file for two hosts: pytest, where a ``conftest.py`` can implement these hooks, and the ``ckptcompat`` command.
-Packages implement them through the entry-point group ``pytest_ckptcompat``.
+One file for two hosts: pytest, where a ``conftest.py`` can implement these hooks, and the ``ckptcompat``
+command. Packages implement them through the entry-point group ``pytest_ckptcompat``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from .caps import Limits
+    from .files import File, Files
+    from .formats.header import Header
     from .report import Report
 
 hookspec = pluggy.HookspecMarker("pytest")
+hookimpl = pluggy.HookimplMarker("pytest")
 
 
 @hookspec(firstresult=True)
-def pytest_ckptcompat_open(path: str, file: BinaryIO | None) -> Any:
+def pytest_ckptcompat_open(path: str, file: File | None, files: Files, limits: Limits) -> Header | None:
     """Read the header of a checkpoint in a format of your own.
 
+    The formats that come with the plugin are asked first, through this hook too. Tell yours by its content,
+    never by its name. Take those arguments that you need.
+
     Args:
-        path: as the user gave it.
-        file: seekable, at its start; None where `path` is a folder.
+        path: as the user gave it; it may be an fsspec URL.
+        file: the open file, seekable and binary, at its start; None where `path` is a folder.
+        files: opens further files of the checkpoint, so that they are counted and a change is noticed.
+        limits: how much of a header may be read.
 
     Returns:
-        The table of its tensors, or None where the content is not of this format.
+        The header, or None where the content is not of this format.
+
+    Raises:
+        CheckpointError: the format is yours, and the file is damaged: what is wrong, without the path. The
+            text is shown; what comes from the file goes through `pytest_ckptcompat.keys.escape`.
     """
 
 

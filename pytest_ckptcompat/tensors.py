@@ -9,7 +9,8 @@ ITEMSIZE = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
     "float8_e4m3fn": 1, "float8_e4m3fnuz": 1, "float8_e5m2": 1, "float8_e5m2fnuz": 1, "float8_e8m0fnu": 1,
     "float4_e2m1fn_x2": 1,
-    "complex128": 16, "complex64": 8, "complex32": 4,
+    "bits8": 1, "bits16": 2, "bits1x8": 1, "bits2x4": 1, "bits4x2": 1,
+    "complex128": 16, "complex64": 8, "complex32": 4, "bcomplex32": 4,
     "int64": 8, "int32": 4, "int16": 2, "int8": 1,
     "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1,
     "bool": 1,
@@ -19,10 +20,17 @@ ITEMSIZE = {
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Where bytes lie: ``nbytes`` bytes at ``offset`` of ``file``.
+    """Where bytes of a storage lie: ``nbytes`` bytes at ``offset`` of ``file``.
 
-    ``begin`` and ``size`` place the piece inside the tensor where a tensor is stored in several chunks
-    (distributed checkpoints); both are empty where the extent is the tensor's whole storage.
+    Attributes:
+        file: path or URL.
+        offset: in bytes, from the start of the file.
+        nbytes: how many bytes lie there.
+        begin: first element of the chunk in every dimension, where a tensor is stored in chunks (distributed
+            checkpoints); empty where the extent is the whole storage.
+        size: sizes of the chunk, likewise.
+        member: name of the zip member whose local header stands at `offset`, before the bytes; its length is
+            known once it is read. Empty where the bytes stand at `offset` themselves.
     """
 
     file: str
@@ -30,19 +38,20 @@ class Extent:
     nbytes: int
     begin: tuple[int, ...] = ()
     size: tuple[int, ...] = ()
+    member: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One row of the table.
+    """One row of the table. Where its storage lies is told by the table of storages beside it.
 
     Attributes:
         dtype: torch's name without ``torch.``.
         shape: sizes, in elements.
         stride: in elements; the contiguous one where the format stores none.
         offset: of the first element inside its storage, in elements.
-        storage: identity of the storage; two keys with equal storage, offset, shape and stride are tied.
-        extents: where the storage's bytes lie; empty where there are none to read (a lock, an odd layout).
+        storage: name of the storage; two keys with equal storage, offset, shape and stride are tied.
+            Empty where there are no bytes to read (a lock, an odd layout).
         note: why the values have no plain layout (``"quantized"``, ``"sparse"``, ...); else ``""``.
     """
 
@@ -51,7 +60,6 @@ class TensorSpec:
     stride: tuple[int, ...] = ()
     offset: int = 0
     storage: str = ""
-    extents: tuple[Extent, ...] = ()
     note: str = ""
 
     @property
@@ -63,6 +71,13 @@ class TensorSpec:
     def nbytes(self) -> int:
         """Bytes of the tensor's values, laid out contiguously."""
         return self.numel * ITEMSIZE.get(self.dtype, 0)
+
+    @property
+    def span(self) -> int:
+        """Elements of the storage from the tensor's first to its last, both included; 0 without elements."""
+        if 0 in self.shape:
+            return 0
+        return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
 
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:

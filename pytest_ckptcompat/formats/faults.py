@@ -1,0 +1,74 @@
+"""What a file that is no checkpoint really is, and what to do about it."""
+
+from __future__ import annotations
+
+import re
+
+_SAVE = "save model.state_dict() with torch.save or safetensors"
+
+_BEGINNINGS = (
+    (rb"version https://git-lfs\.github\.com/", "a Git LFS pointer, not the file itself: run 'git lfs pull'"),
+    (rb"\x1f\x8b", "gzip-compressed: unpack it with gunzip first"),
+    (rb"BZh[1-9]", "bzip2-compressed: unpack it with bunzip2 first"),
+    (rb"\xfd7zXZ\x00", "xz-compressed: unpack it with unxz first"),
+    (rb"\x28\xb5\x2f\xfd", "zstd-compressed: unpack it with unzstd first"),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it first"),
+    (rb"Rar!\x1a\x07", "a RAR archive: unpack it first"),
+    (rb"\x89HDF\r\n", f"an HDF5 file (Keras?): convert it to PyTorch, and {_SAVE}"),
+    (rb"GGUF", "a GGUF file (llama.cpp): check the PyTorch checkpoint it was made from"),
+    (rb"\x93NUMPY", f"a NumPy array (.npy): {_SAVE}"),
+    (rb"\s*[{\[]", "JSON text, but no index of a sharded checkpoint: name the file that holds the weights"),
+    (rb"\xef\xbb\xbf", "a text file (it begins with a byte order mark)"),
+)
+_MARKUP = re.compile(rb"\s*(<!doctype html|<html|<head|<body|<\?xml|<error)", re.IGNORECASE)
+_PICKLE = re.compile(rb"\x80[\x02-\x05]")
+_TEXT = re.compile(rb"[\t\n\r\x20-\x7e]{16,}\Z")
+
+_TAR_NAMES = (b"sys_info", b"pickle", b"tensors", b"storages")
+
+
+def what_it_is(head: bytes, size: int) -> str:
+    """The end of a sentence about a file in no known format: ``<path> is ...``.
+
+    Args:
+        head: its first bytes, up to 4096.
+        size: all its bytes.
+    """
+    if size == 0:
+        return "empty (0 bytes): the download or the copy failed, or the disk was full; fetch it again"
+    if _MARKUP.match(head):
+        return (
+            "a web page (HTML or XML), not a checkpoint: the download got an error or a login; fetch it again"
+        )
+    for pattern, told in _BEGINNINGS:
+        if re.match(pattern, head):
+            return told
+    if head[257:262] == b"ustar" or head.split(b"\0", 1)[0] in _TAR_NAMES:
+        return _tar(head)
+    if head.startswith(b"PK"):
+        return _zip(head)
+    if _PICKLE.match(head) or head[:1] in (b"(", b"c"):
+        return f"a plain Python pickle, which torch.load does not read: {_SAVE}"
+    if not head.strip(b"\0"):
+        return "all zeros where its header should be: it was never written, or not to its end; fetch it again"
+    if _TEXT.match(head):
+        return "a text file, not a checkpoint"
+    return "in no known format: neither PyTorch (.pth, .pt, .ckpt) nor safetensors nor a sharded checkpoint"
+
+
+def _tar(head: bytes) -> str:
+    name = head.split(b"\0", 1)[0].rpartition(b"/")[2]
+    if name in _TAR_NAMES:
+        return (
+            "in the tar layout of torch before 0.4, which is not read: load it with "
+            "torch.load(path, weights_only=True) and save it again"
+        )
+    return "a tar archive: unpack it and name the checkpoint inside"
+
+
+def _zip(head: bytes) -> str:
+    if head.startswith((b"PK\x05\x06", b"PK\x03\x04")):
+        return (
+            "a zip archive, but not one of torch.save (it has no data.pkl): unpack it and name the checkpoint"
+        )
+    return "in no known format, though it begins like a zip archive"

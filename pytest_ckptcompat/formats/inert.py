@@ -1,0 +1,152 @@
+"""What a pickle describes, as plain data: the objects are never built, their classes never imported."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class Global:
+    """The name of a class or function: ``collections.OrderedDict``.
+
+    Attributes:
+        name: module and qualified name, joined by a dot.
+        rebuild: what *we* do in place of calling it, or None: then a `Stub` stands for the result.
+    """
+
+    __slots__ = ("name", "rebuild")
+
+    def __init__(self, name: str, rebuild: Callable[[tuple[Any, ...]], object] | None = None) -> None:
+        self.name = name
+        self.rebuild = rebuild
+
+    def __repr__(self) -> str:
+        return f"Global({self.name!r})"
+
+
+class Stub:
+    """Stands for an object that we know nothing of but what the pickle says.
+
+    Attributes:
+        kind: its class, or the function that would give it.
+        args: the arguments of the call, as a pickle gives them.
+        state: what ``__setstate__`` or ``__dict__`` would get, or None.
+        items: its entries, if it was filled like a dict.
+        elements: its elements, if it was filled like a list or set.
+    """
+
+    __slots__ = ("args", "elements", "items", "kind", "state")
+
+    def __init__(self, kind: object, args: object = ()) -> None:
+        self.kind = kind
+        self.args = args
+        self.state: Any = None
+        self.items: Dict | None = None
+        self.elements: list[object] | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of its class or function, or ``""`` where that is itself computed."""
+        return self.kind.name if isinstance(self.kind, Global) else ""
+
+    @property
+    def attributes(self) -> dict[object, object]:
+        """Its attributes by name, if its state is a dict or a (dict, slots) pair."""
+        state = self.state
+        if isinstance(state, tuple) and len(state) == 2:
+            state = state[0] if isinstance(state[0], dict) else state[1]
+        return state if isinstance(state, dict) else {}
+
+    def __repr__(self) -> str:
+        return f"Stub({self.name!r})"
+
+
+class Dict(dict[object, object]):
+    """A dict, ordered dict, default dict or counter, with the attributes that a pickle sets on it.
+
+    Keys are what hashes fast and fairly (see `put`): a file can't make us hash its containers.
+    """
+
+    __slots__ = ("attributes",)
+
+    def __init__(self) -> None:
+        self.attributes: dict[object, object] | None = None
+
+    def put(self, key: object, value: object) -> None:
+        """Set an entry.
+
+        Strings and bytes hash by a secret seed, small integers and floats (nearly) by themselves. Anything
+        else (tuples, big integers, objects) may be crafted to collide or to take forever, and becomes a
+        `Stub`: each is a key of its own then.
+        """
+        kind = type(key)
+        if kind is str or kind in _FAIR or (isinstance(key, int) and abs(key) < _SMALL):
+            self[key] = value
+        else:
+            self[Stub(key)] = value
+
+
+_FAIR = {str, bytes, bool, float, type(None), Global, Stub}
+_SMALL = (1 << 61) - 1
+"""Below this, an integer is its own hash: no two collide fully."""
+
+
+class Storage:
+    """The bytes behind tensors, or a part of them, as a pickle refers to them.
+
+    Attributes:
+        key: names the storage within the file.
+        dtype: of its elements, torch's name without ``torch.``.
+        itemsize: bytes of one element.
+        numel: how many elements this part has.
+        start: first element of this part.
+    """
+
+    __slots__ = ("dtype", "itemsize", "key", "numel", "start")
+
+    def __init__(self, key: str, dtype: str, itemsize: int, numel: int, start: int = 0) -> None:
+        self.key = key
+        self.dtype = dtype
+        self.itemsize = itemsize
+        self.numel = numel
+        self.start = start
+
+    def __repr__(self) -> str:
+        return f"Storage({self.key!r}, {self.dtype}, {self.numel})"
+
+
+def children(node: object) -> Iterator[tuple[str, object]]:
+    """The named parts of a container: entries of a dict, elements of a list, attributes of an object."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if isinstance(key, str) or type(key) is int:
+                yield str(key), value
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            yield str(index), value
+    elif isinstance(node, Stub):
+        yield from children(node.items)
+        yield from children(node.elements)
+        yield from children(node.attributes)
+
+
+def child(node: object, name: str) -> object:
+    """The part of a container that `children` gives under this name.
+
+    Raises:
+        LookupError: there is none.
+    """
+    number = int(name) if name.isdecimal() and len(name) < 16 else None
+    if isinstance(node, Stub):
+        for part in (node.items, node.elements, node.attributes):
+            try:
+                return child(part, name)
+            except LookupError:
+                continue
+    elif isinstance(node, dict):
+        return node[name] if name in node or number is None else node[number]
+    elif isinstance(node, (list, tuple)) and number is not None:
+        return node[number]
+    raise LookupError(name)

@@ -1,0 +1,75 @@
+"""Lock files: keys, shapes and dtypes of a checkpoint or model whose values are elsewhere."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from pytest_ckptcompat.errors import CheckpointError
+from pytest_ckptcompat.hookspecs import hookimpl
+from pytest_ckptcompat.keys import escape
+from pytest_ckptcompat.lock import MARK, VERSION, metadata_of
+from pytest_ckptcompat.tensors import TensorSpec, contiguous_stride
+
+from .header import Header
+from .inert import Dict
+
+if TYPE_CHECKING:
+    from pytest_ckptcompat.caps import Limits
+    from pytest_ckptcompat.files import File
+
+FORMAT = "lock"
+_HEAD = f'"{MARK}"'.encode()
+
+
+@hookimpl(tryfirst=True)
+def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
+    """Read a lock file."""
+    if file is None or _HEAD not in file.read_at(0, min(64, file.size)):
+        return None
+    limits.check("index", file.size, f"a lock file of {file.size} bytes")
+    try:
+        content = json.loads(file.read_at(0, file.size))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"a damaged lock file: {escape(str(error), 120)}") from None
+    if not isinstance(content, dict) or content.get(MARK) != VERSION:
+        raise CheckpointError(f"a lock file of another version than {VERSION}: update pytest-ckptcompat")
+    rows = content.get("tensors")
+    if not isinstance(rows, dict):
+        raise CheckpointError("a damaged lock file: it has no table 'tensors'")
+    limits.check("tensors", len(rows), f"{len(rows)} tensors")
+    storages = _storages(content.get("ties"), rows)
+    tree = Dict()
+    for key, row in rows.items():
+        tree[key] = _spec(key, row, storages.get(key, key), limits)
+    for key in content.get("objects") or ():
+        tree[str(key)] = None
+    found = content.get("versions")
+    metadata = metadata_of(found, rows) if isinstance(found, dict) else None
+    if metadata is not None:
+        tree.attributes = {"_metadata": metadata}
+    return Header(FORMAT, tree)
+
+
+def _storages(ties: Any, rows: dict[str, Any]) -> dict[str, str]:
+    """Key -> the name of the storage that it shares with others."""
+    storages: dict[str, str] = {}
+    for tied in ties if isinstance(ties, list) else ():
+        for key in tied if isinstance(tied, list) else ():
+            if key not in rows:
+                raise CheckpointError(
+                    f"a damaged lock file: the tied key {escape(str(key), 60)} is not in it"
+                )
+            storages[key] = tied[0]
+    return storages
+
+
+def _spec(key: str, row: Any, storage: str, limits: Limits) -> TensorSpec:
+    match row:
+        case [str(dtype), list(sizes), *note] if all(type(size) is int and size >= 0 for size in sizes):
+            limits.check("dims", len(sizes), f"{len(sizes)} dimensions of {escape(key, 60)}")
+            shape = tuple(sizes)
+            return TensorSpec(
+                dtype, shape, contiguous_stride(shape), 0, storage, note=str(note[0]) if note else ""
+            )
+    raise CheckpointError(f"a damaged lock file: {escape(key, 60)} is {escape(str(row), 60)}")

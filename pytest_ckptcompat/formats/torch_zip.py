@@ -1,0 +1,103 @@
+"""torch's own format since 1.6: a zip archive with one pickle and one member for every storage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_ckptcompat.errors import CheckpointError
+from pytest_ckptcompat.hookspecs import hookimpl
+from pytest_ckptcompat.keys import escape
+from pytest_ckptcompat.tensors import Extent
+
+from .header import Header
+from .rebuild import Tensors
+from .safe_names import refused
+from .unpickle import Machine
+from .zip_directory import Member, data_offset, read_directory, read_member
+
+if TYPE_CHECKING:
+    from pytest_ckptcompat.caps import Limits
+    from pytest_ckptcompat.files import File
+
+
+@hookimpl(tryfirst=True)
+def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
+    """Read a zip archive that torch.save wrote; others are left to others."""
+    if file is None or file.size < 4 or file.read_at(0, 4) != b"PK\x03\x04":
+        return None
+    members = read_directory(file, limits)
+    root = next(iter(members), "").partition("/")[0]
+    if f"{root}/data.pkl" not in members:
+        return None
+    return read_archive(file, members, root, limits)
+
+
+def read_archive(file: File, members: dict[str, Member], root: str, limits: Limits) -> Header:
+    """The header of the archive.
+
+    Raises:
+        CheckpointError: it is not what torch.save writes; the text lacks the path.
+    """
+    _check_kind(members, root)
+    _check_byteorder(file, members.get(f"{root}/byteorder"))
+    pickle = members[f"{root}/data.pkl"]
+    limits.check("pickle_bytes", pickle.nbytes, f"its pickle has {pickle.nbytes} bytes")
+    tensors = Tensors(limits)
+    machine = Machine(
+        read_member(file, pickle), names=tensors.names, persistent=tensors.storage, limits=limits
+    )
+    tree = machine.load()
+    return Header("torch-zip", tree, _extents(file, members, f"{root}/data/", tensors), refused(machine))
+
+
+def _check_kind(members: dict[str, Member], root: str) -> None:
+    for name in members:
+        if not name.startswith(f"{root}/"):
+            raise CheckpointError(
+                f"the zip archive has members outside its folder {escape(root)}: {escape(name)}"
+            )
+    if f"{root}/constants.pkl" in members:
+        raise CheckpointError(
+            "it is a TorchScript archive (torch.jit.save): a program with its weights. Save the weights alone: "
+            "torch.save(torch.jit.load(path).state_dict(), ...)"
+        )
+    if f"{root}/version" not in members and f"{root}/.data/version" not in members:
+        raise CheckpointError("the zip archive has no member 'version', so torch.load refuses it")
+
+
+def _check_byteorder(file: File, member: Member | None) -> None:
+    if member is None:
+        return
+    if member.nbytes > 16:
+        raise CheckpointError("the zip archive's member 'byteorder' is not what torch.save writes")
+    order = read_member(file, member)
+    if order == b"big":
+        raise CheckpointError(
+            "it was written on a big-endian machine; load and save it again on this one with torch"
+        )
+    if order != b"little":
+        raise CheckpointError(
+            f"the zip archive's byte order is {escape(repr(order))}, which torch.load refuses"
+        )
+
+
+def _extents(
+    file: File, members: dict[str, Member], folder: str, tensors: Tensors
+) -> dict[str, tuple[Extent, ...]]:
+    """Where the bytes of every storage lie; headers are looked at now if that is cheap, else when read."""
+    extents: dict[str, tuple[Extent, ...]] = {}
+    for key, storage in tensors.storages.items():
+        name = folder + key
+        member = members.get(name)
+        nbytes = storage.numel * storage.itemsize
+        if member is None:
+            raise CheckpointError(f"storage {escape(key)} has no member in the zip archive")
+        if member.nbytes < nbytes:
+            raise CheckpointError(
+                f"storage {escape(key)} has {member.nbytes} bytes in the zip archive; its tensors need {nbytes}"
+            )
+        if file.remote:
+            extents[key] = (Extent(file.path, member.header, nbytes, member=name),)
+        else:
+            extents[key] = (Extent(file.path, data_offset(file, name, member.header, member.nbytes), nbytes),)
+    return extents

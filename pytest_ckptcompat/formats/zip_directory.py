@@ -1,0 +1,231 @@
+"""The table of contents of a zip archive, read strictly: what readers could read differently is refused.
+
+The layout is that of PKWARE's APPNOTE.TXT. torch writes every member uncompressed, with a zip64 end record.
+"""
+
+from __future__ import annotations
+
+import zlib
+from itertools import pairwise
+from struct import Struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from pytest_ckptcompat.errors import CheckpointError
+from pytest_ckptcompat.keys import escape
+
+if TYPE_CHECKING:
+    from pytest_ckptcompat.caps import Limits
+    from pytest_ckptcompat.files import File
+
+_END = Struct("<4s4H2IH")
+_END64 = Struct("<4sQ2H2I4Q")
+_LOCATOR64 = Struct("<4sIQI")
+_CENTRAL = Struct("<4s6H3I5H2I")
+_LOCAL = Struct("<4s5H3I2H")
+_MOST_COMMENT = 0xFFFF
+_FULL32, _FULL16 = 0xFFFFFFFF, 0xFFFF
+_ENCRYPTED, _DESCRIPTOR_FOLLOWS = 0x1, 0x8
+
+
+class Member(NamedTuple):
+    """One file of the archive: where its local header stands, how many bytes follow it, their checksum."""
+
+    name: str
+    header: int
+    nbytes: int
+    crc: int
+    flags: int
+
+
+def read_directory(file: File, limits: Limits) -> dict[str, Member]:
+    """The members of the archive by name, in the order in which the directory has them.
+
+    Raises:
+        CheckpointError: the archive is damaged, compressed, encrypted or ambiguous; the text lacks the path.
+    """
+    count, offset, size = _find_directory(file)
+    limits.check("zip_entries", count, f"the zip archive says it has {count} members")
+    limits.check("zip_entries", size // 256, f"the zip archive's directory has {size} bytes")
+    members = _members(file.read_at(offset, size), count, limits)
+    _check_layout(members, offset)
+    return {member.name: member for member in members}
+
+
+def data_offset(file: File, name: str, header: int, nbytes: int) -> int:
+    """Where the bytes of a member begin: behind its local header, which must say what the directory says.
+
+    Raises:
+        CheckpointError: it says something else.
+    """
+    encoded = name.encode()
+    data = file.read_at(header, min(_LOCAL.size + len(encoded), file.size - header))
+    if len(data) < _LOCAL.size + len(encoded):
+        raise CheckpointError(f"the zip archive is truncated within the header of {escape(name)}")
+    signature, _, flags, method, _, _, _, packed, unpacked, length, extra = _LOCAL.unpack_from(data)
+    sizes = (packed, unpacked)
+    told = sizes in ((nbytes, nbytes), (_FULL32, _FULL32)) or (
+        flags & _DESCRIPTOR_FOLLOWS and sizes == (0, 0)
+    )
+    if signature != b"PK\x03\x04" or method != 0 or data[_LOCAL.size :] != encoded or length != len(encoded):
+        raise CheckpointError(
+            f"the zip archive's directory and the header of {escape(name)} contradict each other"
+        )
+    if not told:
+        raise CheckpointError(f"the zip archive gives two sizes for {escape(name)}")
+    return int(header + _LOCAL.size + length + extra)
+
+
+def read_member(file: File, member: Member) -> bytes:
+    """The bytes of a small member, checked against its checksum.
+
+    Raises:
+        CheckpointError: the checksum is wrong, or the headers contradict each other.
+    """
+    data = file.read_at(data_offset(file, member.name, member.header, member.nbytes), member.nbytes)
+    if zlib.crc32(data) != member.crc:
+        raise CheckpointError(
+            f"the checksum of {escape(member.name)} in the zip archive is wrong: it is damaged"
+        )
+    return data
+
+
+def _find_directory(file: File) -> tuple[int, int, int]:
+    """How many members the directory has, where it begins and how long it is."""
+    start = max(0, file.size - _MOST_COMMENT - _END.size - _LOCATOR64.size - _END64.size)
+    tail = file.read_at(start, file.size - start)
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or len(tail) - at < _END.size:
+        raise CheckpointError("the zip archive is truncated: its end, where the directory stands, is missing")
+    _, disk, first_disk, here, count, size, offset, comment = _END.unpack_from(tail, at)
+    if at + _END.size + comment != len(tail):
+        raise CheckpointError(
+            "bytes follow the end of the zip archive: it is damaged, or something was appended"
+        )
+    end = start + at
+    locator = at - _LOCATOR64.size
+    if locator >= 0 and tail[locator : locator + 4] == b"PK\x06\x07":
+        narrow = (here, count, size, offset)
+        end = _LOCATOR64.unpack_from(tail, locator)[2]
+        if end - start != locator - _END64.size or tail[end - start : end - start + 4] != b"PK\x06\x06":
+            raise CheckpointError("the zip archive's end records contradict each other")
+        _, length, _, _, disk, first_disk, here, count, size, offset = _END64.unpack_from(tail, end - start)
+        wide = (here, count, size, offset)
+        told = all(
+            n in (w, full)
+            for n, w, full in zip(narrow, wide, (_FULL16, _FULL16, _FULL32, _FULL32), strict=True)
+        )
+        if length != _END64.size - 12 or not told:
+            raise CheckpointError("the zip archive's end records contradict each other")
+    if disk or first_disk or here != count:
+        raise CheckpointError("the zip archive is split over several disks")
+    if offset + size != end:
+        raise CheckpointError(
+            "the zip archive does not stand where its directory says: something was put before or into it"
+        )
+    return count, offset, size
+
+
+def _members(directory: bytes, count: int, limits: Limits) -> list[Member]:
+    members = []
+    position = 0
+    longest = limits.key_bytes
+    for _ in range(count):
+        if position + _CENTRAL.size > len(directory):
+            raise CheckpointError("the zip archive's directory ends too early")
+        (
+            signature,
+            _,
+            _,
+            flags,
+            method,
+            _,
+            _,
+            crc,
+            packed,
+            nbytes,
+            length,
+            extra,
+            comment,
+            disk,
+            _,
+            _,
+            header,
+        ) = _CENTRAL.unpack_from(directory, position)
+        if signature != b"PK\x01\x02":
+            raise CheckpointError("the zip archive's directory is damaged")
+        position += _CENTRAL.size
+        raw = directory[position : position + length]
+        if length > longest:
+            limits.check("key_bytes", length, f"a member of the zip archive has a name of {length} bytes")
+        try:
+            name = raw.decode()
+        except UnicodeDecodeError:
+            raise CheckpointError(f"a name in the zip archive is no UTF-8: {escape(repr(raw))}") from None
+        position += length
+        if nbytes == _FULL32 or packed == _FULL32 or header == _FULL32:
+            nbytes, packed, header = _wide(
+                directory[position : position + extra], nbytes, packed, header, name
+            )
+        position += extra + comment
+        if flags & _ENCRYPTED:
+            raise CheckpointError(f"{escape(name)} in the zip archive is encrypted")
+        if method != 0 or packed != nbytes:
+            raise CheckpointError(
+                f"{escape(name)} in the zip archive is compressed; torch.save stores members as they are: "
+                "unpack it and pack it again with 'zip -0', or save the checkpoint again"
+            )
+        if disk:
+            raise CheckpointError("the zip archive is split over several disks")
+        members.append(Member(name, header, nbytes, crc, flags))
+    if position != len(directory):
+        raise CheckpointError("the zip archive's directory has more bytes than members")
+    return members
+
+
+def _wide(extra: bytes, nbytes: int, packed: int, header: int, name: str) -> tuple[int, int, int]:
+    """The 64-bit sizes and offset of a member, from its zip64 extra field."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = (
+            int.from_bytes(extra[at : at + 2], "little"),
+            int.from_bytes(extra[at + 2 : at + 4], "little"),
+        )
+        if kind == 1:
+            field = extra[at + 4 : at + 4 + length]
+            values = [nbytes, packed, header]
+            for index, value in enumerate(values):
+                if value == _FULL32 and len(field) >= 8:
+                    values[index] = int.from_bytes(field[:8], "little")
+                    field = field[8:]
+            return values[0], values[1], values[2]
+        at += 4 + length
+    raise CheckpointError(f"the zip archive gives no size for {escape(name)}")
+
+
+def _check_layout(members: list[Member], directory: int) -> None:
+    """Every name once, every byte in one member at most, nothing before the first."""
+    exact = {member.name for member in members}
+    if len(exact) != len(members):
+        raise CheckpointError(
+            f"the zip archive has two members called {_twice([member.name for member in members])}"
+        )
+    if len({name.casefold() for name in exact}) != len(members):
+        twice = _twice([member.name.casefold() for member in members])
+        raise CheckpointError(f"the zip archive has two members called {twice}, but for upper and lower case")
+    ordered = sorted(members, key=lambda member: member.header)
+    if ordered and ordered[0].header != 0:
+        raise CheckpointError("something stands before the first member of the zip archive")
+    for member, following in pairwise(ordered):
+        _check_room(member, following.header)
+    if ordered:
+        _check_room(ordered[-1], directory)
+
+
+def _check_room(member: Member, end: int) -> None:
+    if member.header + _LOCAL.size + len(member.name) + member.nbytes > end:
+        raise CheckpointError(f"{escape(member.name)} reaches into what follows it in the zip archive")
+
+
+def _twice(names: list[str]) -> str:
+    seen: set[str] = set()
+    return next(escape(name) for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]

@@ -1,0 +1,299 @@
+"""Where in a checkpoint the model's state dict is."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from .errors import CheckpointError
+from .formats.inert import Dict, Stub, child, children
+from .keys import escape
+from .tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .caps import Limits
+
+USUAL = (
+    "state_dict", "model_state_dict", "model", "module", "net", "ema", "model_state", "network", "weights",
+    "params", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "model_ema_state_dict",
+    "params_ema", "net_state_dict", "model_weights",
+)  # fmt: skip
+"""What people call the state dict inside a checkpoint."""
+
+_DEEPEST = 3
+_TRAINING = ("optim", "sched", "scaler")
+_CONTAINERS = (dict, list, tuple, Stub)
+_PARTS = (dict, list, tuple, TensorSpec)
+_OF_MODULES = ("_non_persistent_buffers_set", "_parameters", "_buffers", "_modules")
+_PER_TENSOR = 8
+_SHOWN = 8
+
+
+def state_dict_at(tree: object, path: str) -> object:
+    """The part of a checkpoint that a dotted path names.
+
+    Keys may themselves contain dots. List elements are named by their index.
+
+    Raises:
+        CheckpointError: there is none; the text lists what is there.
+    """
+    node = tree
+    rest = path
+    while rest:
+        for name in _beginnings(rest):
+            try:
+                node = child(node, name)
+            except LookupError:
+                continue
+            rest = rest[len(name) + 1 :]
+            break
+        else:
+            where = path[: len(path) - len(rest)].rstrip(".")
+            here = f"{escape(where)!r}" if where else "the checkpoint"
+            raise CheckpointError(
+                f"state_dict_key={escape(path)!r}: {here} has no such part; it has {_listed(node)}"
+            )
+    return node
+
+
+def path_to(tree: object, wanted: object) -> tuple[object, ...] | None:
+    """The keys and indices that lead from the outer object to a part of it, or None."""
+    pending: list[tuple[object, tuple[object, ...]]] = [(tree, ())]
+    seen: set[int] = set()
+    while pending:
+        node, path = pending.pop()
+        if node is wanted:
+            return path
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, dict):
+            pending.extend((part, (*path, key)) for key, part in node.items() if isinstance(part, _PARTS))
+        elif isinstance(node, (list, tuple)):
+            pending.extend(
+                (part, (*path, index)) for index, part in enumerate(node) if isinstance(part, _PARTS)
+            )
+    return None
+
+
+def at(tree: Any, path: tuple[object, ...]) -> Any:
+    """The part of an object that keys and indices lead to, or None if they lead nowhere."""
+    try:
+        for key in path:
+            tree = tree[key]
+    except (LookupError, TypeError):
+        return None
+    return tree
+
+
+def find_state_dict(tree: object) -> tuple[str, object]:
+    """The state dict of a checkpoint and the dotted path to it, ``""`` where it is the outer object itself.
+
+    The usual names are looked for, at most three levels deep, the shallowest first; then, if none of them is
+    there, anything that looks like a state dict. A module that was saved whole counts as one.
+
+    Raises:
+        CheckpointError: there is none, or there are several that are equally good.
+    """
+    if is_module(tree):
+        return "", tree
+    whole = has_tensors(tree)
+    others: list[tuple[str, object]] = []
+    for level in islice(_levels(tree), 1 if whole else _DEEPEST):
+        found = [(path, name, node) for path, name, node in level if is_module(node) or has_tensors(node)]
+        usual = [(path, node) for path, name, node in found if name in USUAL]
+        if usual:
+            return _only(usual)
+        others = others or [(path, node) for path, _, node in found]
+    if whole:
+        return "", tree
+    if others:
+        return _only(others)
+    raise CheckpointError(_nothing(tree))
+
+
+def _levels(tree: object) -> Iterator[list[tuple[str, str, object]]]:
+    """The containers inside, level by level: their path, the last part of it, and what they are.
+
+    Each is given once, under the first of its paths, so that shared parts don't multiply.
+    """
+    seen = {id(tree)}
+    level: list[tuple[str, str, object]] = [("", "", tree)]
+    while level:
+        inner: list[tuple[str, str, object]] = []
+        for path, _, node in level:
+            if is_module(node):
+                continue
+            for name, part in children(node):
+                if (
+                    isinstance(part, _CONTAINERS)
+                    and id(part) not in seen
+                    and not _serves_training(name, part)
+                ):
+                    seen.add(id(part))
+                    inner.append((f"{path}.{name}".removeprefix("."), name, part))
+        yield inner
+        level = inner
+
+
+def _only(found: list[tuple[str, object]]) -> tuple[str, object]:
+    if len(found) > 1:
+        names = ", ".join(repr(escape(path)) for path, _ in found[:_SHOWN])
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise CheckpointError(
+            f"it holds {len(found)} state dicts that may be meant: {names}{more}; say which with "
+            "state_dict_key="
+        )
+    return found[0]
+
+
+def has_tensors(node: object) -> bool:
+    """Whether it is a dict with strings as keys and a tensor among its values."""
+    entries = node.items if isinstance(node, Stub) else node
+    if not isinstance(entries, dict):
+        return False
+    return any(isinstance(value, TensorSpec) and isinstance(key, str) for key, value in entries.items())
+
+
+def is_module(node: object) -> bool:
+    """Whether it is an ``nn.Module`` that was pickled whole."""
+    if not isinstance(node, Stub):
+        return False
+    attributes = node.attributes
+    return "_parameters" in attributes and "_modules" in attributes
+
+
+def flatten(node: object, limits: Limits, *, joined: bool = False) -> dict[str, object]:
+    """The entries of a state dict in order: `TensorSpec` where there is a tensor, else plain values.
+
+    Args:
+        node: a dict, an object that was filled like one, or a module that was pickled whole.
+        limits: caps.
+        joined: whether dicts inside stand for dotted keys.
+
+    Raises:
+        CheckpointError: it is none of these, or a cap is exceeded.
+    """
+    if is_module(node):
+        return dict(_module_entries(node, limits))
+    entries = node.items if isinstance(node, Stub) and node.items is not None else node
+    if isinstance(entries, TensorSpec):
+        raise CheckpointError("it is a tensor, not a state dict")
+    if not isinstance(entries, dict):
+        raise CheckpointError("it is no state dict")
+    if joined:
+        return dict(_joined_entries(entries, limits))
+    flat: dict[str, object] = {}
+    for key, value in entries.items():
+        if not isinstance(key, str):
+            raise CheckpointError(f"its state dict has a key that is no string ({type(key).__name__})")
+        _check_key(key, limits)
+        flat[key] = value
+    return flat
+
+
+def _module_entries(root: object, limits: Limits) -> Iterator[tuple[str, object]]:
+    """What ``state_dict()`` of a module gives: parameters and persistent buffers, then the children's."""
+    pending = [("", root, 0)]
+    looked_at = 0
+    while pending:
+        prefix, node, depth = pending.pop()
+        limits.check("nesting", depth, "its modules are nested too deeply")
+        if not isinstance(node, Stub):
+            continue
+        attributes = node.attributes
+        skipped, *groups = (attributes.get(name) for name in _OF_MODULES)
+        looked_at += 1 + sum(len(group) for group in (skipped, *groups) if isinstance(group, (dict, list)))
+        limits.check("tensors", looked_at // _PER_TENSOR, "it holds too many modules and tensors")
+        transient = (
+            {name for name in skipped if isinstance(name, str)} if isinstance(skipped, list) else set()
+        )
+        parameters, buffers, modules = (_under(prefix, group, limits) for group in groups)
+        yield from ((key, value) for key, value in parameters if value is not None)
+        left_out = {prefix + name for name in transient}
+        yield from ((key, value) for key, value in buffers if value is not None and key not in left_out)
+        pending.extend((f"{key}.", part, depth + 1) for key, part in reversed(modules))
+
+
+def _under(prefix: str, group: object, limits: Limits) -> list[tuple[str, object]]:
+    """The entries of a dict with a prefix before their names."""
+    if not isinstance(group, dict):
+        return []
+    named = [(prefix + name, value) for name, value in group.items() if isinstance(name, str)]
+    for key, _ in named:
+        _check_key(key, limits)
+    return named
+
+
+def _joined_entries(root: dict[object, object], limits: Limits) -> Iterator[tuple[str, object]]:
+    pending: list[tuple[str, object, int]] = [("", root, 0)]
+    visited = 0
+    while pending:
+        path, node, depth = pending.pop()
+        visited += 1
+        limits.check("tensors", visited, "it holds too many entries")
+        limits.check("nesting", depth, "its dicts are nested too deeply")
+        if isinstance(node, (dict, list)) and node:
+            inner = [(f"{path}.{name}".removeprefix("."), child, depth + 1) for name, child in children(node)]
+            pending.extend(reversed(inner))
+        else:
+            _check_key(path, limits)
+            yield path, node
+
+
+def _check_key(key: str, limits: Limits) -> None:
+    if len(key) * 4 > limits.key_bytes:
+        size = len(key.encode("utf-8", "surrogatepass"))
+        limits.check("key_bytes", size, f"a key has {size} bytes: {escape(key, 40)}")
+
+
+def metadata_of(node: object) -> dict[str, object] | None:
+    """The ``_metadata`` that torch keeps with a state dict (versions by module), or None."""
+    attributes = node.attributes if isinstance(node, Dict) else None
+    found = attributes.get("_metadata") if attributes else None
+    if not isinstance(found, dict):
+        return None
+    return {
+        path: dict(entry)
+        for path, entry in found.items()
+        if isinstance(path, str) and isinstance(entry, dict)
+    }
+
+
+def _serves_training(name: str, node: object) -> bool:
+    """Whether it is an optimizer's or a scheduler's state, which may look like a state dict."""
+    return any(part in name for part in _TRAINING) or (isinstance(node, dict) and "param_groups" in node)
+
+
+def _beginnings(path: str) -> Iterator[str]:
+    """The path, then shorter and shorter beginnings of it, cut at dots."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+
+
+def _nothing(tree: object) -> str:
+    if isinstance(tree, TensorSpec):
+        return "it holds a single tensor, not a state dict; save {'name': tensor} or model.state_dict()"
+    return (
+        f"there is no state dict in it (no dict with tensors, at most {_DEEPEST} levels deep): it is "
+        f"{_kind(tree)}, and has {_listed(tree)}"
+    )
+
+
+def _listed(node: object) -> str:
+    parts = list(islice(children(node), _SHOWN + 1))
+    names = ", ".join(f"{escape(name, 60)!r} ({_kind(value)})" for name, value in parts[:_SHOWN])
+    return (names + (", ..." if len(parts) > _SHOWN else "")) or "no parts"
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, TensorSpec):
+        return "a tensor"
+    if isinstance(value, Stub):
+        return escape(value.name, 80) or "an object"
+    if isinstance(value, dict):
+        return f"a dict of {len(value)}"
+    return f"a {type(value).__name__}"
