@@ -11,14 +11,12 @@ from pytest_ckptcompat.operators.plan import Write
 from .state import ELEMENTWISE, SQUARES, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
-    from pytest_ckptcompat.operators.operator import Operator
+    from pytest_ckptcompat.recipe import Recipe
 
 
-def grown(
-    operators: Iterable[Operator], state: State, old: Mapping[str, Any], target: Mapping[str, Any]
-) -> State:
+def grown(recipe: Recipe, state: State, old: Mapping[str, Any], target: Mapping[str, Any]) -> State:
     """The state under the new names, in the new shapes.
 
     A parameter that is left as it is keeps its state, whatever that holds. Of one that changes, every tensor
@@ -26,24 +24,18 @@ def grown(
     whose operator starts it anew, or that comes from one without state, has none.
 
     Args:
-        operators: in order.
+        recipe: how the weights become the new ones.
         state: by the old names.
-        old: the old state dict, of which only shapes are looked at.
+        old: the old state dict on the meta device.
         target: key -> anything with a shape and a dtype: what the new model has.
     """
-    shapes: Mapping[str, Any] = {
-        key: torch.empty(value.shape, dtype=value.dtype, device="meta") if hasattr(value, "shape") else value
-        for key, value in old.items()
-    }
-    for operator in operators:
-        edit = operator.edit(shapes, target)
-        carried: dict[str, Mapping[str, Any]] = {}
-        for key in shapes:
-            for write in edit.plan.get(key, (Write(key, (key,)),)):
-                slots = _carried(write, state, shapes)
-                if slots:
-                    carried[write.key] = slots
-        shapes, state = edit.state, carried
+    with torch.no_grad():
+        for step in recipe.steps(old, target):
+            writes = (
+                write for key in step.before for write in step.edit.plan.get(key, (Write(key, (key,)),))
+            )
+            carried = {write.key: _carried(write, state, step.before) for write in writes}
+            state = {key: slots for key, slots in carried.items() if slots}
     return state
 
 

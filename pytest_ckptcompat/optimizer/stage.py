@@ -52,7 +52,7 @@ def check_optimizer(
         wrapper=checkpoint.wrapper,
         materialise=checkpoint.materialise,
         old=old,
-        grow=lambda state: grown(recipe.operators, state, old, target),
+        grow=lambda state: grown(recipe, state, old, target),
         origin=recipe.run(old, target).origin,
         model=model,
         source=source,
