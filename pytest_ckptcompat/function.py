@@ -15,10 +15,10 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from . import memory
 from .difference import Difference, difference, magnitude
 from .models import raised
-from .nested import mapped
 from .regions import Rows, pairings
 from .rules import Finding, Promise, finding
 from .twin import Arithmetic, Batch, Outputs, coarser, outputs, twin
+from .vocabulary import Ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -143,41 +143,19 @@ def _compared(
     precision: torch.dtype,
     rows: Rows,
 ) -> Verdict:
-    vocabulary = _old_vocabulary(before, model)
-    drawn = [_within(batches(seed), vocabulary) for seed in range(BATCHES)]
+    ids = Ids.of(before, model, rows)
+    pairs = [ids.pair(batches(seed)) for seed in range(BATCHES)]
     before = before.to(arithmetic.device)
     if arithmetic.wide:
         before = before.double()  # in place: it is ours
-    old = outputs(before, drawn, arithmetic)
+    old = outputs(before, [pair[0] for pair in pairs], arithmetic)
     del before
-    new = outputs(twin(model, arithmetic), drawn, arithmetic)
+    new = outputs(twin(model, arithmetic), [pair[1] for pair in pairs], arithmetic)
     allowed = tolerance(coarser(precision, coarser(old.lowest, new.lowest)))
-    return _verdict(old, new, allowed, rows, arithmetic)
-
-
-def _old_vocabulary(before: nn.Module, model: nn.Module) -> int | None:
-    """The least number of rows that an embedding had which has more now; None if there is none."""
-    now = {
-        name: each.num_embeddings for name, each in model.named_modules() if isinstance(each, nn.Embedding)
-    }
-    most = max(now.values(), default=0)
-    old = {
-        name: each.num_embeddings for name, each in before.named_modules() if isinstance(each, nn.Embedding)
-    }
-    return min((size for name, size in old.items() if size < now.get(name, most)), default=None)
-
-
-def _within(batch: Batch, vocabulary: int | None) -> Batch:
-    if vocabulary is None:
-        return batch
-    size = vocabulary
-
-    def brought(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-            return tensor
-        return torch.where(tensor >= size, tensor % size, tensor)
-
-    return mapped(batch[0], brought), mapped(batch[1], brought)
+    promise, findings = _verdict(old, new, allowed, rows, arithmetic)
+    if findings and ids.moved is not None:  # not every integer is the number of a word
+        return _unchecked("words have other numbers now, and the inputs can't be told apart")
+    return promise, findings
 
 
 @dataclass(frozen=True)

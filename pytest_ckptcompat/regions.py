@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .difference import same_bits
+from .operators import select
 from .stored import materialise
 
 if TYPE_CHECKING:
@@ -26,15 +29,17 @@ def corner(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor | None:
 
 
 def rows_moved(growth: Growth, old: Mapping[str, Any]) -> Rows:
-    """Rows that a recipe dropped or put into another order, found again by their bits.
+    """Rows that ``select`` dropped or put into another order, found again by their bits.
 
     Only weights are looked at: rows of a bias are numbers, of which several may be equal. Where two weights
     of the same sizes disagree, nothing is said of that size.
     """
     moved: Rows = {}
     unclear: set[tuple[int, int]] = set()
-    for key in growth.touched:
+    for key, operators in growth.touched.items():
         came, new = growth.origin.get(key), growth.state_dict.get(key)
+        if not any(isinstance(operator, select) for operator in operators):
+            continue
         if came is None or not isinstance(new, torch.Tensor) or new.dim() < 2 or new.dim() != old[came].dim():
             continue
         before, after = materialise(old[came]), materialise(new)
@@ -52,19 +57,24 @@ def rows_moved(growth: Growth, old: Mapping[str, Any]) -> Rows:
 
 def _pairs(before: torch.Tensor, after: torch.Tensor) -> tuple[list[int], list[int]]:
     places: dict[bytes, int] = {}
-    for row in range(len(before) - 1, -1, -1):
-        places[_bytes(before[row])] = row
+    for row, digest in enumerate(_digests(before)):
+        places.setdefault(digest, row)
     kept, now = [], []
-    for row in range(len(after)):
-        place = places.pop(_bytes(after[row]), None)
+    for row, digest in enumerate(_digests(after)):
+        place = places.pop(digest, None)
         if place is not None:
             kept.append(place)
             now.append(row)
     return kept, now
 
 
-def _bytes(row: torch.Tensor) -> bytes:
-    return bytes(row.detach().cpu().contiguous().reshape(-1).view(torch.uint8).untyped_storage())
+def _digests(tensor: torch.Tensor) -> Iterator[bytes]:
+    """What tells the bits of each row from those of any other."""
+    tensor = tensor.detach().cpu().contiguous()
+    size = tensor[0].numel() * tensor.element_size() if len(tensor) else 0
+    for row in range(len(tensor)):
+        memory = (ctypes.c_ubyte * size).from_address(tensor.data_ptr() + row * size)
+        yield hashlib.blake2b(memory, digest_size=16).digest()
 
 
 def pairings(

@@ -213,6 +213,25 @@ def test_rows_that_were_permuted_are_compared_where_they_are_now() -> None:
     assert judged(old, new)[0].status == "broken"
 
 
+def test_words_that_have_other_numbers_are_translated() -> None:
+    old = settle(Words())
+    kept = [7, 2, 9, 0]
+    state = copy.deepcopy(old.state_dict())
+    state["embed.weight"] = state["head.weight"] = torch.cat(
+        [torch.randn(1, 8), old.embed.weight.detach()[kept]]
+    )
+    new = Words(5)
+    new.load_state_dict(state)
+    rows: Rows = {(11, 5): (kept, [1, 2, 3, 4])}
+    promise, findings = judged(old, new, tokens, rows=rows)
+    assert (promise.status, findings) == ("kept", [])
+    with torch.no_grad():
+        new.embed.weight[3] += 0.1
+    promise, findings = judged(old, new, tokens, rows=rows)
+    assert (promise.status, findings) == ("unchecked", [])
+    assert promise.detail.startswith("words have other numbers now")
+
+
 def test_a_norm_that_computes_in_float32_is_judged_in_float32() -> None:
     class Float32Norm(nn.Module):
         def __init__(self, width: int) -> None:

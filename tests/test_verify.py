@@ -11,7 +11,7 @@ from networks import Boxes, Words, settle
 from torch import nn
 
 from pytest_ckptcompat.difference import same_bits
-from pytest_ckptcompat.operators import Operator, append, drop, rename, strip_prefix, tile
+from pytest_ckptcompat.operators import Operator, append, drop, rename, select, strip_prefix, tile
 from pytest_ckptcompat.operators.keywise import Change, KeyWise
 from pytest_ckptcompat.recipe import Recipe
 from pytest_ckptcompat.rules import Promise
@@ -200,6 +200,24 @@ def test_extra_state_that_is_no_tensor_is_left_alone() -> None:
     promises, findings = judged(Recipe(), Counting().state_dict(), Counting)
     assert findings == []
     assert promises["untouched"].detail == "28 keys bit-equal"
+
+
+def test_selected_classes_are_compared_by_their_place() -> None:
+    old = settle(Boxes()).state_dict()
+    names = {"old_names": ["cat", "dog", "emu", "fox"], "new_names": ["fox", "gnu", "cat"]}
+    recipe = Recipe(select("out2.*", dim=0, missing="mean", **names))
+    promises, findings = judged(recipe, old, lambda: Boxes(3), source=Boxes, batches=images)
+    assert findings == []
+    assert statuses(promises) == {"kept"}
+    assert "without" not in promises["function kept"].detail
+
+
+def test_a_pruned_vocabulary_is_compared_word_by_word() -> None:
+    old = settle(Words()).state_dict()
+    recipe = Recipe(select("embed.weight", dim=0, index=[9, 0, 4, 3]))
+    promises, findings = judged(recipe, old, lambda: Words(4), source=Words, batches=tokens)
+    assert findings == []
+    assert statuses(promises) == {"kept"}
 
 
 # -- what is wrong is caught -------------------------------------------------------------------------------
