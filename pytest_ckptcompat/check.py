@@ -19,6 +19,7 @@ from .inputs import Inputs
 from .keys import escape, select
 from .memory import shown as size_shown
 from .models import Blueprint, ModelError, blueprint, raised
+from .optimizer import check_optimizer
 from .recipe import Growth, Recipe
 from .rehearsal import rehearse
 from .report import Report
@@ -190,13 +191,13 @@ class Check:
         return None if further is None else Recipe(*self._recipe.operators, *further.operators)
 
     def _load(self) -> None:
+        if _errors(self._settled()):
+            raise Stopped("the checkpoint does not fit as it is")
         reason = self._unneeded()
         if reason:
             for name in ("load", "verify"):
                 self._stage(name, "skipped", reason)
             return
-        if any(found.severity == "error" for found in self._settled()):
-            raise Stopped("the checkpoint does not fit as it is")
         if self._comparison.mismatched:
             raise Stopped("shapes differ (waived): nothing can be loaded")
         try:
@@ -215,7 +216,7 @@ class Check:
             self._fail("load", finding("load-error", message=escape(raised(error), limit=500)))
             raise Stopped("the checkpoint does not load") from None
         self.model.eval()
-        found = [*_not_finite(self._growth.state_dict), *_tied_conflicts(self.model, self._growth.state_dict)]
+        found = [*_not_finite(self._ckpt.stored()), *_tied_conflicts(self.model, self._growth.state_dict)]
         self._findings += found
         strictly = "strictly" if self._comparison.fits else "without the waived keys"
         self._stage("load", "failed" if _errors(found) else "passed", f"{strictly}, on the CPU")
@@ -250,12 +251,9 @@ class Check:
         )
         self._promises += promises
         self._findings += found
-        kept = sum(promise.status == "kept" for promise in promises)
-        return self._stage(
-            "verify", "failed" if _errors(found) else "passed", f"{kept} of {len(promises)} promises kept"
-        )
+        return self._stage("verify", "failed" if _errors(found) else "passed", _kept(promises))
 
-    def _source(self) -> Any:
+    def _source(self) -> Callable[[], nn.Module] | None:
         try:
             return blueprint(self.case.source_model).build
         except ModelError as error:
@@ -292,11 +290,17 @@ class Check:
             return self._stage("optimizer", "skipped", "none declared")
         if self.model is None:
             return self._stage("optimizer", "skipped", self._unneeded())
-        from .optimizer import optimizer
-
-        found, detail = optimizer(self.case.optimizer, self._ckpt, self._recipe, self.model)
+        source = None if self.case.source_model is None else self._source()
+        promises, found = check_optimizer(
+            self.case.optimizer,
+            checkpoint=self._ckpt,
+            recipe=self._recipe,
+            model=self.model,
+            source=None if source is None else source(),
+        )
+        self._promises += promises
         self._findings += found
-        return self._stage("optimizer", "failed" if _errors(found) else "passed", detail)
+        return self._stage("optimizer", "failed" if _errors(found) else "passed", _kept(promises))
 
     def _demand_cuda(self) -> None:
         if not self.require_cuda or any(f.rule == "forward-no-cuda" for f in self._findings):
@@ -361,6 +365,11 @@ def _named(model: Any) -> str:
         if isinstance(model, str)
         else getattr(model, "__name__", type(model).__name__)
     )
+
+
+def _kept(promises: list[Promise]) -> str:
+    kept = sum(promise.status == "kept" for promise in promises)
+    return f"{kept} of {len(promises)} promises kept"
 
 
 def _errors(findings: list[Finding]) -> bool:

@@ -170,7 +170,7 @@ def _lock(options: argparse.Namespace) -> int:
         _importable()
         content = lock_of_model(options.source)
     else:
-        content = lock_of_checkpoint(_opened(options.source, options), sha256=options.sha256)
+        content = lock_of_checkpoint(_opened(options.source, options), options.output, sha256=options.sha256)
     write_lock(options.output, content)
     return OK
 

@@ -103,7 +103,7 @@ def _strict_load(model: nn.Module, state_dict: Mapping[str, Any]) -> _Heard:
         heard.missing, heard.unexpected, heard.errors = lists
         own_loader(state, prefix, metadata, strict, *lists)
 
-    model._load_from_state_dict = listening_loader  # type: ignore[method-assign]
+    model._load_from_state_dict = listening_loader  # type: ignore[method-assign, assignment]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

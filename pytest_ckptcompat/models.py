@@ -148,9 +148,11 @@ def _place(error: BaseException) -> str:
 
 def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
     if isinstance(tensor, nn.UninitializedParameter):
-        return nn.UninitializedParameter(tensor.requires_grad, device="meta", dtype=tensor.data.dtype)
+        make: Any = nn.UninitializedParameter  # torch's stubs lack its arguments
+        return make(tensor.requires_grad, device="meta", dtype=tensor.data.dtype)  # type: ignore[no-any-return]
     if isinstance(tensor, nn.UninitializedBuffer):
-        return nn.UninitializedBuffer(device="meta", dtype=tensor.data.dtype)
+        make = nn.UninitializedBuffer
+        return make(device="meta", dtype=tensor.data.dtype)  # type: ignore[no-any-return]
     empty = torch.empty_like(tensor, device="meta")
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 

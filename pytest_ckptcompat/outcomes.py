@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import pytest
 from _pytest._code.code import ExceptionChainRepr, ReprEntryNative, ReprFileLocation, ReprTracebackNative
 
 from . import terminal
+from .keys import escape
 from .report import SCHEMA_VERSION, Report
 from .rules import Stage, finding
 
@@ -91,7 +93,7 @@ class Summary:
         report: pytest.TestReport = yield
         reports = item.stash.get(_REPORTS, None)
         if reports:
-            report.ckptcompat = [each.to_dict() for each in reports]
+            vars(report)["ckptcompat"] = [each.to_dict() for each in reports]
             item.stash[_REPORTS] = []
         return report
 
@@ -122,9 +124,12 @@ class Summary:
         if not (self._checks or self._without or self._unwritten):
             return
         terminalreporter.section("checkpoints", sep="-")
-        for nodeid, check in passed[: _SHOWN if self._settings.verbosity < 1 else None]:
-            terminalreporter.line(f"{nodeid}: {check['verdict']}")
-        if self._settings.verbosity < 1 and len(passed) > _SHOWN:
+        verbose = self._settings.verbosity > 0
+        for nodeid, check in passed if verbose else passed[:_SHOWN]:
+            terminalreporter.line(nodeid)
+            for line in _told(Report.of(check), self._settings.width, in_full=verbose or len(passed) <= _FEW):
+                terminalreporter.line(f"  {line}")
+        if not verbose and len(passed) > _SHOWN:
             terminalreporter.line(f"... and {len(passed) - _SHOWN} more that fit: -v lists them")
         counts = f"{len(passed)} of {len(self._checks)} checks passed"
         if self._without:
@@ -134,7 +139,33 @@ class Summary:
             terminalreporter.line(f"ERROR: {text}", red=True)
 
 
-_SHOWN = 10
+_SHOWN, _FEW = 10, 3
+
+
+def _told(report: Report, width: int, *, in_full: bool) -> list[str]:
+    """What a check that passed really did: the verdict; in full, what was verified and where it ran too."""
+    lines = [report.verdict]
+    if in_full:
+        kept = [promise.name for promise in report.promises if promise.status == "kept"]
+        told = [f"verified: {', '.join(kept)}"] if kept else []
+        told += [
+            f"not verified: {each.name}: {each.detail}"
+            for each in report.promises
+            if each.status == "unchecked"
+        ]
+        told += [
+            f"{each.name}: {each.status} {each.detail}"
+            for each in report.stages
+            if each.name.startswith("forward")
+        ]
+        told += [
+            f"warning: {each.rule}: {escape(each.key)} {each.message}"
+            for each in report.findings
+            if each.severity == "warn"
+        ]
+        for text in told:
+            lines += textwrap.wrap(text, width - 4, subsequent_indent="  ")
+    return lines
 
 
 def _forward(report: Report) -> str:

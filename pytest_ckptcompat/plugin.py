@@ -63,6 +63,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FORMAT:PATH",
         help="write the reports of the run: json:PATH, markdown:PATH or html:PATH; repeatable",
     )
+    group.addoption(
+        "--ckpt-lock-update",
+        action="store_true",
+        help="rewrite the lock files that the run uses from the checkpoints or models they name",
+    )
     parser.addini("ckpt", "checkpoints, as --ckpt, relative to this file", type="linelist", default=[])
     parser.addini("ckpt_required", "as --ckpt-required", type="bool", default=False)
     parser.addini("ckpt_device", "as --ckpt-device", type="string", default="auto")
@@ -90,7 +95,7 @@ def pytest_configure(config: pytest.Config) -> None:
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
     config.stash[SETTINGS] = settings
-    config.stash[SHELF] = Shelf()
+    config.stash[SHELF] = Shelf(settings.limits, config.hook, update_locks=settings.update_locks)
     config.pluginmanager.register(Summary(config, settings), "ckptcompat-summary")
 
 
@@ -106,12 +111,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             raise pytest.UsageError(f"--ckpt: {error}") from None
 
 
+@pytest.hookimpl(optionalhook=True)  # a hook of pytest-xdist
 def pytest_configure_node(node: Any) -> None:
     """Tell a worker of pytest-xdist how wide the terminal is; it has none itself."""
     node.workerinput["ckptcompat_width"] = node.config.stash[SETTINGS].width
-
-
-pytest_configure_node.optionalhook = True  # type: ignore[attr-defined]  # a hook of pytest-xdist
 
 
 # -- collection --------------------------------------------------------------------------------------------
@@ -180,7 +183,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
     finally:
         if item.stash.get(_CHECK, None) is not None:
             del item.stash[_CHECK]
-            from .forward import release
+            from .devices import release
 
             release()
 
@@ -279,11 +282,12 @@ def ckpt_check(request: pytest.FixtureRequest) -> Callable[..., Report]:
             case = Case.of(model=model, ckpt=ckpt, **arguments)
         except ValueError as error:
             pytest.fail(f"ckpt_check: {error}", pytrace=False)
-        for path in named(case, request.node):
-            report = run(request.node, case, path).report
+        reports = [run(request.node, case, path).report for path in named(case, request.node)]
+        for report in reports:
             assert report is not None
             if not report.ok:
                 raise Incompatible(report)
-        return report
+        assert reports[-1] is not None
+        return reports[-1]
 
     return checked

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .caps import Limits
 from .case import device_name
 from .sources import expand, unique
 from .waivers import severities_of
@@ -31,7 +32,9 @@ class Settings:
         device: where the forward pass runs.
         require_cuda: it must really run on CUDA.
         severities: what ``ckpt_severity`` changes.
+        limits: the readers' caps.
         reports: (format, path) of the files to write.
+        update_locks: lock files are written anew before they are used.
         width: columns of the terminal.
         verbosity: pytest's.
     """
@@ -41,7 +44,9 @@ class Settings:
     device: str
     require_cuda: bool
     severities: Mapping[str, Severity]
+    limits: Limits
     reports: tuple[tuple[str, Path], ...]
+    update_locks: bool
     width: int
     verbosity: int
 
@@ -63,7 +68,9 @@ class Settings:
             device=device_name("--ckpt-device", either("ckpt_device", "ckpt_device")),
             require_cuda=bool(either("ckpt_require_cuda", "ckpt_require_cuda")),
             severities=severities_of(config.getini("ckpt_severity")),
+            limits=Limits.parse(config.getini("ckpt_limits")),
             reports=tuple(_report(text) for text in config.getoption("ckpt_report")),
+            update_locks=_update_locks(config),
             width=_width(config),
             verbosity=config.get_verbosity(),
         )
@@ -86,6 +93,13 @@ def _report(text: str) -> tuple[str, Path]:
         what = "is a folder" if path.is_dir() else f"can't be written: there is no folder {path.parent}"
         raise ValueError(f"--ckpt-report {text!r}: {name} {what}")
     return kind, path
+
+
+def _update_locks(config: pytest.Config) -> bool:
+    wanted = bool(config.getoption("ckpt_lock_update"))
+    if wanted and config.getoption("numprocesses", None):
+        raise ValueError("--ckpt-lock-update writes files that the tests share: run it without -n")
+    return wanted
 
 
 def _width(config: pytest.Config) -> int:

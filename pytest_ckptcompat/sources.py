@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from .errors import CheckpointError
+from .files import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from pluggy import HookRelay
+
+    from .caps import Limits
     from .checkpoint import Contents
-
-_URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
-
-
-def is_url(path: str) -> bool:
-    """Whether a path is an fsspec URL (``s3://bucket/net.pth``), not a local one."""
-    return bool(_URL.match(path))
 
 
 def expand(path: str, folders: Sequence[Path]) -> list[str]:
@@ -62,7 +58,10 @@ def ids(paths: Sequence[str]) -> list[str]:
 class Shelf:
     """Checkpoints that were opened in this run, so that no header is read twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits, hook: HookRelay, *, update_locks: bool = False) -> None:
+        self._limits = limits
+        self._hook = hook
+        self._update_locks = update_locks
         self._opened: dict[str, Contents | CheckpointError] = {}
 
     def contents(self, path: str) -> Contents:
@@ -71,17 +70,26 @@ class Shelf:
         Raises:
             CheckpointError: it can't be read; the same error again for the same path.
         """
-        from .checkpoint import read_contents
-
         if path not in self._opened:
             try:
-                self._opened[path] = read_contents(path)
+                self._opened[path] = self._read(path)
             except CheckpointError as error:
                 self._opened[path] = error
         opened = self._opened[path]
         if isinstance(opened, CheckpointError):
             raise opened
         return opened
+
+    def _read(self, path: str) -> Contents:
+        from .checkpoint import read_contents
+
+        contents = read_contents(path, limits=self._limits, hook=self._hook)
+        if self._update_locks and contents.header.format == "lock":
+            from .lock import update
+
+            update(path, self._limits)
+            contents = read_contents(path, limits=self._limits, hook=self._hook)
+        return contents
 
 
 def unique(paths: Iterable[str]) -> list[str]:

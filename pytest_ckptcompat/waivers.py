@@ -97,13 +97,13 @@ def severities_of(lines: Iterable[str]) -> dict[str, Severity]:
         rule, _, severity = (part.strip() for part in line.partition("="))
         if rule not in RULES:
             raise ValueError(f"ckpt_severity: no rule {rule!r}; 'ckptcompat rules' lists them")
-        if severity == "error" or severity == "warn" or severity == "off":
-            chosen[rule] = severity
-        else:
+        if severity not in _SEVERITIES:
             raise ValueError(f"ckpt_severity: {rule}={severity!r}: write error, warn or off")
+        chosen[rule] = _SEVERITIES[severity]
     return chosen
 
 
+_SEVERITIES: dict[str, Severity] = {"error": "error", "warn": "warn", "off": "off"}
 _OF_WAIVERS = {"waiver-unused", "waiver-expired"}
 
 

@@ -41,7 +41,7 @@ def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
     storages = _storages(content.get("ties"), rows)
     tree = Dict()
     for key, row in rows.items():
-        tree[key] = _spec(key, row, storages.get(key, key), limits)
+        tree[key] = _spec(key, row, storages.get(key) or key, limits)
     for key in content.get("objects") or ():
         tree[str(key)] = None
     found = content.get("versions")

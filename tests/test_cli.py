@@ -1,0 +1,138 @@
+"""The ``ckptcompat`` command: output and exit codes."""
+
+import json
+
+import pytest
+import torch
+from networks import Boxes, Words
+
+from pytest_ckptcompat.cli import main
+
+RECIPE = '[[recipe]]\nop = "tile"\nkey = "out2.*"\ndim = 0\n'
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    torch.save(Boxes().state_dict(), "net.pth")
+    torch.save({"model": Words().state_dict(), "epoch": 3}, "words.pth")
+    (tmp_path / "grow.toml").write_text(RECIPE)
+    return tmp_path
+
+
+def test_show(folder, capsys):
+    assert main(["show", "words.pth"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("words.pth: torch-zip, 17 tensors")
+    assert "under 'model'" in text
+    assert "embed.weight = head.weight" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_show_json(folder, capsys):
+    assert main(["show", "words.pth", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["schema_version"] == 1
+    assert content["path"] == "words.pth"
+    rows = {row["key"]: row for row in content["tensors"]}
+    assert rows["embed.weight"] == {
+        "key": "embed.weight", "dtype": "float32", "shape": [11, 8], "nbytes": 352, "tied_to": None,
+    }  # fmt: skip
+    assert rows["head.weight"]["tied_to"] == "embed.weight"
+
+
+@pytest.mark.parametrize("command", [["show", "none.pth"], ["diff", "none.pth", "--against", "net.pth"]])
+def test_unreadable_is_2_and_one_line(folder, capsys, command):
+    assert main(command) == 2
+    assert capsys.readouterr().err == "ckptcompat: none.pth does not exist\n"
+
+
+def test_diff(folder, capsys):
+    state = Boxes(14).state_dict()
+    del state["out1.bias"]
+    state["aux.weight"] = torch.zeros(2)
+    state["fc.0.bias"] = state["fc.0.bias"].double()
+    torch.save(state, "new.pth")
+    assert main(["diff", "net.pth", "--against", "net.pth"]) == 0
+    assert "the same" in capsys.readouterr().out
+    assert main(["diff", "new.pth", "--against", "net.pth"]) == 1
+    text = capsys.readouterr().out
+    assert text.startswith("new.pth differs from net.pth: 1 added, 1 retyped, 1 removed, 2 reshaped")
+    assert "(4, 8) f32  (14, 8) f32" in text
+    assert main(["diff", "new.pth", "--against", "net.pth", "--json"]) == 1
+    content = json.loads(capsys.readouterr().out)
+    assert content["same"] is False
+    assert {"change": "removed", "key": "out1.bias", "old": "(1,) f32", "new": None} in content["changes"]
+
+
+def test_check_without_and_with_the_recipe(folder, capsys):
+    arguments = [
+        "check",
+        "net.pth",
+        "networks:Grown",
+        "--inputs",
+        "2x3x8x8",
+        "--source-model",
+        "networks:Boxes",
+    ]
+    assert main(arguments) == 1
+    text = capsys.readouterr().out
+    assert text.startswith("net.pth does not fit networks.Grown: 2 mismatched")
+    assert 'Recipe(tile("out2.*", dim=0))' in text
+    assert main([*arguments, "--recipe", "grow.toml"]) == 0
+    text = capsys.readouterr().out
+    assert "function kept" in text
+    assert main([*arguments, "--recipe", "grow.toml", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["ok"] is True
+    assert {stage["name"] for stage in content["stages"]} >= {
+        "open",
+        "recipe",
+        "compare",
+        "load",
+        "verify",
+        "forward",
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "none.pth", "networks:Boxes"],
+        ["check", "net.pth", "networks:None"],
+        ["check", "net.pth", "no_such_module:Net"],
+        ["check", "net.pth", "Boxes"],
+        ["check", "net.pth", "networks:Boxes", "--device", "gpu"],
+        ["check", "net.pth", "networks:Boxes", "--inputs", "2x3", "--inputs", "x=2x3"],
+        ["check", "net.pth", "networks:Boxes", "--inputs", "twoxthree"],
+        ["show", "net.pth", "--limit", "tensors"],
+        ["show", "net.pth", "--key", "model"],
+    ],
+)
+def test_what_could_not_be_checked_is_2(folder, capsys, arguments):
+    assert main(arguments) == 2
+    text = "".join(capsys.readouterr())
+    assert "Traceback" not in text
+    assert text
+
+
+def test_a_recipe_that_does_not_apply_is_1(folder, capsys):
+    (folder / "typo.toml").write_text(RECIPE.replace("out2", "out3"))
+    assert main(["check", "net.pth", "networks:Grown", "--recipe", "typo.toml"]) == 1
+    text = capsys.readouterr().out
+    assert "recipe-unused-op" in text
+    assert "out2" in text
+
+
+def test_a_limit_can_be_raised(folder, capsys):
+    assert main(["show", "net.pth", "--limit", "tensors=3"]) == 2
+    assert "tensors=3" in capsys.readouterr().err
+
+
+def test_rules(capsys):
+    assert main(["rules"]) == 0
+    assert "missing-key" in capsys.readouterr().out
+    assert main(["rules", "--json"]) == 0
+    rules = json.loads(capsys.readouterr().out)["rules"]
+    assert {"id": "shape-mismatch", "severity": "error"}.items() <= rules[2].items()
