@@ -54,7 +54,17 @@ _FULL = {
     ),
     *("native_group_norm", "native_layer_norm", "nll_loss_forward", "nll_loss2d_forward"),
 }
-_CHECKED = {scaled_dot_product_attention, torch.prelu, torch.Tensor.prelu}
+_CHECKED = {
+    *(
+        scaled_dot_product_attention,
+        torch.prelu,
+        torch.Tensor.prelu,
+        torch.conv1d,
+        torch.conv2d,
+        torch.conv3d,
+    ),
+    *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
+}
 """Functions that compare the dtypes they are given before any operation is seen."""
 
 _HALVES = (torch.float16, torch.bfloat16)

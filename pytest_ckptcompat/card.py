@@ -43,12 +43,12 @@ class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
 
     supports_higher_order_operators = True
 
-    def __init__(self, device: str | torch.device = "cuda:0", *, stand_in: bool | None = None) -> None:
+    def __init__(self, device: str | torch.device = "cuda:0", *, stand_in: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         device = torch.device(device)
         self.device = device if device.type == "cpu" else torch.device(device.type, device.index or 0)
         built = torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]
-        self.stand_in = device.type != "cpu" and (not built if stand_in is None else stand_in)
+        self.stand_in = device.type != "cpu" and (stand_in or not built)
         self.busy = False
         self._fakes = Fakes(self)
         self._autocast = Autocast()
@@ -133,11 +133,9 @@ class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
             return func(*args, **kwargs)
         was_busy, self.busy = self.busy, True
         try:
-            if self._copies and any(not issubclass(kind, FakeTensor) for kind in types):
-                args, kwargs = _changed(args, self._player), _changed(kwargs, self._player)
+            args, kwargs = _changed(args, self._player), _changed(kwargs, self._player)
             if self.stand_in:
-                if getattr(kwargs.get("device"), "type", "") == "cuda":
-                    kwargs["device"] = torch.device("meta")
+                args, kwargs = _on_stand_in(args), _on_stand_in(kwargs)
                 if cast := self._autocast.caster(func):
                     args, kwargs = _changed(args, cast), _changed(kwargs, cast)
             refuse(func, args, kwargs, self.device)
@@ -148,8 +146,7 @@ class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
 
     def _player(self, tensor: torch.Tensor) -> torch.Tensor:
         """The fake that plays a tensor of the original model, which a closure may still hold."""
-        _, fake = self._copies.get(id(tensor), (tensor, tensor))
-        return fake
+        return tensor if isinstance(tensor, FakeTensor) else self._copies.get(id(tensor), (None, tensor))[1]
 
 
 class _FakeCopies(TorchFunctionMode):
@@ -166,8 +163,8 @@ class _FakeCopies(TorchFunctionMode):
         if func is torch.Tensor.__deepcopy__:
             tensor, memo = args
             return memo.setdefault(id(tensor), self._card.fake(tensor))
-        if func is torch.Tensor.clone:  # how a parameter copies itself
-            return self._card.fake(args[0])
+        if func == torch.Tensor.data.__get__:  # type: ignore[attr-defined]  # how a parameter copies itself
+            return self._card.fake(args[0]).detach()
         if func in (torch.Tensor.to, torch.Tensor.cuda, torch.Tensor.cpu):
             args = (self._card.fake(args[0]), *args[1:])
         return func(*args, **kwargs)
@@ -203,6 +200,17 @@ def _on_meta(tensor: torch.Tensor, name: str) -> torch.Tensor:
 def _named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     tensors = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
     return dict(chain(*tensors))
+
+
+def _on_stand_in(arguments: Any) -> Any:
+    """``meta`` for ``cuda`` in an operation's arguments: a CPU-only build must see no fake CUDA tensor."""
+
+    def place(value: Any) -> Any:
+        return torch.device("meta") if isinstance(value, torch.device) and value.type == "cuda" else value
+
+    if isinstance(arguments, dict):
+        return {key: place(value) for key, value in arguments.items()}
+    return tuple(map(place, arguments))
 
 
 def _dressed(tensor: torch.Tensor) -> torch.Tensor:

@@ -23,37 +23,31 @@ _TYPES = {
 """By name, since torch moves these types about."""
 
 _TEXTS = {
-    "fake impl": "an operation has no fake kernel",
-    "'Meta' backend": "an operation has no fake kernel",
-    "convert all Tensors to FakeTensors": "an operation has no fake kernel",
-    "Couldn't swap": "a module that the model makes is moved",
-    "data pointer": "code outside torch reads the values",
-    "doesn't have storage": "code outside torch reads the values",
-    ".numpy() is not supported": "NumPy reads the values",
-    "Cannot copy out of meta tensor": "it depends on values",
-    "cannot be called on meta tensors": "it depends on values",
-    **dict.fromkeys(
-        (
-            *(
-                "Found no NVIDIA driver",
-                "not compiled with CUDA",
-                "not linked with support for",
-                "CUDA driver version",
-            ),
-            *(
-                "without ATen_cuda",
-                "CUDA error",
-                "No CUDA GPUs",
-                "no CUDA-capable device",
-                "0 active drivers",
-            ),
-            *("hasPrimaryContext", "Cannot access accelerator device", "compiled without CUDA support"),
-        ),
-        "it asks the driver",
+    "it depends on values": ("Cannot copy out of meta tensor", "cannot be called on meta tensors"),
+    "an operation has no fake kernel": ("fake impl", "'Meta' backend", "convert all Tensors to FakeTensors"),
+    "code outside torch reads the values": ("data pointer", "doesn't have storage"),
+    "NumPy reads the values": (".numpy() is not supported",),
+    "the model makes a module and moves it": ("Couldn't swap",),
+    "it asks the driver": (
+        "Found no NVIDIA driver",
+        "CUDA driver version",
+        "CUDA error",
+        "No CUDA GPUs",
+        "no CUDA-capable device",
+        "0 active drivers",
+        "hasPrimaryContext",
+        "Cannot access accelerator device",
+        # on a CPU-only build
+        "compiled with CUDA",
+        "compiled without CUDA",
+        "not linked with support for",
+        "without ATen_cuda",
+        "requires CUDA support",
     ),
 }
+"""By text: torch raises a plain RuntimeError or AssertionError for these."""
 
-_MACHINERY = (
+_FAKE_KERNELS = {
     "_subclasses",
     "_meta_registrations.py",
     "_refs",
@@ -61,8 +55,9 @@ _MACHINERY = (
     "_prims_common",
     "_decomp",
     "_dispatch",
-)
+}
 _SLIPS = (AssertionError, AttributeError, KeyError, NameError, NotImplementedError, RecursionError, TypeError)
+"""What a fake kernel raises by mistake; it reports a wrong shape or dtype by a RuntimeError or ValueError."""
 
 
 def limit(error: BaseException) -> str:
@@ -73,15 +68,21 @@ def limit(error: BaseException) -> str:
     for link in _chain(error):
         if isinstance(link, Unrehearsable):
             return str(link)
-        for kind in type(link).__mro__:
-            if kind.__name__ in _TYPES:
-                return f"{_TYPES[kind.__name__]} ({_operation(link)})"
-        text = str(link)
-        for part, reason in _TEXTS.items():
-            if part in text:
-                return f"{reason} ({cause(link, limit=160)})"
-        if isinstance(link, _SLIPS) and _in_machinery(link):
-            return f"fake tensors failed ({cause(link, limit=160)})"
+        if reason := _reason(link):
+            return f"{reason} ({cause(link, limit=160)})"
+    return ""
+
+
+def _reason(error: BaseException) -> str:
+    for kind in type(error).__mro__:
+        if kind.__name__ in _TYPES:
+            return _TYPES[kind.__name__]
+    text = str(error)
+    for reason, parts in _TEXTS.items():
+        if any(part in text for part in parts):
+            return reason
+    if isinstance(error, _SLIPS) and not _FAKE_KERNELS.isdisjoint(_innermost(error)):
+        return "fake tensors failed"
     return ""
 
 
@@ -94,15 +95,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__ or link.__context__
 
 
-def _operation(error: BaseException) -> str:
-    """``aten.nonzero.default``: these exceptions carry the operation alone."""
-    return cause(error, limit=160).removeprefix(f"{type(error).__name__}: ")
-
-
-def _in_machinery(error: BaseException) -> bool:
-    """Whether the innermost line is one of torch's kernels for fake tensors."""
+def _innermost(error: BaseException) -> set[str]:
+    """The parts, below torch's own folder, of the path of the file that raised; none for other files."""
     frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return False
-    parts = frames[-1].filename.replace("\\", "/").split("/")
-    return "torch" in parts and not set(parts[parts.index("torch") :]).isdisjoint(_MACHINERY)
+    parts = frames[-1].filename.replace("\\", "/").split("/") if frames else []
+    return set(parts[parts.index("torch") :]) if "torch" in parts else set()

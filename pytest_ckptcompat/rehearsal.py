@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .blame import blame, cause, failure
-from .card import Card
+from .card import Card, Unrehearsable
 from .forward import Outcome, evaluating
 from .limits import limit
 from .outputs import shown
@@ -149,7 +149,8 @@ def _rehearsed(card: Card, attempt: _Attempt, note: str = "") -> Outcome:
 
 
 def _skipped(reason: str, attempt: _Attempt) -> Outcome:
-    place = "" if attempt.error is None else str(blame(attempt.error, attempt.model))
+    error = attempt.error
+    place = "" if error is None or isinstance(error, Unrehearsable) else str(blame(error, attempt.model))
     return Outcome("skipped", f"can't be rehearsed here: {reason}" + (f"; {place}" if place else ""))
 
 
