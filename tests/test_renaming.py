@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import time
 from typing import TYPE_CHECKING
 
@@ -264,3 +265,71 @@ def test_siblings_are_one_glob_only_where_it_matches_nothing_else(
     chosen: list[str], others: list[str], patterns: list[str]
 ) -> None:
     assert cover(chosen, [*chosen, *others]) == patterns
+
+
+# -- random trees in which many shapes are the same ---------------------------------------------------------
+
+WORDS = [
+    *("stem", "attn", "mlp", "norm", "head", "up", "down", "fc", "conv", "proj", "gate", "enc", "dec"),
+    *("body", "q", "k", "v", "out", "embed", "layer", "block"),
+]
+
+
+def random_tree(rng: random.Random, depth: int = 0) -> Shapes:
+    tree: Shapes = {}
+    for name in rng.sample(WORDS, rng.randint(1, 4)):
+        kind = rng.random()
+        if depth < 2 and kind < 0.65:
+            inner = random_tree(rng, depth + 1)
+            copies = [""] if kind < 0.45 else [f".{i}" for i in range(rng.randint(2, 4))]
+            tree |= {f"{name}{copy}.{key}": shape for copy in copies for key, shape in inner.items()}
+        else:
+            tree[f"{name}.weight"] = (rng.choice([8, 16]), rng.choice([8, 16]))
+            if rng.random() < 0.7:
+                tree[f"{name}.bias"] = tree[f"{name}.weight"][:1]
+    return tree
+
+
+def random_names(rng: random.Random, tree: Shapes) -> dict[str, str]:
+    """Wrappers put on, and modules renamed: to something alike, or to something else."""
+    names = {key: key for key in tree}
+    for _ in range(rng.randint(1, 3)):
+        parts = sorted(
+            {part for name in names.values() for part in name.split(".")[:-1] if not part.isdigit()}
+        )
+        if rng.random() < 0.3:
+            wrapper = rng.choice(["module", "_orig_mod", "net"])
+            names = {key: f"{wrapper}.{name}" for key, name in names.items()}
+        else:
+            old = rng.choice(parts or ["none"])
+            new = rng.choice(
+                [f"{old}s", f"{old}_new", old.upper(), f"{old}2", *(f"{w}X" for w in rng.sample(WORDS, 4))]
+            )
+            if new not in parts:
+                names = {
+                    key: ".".join(new if part == old else part for part in name.split("."))
+                    for key, name in names.items()
+                }
+    return names
+
+
+def test_of_random_renames_nearly_all_are_found_and_hardly_one_is_wrong() -> None:
+    right, wrong, left = 0, [], 0
+    for seed in range(600):
+        rng = random.Random(seed)
+        tree = random_tree(rng)
+        names = random_names(rng, tree)
+        if rng.random() < 0.5:
+            checkpoint, truth = tree, names
+        else:
+            checkpoint = {names[key]: shape for key, shape in tree.items()}
+            truth = {name: key for key, name in names.items()}
+        model = {truth[key]: shape for key, shape in checkpoint.items()}
+        if mapping(checkpoint, model) == truth:
+            right += 1
+        elif all(name in model for name in mapping(checkpoint, model).values()):
+            wrong.append(seed)
+        else:
+            left += 1
+    assert len(wrong) <= 1, wrong
+    assert right >= 500

@@ -52,9 +52,14 @@ class Evidence:
         return self.substitution.prefix == () and one_sided and _WRAPPERS.issuperset(parts)
 
     @property
+    def explains(self) -> int:
+        """How many keys; those whose shape fits as well count twice."""
+        return len(self.names) + self.exact
+
+    @property
     def worth(self) -> int:
-        """How much it explains; a key whose shape fits as well counts twice."""
-        return len(self.names) + self.exact - (0 if self.wraps else self.lost)
+        """What it explains, less what it loses."""
+        return self.explains - (0 if self.wraps else self.lost)
 
     @property
     def rank(self) -> tuple[bool, int, float, bool, int]:
@@ -76,7 +81,7 @@ class Evidence:
     def rivalled(self, others: Iterable[Evidence]) -> bool:
         """Whether another explains about as much in another way, and is about as likely by its name."""
         return any(
-            other.worth >= 0.9 * self.worth
+            other.explains >= 0.9 * self.explains
             and other.distinct > self.distinct - CLEAR
             and _contradict(self.names, other.names)
             for other in others

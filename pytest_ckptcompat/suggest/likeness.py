@@ -36,7 +36,7 @@ def likeness(one: str, other: str, ignored: frozenset[str] = frozenset()) -> flo
         other: another.
         ignored: words that say nothing, such as ``proj`` where it is in all the names there are.
     """
-    if one == other or _synonymous(one, other):
+    if words_of(one) == words_of(other) or _synonymous(one, other):
         return 1.0
     words, others = ([word for word in words_of(name) if word not in ignored] for name in (one, other))
     if not words or not others:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from .moves import Move, move
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from .templates import Shape, Shapes
 
 
@@ -18,11 +17,12 @@ def renumbered(current: Shapes, model: Shapes) -> Move | None:
     This is what happens when modules without parameters come or go: ``net.0, net.2, net.4`` became ``net.0,
     net.1, net.2``.
     """
-    for parent in _parents(key for key in current if key not in model):
-        old, new = _children(parent, current), _children(parent, model)
-        pairs = list(zip(old, new, strict=False))
-        if len(old) != len(new) or all(one == other for one, other in pairs):
+    parents, others = _children(current), _children(model)
+    for parent, old in parents.items():
+        new = others.get(parent, {})
+        if len(old) != len(new) or old.keys() == new.keys():
             continue
+        pairs = list(zip(sorted(old), sorted(new), strict=True))
         if all(old[one] == new[other] for one, other in pairs):
             names = {
                 f"{parent}{one}{rest}": f"{parent}{other}{rest}"
@@ -30,28 +30,18 @@ def renumbered(current: Shapes, model: Shapes) -> Move | None:
                 if one != other
                 for rest in old[one]
             }
-            if any(current[key] != model.get(key) for key in names):
-                return move(names, None, current, model)
+            return move(names, None, current, model)
     return None
 
 
-def _parents(keys: Iterable[str]) -> Iterator[str]:
-    """Every beginning of a key before a number: ``net.`` of ``net.2.weight``."""
-    seen: dict[str, None] = {}
-    for key in keys:
-        parts = key.split(".")
-        for at, part in enumerate(parts):
-            if part.isdecimal():
-                seen["".join(f"{before}." for before in parts[:at])] = None
-    return iter(seen)
-
-
-def _children(parent: str, shapes: Shapes) -> dict[int, dict[str, Shape]]:
-    """By number: what lies below, with its shapes."""
-    children: dict[int, dict[str, Shape]] = {}
+def _children(shapes: Shapes) -> dict[str, dict[int, dict[str, Shape]]]:
+    """By the beginning of keys before a number, and by the number: what follows, with its shapes."""
+    parents: dict[str, dict[int, dict[str, Shape]]] = {}
     for key, shape in shapes.items():
-        if key.startswith(parent):
-            number, dot, rest = key[len(parent) :].partition(".")
-            if number.isdecimal():
-                children.setdefault(int(number), {})[dot + rest] = shape
-    return dict(sorted(children.items()))
+        for number in _NUMBER.finditer(key):
+            children = parents.setdefault(key[: number.start()], {})
+            children.setdefault(int(number[0]), {})[key[number.end() :]] = shape
+    return parents
+
+
+_NUMBER = re.compile(r"(?<![^.])(?:0|[1-9][0-9]{0,8})(?![^.])")
