@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import textwrap
 import unicodedata
 from dataclasses import dataclass, field
 
@@ -73,7 +74,13 @@ def _lines(part: _Part, indent: int, width: int, comma: str = "") -> list[str]:
         return _pieces(part, indent, width, comma)
     if not part.items:
         return [f"{margin}{part.whole}{comma}"]
-    inner = [line for item in part.items for line in _lines(item, indent + 4, width, ",")]
+    if part.opening in "[(" and all(item.text is None and not item.items for item in part.items):
+        numbers = ", ".join(item.flat for item in part.items) + ","
+        inner = textwrap.wrap(
+            numbers, width, initial_indent=margin + "    ", subsequent_indent=margin + "    "
+        )
+    else:
+        inner = [line for item in part.items for line in _lines(item, indent + 4, width, ",")]
     return [f"{margin}{part.prefix}{part.opening}", *inner, f"{margin}{part.closing.lstrip(',')}{comma}"]
 
 

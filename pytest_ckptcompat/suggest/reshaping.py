@@ -13,6 +13,8 @@ Sizes = tuple[int, ...]
 Changes = Mapping[str, tuple[Sizes, Sizes]]
 
 MOST_WIDENED = 8
+MOST_LISTED = 1000
+"""Rows that a suggestion lists one by one; nobody would read more."""
 _POSITIONS = re.compile(
     r"(?:^|[._])(?:abs_|rel_)?pos(?:ition|itional|itions)?(?:[._]|$)|pos_?emb|position_bias", re.IGNORECASE
 )
@@ -75,9 +77,9 @@ def _differing(old: Sizes, new: Sizes) -> list[int]:
     return [dim for dim, (one, other) in enumerate(zip(old, new, strict=True)) if one != other]
 
 
-def _resized(key: str, old: int, new: int, dim: int) -> Step:
+def _resized(key: str, old: int, new: int, dim: int) -> Step | None:
     if new < old:
-        return Step("select", (), {"dim": dim, "index": list(range(new))})
+        return Step("select", (), {"dim": dim, "index": list(range(new))}) if new <= MOST_LISTED else None
     if _VOCABULARY.search(key) and not _POSITIONS.search(key):
         return Step("append", (), {"dim": dim, "init": "mean"})
     return Step("tile", (), {"dim": dim})

@@ -65,12 +65,12 @@ def _shape(value: Any) -> Shape:
 
 
 def _recipe(steps: list[Step]) -> Recipe | None:
-    from pytest_ckptcompat import operators
     from pytest_ckptcompat.errors import RecipeError
+    from pytest_ckptcompat.operators import OPERATORS
     from pytest_ckptcompat.recipe import Recipe
 
     try:
-        return Recipe(*(getattr(operators, step.operator)(*step.arguments, **step.options) for step in steps))
+        return Recipe(*(OPERATORS[step.operator](*step.arguments, **step.options) for step in steps))
     except RecipeError:
         return None
 
