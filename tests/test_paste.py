@@ -41,7 +41,7 @@ def test_arguments_and_strings_are_broken_where_they_must() -> None:
 def test_numbers_fill_their_lines() -> None:
     lines = pasted(f'Recipe(select("head.*", dim=0, index={list(range(40))}))', 60)
     assert lines[5] == "            0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13,"
-    assert len(lines) == 11
+    assert len(lines) == 12
 
 
 @pytest.mark.parametrize("source", ["custom(<function f at 0x7f>)", "((", "\x00"])
