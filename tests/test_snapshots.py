@@ -50,13 +50,13 @@ ONET = Report(
         finding("shape-mismatch", "out2.bias", "(4,) f32", "(14,) f32"),
     ],
     stages=stages(
-        open="passed: zip, 63 tensors, 1.6 MB",
+        open="passed: torch-zip, 63 tensors, 1.8 MB",
         recipe="skipped: none declared",
         compare="failed: 61 of 63 keys match",
         load=SKIPPED,
         verify=SKIPPED,
         forward=SKIPPED,
-        optimizer="skipped: none declared",
+        optimizer=SKIPPED,
     ),
     suggestion=Suggested(
         'Recipe(tile("out2.*", dim=0))', '[[recipe]]\nop = "tile"\nkey = "out2.*"\ndim = 0\n'
@@ -75,7 +75,7 @@ GROWN = Report(
         Promise("reproducible", "kept", "twice the same bytes"),
     ],
     stages=stages(
-        open="passed: zip, 63 tensors, 1.6 MB",
+        open="passed: torch-zip, 63 tensors, 1.8 MB",
         recipe="passed: 2 keys of 63",
         compare="passed: 63 of 63 keys match",
         load="passed: strictly, on the CPU",
@@ -165,7 +165,7 @@ HOSTILE = Report(
         )
     ]
     + [finding("load-error", message="first line\n::error::second \x1b[31mline\u202e")],
-    stages=stages(open="passed: zip"),
+    stages=stages(open="passed: torch-zip"),
 )
 
 REPORTS = {"onet": ONET, "grown": GROWN, "llama": LLAMA, "hostile": HOSTILE}
