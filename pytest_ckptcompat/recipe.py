@@ -78,11 +78,6 @@ class Recipe:
     def __hash__(self) -> int:
         return hash(self.operators)
 
-    @property
-    def unkept(self) -> str:
-        """Why the recipe does not claim that the model's function is kept; ``""`` if it claims it."""
-        return next((operator.unkept for operator in self.operators if operator.unkept), "")
-
     # -- at work -------------------------------------------------------------------------------------------
 
     def apply(self, state_dict: State, target: State) -> OrderedDict[str, Any]:
@@ -102,14 +97,16 @@ class Recipe:
         state = OrderedDict(state_dict)
         if (metadata := getattr(state_dict, "_metadata", None)) is not None:
             state._metadata = metadata  # type: ignore[attr-defined]
+        unkept = ""
         sources: dict[str, tuple[str, ...]] = {key: (key,) for key in state}
         touched: dict[str, tuple[Operator, ...]] = {}
         for step in self.steps(state, target):
+            unkept = unkept or step.operator.caveat(step.before, step.target)
             state, sources, touched = step.after, _sources(step, sources), _touched(step, touched)
         origin: dict[str, str | None] = {
             key: old[0] if len(old) == 1 else None for key, old in sources.items()
         }
-        return Growth(state, touched, origin, sources, self.unkept)
+        return Growth(state, touched, origin, sources, unkept)
 
     def steps(self, state_dict: State, target: State) -> Iterator[Step]:
         """Run the operators one after the other; no state dict but the last is held."""
@@ -226,7 +223,7 @@ def _touched(step: Step, before: Mapping[str, tuple[Operator, ...]]) -> dict[str
         elif not writes and old not in step.after:
             touched[old] = (*earlier, step.operator)
         for write in writes or ():
-            now = () if write.make is None else (step.operator,)
+            now = (step.operator,) if write.make is not None or write.overwrites else ()
             touched[write.key] = (*(op for key in write.sources for op in before.get(key, ())), *now)
     return {
         key: tuple(dict.fromkeys(operators)) for key, operators in {**gone, **touched}.items() if operators

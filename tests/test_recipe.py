@@ -193,8 +193,9 @@ def test_what_was_touched_is_touched_under_its_later_name() -> None:
 
 
 def test_the_claim_is_that_of_all_operators() -> None:
-    assert Recipe(tile("a", dim=0), append("b", dim=1, init="zeros")).unkept == ""
-    assert "repeats inputs" in Recipe(tile("a", dim=0), tile("b", dim=1)).unkept
+    old = {"a": torch.ones(2, 2), "b": torch.ones(2, 2)}
+    assert Recipe(tile("a", dim=0, to=3), append("b", dim=1, n=1)).run(old, {}).unkept == ""
+    assert "repeats inputs" in Recipe(tile("a", dim=0, to=3), tile("b", dim=1, to=3)).run(old, {}).unkept
 
 
 # -- sizes ---------------------------------------------------------------------------------------------------

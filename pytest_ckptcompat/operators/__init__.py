@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from .append import append
+from .cast import cast
 from .drop import drop
 from .operator import Edit, Operator
+from .pad import pad
 from .prefixes import add_prefix, strip_prefix
 from .renaming import rename
+from .scale import scale
+from .select import select
 from .tile import tile
 
 OPERATORS: dict[str, type[Operator]] = {
-    kind.__name__: kind for kind in (add_prefix, append, drop, rename, strip_prefix, tile)
+    kind.__name__: kind
+    for kind in (add_prefix, append, cast, drop, pad, rename, scale, select, strip_prefix, tile)
 }
 """Name -> operator."""
 
@@ -20,8 +25,12 @@ __all__ = [
     "Operator",
     "add_prefix",
     "append",
+    "cast",
     "drop",
+    "pad",
     "rename",
+    "scale",
+    "select",
     "strip_prefix",
     "tile",
 ]

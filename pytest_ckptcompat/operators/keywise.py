@@ -44,7 +44,8 @@ class KeyWise(Operator):
         """
         raise NotImplementedError
 
-    def plan(self, state: State, target: State) -> Plan:  # inherited
+    def plan(self, state: State, target: State) -> Plan:
+        """Every matched tensor that has something to change, and those tied to it."""
         keys = self.matched(self.key, state)
         ties = tied(state)
         plan: dict[str, list[Write]] = {}

@@ -104,6 +104,10 @@ class Operator:
         """The new state dict; `state` is left as it is, and what does not change is the same tensor."""
         return self.edit(state, target).state
 
+    def caveat(self, state: State, target: State) -> str:
+        """`unkept`, for these shapes."""
+        return self.unkept
+
     def destination(self, key: str) -> str | None:
         """What the operator calls a key that it is given; None for a key that it takes away."""
         return key

@@ -29,12 +29,14 @@ class Write:
         carry: likewise for what an optimizer keeps for every element: called with whether it is an average of
             squares and with the sources' tensors of that kind. None: as the weights if they are left as they
             are, else that state is dropped, and the optimizer starts anew.
+        overwrites: whether the key was there before with another tensor, and this is no mere renaming.
     """
 
     key: str
     sources: tuple[str, ...]
     make: Make | None = None
     carry: Callable[..., torch.Tensor] | None = None
+    overwrites: bool = False
 
 
 Plan = Mapping[str, Sequence[Write]]

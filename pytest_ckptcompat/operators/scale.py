@@ -1,0 +1,111 @@
+"""Weights multiplied by a number."""
+
+# ruff: noqa: D102, N801  # named as recipes spell them; a method is documented where it is first
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from pytest_ckptcompat import keys
+from pytest_ckptcompat.errors import RecipeError
+from pytest_ckptcompat.stored import materialise
+from pytest_ckptcompat.tensors import shown
+
+from .growing import promise, wide
+from .keywise import Change, KeyWise
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_ckptcompat.rules import Promise
+
+    from .plan import State
+
+
+@dataclass(frozen=True, repr=False)
+class scale(KeyWise):
+    """Multiply: ``scale("head.weight", 0.5)``, or row by row: ``scale("head.weight", [0.5, 2.0], dim=0)``.
+
+    Attributes:
+        key: an exact key or a glob; of a glob's keys those are multiplied that hold floats.
+        factor: one number, or one for each row of `dim`.
+        dim: the dimension that the factors count.
+        optim: optimizer state: ``reset`` starts it anew, ``copy`` keeps it as it is.
+    """
+
+    factor: float | tuple[float, ...]
+    dim: int | None = None
+    optim: Literal["copy", "reset"] = "reset"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.factor, tuple) != (self.dim is not None):
+            raise RecipeError("scale: dim goes with a list of factors, one for each row", key=self.key)
+
+    @property
+    def unkept(self) -> str:  # type: ignore[override]
+        """What is multiplied counts more or less than it did."""
+        return f"{self!r} multiplies weights"
+
+    def change(self, key: str, state: State, target: State) -> Change | None:
+        why = self._misfit(state[key])
+        if why:
+            if key == self.key:
+                raise self.unfit(key, why)
+            return None
+
+        def make(tensor: torch.Tensor) -> torch.Tensor:
+            factor = torch.tensor(self.factor, dtype=torch.promote_types(wide(tensor), torch.float32))
+            if self.dim is not None:
+                factor = factor.reshape(
+                    [-1 if dim == self.dim % tensor.dim() else 1 for dim in range(tensor.dim())]
+                )
+            return (tensor.to(factor.dtype) * factor.to(tensor.device)).to(tensor.dtype)
+
+        return Change(make, (lambda _, tensor: tensor) if self.optim == "copy" else None)
+
+    def _misfit(self, tensor: torch.Tensor) -> str:
+        if not tensor.is_floating_point() and not tensor.is_complex():
+            return "it holds no floats"
+        if self.dim is None or not isinstance(self.factor, tuple):
+            return ""
+        fits = -tensor.dim() <= self.dim < tensor.dim() and tensor.shape[self.dim] == len(self.factor)
+        return (
+            ""
+            if fits
+            else f"it is {shown(tuple(tensor.shape))}, with not {len(self.factor)} in dimension {self.dim}"
+        )
+
+    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+        """Every element is the old one times its factor, but for the rounding of its dtype."""
+
+        def faults() -> Iterator[str]:
+            for key in keys.select(self.key, before.keys()):
+                if not isinstance(before[key], torch.Tensor) or self._misfit(before[key]):
+                    continue
+                old, new = materialise(before[key]), materialise(after[key])
+                for one, other, factor in self._rows(old, new):
+                    off = _apart(one, other, factor)
+                    if bool(off.any()):
+                        yield f"{keys.escape(key)}: {int(off.sum())} elements are not {factor} times the old"
+
+        return [promise(f"{self!r}: linear", faults())]
+
+    def _rows(
+        self, old: torch.Tensor, new: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
+        if self.dim is None or not isinstance(self.factor, tuple):
+            yield old, new, self.factor  # type: ignore[misc]  # a number where there is no dim
+        else:
+            yield from zip(old.unbind(self.dim), new.unbind(self.dim), self.factor, strict=True)
+
+
+def _apart(old: torch.Tensor, new: torch.Tensor, factor: float) -> torch.Tensor:
+    """Where `new` is not `factor` times `old`; below the smallest normal number, rounding is absolute."""
+    info = torch.finfo(old.dtype)
+    wide = torch.complex128 if old.is_complex() else torch.float64
+    exact = old.to(wide) * factor
+    return (new.to(wide) - exact).abs() > 2 * info.eps * exact.abs() + info.smallest_normal * info.eps
