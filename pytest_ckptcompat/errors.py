@@ -1,6 +1,11 @@
-"""The two errors that callers may want to catch."""
+"""The errors that callers may want to catch, and what ends a test whose checkpoint does not fit."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .report import Report
 
 
 class CheckpointError(ValueError):
@@ -22,3 +27,11 @@ class RecipeError(ValueError):
         super().__init__(message)
         self.rule = rule
         self.key = key
+
+
+class Incompatible(Exception):  # noqa: N818  # a verdict on the checkpoint, not an error of the test
+    """What ends a test whose checkpoint does not fit; it carries the report."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(report.verdict)
+        self.report = report

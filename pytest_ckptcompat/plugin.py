@@ -6,24 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .case import Case
-from .collect import FILENAME, CheckFile, CheckItem
-from .errors import CheckpointError
-from .outcomes import Incompatible, Summary, failure
-from .session import SETTINGS, SHELF, named, run
-from .settings import Settings
-from .sources import Shelf, ids
+from .errors import CheckpointError, Incompatible
+from .session import CASE, PATHS, named, run, settings, shelf, without
+from .summary import Summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from pathlib import Path
 
+    from .case import Case
     from .check import Check
     from .checkpoint import Checkpoint
+    from .collect import CheckFile
     from .report import Report
 
 MARKER = "ckpt_compat"
-_CASE = pytest.StashKey[Case]()
 _CHECK = pytest.StashKey["Check"]()
 
 
@@ -90,13 +87,13 @@ def pytest_configure(config: pytest.Config) -> None:
         f"{MARKER}(*, model, ckpt=None, recipe=None, inputs=None, source_model=None, state_dict_key=None, "
         "protect=(), allow=(), device=None, optimizer=None): the checkpoint must load into the model",
     )
-    try:
-        settings = Settings.of(config)
-    except ValueError as error:
-        raise pytest.UsageError(str(error)) from None
-    config.stash[SETTINGS] = settings
-    config.stash[SHELF] = Shelf(settings.limits, config.hook, update_locks=settings.update_locks)
-    config.pluginmanager.register(Summary(config, settings), "ckptcompat-summary")
+    if any(config.getoption(f"ckpt{name}") for name in _OPTIONS) or any(map(config.getini, _KEYS)):
+        settings(config)  # what is ill-formed is refused before a test is collected
+    config.pluginmanager.register(Summary(config), "ckptcompat-summary")
+
+
+_OPTIONS = ("", "_required", "_device", "_require_cuda", "_report", "_lock_update")
+_KEYS = ("ckpt_device", "ckpt_severity", "ckpt_limits")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -104,9 +101,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     config = session.config
     if config.option.collectonly or hasattr(config, "workerinput"):
         return
-    for path in config.stash[SETTINGS].paths:
+    if not (config.getoption("ckpt") or config.getini("ckpt")):
+        return
+    for path in settings(config).paths:
         try:
-            config.stash[SHELF].contents(path)
+            shelf(config).contents(path)
         except CheckpointError as error:
             raise pytest.UsageError(f"--ckpt: {error}") from None
 
@@ -114,7 +113,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.hookimpl(optionalhook=True)  # a hook of pytest-xdist
 def pytest_configure_node(node: Any) -> None:
     """Tell a worker of pytest-xdist how wide the terminal is; it has none itself."""
-    node.workerinput["ckptcompat_width"] = node.config.stash[SETTINGS].width
+    node.workerinput["ckptcompat_width"] = settings(node.config).width
 
 
 # -- collection --------------------------------------------------------------------------------------------
@@ -128,6 +127,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     paths = named(case, metafunc.definition)
     if paths:
+        from .sources import ids
+
         if "ckpt_path" not in metafunc.fixturenames:
             metafunc.fixturenames.append("ckpt_path")
         metafunc.parametrize("ckpt_path", paths, indirect=True, ids=ids(paths))
@@ -135,13 +136,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> CheckFile | None:
     """``ckptcompat.toml`` is a file of tests."""
-    return CheckFile.from_parent(parent, path=file_path) if file_path.name == FILENAME else None
+    if file_path.name != "ckptcompat.toml":
+        return None
+    from .collect import CheckFile
+
+    return CheckFile.from_parent(parent, path=file_path)
 
 
 def _declared(marker: pytest.Mark, node: pytest.Item) -> Case:
     if marker.args:
         wrong = f"takes keywords only, not {marker.args[0]!r}: write model=..."
         raise pytest.Collector.CollectError(f"{node.nodeid}: @pytest.mark.{MARKER} {wrong}")
+    from .case import Case
+
     try:
         return Case.of(**marker.kwargs)
     except ValueError as error:
@@ -156,21 +163,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test without a checkpoint is skipped, or fails where one is required; it never passes."""
     marker = item.get_closest_marker(MARKER)
     if marker is not None:
-        item.stash[_CASE] = _declared(marker, item)
-    elif not isinstance(item, CheckItem):
-        return
-    if _paths(item):
-        return
-    reason = "no checkpoint: give --ckpt PATH, the ini key ckpt, or ckpt= in the marker"
-    if item.config.stash[SETTINGS].required:
-        raise Incompatible.without(item.name, reason)
-    pytest.skip(reason)
+        item.stash[CASE] = _declared(marker, item)
+    if CASE in item.stash and not _paths(item):
+        without(item)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> None:
     """Check before the body runs, so that a body of ``...`` is enough."""
-    if item.get_closest_marker(MARKER) is not None:
+    if CASE in item.stash:
         for path in _paths(item):
             _checked(item, path)
 
@@ -193,26 +194,28 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """An incompatible checkpoint is a failed test with the report, not an error with a traceback."""
     report: pytest.TestReport = yield
     if call.excinfo is not None and isinstance(call.excinfo.value, Incompatible) and report.failed:
+        from .outcomes import failure
+
         report.when = "call"  # raised while a fixture was set up, it would count as an error
-        report.longrepr = failure(call.excinfo.value.report, item, item.config.stash[SETTINGS])
+        report.longrepr = failure(call.excinfo.value.report, item, settings(item.config))
     return report
 
 
 def _paths(item: pytest.Item) -> list[str]:
     """The checkpoints of one test: its parameter, or all where it can't have any (unittest)."""
-    if isinstance(item, CheckItem):
-        return [] if item.ckpt is None else [item.ckpt]
+    if PATHS in item.stash:
+        return item.stash[PATHS]
     callspec = getattr(item, "callspec", None)
     if callspec is not None and "ckpt_path" in callspec.params:
         return [callspec.params["ckpt_path"]]
-    return named(item.stash.get(_CASE, None), item)
+    return named(item.stash.get(CASE, None), item)
 
 
 def _checked(item: pytest.Item, path: str) -> Check:
     """The check of this test, run once; raises `Incompatible` where it fails."""
     done = item.stash.get(_CHECK, None)
     if done is None or done.path != path:
-        case = item.stash.get(_CASE, None)
+        case = item.stash.get(CASE, None)
         if case is None:
             pytest.fail(f"ckpt_model and ckpt_report need @pytest.mark.{MARKER}(model=...)", pytrace=False)
         wants_model = "ckpt_model" in getattr(item, "fixturenames", ())
@@ -244,9 +247,9 @@ def ckpt(ckpt_path: str, request: pytest.FixtureRequest) -> Checkpoint:
         def test_head(ckpt):
             assert ckpt["out2.weight"].shape == (14, 256)
     """
-    case = request.node.stash.get(_CASE, None)
+    case = request.node.stash.get(CASE, None)
     try:
-        contents = request.config.stash[SHELF].contents(ckpt_path)
+        contents = shelf(request.config).contents(ckpt_path)
         return contents.checkpoint(case.state_dict_key if case else None)
     except CheckpointError as error:
         pytest.fail(str(error), pytrace=False)
@@ -278,6 +281,8 @@ def ckpt_check(request: pytest.FixtureRequest) -> Callable[..., Report]:
     """
 
     def checked(model: Any, ckpt: Any, **arguments: Any) -> Report:
+        from .case import Case
+
         try:
             case = Case.of(model=model, ckpt=ckpt, **arguments)
         except ValueError as error:

@@ -1,23 +1,57 @@
-"""What the tests of a run share: the settings, the opened checkpoints, and how one case is checked."""
+"""What the tests of a run share: the settings, the opened checkpoints, and how one case is checked.
+
+Every pytest run on the machine imports this; what a run without checkpoints does not need is imported on use.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from .outcomes import attach
-from .settings import Settings
-from .sources import Shelf, expand, unique
+from .errors import Incompatible
 
 if TYPE_CHECKING:
     from .case import Case
     from .check import Check
+    from .settings import Settings
+    from .sources import Shelf
 
-SETTINGS = pytest.StashKey[Settings]()
-SHELF = pytest.StashKey[Shelf]()
+CASE = pytest.StashKey["Case"]()
+"""On a test: what it declares."""
+
+PATHS = pytest.StashKey[list[str]]()
+"""On a test that has no parameters: its checkpoints."""
+
+_SETTINGS = pytest.StashKey["Settings"]()
+_SHELF = pytest.StashKey["Shelf"]()
+
+
+def settings(config: pytest.Config) -> Settings:
+    """The settings of a run, made once.
+
+    Raises:
+        pytest.UsageError: an option is ill-formed.
+    """
+    if _SETTINGS not in config.stash:
+        from .settings import Settings
+
+        try:
+            config.stash[_SETTINGS] = Settings.of(config)
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from None
+    return config.stash[_SETTINGS]
+
+
+def shelf(config: pytest.Config) -> Shelf:
+    """The checkpoints that were opened in a run."""
+    if _SHELF not in config.stash:
+        from .sources import Shelf
+
+        chosen = settings(config)
+        config.stash[_SHELF] = Shelf(chosen.limits, config.hook, update_locks=chosen.update_locks)
+    return config.stash[_SHELF]
 
 
 def named(case: Case | None, node: pytest.Item) -> list[str]:
@@ -25,32 +59,51 @@ def named(case: Case | None, node: pytest.Item) -> list[str]:
 
     A case that names none is for every ``--ckpt``.
     """
+    from .sources import expand, unique
+
     if case is None or not case.ckpt:
-        return list(node.config.stash[SETTINGS].paths)
+        return list(settings(node.config).paths)
     return unique(path for name in case.ckpt for path in expand(name, _folders(node)))
 
 
 def run(node: pytest.Item, case: Case, path: str, *, wants_model: bool = False) -> Check:
     """Check one case under the settings of this run; the report stays with the test and is shown to hooks."""
-    from .check import Check
+    from dataclasses import replace
 
-    settings, shelf = node.config.stash[SETTINGS], node.config.stash[SHELF]
+    from .check import Check
+    from .outcomes import attach
+    from .sources import expand
+
+    chosen, opened = settings(node.config), shelf(node.config)
     if isinstance(case.recipe, str):
         case = replace(case, recipe=expand(case.recipe, _folders(node))[0])
     if case.device is None:
-        case = replace(case, device=settings.device)
+        case = replace(case, device=chosen.device)
     check = Check(
         case,
         path,
-        lambda key: shelf.contents(path).checkpoint(key),
-        severities=settings.severities,
-        require_cuda=settings.require_cuda,
+        lambda key: opened.contents(path).checkpoint(key),
+        severities=chosen.severities,
+        require_cuda=chosen.require_cuda,
         wants_model=wants_model,
     )
     report = check.run()
     attach(node, report)
     node.ihook.pytest_ckptcompat_report(report=report)
     return check
+
+
+def without(node: pytest.Item) -> None:
+    """End a test that was given no checkpoint: it is skipped, or fails where one is required."""
+    reason = "no checkpoint: give --ckpt PATH, the ini key ckpt, or ckpt= in the marker"
+    if not settings(node.config).required:
+        pytest.skip(reason)
+    from .report import Report
+    from .rules import Stage, finding
+
+    found = finding("no-checkpoint", message=reason)
+    stages = [Stage("open", "failed", reason)]
+    raise Incompatible(Report("no checkpoint", node.name, findings=[found], stages=stages))
 
 
 def _folders(node: pytest.Item) -> list[Path]:
