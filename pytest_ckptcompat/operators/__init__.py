@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 from .append import append
+from .axes import permute, transpose
 from .cast import cast
 from .drop import drop
 from .operator import Edit, Operator
 from .pad import pad
 from .prefixes import add_prefix, strip_prefix
+from .reduce import reduce
 from .renaming import rename
+from .repeat_channels import repeat_channels
 from .scale import scale
 from .select import select
 from .tile import tile
 
 OPERATORS: dict[str, type[Operator]] = {
     kind.__name__: kind
-    for kind in (add_prefix, append, cast, drop, pad, rename, scale, select, strip_prefix, tile)
+    for kind in (
+        add_prefix,
+        append,
+        cast,
+        drop,
+        pad,
+        permute,
+        reduce,
+        rename,
+        repeat_channels,
+        scale,
+        select,
+        strip_prefix,
+        tile,
+        transpose,
+    )
 }
 """Name -> operator."""
 
@@ -28,9 +46,13 @@ __all__ = [
     "cast",
     "drop",
     "pad",
+    "permute",
+    "reduce",
     "rename",
+    "repeat_channels",
     "scale",
     "select",
     "strip_prefix",
     "tile",
+    "transpose",
 ]
