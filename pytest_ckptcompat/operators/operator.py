@@ -47,7 +47,11 @@ class Operator:
         """
         kinds = hints(type(self))
         for field in fields(self):
-            value = checked(type(self).__name__, field.name, getattr(self, field.name), kinds[field.name])
+            value = getattr(self, field.name)
+            if field.default == () and value in ((), []):  # lists that may be empty are so by default
+                value = ()
+            else:
+                value = checked(type(self).__name__, field.name, value, kinds[field.name])
             object.__setattr__(self, field.name, value)
 
     def __repr__(self) -> str:
