@@ -137,8 +137,6 @@ def _least_values(texts: Sequence[str]) -> list[int]:
 def _boxes(points: list[tuple[int, ...]], least: Sequence[int]) -> list[_Box]:
     """Points as few disjoint products of index sets; a greedy answer, not always the smallest."""
     whole: list[_Box] = [tuple((value,) for value in point) for point in points]
-    if len(points) == 1:
-        return whole
     varying = [place for place in range(len(points[0])) if len({point[place] for point in points}) > 1][:4]
     answers = []
     for order in (varying, varying[::-1]):

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ckptcompat.elision import LEAST, elide
+from pytest_ckptcompat.elision import LEAST, elide, shortened
 
 
 def test_a_text_that_fits_is_left_alone() -> None:
@@ -21,6 +21,12 @@ def test_a_difference_in_the_middle_is_kept() -> None:
     assert "1.transf" in second
 
 
+def test_a_difference_near_the_end_is_kept() -> None:
+    first, second = elide([f"{'a' * 40}{i}{'b' * 22}" for i in range(2)], 24)
+    assert ("0" in first, "1" in second) == (True, True)
+    assert len({first, second}) == 2
+
+
 def test_texts_whose_differences_are_many_are_numbered() -> None:
     texts = [f"{'a' * 40}{one}{'b' * 40}{other}{'c' * 40}" for one in "12" for other in "12"]
     shown = elide(texts, 20)
@@ -35,3 +41,8 @@ def test_texts_fit_and_differ_where_they_differed(texts: list[str], room: int) -
     assert [shown.index(text) for text in shown] == [texts.index(text) for text in texts]
     for text, short in zip(texts, shown, strict=True):
         assert short == text if len(text) <= room else "…" in short
+
+
+def test_a_shortened_text_says_how_much_it_lacks() -> None:
+    assert shortened("abcdef", 6) == "abcdef"
+    assert shortened("abcdefghij", 4) == "ab…(+6 characters)…ij"

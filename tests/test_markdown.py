@@ -135,6 +135,16 @@ def test_a_run_is_shown_within_what_github_takes() -> None:
     assert f"and {20_000 - len(fit)} more" in text
 
 
+def test_a_suggestion_that_is_too_long_is_only_mentioned() -> None:
+    class Long(Grow):
+        def __repr__(self) -> str:
+            return f"Recipe({', '.join(f'drop({str(i)!r})' for i in range(30_000))})"
+
+    text = render(Report("c", "m", suggestion=Long()))  # type: ignore[arg-type]
+    assert "it is too long to show here" in text
+    assert len(text) < 10_000
+
+
 HOSTILE = [
     "<script>alert(1)</script>",
     "</details>",

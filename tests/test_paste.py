@@ -44,6 +44,10 @@ def test_numbers_fill_their_lines() -> None:
     assert len(lines) == 12
 
 
+def test_a_source_of_several_lines_is_laid_out_anew() -> None:
+    assert pasted("Recipe(\n  scale('a',\n    -\n    2),\n)", 60) == ['Recipe(scale("a", -2))']
+
+
 @pytest.mark.parametrize("source", ["custom(<function f at 0x7f>)", "((", "\x00"])
 def test_what_is_no_python_comes_back(source: str) -> None:
     assert pasted(source, 10) == [source]
