@@ -10,6 +10,7 @@ import torch
 from networks import Boxes, Words, settle
 from torch import nn
 
+from pytest_ckptcompat.checkpoint import open_checkpoint
 from pytest_ckptcompat.difference import same_bits
 from pytest_ckptcompat.operators import Operator, append, drop, rename, select, strip_prefix, tile
 from pytest_ckptcompat.operators.keywise import Change, KeyWise
@@ -19,6 +20,7 @@ from pytest_ckptcompat.verify import verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from pytest_ckptcompat.rules import Finding
 
@@ -419,3 +421,23 @@ def test_a_source_model_of_another_checkpoint_is_an_error() -> None:
 
 def test_operators_are_what_the_tests_take_them_for() -> None:
     assert issubclass(shifting, Operator)
+
+
+def test_a_checkpoint_on_disk_is_read_once_more_for_what_is_compared(tmp_path: Path) -> None:
+    """Once for the comparison and once into the source model; no copy of it is held."""
+
+    def make(out: int = 4) -> nn.Module:
+        return nn.Sequential(nn.Linear(256, 1024), nn.Linear(1024, 256), nn.Linear(256, out))
+
+    torch.save(make().state_dict(), tmp_path / "net.pth")
+    ckpt = open_checkpoint(tmp_path / "net.pth")
+    recipe = Recipe(tile("2.*", dim=0))
+    model = make(14)
+    growth = recipe.run(ckpt.stored(), model.state_dict())
+    model.load_state_dict(growth.state_dict)
+    read = ckpt.bytes_read
+    vectors = lambda seed: ((torch.randn(2, 256),), {})  # noqa: E731
+    promises, findings = verify(recipe, growth, old=ckpt.stored(), model=model, source=make, batches=vectors)
+    assert findings == []
+    assert {promise.status for promise in promises} == {"kept"}
+    assert 1.9 * ckpt.nbytes < ckpt.bytes_read - read < 2.1 * ckpt.nbytes

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from .state import Naming, Saved, Shape, misfits
-from .trial import Factory, ghosts, made
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -43,29 +42,22 @@ def one_state(
 
 
 def candidates(
-    factory: Factory,
     groups: Naming,
     origin: Mapping[str, str | None],
     old: Mapping[str, Any],
     model: nn.Module,
-    source: nn.Module | None,
+    source_groups: Naming | None = None,
 ) -> dict[str, Naming]:
     """Where the order of the saved parameters may be known from, the surest first.
 
     Args:
-        factory: makes the optimizer, so that the old model's parameters come in the groups it makes of them.
-        groups: the new model's, as the factory makes them.
+        groups: the new model's parameters, as its optimizer has them.
         origin: new key -> the old key that it comes from, or None.
         old: the old checkpoint's state dict.
         model: the new model.
-        source: the old one, or None.
-
-    Raises:
-        OptimizerError: the optimizer can't be made of the old model's parameters.
+        source_groups: the old model's parameters, as its optimizer had them.
     """
-    found: dict[str, Naming] = {}
-    if source is not None:
-        found["source_model"] = made(factory, ghosts(dict(source.named_parameters())))[1]
+    found: dict[str, Naming] = {} if source_groups is None else {"source_model": source_groups}
     came = {name: origin.get(name, name) for group in groups for name in group}
     first = {old_name: name for name, old_name in reversed(came.items())}  # a block may have been copied
     found["the new model"] = [

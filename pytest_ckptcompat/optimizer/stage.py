@@ -87,9 +87,9 @@ def judged(
     try:
         parameters = dict(model.named_parameters())
         optimizer, groups = made(factory, ghosts(parameters))
-        saved, names = _meant(
-            saved_states(wrapper), candidates(factory, groups, origin, old, model, source), old
-        )
+        before_groups = None if source is None else made(factory, ghosts(dict(source.named_parameters())))[1]
+        named = candidates(groups, origin, old, model, before_groups)
+        saved, names = _meant(saved_states(wrapper), named, old)
         stored = saved.named(names)
         _none(faults.misshapen(stored, old))
         before = _read(stored, materialise)

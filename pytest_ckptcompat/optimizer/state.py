@@ -48,12 +48,14 @@ class Saved:
     Attributes:
         path: where: ``optimizer_states[0]``; safe to print.
         groups: its parameter groups.
+        node: the state dict itself.
         state: a parameter's id -> slot (``exp_avg``, ``step``, ...) -> a number, or whatever stands for a
             tensor and has a ``shape``.
     """
 
     path: str
     groups: tuple[Group, ...]
+    node: Mapping[Any, Any] = field(repr=False)
     state: Mapping[int | str, Mapping[str, Any]]
 
     @property
@@ -117,7 +119,7 @@ def _saved(path: str, node: Any) -> Saved | None:
     if len(groups) != len(listed):
         return None
     slots = {identity: each for identity, each in state.items() if isinstance(each, Mapping)}
-    return Saved(path, tuple(groups), slots)
+    return Saved(path, tuple(groups), node, slots)
 
 
 def _group(listed: Any) -> Group | None:
