@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from .append import append
 from .axes import permute, transpose
+from .blocks import insert_block, stack
 from .cast import cast
 from .drop import drop
+from .fusing import concat, split
 from .operator import Edit, Operator
 from .pad import pad
 from .prefixes import add_prefix, strip_prefix
@@ -14,6 +16,7 @@ from .renaming import rename
 from .repeat_channels import repeat_channels
 from .scale import scale
 from .select import select
+from .tie import tie
 from .tile import tile
 
 OPERATORS: dict[str, type[Operator]] = {
@@ -22,7 +25,9 @@ OPERATORS: dict[str, type[Operator]] = {
         add_prefix,
         append,
         cast,
+        concat,
         drop,
+        insert_block,
         pad,
         permute,
         reduce,
@@ -30,7 +35,10 @@ OPERATORS: dict[str, type[Operator]] = {
         repeat_channels,
         scale,
         select,
+        split,
+        stack,
         strip_prefix,
+        tie,
         tile,
         transpose,
     )
@@ -44,7 +52,9 @@ __all__ = [
     "add_prefix",
     "append",
     "cast",
+    "concat",
     "drop",
+    "insert_block",
     "pad",
     "permute",
     "reduce",
@@ -52,7 +62,10 @@ __all__ = [
     "repeat_channels",
     "scale",
     "select",
+    "split",
+    "stack",
     "strip_prefix",
+    "tie",
     "tile",
     "transpose",
 ]

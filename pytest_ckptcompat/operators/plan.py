@@ -59,13 +59,14 @@ def carry_out(plan: Plan, state: State, operator: object) -> OrderedDict[str, An
     made: dict[tuple[object, ...], torch.Tensor] = {}
     with torch.no_grad():
         for old in state:
+            read: dict[str, Any] = {}  # so that a source of several writes is read once
             for write in plan.get(old, (Write(old, (old,)),)):
                 if write.key in new:
                     names = " and ".join(map(escape, (came[write.key], old)))
                     raise RecipeError(
                         f"{operator!r} gives both {names} the name {escape(write.key)}", key=write.key
                     )
-                new[write.key] = _value(write, state, made)
+                new[write.key] = _value(write, state, made, read)
                 came[write.key] = old
     metadata = getattr(state, "_metadata", None)
     if metadata is not None:
@@ -73,14 +74,18 @@ def carry_out(plan: Plan, state: State, operator: object) -> OrderedDict[str, An
     return new
 
 
-def _value(write: Write, state: State, made: dict[tuple[object, ...], torch.Tensor]) -> Any:
-    sources = [state[source] for source in write.sources]
+def _value(
+    write: Write, state: State, made: dict[tuple[object, ...], torch.Tensor], read: dict[str, Any]
+) -> Any:
     if write.make is None:
-        (value,) = sources
-        return value
-    same = (id(write.make), *map(memory, sources))
+        (source,) = write.sources
+        return state[source]
+    same = (id(write.make), *(memory(state[source]) for source in write.sources))
     if same not in made:
-        made[same] = write.make(*map(materialise, sources))
+        for source in write.sources:
+            if source not in read:
+                read[source] = materialise(state[source])
+        made[same] = write.make(*(read[source] for source in write.sources))
     return made[same]
 
 

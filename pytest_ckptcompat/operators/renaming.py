@@ -4,16 +4,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
-from pytest_ckptcompat.errors import RecipeError
 from pytest_ckptcompat.keys import escape
 
+from .globs import alike, filled, stars
 from .growing import differing, promise
 from .operator import Operator
 from .plan import Plan, State, Write
@@ -78,8 +76,8 @@ class rename(Renaming):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.to.count("*") not in (0, self.pattern.count("*")):
-            raise RecipeError(f"{self!r}: the new name has other stars than the pattern", key=self.pattern)
+        if "*" in self.to:
+            alike("rename", self.pattern, self.to)
 
     def chosen(self, state: State) -> list[str]:
         keys = self.matched(self.pattern, state)
@@ -88,28 +86,5 @@ class rename(Renaming):
         return keys
 
     def named(self, key: str) -> str:
-        if key == self.pattern:
-            return self.to
-        found = self._pattern.fullmatch(key)
-        if found is None:
-            return key
-        if self.to.count("*") == 0:
-            return self.to
-        stars = iter(found.groups())
-        return re.sub(r"\*", lambda _: next(stars), self.to)
-
-    @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        """The glob with its stars as groups."""
-        parts = re.split(r"(\[!?[^\]]+\]|[*?])", self.pattern)
-        return re.compile("".join(map(_regex, parts)), re.DOTALL)
-
-
-def _regex(part: str) -> str:
-    if part == "*":
-        return "(.*?)"
-    if part == "?":
-        return "."
-    if part.startswith("[") and part.endswith("]"):
-        return part.replace("[!", "[^", 1)
-    return re.escape(part)
+        found = stars(self.pattern, key)
+        return key if found is None else filled(self.to, found)
