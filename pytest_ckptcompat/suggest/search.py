@@ -23,33 +23,54 @@ def suggest(
 
     It is told from keys and shapes alone: wrapper prefixes, renamed modules and leaves, layers that got other
     numbers, grown and shrunk rows, another number of input channels, position embeddings of another grid,
-    transposed weights, and whatever of these come together. Keys that the model lacks are dropped only if
-    nothing else is left to be done. What the model needs and the checkpoint lacks is never made up, and where
-    two answers are as good as each other, neither is given.
+    transposed weights, names of one tensor, and whatever of these come together. Keys that the model lacks
+    are dropped only if nothing else is left to be done. What the model needs and the checkpoint lacks is never
+    made up, and where two answers are as good as each other, neither is given.
 
     Args:
         checkpoint: the state dict's keys, each with something that has a shape.
         target: the model's, likewise.
         verify: whether the checkpoint loads with a recipe; asked at most twice, and before one is given.
     """
-    for steps in _answers(_shapes(checkpoint), _shapes(target)):
+    for steps in _answers(_shapes(checkpoint), target):
         recipe = _recipe(steps)
         if recipe is not None and _verified(recipe, verify):
             return recipe
     return None
 
 
-def _answers(checkpoint: Shapes, model: Shapes) -> Iterator[list[Step]]:
+def _answers(checkpoint: Shapes, target: Mapping[str, Any]) -> Iterator[list[Step]]:
+    model = _shapes(target)
     renaming, renamed = renames(checkpoint, model)
     reshaping = reshapes(renamed, model)
     if reshaping is None:
         return
-    steps = renaming + reshaping
+    ties = _ties(renamed, model, target)
+    steps = [*renaming, *reshaping, *(Step("tie", (keys,)) for keys in ties)]
     if steps:
         yield steps
     unexpected = [key for key in renamed if key not in model]
-    if unexpected and all(key in renamed for key in model):
+    tied = {key for keys in ties for key in keys}
+    if unexpected and all(key in renamed or key in tied for key in model):
         yield [*steps, *(Step("drop", (pattern,)) for pattern in cover(unexpected, list(renamed)))]
+
+
+def _ties(renamed: Shapes, model: Shapes, target: Mapping[str, Any]) -> list[list[str]]:
+    """Keys that the checkpoint lacks, behind the key that it has of the same tensor of the model."""
+    from pytest_ckptcompat.operators.plan import memory
+
+    missing = [key for key in model if key not in renamed and model[key] is not None]
+    if not missing:
+        return []
+    saved: dict[object, str] = {}
+    for key in renamed:
+        if model.get(key) is not None:
+            saved.setdefault(memory(target[key]), key)
+    ties: dict[str, list[str]] = {}
+    for key in missing:
+        if (first := saved.get(memory(target[key]))) is not None:
+            ties.setdefault(first, [first]).append(key)
+    return list(ties.values())
 
 
 def _shapes(tensors: Mapping[str, Any]) -> dict[str, Shape]:
