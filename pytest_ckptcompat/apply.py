@@ -27,7 +27,7 @@ from .writing.values import Value
 from .writing.whole import whole_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Hashable, Iterator, Mapping
 
     from torch import nn
 
@@ -96,10 +96,11 @@ def apply(
     _hold_fit(recipe.apply(checkpoint.meta(), target), model)
     growth = recipe.run(checkpoint.stored(), target)
     tensors = sum(isinstance(value, torch.Tensor) for value in growth.state_dict.values())
+    values = _values(growth.state_dict, model)
     if suffix == ".safetensors":
-        notes = _write_safetensors(checkpoint, growth, out_path)
+        notes = _write_safetensors(checkpoint, values, out_path)
     else:
-        notes = _write_torch(checkpoint, growth, recipe, model, out_path)
+        notes = _write_torch(checkpoint, values, growth, recipe, model, out_path)
     return Written(os.fspath(out_path), tensors, Path(out_path).stat().st_size, tuple(notes))
 
 
@@ -115,23 +116,46 @@ def _hold_fit(state_dict: Mapping[str, Any], model: nn.Module) -> None:
         )
 
 
-def _write_safetensors(checkpoint: Checkpoint, growth: Growth, out_path: str | os.PathLike[str]) -> list[str]:
-    for key, value in growth.state_dict.items():
-        if not isinstance(value, torch.Tensor):
+def _values(state_dict: Mapping[str, Any], model: nn.Module) -> OrderedDict[str, Any]:
+    """The grown state dict to be written. One memory stays one only under names that the model ties as well.
+
+    A block that was copied is the same memory as the block it is a copy of, and a parameter of its own.
+    """
+    owners = {key: id(tensor) for key, tensor in model.state_dict(keep_vars=True).items()}
+    return OrderedDict(
+        (key, _value(value, owners.get(key, key)) if isinstance(value, torch.Tensor) else value)
+        for key, value in state_dict.items()
+    )
+
+
+def _value(tensor: torch.Tensor, owner: Hashable) -> Value:
+    """A tensor of the grown state dict; one that is on disk is read when its turn comes."""
+    read = tensor.read if isinstance(tensor, StoredTensor) else lambda: tensor
+    return Value(tuple(tensor.shape), tensor.dtype, read, (place(tensor), owner))
+
+
+def _write_safetensors(
+    checkpoint: Checkpoint, values: Mapping[str, Any], out_path: str | os.PathLike[str]
+) -> list[str]:
+    for key, value in values.items():
+        if not isinstance(value, Value):
             raise ValueError(f"{escape(key)} is no tensor, and safetensors holds nothing else: write .pth")
-    values = {key: _value(tensor) for key, tensor in growth.state_dict.items()}
     with whole_file(out_path) as file:
         write_safetensors(file, values, {"format": "pt"})
     return ["the state dict alone: safetensors holds nothing else"] if checkpoint.state_dict_key else []
 
 
 def _write_torch(
-    checkpoint: Checkpoint, growth: Growth, recipe: Recipe, model: nn.Module, out_path: str | os.PathLike[str]
+    checkpoint: Checkpoint,
+    values: Mapping[str, Any],
+    growth: Growth,
+    recipe: Recipe,
+    model: nn.Module,
+    out_path: str | os.PathLike[str],
 ) -> list[str]:
     content = Content(lambda spec: _stored(checkpoint, spec))
     state: OrderedDict[str, Any] = OrderedDict(
-        (key, _value(value) if isinstance(value, torch.Tensor) else content.of(value))
-        for key, value in growth.state_dict.items()
+        (key, value if isinstance(value, Value) else content.of(value)) for key, value in values.items()
     )
     if (metadata := getattr(growth.state_dict, "_metadata", None)) is not None:
         state._metadata = OrderedDict(metadata)  # type: ignore[attr-defined]
@@ -190,13 +214,6 @@ def _regrown(
         names, list(old), list(parameters), {name: growth.origin.get(name) for name in parameters}
     )
     return rewritten(saved, groups, placed)
-
-
-def _value(tensor: torch.Tensor) -> Value:
-    """A tensor of the grown state dict; one that is on disk is read when its turn comes."""
-    if isinstance(tensor, StoredTensor):
-        return Value(tuple(tensor.shape), tensor.dtype, tensor.read, place(tensor))
-    return Value.of(tensor)
 
 
 def _stored(checkpoint: Checkpoint, spec: TensorSpec) -> Value:

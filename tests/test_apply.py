@@ -16,7 +16,7 @@ from pytest_ckptcompat.apply import MisfitError, apply
 from pytest_ckptcompat.checkpoint import open_checkpoint
 from pytest_ckptcompat.difference import same_bits
 from pytest_ckptcompat.errors import CheckpointError, RecipeError
-from pytest_ckptcompat.operators import append, rename, tile
+from pytest_ckptcompat.operators import append, insert_block, rename, tile
 from pytest_ckptcompat.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -178,6 +178,40 @@ def test_ties_are_kept(tmp_path: Path) -> None:
     loaded = torch.load(tmp_path / "same.pth", weights_only=True)
     assert loaded["embed.weight"].data_ptr() == loaded["head.weight"].data_ptr()
     assert equal(loaded, old)
+
+
+class Blocks(nn.Module):
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(count))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_copied_block_is_no_tie(tmp_path: Path, suffix: str) -> None:
+    """The copy is the same memory until it is written; a name of its own must not be lost to safetensors."""
+    old = settle(Blocks(2)).state_dict()
+    ckpt = saved(tmp_path / "net.pth", old)
+    recipe = Recipe(insert_block("layers.1", at=1, zero=["bias"]))
+    apply(ckpt, Blocks(3), recipe, tmp_path / f"out{suffix}")
+    written = open_checkpoint(tmp_path / f"out{suffix}")
+    assert set(written) == set(Blocks(3).state_dict())
+    assert written.ties == []
+    assert same_bits(written.tensor("layers.1.weight"), old["layers.1.weight"])
+    assert same_bits(written.tensor("layers.2.weight"), old["layers.1.weight"])
+
+
+def test_optimizer_state_of_a_copied_block_is_numbered_as_the_new_model_numbers_it(tmp_path: Path) -> None:
+    model = settle(Blocks(3))
+    content = training(model)
+    ckpt = saved(tmp_path / "net.pth", content)
+    recipe = Recipe(insert_block("layers.0", at=1, zero=["bias"]))
+    apply(ckpt, Blocks(4), recipe, tmp_path / "out.pth")
+    new = Blocks(4)
+    optimizer = torch.optim.AdamW(new.parameters())
+    optimizer.load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True)["optimizer"])
+    for layer, came in ((0, 0), (2, 1), (3, 2)):
+        moments = optimizer.state[new.layers[layer].weight]["exp_avg"]
+        assert same_bits(moments, content["optimizer"]["state"][2 * came]["exp_avg"])
 
 
 def test_objects_of_classes_are_left_out_and_named(tmp_path: Path) -> None:
