@@ -12,7 +12,26 @@ if TYPE_CHECKING:
     from .check import check
     from .checkpoint import Checkpoint, open_checkpoint
     from .errors import CheckpointError, RecipeError
-    from .operators import append, rename, strip_prefix, tile
+    from .operators import (
+        add_prefix,
+        append,
+        cast,
+        concat,
+        drop,
+        insert_block,
+        pad,
+        permute,
+        reduce,
+        rename,
+        repeat_channels,
+        scale,
+        select,
+        split,
+        strip_prefix,
+        tie,
+        tile,
+        transpose,
+    )
     from .recipe import Recipe
     from .report import Report
     from .rules import Finding, Stage
@@ -28,13 +47,27 @@ _HOMES = {
     "Report": "report",
     "Stage": "rules",
     "TensorSpec": "tensors",
+    "add_prefix": "operators",
     "allow": "waivers",
     "append": "operators",
+    "cast": "operators",
     "check": "check",
+    "concat": "operators",
+    "drop": "operators",
+    "insert_block": "operators",
     "open_checkpoint": "checkpoint",
+    "pad": "operators",
+    "permute": "operators",
+    "reduce": "operators",
     "rename": "operators",
+    "repeat_channels": "operators",
+    "scale": "operators",
+    "select": "operators",
+    "split": "operators",
     "strip_prefix": "operators",
+    "tie": "operators",
     "tile": "operators",
+    "transpose": "operators",
 }
 
 __all__ = [
@@ -46,13 +79,27 @@ __all__ = [
     "Report",
     "Stage",
     "TensorSpec",
+    "add_prefix",
     "allow",
     "append",
+    "cast",
     "check",
+    "concat",
+    "drop",
+    "insert_block",
     "open_checkpoint",
+    "pad",
+    "permute",
+    "reduce",
     "rename",
+    "repeat_channels",
+    "scale",
+    "select",
+    "split",
     "strip_prefix",
+    "tie",
     "tile",
+    "transpose",
 ]
 
 

@@ -12,6 +12,7 @@ from .waivers import Waiver
 
 if TYPE_CHECKING:
     from .recipe import Recipe
+    from .rollback import Direction
 
 DEVICES = "auto, cpu, cuda, cuda:N, rehearse or none"
 
@@ -33,6 +34,7 @@ class Case:
     allow: tuple[Waiver, ...] = ()
     device: str | None = None
     optimizer: Callable[..., Any] | None = None
+    direction: Direction = "backward"
 
     @classmethod
     def of(cls, **arguments: Any) -> Case:
@@ -87,10 +89,12 @@ def _recipe(name: str, value: Any) -> Any:
 
 
 def _inputs(name: str, value: Any) -> Any:
-    if not isinstance(value, (str, Sequence, Mapping)) and not callable(value):
-        raise ValueError(
-            f"{name}= wants a shape, a list of shapes, a dict of shapes or a callable, {_not(value)}"
-        )
+    from .inputs import Inputs
+
+    try:
+        Inputs.parse(value)
+    except ValueError as error:
+        raise ValueError(f"{name}={value!r:.60}: {error}") from None
     return value
 
 
@@ -134,6 +138,12 @@ def _callable(name: str, value: Any) -> Any:
     return value
 
 
+def _direction(name: str, value: Any) -> str:
+    if value not in ("backward", "forward", "full"):
+        raise ValueError(f"{name}= wants 'backward', 'forward' or 'full', {_not(value)}")
+    return str(value)
+
+
 def _not(value: Any) -> str:
     return f"not {type(value).__name__} {str(value)[:60]!r}"
 
@@ -149,4 +159,5 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "allow": _waivers,
     "device": device_name,
     "optimizer": _callable,
+    "direction": _direction,
 }

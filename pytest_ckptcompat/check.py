@@ -18,11 +18,12 @@ from .forward import Outcome, forward
 from .inputs import Inputs
 from .keys import escape, select
 from .memory import shown as size_shown
-from .models import Blueprint, ModelError, blueprint, raised
+from .models import Blueprint, ModelError, blueprint, meta_copy, raised
 from .optimizer import check_optimizer
 from .recipe import Growth, Recipe
 from .rehearsal import rehearse
 from .report import Report
+from .rollback import rollback
 from .rules import Finding, Promise, Severity, Stage, Status, finding
 from .suggest import suggest
 from .values import finite
@@ -174,12 +175,25 @@ class Check:
                 )
 
     def _compare(self) -> None:
+        if self.case.direction != "backward":
+            self._roll_back()
+        if self.case.direction == "forward":
+            raise Stopped("direction=forward looks at the released model alone")
         self._comparison = compare(self._schema, self._growth.state_dict)
         self._findings += self._comparison.findings
         count = f"{self._comparison.matched} of {self._comparison.total} keys match"
         self._stage("compare", "passed" if self._comparison.fits else "failed", count)
         if not self._comparison.fits:
             self._suggestion = self._suggested()
+
+    def _roll_back(self) -> None:
+        source = None if self.case.source_model is None else self._source()
+        released = None if source is None else meta_copy(source())
+        found = rollback(self._ckpt, self._schema.state_dict(), released)
+        self._findings += found
+        judge = "judged by keys and shapes" if released is None else "judged by source_model's own loader"
+        told = f"the released model on today's keys: {len(found)} differ, {judge}"
+        self._stage("compare-forward", "failed" if _errors(found) else "passed", told)
 
     def _suggested(self) -> Recipe | None:
         target = self._schema.state_dict()

@@ -137,3 +137,17 @@ def test_an_optimizer_is_named_too(project):
     result = project.runpytest()
     result.assert_outcomes(passed=1)
     assert "optimizer-missing" in out(result)
+
+
+def test_the_schema_for_editors_knows_what_a_table_may_hold():
+    import json
+    from dataclasses import fields
+    from pathlib import Path
+
+    import pytest_ckptcompat
+    from pytest_ckptcompat.case import Case
+
+    path = Path(pytest_ckptcompat.__file__).parent / "ckptcompat.schema.json"
+    table = json.loads(path.read_text())["properties"]["check"]["items"]
+    assert set(table["properties"]) == {"name", *(field.name for field in fields(Case))}
+    assert table["additionalProperties"] is False

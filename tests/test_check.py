@@ -1,0 +1,200 @@
+"""The pipeline: every stage that can be run is run, and the others say why they were not."""
+
+from collections import OrderedDict
+
+import pytest
+import torch
+from networks import Boxes, Grown, Words, settle
+from torch import nn
+
+from pytest_ckptcompat import Recipe, allow, check, open_checkpoint, tile
+from pytest_ckptcompat.case import Case
+from pytest_ckptcompat.check import Check
+
+GROW = Recipe(tile("out2.*", dim=0))
+INPUTS = (2, 3, 8, 8)
+
+
+@pytest.fixture
+def net(tmp_path):
+    path = tmp_path / "net.pth"
+    torch.save(settle(Boxes()).state_dict(), path)
+    return path
+
+
+def stages(report):
+    return {stage.name: stage.status for stage in report.stages}
+
+
+def rules(report):
+    return {found.rule for found in report.errors}
+
+
+def saved(path, state):
+    torch.save(state, path)
+    return path
+
+
+def test_everything_that_can_be_run(net):
+    report = check(Grown, net, recipe=GROW, inputs=INPUTS, source_model=Boxes, device="cpu")
+    assert report.ok, str(report)
+    assert stages(report) == {
+        "open": "passed", "recipe": "passed", "compare": "passed", "load": "passed", "verify": "passed",
+        "forward": "passed", "optimizer": "skipped",
+    }  # fmt: skip
+    assert {promise.status for promise in report.promises} == {"kept"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="auto runs on the card")
+def test_auto_runs_on_the_cpu_and_rehearses_cuda(net):
+    report = check(Boxes, net, inputs=INPUTS)
+    assert stages(report)["forward"] == "passed"
+    assert stages(report)["forward-cuda"] == "rehearsed"
+
+
+def test_the_header_is_enough_until_a_value_is_needed(net):
+    for given in (
+        {},
+        {"device": "none", "inputs": INPUTS, "recipe": GROW},
+        {"device": "rehearse", "inputs": INPUTS},
+    ):
+        ckpt = open_checkpoint(net)
+        before = ckpt.bytes_read
+        report = check(Grown if "recipe" in given else Boxes, ckpt, **given)
+        assert report.ok, str(report)
+        assert ckpt.bytes_read == before
+        assert stages(report)["load"] == "skipped"
+    assert stages(report)["forward"] == "rehearsed"
+
+
+def test_a_checkpoint_that_cant_be_read_is_a_finding(tmp_path):
+    report = check(Boxes, tmp_path / "none.pth")
+    assert rules(report) == {"no-checkpoint"}
+    assert stages(report)["open"] == "failed"
+    assert "none.pth does not exist" in report.verdict
+
+
+def test_a_model_that_cant_be_built_is_a_finding(net):
+    def broken():
+        raise TypeError("no width")
+
+    assert rules(check(broken, net)) == {"model-error"}
+    assert rules(check("networks:Nothing", net)) == {"model-error"}
+    assert rules(check(lambda: 3, net)) == {"model-error"}
+
+
+def test_a_recipe_that_does_not_apply_is_a_finding_beside_the_comparison(net):
+    report = check(Grown, net, recipe=Recipe(tile("out3.*", dim=0)))
+    assert rules(report) == {"recipe-unused-op", "shape-mismatch"}
+    assert "out2" in str(report)
+    assert stages(report)["recipe"] == "failed"
+
+
+def test_a_protected_key_names_the_operator_and_the_key(net):
+    report = check(Grown, net, recipe=GROW, protect=("out2.b*", "conv*"))
+    (found,) = report.errors
+    assert (found.rule, found.key) == ("recipe-protected-key", "out2.bias")
+    assert 'tile("out2.*", dim=0)' in found.message
+
+
+def test_a_module_is_left_as_it_was(net):
+    model = Boxes()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.train()
+    assert check(model, net, inputs=INPUTS).ok
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_waived_keys_are_named_and_do_not_fail(net, tmp_path):
+    state = Boxes().state_dict()
+    state["aux.weight"] = torch.zeros(2)
+    path = saved(tmp_path / "aux.pth", state)
+    assert not check(Boxes, path).ok
+    report = check(Boxes, path, inputs=INPUTS, allow=[allow("unexpected-key", "aux.*", reason="dropped")])
+    assert report.ok, str(report)
+    assert report.unexpected == ["aux.weight"]
+    assert stages(report)["forward"] == "passed"
+
+
+def test_a_waived_mismatch_is_not_loaded_and_says_so(net):
+    report = check(
+        Grown, net, inputs=INPUTS, allow=[allow("shape-mismatch", "out2.*", reason="v2 is retrained")]
+    )
+    assert report.ok
+    assert stages(report)["load"] == "skipped"
+    assert len(report.mismatched) == 2
+
+
+def test_values_that_are_not_finite_are_a_warning(tmp_path):
+    state = Boxes().state_dict()
+    state["fc.0.bias"][2] = float("nan")
+    path = saved(tmp_path / "nan.pth", state)
+    report = check(Boxes, path, inputs=INPUTS, device="cpu")
+    assert ("non-finite-value", "fc.0.bias") in {(found.rule, found.key) for found in report.findings}
+    assert check(Boxes, path).ok, "without values there is nothing to find"
+
+
+def test_ties(tmp_path):
+    state = Words().state_dict()
+    untied = OrderedDict((key, value.clone()) for key, value in state.items())
+    same = saved(tmp_path / "same.pth", untied)
+    inputs = "2x6:int64<11"
+    assert check(Words, same, inputs=inputs).ok
+    untied["head.weight"] += 1
+    report = check(Words, saved(tmp_path / "other.pth", untied), inputs=inputs)
+    assert "tied-conflict" in rules(report)
+
+
+def test_what_the_file_would_run_is_a_warning(tmp_path):
+    path = saved(tmp_path / "module.pth", nn.Sequential(nn.Linear(2, 2)))
+    report = check(lambda: nn.Sequential(nn.Linear(2, 2)), path)
+    assert report.ok
+    assert [found.rule for found in report.findings] == ["unsafe-pickle"]
+
+
+def test_severities(net):
+    case = Case.of(model=lambda: Boxes().half())
+    lenient = Check(case, str(net), lambda key: open_checkpoint(net, key)).run()
+    assert lenient.ok
+    assert {found.severity for found in lenient.findings} == {"warn"}
+    severities = {"dtype-mismatch": "error"}
+    assert not Check(case, str(net), lambda key: open_checkpoint(net, key), severities=severities).run().ok
+    severities = {"dtype-mismatch": "off"}
+    assert (
+        Check(case, str(net), lambda key: open_checkpoint(net, key), severities=severities).run().findings
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"inputs": INPUTS, "device": "cpu"}, {"inputs": INPUTS, "device": "rehearse"}]
+)
+def test_cuda_that_is_required_must_have_run(net, given):
+    case = Case.of(model=Boxes, **given)
+    report = Check(case, str(net), lambda key: open_checkpoint(net, key), require_cuda=True).run()
+    assert "forward-no-cuda" in rules(report)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_card(net):
+    case = Case.of(model=Grown, recipe=GROW, inputs=INPUTS, source_model=Boxes)
+    report = Check(case, str(net), lambda key: open_checkpoint(net, key), require_cuda=True).run()
+    assert report.ok, str(report)
+    assert "on cuda" in str(report)
+
+
+def test_a_suggestion_goes_on_where_the_recipe_ends(tmp_path):
+    state = OrderedDict((f"module.{key}", value) for key, value in Boxes().state_dict().items())
+    path = saved(tmp_path / "wrapped.pth", state)
+    report = check(Grown, path)
+    assert report.suggestion is not None
+    assert check(Grown, path, recipe=report.suggestion).ok
+    partly = check(Grown, path, recipe=Recipe(report.suggestion.operators[0]))
+    assert partly.suggestion == report.suggestion
+
+
+def test_bad_inputs_are_one_error(net):
+    with pytest.raises(ValueError, match="inputs"):
+        check(Boxes, net, inputs="two")

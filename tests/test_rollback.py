@@ -1,0 +1,77 @@
+"""Old code on new checkpoints: what a rollback needs."""
+
+import pytest
+import torch
+from networks import Boxes, Grown
+from torch import nn
+
+from pytest_ckptcompat import check
+from pytest_ckptcompat.rollback import rollback
+
+
+class Lenient(Boxes):
+    """A released model whose own loader takes the wider head in."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_load_state_dict_pre_hook(self._narrow)
+
+    @staticmethod
+    def _narrow(module, state_dict, prefix, *rest):
+        for leaf in ("weight", "bias"):
+            key = f"{prefix}out2.{leaf}"
+            if key in state_dict:
+                state_dict[key] = state_dict[key][:4]
+
+
+@pytest.fixture
+def net(tmp_path):
+    path = tmp_path / "net.pth"
+    torch.save(Boxes().state_dict(), path)
+    return path
+
+
+def rules(report):
+    return [(found.rule, found.key, found.checkpoint, found.model) for found in report.errors]
+
+
+def test_a_change_that_can_be_rolled_back(net):
+    for direction in ("backward", "forward", "full"):
+        assert check(Boxes, net, direction=direction).ok
+
+
+def test_a_grown_head_fails_a_rollback_though_the_recipe_loads(net):
+    from pytest_ckptcompat import Recipe, tile
+
+    recipe = Recipe(tile("out2.*", dim=0))
+    assert check(Grown, net, recipe=recipe).ok
+    for direction in ("forward", "full"):
+        assert rules(check(Grown, net, recipe=recipe, direction=direction)) == [
+            ("rollback-shape-mismatch", "out2.weight", "(4, 8) f32", "(14, 8) f32"),
+            ("rollback-shape-mismatch", "out2.bias", "(4,) f32", "(14,) f32"),
+        ]
+
+
+@pytest.mark.parametrize("source", [None, nn.Linear])
+def test_missing_and_unexpected_are_seen_from_the_released_model(source, tmp_path):
+    released, today = nn.Linear(2, 2), nn.ModuleDict({"fc": nn.Linear(2, 2)})
+    torch.save(released.state_dict(), tmp_path / "net.pth")
+    given = {} if source is None else {"source_model": lambda: nn.Linear(2, 2)}
+    report = check(lambda: today, tmp_path / "net.pth", direction="forward", **given)
+    assert {(rule, key) for rule, key, _, _ in rules(report)} == {
+        ("rollback-missing-key", "weight"),
+        ("rollback-missing-key", "bias"),
+        ("rollback-unexpected-key", "fc.weight"),
+        ("rollback-unexpected-key", "fc.bias"),
+    }
+
+
+def test_the_released_models_own_loader_judges_where_it_is_at_hand(net):
+    assert not check(Grown, net, direction="forward").ok
+    assert check(Grown, net, direction="forward", source_model=Lenient).ok
+    assert rollback({}, {}, None) == []
+
+
+def test_a_wrong_direction_is_named():
+    with pytest.raises(ValueError, match="direction= wants"):
+        check(Boxes, "net.pth", direction="both")
