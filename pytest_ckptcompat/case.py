@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
@@ -91,10 +91,7 @@ def _recipe(name: str, value: Any) -> Any:
 def _inputs(name: str, value: Any) -> Any:
     from .inputs import Inputs
 
-    try:
-        Inputs.parse(value)
-    except ValueError as error:
-        raise ValueError(f"{name}={value!r:.60}: {error}") from None
+    Inputs.parse(value)  # raises what is wrong with it
     return value
 
 
