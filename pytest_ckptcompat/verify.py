@@ -88,7 +88,8 @@ def _transferred(
         if key in growth.state_dict and key not in growth.touched and came is not None
     }
     grown = {key: value for key, value in growth.state_dict.items() if key in growth.touched}
-    yield _compared("untouched", "as it was", untouched, arrived, model, protect)
+    if untouched:
+        yield _compared("untouched", "as it was", untouched, arrived, model, protect)
     if grown:
         yield _compared("loaded as grown", "as it was grown", grown, arrived, model, protect)
 
@@ -136,7 +137,11 @@ def _compared(
         return _changed(name, as_it_was, apart, protect)
     cast = f" (cast to {', '.join(sorted(casts))})" if casts else ""
     others = f", {elsewhere} through the model's own loader" if elsewhere else ""
-    return Promise(name, "kept", f"{equal} keys bit-equal{cast}{others}"), []
+    return Promise(name, "kept", f"{_keys(equal)} bit-equal{cast}{others}"), []
+
+
+def _keys(count: int) -> str:
+    return f"{count} key{'' if count == 1 else 's'}"
 
 
 def _changed(name: str, as_it_was: str, apart: Mapping[str, Difference], protect: Sequence[str]) -> Checked:
@@ -193,7 +198,7 @@ def _finite(growth: Growth, old: Mapping[str, Any]) -> Iterator[Checked]:
     if wrong:
         yield Promise("finite", "broken", f"{escape(wrong[0].key, 60)} {wrong[0].message}"), wrong
     elif made:
-        yield Promise("finite", "kept", f"{len(made)} grown keys"), []
+        yield Promise("finite", "kept", f"{_keys(len(made))} grown"), []
 
 
 def _not_finite(tensor: torch.Tensor) -> int:

@@ -80,7 +80,7 @@ def test_the_story_is_kept() -> None:
     assert promises["loaded as grown"].detail == "2 keys bit-equal"
     assert promises["loaded whole"].detail == "28 tensors"
     assert promises["reproducible"].detail == "applied twice: the same bytes"
-    assert promises["finite"].detail == "2 grown keys"
+    assert promises["finite"].detail == "2 keys grown"
     assert promises["function kept"].detail.endswith("on 3 batches, eval and train")
     assert promises["scale of new rows"].status == "kept"
 
