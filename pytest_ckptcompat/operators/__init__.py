@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .append import append
 from .axes import permute, transpose
-from .blocks import insert_block, stack
 from .cast import cast
 from .drop import drop
 from .fusing import concat, split
@@ -14,6 +13,7 @@ from .prefixes import add_prefix, strip_prefix
 from .reduce import reduce
 from .renaming import rename
 from .repeat_channels import repeat_channels
+from .resample import resample
 from .scale import scale
 from .select import select
 from .tie import tie
@@ -27,16 +27,15 @@ OPERATORS: dict[str, type[Operator]] = {
         cast,
         concat,
         drop,
-        insert_block,
         pad,
         permute,
         reduce,
         rename,
         repeat_channels,
+        resample,
         scale,
         select,
         split,
-        stack,
         strip_prefix,
         tie,
         tile,
@@ -54,16 +53,15 @@ __all__ = [
     "cast",
     "concat",
     "drop",
-    "insert_block",
     "pad",
     "permute",
     "reduce",
     "rename",
     "repeat_channels",
+    "resample",
     "scale",
     "select",
     "split",
-    "stack",
     "strip_prefix",
     "tie",
     "tile",

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from pytest_ckptcompat.errors import RecipeError
+from pytest_ckptcompat.operators import resample
+from pytest_ckptcompat.recipe import Recipe
+
+
+def statuses(operator: Any, before: Any, after: Any, target: Any) -> list[str]:
+    return [promise.status for promise in operator.prove(before, after, target)]
+
+
+def applied(operator: Any, old: torch.Tensor, *sizes: int) -> torch.Tensor:
+    """The operator's answer, with its promises and the meta device's shape checked on the way."""
+    target = {"w": torch.empty(sizes)}
+    new = operator.apply({"w": old}, target)
+    assert statuses(operator, {"w": old}, new, target) == ["kept"]
+    meta = operator.apply({"w": old.to("meta")}, target)["w"]
+    assert (meta.shape, meta.dtype) == (new["w"].shape, new["w"].dtype)
+    return new["w"]
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear", "nearest"])
+def test_tokens_are_resized_as_a_picture(mode: Any) -> None:
+    """Against the picture itself: channels first, class token aside."""
+    old = torch.randn(1, 2 + 6 * 6, 8)
+    new = applied(resample("w", mode=mode, prefix_tokens=2), old, 1, 2 + 9 * 9, 8)
+    assert torch.equal(new[:, :2], old[:, :2])
+    picture = old[0, 2:].T.reshape(8, 6, 6)
+    smooth = {"antialias": True} if mode != "nearest" else {}
+    expected = functional.interpolate(picture[None], (9, 9), mode=mode, **smooth)[0]  # type: ignore[arg-type]
+    assert torch.equal(new[0, 2:].T.reshape(8, 9, 9), expected)
+
+
+def test_a_grid_that_is_no_square() -> None:
+    old = torch.randn(6, 5)
+    operator = resample("w", size=[4, 3], old_size=[2, 3])
+    new = applied(operator, old, 12, 5)
+    expected = functional.interpolate(old.T.reshape(1, 5, 2, 3), (4, 3), mode="bicubic", antialias=True)
+    assert torch.equal(new.T.reshape(1, 5, 4, 3), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4, 6), (1, 6, 4, 4)])
+def test_pictures_of_positions(shape: tuple[int, ...]) -> None:
+    """SAM has the width last, others have it first: the model's shape tells."""
+    wanted = [7 if size == 4 else size for size in shape]
+    old = torch.randn(shape)
+    new = applied(resample("w"), old, *wanted)
+    first = (lambda w: w.permute(0, 3, 1, 2)) if shape[3] == 6 else (lambda w: w)
+    expected = functional.interpolate(first(old), (7, 7), mode="bicubic", antialias=True)
+    assert torch.equal(first(new), expected)
+
+
+def test_positions_that_rise_evenly_still_do() -> None:
+    """A property of any sound interpolation, away from the border: planes stay planes."""
+    y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    old = torch.stack([y, x, y + 3 * x], -1).reshape(1, 64, 3)
+    new = applied(resample("w"), old, 1, 256, 3).reshape(16, 16, 3)[4:-4, 4:-4]
+    torch.testing.assert_close(
+        new.diff(dim=0), torch.tensor([0.5, 0.0, 0.5]).expand(7, 8, 3), rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(
+        new.diff(dim=1), torch.tensor([0.0, 0.5, 1.5]).expand(8, 7, 3), rtol=0, atol=1e-5
+    )
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(2, 6), st.integers(2, 6), st.integers(0, 6), st.integers(0, 6))
+def test_larger_patches_give_with_the_larger_kernel_what_they_gave(
+    h: int, w: int, up: int, right: int
+) -> None:
+    """FlexiViT: ⟨Bx, w'⟩ = ⟨x, w⟩, here with x a picture that is resized patch by patch."""
+    if up == right == 0:
+        return
+    kernel = torch.randn(5, 3, h, w, dtype=torch.float64)
+    new = applied(resample("w", mode="pinv"), kernel, 5, 3, h + up, w + right)
+    patches = torch.randn(7, 3, h, w, dtype=torch.float64)
+    larger = functional.interpolate(patches, (h + up, w + right), mode="bicubic", antialias=True)
+    torch.testing.assert_close(
+        functional.conv2d(larger, new), functional.conv2d(patches, kernel), rtol=0, atol=1e-9
+    )
+
+
+def test_smaller_patches_give_nearly_what_they_gave() -> None:
+    """No other kernel is nearer: random changes only make it worse."""
+    kernel = torch.randn(1, 1, 6, 6, dtype=torch.float64)
+    new = applied(resample("w", mode="pinv"), kernel, 1, 1, 4, 4)
+    patches = torch.eye(36, dtype=torch.float64).reshape(36, 1, 6, 6)
+    smaller = functional.interpolate(patches, (4, 4), mode="bicubic", antialias=True)
+
+    def error(candidate: torch.Tensor) -> float:
+        return float(
+            (functional.conv2d(smaller, candidate) - functional.conv2d(patches, kernel)).square().sum()
+        )
+
+    assert all(error(new + 1e-3 * torch.randn_like(new)) > error(new) for _ in range(20))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(("mode", "sizes"), [("bicubic", (1, 82, 8)), ("pinv", (4, 3, 9, 9))])
+def test_other_dtypes(mode: Any, sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    old = torch.randn(1, 37, 8) if mode == "bicubic" else torch.randn(4, 3, 6, 6)
+    operator = resample("w", mode=mode, prefix_tokens=1 if mode == "bicubic" else 0)
+    assert applied(operator, old.to(dtype), *sizes).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda w: torch.cat([w[:, :1] * 1.001, w[:, 1:]], 1),
+        lambda w: torch.cat([w[:, :1], w[:, 1:].flip(1)], 1),
+        lambda w: torch.cat([w[:, :1], w[:, 1:].unflatten(1, (9, 9)).transpose(1, 2).flatten(1, 2)], 1),
+        lambda w: torch.cat([w[:, 1:], w[:, :1]], 1),
+    ],
+)
+def test_positions_in_a_wrong_place_are_caught(fault: Any) -> None:
+    old, target = {"w": torch.randn(1, 37, 8)}, {"w": torch.empty(1, 82, 8)}
+    operator = resample("w", prefix_tokens=1)
+    new = operator.apply(old, target)
+    assert statuses(operator, old, {"w": fault(new["w"])}, target) == ["broken"]
+
+
+def test_another_interpolation_and_plain_resizing_of_a_kernel_are_caught() -> None:
+    old, target = {"w": torch.randn(1, 36, 8)}, {"w": torch.empty(1, 81, 8)}
+    other = resample("w", mode="bilinear").apply(old, target)
+    assert statuses(resample("w"), old, other, target) == ["broken"]
+    old, target = {"w": torch.randn(4, 3, 6, 6)}, {"w": torch.empty(4, 3, 9, 9)}
+    plain = {"w": functional.interpolate(old["w"], (9, 9), mode="bicubic", antialias=True)}
+    assert statuses(resample("w", mode="pinv"), old, plain, target) == ["broken"]
+
+
+@pytest.mark.parametrize(
+    ("operator", "has", "wanted", "text"),
+    [
+        (
+            resample("w"),
+            (1, 37, 8),
+            (1, 82, 8),
+            "its 37 places are no square: give prefix_tokens=1, or old_size",
+        ),
+        (
+            resample("w"),
+            (1, 38, 8),
+            (1, 82, 8),
+            "its 38 places are no square: give prefix_tokens=2, or old_size",
+        ),
+        (resample("w"), (1, 12, 8), (1, 82, 8), "its 12 places are no square: give old_size=[h, w]"),
+        (resample("w", old_size=[3, 5]), (1, 12, 8), (1, 81, 8), "its 12 places are not 3 × 5"),
+        (resample("w"), (1, 36, 8), (1, 82, 8), "the new height and width must be given"),
+        (resample("w"), (1, 36, 8), None, "the new height and width must be given"),
+        (resample("w"), (36,), (81,), "which is no row of tokens"),
+        (resample("w", mode="pinv"), (8, 8), (9, 9), "which is no kernel"),
+        (resample("w", mode="pinv"), (8, 3, 4, 4), (9, 3, 6, 6), "the model has (9, 3, 6, 6)"),
+        (resample("w"), (1, 36, 8), (1, 36, 8), "changes nothing"),
+        (resample("*"), (1, 36, 8), None, "changes nothing"),
+    ],
+)
+def test_grids_that_can_not_be_told(operator: resample, has: Any, wanted: Any, text: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        operator.apply({"w": torch.rand(has)}, {"w": torch.empty(wanted)} if wanted else {})
+    assert text in str(caught.value)
+
+
+def test_arguments_are_checked() -> None:
+    with pytest.raises(RecipeError, match="size wants a height and a width"):
+        resample("w", size=[3])
+    with pytest.raises(RecipeError, match="old_size wants a height and a width"):
+        resample("w", old_size=[0, 3])
+    with pytest.raises(RecipeError, match="pinv is for kernels"):
+        resample("w", mode="pinv", prefix_tokens=1)
+
+
+def test_optimizer_state_that_is_interpolated_stays_above_zero() -> None:
+    operator = resample("w", optim="copy")
+    squares = torch.rand(1, 36, 8) ** 8
+    [write] = operator.plan({"w": squares}, {"w": torch.empty(1, 81, 8)})["w"]
+    assert write.carry is not None
+    carried = write.carry(True, squares)
+    assert carried.shape == (1, 81, 8)
+    assert float(carried.min()) >= 0
+
+
+def test_text_forms() -> None:
+    operator = resample("pos_embed", size=(24, 24), prefix_tokens=1)
+    assert repr(operator) == 'resample("pos_embed", size=[24, 24], prefix_tokens=1)'
+    assert Recipe.from_toml(Recipe(operator).to_toml()) == Recipe(operator)
+    assert operator.unkept
