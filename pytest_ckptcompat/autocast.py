@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,18 +40,9 @@ _FULL = {
         "sinh",
         "softplus",
         "sum",
-        "tan",
     ),
-    *(
-        "_cdist_forward",
-        "_log_softmax",
-        "_softmax",
-        "binary_cross_entropy",
-        "dist",
-        "mse_loss",
-        "smooth_l1_loss",
-    ),
-    *("native_group_norm", "native_layer_norm", "nll_loss_forward", "nll_loss2d_forward"),
+    *("_cdist_forward", "_log_softmax", "_softmax", "binary_cross_entropy", "dist", "mse_loss", "tan"),
+    *("native_group_norm", "native_layer_norm", "nll_loss_forward", "nll_loss2d_forward", "smooth_l1_loss"),
 }
 _CHECKED = {
     *(
@@ -71,35 +61,33 @@ _HALVES = (torch.float16, torch.bfloat16)
 _FLOATS = (torch.float32, *_HALVES)
 
 
-class Autocast(TorchFunctionMode):
-    """Casts what operations get, as ``torch.autocast("cuda")`` does for tensors that really are on CUDA.
+class Autocast:
+    """What an open autocast region casts.
 
-    A function mode hears every call before autocast does, and so knows whether a region is open; below
-    autocast, where the operations are seen, torch says that none is.
+    Attributes:
+        low: the region's dtype, or None outside of one. Whoever hears the calls of torch's functions keeps
+        it up
+            to date with `listen`: below them, where the operations are seen, torch says that no region is
+            open.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._low: torch.dtype | None = None
+    low: torch.dtype | None = None
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self._low = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-        kwargs = kwargs or {}
-        if self._low and func in _CHECKED:
-            cast = _caster(_FLOATS, self._low)
-            args = tuple(cast(value) for value in args)
-            kwargs = {key: cast(value) for key, value in kwargs.items()}
-        return func(*args, **kwargs)
+    def listen(self) -> None:
+        """Note whether a region is open."""
+        self.low = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
 
-    def caster(self, func: Any) -> Callable[[Any], Any] | None:
+    def of_call(self, function: Any) -> Callable[[Any], Any] | None:
+        """What to do with every argument of a torch function, or None to leave them."""
+        return _caster(_FLOATS, self.low) if self.low and function in _CHECKED else None
+
+    def of_operation(self, operation: Any) -> Callable[[Any], Any] | None:
         """What to do with every argument of an ATen operation, or None to leave them."""
-        if self._low is None:
+        if self.low is None:
             return None
-        name = func.overloadpacket.__name__
+        name = operation.overloadpacket.__name__
         if name in _LOW:
-            return _caster(_FLOATS, self._low)
+            return _caster(_FLOATS, self.low)
         return _caster(_HALVES, torch.float32) if name in _FULL else None
 
 

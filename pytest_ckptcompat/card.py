@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from contextlib import ExitStack
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
@@ -15,10 +16,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .autocast import Autocast
+from .fakes import Fakes, dressed
 from .nested import mapped, moved
 from .pretence import pretending
 from .refusal import refuse
-from .stand_in import Fakes, PlaysCuda
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,26 +32,21 @@ class Unrehearsable(Exception):  # noqa: N818  # it says nothing against the mod
 class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
     """Inside ``with Card():`` tensors are fake: shapes, dtypes and devices, but no values and no memory.
 
-    On a CUDA build of torch the tensors of the card are fake CUDA tensors. A CPU-only build has no device
-    guard for CUDA, and aborts the process where autograd looks for one; there fake *meta* tensors stand in,
-    which tell Python code that they are on CUDA.
-
     Attributes:
         device: the card that is played, ``cuda:0``; ``cpu`` for a rehearsal of the CPU.
-        stand_in: whether meta tensors play it; may be chosen on a CUDA build too.
-        busy: whether one of torch's own kernels runs, which must see the meta tensors as what they are.
+        busy: whether one of torch's own kernels runs, which must see the tensors as what they are.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self, device: str | torch.device = "cuda:0", *, stand_in: bool = False) -> None:
+    def __init__(self, device: str | torch.device = "cuda:0") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         device = torch.device(device)
-        self.device = device if device.type == "cpu" else torch.device(device.type, device.index or 0)
-        built = torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]
-        self.stand_in = device.type != "cpu" and (stand_in or not built)
+        self.device = device if device.type == "cpu" else torch.device("cuda", device.index or 0)
         self.busy = False
-        self._fakes = Fakes(self)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the first one imports torch's compiler, which warns of itself
+            self._fakes = Fakes(self)
         self._autocast = Autocast()
         self._copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._stack = ExitStack()
@@ -61,8 +57,7 @@ class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
             stack.enter_context(self._fakes)
             stack.enter_context(enable_python_dispatcher())
             stack.enter_context(pretending(self.device))
-            if self.stand_in:
-                stack.enter_context(self._autocast)
+            stack.enter_context(_Calls(self._autocast))
             super().__enter__()  # type: ignore[no-untyped-call]
             stack.push(super().__exit__)
             self._stack = stack.pop_all()
@@ -88,7 +83,7 @@ class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
         # one; parameters that become fake on their way to the card it just replaces
         memo: dict[int, Any] = {}
         for name, tensor in originals.items():
-            memo.setdefault(id(tensor), _on_meta(tensor, name))
+            memo.setdefault(id(tensor), _meta_copy(tensor, name))
         with self, _FakeCopies(self):
             try:
                 copied = copy.deepcopy(model, memo)
@@ -128,25 +123,43 @@ class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
+        kwargs = kwargs or {}
         if not isinstance(func, torch._ops.OpOverload):
             return func(*args, **kwargs)
         was_busy, self.busy = self.busy, True
         try:
             args, kwargs = _changed(args, self._player), _changed(kwargs, self._player)
-            if self.stand_in:
-                args, kwargs = _on_stand_in(args), _on_stand_in(kwargs)
-                if cast := self._autocast.caster(func):
-                    args, kwargs = _changed(args, cast), _changed(kwargs, cast)
+            if cast := self._autocast.of_operation(func):
+                args, kwargs = _changed(args, cast), _changed(kwargs, cast)
             refuse(func, args, kwargs, self.device)
-            result = func(*args, **kwargs)
+            result = func(*_on_meta(args), **_on_meta(kwargs))
         finally:
             self.busy = was_busy
-        return _changed(result, _dressed) if self.stand_in else result
+        return _changed(result, dressed)
 
     def _player(self, tensor: torch.Tensor) -> torch.Tensor:
         """The fake that plays a tensor of the original model, which a closure may still hold."""
         return tensor if isinstance(tensor, FakeTensor) else self._copies.get(id(tensor), (None, tensor))[1]
+
+
+class _Calls(TorchFunctionMode):
+    """Hears the calls of torch's functions, for what can't be done below them."""
+
+    def __init__(self, autocast: Autocast) -> None:
+        super().__init__()
+        self._autocast = autocast
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        self._autocast.listen()
+        if cast := self._autocast.of_call(func):
+            args = tuple(map(cast, args))
+            kwargs = {key: cast(value) for key, value in kwargs.items()}
+        if type(kwargs.get("device")) is int:  # a number means a card only where there is one
+            kwargs = {**kwargs, "device": torch.device("cuda", kwargs["device"])}
+        return func(*args, **kwargs)
 
 
 class _FakeCopies(TorchFunctionMode):
@@ -191,7 +204,7 @@ def _computes_itself(kind: type[torch.Tensor]) -> bool:
     )
 
 
-def _on_meta(tensor: torch.Tensor, name: str) -> torch.Tensor:
+def _meta_copy(tensor: torch.Tensor, name: str) -> torch.Tensor:
     _check(tensor, name)
     empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
@@ -202,8 +215,8 @@ def _named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return dict(chain(*tensors))
 
 
-def _on_stand_in(arguments: Any) -> Any:
-    """``meta`` for ``cuda`` in an operation's arguments: a CPU-only build must see no fake CUDA tensor."""
+def _on_meta(arguments: Any) -> Any:
+    """``meta`` for ``cuda`` in the arguments of an operation; torch must see no fake CUDA tensor."""
 
     def place(value: Any) -> Any:
         return torch.device("meta") if isinstance(value, torch.device) and value.type == "cuda" else value
@@ -211,12 +224,6 @@ def _on_stand_in(arguments: Any) -> Any:
     if isinstance(arguments, dict):
         return {key: place(value) for key, value in arguments.items()}
     return tuple(map(place, arguments))
-
-
-def _dressed(tensor: torch.Tensor) -> torch.Tensor:
-    if type(tensor) is FakeTensor:
-        tensor.__class__ = PlaysCuda
-    return tensor
 
 
 def _changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -35,7 +35,6 @@ _TEXTS = {
         "No CUDA GPUs",
         "no CUDA-capable device",
         "0 active drivers",
-        "hasPrimaryContext",
         "Cannot access accelerator device",
         # on a CPU-only build
         "compiled with CUDA",

@@ -47,11 +47,6 @@ def rehearse(
         return _failed(device, finding("forward-error", message=str(error)))
     card = Card(device)
     attempt = _attempt(model, args, kwargs, card)
-    if attempt.error is not None and limit(attempt.error) and not card.stand_in:
-        card = Card(
-            device, stand_in=True
-        )  # meta tensors have kernels, and a way back, that fake CUDA ones lack
-        attempt = _attempt(model, args, kwargs, card)
     if attempt.error is None:
         return _rehearsed(card, attempt)
     found = failure(attempt.error, attempt.model)
@@ -144,8 +139,7 @@ def _is_kept(key: Any, value: Any) -> bool:
 
 
 def _rehearsed(card: Card, attempt: _Attempt, note: str = "") -> Outcome:
-    player = "meta" if card.stand_in else "fake"
-    return Outcome("rehearsed", f"{card.device} played by {player} tensors{note}: {shown(attempt.outputs)}")
+    return Outcome("rehearsed", f"{card.device} played by fake tensors{note}: {shown(attempt.outputs)}")
 
 
 def _skipped(reason: str, attempt: _Attempt) -> Outcome:

@@ -1,4 +1,10 @@
-"""Fake tensors, and the meta ones that play CUDA ones where torch is built without CUDA."""
+"""Fake tensors: meta ones that tell the model they are on CUDA.
+
+torch has fake CUDA tensors too, but they need a CUDA build, look for a driver here and there, and abort the
+process where autograd looks for a device guard or a context (on a CPU-only build always, on torch 2.6
+without a card in every backward pass). Fake meta tensors do none of that, and behave the same on every
+build.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +60,7 @@ class PlaysCuda(FakeTensor):
         return self.device.index or 0 if self.is_cuda else -1
 
     def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """``Tensor.to``, with the card played by meta: torch has no way from meta to CUDA on this build."""
+        """``Tensor.to``, with the card played by meta."""
         return super().to(*map(_played, args), **{key: _played(value) for key, value in kwargs.items()})
 
     def cuda(self, device: Any = None, non_blocking: bool = False, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
@@ -64,6 +70,13 @@ class PlaysCuda(FakeTensor):
     def new_tensor(self, data: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
         """``Tensor.new_tensor``, which otherwise gives a tensor that is not fake."""
         return torch.tensor(data, **{"dtype": self.dtype, "device": self.device, **kwargs})
+
+
+def dressed(tensor: torch.Tensor) -> torch.Tensor:
+    """The same tensor; a fake one plays CUDA from now on."""
+    if type(tensor) is FakeTensor:
+        tensor.__class__ = PlaysCuda
+    return tensor
 
 
 def _played(value: Any) -> Any:
