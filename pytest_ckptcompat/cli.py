@@ -176,16 +176,23 @@ def _lock(options: argparse.Namespace) -> int:
 
 
 def _apply(options: argparse.Namespace) -> int:
-    from .apply import apply
+    from .apply import MisfitError, apply
     from .models import ModelError, blueprint
     from .recipe import Recipe
 
     _importable()
     try:
-        target = blueprint(options.model).schema().state_dict()
+        model = blueprint(options.model).schema()
     except ModelError as error:
         raise ValueError(str(error)) from None
-    written = apply(_opened(options.ckpt, options), target, Recipe.load(options.recipe), options.output)
+    ckpt, recipe = _opened(options.ckpt, options), Recipe.load(options.recipe)
+    try:
+        written = apply(ckpt, model, recipe, options.output)
+    except (MisfitError, RecipeError) as error:
+        print(f"ckptcompat: nothing was written: {error}", file=sys.stderr)
+        return INCOMPATIBLE
+    except OSError as error:
+        raise ValueError(f"{options.output} can't be written: {error.strerror or error}") from None
     print(written)
     return OK
 

@@ -130,6 +130,39 @@ def test_a_limit_can_be_raised(folder, capsys):
     assert "tensors=3" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["grown.pth", "grown.safetensors"])
+def test_apply_writes_what_the_new_model_loads(folder, capsys, name):
+    assert main(["apply", "net.pth", "networks:Grown", "--recipe", "grow.toml", "-o", name]) == 0
+    assert f"{name}: 28 tensors" in capsys.readouterr().out
+    assert main(["check", name, "networks:Grown"]) == 0
+    old = torch.load("net.pth", weights_only=True)["out2.weight"]
+    if name.endswith(".pth"):
+        new = torch.load(name, weights_only=True)["out2.weight"]
+    else:
+        from safetensors.torch import load_file
+
+        new = load_file(name)["out2.weight"]
+    assert torch.equal(new, torch.cat([old, old, old, old[0:2]]))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "output", "code"),
+    [
+        (RECIPE.replace("out2", "out3"), "o.pth", 1),
+        (RECIPE.replace("out2.*", "out2.weight"), "o.pth", 1),
+        (RECIPE, "none/o.pth", 2),
+        (RECIPE, "o.zip", 2),
+        ("recipe", "o.pth", 2),
+    ],
+)
+def test_apply_that_fails_writes_nothing(folder, capsys, recipe, output, code):
+    (folder / "r.toml").write_text(recipe)
+    before = sorted(folder.iterdir())
+    assert main(["apply", "net.pth", "networks:Grown", "--recipe", "r.toml", "-o", output]) == code
+    assert sorted(folder.iterdir()) == before
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_rules(capsys):
     assert main(["rules"]) == 0
     assert "missing-key" in capsys.readouterr().out
