@@ -161,7 +161,7 @@ def _proved(recipe: Recipe, growth: Growth, old: Mapping[str, Any], model: nn.Mo
         return
     again = old
     for step in recipe.steps(old, model.state_dict()):
-        yield from map(_with_finding, _proofs(step))
+        yield from _with_remarks([_with_finding(promise) for promise in _proofs(step)], step)
         again = step.after
     apart = {
         key: found
@@ -184,6 +184,14 @@ def _proofs(step: Step) -> list[Promise]:
 def _with_finding(promise: Promise) -> Checked:
     rule = {"broken": "recipe-broken-promise", "unchecked": "recipe-unchecked", "kept": ""}[promise.status]
     return promise, [finding(rule, message=f"{promise.name}: {promise.detail}")] if rule else []
+
+
+def _with_remarks(checked: list[Checked], step: Step) -> list[Checked]:
+    """What the operator remarks upon stands with the last of its promises."""
+    if not checked or any(promise.status == "broken" for promise, _ in checked):
+        return checked
+    *others, (promise, found) = checked
+    return [*others, (promise, [*found, *step.operator.remarks(step.before, step.after, step.target)])]
 
 
 def _finite(growth: Growth, old: Mapping[str, Any]) -> Iterator[Checked]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from .append import append
 from .axes import permute, transpose
+from .blocks import insert_block, stack
 from .cast import cast
 from .drop import drop
 from .fusing import concat, split
+from .inflate import inflate
 from .operator import Edit, Operator
 from .pad import pad
 from .prefixes import add_prefix, strip_prefix
@@ -18,6 +20,7 @@ from .scale import scale
 from .select import select
 from .tie import tie
 from .tile import tile
+from .widen import widen
 
 OPERATORS: dict[str, type[Operator]] = {
     kind.__name__: kind
@@ -27,6 +30,8 @@ OPERATORS: dict[str, type[Operator]] = {
         cast,
         concat,
         drop,
+        inflate,
+        insert_block,
         pad,
         permute,
         reduce,
@@ -36,10 +41,12 @@ OPERATORS: dict[str, type[Operator]] = {
         scale,
         select,
         split,
+        stack,
         strip_prefix,
         tie,
         tile,
         transpose,
+        widen,
     )
 }
 """Name -> operator."""
@@ -53,6 +60,8 @@ __all__ = [
     "cast",
     "concat",
     "drop",
+    "inflate",
+    "insert_block",
     "pad",
     "permute",
     "reduce",
@@ -62,8 +71,10 @@ __all__ = [
     "scale",
     "select",
     "split",
+    "stack",
     "strip_prefix",
     "tie",
     "tile",
     "transpose",
+    "widen",
 ]

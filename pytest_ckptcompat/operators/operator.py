@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections import OrderedDict
     from collections.abc import Mapping, Sequence
 
-    from pytest_ckptcompat.rules import Promise
+    from pytest_ckptcompat.rules import Finding, Promise
 
 
 class Edit(NamedTuple):
@@ -126,6 +126,10 @@ class Operator:
         Nothing here may use the operator's own plan: the promises are told from what they mean.
         """
         raise NotImplementedError
+
+    def remarks(self, before: State, after: State, target: State) -> list[Finding]:
+        """What people regret in the values after it, though every promise be kept."""
+        return []
 
     def matched(self, pattern: str, state: State) -> list[str]:
         """The keys that a pattern names.

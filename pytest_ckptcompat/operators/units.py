@@ -1,0 +1,83 @@
+"""The hidden units that `widen` makes more of: where they come in and go out, which is a copy of which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from .growing import bits
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+Split = Literal["equal", "unequal", "zero"]
+
+
+@dataclass(frozen=True)
+class Units:
+    """One layer of hidden units.
+
+    Attributes:
+        rows: keys of which each row is a unit's: its weights, its bias, its place in the norms.
+        weights: those of them that are weights of a producer.
+        columns: keys of which each column takes in a unit, and how many neighbouring columns each unit has:
+            one, or as many as a flatten puts side by side.
+        old: how many units there were.
+        origin: for each new unit the old one that it is a copy of.
+        shares: for each new unit which part of the original's work it does; they sum to 1 for each old unit.
+    """
+
+    rows: Sequence[str]
+    weights: Collection[str]
+    columns: Mapping[str, int]
+    old: int
+    origin: tuple[int, ...]
+    shares: tuple[float, ...]
+
+    def more_rows(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Each new unit's row: a copy of its original's."""
+        return bits(tensor).index_select(0, self._index(tensor)).view(tensor.dtype)
+
+    def more_columns(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Each new unit's columns: copies of its original's."""
+        block = tensor.shape[1] // self.old
+        index = self._index(tensor)[:, None] * block + torch.arange(block, device=tensor.device)
+        return bits(tensor).index_select(1, index.flatten()).view(tensor.dtype)
+
+    def shared(self, tensor: torch.Tensor, dim: int, power: int = 1) -> torch.Tensor:
+        """A new tensor with each unit's part multiplied by its share."""
+        exact = torch.promote_types(tensor.dtype, torch.float32)
+        shares = torch.tensor(self.shares, dtype=exact, device=tensor.device) ** power
+        shares = shares.repeat_interleave(tensor.shape[dim] // len(self.origin))
+        across = shares.reshape([-1 if each == dim else 1 for each in range(tensor.dim())])
+        return (tensor.to(exact) * across).to(tensor.dtype)
+
+    @property
+    def copies(self) -> list[int]:
+        """The new units that are not the first of their original."""
+        return [unit for unit, original in enumerate(self.origin) if original in self.origin[:unit]]
+
+    def _index(self, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(self.origin, dtype=torch.int64, device=tensor.device)
+
+
+def shares(origin: Sequence[int], split: Split, generator: torch.Generator) -> tuple[float, ...]:
+    """How old units divide their work among their copies.
+
+    Args:
+        origin: the old unit of each new one.
+        split: ``equal``: in equal parts; ``unequal``: in parts drawn between one and three of the others'
+            size; ``zero``: the first does it all.
+        generator: of what is drawn.
+    """
+    if split == "zero":
+        return tuple(float(original not in origin[:unit]) for unit, original in enumerate(origin))
+    weights = torch.ones(len(origin), dtype=torch.float64)
+    if split == "unequal":
+        weights += 2 * torch.rand(len(origin), generator=generator, dtype=torch.float64)
+    sums = torch.zeros(max(origin) + 1, dtype=torch.float64)
+    index = torch.tensor(origin, dtype=torch.int64)
+    sums.index_add_(0, index, weights)
+    return tuple((weights / sums[index]).tolist())
