@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
+import shutil
 import sys
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -156,3 +159,88 @@ def test_overlap_of_boxes(example: Any) -> None:
     boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2], [0, 0, 1, 1], [1, 1, 0, 0]])
     others = torch.tensor([[0.0, 0, 2, 2], [1, 0, 3, 2], [2, 2, 3, 3], [0, 0, 1, 1]])
     torch.testing.assert_close(example.train.overlap(boxes, others), torch.tensor([1, 1 / 3, 0, 0]))
+
+
+@pytest.fixture
+def user(project: pytest.Pytester) -> pytest.Pytester:
+    """A user's copy of the example."""
+    for name in ("onet.py", "test_onet.py", "net.pth"):
+        shutil.copy(HERE / name, project.path)
+    return project
+
+
+def test_the_example_passes_and_says_what_was_verified_and_where_it_ran(user: pytest.Pytester) -> None:
+    result = user.runpytest("--ckpt=net.pth", "--ckpt-device=auto")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*net.pth fits onet.Net with the recipe: 63 of 63 keys match",
+            "*verified: untouched, *old rows*kept*",
+            "*function kept",
+            "*forward: passed on c*(2, 1), (2, 14)",
+        ]
+    )
+
+
+def test_the_example_without_its_recipe_fails_and_asks_for_it(user: pytest.Pytester) -> None:
+    test = user.path / "test_onet.py"
+    before = test.read_text(encoding="utf-8")
+    lines = before.splitlines(keepends=True)
+    test.write_text("".join(line for line in lines if "recipe=" not in line), encoding="utf-8")
+    result = user.runpytest("--ckpt=net.pth")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "net.pth does not fit onet.Net: 2 mismatched, 0 missing, 0 unexpected (61 of 63 keys match)",
+            "shape-mismatch  out2.weight  (4, 256) f32  (14, 256) f32",
+            "shape-mismatch  out2.bias    (4,) f32      (14,) f32",
+            '    Recipe(tile("out2.[*]", dim=0))',
+        ]
+    )
+    assert (
+        'GROW_OUT2 = Recipe(tile("out2.*", dim=0))' in before
+    )  # what the report asks for is what was taken out
+
+
+def test_the_study_holds_every_run(example: Any) -> None:
+    study = json.loads(example.study.RESULTS.read_text(encoding="utf-8"))
+    assert study["steps"] == list(example.study.MEASURED_AT)
+    found = sorted((run["seed"], run["start"], run["optimizer"]) for run in study["runs"])
+    assert found == sorted(product(example.study.SEEDS, example.study.STARTS, example.study.OPTIMIZERS))
+    assert all(
+        len(run[group]) == len(study["steps"]) for run in study["runs"] for group in example.study.GROUPS
+    )
+
+
+def test_the_study_measures_r2(example: Any) -> None:
+    crops = example.study.only_faces(example.faces.draw(40, seed=6))
+    told = dict(zip(crops.images.flatten(1).sum(1).tolist(), crops.places, strict=True))
+
+    class Oracle(nn.Module):
+        def __init__(self, blur: float) -> None:
+            super().__init__()
+            self.blur = blur
+
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            places = torch.stack([told[total] for total in images.flatten(1).sum(1).tolist()])
+            return places[:, :1], places + self.blur * (crops.places.mean(0) - places)
+
+    assert set(example.study.measure(Oracle(0), crops).values()) == {1.0}
+    assert set(example.study.measure(Oracle(1), crops)) == {"all", "box", "landmarks"}
+    assert list(example.study.measure(Oracle(1), crops).values()) == pytest.approx([0, 0, 0], abs=1e-5)
+    assert list(example.study.measure(Oracle(0.5), crops).values()) == pytest.approx([0.75] * 3, abs=1e-5)
+
+
+@pytest.mark.parametrize("start", ["tile", "zeros", "mean", "kaiming", "randn"])
+def test_a_warm_start_takes_all_from_the_checkpoint_but_the_new_rows(example: Any, start: str) -> None:
+    net, old = (
+        example.study.begin(start, seed=1).state_dict(),
+        torch.load(HERE / "net.pth", weights_only=True),
+    )
+    for key, value in old.items():
+        torch.testing.assert_close(
+            net[key][: len(value)] if "out2" in key else net[key], value, rtol=0, atol=0
+        )
+    again, other = (example.study.begin(start, seed).out2.weight for seed in (1, 2))
+    assert torch.equal(again, net["out2.weight"])
+    assert torch.equal(other, again) == (start in ("tile", "zeros", "mean"))
