@@ -7,6 +7,7 @@ import io
 import os
 import re
 import stat
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import CheckpointError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 _PIECE = 1 << 30
+_MOST_NAMES = 100_000
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+(://|::)")
 
 
@@ -59,9 +61,13 @@ class File(io.RawIOBase):
         Raises:
             CheckpointError: the file ends before, or can't be read.
         """
-        data = bytearray(size)
-        self.readinto_at(offset, data)
-        return bytes(data)
+        data = self._read_once(offset, size)
+        if len(data) == size:
+            self.bytes_read += size
+            return data
+        whole = bytearray(size)
+        self.readinto_at(offset, whole)
+        return bytes(whole)
 
     def readinto_at(self, offset: int, buffer: bytearray | memoryview) -> None:
         """Fill a writable buffer with the bytes from `offset` on; errors as in `read_at`."""
@@ -79,6 +85,13 @@ class File(io.RawIOBase):
                 )
             done += count
             self.bytes_read += count
+
+    def _read_once(self, offset: int, size: int) -> bytes:
+        """The bytes if they come in one go, else anything shorter."""
+        try:
+            return os.pread(self._descriptor, size, offset)
+        except OSError:
+            return b""  # and the careful way says why
 
     def _read_some(self, offset: int, view: memoryview) -> int:
         return os.preadv(self._descriptor, [view], offset)
@@ -129,6 +142,35 @@ class File(io.RawIOBase):
         super().close()
 
 
+class Part:
+    """A stretch of a file, read as if it were a file of its own."""
+
+    def __init__(self, file: File | Part, offset: int, size: int) -> None:
+        self.path: str = file.path
+        self.size = size
+        self.remote: bool = file.remote
+        self._file = file
+        self._offset = offset
+        if offset < 0 or size < 0 or offset + size > file.size:
+            raise CheckpointError(
+                f"{escape(self.path)} is truncated: it should have {offset + size} bytes or more"
+            )
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """As for `File`."""
+        self._check(offset, size)
+        return self._file.read_at(self._offset + offset, size)
+
+    def readinto_at(self, offset: int, buffer: bytearray | memoryview) -> None:
+        """As for `File`."""
+        self._check(offset, len(buffer))
+        self._file.readinto_at(self._offset + offset, buffer)
+
+    def _check(self, offset: int, size: int) -> None:
+        if offset + size > self.size:
+            raise CheckpointError(f"{escape(self.path)}: a part of it ends before byte {offset + size}")
+
+
 class Files:
     """Opens the files of one checkpoint, and refuses one that is not what it was.
 
@@ -163,6 +205,24 @@ class Files:
             raise _changed(path)
         self._opened.append(file)
         return file
+
+
+def beside(path: str, name: str) -> str:
+    """The path of a file in the folder of another one; for a folder, `path` ends with a slash."""
+    return path[: path.rfind("/") + 1] + name if is_url(path) else os.path.join(os.path.dirname(path), name)  # noqa: PTH118, PTH120  # paths stay text
+
+
+def names_in(folder: str) -> list[str]:
+    """The names of what is in a folder, at most a hundred thousand.
+
+    Raises:
+        CheckpointError: it can't be read.
+    """
+    try:
+        with os.scandir(folder) as found:
+            return [entry.name for entry in islice(found, _MOST_NAMES)]
+    except (OSError, ValueError) as error:
+        raise _unreachable(folder, error) from None
 
 
 def is_url(path: str) -> bool:

@@ -15,7 +15,7 @@ from .tensors import ITEMSIZE, TensorSpec, contiguous_stride
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .storages import Storages
+    from .storages import Source, Storages
 
 PIECE = 16 << 20
 """Bytes held beside the destination, at most, while values are converted, rearranged or sent to a card."""
@@ -34,9 +34,9 @@ def read(storages: Storages, spec: TensorSpec) -> torch.Tensor:
     """
     begin, end = span(spec)
     if spec.numel and not storages.in_chunks(spec.storage) and end - begin <= spec.nbytes:
-        _check_repeats(spec, end - begin)
+        _check_repeats(spec)
         memory = buffer(end - begin)
-        storages.read(spec.storage, begin, memory_of(memory))
+        storages.source(spec.storage)(begin, memory_of(memory))
         return view(memory, spec, begin)
     made = new(replace(spec, stride=contiguous_stride(spec.shape)) if spec.numel else spec, "cpu")
     copy(storages, spec, made)
@@ -47,35 +47,33 @@ def copy(storages: Storages, spec: TensorSpec, destination: torch.Tensor) -> Non
     """Fill a tensor of the same shape.
 
     Contiguous CPU memory of the same dtype is filled by the system itself; otherwise the values go through
-    pieces of at most `PIECE` bytes.
+    pieces of at most `PIECE` bytes, which are page-locked on their way to a card.
     """
     if not spec.numel:
         return
-    if storages.in_chunks(spec.storage):
-        _assemble(storages, spec, destination)
-    elif _fits(spec, destination):
-        storages.read(spec.storage, span(spec)[0], memory_of(destination))
-    else:
-        begin, end = span(spec)
-        _check_repeats(spec, end - begin)
-        for index, piece in _pieces(spec):
-            begin, end = span(piece)
-            memory = buffer(end - begin)
-            storages.read(piece.storage, begin, memory_of(memory))
-            destination[index].copy_(view(memory, piece, begin))
-
-
-def send(storages: Storages, spec: TensorSpec, destination: torch.Tensor) -> None:
-    """Fill a tensor on a card, through one page-locked buffer."""
-    if storages.in_chunks(spec.storage):
-        destination.copy_(read(storages, spec))
+    if not storages.in_chunks(spec.storage):
+        _copy(storages.source(spec.storage), spec, destination)
         return
-    staging = _staging()
+    for chunk, source, inside in storages.chunks(spec):
+        block = tuple(slice(begin, begin + size) for begin, size in zip(chunk.begin, chunk.size, strict=True))
+        if inside.numel:
+            _copy(source, inside, destination[block])
+
+
+def _copy(source: Source, spec: TensorSpec, destination: torch.Tensor) -> None:
+    _check_repeats(spec)
+    if _fits(spec, destination):
+        source(span(spec)[0], memory_of(destination))
+        return
+    on_card = destination.device.type == "cuda"
+    staging = _staging() if on_card else None
     for index, piece in _pieces(spec):
         begin, end = span(piece)
-        storages.read(piece.storage, begin, memory_of(staging)[: end - begin])
-        destination[index].copy_(view(staging, piece, begin), non_blocking=True)
-        torch.cuda.current_stream(destination.device).synchronize()
+        memory = staging or buffer(end - begin)
+        source(begin, memory_of(memory)[: end - begin])
+        destination[index].copy_(view(memory, piece, begin), non_blocking=on_card)
+        if on_card:
+            torch.cuda.current_stream(destination.device).synchronize()
 
 
 def span(spec: TensorSpec) -> tuple[int, int]:
@@ -145,11 +143,12 @@ def _fits(spec: TensorSpec, destination: torch.Tensor) -> bool:
     )
 
 
-def _check_repeats(spec: TensorSpec, stored: int) -> None:
-    if stored < spec.nbytes > _MOST_REPEATED:
+def _check_repeats(spec: TensorSpec) -> None:
+    begin, end = span(spec)
+    if end - begin < spec.nbytes > _MOST_REPEATED:
         raise CheckpointError(
-            f"a tensor of shape {spec.shape} repeats {stored} bytes into {spec.nbytes}; values of such views are "
-            f"read up to {_MOST_REPEATED} bytes"
+            f"a tensor of shape {spec.shape} repeats {end - begin} bytes into {spec.nbytes}; values of such "
+            f"views are read up to {_MOST_REPEATED} bytes"
         )
 
 
@@ -173,23 +172,3 @@ def _pieces(spec: TensorSpec) -> Iterator[tuple[_Index, TensorSpec]]:
             shape = (*part.shape[:widest], size, *part.shape[widest + 1 :])
             at = (*index[:widest], slice(start, start + size), *index[widest + 1 :])
             pending.append((at, replace(part, shape=shape, offset=part.offset + start * step)))
-
-
-def _assemble(storages: Storages, spec: TensorSpec, destination: torch.Tensor) -> None:
-    """Fill a tensor that is stored in chunks, each a contiguous block of it."""
-    for extent in storages.extents(spec.storage):
-        index = tuple(
-            slice(begin, begin + size) for begin, size in zip(extent.begin, extent.size, strict=True)
-        )
-        block = destination[index]
-        chunk = replace(spec, shape=extent.size, stride=contiguous_stride(extent.size), offset=0)
-        if not chunk.numel:
-            continue
-        if _fits(chunk, block):
-            storages.read_extent(extent, 0, memory_of(block))
-            continue
-        for part, piece in _pieces(chunk):
-            begin, end = span(piece)
-            memory = buffer(end - begin)
-            storages.read_extent(extent, begin, memory_of(memory))
-            block[part].copy_(view(memory, piece, begin))

@@ -5,16 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .errors import CheckpointError
+from .files import Part
+from .formats.torch_zip import read_archive
 from .formats.zip_directory import data_offset
 from .keys import escape
+from .tensors import Chunk, Member, TensorSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import Self
 
     from .checkpoint import Contents
     from .files import File
     from .tensors import Extent
+
+    Source = Callable[[int, memoryview], None]
+    """Fills a buffer with the bytes of one storage from its byte `start` on."""
 
 
 class Storages:
@@ -27,7 +34,6 @@ class Storages:
     def __init__(self, contents: Contents) -> None:
         self._contents = contents
         self._open: dict[str, File] = {}
-        self._begins: dict[Extent, int] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -43,47 +49,67 @@ class Storages:
             for file in self._open.values():
                 file.close()
 
-    def extents(self, storage: str) -> tuple[Extent, ...]:
-        """Where the bytes of a storage lie.
-
-        Raises:
-            CheckpointError: nowhere.
-        """
-        found = self._contents.header.storages.get(storage, ())
-        if not found:
-            raise CheckpointError(
-                f"{escape(self._contents.path)} holds no values ({self._contents.header.format})"
-            )
-        return found
-
     def in_chunks(self, storage: str) -> bool:
         """Whether a storage is one tensor in several blocks."""
-        return bool(self.extents(storage)[0].size)
+        return isinstance(self._extents(storage)[0], Chunk)
 
-    def read(self, storage: str, start: int, into: memoryview) -> None:
-        """Fill a buffer with the bytes of a storage from its byte `start` on; not for one in chunks.
+    def source(self, storage: str) -> Source:
+        """What reads a storage that is not in chunks.
 
         Raises:
-            CheckpointError: they can't be read, or the file changed.
+            CheckpointError: it has no bytes to read; reading raises it too.
         """
-        (extent,) = self.extents(storage)
-        self.read_extent(extent, start, into)
+        (extent,) = self._extents(storage)
+        return _source(self._file(extent.file), extent)
 
-    def read_extent(self, extent: Extent, start: int, into: memoryview) -> None:
-        """Fill a buffer with the bytes of an extent from its byte `start` on; errors as in `read`."""
-        if start + into.nbytes > extent.nbytes:
-            raise CheckpointError(f"{escape(extent.file)}: a tensor reaches beyond its storage")
-        file = self._file(extent.file)
-        file.readinto_at(self._begin(file, extent) + start, into)
+    def chunks(self, spec: TensorSpec) -> Iterator[tuple[Chunk, Source, TensorSpec]]:
+        """The blocks of a tensor, each with what reads it, and how its values lie there.
+
+        Raises:
+            CheckpointError: one is not what the index says.
+        """
+        for chunk in self._extents(spec.storage):
+            assert isinstance(chunk, Chunk)
+            yield (chunk, *self._opened(chunk, spec.dtype))
+
+    def _opened(self, chunk: Chunk, dtype: str) -> tuple[Source, TensorSpec]:
+        part = Part(self._file(chunk.file), chunk.offset, chunk.nbytes)
+        try:
+            header = read_archive(part, self._contents.limits)
+            spec = None if header is None else header.tree
+            if (
+                header is None
+                or not isinstance(spec, TensorSpec)
+                or (spec.dtype, spec.shape) != (dtype, chunk.size)
+            ):
+                raise CheckpointError("a block of a tensor is not what the index says")
+        except CheckpointError as error:
+            raise CheckpointError(f"{escape(chunk.file)}, at byte {chunk.offset}: {error}") from None
+        return _source(part, header.storages[spec.storage][0]), spec
+
+    def _extents(self, storage: str) -> tuple[Extent, ...]:
+        found = self._contents.header.storages.get(storage, ())
+        if not found:
+            name = escape(self._contents.path)
+            raise CheckpointError(
+                f"{name} holds no values that could be read ({self._contents.header.format})"
+            )
+        return found
 
     def _file(self, path: str) -> File:
         if path not in self._open:
             self._open[path] = self._contents.files.open(path)
         return self._open[path]
 
-    def _begin(self, file: File, extent: Extent) -> int:
-        if not extent.member:
-            return extent.offset
-        if extent not in self._begins:
-            self._begins[extent] = data_offset(file, extent.member, extent.offset, extent.nbytes)
-        return self._begins[extent]
+
+def _source(file: File | Part, extent: Extent) -> Source:
+    begin = extent.offset
+    if isinstance(extent, Member):
+        begin = data_offset(file, extent.name, extent.offset, extent.nbytes)
+
+    def read(start: int, into: memoryview) -> None:
+        if start + into.nbytes > extent.nbytes:
+            raise CheckpointError(f"{escape(file.path)}: a tensor reaches beyond its storage")
+        file.readinto_at(begin + start, into)
+
+    return read

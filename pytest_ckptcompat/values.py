@@ -11,7 +11,7 @@ import torch
 
 from .errors import CheckpointError
 from .keys import escape
-from .reading import PIECE, buffer, copy, memory_of, new, read, send, span, view
+from .reading import PIECE, buffer, copy, memory_of, new, read, span, view
 from .storages import Storages
 from .stored import StoredTensor, materialise
 from .tensors import TensorSpec
@@ -52,10 +52,7 @@ class Values:
             destination.copy_(self._by_torch(spec))
             return
         with Storages(self._contents) as storages:
-            if destination.device.type == "cuda":
-                send(storages, spec, destination)
-            else:
-                copy(storages, spec, destination)
+            copy(storages, spec, destination)
 
     def state_dict(self, ckpt: Checkpoint) -> OrderedDict[str, Any]:
         """All values; tied tensors, and other views of one storage, share memory."""
@@ -74,7 +71,7 @@ class Values:
                     low, high = bounds[value.storage]
                     if value.storage not in memories:
                         memories[value.storage] = memory = buffer(high - low)
-                        storages.read(value.storage, low, memory_of(memory))
+                        storages.source(value.storage)(low, memory_of(memory))
                     made[key] = view(memories[value.storage], value, low)
         return _with_metadata(made, ckpt)
 

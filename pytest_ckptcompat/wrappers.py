@@ -6,7 +6,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError
-from .formats.inert import Dict, Stub, child, children
+from .formats.inert import Branch, Branches, Dict, Stub, child, children
 from .keys import escape
 from .tensors import TensorSpec
 
@@ -29,6 +29,7 @@ _PARTS = (dict, list, tuple, TensorSpec)
 _OF_MODULES = ("_non_persistent_buffers_set", "_parameters", "_buffers", "_modules")
 _PER_TENSOR = 8
 _SHOWN = 8
+_WIDEST_CHARACTER = 4
 
 
 def state_dict_at(tree: object, path: str) -> object:
@@ -92,7 +93,8 @@ def find_state_dict(tree: object) -> tuple[str, object]:
     """The state dict of a checkpoint and the dotted path to it, ``""`` where it is the outer object itself.
 
     The usual names are looked for, at most three levels deep, the shallowest first; then, if none of them is
-    there, anything that looks like a state dict. A module that was saved whole counts as one.
+    there, anything that looks like a state dict. A module that was saved whole counts as one. In a
+    distributed checkpoint, everything together is the state dict then.
 
     Raises:
         CheckpointError: there is none, or there are several that are equally good.
@@ -107,7 +109,7 @@ def find_state_dict(tree: object) -> tuple[str, object]:
         if usual:
             return _only(usual)
         others = others or [(path, node) for path, _, node in found]
-    if whole:
+    if whole or (others and isinstance(tree, Branch)):
         return "", tree
     if others:
         return _only(others)
@@ -165,13 +167,12 @@ def is_module(node: object) -> bool:
     return "_parameters" in attributes and "_modules" in attributes
 
 
-def flatten(node: object, limits: Limits, *, joined: bool = False) -> dict[str, object]:
+def flatten(node: object, limits: Limits) -> dict[str, object]:
     """The entries of a state dict in order: `TensorSpec` where there is a tensor, else plain values.
 
     Args:
         node: a dict, an object that was filled like one, or a module that was pickled whole.
         limits: caps.
-        joined: whether dicts inside stand for dotted keys.
 
     Raises:
         CheckpointError: it is none of these, or a cap is exceeded.
@@ -183,14 +184,15 @@ def flatten(node: object, limits: Limits, *, joined: bool = False) -> dict[str, 
         raise CheckpointError("it is a tensor, not a state dict")
     if not isinstance(entries, dict):
         raise CheckpointError("it is no state dict")
-    if joined:
+    if isinstance(entries, Branch):
         return dict(_joined_entries(entries, limits))
-    flat: dict[str, object] = {}
-    for key, value in entries.items():
-        if not isinstance(key, str):
-            raise CheckpointError(f"its state dict has a key that is no string ({type(key).__name__})")
-        _check_key(key, limits)
-        flat[key] = value
+    odd = next((key for key in entries if not isinstance(key, str)), None)
+    if None in entries or odd is not None:
+        raise CheckpointError(f"its state dict has a key that is no string, but {type(odd).__name__}")
+    flat: dict[str, object] = dict(entries)
+    if max(map(len, flat), default=0) * _WIDEST_CHARACTER > limits.key_bytes:
+        for key in flat:
+            _check_key(key, limits)
     return flat
 
 
@@ -235,7 +237,7 @@ def _joined_entries(root: dict[object, object], limits: Limits) -> Iterator[tupl
         visited += 1
         limits.check("tensors", visited, "it holds too many entries")
         limits.check("nesting", depth, "its dicts are nested too deeply")
-        if isinstance(node, (dict, list)) and node:
+        if isinstance(node, (Branch, Branches)) and node:
             inner = [(f"{path}.{name}".removeprefix("."), child, depth + 1) for name, child in children(node)]
             pending.extend(reversed(inner))
         else:
@@ -244,7 +246,7 @@ def _joined_entries(root: dict[object, object], limits: Limits) -> Iterator[tupl
 
 
 def _check_key(key: str, limits: Limits) -> None:
-    if len(key) * 4 > limits.key_bytes:
+    if len(key) * _WIDEST_CHARACTER > limits.key_bytes:
         size = len(key.encode("utf-8", "surrogatepass"))
         limits.check("key_bytes", size, f"a key has {size} bytes: {escape(key, 40)}")
 

@@ -18,10 +18,11 @@ def register(manager: PluginManager) -> None:
     """Add the hook's specification and the formats that come with the plugin to a plugin manager."""
     from pytest_ckptcompat import hookspecs
 
-    from . import lock, torch_legacy, torch_zip
+    from . import dcp, lock, safetensors, sharded, torch_legacy, torch_zip
 
     manager.add_hookspecs(hookspecs)
-    for module in (lock, torch_zip, torch_legacy):
+    # The last one that is registered is asked first.
+    for module in (lock, dcp, sharded, safetensors, torch_legacy, torch_zip):
         manager.register(module, f"ckptcompat-{module.__name__.rpartition('.')[2]}")
 
 

@@ -47,6 +47,8 @@ def what_it_is(head: bytes, size: int) -> str:
         return _tar(head)
     if head.startswith(b"PK"):
         return _zip(head)
+    if b"torch.distributed.checkpoint" in head:
+        return "the .metadata of a distributed checkpoint: name the folder that holds it"
     if _PICKLE.match(head) or head[:1] in (b"(", b"c"):
         return f"a plain Python pickle, which torch.load does not read: {_SAVE}"
     if not head.strip(b"\0"):

@@ -18,15 +18,13 @@ class Header:
     Attributes:
         format: a short name for reports: ``"safetensors"``.
         tree: the outer object: dicts, lists, plain values and `Stub` objects, with a `TensorSpec` for each
-            tensor. A dict of key -> `TensorSpec` is enough.
+            tensor. A dict of key -> `TensorSpec` is enough. A `Branch` stands for the dots in keys.
         storages: name of a storage (`TensorSpec.storage`) -> where its bytes lie: one extent, or chunks with
             their places.
         unsafe: why ``torch.load(weights_only=True)`` would refuse the file, or ``""``.
-        joined: whether dicts inside the state dict stand for dotted keys, as in distributed checkpoints.
     """
 
     format: str
     tree: object
     storages: Mapping[str, tuple[Extent, ...]] = field(default_factory=dict)
     unsafe: str = ""
-    joined: bool = False

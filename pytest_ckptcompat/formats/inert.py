@@ -88,6 +88,18 @@ class Dict(dict[object, object]):
             self[Stub(key)] = value
 
 
+class Branch(Dict):
+    """A dict that stands for the dots in keys, as distributed checkpoints have them: ``model.fc.weight``."""
+
+    __slots__ = ()
+
+
+class Branches(list[object]):
+    """A list that stands for numbers between the dots of keys."""
+
+    __slots__ = ()
+
+
 _FAIR = {str, bytes, bool, float, type(None), Global, Stub}
 _SMALL = (1 << 61) - 1
 """Below this, an integer is its own hash: no two collide fully."""

@@ -6,7 +6,6 @@ Read from ``torch/_utils.py`` and ``torch/serialization.py`` of torch 1.0 to 2.1
 from __future__ import annotations
 
 from dataclasses import replace
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.caps import exceeded
@@ -36,6 +35,7 @@ QUANTIZED = {"qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1}
 
 _BIGGEST = (1 << 63) - 1
 _LONGEST_KEY = 4096
+_ENDLESS = Storage("", "uint8", 1, _BIGGEST)
 _PLAIN_TYPES = {
     "torch.Tensor",
     "torch.nn.parameter.Parameter",
@@ -59,6 +59,7 @@ class Tensors:
     def __init__(self, limits: Limits, *, untyped: bool = True) -> None:
         self.storages: dict[str, Storage] = {}
         self._untyped = untyped
+        self._kinds: dict[Global, tuple[str, int]] = {}
         self._limits = limits
         self._count = 0
         self.names: Mapping[str, Callable[[tuple[Any, ...]], object]] = {
@@ -83,75 +84,75 @@ class Tensors:
         }
 
     def storage(self, reference: Any) -> object:
-        """What a persistent id stands for: a storage, or the class of an old whole module."""
-        if not isinstance(reference, tuple) or not reference:
+        """What a persistent id stands for: a storage, or the class of an old whole module.
+
+        The id is ``("storage", class, key, location, numel)``, perhaps with a view of the storage behind, or
+        ``("module", class, ...)``.
+        """
+        if type(reference) is not tuple or not 2 <= len(reference) <= 6 or type(reference[1]) is not Global:
             raise ValueError("a persistent id that torch does not write")
-        kind = _text(reference[0])
-        if kind == "module" and len(reference) > 1:
+        if reference[0] == "module":
             return reference[1]
-        if kind != "storage" or len(reference) not in (5, 6):
+        what, kind, key, _, numel, *view = reference
+        if what != "storage" or type(key) is not str or len(key) > _LONGEST_KEY:
             raise ValueError("a persistent id that torch does not write")
-        key, dtype, numel = _text(reference[2]), _storage_dtype(reference[1]), reference[4]
-        if not self._untyped and _name(reference[1]).endswith(".UntypedStorage"):
-            raise ValueError(
-                "a storage without a dtype, as of float8 and uint16, which torch.load can't read here"
-            )
         if type(numel) is not int or not 0 <= numel <= _BIGGEST:
             raise ValueError("a storage of impossible size")
+        dtype, itemsize = self._kinds.get(kind) or self._kind(kind)
         storage = self.storages.get(key)
         if storage is None:
-            storage = self.storages[key] = Storage(key, dtype, _itemsize(dtype), numel)
+            storage = self.storages[key] = Storage(key, dtype, itemsize, numel)
         elif storage.dtype != dtype or storage.numel != numel:
             raise ValueError(f"storage {key[:80]!r} has two types or sizes")
-        view = reference[5] if len(reference) == 6 else None
-        return storage if view is None else _part(storage, view)
+        return storage if not view or view[0] is None else _part(storage, view[0])
+
+    def _kind(self, kind: Global) -> tuple[str, int]:
+        """Element type and size of a storage class."""
+        module, _, name = kind.name.rpartition(".")
+        if module not in ("torch", "torch.cuda", "torch.storage") or name not in STORAGE_DTYPES:
+            raise ValueError(f"storage class {kind.name} is unknown")
+        if name == "UntypedStorage" and not self._untyped:
+            raise ValueError("a storage without a dtype (float8, uint16), which torch.load can't read here")
+        self._kinds[kind] = STORAGE_DTYPES[name], _itemsize(STORAGE_DTYPES[name])
+        return self._kinds[kind]
 
     def _spec(
         self, storage: Any, offset: Any, shape: Any, stride: Any, dtype: str = "", note: str = ""
     ) -> TensorSpec:
         """The tensor that lies over a storage, if it lies inside."""
-        self._count_one()
+        self._count += 1
+        if self._count > self._limits.tensors:
+            raise exceeded("tensors", self._limits.tensors, "the file holds too many tensors")
         if type(storage) is not Storage:
             raise TypeError("a tensor without a storage")
-        self._check_sizes(shape)
-        self._check_sizes(stride)
-        if len(shape) != len(stride) or type(offset) is not int or offset < 0:
-            raise ValueError("a tensor whose sizes, strides and offset do not fit together")
+        if type(offset) is not int or type(shape) is not tuple or type(stride) is not tuple:
+            raise TypeError("a tensor whose sizes, strides or offset are of a wrong type")
+        if len(shape) > self._limits.dims:
+            raise exceeded("dims", self._limits.dims, f"a tensor has {len(shape)} dimensions")
+        elements = span = 1
+        for size, step in zip(shape, stride, strict=True):
+            if type(size) is not int or type(step) is not int or not (0 <= size <= _BIGGEST >= step >= 0):
+                raise ValueError("a size or stride that is no natural number")
+            elements *= size
+            span += (size - 1) * step
         numel, start = storage.numel, storage.start
         if dtype and dtype != storage.dtype:
             itemsize = _itemsize(dtype)
             numel, start = numel * storage.itemsize // itemsize, start * storage.itemsize // itemsize
-        elements = span = 1
-        for size, step in zip(shape, stride, strict=True):
-            elements *= size
-            span += (size - 1) * step
-        if elements > _BIGGEST:
-            raise ValueError("a tensor of impossible size")
+        if elements > _BIGGEST or not 0 <= offset <= _BIGGEST:
+            raise ValueError("a tensor of impossible size or offset")
         if elements and offset + span > numel:
             raise ValueError(f"a tensor of shape {shape} reaches beyond its storage of {numel} elements")
         return TensorSpec(dtype or storage.dtype, shape, stride, start + offset, storage.key, note)
 
     def _odd(self, dtype: str, shape: Any, note: str) -> TensorSpec:
         """A tensor without a plain layout: it keeps its place in the table."""
-        self._count_one()
-        self._check_sizes(shape)
-        if prod(shape) > _BIGGEST:
-            raise ValueError("a tensor of impossible size")
-        return TensorSpec(dtype, shape, contiguous_stride(shape), note=note)
-
-    def _check_sizes(self, sizes: Any) -> None:
-        if type(sizes) is not tuple:
-            raise TypeError("sizes that are no tuple")
-        if len(sizes) > self._limits.dims:
-            raise exceeded("dims", self._limits.dims, f"a tensor has {len(sizes)} dimensions")
-        for size in sizes:
-            if type(size) is not int or not 0 <= size <= _BIGGEST:
-                raise ValueError("a size that is no natural number")
-
-    def _count_one(self) -> None:
-        self._count += 1
-        if self._count > self._limits.tensors:
-            raise exceeded("tensors", self._limits.tensors, "the file holds too many tensors")
+        if type(shape) is not tuple:
+            raise TypeError("a tensor whose sizes are of a wrong type")
+        if all(type(size) is int for size in shape[: self._limits.dims]):
+            stride = contiguous_stride(shape)
+            return replace(self._spec(_ENDLESS, 0, shape, stride, note=note), dtype=dtype, storage="")
+        raise TypeError("a size that is no natural number")
 
     # -- one method for each of torch's functions; the arguments are torch's -------------------------------
 
@@ -165,7 +166,7 @@ class Tensors:
         """``_rebuild_tensor_v3(storage, offset, size, stride, requires_grad, hooks, dtype, metadata)``."""
         note = "conjugated or negated" if len(args) > 7 and args[7] else ""
         storage, offset, shape, stride = args[:4]
-        return self._spec(storage, offset, shape, stride, _dtype(args[6]), note)
+        return self._spec(storage, offset, shape, stride, dtype_of(args[6]), note)
 
     def _parameter(self, args: tuple[Any, ...]) -> object:
         """``_rebuild_parameter(data, requires_grad, hooks)``; its own state adds nothing to the table."""
@@ -193,18 +194,18 @@ class Tensors:
 
     def _meta(self, args: tuple[Any, ...]) -> TensorSpec:
         """``_rebuild_meta_tensor_no_storage(dtype, size, stride, requires_grad)``."""
-        return self._odd(_dtype(args[0]), args[1], "meta")
+        return self._odd(dtype_of(args[0]), args[1], "meta")
 
     def _device_tensor(self, args: tuple[Any, ...]) -> object:
         """``_rebuild_device_tensor_from_cpu_tensor(data, dtype, device, requires_grad)`` and its kin."""
         data = args[0]
-        if isinstance(data, TensorSpec) and data.dtype == _dtype(args[1]):
+        if isinstance(data, TensorSpec) and data.dtype == dtype_of(args[1]):
             return data
         return Stub(Global("torch._utils._rebuild_device_tensor"), args)
 
     def _wrapper_subclass(self, args: tuple[Any, ...]) -> TensorSpec:
         """``_rebuild_wrapper_subclass(cls, dtype, size, stride, offset, layout, device, requires_grad)``."""
-        return self._odd(_dtype(args[1]), args[2], f"subclass {_name(args[0])}")
+        return self._odd(dtype_of(args[1]), args[2], f"subclass {_name(args[0])}")
 
     def _from_type(self, args: tuple[Any, ...]) -> object:
         """``_rebuild_from_type_v2(func, type, args, state)``: a subclass, or a tensor with attributes."""
@@ -233,14 +234,8 @@ def _part(storage: Storage, view: Any) -> Storage:
     return Storage(storage.key, storage.dtype, storage.itemsize, numel, start)
 
 
-def _storage_dtype(kind: Any) -> str:
-    module, _, name = _name(kind).rpartition(".")
-    if module not in ("torch", "torch.cuda", "torch.storage") or name not in STORAGE_DTYPES:
-        raise ValueError(f"storage class {_name(kind)} is unknown")
-    return STORAGE_DTYPES[name]
-
-
-def _dtype(named: Any) -> str:
+def dtype_of(named: Any) -> str:
+    """Name of a dtype, without ``torch.``; TypeError or ValueError if it is none."""
     dtype = _name(named).removeprefix("torch.")
     _itemsize(dtype)
     return dtype
@@ -256,9 +251,3 @@ def _name(named: Any) -> str:
     if not isinstance(named, Global):
         raise TypeError("a class or dtype is not given by its name")
     return named.name
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > _LONGEST_KEY:
-        raise TypeError("a persistent id that torch does not write")
-    return value

@@ -7,37 +7,37 @@ from typing import TYPE_CHECKING
 from pytest_ckptcompat.errors import CheckpointError
 from pytest_ckptcompat.hookspecs import hookimpl
 from pytest_ckptcompat.keys import escape
-from pytest_ckptcompat.tensors import Extent
+from pytest_ckptcompat.tensors import Extent, Member
 
 from .header import Header
 from .rebuild import Tensors
 from .safe_names import refused
 from .unpickle import Machine
-from .zip_directory import Member, data_offset, read_directory, read_member
+from .zip_directory import Entry, data_offset, read_directory, read_member
 
 if TYPE_CHECKING:
     from pytest_ckptcompat.caps import Limits
-    from pytest_ckptcompat.files import File
+    from pytest_ckptcompat.files import File, Part
 
 
 @hookimpl(tryfirst=True)
 def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
     """Read a zip archive that torch.save wrote; others are left to others."""
-    if file is None or file.size < 4 or file.read_at(0, 4) != b"PK\x03\x04":
+    return None if file is None else read_archive(file, limits)
+
+
+def read_archive(file: File | Part, limits: Limits) -> Header | None:
+    """The header of an archive of torch.save; None if it is no zip archive, or one of another kind.
+
+    Raises:
+        CheckpointError: it is damaged, or not what torch.save writes; the text lacks the path.
+    """
+    if file.size < 4 or file.read_at(0, 4) != b"PK\x03\x04":
         return None
     members = read_directory(file, limits)
     root = next(iter(members), "").partition("/")[0]
     if f"{root}/data.pkl" not in members:
         return None
-    return read_archive(file, members, root, limits)
-
-
-def read_archive(file: File, members: dict[str, Member], root: str, limits: Limits) -> Header:
-    """The header of the archive.
-
-    Raises:
-        CheckpointError: it is not what torch.save writes; the text lacks the path.
-    """
     _check_kind(members, root)
     _check_byteorder(file, members.get(f"{root}/byteorder"))
     pickle = members[f"{root}/data.pkl"]
@@ -50,7 +50,7 @@ def read_archive(file: File, members: dict[str, Member], root: str, limits: Limi
     return Header("torch-zip", tree, _extents(file, members, f"{root}/data/", tensors), refused(machine))
 
 
-def _check_kind(members: dict[str, Member], root: str) -> None:
+def _check_kind(members: dict[str, Entry], root: str) -> None:
     for name in members:
         if not name.startswith(f"{root}/"):
             raise CheckpointError(
@@ -58,14 +58,14 @@ def _check_kind(members: dict[str, Member], root: str) -> None:
             )
     if f"{root}/constants.pkl" in members:
         raise CheckpointError(
-            "it is a TorchScript archive (torch.jit.save): a program with its weights. Save the weights alone: "
+            "it is a TorchScript archive (torch.jit.save): a program with weights. Save the weights alone: "
             "torch.save(torch.jit.load(path).state_dict(), ...)"
         )
     if f"{root}/version" not in members and f"{root}/.data/version" not in members:
         raise CheckpointError("the zip archive has no member 'version', so torch.load refuses it")
 
 
-def _check_byteorder(file: File, member: Member | None) -> None:
+def _check_byteorder(file: File | Part, member: Entry | None) -> None:
     if member is None:
         return
     if member.nbytes > 16:
@@ -82,7 +82,7 @@ def _check_byteorder(file: File, member: Member | None) -> None:
 
 
 def _extents(
-    file: File, members: dict[str, Member], folder: str, tensors: Tensors
+    file: File | Part, members: dict[str, Entry], folder: str, tensors: Tensors
 ) -> dict[str, tuple[Extent, ...]]:
     """Where the bytes of every storage lie; headers are looked at now if that is cheap, else when read."""
     extents: dict[str, tuple[Extent, ...]] = {}
@@ -94,10 +94,10 @@ def _extents(
             raise CheckpointError(f"storage {escape(key)} has no member in the zip archive")
         if member.nbytes < nbytes:
             raise CheckpointError(
-                f"storage {escape(key)} has {member.nbytes} bytes in the zip archive; its tensors need {nbytes}"
+                f"storage {escape(key)} has {member.nbytes} bytes in the zip archive, and needs {nbytes}"
             )
         if file.remote:
-            extents[key] = (Extent(file.path, member.header, nbytes, member=name),)
+            extents[key] = (Member(file.path, member.header, nbytes, name),)
         else:
             extents[key] = (Extent(file.path, data_offset(file, name, member.header, member.nbytes), nbytes),)
     return extents

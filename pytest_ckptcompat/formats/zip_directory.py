@@ -15,7 +15,7 @@ from pytest_ckptcompat.keys import escape
 
 if TYPE_CHECKING:
     from pytest_ckptcompat.caps import Limits
-    from pytest_ckptcompat.files import File
+    from pytest_ckptcompat.files import File, Part
 
 _END = Struct("<4s4H2IH")
 _END64 = Struct("<4sQ2H2I4Q")
@@ -27,7 +27,7 @@ _FULL32, _FULL16 = 0xFFFFFFFF, 0xFFFF
 _ENCRYPTED, _DESCRIPTOR_FOLLOWS = 0x1, 0x8
 
 
-class Member(NamedTuple):
+class Entry(NamedTuple):
     """One file of the archive: where its local header stands, how many bytes follow it, their checksum."""
 
     name: str
@@ -37,7 +37,7 @@ class Member(NamedTuple):
     flags: int
 
 
-def read_directory(file: File, limits: Limits) -> dict[str, Member]:
+def read_directory(file: File | Part, limits: Limits) -> dict[str, Entry]:
     """The members of the archive by name, in the order in which the directory has them.
 
     Raises:
@@ -51,7 +51,7 @@ def read_directory(file: File, limits: Limits) -> dict[str, Member]:
     return {member.name: member for member in members}
 
 
-def data_offset(file: File, name: str, header: int, nbytes: int) -> int:
+def data_offset(file: File | Part, name: str, header: int, nbytes: int) -> int:
     """Where the bytes of a member begin: behind its local header, which must say what the directory says.
 
     Raises:
@@ -75,7 +75,7 @@ def data_offset(file: File, name: str, header: int, nbytes: int) -> int:
     return int(header + _LOCAL.size + length + extra)
 
 
-def read_member(file: File, member: Member) -> bytes:
+def read_member(file: File | Part, member: Entry) -> bytes:
     """The bytes of a small member, checked against its checksum.
 
     Raises:
@@ -89,7 +89,7 @@ def read_member(file: File, member: Member) -> bytes:
     return data
 
 
-def _find_directory(file: File) -> tuple[int, int, int]:
+def _find_directory(file: File | Part) -> tuple[int, int, int]:
     """How many members the directory has, where it begins and how long it is."""
     start = max(0, file.size - _MOST_COMMENT - _END.size - _LOCATOR64.size - _END64.size)
     tail = file.read_at(start, file.size - start)
@@ -125,7 +125,7 @@ def _find_directory(file: File) -> tuple[int, int, int]:
     return count, offset, size
 
 
-def _members(directory: bytes, count: int, limits: Limits) -> list[Member]:
+def _members(directory: bytes, count: int, limits: Limits) -> list[Entry]:
     members = []
     position = 0
     longest = limits.key_bytes
@@ -176,7 +176,7 @@ def _members(directory: bytes, count: int, limits: Limits) -> list[Member]:
             )
         if disk:
             raise CheckpointError("the zip archive is split over several disks")
-        members.append(Member(name, header, nbytes, crc, flags))
+        members.append(Entry(name, header, nbytes, crc, flags))
     if position != len(directory):
         raise CheckpointError("the zip archive's directory has more bytes than members")
     return members
@@ -202,7 +202,7 @@ def _wide(extra: bytes, nbytes: int, packed: int, header: int, name: str) -> tup
     raise CheckpointError(f"the zip archive gives no size for {escape(name)}")
 
 
-def _check_layout(members: list[Member], directory: int) -> None:
+def _check_layout(members: list[Entry], directory: int) -> None:
     """Every name once, every byte in one member at most, nothing before the first."""
     exact = {member.name for member in members}
     if len(exact) != len(members):
@@ -221,7 +221,7 @@ def _check_layout(members: list[Member], directory: int) -> None:
         _check_room(ordered[-1], directory)
 
 
-def _check_room(member: Member, end: int) -> None:
+def _check_room(member: Entry, end: int) -> None:
     if member.header + _LOCAL.size + len(member.name) + member.nbytes > end:
         raise CheckpointError(f"{escape(member.name)} reaches into what follows it in the zip archive")
 

@@ -1,0 +1,162 @@
+"""Reads the JSON of headers from its bytes, one token at a time: nothing is built but what is asked for.
+
+``json.loads`` makes gigabytes of objects of some megabytes of text such as ``[[],[],[],...``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+from pytest_ckptcompat.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SPACE = re.compile(rb"[ \t\n\r]*+")
+_STRING = re.compile(rb'"((?:[^"\\\x00-\x1f]++|\\.)*+)"', re.DOTALL)
+_SCALAR = re.compile(rb"(?:true|false|null|-?[0-9][-+.eE0-9]{0,400}+)")
+_NATURAL = re.compile(rb"(?:0|[1-9][0-9]{0,19}+)(?![.eE0-9])")
+
+
+class Scanner:
+    """A position within JSON text.
+
+    Args:
+        data: the text, UTF-8.
+        what: is named in errors: ``"its header"``.
+        position: where to begin.
+    """
+
+    def __init__(self, data: bytes, what: str, position: int = 0) -> None:
+        self.data = data
+        self.position = position
+        self._what = what
+
+    def peek(self) -> bytes:
+        """The next byte that is no space, or ``b""``; it is not taken."""
+        match = _SPACE.match(self.data, self.position)
+        assert match
+        self.position = match.end()
+        return self.data[self.position : self.position + 1]
+
+    def take(self, wanted: bytes) -> None:
+        """Pass over one byte, which must be this one."""
+        if self.peek() != wanted:
+            raise self.error(f"{wanted.decode()!r} is missing")
+        self.position += 1
+
+    def string(self) -> str:
+        """A string.
+
+        Raises:
+            CheckpointError: there is none, or it is no Unicode.
+        """
+        self.peek()
+        match = _STRING.match(self.data, self.position)
+        if match is None:
+            raise self.error("a string is missing")
+        text = self.text(match[1])
+        self.position = match.end()
+        return text
+
+    def text(self, raw: bytes) -> str:
+        """The text of a string that stands between quotes."""
+        try:
+            if b"\\" not in raw:
+                return raw.decode()
+            text: str = json.loads(b'"' + raw + b'"')
+            text.encode()  # a lone surrogate is no Unicode
+        except ValueError:
+            raise self.error("a string is damaged") from None
+        return text
+
+    def natural(self) -> int:
+        """A natural number."""
+        self.peek()
+        match = _NATURAL.match(self.data, self.position)
+        if match is None:
+            raise self.error("a natural number is missing")
+        self.position = match.end()
+        return int(match[0])
+
+    def members(self) -> Iterator[str]:
+        """The keys of an object; the value of each is to be taken before the next is asked for."""
+        self.take(b"{")
+        while self.peek() != b"}":
+            key = self.string()
+            self.take(b":")
+            yield key
+            if self.peek() != b"}":
+                self.take(b",")
+                if self.peek() == b"}":
+                    raise self.error("a comma too many")
+        self.position += 1
+
+    def elements(self) -> Iterator[None]:
+        """Once for each element of an array, which is to be taken before the next is asked for."""
+        self.take(b"[")
+        while self.peek() != b"]":
+            yield None
+            if self.peek() != b"]":
+                self.take(b",")
+                if self.peek() == b"]":
+                    raise self.error("a comma too many")
+        self.position += 1
+
+    def skip(self) -> None:
+        """Pass over any value, however deep, keeping nothing."""
+        closing = bytearray()
+        while True:
+            byte = self.peek()
+            if closing and byte == closing[-1:]:
+                closing.pop()
+                self.position += 1
+            elif byte == b"{":
+                closing += b"}"
+                self.position += 1
+                if self._entered(b"}"):
+                    continue
+            elif byte == b"[":
+                closing += b"]"
+                self.position += 1
+                continue
+            elif byte == b'"':
+                self._pass(_STRING)
+            else:
+                self._pass(_SCALAR)
+            if not closing:
+                return
+            self._next(closing)
+
+    def _entered(self, closing: bytes) -> bool:
+        """Pass over the first key of an object; False if there is none."""
+        if self.peek() != closing:
+            self._pass(_STRING)
+            self.take(b":")
+        return True
+
+    def _next(self, closing: bytearray) -> None:
+        """After a value inside: pass over the comma, and the key that follows in an object."""
+        if self.peek() != closing[-1:]:
+            self.take(b",")
+            if closing[-1:] == b"}":
+                self._pass(_STRING)
+                self.take(b":")
+
+    def _pass(self, pattern: re.Pattern[bytes]) -> None:
+        self.peek()
+        match = pattern.match(self.data, self.position)
+        if match is None:
+            raise self.error("a value is missing or damaged")
+        self.position = match.end()
+
+    def end(self) -> None:
+        """Nothing but space may follow."""
+        if self.peek():
+            raise self.error("something follows it")
+
+    def error(self, reason: str) -> CheckpointError:
+        """The error that the text is no such JSON."""
+        return CheckpointError(f"{self._what} is damaged at its byte {self.position}: {reason}")

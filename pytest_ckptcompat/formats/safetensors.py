@@ -1,0 +1,255 @@
+"""The safetensors format: eight bytes of length, a JSON header, and the values in one block.
+
+Read from its description (https://github.com/huggingface/safetensors#format). Where the reference library
+lets something pass that the description forbids (a key twice, spaces before the header), it is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from math import prod
+from typing import TYPE_CHECKING, NamedTuple
+
+from pytest_ckptcompat.errors import CheckpointError
+from pytest_ckptcompat.hookspecs import hookimpl
+from pytest_ckptcompat.keys import escape
+from pytest_ckptcompat.tensors import Extent, TensorSpec, contiguous_stride
+
+from .header import Header
+from .inert import Dict
+from .json_scan import Scanner
+
+if TYPE_CHECKING:
+    from pytest_ckptcompat.caps import Limits
+    from pytest_ckptcompat.files import File
+
+_DTYPES = {
+    "F64": ("float64", 64), "F32": ("float32", 32), "F16": ("float16", 16), "BF16": ("bfloat16", 16),
+    "F8_E4M3": ("float8_e4m3fn", 8), "F8_E5M2": ("float8_e5m2", 8), "F8_E8M0": ("float8_e8m0fnu", 8),
+    "F8_E4M3FNUZ": ("float8_e4m3fnuz", 8), "F8_E5M2FNUZ": ("float8_e5m2fnuz", 8),
+    "F6_E2M3": ("float6_e2m3", 6), "F6_E3M2": ("float6_e3m2", 6), "F4": ("float4_e2m1fn_x2", 4),
+    "I64": ("int64", 64), "I32": ("int32", 32), "I16": ("int16", 16), "I8": ("int8", 8),
+    "U64": ("uint64", 64), "U32": ("uint32", 32), "U16": ("uint16", 16), "U8": ("uint8", 8),
+    "C64": ("complex64", 64), "BOOL": ("bool", 8),
+}  # fmt: skip
+"""Name in the file -> torch's name, and bits of one element."""
+
+_NATURAL = rb"(0|[1-9][0-9]{0,18}+)"
+_ENTRY = re.compile(
+    rb"[ \t\n\r]*+".join(
+        (
+            *(b"", rb'"([^"\\\x00-\x1f]*+)"', b":", rb"\{"),
+            *(b'"dtype"', b":", rb'"(\w++)"', b","),
+            *(b'"shape"', b":", rb"\[([0-9, \t\n\r]*+)\]", b","),
+            *(b'"data_offsets"', b":", rb"\[", _NATURAL, b",", _NATURAL, rb"\]"),
+            *(rb"\}", b"([,}])"),
+        )
+    )
+)
+"""An entry as every writer writes it; others are read token by token."""
+
+
+class _Layout(NamedTuple):
+    """A dtype and a shape, with what follows from them: made once for all tensors that have both."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    bits: int
+    note: str
+
+
+class _Values(Mapping[str, tuple[Extent, ...]]):
+    """Where the values of every key lie; the extents are made when they are asked for."""
+
+    def __init__(self, path: str, start: int, places: dict[str, tuple[int, int]]) -> None:
+        self._path = path
+        self._start = start
+        self._places = places
+
+    def __getitem__(self, key: str) -> tuple[Extent, ...]:
+        begin, end = self._places[key]
+        return (Extent(self._path, self._start + begin, end - begin),)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+@hookimpl(tryfirst=True)
+def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
+    """Read a safetensors file."""
+    if file is None or file.size < 9:
+        return None
+    head = file.read_at(0, min(file.size, 16))
+    length = int.from_bytes(head[:8], "little")
+    if not head[8:].lstrip(b" \t\n\r").startswith(b"{") or length >= 1 << 40:
+        return None
+    limits.check("safetensors_header", length, f"its safetensors header has {length} bytes")
+    if 8 + length > file.size:
+        raise CheckpointError(
+            f"it is truncated: its header should have {length} bytes, and the whole file has {file.size}"
+        )
+    reader = _Reader(file.read_at(8, length), limits)
+    reader.read()
+    reader.check_places(file.size - 8 - length)
+    return Header("safetensors", reader.tree, _Values(file.path, 8 + length, reader.places))
+
+
+class _Reader:
+    """Reads the JSON of a header into the table.
+
+    Attributes:
+        tree: key -> `TensorSpec`, in the header's order.
+        places: key -> first byte of its values and the one after the last, counted from the header's end.
+    """
+
+    def __init__(self, data: bytes, limits: Limits) -> None:
+        self.tree = Dict()
+        self.places: dict[str, tuple[int, int]] = {}
+        self._limits = limits
+        self._scanner = Scanner(data, "its safetensors header")
+        self._layouts: dict[tuple[bytes, bytes], _Layout] = {}
+        self._described = False
+
+    def read(self) -> None:
+        """Read every entry.
+
+        Raises:
+            CheckpointError: the header is damaged, or goes beyond a cap.
+        """
+        scanner = self._scanner
+        if not scanner.data.startswith(b"{"):
+            raise CheckpointError("its safetensors header does not begin with '{'")
+        scanner.take(b"{")
+        more = scanner.peek() != b"}"
+        if not more:
+            scanner.take(b"}")
+        while more:
+            more = self._usual_entries() and self._entry()
+        scanner.end()
+
+    def _usual_entries(self) -> bool:
+        """Read entries that are written as usual, up to one that is not; False if there are no more."""
+        scanner, layouts, add, text = self._scanner, self._layouts, self._add, self._scanner.text
+        position = scanner.position
+        for match in _ENTRY.finditer(scanner.data, position):
+            name, dtype, sizes, begin, end, closing = match.groups()
+            if match.start() != position or name == b"__metadata__":
+                break
+            layout = layouts.get((dtype, sizes))
+            if layout is None:
+                layout = layouts[dtype, sizes] = self._layout(dtype.decode(), _sizes(sizes))
+            add(text(name), layout, int(begin), int(end))
+            scanner.position = position = match.end()
+            if closing == b"}":
+                return False
+        return True
+
+    def _entry(self) -> bool:
+        """Read one entry, whatever it looks like; False if it is the last."""
+        scanner = self._scanner
+        key = scanner.string()
+        scanner.take(b":")
+        if key == "__metadata__":
+            self._description()
+        else:
+            self._add(key, *self._unusual())
+        closing = scanner.peek()
+        scanner.take(b"}" if closing == b"}" else b",")
+        return closing != b"}"
+
+    def _unusual(self) -> tuple[_Layout, int, int]:
+        """The value of an entry whose fields stand in another order, or that has more of them."""
+        scanner = self._scanner
+        found: dict[str, object] = {}
+        for name in scanner.members():
+            if name in found:
+                raise scanner.error(f"{escape(name, 60)} stands twice in one entry")
+            if name == "dtype":
+                found[name] = scanner.string()
+            elif name in ("shape", "data_offsets"):
+                most = self._limits.dims + 1
+                found[name] = tuple(
+                    number for number, _ in zip(_naturals(scanner), range(most), strict=False)
+                )
+            else:
+                scanner.skip()
+        match found:
+            case {"dtype": str(dtype), "shape": tuple(shape), "data_offsets": (int(begin), int(end))}:
+                return self._layout(dtype, shape), begin, end
+        raise scanner.error("an entry lacks its dtype, its shape or its data_offsets")
+
+    def _description(self) -> None:
+        """``__metadata__``: null, or strings by name, which say nothing about the tensors."""
+        scanner = self._scanner
+        if self._described:
+            raise scanner.error("it has '__metadata__' twice")
+        self._described = True
+        if scanner.peek() == b"n":
+            scanner.skip()
+            return
+        for _ in scanner.members():
+            if scanner.peek() != b'"':
+                raise scanner.error("'__metadata__' holds something else than strings")
+            scanner.skip()
+
+    def _layout(self, name: str, shape: tuple[int, ...]) -> _Layout:
+        if name not in _DTYPES:
+            raise CheckpointError(f"its safetensors header has an unknown dtype: {escape(name, 60)}")
+        self._limits.check("dims", len(shape), f"a tensor has {len(shape)} dimensions")
+        dtype, width = _DTYPES[name]
+        bits = prod(shape) * width
+        note = ""
+        if width == 4 and shape and shape[-1] % 2 == 0:
+            shape = (*shape[:-1], shape[-1] // 2)  # torch keeps two of them in a byte, and counts the pairs
+        elif width < 8:
+            note = "elements that are no whole bytes"
+        return _Layout(dtype, shape, contiguous_stride(shape), bits, note)
+
+    def _add(self, key: str, layout: _Layout, begin: int, end: int) -> None:
+        if key in self.places:
+            raise CheckpointError(f"its safetensors header has the key {escape(key)} twice")
+        dtype, shape, stride, bits, note = layout
+        if bits != 8 * (end - begin):
+            raise CheckpointError(
+                f"{escape(key)} has {end - begin} bytes; {shape} of {dtype} takes {bits / 8:g}: it is damaged"
+            )
+        if len(key) * 4 > self._limits.key_bytes:
+            self._limits.check("key_bytes", len(key.encode()), f"a key is too long: {escape(key, 60)}")
+        if len(self.places) >= self._limits.tensors:
+            self._limits.check("tensors", len(self.places) + 1, "the file holds too many tensors")
+        self.tree[key] = TensorSpec(dtype, shape, stride, 0, key, note)
+        self.places[key] = (begin, end)
+
+    def check_places(self, room: int) -> None:
+        """See that the values fill the rest of the file, without gaps and without overlaps.
+
+        Raises:
+            CheckpointError: they don't.
+        """
+        position = 0
+        for begin, end in sorted(self.places.values()):
+            if begin != position:
+                key = next(key for key, place in self.places.items() if place == (begin, end))
+                raise CheckpointError(
+                    f"the values of {escape(key)} do not follow those before: it is damaged"
+                )
+            position = end
+        if position > room:
+            raise CheckpointError(f"it is truncated: {position} bytes of values should follow, and {room} do")
+        if position < room:
+            raise CheckpointError(f"{room - position} bytes follow its last tensor: it is damaged")
+
+
+def _naturals(scanner: Scanner) -> Iterator[int]:
+    for _ in scanner.elements():
+        yield scanner.natural()
+
+
+def _sizes(text: bytes) -> tuple[int, ...]:
+    """The numbers between the brackets of a shape."""
+    return tuple(_naturals(Scanner(b"[" + text + b"]", "a shape in its safetensors header")))
