@@ -24,8 +24,8 @@ def suggest(
     It is told from keys and shapes alone: wrapper prefixes, renamed modules and leaves, layers that got other
     numbers, grown and shrunk rows, another number of input channels, position embeddings of another grid,
     transposed weights, names of one tensor, and whatever of these come together. Keys that the model lacks
-    are dropped only if nothing else is left to be done. What the model needs and the checkpoint lacks is never
-    made up, and where two answers are as good as each other, neither is given.
+    are dropped only if nothing else is left to be done. What the model needs and the checkpoint lacks is
+    never made up, and where two answers are as good as each other, neither is given.
 
     Args:
         checkpoint: the state dict's keys, each with something that has a shape.

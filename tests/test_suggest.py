@@ -1,0 +1,327 @@
+"""Broken pairs of small real models: the suggestion as it is printed, pasted, makes the old weights load."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_ckptcompat import operators, terminal
+from pytest_ckptcompat.compare import compare
+from pytest_ckptcompat.errors import RecipeError
+from pytest_ckptcompat.models import meta_copy
+from pytest_ckptcompat.recipe import Recipe
+from pytest_ckptcompat.report import Report
+from pytest_ckptcompat.suggest import suggest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+
+def suggested(state_dict: Mapping[str, Tensor], model: nn.Module) -> Recipe | None:
+    """What a check would suggest, from shapes alone."""
+    schema = meta_copy(model)
+    shapes = OrderedDict((key, value.to("meta")) for key, value in state_dict.items())
+    target = schema.state_dict()
+    return suggest(shapes, target, lambda recipe: compare(schema, recipe.apply(shapes, target)).fits)
+
+
+def pasted(recipe: Recipe, width: int = 80) -> Recipe:
+    """The recipe as a user gets it: read off the report, and run as Python."""
+    text = terminal.render(Report("c", "m", suggestion=recipe), width, verbosity=2)
+    source = text.partition("this recipe would make it load:\n")[2]
+    names = {name: getattr(operators, name) for name in dir(operators) if not name.startswith("_")}
+    return eval(source.strip(), {"Recipe": Recipe, **names})
+
+
+def assert_loads(old: nn.Module, new: nn.Module, rename: Callable[[str], str] = str) -> Recipe:
+    state_dict = OrderedDict((rename(key), value) for key, value in old.state_dict().items())
+    recipe = suggested(state_dict, new)
+    assert recipe is not None
+    for again in (pasted(recipe), pasted(recipe, 120), Recipe.from_toml(recipe.to_toml())):
+        assert again == recipe
+        new.load_state_dict(again.apply(state_dict, new.state_dict()), strict=True)
+    return recipe
+
+
+class ONet(nn.Module):
+    def __init__(self, outputs: int, channels: int = 3, hidden: int = 32) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 8, 3)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8 * 4, hidden)
+        self.out1 = nn.Linear(hidden, 1)
+        self.out2 = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = torch.relu(self.fc(nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)))
+        return self.out1(x), self.out2(x)
+
+
+class Block(nn.Module):
+    def __init__(self, names: Mapping[str, str], width: int = 16) -> None:
+        super().__init__()
+        inner = nn.Module()
+        for place in "qkvo":
+            inner.add_module(names[place], nn.Linear(width, width))
+        self.add_module(names["attn"], inner)
+        self.add_module(names["norm"], nn.LayerNorm(width))
+
+
+SHORT = {"q": "q", "k": "k", "v": "v", "o": "o", "attn": "attn", "norm": "norm"}
+LONG = {"q": "query", "k": "key", "v": "value", "o": "out_proj", "attn": "self_attention", "norm": "ln"}
+
+
+class Encoder(nn.Module):
+    def __init__(
+        self, names: Mapping[str, str] = SHORT, words: int = 50, layers: int = 4, stack: str = "layers"
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(words, 16)
+        self.add_module(stack, nn.ModuleList(Block(names) for _ in range(layers)))
+        self.head = nn.Linear(16, 5)
+
+
+class Holder(nn.Module):
+    def __init__(self, **modules: nn.Module) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+
+class Vit(nn.Module):
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.randn(1, 1, 8))
+        self.patch = nn.Conv2d(3, 8, 4, 4)
+        self.pos_embed = nn.Parameter(torch.randn(1, side**2 + 1, 8))
+        self.head = nn.Linear(8, 3)
+
+
+class Conv1D(nn.Module):
+    """A linear layer with its weight the other way round."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+
+def gpt(linear: Callable[[int, int], nn.Module]) -> nn.Module:
+    block = {"c_attn": (8, 24), "c_proj": (8, 8), "c_fc": (8, 32)}
+    return Holder(
+        wte=nn.Embedding(40, 8),
+        h=nn.ModuleList(
+            Holder(
+                attn=Holder(**{name: linear(*block[name]) for name in ("c_attn", "c_proj")}),
+                mlp=Holder(c_fc=linear(8, 32), c_proj=linear(32, 8)),
+            )
+            for _ in range(3)
+        ),
+    )
+
+
+def test_the_origin_story_is_exactly_one_tile() -> None:
+    recipe = assert_loads(ONet(4), ONet(14))
+    assert repr(recipe) == 'Recipe(tile("out2.*", dim=0))'
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "expected"),
+    [
+        ("module.", 'Recipe(strip_prefix("module."))'),
+        ("_orig_mod.", 'Recipe(strip_prefix("_orig_mod."))'),
+        ("module._orig_mod.", 'Recipe(strip_prefix("module._orig_mod."))'),
+        ("model.", 'Recipe(strip_prefix("model."))'),
+    ],
+)
+def test_wrappers(wrapper: str, expected: str) -> None:
+    assert repr(assert_loads(ONet(4), ONet(4), lambda key: wrapper + key)) == expected
+
+
+def test_a_wrapper_that_the_model_now_has() -> None:
+    old, new = ONet(4), Holder(model=ONet(4))
+    assert repr(assert_loads(old, new)) == 'Recipe(add_prefix("model."))'
+    batch = torch.randn(2, 3, 8, 8)
+    assert torch.equal(old.eval()(batch)[1], new.eval().model(batch)[1])
+
+
+def test_a_wrapper_and_a_grown_head_together() -> None:
+    recipe = assert_loads(ONet(4), ONet(14), lambda key: f"module.{key}")
+    assert repr(recipe) == 'Recipe(strip_prefix("module."), tile("out2.*", dim=0))'
+
+
+def test_wrappers_inside_the_model() -> None:
+    def wrapped(key: str) -> str:
+        return key.replace("layers.", "_fsdp_wrapped_module.layers.").replace(
+            "attn.", "_fsdp_wrapped_module.attn."
+        )
+
+    old, new = Encoder(), Encoder()
+    assert_loads(old, new, wrapped)
+    assert all(torch.equal(value, new.state_dict()[key]) for key, value in old.state_dict().items())
+
+
+def test_renamed_blocks_and_leaves() -> None:
+    old, new = Encoder(), Encoder(LONG, stack="blocks")
+    assert_loads(old, new)
+    for long, short in (("query", "q"), ("key", "k"), ("value", "v"), ("out_proj", "o")):
+        for i in range(4):
+            kept = old.layers[i].attn.get_submodule(short).weight
+            assert torch.equal(new.blocks[i].self_attention.get_submodule(long).weight, kept)
+
+
+def test_leaves_of_another_framework() -> None:
+    leaves = {"weight": "gamma", "bias": "beta"}
+    assert_loads(
+        Encoder(),
+        Encoder(),
+        lambda key: ".".join([*key.split(".")[:-1], leaves[key.split(".")[-1]]]) if ".norm." in key else key,
+    )
+
+
+def test_layers_that_moved_up() -> None:
+    layers = [nn.Linear(6, 6) for _ in range(4)]
+    with_relu = nn.Sequential(*(each for layer in layers for each in (layer, nn.ReLU())))
+    without = nn.Sequential(*(nn.Linear(6, 6) for _ in layers))
+    assert_loads(with_relu, without)
+    assert all(torch.equal(old.weight, new.weight) for old, new in zip(layers, without, strict=True))
+    assert_loads(without, with_relu)
+
+
+def test_fewer_outputs() -> None:
+    old, new = ONet(14), ONet(4)
+    assert_loads(old, new)
+    assert torch.equal(new.out2.weight, old.out2.weight[:4])
+
+
+@pytest.mark.parametrize("channels", [1, 4, 6])
+def test_another_stem(channels: int) -> None:
+    assert_loads(ONet(4), ONet(4, channels))
+
+
+def test_a_wider_hidden_layer_keeps_the_function() -> None:
+    old, new = ONet(4).eval(), ONet(4, hidden=48).eval()
+    assert_loads(old, new)
+    batch = torch.randn(2, 3, 8, 8)
+    assert torch.allclose(old(batch)[1], new(batch)[1], atol=1e-5)
+
+
+def test_more_words() -> None:
+    old, new = Encoder(), Encoder(words=54)
+    assert_loads(old, new)
+    assert torch.equal(new.embed.weight[:50], old.embed.weight)
+
+
+@pytest.mark.parametrize("side", [4, 12])
+def test_a_grid_of_positions(side: int) -> None:
+    old, new = Vit(7), Vit(side)
+    assert_loads(old, new)
+    assert torch.equal(new.pos_embed[:, 0], old.pos_embed[:, 0])
+
+
+def test_transposed_weights() -> None:
+    old, new = gpt(Conv1D), gpt(nn.Linear)
+    assert_loads(old, new)
+    assert torch.equal(new.h[0].attn.c_proj.weight, old.h[0].attn.c_proj.weight.T)
+
+
+def test_what_the_model_lacks_is_dropped_only_if_nothing_else_is_left() -> None:
+    old = Holder(net=ONet(4), aux=nn.Linear(3, 3))
+    assert repr(assert_loads(old, Holder(net=ONet(4)))) == 'Recipe(drop("aux.*"))'
+    assert suggested(old.state_dict(), Holder(net=ONet(4), other=nn.Linear(7, 7))) is None
+
+
+def test_what_the_checkpoint_lacks_is_never_made_up() -> None:
+    assert suggested(ONet(4).state_dict(), Holder(model=ONet(4), extra=nn.Linear(2, 2))) is None
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(20, 4)
+        self.lm_head = nn.Linear(4, 20, bias=False)
+        self.lm_head.weight = self.wte.weight
+
+
+def test_a_name_of_a_tied_tensor_that_was_not_saved() -> None:
+    old, new = Tied(), Tied()
+    state_dict = OrderedDict(
+        (f"module.{key}", value) for key, value in old.state_dict().items() if "wte" in key
+    )
+    recipe = suggested(state_dict, new)
+    assert repr(recipe) == 'Recipe(strip_prefix("module."), tie(["wte.weight", "lm_head.weight"]))'
+    new.load_state_dict(pasted(recipe).apply(state_dict, new.state_dict()), strict=True)
+    assert torch.equal(new.lm_head.weight, old.wte.weight)
+
+
+def test_two_answers_are_none() -> None:
+    old = Holder(one=nn.Linear(4, 4), two=nn.Linear(4, 4))
+    new = Holder(red=nn.Linear(4, 4), blue=nn.Linear(4, 4))
+    assert suggested(old.state_dict(), new) is None
+
+
+def test_a_checkpoint_that_fits_gets_no_suggestion() -> None:
+    assert suggested(ONet(4).state_dict(), ONet(4)) is None
+
+
+def test_nothing_is_suggested_that_was_not_seen_to_load() -> None:
+    old = ONet(4).state_dict()
+    asked: list[Recipe] = []
+    assert suggest(old, ONet(14).state_dict(), lambda recipe: bool(asked.append(recipe))) is None
+    assert [repr(recipe) for recipe in asked] == ['Recipe(tile("out2.*", dim=0))']
+
+
+def test_a_change_of_shape_that_nothing_explains_has_no_suggestion() -> None:
+    assert suggested(ONet(4).state_dict(), ONet(4, hidden=16)) is None
+
+
+def test_what_has_no_shape_is_left_out_of_account() -> None:
+    lazy = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2)).state_dict()
+    old = {"module.0.weight": torch.zeros(3, 5), "module.0.bias": torch.zeros(3), "module.extra": b"state"}
+    old |= {"module.1.weight": torch.zeros(2, 3), "module.1.bias": torch.zeros(2)}
+    recipe = suggest(old, lazy | {"extra": b""}, lambda recipe: True)
+    assert repr(recipe) == 'Recipe(strip_prefix("module."))'
+
+
+def test_a_recipe_that_does_not_apply_is_not_given() -> None:
+    def refuse(recipe: Recipe) -> bool:
+        raise RecipeError("no")
+
+    assert suggest(ONet(4).state_dict(), ONet(14).state_dict(), refuse) is None
+
+
+def test_keys_of_any_text_do_no_harm() -> None:
+    old = {
+        f"module.{key}": torch.zeros(2, place + 1)
+        for place, key in enumerate(["a\nb", '"', "\\", "##[x]", "é", "*"])
+    }
+    new = {key.removeprefix("module."): value for key, value in old.items()}
+
+    def loads(recipe: Recipe) -> bool:
+        return recipe.apply(old, new).keys() == new.keys()
+
+    recipe = suggest(old, new, loads)
+    assert recipe is not None
+    assert pasted(recipe) == recipe
+
+
+def test_two_thousand_keys_take_well_under_a_second() -> None:
+    old = {
+        f"module.layers.{i}.{name}": torch.empty(8, 8, device="meta")
+        for i in range(250)
+        for name in "abcdefgh"
+    }
+    new = {key.removeprefix("module.").replace("layers", "blocks"): value for key, value in old.items()}
+    new["blocks.3.c"] = torch.empty(16, 8, device="meta")
+    start = time.process_time()
+    recipe = suggest(old, new, lambda recipe: True)
+    assert time.process_time() - start < 2
+    assert recipe is not None
