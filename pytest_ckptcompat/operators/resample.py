@@ -33,7 +33,7 @@ class resample(KeyWise):
     Position embeddings are interpolated as pictures, as timm's ``resample_abs_pos_embed`` does:
     ``resample("pos_embed", size=[24, 24], prefix_tokens=1)``. So are tables of relative positions, whose size
     is ``[2 * h - 1, 2 * w - 1]``. With ``mode="pinv"``, kernels of patches are resized such that a resized
-    patch gives with the resized kernel what it gave before: ⟨Bx, w'⟩ = ⟨x, w⟩ where patches become larger, and
+    patch gives with the resized kernel what it gave: ⟨Bx, w'⟩ = ⟨x, w⟩ where patches become larger, and
     the nearest to it where they become smaller (FlexiViT, Beyer et al. 2023, arXiv:2212.08013).
 
     Attributes:
