@@ -2,8 +2,8 @@
 
     python benchmarks/rehearsal.py [--layers 80] [--tokens 2048]
 
-Prints wall and CPU time of each step, and the memory above what the imports take. To reach: 5 s and 1 GB for the
-rehearsal.
+Prints wall and CPU time of each step, and the memory above what the imports take. To reach: 5 s and 1 GB
+for the rehearsal.
 """
 
 from __future__ import annotations
@@ -151,9 +151,8 @@ def main() -> None:
         found = rehearse(forgetful, inputs)
 
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(
-        f"torch {torch.__version__}: {parameters / 1e9:.1f} billion parameters, {len(model.state_dict())} keys"
-    )
+    keys = len(model.state_dict())
+    print(f"torch {torch.__version__}: {parameters / 1e9:.1f} billion parameters, {keys} keys")
     print(built, first, second, third, sep="\n")
     print(f"{'memory':<16}{peak() - imported:6.2f} GB above the imports' {imported:.2f} GB")
     print(outcome.status, outcome.detail)
