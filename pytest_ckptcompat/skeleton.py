@@ -20,9 +20,9 @@ def skeleton(
     """The model that `schema` describes, with memory but without values; None where that is unsafe.
 
     It spares the random initialisation, which takes longer than reading the weights, and the detour over the
-    CPU. It is safe only where the load writes every parameter and buffer, and where no value that the constructor
-    computed lives outside them: a non-persistent buffer, a table kept as a plain attribute. Such models are to
-    be built for real.
+    CPU. It is safe only where the load writes every parameter and buffer, and where no value that the
+    constructor computed lives outside them: a non-persistent buffer, a table kept as a plain attribute. Such
+    models are to be built for real.
 
     Args:
         schema: the model on the meta device; left as it was.
@@ -47,7 +47,7 @@ def skeleton(
 
 
 class _Stray(TorchFunctionMode):
-    """Hears whether a copy meets a meta tensor that stands for no parameter or buffer: its values are lost."""
+    """Hears whether a copy meets a meta tensor that stands for no parameter or buffer: values are lost."""
 
     met = False
 
