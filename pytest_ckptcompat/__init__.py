@@ -18,19 +18,23 @@ if TYPE_CHECKING:
         cast,
         concat,
         drop,
+        inflate,
         insert_block,
         pad,
         permute,
         reduce,
         rename,
         repeat_channels,
+        resample,
         scale,
         select,
         split,
+        stack,
         strip_prefix,
         tie,
         tile,
         transpose,
+        widen,
     )
     from .recipe import Recipe
     from .report import Report
@@ -54,6 +58,7 @@ _HOMES = {
     "check": "check",
     "concat": "operators",
     "drop": "operators",
+    "inflate": "operators",
     "insert_block": "operators",
     "open_checkpoint": "checkpoint",
     "pad": "operators",
@@ -61,13 +66,16 @@ _HOMES = {
     "reduce": "operators",
     "rename": "operators",
     "repeat_channels": "operators",
+    "resample": "operators",
     "scale": "operators",
     "select": "operators",
     "split": "operators",
+    "stack": "operators",
     "strip_prefix": "operators",
     "tie": "operators",
     "tile": "operators",
     "transpose": "operators",
+    "widen": "operators",
 }
 
 __all__ = [
@@ -86,6 +94,7 @@ __all__ = [
     "check",
     "concat",
     "drop",
+    "inflate",
     "insert_block",
     "open_checkpoint",
     "pad",
@@ -93,13 +102,16 @@ __all__ = [
     "reduce",
     "rename",
     "repeat_channels",
+    "resample",
     "scale",
     "select",
     "split",
+    "stack",
     "strip_prefix",
     "tie",
     "tile",
     "transpose",
+    "widen",
 ]
 
 

@@ -34,7 +34,7 @@ def rules_table():
 
 def operators_table():
     rows = [f"| `{name}` | {kind.__doc__.splitlines()[0]} |" for name, kind in sorted(OPERATORS.items())]
-    return "\n".join(["| operator | does |", "| --- | --- |", *rows])
+    return "\n".join(["| operator | does |", "| --- | --- |", *rows]).replace("``", "`")
 
 
 def test_the_table_of_rules():
