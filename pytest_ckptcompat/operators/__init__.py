@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from .append import append
 from .axes import permute, transpose
+from .blocks import insert_block, stack
 from .cast import cast
 from .drop import drop
 from .fusing import concat, split
 from .inflate import inflate
-from .insert_block import insert_block
 from .operator import Edit, Operator
 from .pad import pad
 from .prefixes import add_prefix, strip_prefix
@@ -18,7 +18,6 @@ from .repeat_channels import repeat_channels
 from .resample import resample
 from .scale import scale
 from .select import select
-from .stack import stack
 from .tie import tie
 from .tile import tile
 from .widen import widen
