@@ -237,6 +237,7 @@ def test_what_the_model_lacks_is_dropped_only_if_nothing_else_is_left() -> None:
     old = Holder(net=ONet(4), aux=nn.Linear(3, 3))
     assert repr(assert_loads(old, Holder(net=ONet(4)))) == 'Recipe(drop("aux.*"))'
     assert suggested(old.state_dict(), Holder(net=ONet(4), other=nn.Linear(7, 7))) is None
+    assert suggested(old.state_dict(), nn.Identity()) is None
 
 
 def test_what_the_checkpoint_lacks_is_never_made_up() -> None:
@@ -244,10 +245,10 @@ def test_what_the_checkpoint_lacks_is_never_made_up() -> None:
 
 
 class Tied(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, words: int = 20) -> None:
         super().__init__()
-        self.wte = nn.Embedding(20, 4)
-        self.lm_head = nn.Linear(4, 20, bias=False)
+        self.wte = nn.Embedding(words, 4)
+        self.lm_head = nn.Linear(4, words, bias=False)
         self.lm_head.weight = self.wte.weight
 
 
@@ -260,6 +261,44 @@ def test_a_name_of_a_tied_tensor_that_was_not_saved() -> None:
     assert repr(recipe) == 'Recipe(strip_prefix("module."), tie(["wte.weight", "lm_head.weight"]))'
     new.load_state_dict(pasted(recipe).apply(state_dict, new.state_dict()), strict=True)
     assert torch.equal(new.lm_head.weight, old.wte.weight)
+
+
+def test_more_words_of_a_tied_model() -> None:
+    old, new = Tied(), Tied(24)
+    assert_loads(old, new)
+    assert torch.equal(new.lm_head.weight[:20], old.wte.weight)
+
+
+def test_blocks_that_all_became_wider() -> None:
+    def blocks(hidden: int) -> nn.Module:
+        return nn.ModuleList(
+            nn.Sequential(nn.Linear(4, hidden), nn.ReLU(), nn.Linear(hidden, 4)) for _ in range(3)
+        )
+
+    old, new = blocks(8), blocks(12)
+    assert_loads(old, new)
+    batch = torch.randn(5, 4)
+    assert all(
+        torch.allclose(one(batch), other(batch), atol=1e-5) for one, other in zip(old, new, strict=True)
+    )
+
+
+def test_a_convolution_widens_with_its_norm() -> None:
+    def net(channels: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, 4, 3)
+        )
+
+    old, new = net(8).eval(), net(12).eval()
+    assert_loads(old, new)
+    batch = torch.randn(2, 3, 8, 8)
+    assert torch.allclose(old(batch), new(batch), atol=1e-5)
+
+
+def test_the_averaged_copy_beside_the_model_is_not_taken_for_it() -> None:
+    old = Holder(model=ONet(4), ema_model=ONet(4))
+    recipe = assert_loads(old, ONet(4))
+    assert repr(recipe) == 'Recipe(strip_prefix("model."), drop("ema_model.*"))'
 
 
 def test_two_answers_are_none() -> None:

@@ -51,7 +51,8 @@ def _answers(checkpoint: Shapes, target: Mapping[str, Any]) -> Iterator[list[Ste
         yield steps
     unexpected = [key for key in renamed if key not in model]
     tied = {key for keys in ties for key in keys}
-    if unexpected and all(key in renamed or key in tied for key in model):
+    complete = bool(model) and all(key in renamed or key in tied for key in model)
+    if unexpected and complete:
         yield [*steps, *(Step("drop", (pattern,)) for pattern in cover(unexpected, list(renamed)))]
 
 

@@ -81,5 +81,5 @@ def _patterns(key: str) -> Iterator[str]:
             yield f"{'.'.join(named[:length])}.*.{parts[-1]}"
     if starred != parts:
         yield ".".join(starred)
-    for length in range(1, len(parts)):
+    for length in range(2, len(parts)):  # every bias would be too much said
         yield f"*.{'.'.join(parts[-length:])}"
