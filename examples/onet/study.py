@@ -1,6 +1,6 @@
 """Does the warm start help? Net is trained on from net.pth, its 10 new outputs begun in several ways.
 
-    python study.py           # trains every run that study.json lacks, half an hour on one core; then draws
+    python study.py           # trains every run that study.json lacks, half an hour on a core; then draws it
     python study.py --draw    # draws study.svg from study.json alone
 
 Needs pytest-ckptcompat and, to draw, matplotlib.
@@ -38,7 +38,7 @@ OPTIMIZERS = {
 }  # learning rates chosen by short runs from scratch, so as not to favour a warm start
 SEEDS = (1, 2, 3)
 BATCH = 32
-MEASURED_AT = (0, 1, 2, 5, 10, 20, 40, 70, 100, 150, 200, 300)  # steps
+MEASURED_AT = (0, 1, 2, 5, 10, 20, 40, 70, 100, 150, 200)  # steps
 GROUPS = {"all": slice(0, 14), "box": slice(0, 4), "landmarks": slice(4, 14)}
 
 
@@ -123,18 +123,24 @@ def plot() -> None:
 
     results = json.loads(RESULTS.read_text())
     steps, runs = results["steps"], results["runs"]
-    figure, axes = plt.subplots(2, len(OPTIMIZERS), figsize=(8, 5.5), sharex=True, sharey=True)
+    marks = (0.75, 0.5, 0, -9, -99)
+    figure, axes = plt.subplots(2, len(OPTIMIZERS), figsize=(8, 6), sharex=True, sharey=True)
     for (row, group), (column, optimizer) in product(enumerate(("landmarks", "box")), enumerate(OPTIMIZERS)):
         axis = axes[row][column]
         for start in STARTS:
             curves = [r[group] for r in runs if (r["start"], r["optimizer"]) == (start, optimizer)]
-            low, middle, high = zip(*(spread(point) for point in zip(*curves, strict=True)), strict=True)
+            low, middle, high = zip(*(unexplained(point) for point in zip(*curves, strict=True)), strict=True)
             (line,) = axis.plot(steps, middle, label=start, linewidth=1.4)
             axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-        axis.set(xscale="symlog", xlim=(0, steps[-1]), ylim=(-0.5, 1), xticks=(0, 1, 10, 100, 300))
-        axis.set_xticklabels(("0", "1", "10", "100", "300"))
+        axis.set_title(
+            {"landmarks": "the 10 new outputs", "box": "the 4 old outputs"}[group] + f", {optimizer}"
+        )
+        axis.set_xscale("symlog", linthresh=1, linscale=0.4)
+        axis.set(xlim=(0, steps[-1]), yscale="log", ylim=(300, 0.2))  # less is better, so it is above
+        axis.set_xticks([0, 1, 10, 100, steps[-1]], ["0", "1", "10", "100", str(steps[-1])])
+        axis.set_yticks([1 - mark for mark in marks], [f"{mark:g}" for mark in marks])
+        axis.minorticks_off()
         axis.grid(alpha=0.25)
-        axis.set_title({"landmarks": "10 new outputs", "box": "4 old outputs"}[group] + f", {optimizer}")
     for axis in axes[:, 0]:
         axis.set_ylabel("R² on new faces")
     for axis in axes[-1]:
@@ -142,14 +148,14 @@ def plot() -> None:
     figure.legend(
         *axes[0][0].get_legend_handles_labels(), loc="lower center", ncols=len(STARTS), frameon=False
     )
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
     figure.savefig(PLOT, metadata={"Date": None})
 
 
-def spread(scores: tuple[float | None, ...]) -> tuple[float, float, float]:
-    """Least, median and greatest over the seeds; a run that diverged counts as minus infinity."""
-    ordered = sorted(-math.inf if score is None else score for score in scores)
-    return ordered[0], statistics.median_low(ordered), ordered[-1]
+def unexplained(scores: tuple[float | None, ...]) -> tuple[float, float, float]:
+    """1 - R2, least, median and greatest over the seeds; of a run that diverged it is infinite."""
+    ordered = sorted(math.inf if score is None else 1 - score for score in scores)
+    return ordered[0], statistics.median_high(ordered), ordered[-1]
 
 
 def main() -> None:
