@@ -6,6 +6,7 @@ from .append import append
 from .axes import permute, transpose
 from .blocks import insert_block, stack
 from .cast import cast
+from .custom import custom
 from .drop import drop
 from .fusing import concat, split
 from .inflate import inflate
@@ -29,6 +30,7 @@ OPERATORS: dict[str, type[Operator]] = {
         append,
         cast,
         concat,
+        custom,
         drop,
         inflate,
         insert_block,
@@ -59,6 +61,7 @@ __all__ = [
     "append",
     "cast",
     "concat",
+    "custom",
     "drop",
     "inflate",
     "insert_block",
