@@ -60,12 +60,18 @@ def warm():
 
 
 @pytest.fixture
-def project(warm, pytester, monkeypatch):
-    """A repository with models in ``nets.py`` and a checkpoint of V1 in ``v1.pth``; 80 columns, no CI."""
+def pytester(warm, pytester, monkeypatch):
+    """pytest's own, with 80 columns, outside CI, and without plugins that are slow to start."""
     for name in ("CI", "BUILD_NUMBER", "GITHUB_ACTIONS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:cacheprovider")  # slow to start
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:cacheprovider")
+    return pytester
+
+
+@pytest.fixture
+def project(pytester):
+    """A repository with models in ``nets.py`` and a checkpoint of V1 in ``v1.pth``."""
     pytester.makepyfile(nets=NETS)
     pytester.syspathinsert()
     invalidate_caches()
