@@ -171,7 +171,7 @@ def _proved(recipe: Recipe, growth: Growth, old: Mapping[str, Any], model: nn.Mo
     if apart:
         yield _changed("reproducible", "the same when applied again", apart, ())
     else:
-        yield Promise("reproducible", "kept", "applied twice: the same bytes"), []
+        yield Promise("reproducible", "kept", "same bytes twice"), []
 
 
 def _proofs(step: Step) -> list[Promise]:

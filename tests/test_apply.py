@@ -16,7 +16,7 @@ from pytest_ckptcompat.apply import MisfitError, apply
 from pytest_ckptcompat.checkpoint import open_checkpoint
 from pytest_ckptcompat.difference import same_bits
 from pytest_ckptcompat.errors import CheckpointError, RecipeError
-from pytest_ckptcompat.operators import append, insert_block, rename, tile
+from pytest_ckptcompat.operators import append, insert_block, rename, stack, tile
 from pytest_ckptcompat.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -198,6 +198,26 @@ def test_a_copied_block_is_no_tie(tmp_path: Path, suffix: str) -> None:
     assert written.ties == []
     assert same_bits(written.tensor("layers.1.weight"), old["layers.1.weight"])
     assert same_bits(written.tensor("layers.2.weight"), old["layers.1.weight"])
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_repeated_blocks_are_no_ties(tmp_path: Path, suffix: str) -> None:
+    old = settle(Blocks(2)).state_dict()
+    ckpt = saved(tmp_path / "net.pth", old)
+    apply(ckpt, Blocks(4), Recipe(stack("layers", times=2)), tmp_path / f"out{suffix}")
+    written = open_checkpoint(tmp_path / f"out{suffix}")
+    assert set(written) == set(Blocks(4).state_dict())
+    assert written.ties == []
+    assert same_bits(written.tensor("layers.2.weight"), old["layers.0.weight"])
+
+
+def test_names_that_the_model_ties_and_the_checkpoint_does_not_keep_their_own_values(tmp_path: Path) -> None:
+    old = settle(Words()).state_dict()
+    old["head.weight"] = old["head.weight"] + 1
+    ckpt = saved(tmp_path / "words.pth", old)
+    recipe = Recipe(rename("norm.weight", "x"), rename("x", "norm.weight"))
+    apply(ckpt, Words(), recipe, tmp_path / "out.pth")
+    assert equal(torch.load(tmp_path / "out.pth", weights_only=True), old)
 
 
 def test_optimizer_state_of_a_copied_block_is_numbered_as_the_new_model_numbers_it(tmp_path: Path) -> None:

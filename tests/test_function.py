@@ -387,6 +387,24 @@ def test_too_little_memory_is_said_and_nothing_is_built(monkeypatch: pytest.Monk
     assert promise.detail.endswith("kB, 1.0 kB are free")
 
 
+def test_with_memory_everything_runs_in_float64() -> None:
+    old = settle(Boxes())
+    new = grown(old, Boxes(14), out2__weight=more_rows, out2__bias=more_rows)
+    seen = set()
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda module, args, output: seen.update(map(_dtype, [args]))
+    )
+    try:
+        assert judged(old, new)[0].status == "kept"
+    finally:
+        hook.remove()
+    assert seen == {torch.float64}
+
+
+def _dtype(arguments: Any) -> torch.dtype:
+    return arguments[0].dtype
+
+
 def test_without_memory_for_float64_both_run_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     old = settle(Boxes())
     new = grown(old, Boxes(14), out2__weight=more_rows, out2__bias=more_rows)

@@ -168,6 +168,26 @@ def test_a_grown_checkpoint_with_a_fused_state_of_the_old_shape_is_reported(tmp_
     ]
 
 
+def test_state_of_another_shape_than_the_old_weights_is_not_grown_into_the_right_one(tmp_path: Path) -> None:
+    """Three rows repeated to fourteen would pass for a state of fourteen rows."""
+
+    def short(model: Any, optim: Any) -> Any:
+        for slots in list(optim["state"].values())[-2:]:
+            slots["exp_avg"] = slots["exp_avg"][:3]
+        return {"model": model, "optimizer": optim}
+
+    ckpt = checkpoint(tmp_path / "net.pth", settle(Boxes()), torch.optim.Adam, short)
+    recipe = Recipe(tile("out2.*", dim=0))
+    model = Boxes(14)
+    model.load_state_dict(recipe.apply(ckpt.stored(), model.state_dict()))
+    [promise], findings = check_optimizer(torch.optim.Adam, ckpt, recipe, model)
+    assert promise.status == "broken"
+    assert [(found.key, found.checkpoint, found.model) for found in findings] == [
+        ("out2.weight", "exp_avg (3, 8) f32", "(4, 8) f32"),
+        ("out2.bias", "exp_avg (3,) f32", "(4,) f32"),
+    ]
+
+
 def test_a_grown_vocabulary_takes_its_tied_state_along(tmp_path: Path) -> None:
     ckpt = checkpoint(tmp_path / "words.pth", settle(Words()), torch.optim.Adam, LAYOUTS["plain"])
     recipe = Recipe(append("embed.weight", dim=0, init="mean"))

@@ -93,7 +93,6 @@ def judged(
         stored = saved.named(names)
         _none(faults.misshapen(stored, old))
         before = _read(stored, materialise)
-        _none(faults.impossible(before))
         after = _placed(grow(before), model)
         came = {name: origin.get(name, name) or "" for name in parameters}
         _none(faults.misshapen(after, parameters))
