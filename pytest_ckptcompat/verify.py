@@ -201,7 +201,7 @@ def _finite(growth: Growth, old: Mapping[str, Any]) -> Iterator[Checked]:
         finding("recipe-broken-promise", key, message=f"has {bad} values that are NaN or infinite")
         for key in made
         if (bad := _not_finite(growth.state_dict[key]))
-        and not any(_not_finite(old[came]) for came in growth.sources[key])
+        and not any(_not_finite(old[came]) for came in growth.sources[key] if torch.is_tensor(old[came]))
     ]
     if wrong:
         yield Promise("finite", "broken", f"{escape(wrong[0].key, 60)} {wrong[0].message}"), wrong

@@ -12,7 +12,18 @@ from torch import nn
 
 from pytest_ckptcompat.checkpoint import open_checkpoint
 from pytest_ckptcompat.difference import same_bits
-from pytest_ckptcompat.operators import Operator, append, drop, rename, select, strip_prefix, tile
+from pytest_ckptcompat.operators import (
+    Operator,
+    append,
+    custom,
+    drop,
+    insert_block,
+    rename,
+    select,
+    strip_prefix,
+    tile,
+    widen,
+)
 from pytest_ckptcompat.operators.keywise import Change, KeyWise
 from pytest_ckptcompat.recipe import Recipe
 from pytest_ckptcompat.rules import Promise
@@ -241,6 +252,48 @@ def test_a_pruned_vocabulary_is_compared_word_by_word() -> None:
     assert statuses(promises) == {"kept"}
 
 
+def widening(**more: Any) -> Recipe:
+    return Recipe(widen("fc.0", ["out1", "out2"], norms=["fc.1"], **more))
+
+
+@pytest.mark.parametrize("split", ["equal", "unequal", "zero"])
+def test_a_widened_layer_is_kept(split: Any) -> None:
+    old = settle(Boxes()).state_dict()
+    promises, findings = judged(
+        widening(split=split), old, lambda: Boxes(hidden=20), source=Boxes, batches=images
+    )
+    assert statuses(promises) == {"kept"}
+    assert {found.rule for found in findings} == ({"recipe-symmetric-units"} if split == "equal" else set())
+
+
+def test_a_block_that_adds_nothing_is_kept() -> None:
+    class Residual(nn.Module):
+        def __init__(self, count: int) -> None:
+            super().__init__()
+            blocks = ({"a": nn.Linear(6, 9), "b": nn.Linear(9, 6)} for _ in range(count))
+            self.layers = nn.ModuleList(map(nn.ModuleDict, blocks))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = x + layer["b"](torch.relu(layer["a"](x)))
+            return x
+
+    def vectors(seed: int) -> Any:
+        return (torch.randn(3, 6, generator=torch.Generator().manual_seed(seed)),), {}
+
+    old = settle(Residual(2)).state_dict()
+    recipe = Recipe(insert_block("layers.0", at=1, zero=["b.*"]))
+    promises, findings = judged(recipe, old, lambda: Residual(3), source=lambda: Residual(2), batches=vectors)
+    assert findings == []
+    assert statuses(promises) == {"kept"}
+    assert promises["untouched"].detail == "8 keys bit-equal"
+    forgotten = Recipe(insert_block("layers.0", at=1, zero=["b.weight"]))
+    promises, findings = judged(
+        forgotten, old, lambda: Residual(3), source=lambda: Residual(2), batches=vectors
+    )
+    assert promises["function kept"].status == "broken"
+
+
 # -- what is wrong is caught -------------------------------------------------------------------------------
 
 
@@ -342,6 +395,34 @@ class spoiling(KeyWise):  # noqa: N801
 
     def prove(self, before: Any, after: Any, target: Any) -> list[Promise]:
         return []
+
+
+def test_forgotten_norms_of_a_widened_layer_are_caught() -> None:
+    """The norm's rows are appended as a new model has them instead of going with their units."""
+    old = settle(Boxes()).state_dict()
+    recipe = Recipe(
+        append("fc.1.weight", dim=0, init="constant", value=1.0),
+        append("fc.1.running_var", dim=0, init="constant", value=1.0),
+        append("fc.1.*", dim=0),
+        widen("fc.0", ["out1", "out2"]),
+    )
+    promises, findings = judged(recipe, old, lambda: Boxes(hidden=20), source=Boxes, batches=images)
+    assert promises["function kept"].status == "broken"
+    assert "recipe-broken-promise" in {found.rule for found in findings}
+
+
+def test_a_step_of_one_s_own_is_unchecked_beyond_what_it_declares() -> None:
+    def remap(state: Any) -> Any:
+        state["out2.weight"] = torch.cat([state["out2.weight"]] * 2)
+        state["out2.bias"] = torch.cat([state["out2.bias"]] * 2)
+        return state
+
+    old = settle(Boxes()).state_dict()
+    recipe = Recipe(custom(remap, touches=["out2.*"]))
+    promises, findings = judged(recipe, old, lambda: Boxes(8), source=Boxes, batches=images)
+    assert {found.rule for found in findings} == {"recipe-unchecked"}
+    assert promises["untouched"].status == "kept"
+    assert promises["function kept"].status == "unchecked"
 
 
 def test_infinite_values_that_a_recipe_made_are_caught() -> None:
