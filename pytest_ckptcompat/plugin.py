@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from . import extensions
 from .errors import CheckpointError, Incompatible
 from .session import CASE, PATHS, named, run, settings, shelf, without
 from .summary import Summary
@@ -90,6 +91,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if any(config.getoption(f"ckpt{name}") for name in _OPTIONS) or any(map(config.getini, _KEYS)):
         settings(config)  # what is ill-formed is refused before a test is collected
     config.pluginmanager.register(Summary(config), "ckptcompat-summary")
+    extensions.use(config.hook)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Recipes know the operators of this run's plugins no longer."""
+    extensions.forget(config.hook)
 
 
 _OPTIONS = ("", "_required", "_device", "_require_cuda", "_report", "_lock_update")

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import extensions
 from .errors import RecipeError
 from .keys import escape, nearest
-from .operators import OPERATORS, Edit, Operator
+from .operators import Edit, Operator
 from .operators.arguments import toml
 from .operators.plan import State, carry_out
 
@@ -238,10 +239,11 @@ def _table(operator: Operator) -> str:
 def _operator(table: Mapping[str, Any], number: int) -> Operator:
     arguments = dict(table)
     name = arguments.pop("op", None)
-    kind = OPERATORS.get(name) if isinstance(name, str) else None
+    kind = extensions.operator(name) if isinstance(name, str) else None
     if kind is None:
-        near = nearest(name, OPERATORS, 1) if isinstance(name, str) else []
+        known = extensions.operators()
+        near = nearest(name, known, 1) if isinstance(name, str) else []
         what = f"unknown op {escape(name)!r}" if isinstance(name, str) else "op is missing"
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(OPERATORS))}"
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
         raise RecipeError(f"operator {number} of the recipe: {what}: {hint}")
     return kind.of_table(arguments)
