@@ -366,6 +366,7 @@ class Check:
             stages=self._stages,
             suggestion=self._suggestion,
             recipe=self.case.recipe is not None,
+            fitting=comparison.fitting,
         )
 
 

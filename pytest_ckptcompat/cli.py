@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shutil
@@ -22,6 +23,10 @@ OK, INCOMPATIBLE, UNCHECKED = 0, 1, 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code says how it went (0 fits or same, 1 not, 2 could not tell)."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a report has × and …, which not every terminal has
     try:
         return int(options.run(options))
     except (CheckpointError, RecipeError, ValueError) as error:
@@ -142,7 +147,13 @@ def _check(options: argparse.Namespace) -> int:
     print(
         report.to_json()
         if options.json
-        else render(report, shutil.get_terminal_size().columns, options.verbose)
+        else render(
+            report,
+            shutil.get_terminal_size().columns,
+            options.verbose,
+            color=sys.stdout.isatty() and "NO_COLOR" not in os.environ,
+            where="-vv shows all, --json prints it",
+        )
     )
     if any(found.rule in ("no-checkpoint", "model-error") for found in report.errors):
         return UNCHECKED

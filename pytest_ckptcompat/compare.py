@@ -38,6 +38,7 @@ class Comparison:
         matched: how many keys are in both, with the same shape.
         total: how many keys there are in either.
         findings: the above as findings, and what torch lets pass though values are lost.
+        fitting: key -> shape and dtype as shown, of the keys that match.
     """
 
     missing: list[str] = field(default_factory=list)
@@ -46,6 +47,7 @@ class Comparison:
     matched: int = 0
     total: int = 0
     findings: list[Finding] = field(default_factory=list)
+    fitting: dict[str, str] = field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
@@ -81,7 +83,10 @@ def compare(model: nn.Module, state_dict: Mapping[str, Any]) -> Comparison:
         *(finding("load-error", message=text) for text in others),
         *_lossy(state_dict, expected, wrong),
     ]
-    return Comparison(missing, unexpected, mismatched, len(keys - wrong), len(keys | wrong), findings)
+    fitting = {key: _shown(value) for key, value in expected.items() if key not in wrong}
+    return Comparison(
+        missing, unexpected, mismatched, len(keys - wrong), len(keys | wrong), findings, fitting
+    )
 
 
 @dataclass

@@ -103,7 +103,7 @@ def write(kind: str, path: Path, checks: list[tuple[str, dict[str, Any]]]) -> No
     if kind == "json":
         content = {
             "schema_version": SCHEMA_VERSION,
-            "checks": [{"nodeid": nodeid, **check} for nodeid, check in checks],
+            "checks": [{"nodeid": nodeid, **_documented(check)} for nodeid, check in checks],
         }
         text = json.dumps(content, indent=2) + "\n"
     elif kind == "markdown":
@@ -114,6 +114,10 @@ def write(kind: str, path: Path, checks: list[tuple[str, dict[str, Any]]]) -> No
     else:
         from .html import Check, render
 
-        text = render([Check(nodeid, Report.of(check)) for nodeid, check in checks])
+        text = render([Check(nodeid, Report.of(check), check["fitting"]) for nodeid, check in checks])
     with whole_file(path) as file:
         file.write(text.encode())
+
+
+def _documented(check: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in check.items() if name != "fitting"}

@@ -49,6 +49,7 @@ class Report:
         stages: open, recipe, compare, load, verify, forward, optimizer, as far as they were reached.
         suggestion: a recipe with which the checkpoint would load, tried before it is given.
         recipe: whether the checkpoint went through a recipe.
+        fitting: key -> shape and dtype as shown, of the keys that match; not part of the JSON.
     """
 
     checkpoint: str
@@ -63,6 +64,7 @@ class Report:
     stages: list[Stage] = field(default_factory=list)
     suggestion: Recipe | Suggestion | None = None
     recipe: bool = False
+    fitting: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def errors(self) -> list[Finding]:

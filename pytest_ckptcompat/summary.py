@@ -32,7 +32,11 @@ class Summary:
         report: pytest.TestReport = yield
         reports = item.stash.get(REPORTS, None)
         if reports:
-            vars(report)["ckptcompat"] = [each.to_dict() for each in reports]
+            # The page shows the keys that fit too; no other report needs that much.
+            whole = any(kind == "html" for kind, _ in settings(self._config).reports)
+            vars(report)["ckptcompat"] = [
+                {**each.to_dict(), "fitting": dict(each.fitting) if whole else {}} for each in reports
+            ]
             item.stash[REPORTS] = []
         return report
 
