@@ -1,73 +1,119 @@
-"""New words against those of transformers' ``resize_token_embeddings``, where transformers is installed."""
+"""Recipes against what transformers does for the same purpose, on small models, where transformers is installed."""
 
 from __future__ import annotations
+
+import copy
+from typing import Any
 
 import pytest
 import torch
 
-from pytest_ckptcompat import Recipe
-from pytest_ckptcompat.operators import append
+from pytest_ckptcompat.operators import append, concat, insert_block, reduce, split, transpose
+from pytest_ckptcompat.recipe import Recipe
 
 transformers = pytest.importorskip("transformers")
 
-OLD, ADDED, WIDTH = 60, 20_000, 6
 
-
-def embedding(rank: int = WIDTH) -> torch.Tensor:
-    """Trained rows: off zero, of unequal and correlated columns; of less than full rank if one is given."""
-    generator = torch.Generator().manual_seed(0)
-    mixing = torch.randn(rank, WIDTH, generator=generator) * torch.arange(1, WIDTH + 1)
-    return torch.randn(OLD, rank, generator=generator) @ mixing + torch.arange(WIDTH)
-
-
-def theirs(old: torch.Tensor) -> torch.Tensor:
-    """The new rows of a tiny model of theirs."""
-    config = transformers.GPT2Config(vocab_size=OLD, n_embd=WIDTH, n_layer=1, n_head=1, n_positions=4)
-    model = transformers.GPT2LMHeadModel(config)
+def llama(**changes: Any) -> Any:
+    config = {
+        "vocab_size": 37, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 32,
+    }  # fmt: skip
     torch.manual_seed(0)
-    with torch.no_grad():
-        model.transformer.wte.weight.copy_(old)
-        model.resize_token_embeddings(OLD + ADDED, mean_resizing=True)
-    rows: torch.Tensor = model.transformer.wte.weight.detach()
-    assert torch.equal(rows[:OLD], old)
-    return rows[OLD:]
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**(config | changes)))
+    return model.double().eval()
 
 
-def ours(old: torch.Tensor) -> torch.Tensor:
-    target = {"wte.weight": torch.empty(OLD + ADDED, WIDTH, device="meta")}
-    recipe = Recipe(append("wte.weight", dim=0, init="multivariate_normal"))
-    rows: torch.Tensor = recipe.apply({"wte.weight": old}, target)["wte.weight"]
-    assert torch.equal(rows[:OLD], old)
-    return rows[OLD:]
+def tokens(vocabulary: int = 37) -> torch.Tensor:
+    return torch.randint(vocabulary, (2, 9), generator=torch.Generator().manual_seed(1))
 
 
-def test_new_words_have_the_mean_and_the_covariance_of_theirs() -> None:
-    # In float64, since the deviations, 3e-5 of the old rows', are near the last bits of float32.
-    old = embedding().double()
-    new, other = ours(old), theirs(old.float()).double()
-    expected = 1e-9 * torch.cov(old.T, correction=0)
-    spread = expected.diagonal().sqrt()
-    error = 5 / ADDED**0.5  # of a mean in its deviation, and about that of a correlation; five sigma
-
-    assert ((new.mean(0) - old.mean(0)).abs() < error * spread).all()
-    assert ((other.mean(0) - old.mean(0)).abs() < error * spread + 1e-6 * old.abs().max()).all()
-    scale = spread[:, None] * spread
-    correlations = torch.cov(new.T) / scale
-    torch.testing.assert_close(correlations, expected / scale, rtol=0, atol=1.5 * error)
-    torch.testing.assert_close(correlations, torch.cov(other.T) / scale, rtol=0, atol=3 * error + 0.02)
+@torch.no_grad()
+def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    return model(ids).logits
 
 
-def test_where_there_is_no_covariance_to_draw_from_new_words_are_near_the_mean_as_theirs_are() -> None:
-    old = embedding(rank=2)
-    new, other = ours(old), theirs(old)
-    nearness = 1e-3 * float(old.std())
-    torch.testing.assert_close(new, old.mean(0).expand_as(new), rtol=0, atol=nearness)
-    torch.testing.assert_close(other, old.mean(0).expand_as(other), rtol=0, atol=nearness)
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_words_are_where_resize_token_embeddings_puts_them(tied: bool) -> None:
+    """It draws around the mean as well, with 1e-9 of the covariance: near the mean both are the same."""
+    old = llama(tie_word_embeddings=tied)
+    theirs = copy.deepcopy(old)
+    theirs.resize_token_embeddings(45, mean_resizing=True)
+    ours = llama(tie_word_embeddings=tied, vocab_size=45)
+    names = ["model.embed_tokens.weight", "lm_head.weight"]
+    recipe = Recipe(*(append(name, dim=0, init="multivariate_normal") for name in names))
+    ours.load_state_dict(recipe.apply(old.state_dict(), ours.state_dict()))
+    for name in names:
+        one, other = ours.state_dict()[name], theirs.state_dict()[name]
+        assert torch.equal(one[:37], other[:37])
+        scale = float(one[:37].std())
+        torch.testing.assert_close(one[37:], other[37:], rtol=0, atol=1e-3 * scale)
+        assert float(one[37:].std(0).max()) < 1e-3 * scale
+    torch.testing.assert_close(logits(ours, tokens()), logits(theirs, tokens()), rtol=0, atol=1e-3)
+    torch.testing.assert_close(logits(ours, tokens())[..., :37], logits(old, tokens()), rtol=0, atol=1e-9)
 
 
-def test_a_tied_head_gets_the_same_new_words() -> None:
-    old = embedding()
-    target = {key: torch.empty(OLD + 3, WIDTH, device="meta") for key in ("wte.weight", "lm_head.weight")}
-    state = {"wte.weight": old, "lm_head.weight": old}
-    new = Recipe(append("wte.weight", dim=0, init="mean")).apply(state, target)
-    assert new["wte.weight"] is new["lm_head.weight"]
+def test_grouped_queries_of_equal_heads_keep_the_function() -> None:
+    """Heads are told apart as the model's own attention tells them: consecutive ones share."""
+    few = llama(num_key_value_heads=2)
+    many = llama()
+    state = few.state_dict()
+    for key, value in state.items():
+        if ".k_proj." in key or ".v_proj." in key:
+            state[key] = value.unflatten(0, (2, 1, 4)).expand(2, 2, 4, -1).flatten(0, 2)
+    many.load_state_dict(state)
+    recipe = Recipe(reduce("*.[kv]_proj.weight", dim=0, groups=2))
+    again = llama(num_key_value_heads=2)
+    again.load_state_dict(recipe.apply(many.state_dict(), again.state_dict()))
+    torch.testing.assert_close(logits(again, tokens()), logits(many, tokens()), rtol=0, atol=1e-9)
+
+
+def test_llama_pro_keeps_the_function() -> None:
+    old, new = llama(), llama(num_hidden_layers=4)
+    outputs = ["self_attn.o_proj.weight", "mlp.down_proj.weight"]
+    growth = Recipe(insert_block("model.layers.2", at=3, zero=outputs)).run(
+        old.state_dict(), new.state_dict()
+    )
+    new.load_state_dict(growth.state_dict)
+    assert growth.unkept == ""
+    torch.testing.assert_close(logits(new, tokens()), logits(old, tokens()), rtol=0, atol=1e-9)
+
+
+def test_queries_keys_and_values_of_llama_are_those_of_phi3() -> None:
+    """Phi-3 is Llama with both projections fused: the same numbers come out."""
+    old = llama(num_key_value_heads=2)
+    config = transformers.Phi3Config(
+        **{name: getattr(old.config, name) for name in (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "max_position_embeddings", "rms_norm_eps",
+        )},
+        pad_token_id=None, tie_word_embeddings=False,
+    )  # fmt: skip
+    new = transformers.Phi3ForCausalLM(config).double().eval()
+    q, k, v = ("*.q_proj.weight", "*.k_proj.weight", "*.v_proj.weight")
+    recipe = Recipe(
+        concat([q, k, v], "*.qkv_proj.weight", dim=0),
+        concat(["*.gate_proj.weight", "*.up_proj.weight"], "*.gate_up_proj.weight", dim=0),
+    )
+    new.load_state_dict(recipe.apply(old.state_dict(), new.state_dict()))
+    torch.testing.assert_close(logits(new, tokens()), logits(old, tokens()), rtol=0, atol=1e-9)
+    back = Recipe(
+        split("*.qkv_proj.weight", [q, k, v], dim=0),
+        split("*.gate_up_proj.weight", ["*.gate_proj.weight", "*.up_proj.weight"], dim=0),
+    ).apply(new.state_dict(), old.state_dict())
+    assert all(torch.equal(back[key], value) for key, value in old.state_dict().items())
+
+
+def test_conv1d_of_gpt2_is_a_linear_transposed() -> None:
+    torch.manual_seed(0)
+    gpt2 = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=37)
+    )
+    linear = copy.deepcopy(gpt2)
+    conv1d = [name for name, module in linear.named_modules() if type(module).__name__ == "Conv1D"]
+    for name in conv1d:
+        weight = linear.get_submodule(name).weight
+        linear.set_submodule(name, torch.nn.Linear(*weight.shape))
+    linear.load_state_dict(Recipe(transpose("*.h.*.weight")).apply(gpt2.state_dict(), linear.state_dict()))
+    gpt2, linear = gpt2.double().eval(), linear.double().eval()
+    torch.testing.assert_close(logits(linear, tokens()), logits(gpt2, tokens()), rtol=0, atol=1e-9)
