@@ -3,9 +3,9 @@
     python benchmarks/loading.py [--gigabytes 2.1] [--runs 3] [--folder /tmp]
 
 Writes a ``.pth`` of 100 tensors, then builds the model it is for and loads it: the way everybody does, with
-``mmap=True``, and through `open_checkpoint`. Prints the best of the runs: seconds, and the peak of memory above the
-same process without a load, as a multiple of the checkpoint. To reach: 1.1 copies at most, and the time of
-``torch.load(mmap=True)`` followed by ``load_state_dict``.
+``mmap=True``, and through `open_checkpoint`. Prints the best of the runs: seconds, and the peak of memory
+above the same process without a load, as a multiple of the checkpoint. To reach: 1.1 copies at most, and
+the time of ``torch.load(mmap=True)`` followed by ``load_state_dict``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "sharded"
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+def test_two_ranks_load_what_four_ranks_saved(tmp_path):
+    """A distributed checkpoint is compared, loaded and run, whole and into a model sharded by FSDP2."""
+    folder = shutil.copytree(EXAMPLE, tmp_path / "sharded", ignore=shutil.ignore_patterns("__pycache__"))
+    assert len(list((folder / "checkpoint").glob("*.distcp"))) == 4
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    pytest_here = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "."]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [*ranks, *pytest_here],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("2 passed") == 2
+    assert done.stdout.count("2 of 2 checks passed") == 2
+    assert "skipped" not in done.stdout.replace("forward: skipped", "")
