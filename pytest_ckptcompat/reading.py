@@ -158,7 +158,7 @@ def _pieces(spec: TensorSpec) -> Iterator[tuple[_Index, TensorSpec]]:
     while pending:
         index, part = pending.pop()
         begin, end = span(part)
-        if end - begin <= PIECE:
+        if end - begin <= max(PIECE, ITEMSIZE[part.dtype]):
             yield index, part
             continue
         widest = max(

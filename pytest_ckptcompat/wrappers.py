@@ -122,7 +122,7 @@ def _levels(tree: object) -> Iterator[list[tuple[str, str, object]]]:
     Each is given once, under the first of its paths, so that shared parts don't multiply.
     """
     seen = {id(tree)}
-    level: list[tuple[str, str, object]] = [("", "", tree)]
+    level = [] if _serves_training("", tree) else [("", "", tree)]
     while level:
         inner: list[tuple[str, str, object]] = []
         for path, _, node in level:

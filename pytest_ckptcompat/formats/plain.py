@@ -35,6 +35,7 @@ class PlainNames:
             "builtins.frozenset": self._listed,
             "builtins.list": self._listed,
             "builtins.bytearray": self._bytearray,
+            "builtins.bytes": self._bytearray,
             "builtins.complex": self._complex,
             "torch.Size": self._torch_size,
             "_codecs.encode": self._encoded,
@@ -82,7 +83,7 @@ class PlainNames:
         return str.encode(text, encoding)
 
     def _bytearray(self, args: tuple[Any, ...]) -> bytes:
-        """``bytearray()``, ``bytearray(bytes)``, ``bytearray(text, "latin-1")``."""
+        """``bytearray()``, ``bytearray(bytes)``, ``bytearray(text, "latin-1")``, ``bytes()``."""
         if len(args) == 2:
             return self._encoded(args)
         given = args[0] if args else b""

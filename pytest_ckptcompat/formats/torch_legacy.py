@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.files import File
 
 _MAGIC = 0x1950A86A20F9469CFC6C
-_MAGIC_BYTES = _MAGIC.to_bytes(10, "little")
+_MAGIC_TEXTS = (
+    _MAGIC.to_bytes(10, "little"),
+    str(_MAGIC).encode(),
+)  # pickle protocol 2 and later, and before
 _PROTOCOL = 1001
 _FIRST_READ = 256 << 10
 
@@ -27,7 +30,8 @@ _FIRST_READ = 256 << 10
 @hookimpl(tryfirst=True)
 def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
     """Read a file that torch.save wrote before 1.6, or later in the old way."""
-    if file is None or _MAGIC_BYTES not in file.read_at(0, min(32, file.size)):
+    head = b"" if file is None else file.read_at(0, min(32, file.size))
+    if file is None or not any(magic in head for magic in _MAGIC_TEXTS):
         return None
     pickles = _Pickles(file, limits)
     magic, protocol = pickles.load(), pickles.load()

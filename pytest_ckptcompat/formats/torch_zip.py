@@ -13,7 +13,7 @@ from .header import Header
 from .rebuild import Tensors
 from .safe_names import refused
 from .unpickle import Machine
-from .zip_directory import Entry, data_offset, read_directory, read_member
+from .zip_directory import Entry, check_stored, data_offset, read_directory, read_member
 
 if TYPE_CHECKING:
     from pytest_ckptcompat.caps import Limits
@@ -39,6 +39,7 @@ def read_archive(file: File | Part, limits: Limits) -> Header | None:
     if f"{root}/data.pkl" not in members:
         return None
     _check_kind(members, root)
+    check_stored(members.values())
     _check_byteorder(file, members.get(f"{root}/byteorder"))
     pickle = members[f"{root}/data.pkl"]
     limits.check("pickle_bytes", pickle.nbytes, f"its pickle has {pickle.nbytes} bytes")

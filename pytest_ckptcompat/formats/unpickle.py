@@ -108,10 +108,7 @@ class Machine:
         done = 0
         try:
             while done < limits.pickle_opcodes:
-                if memory < 0:
-                    raise exceeded("pickle_memory", limits.pickle_memory, "the pickle holds too many objects")
-                if len(outer) > limits.nesting:
-                    raise exceeded("nesting", limits.nesting, "the pickle nests containers too deeply")
+                self._check(memory)
                 batch = min(_BATCH, limits.pickle_opcodes - done)
                 done += batch
                 for _ in range(batch):
@@ -146,6 +143,8 @@ class Machine:
                     elif opcode == REDUCE:
                         memory -= 160
                         arguments = stack.pop()
+                        if type(arguments) is not tuple:
+                            raise TypeError("the arguments of a call are no tuple")
                         callee = stack[-1]
                         rebuild = callee.rebuild if type(callee) is Global else None
                         stack[-1] = Stub(callee, arguments) if rebuild is None else rebuild(arguments)
@@ -186,6 +185,7 @@ class Machine:
                         last = stack.pop()
                         stack[-1] = (stack[-1], last)
                     elif opcode == STOP:
+                        self._check(memory)
                         return stack.pop()
                     else:
                         self.rare.add(opcode)
@@ -195,6 +195,13 @@ class Machine:
         finally:
             self.position = position
         raise exceeded("pickle_opcodes", limits.pickle_opcodes, "the pickle has too many operations")
+
+    def _check(self, memory: int) -> None:
+        limits = self.limits
+        if memory < 0:
+            raise exceeded("pickle_memory", limits.pickle_memory, "the pickle holds too many objects")
+        if len(self.outer) > limits.nesting:
+            raise exceeded("nesting", limits.nesting, "the pickle nests containers too deeply")
 
     def take(self, size: int) -> bytes:
         """The next `size` bytes of the pickle."""

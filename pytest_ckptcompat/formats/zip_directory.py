@@ -14,6 +14,8 @@ from pytest_ckptcompat.errors import CheckpointError
 from pytest_ckptcompat.keys import escape
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pytest_ckptcompat.caps import Limits
     from pytest_ckptcompat.files import File, Part
 
@@ -28,12 +30,14 @@ _ENCRYPTED, _DESCRIPTOR_FOLLOWS = 0x1, 0x8
 
 
 class Entry(NamedTuple):
-    """One file of the archive: where its local header stands, how many bytes follow it, their checksum."""
+    """One file of the archive: where its local header stands, how many bytes follow it and hold, and how."""
 
     name: str
     header: int
+    packed: int
     nbytes: int
     crc: int
+    method: int
     flags: int
 
 
@@ -41,7 +45,7 @@ def read_directory(file: File | Part, limits: Limits) -> dict[str, Entry]:
     """The members of the archive by name, in the order in which the directory has them.
 
     Raises:
-        CheckpointError: the archive is damaged, compressed, encrypted or ambiguous; the text lacks the path.
+        CheckpointError: the archive is damaged or ambiguous; the text lacks the path.
     """
     count, offset, size = _find_directory(file)
     limits.check("zip_entries", count, f"the zip archive says it has {count} members")
@@ -49,6 +53,22 @@ def read_directory(file: File | Part, limits: Limits) -> dict[str, Entry]:
     members = _members(file.read_at(offset, size), count, limits)
     _check_layout(members, offset)
     return {member.name: member for member in members}
+
+
+def check_stored(members: Iterable[Entry]) -> None:
+    """See that every member is stored as it is.
+
+    Raises:
+        CheckpointError: one is compressed or encrypted.
+    """
+    for member in members:
+        if member.flags & _ENCRYPTED:
+            raise CheckpointError(f"{escape(member.name)} in the zip archive is encrypted")
+        if member.method != 0 or member.packed != member.nbytes:
+            raise CheckpointError(
+                f"{escape(member.name)} in the zip archive is compressed; torch.save stores members as is: "
+                "unpack it and pack it again with 'zip -0', or save the checkpoint again"
+            )
 
 
 def data_offset(file: File | Part, name: str, header: int, nbytes: int) -> int:
@@ -91,8 +111,12 @@ def read_member(file: File | Part, member: Entry) -> bytes:
 
 def _find_directory(file: File | Part) -> tuple[int, int, int]:
     """How many members the directory has, where it begins and how long it is."""
-    start = max(0, file.size - _MOST_COMMENT - _END.size - _LOCATOR64.size - _END64.size)
+    records = _END64.size + _LOCATOR64.size + _END.size
+    start = max(0, file.size - records)
     tail = file.read_at(start, file.size - start)
+    if tail[-_END.size :][:4] != b"PK\x05\x06":  # a comment follows the record
+        start = max(0, start - _MOST_COMMENT)
+        tail = file.read_at(start, file.size - start)
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) - at < _END.size:
         raise CheckpointError("the zip archive is truncated: its end, where the directory stands, is missing")
@@ -167,16 +191,9 @@ def _members(directory: bytes, count: int, limits: Limits) -> list[Entry]:
                 directory[position : position + extra], nbytes, packed, header, name
             )
         position += extra + comment
-        if flags & _ENCRYPTED:
-            raise CheckpointError(f"{escape(name)} in the zip archive is encrypted")
-        if method != 0 or packed != nbytes:
-            raise CheckpointError(
-                f"{escape(name)} in the zip archive is compressed; torch.save stores members as they are: "
-                "unpack it and pack it again with 'zip -0', or save the checkpoint again"
-            )
         if disk:
             raise CheckpointError("the zip archive is split over several disks")
-        members.append(Entry(name, header, nbytes, crc, flags))
+        members.append(Entry(name, header, packed, nbytes, crc, method, flags))
     if position != len(directory):
         raise CheckpointError("the zip archive's directory has more bytes than members")
     return members
@@ -222,7 +239,7 @@ def _check_layout(members: list[Entry], directory: int) -> None:
 
 
 def _check_room(member: Entry, end: int) -> None:
-    if member.header + _LOCAL.size + len(member.name) + member.nbytes > end:
+    if member.header + _LOCAL.size + len(member.name) + member.packed > end:
         raise CheckpointError(f"{escape(member.name)} reaches into what follows it in the zip archive")
 
 
