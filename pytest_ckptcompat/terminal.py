@@ -217,6 +217,9 @@ def _stages(report: Report, width: int, verbosity: int) -> list[str]:
     return _listed(("stage", "status", "detail"), lines, width, verbosity)
 
 
+_LEAST = 24  # columns of a detail, and of a name; longer names are wrapped
+
+
 def _listed(
     headers: Sequence[str], table: Iterable[tuple[str, str, str]], width: int, verbosity: int
 ) -> list[str]:
@@ -225,9 +228,14 @@ def _listed(
     table = [(printable(name), status, detail) for name, status, detail in table]
     if not table:
         return []
-    room = width - max(len(name) for name, _, _ in table) - len("unchecked") - 2 * len("  ")
+    room = max(width - len("unchecked") - 2 * len("  "), 2 * _LEAST)
+    name_room = min(max(len(name) for name, _, _ in table), room - _LEAST)
     cells = [
-        (name, status, "\n".join(_said(detail, room, verbosity, hanging="")))
+        (
+            name if len(name) <= name_room else "\n".join(_said(name, name_room, 1, hanging="  ")),
+            status,
+            "\n".join(_said(detail, room - name_room, verbosity, hanging="")),
+        )
         for name, status, detail in table
     ]
     text = tabulate(cells, headers=headers, tablefmt="simple", disable_numparse=True)

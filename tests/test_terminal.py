@@ -72,6 +72,20 @@ def test_promises_and_stages_are_listed_with_the_reason() -> None:
     assert re.search(r"^forward-cuda +rehearsed +no GPU here$", text, re.MULTILINE)
 
 
+@pytest.mark.parametrize("width", [20, 60, 80, 120])
+def test_a_long_name_of_a_promise_leaves_room_for_its_detail(width: int) -> None:
+    name = (
+        'insert_block("layers.0", at=1, zero=["self_attn.o_proj.weight", "mlp.down_proj.weight"]): the copy'
+    )
+    detail = "layers.1.mlp.down_proj.weight: max |Δ| 0.61"
+    text = render(report(promises=[Promise(name, "broken", detail)]), width)
+    assert all(len(line) <= max(width, 61) for line in body(text))
+    assert sum(" broken " in line for line in text.splitlines()) == 1
+    written = re.sub(r"\s", "", text)
+    assert "insert_block(" in written
+    assert "0.61" in written
+
+
 def test_a_long_detail_is_wrapped_under_itself() -> None:
     text = render(report(stages=[Stage("open", "failed", "word " * 40)]), verbosity=1)
     start = text.index("word")
