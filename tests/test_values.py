@@ -101,9 +101,7 @@ def test_only_the_part_that_is_used_is_read(tmp_path: Path) -> None:
 
 
 def test_peak_memory_of_one_tensor_is_that_tensor(tmp_path: Path) -> None:
-    torch.save(
-        {"a": torch.zeros(50_000_000), "b": torch.zeros(50_000_000)[::2].contiguous()}, tmp_path / "x.pth"
-    )
+    torch.save({"a": torch.zeros(50_000_000), "small": torch.zeros(10)}, tmp_path / "x.pth")
     out = run_python(
         "import torch\n"
         "from pathlib import Path\n"
