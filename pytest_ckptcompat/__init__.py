@@ -12,31 +12,25 @@ if TYPE_CHECKING:
     from .check import check
     from .checkpoint import Checkpoint, open_checkpoint
     from .errors import CheckpointError, RecipeError
-    from .operators import (
-        add_prefix,
-        append,
-        cast,
-        concat,
-        custom,
-        drop,
-        inflate,
-        insert_block,
-        pad,
-        permute,
-        reduce,
-        rename,
-        repeat_channels,
-        resample,
-        scale,
-        select,
-        split,
-        stack,
-        strip_prefix,
-        tie,
-        tile,
-        transpose,
-        widen,
-    )
+    from .operators.append import append
+    from .operators.axes import permute, transpose
+    from .operators.blocks import insert_block, stack
+    from .operators.cast import cast
+    from .operators.custom import custom
+    from .operators.drop import drop
+    from .operators.fusing import concat, split
+    from .operators.inflate import inflate
+    from .operators.pad import pad
+    from .operators.prefixes import add_prefix, strip_prefix
+    from .operators.reduce import reduce
+    from .operators.renaming import rename
+    from .operators.repeat_channels import repeat_channels
+    from .operators.resample import resample
+    from .operators.scale import scale
+    from .operators.select import select
+    from .operators.tie import tie
+    from .operators.tile import tile
+    from .operators.widen import widen
     from .recipe import Recipe
     from .report import Report
     from .rules import Finding, Stage

@@ -271,7 +271,7 @@ class Check:
         try:
             return blueprint(self.case.source_model).build
         except ModelError as error:
-            self._findings.append(finding("model-error", message=f"source_model: {error}"))
+            self._findings.append(finding("source-model-error", message=str(error)))
             return None
 
     def _forward(self) -> None:

@@ -46,6 +46,7 @@ RULES: dict[str, Rule] = {
         Rule("forward-disagree", "error", "CUDA and CPU outputs differ beyond the dtype's tolerance"),
         Rule("recipe-error", "error", "the recipe can't be built or does not apply to this checkpoint"),
         Rule("recipe-unused-op", "error", "an operator of the recipe matches nothing or changes nothing"),
+        Rule("source-model-error", "error", "source_model can't be built, or does not load the checkpoint"),
         Rule("recipe-protected-key", "error", "the recipe touches a key that protect= keeps as it is"),
         Rule("recipe-broken-promise", "error", "the recipe did not keep what its operators promise"),
         Rule("recipe-scale", "warn", "new rows are much larger or smaller than the old ones"),
