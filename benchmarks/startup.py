@@ -2,7 +2,7 @@
 
     python benchmarks/startup.py [PAIRS]
 
-Runs in turns on an empty suite, each in a process of its own; medians and the median difference, in milliseconds.
+Runs in turns on an empty suite, each in a process of its own; medians, in milliseconds.
 """
 
 import statistics

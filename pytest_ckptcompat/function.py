@@ -67,7 +67,8 @@ def function_kept(
         try:
             before = _loaded(source, old)
         except _SourceError as error:
-            return Promise(NAME, "unchecked", error.reason), [finding("source-model-error", message=str(error))]
+            found = finding("source-model-error", message=str(error))
+            return Promise(NAME, "unchecked", error.reason), [found]
         try:
             return _compared(before, model, batches, arithmetic, precision, rows or {})
         except (Exception, SystemExit) as error:
