@@ -11,6 +11,28 @@ import torch
 
 from .memory import shown as size_shown
 
+NO_DRIVER = (
+    "Found no NVIDIA driver",
+    "CUDA driver version",
+    "CUDA error",
+    "No CUDA GPUs",
+    "no CUDA-capable device",
+    "0 active drivers",
+    "Cannot access accelerator device",
+    # on a CPU-only build
+    "compiled with CUDA",
+    "compiled without CUDA",
+    "not linked with support for",
+    "without ATen_cuda",
+    "requires CUDA support",
+)
+"""What the errors say that torch raises where code asks for a card and there is none."""
+
+
+def asks_for_card(error: BaseException) -> bool:
+    """Whether an error comes from asking for CUDA where there is none."""
+    return not torch.cuda.is_available() and any(text in str(error) for text in NO_DRIVER)
+
 
 def cuda_device(name: str = "cuda") -> torch.device:
     """The card that ``cuda`` or ``cuda:N`` means.
@@ -30,10 +52,9 @@ def cuda_device(name: str = "cuda") -> torch.device:
             f"{name}: torch {torch.__version__} sees no CUDA device; nvidia-smi tells whether the driver does"
         )
     if index is None:
-        worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw") or os.environ.get(
-            "LOCAL_RANK", ""
-        )
-        index = int(worker) % count if worker.isdigit() else 0
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+        number = worker or os.environ.get("LOCAL_RANK", "")
+        index = int(number) % count if number.isdigit() else 0
     if index >= count:
         raise ValueError(f"{name}: there are only {count} CUDA devices, cuda:0 to cuda:{count - 1}")
     return torch.device("cuda", index)

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from .agreement import Gap, gap, tolerance
-from .blame import Place, failure, first_module
-from .devices import Meter, cuda_device
+from .blame import Place, cause, failure, first_module
+from .devices import Meter, asks_for_card, cuda_device
 from .memory import shown as size_shown
 from .nested import mapped, moved
 from .outputs import bad_values, not_finite, shown
@@ -46,7 +46,7 @@ class Outcome:
     peak_bytes: int = 0
 
 
-def forward(model: nn.Module, inputs: Inputs, device: str = "cpu") -> Outcome:
+def forward(model: nn.Module, inputs: Inputs, device: str = "cpu", *, or_skip: bool = False) -> Outcome:
     """Run the model once and judge what comes out.
 
     The pass runs in eval mode, without gradients, every generator seeded; modes and generators are then given
@@ -58,12 +58,14 @@ def forward(model: nn.Module, inputs: Inputs, device: str = "cpu") -> Outcome:
         model: a loaded model.
         inputs: what to call it with; batch 0.
         device: ``cpu``, ``cuda`` (see `cuda_device`) or ``cuda:N``.
+        or_skip: where the model itself asks for a card that isn't there (``.cuda()``), give ``skipped``:
+            nobody asked for the CPU.
 
     Returns:
         The outcome; whatever the model raises, ``sys.exit`` included, is a finding in it.
     """
     if device == "cpu":
-        return _run(model, inputs, torch.device("cpu"))
+        return _run(model, inputs, torch.device("cpu"), or_skip=or_skip)
     try:
         target = cuda_device(device)
     except ValueError as error:
@@ -86,7 +88,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _run(model: nn.Module, inputs: Inputs, device: torch.device) -> Outcome:
+def _run(model: nn.Module, inputs: Inputs, device: torch.device, *, or_skip: bool = False) -> Outcome:
     """One pass on one device, its outputs finite."""
     try:
         args, kwargs = inputs.batch(0)
@@ -96,6 +98,8 @@ def _run(model: nn.Module, inputs: Inputs, device: torch.device) -> Outcome:
     try:
         outputs = _pass(model, args, kwargs, device, meter)
     except (Exception, SystemExit) as error:
+        if or_skip and asks_for_card(error):
+            return Outcome("skipped", f"the model asks for a card, and there is none here; {cause(error)}")
         return _failed(device, _raised(error, model, device))
     found = not_finite(outputs)
     if found:

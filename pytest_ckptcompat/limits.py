@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .blame import cause
 from .card import Unrehearsable
+from .devices import NO_DRIVER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,21 +30,7 @@ _TEXTS = {
     "code outside torch reads the values": ("data pointer", "doesn't have storage"),
     "NumPy reads the values": (".numpy() is not supported",),
     "the model makes a module and moves it": ("Couldn't swap",),
-    "it asks the driver": (
-        "Found no NVIDIA driver",
-        "CUDA driver version",
-        "CUDA error",
-        "No CUDA GPUs",
-        "no CUDA-capable device",
-        "0 active drivers",
-        "Cannot access accelerator device",
-        # on a CPU-only build
-        "compiled with CUDA",
-        "compiled without CUDA",
-        "not linked with support for",
-        "without ATen_cuda",
-        "requires CUDA support",
-    ),
+    "it asks the driver": NO_DRIVER,
 }
 """By text: torch raises a plain RuntimeError or AssertionError for these."""
 
@@ -80,9 +68,13 @@ def _reason(error: BaseException) -> str:
     for reason, parts in _TEXTS.items():
         if any(part in text for part in parts):
             return reason
-    if isinstance(error, _SLIPS) and not _FAKE_KERNELS.isdisjoint(_innermost(error)):
-        return "fake tensors failed"
-    return ""
+    place = _innermost(error) if isinstance(error, _SLIPS) else None
+    if place is None:
+        return ""
+    if place.parent == Path(__file__).parent:
+        return "the rehearsal itself failed"
+    in_torch = "torch" in place.parts and not _FAKE_KERNELS.isdisjoint(place.parts)
+    return "fake tensors failed" if in_torch else ""
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -94,8 +86,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__ or link.__context__
 
 
-def _innermost(error: BaseException) -> set[str]:
-    """The parts, below torch's own folder, of the path of the file that raised; none for other files."""
+def _innermost(error: BaseException) -> Path | None:
+    """The file that raised."""
     frames = traceback.extract_tb(error.__traceback__)
-    parts = frames[-1].filename.replace("\\", "/").split("/") if frames else []
-    return set(parts[parts.index("torch") :]) if "torch" in parts else set()
+    return Path(frames[-1].filename) if frames else None

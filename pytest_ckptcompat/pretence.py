@@ -94,6 +94,10 @@ def _eager() -> Iterator[None]:
 
 @contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Set an attribute for a while; one that this release of torch lacks is left alone."""
+    if not hasattr(owner, name):
+        yield
+        return
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:

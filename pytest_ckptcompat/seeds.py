@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,4 +38,7 @@ def seeded(seed: int) -> Iterator[None]:
             numpy.random.set_state(numpy_state)
         torch.set_rng_state(torch_state)
         if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
+            with suppress(
+                RuntimeError
+            ):  # a kernel that failed has taken the context along, generators and all
+                torch.cuda.set_rng_state_all(cuda_states)

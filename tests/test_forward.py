@@ -218,6 +218,19 @@ def test_a_model_without_tensors_and_many_outputs():
     assert shown({"a": 3}) == "no tensors, dict"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize(
+    "function", [lambda x: x.cuda(), lambda x: x.to("cuda"), lambda x: torch.ones(1, device="cuda")]
+)
+def test_a_model_that_asks_for_a_card_may_be_skipped_on_the_cpu(function):
+    model = Computes(function)
+    assert forward(model, ONE).status == "failed"
+    outcome = forward(model, ONE, or_skip=True)
+    assert (outcome.status, outcome.findings) == ("skipped", [])
+    assert outcome.detail.startswith("the model asks for a card, and there is none here; ")
+    assert forward(Computes(lambda x: x.cude()), ONE, or_skip=True).status == "failed"
+
+
 # -- devices -------------------------------------------------------------------------------------------------
 
 

@@ -289,6 +289,13 @@ def test_what_passed_for_real_and_fails_on_fake_cpu_tensors_is_not_the_models_fa
     assert rehearse(halved, ONE, ran_on_cpu=True).status == "failed"
 
 
+def test_a_rehearsal_that_fails_itself_is_no_fault_of_the_model(monkeypatch):
+    monkeypatch.setattr("pytest_ckptcompat.refusal._one_device", None)
+    outcome = rehearse(Computes(), ONE)
+    assert outcome.status == "skipped"
+    assert "the rehearsal itself failed (TypeError: 'NoneType' object is not callable)" in outcome.detail
+
+
 class Locked(Computes):
     def __init__(self):
         super().__init__()
