@@ -206,29 +206,29 @@ class _Aimed(Mapping[str, Any]):
 def _sources(step: Step, before: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     """New key -> the keys of the first state dict that it comes from."""
     came = {write.key: write.sources for writes in step.edit.plan.values() for write in writes}
-    return {
-        key: tuple(dict.fromkeys(old for source in came.get(key, (key,)) for old in before.get(source, ())))
-        for key in step.after
-    }
+    sources = {}
+    for key in step.after:
+        if key in came:
+            sources[key] = tuple(dict.fromkeys(old for source in came[key] for old in before[source]))
+        else:
+            sources[key] = before[key]
+    return sources
 
 
 def _touched(step: Step, before: Mapping[str, tuple[Operator, ...]]) -> dict[str, tuple[Operator, ...]]:
-    """Key -> operators that gave it other values, renamed as the keys are."""
-    touched: dict[str, tuple[Operator, ...]] = {}
-    gone = dict(before)
-    for old in step.before:
-        writes = step.edit.plan.get(old)
-        earlier = gone.pop(old, ())
-        if writes is None:
-            touched[old] = earlier
-        elif not writes and old not in step.after:
-            touched[old] = (*earlier, step.operator)
-        for write in writes or ():
-            now = (step.operator,) if write.make is not None or write.overwrites else ()
-            touched[write.key] = (*(op for key in write.sources for op in before.get(key, ())), *now)
-    return {
-        key: tuple(dict.fromkeys(operators)) for key, operators in {**gone, **touched}.items() if operators
-    }
+    """Key -> operators that gave it other values, renamed as the keys are; before this step and in it."""
+    plan = step.edit.plan
+    touched = {key: operators for key, operators in before.items() if key not in plan}
+    for old, writes in plan.items():
+        if not writes and old not in step.after:
+            touched[old] = (*before.get(old, ()), step.operator)
+        for write in writes:
+            earlier = [operator for source in write.sources for operator in before.get(source, ())]
+            if write.make is not None or write.overwrites:
+                earlier.append(step.operator)
+            if earlier:
+                touched[write.key] = tuple(dict.fromkeys(earlier))
+    return touched
 
 
 def _table(operator: Operator) -> str:

@@ -13,7 +13,16 @@ from torch import nn
 
 from pytest_ckptcompat import operators
 from pytest_ckptcompat.errors import RecipeError
-from pytest_ckptcompat.operators import OPERATORS, add_prefix, append, drop, rename, strip_prefix, tile
+from pytest_ckptcompat.operators import (
+    OPERATORS,
+    add_prefix,
+    append,
+    drop,
+    rename,
+    select,
+    strip_prefix,
+    tile,
+)
 from pytest_ckptcompat.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -153,6 +162,13 @@ def test_a_tie_is_cut_where_the_model_has_the_old_shape_still() -> None:
     assert new["head.weight"] is old["head.weight"]
 
 
+def test_tied_keys_that_the_model_has_in_different_sizes_are_grown_each_to_its_own() -> None:
+    old = settle(Words(11)).state_dict()
+    target = {**old, "embed.weight": torch.empty(15, 8), "head.weight": torch.empty(13, 8)}
+    new = Recipe(tile("*.weight", dim=0)).apply(old, target)
+    assert (len(new["embed.weight"]), len(new["head.weight"])) == (15, 13)
+
+
 def test_meta_tensors_are_tied_by_their_storage() -> None:
     with torch.device("meta"):
         old = Words(11).state_dict()
@@ -287,6 +303,14 @@ def test_arguments_are_checked(arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(RecipeError) as caught:
         tile(**arguments)
     assert str(caught.value) == text
+
+
+def test_an_error_shows_the_beginning_of_a_long_list() -> None:
+    with pytest.raises(RecipeError) as caught:
+        select("nothing", dim=0, index=list(range(1000))).apply(boxes(), {})
+    assert str(caught.value).startswith(
+        'select("nothing", dim=0, index=[0, 1, 2, 3, … 996 more]) matches nothing'
+    )
 
 
 def test_a_recipe_takes_operators_alone() -> None:

@@ -11,7 +11,7 @@ from pytest_ckptcompat.stored import materialise
 
 from .fresh import Fresh, Init, mean
 from .growing import grown, joined, old_rows_kept, promise, resized
-from .keywise import Change, KeyWise, size_after
+from .keywise import Change, KeyWise, missized, size_after
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,11 +61,11 @@ class append(KeyWise):
     def unkept(self) -> str:  # type: ignore[override]
         """New outputs stand beside the old ones; new inputs are to count nothing."""
         nothing = self.init == "zeros" or (self.init == "constant" and self.value == 0)
-        return "" if self.dim == 0 or nothing else f"{self!r} adds inputs that count"
+        return "" if self.dim == 0 or nothing else f"{self} adds inputs that count"
 
     def change(self, key: str, state: State, target: State) -> Change | None:
         old = state[key].shape[self.dim] if -state[key].dim() <= self.dim < state[key].dim() else 0
-        size = size_after(self, key, self.dim, None if self.n is None else old + self.n, state, target)
+        size = size_after(self, key, self.dim, self._declared(old), state, target)
         if size is None:
             return None
         if size < old:
@@ -82,10 +82,14 @@ class append(KeyWise):
 
         return Change(make, None if self.optim == "reset" else carry)
 
+    def _declared(self, old: int) -> int | None:
+        return None if self.n is None else old + self.n
+
     def prove(self, before: State, after: State, target: State) -> list[Promise]:
         """Old rows are bit-equal, and the new ones are what `init` says."""
 
         def faults() -> Iterator[str]:
+            yield from missized(self, self.dim, self._declared, before, after, target)
             for key, old, new in grown(before, after, self.dim):
                 count = old.shape[self.dim]
                 added = materialise(new).narrow(self.dim, count, new.shape[self.dim] - count)
@@ -95,5 +99,5 @@ class append(KeyWise):
 
         return [
             old_rows_kept(self, before, after, self.dim),
-            promise(f"{self!r}: new rows are as declared", faults(), self.init),
+            promise(f"{self}: new rows are as declared", faults(), self.init),
         ]

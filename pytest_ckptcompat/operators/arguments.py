@@ -20,7 +20,7 @@ def checked(operator: str, name: str, value: Any, hint: Any) -> Any:
         fitted = _fitted(value, kind)
         if fitted is not MISSING:
             return fitted
-    raise RecipeError(f"{operator}: {name} wants {_wanted(hint)}, not {value!r}")
+    raise RecipeError(f"{operator}: {name} wants {_wanted(hint)}, not {value!r:.80}")
 
 
 def hints(kind: type) -> dict[str, Any]:
@@ -100,6 +100,13 @@ def python(value: Any) -> str:
     if callable(value):
         return str(getattr(value, "__name__", repr(value)))
     return repr(value)
+
+
+def brief(value: Any) -> str:
+    """A value for a text to be read: of a list of more than six, its beginning."""
+    if isinstance(value, tuple) and len(value) > 6:
+        return f"[{', '.join(map(python, value[:4]))}, … {len(value) - 4} more]"
+    return python(value)
 
 
 def quoted(text: str) -> str:

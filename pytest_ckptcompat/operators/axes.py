@@ -75,7 +75,7 @@ class Axes(KeyWise):
                     back = torch.movedim(new, list(range(new.dim())), list(self.order))
                     yield from differing(key, old, back)
 
-        return [promise(f"{self!r}: the way back gives the old tensor", faults(), "bit for bit")]
+        return [promise(f"{self}: the way back gives the old tensor", faults(), "bit for bit")]
 
 
 @dataclass(frozen=True, repr=False)

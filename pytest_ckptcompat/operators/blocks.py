@@ -83,7 +83,7 @@ class insert_block(Operator):
     @property
     def unkept(self) -> str:  # type: ignore[override]
         """A copy that adds what its original adds, adds it twice."""
-        return "" if self.zero else f"{self!r} adds a block whose outputs are not zero"
+        return "" if self.zero else f"{self} adds a block whose outputs are not zero"
 
     def plan(self, state: State, target: State) -> Plan:
         block = self._block(state)
@@ -147,9 +147,9 @@ class insert_block(Operator):
     def prove(self, before: State, after: State, target: State) -> list[Promise]:
         """One block more: the copy is the original but for zeros, and every other block is as it was."""
         return [
-            promise(f"{self!r}: other blocks kept", self._displaced(before, after), "bit for bit"),
+            promise(f"{self}: other blocks kept", self._displaced(before, after), "bit for bit"),
             promise(
-                f"{self!r}: the copy",
+                f"{self}: the copy",
                 self._miscopied(before, after),
                 f"{len(self.zero)} patterns zero, the rest bit-equal",
             ),
@@ -210,7 +210,7 @@ class stack(Operator):
     @property
     def unkept(self) -> str:  # type: ignore[override]
         """Each block's work is done several times."""
-        return f"{self!r} repeats blocks"
+        return f"{self} repeats blocks"
 
     def plan(self, state: State, target: State) -> Plan:
         inside = places(self.layers, state)
@@ -266,7 +266,7 @@ class stack(Operator):
             if len(blocks) != 1 or min(blocks) < 2 or not others <= {1}:
                 yield "not every block is there equally often"
 
-        return [promise(f"{self!r}: block i is block i mod {count}", faults(), "bit for bit")]
+        return [promise(f"{self}: block i is block i mod {count}", faults(), "bit for bit")]
 
 
 def _carried(squares: bool, tensor: torch.Tensor) -> torch.Tensor:

@@ -86,7 +86,7 @@ class cast(KeyWise):
                 elif not torch.equal(old.to(torch.complex128), new.to(torch.complex128)):
                     yield f"{keys.escape(key)}: the new dtype does not hold all values"
 
-        return [promise(f"{self!r}: finite, and rounded at most", faults())]
+        return [promise(f"{self}: finite, and rounded at most", faults())]
 
 
 def _off(key: str, old: torch.Tensor, new: torch.Tensor, info: torch.finfo) -> Iterator[str]:

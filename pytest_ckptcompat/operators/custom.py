@@ -55,7 +55,7 @@ class custom(Operator):
             object.__setattr__(self, "fn", name)  # by which it can be printed, compared and written
 
     def caveat(self, state: State, target: State) -> str:
-        return f"{self!r} is not checked"
+        return f"{self} is not checked"
 
     def plan(self, state: State, target: State) -> Plan:
         return self.edit(state, target).plan
@@ -80,13 +80,13 @@ class custom(Operator):
             with torch.no_grad():
                 new = fn(given)
         except ModelError as error:
-            raise RecipeError(f"{self!r}: {error}") from None
+            raise RecipeError(f"{self}: {error}") from None
         except (Exception, SystemExit) as error:
             where = ", called with tensors on the meta device" if on_meta else ""
-            raise RecipeError(f"{self!r} raised {raised(error)}{where}") from error
+            raise RecipeError(f"{self} raised {raised(error)}{where}") from error
         new = given if new is None else new
         if not isinstance(new, Mapping) or not all(isinstance(key, str) for key in new):
-            raise RecipeError(f"{self!r} gave no state dict: {type(new).__name__}")
+            raise RecipeError(f"{self} gave no state dict: {type(new).__name__}")
         made = new if isinstance(new, OrderedDict) else OrderedDict(new)
         if metadata is not None and not hasattr(made, "_metadata"):
             made._metadata = metadata  # type: ignore[attr-defined]
@@ -142,8 +142,8 @@ class custom(Operator):
                 elif isinstance(old, torch.Tensor):
                     yield from differing(key, old, after[key])
 
-        rest = promise(f"{self!r}: what it does not touch", faults(), "bit for bit")
-        return [rest, Promise(f"{self!r}", "unchecked", "what a function of your own does is not checked")]
+        rest = promise(f"{self}: what it does not touch", faults(), "bit for bit")
+        return [rest, Promise(f"{self}", "unchecked", "what a function of your own does is not checked")]
 
     def table(self) -> dict[str, Any]:
         table = super().table()

@@ -46,4 +46,4 @@ class drop(Operator):
                 elif isinstance(old, torch.Tensor):
                     yield from differing(key, old, after[key])
 
-        return [promise(f"{self!r}: the rest is unchanged", faults(), f"{len(after)} keys")]
+        return [promise(f"{self}: the rest is unchanged", faults(), f"{len(after)} keys")]

@@ -93,7 +93,7 @@ class concat(Operator):
             for name, sources in self._groups(before):
                 yield from _taken_apart(name, after.get(name), [before[each] for each in sources], self.dim)
 
-        return [promise(f"{self!r}: taken apart, the old tensors", faults(), "bit for bit")]
+        return [promise(f"{self}: taken apart, the old tensors", faults(), "bit for bit")]
 
 
 @dataclass(frozen=True, repr=False)
@@ -160,7 +160,7 @@ class split(Operator):
                 names = [filled(pattern, stars(self.key, key) or ()) for pattern in self.to]
                 yield from _taken_apart(key, before[key], [after.get(name) for name in names], self.dim)
 
-        return [promise(f"{self!r}: joined, the old tensor", faults(), "bit for bit")]
+        return [promise(f"{self}: joined, the old tensor", faults(), "bit for bit")]
 
 
 def _narrowed(dim: int, start: int, size: int) -> Callable[..., torch.Tensor]:

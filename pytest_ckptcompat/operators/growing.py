@@ -29,13 +29,19 @@ def drawn(
     """A tensor of the kind of `like`, filled by ``draw(tensor, generator)``.
 
     It is drawn on the CPU, in float32 at least, so that the values are the same on every device; on meta
-    nothing is. Tensors of different names get different values from one seed.
+    nothing is.
     """
     if like.device.type == "meta":
         return like.new_empty(tuple(sizes))
     values = torch.empty(tuple(sizes), dtype=torch.promote_types(wide(like), torch.float32))
-    draw(values, torch.Generator().manual_seed(seed + crc32(key.encode("utf-8", "surrogatepass"))))
+    draw(values, generator(seed, key))
     return values.to(like.device, like.dtype)
+
+
+def generator(seed: int, key: str) -> torch.Generator:
+    """Of what is drawn for a key: tensors of different names get different values from one seed."""
+    name = crc32(key.encode("utf-8", "surrogatepass"))
+    return torch.Generator().manual_seed((seed + name) % 2**63)
 
 
 def wide(tensor: torch.Tensor) -> torch.dtype:
@@ -101,5 +107,5 @@ def old_rows_kept(operator: object, before: State, after: State, dim: int) -> Pr
             count += 1
             yield from differing(key, old, new.narrow(dim, 0, old.shape[dim]))
 
-    kept = promise(f"{operator!r}: old rows kept", faults())
+    kept = promise(f"{operator}: old rows kept", faults())
     return kept if kept.detail else Promise(kept.name, kept.status, f"bit-equal in {count} tensors")

@@ -52,7 +52,7 @@ class inflate(KeyWise):
     @property
     def unkept(self) -> str:  # type: ignore[override]
         """The model sees clips."""
-        return f"{self!r}: the model sees clips"
+        return f"{self}: the model sees clips"
 
     def change(self, key: str, state: State, target: State) -> Change | None:
         time = self._frames(key, state, target)
@@ -96,7 +96,7 @@ class inflate(KeyWise):
                 if time is not None:
                     yield from self._faults(key, materialise(before[key]), materialise(after[key]), time)
 
-        return [promise(f"{self!r}: as before on a clip that stands still", faults())]
+        return [promise(f"{self}: as before on a clip that stands still", faults())]
 
     def _faults(self, key: str, old: torch.Tensor, new: torch.Tensor, time: int) -> Iterator[str]:
         wanted = (*old.shape[:2], time, *old.shape[2:])

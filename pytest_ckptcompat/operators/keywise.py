@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from pytest_ckptcompat.keys import select
+from pytest_ckptcompat.keys import escape, select
 from pytest_ckptcompat.tensors import shown
 
 from .arguments import python
@@ -15,7 +15,7 @@ from .operator import Operator
 from .plan import Make, Plan, State, Write, memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 
 class Change(NamedTuple):
@@ -54,7 +54,7 @@ class KeyWise(Operator):
                 continue
             change = self.change(key, state, target)
             if change is not None:
-                for name in _moved(ties[memory(state[key])], key, state, target):
+                for name in _moved(ties[memory(state[key])], key, target):
                     plan[name] = [Write(name, (name,), *change)]
         if not plan:
             raise self.unused(self.key, f"changes nothing: {self._as_it_is(keys[0], state, target)}")
@@ -89,11 +89,11 @@ def tied(state: State) -> dict[object, list[str]]:
     return ties
 
 
-def _moved(names: Iterable[str], key: str, state: State, target: State) -> Iterator[str]:
-    """Those names of a tensor that change with `key`: all but where the model has the old shape still."""
-    has, wanted = shape(state[key]), shape(target.get(key))
+def _moved(names: Iterable[str], key: str, target: State) -> Iterator[str]:
+    """Those names of a tensor that change with `key`: all but where the model has another shape."""
+    wanted = shape(target.get(key))
     for name in names:
-        if name == key or shape(target.get(name)) != has or wanted in (None, has):
+        if name == key or wanted is None or shape(target.get(name)) in (None, wanted):
             yield name
 
 
@@ -103,6 +103,29 @@ def shape(value: Any) -> tuple[int, ...] | None:
         return tuple(value.shape)
     except (AttributeError, RuntimeError):  # None, extra state, parameters that are not initialised yet
         return None
+
+
+def missized(
+    operator: KeyWise, dim: int, to: Callable[[int], int | None], before: State, after: State, target: State
+) -> Iterator[str]:
+    """The faults of tensors that `operator` names and that have not the size along `dim` that they should.
+
+    Args:
+        operator: whose promise it is.
+        dim: of the tensors.
+        to: the old size -> the new one that is declared, or None.
+        before: the state dict before it.
+        after: and after it.
+        target: what the model has.
+    """
+    for key in select(operator.key, before.keys()):
+        if (has := shape(before[key])) is None:
+            continue
+        declared = to(has[dim]) if -len(has) <= dim < len(has) else None
+        wanted = size_after(operator, key, dim, declared, before, target)
+        found = shape(after.get(key))
+        if wanted is not None and (found is None or len(found) != len(has) or found[dim] != wanted):
+            yield f"{escape(key)}: {'gone' if found is None else shown(found)} where {wanted} rows are due"
 
 
 def size_after(

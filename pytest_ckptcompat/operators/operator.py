@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 from pytest_ckptcompat.errors import RecipeError
 from pytest_ckptcompat.keys import escape, nearest, select
 
-from .arguments import checked, given, hints, positional, python
+from .arguments import brief, checked, given, hints, positional, python
 from .plan import Plan, State, carry_out
 
 if TYPE_CHECKING:
     from collections import OrderedDict
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from pytest_ckptcompat.rules import Finding, Promise
 
@@ -56,10 +56,17 @@ class Operator:
 
     def __repr__(self) -> str:
         """Python that makes this operator, arguments that are at their defaults left out."""
+        return self._shown(python)
+
+    def __str__(self) -> str:
+        """The same for a text to be read: of a long list, only its beginning."""
+        return self._shown(brief)
+
+    def _shown(self, form: Callable[[Any], str]) -> str:
         kinds = hints(type(self))
         by_place = {field.name for field in fields(self) if positional(field, kinds[field.name])}
         arguments = [
-            python(value) if name in by_place else f"{name}={python(value)}"
+            form(value) if name in by_place else f"{name}={form(value)}"
             for name, value in given(self).items()
         ]
         return f"{type(self).__name__}({', '.join(arguments)})"
@@ -144,11 +151,11 @@ class Operator:
 
     def unused(self, pattern: str, why: str) -> RecipeError:
         """The error of an operator that does nothing."""
-        return RecipeError(f"{self!r} {why}", rule="recipe-unused-op", key=pattern)
+        return RecipeError(f"{self} {why}", rule="recipe-unused-op", key=pattern)
 
     def unfit(self, key: str, why: str) -> RecipeError:
         """The error of an operator that can't do what it says."""
-        return RecipeError(f"{self!r} does not fit {python(key)}: {why}", key=key)
+        return RecipeError(f"{self} does not fit {python(key)}: {why}", key=key)
 
 
 _IN_TABLES = {"op": "reduction"}

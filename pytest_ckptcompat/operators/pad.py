@@ -57,9 +57,7 @@ class pad(KeyWise):
         for key in keys.select(self.key, state.keys()):
             for dim, (before, behind) in enumerate(self._margins(key, state, target)):
                 if (dim < 2 and before) or (dim >= 2 and before != behind):
-                    return (
-                        f"{self!r} moves {('outputs', 'inputs')[dim] if dim < 2 else 'the kernel'} of {key}"
-                    )
+                    return f"{self} moves {('outputs', 'inputs')[dim] if dim < 2 else 'the kernel'} of {key}"
         return ""
 
     def change(self, key: str, state: State, target: State) -> Change | None:
@@ -105,7 +103,7 @@ class pad(KeyWise):
                 if any(map(any, margins)):
                     yield from self._faults(key, materialise(before[key]), materialise(after[key]), margins)
 
-        return [promise(f"{self!r}: the centre is kept, the rest zero", faults(), "bit for bit")]
+        return [promise(f"{self}: the centre is kept, the rest zero", faults(), "bit for bit")]
 
     def _faults(self, key: str, old: torch.Tensor, new: torch.Tensor, margins: Margins) -> Iterator[str]:
         wanted = [before + size + behind for size, (before, behind) in zip(old.shape, margins, strict=True)]

@@ -60,11 +60,11 @@ def carry_out(plan: Plan, state: State, operator: object) -> OrderedDict[str, An
     with torch.no_grad():
         for old in state:
             read: dict[str, Any] = {}  # so that a source of several writes is read once
-            for write in plan.get(old, (Write(old, (old,)),)):
+            for write in plan[old] if old in plan else (Write(old, (old,)),):
                 if write.key in new:
                     names = " and ".join(map(escape, (came[write.key], old)))
                     raise RecipeError(
-                        f"{operator!r} gives both {names} the name {escape(write.key)}", key=write.key
+                        f"{operator} gives both {names} the name {escape(write.key)}", key=write.key
                     )
                 new[write.key] = _value(write, state, made, read)
                 came[write.key] = old
@@ -104,16 +104,23 @@ def _renamed(metadata: Mapping[str, Any], plan: Plan, state: State) -> OrderedDi
     Versions matter to the modules' own loading: torch fills in for those of a state dict without any.
     """
     modules: dict[str, dict[str, None]] = {}
-    for old in state:
-        for write in plan.get(old, (Write(old, (old,)),)):
-            before, after = old.split("."), write.key.split(".")
-            for below in range(1, min(len(before), len(after)) + 1):
-                if before[-below:] != after[-below:]:
-                    break
-                modules.setdefault(".".join(before[:-below]), {})[".".join(after[:-below])] = None
+    if any(write.key != old for old, writes in plan.items() for write in writes):
+        for old in state:
+            for name in [write.key for write in plan[old]] if old in plan else (old,):
+                _note(old, name, modules)
     renamed: OrderedDict[str, Any] = OrderedDict()
     for module, about in metadata.items():
         for name in modules.get(module, [module]):
             renamed.setdefault(name, about)
     renamed.setdefault("", metadata.get("", {}))
     return renamed
+
+
+def _note(old: str, new: str, modules: dict[str, dict[str, None]]) -> None:
+    """Note what the modules above a key are called after it was renamed, as far up as names are the same."""
+    while old and new:
+        old, _, last = old.rpartition(".")
+        new, _, now = new.rpartition(".")
+        if last != now or new in modules.get(old, {}):
+            return
+        modules.setdefault(old, {})[new] = None

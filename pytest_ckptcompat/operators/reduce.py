@@ -55,7 +55,7 @@ class reduce(KeyWise):
     @property
     def unkept(self) -> str:  # type: ignore[override]
         """Other inputs, or heads that are no longer told apart."""
-        return f"{self!r} makes one of several"
+        return f"{self} makes one of several"
 
     def change(self, key: str, state: State, target: State) -> Change | None:
         sizes = self._sizes(key, state, target)
@@ -103,7 +103,7 @@ class reduce(KeyWise):
                 if sizes is not None:
                     yield from self._faults(key, materialise(before[key]), materialise(after[key]), *sizes)
 
-        return [promise(f"{self!r}: each group's {self.op} is kept", faults())]
+        return [promise(f"{self}: each group's {self.op} is kept", faults())]
 
     def _faults(
         self, key: str, old: torch.Tensor, new: torch.Tensor, several: int, block: int

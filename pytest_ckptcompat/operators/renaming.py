@@ -58,7 +58,7 @@ class Renaming(Operator):
                 elif isinstance(old, torch.Tensor):
                     yield from differing(name, old, after[name])
 
-        return [promise(f"{self!r}: bytes unchanged", faults(), f"{len(after)} keys")]
+        return [promise(f"{self}: bytes unchanged", faults(), f"{len(after)} keys")]
 
 
 @dataclass(frozen=True, repr=False)

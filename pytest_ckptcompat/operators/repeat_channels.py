@@ -14,7 +14,7 @@ from pytest_ckptcompat.keys import escape
 from pytest_ckptcompat.stored import materialise
 
 from .growing import differing, grown, promise, wide
-from .keywise import Change, KeyWise, size_after
+from .keywise import Change, KeyWise, missized, size_after
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +43,7 @@ class repeat_channels(KeyWise):
     @property
     def unkept(self) -> str:  # type: ignore[override]
         """The pictures are other ones."""
-        return f"{self!r}: the model takes other inputs"
+        return f"{self}: the model takes other inputs"
 
     def change(self, key: str, state: State, target: State) -> Change | None:
         size = size_after(self, key, 1, self.to, state, target)
@@ -68,6 +68,7 @@ class repeat_channels(KeyWise):
         said: dict[str, None] = {}
 
         def faults() -> Iterator[str]:
+            yield from missized(self, 1, lambda _: self.to, before, after, target)
             for key, old, new in grown(before, after, 1):
                 one, other = materialise(old).double(), materialise(new).double()
                 n, more = one.shape[1], other.shape[1]
@@ -86,4 +87,4 @@ class repeat_channels(KeyWise):
                     said["their sum is kept"] = None
 
         found = list(faults())
-        return [promise(f"{self!r}: channel i is channel i mod n, times n/N", found, "; ".join(said))]
+        return [promise(f"{self}: channel i is channel i mod n, times n/N", found, "; ".join(said))]

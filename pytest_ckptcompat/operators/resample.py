@@ -66,7 +66,7 @@ class resample(KeyWise):
     @property
     def unkept(self) -> str:  # type: ignore[override]
         """The pictures are of another size."""
-        return f"{self!r}: the model sees another grid"
+        return f"{self}: the model sees another grid"
 
     @property
     def interpolation(self) -> Interpolation:
@@ -163,9 +163,7 @@ class resample(KeyWise):
                     yield from self._faults(key, grid, materialise(before[key]), materialise(after[key]))
 
         name = "a resized patch gives what it gave" if self.mode == "pinv" else "resized line by line"
-        return [
-            promise(f"{self!r}: {name}", faults(), "prefix tokens bit-equal" if self.prefix_tokens else "")
-        ]
+        return [promise(f"{self}: {name}", faults(), "prefix tokens bit-equal" if self.prefix_tokens else "")]
 
     def _faults(self, key: str, grid: Grid, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
         rows, columns = (

@@ -48,7 +48,7 @@ class scale(KeyWise):
     @property
     def unkept(self) -> str:  # type: ignore[override]
         """What is multiplied counts more or less than it did."""
-        return f"{self!r} multiplies weights"
+        return f"{self} multiplies weights"
 
     def change(self, key: str, state: State, target: State) -> Change | None:
         why = self._misfit(state[key])
@@ -92,7 +92,7 @@ class scale(KeyWise):
                     if bool(off.any()):
                         yield f"{keys.escape(key)}: {int(off.sum())} elements are not {factor} times the old"
 
-        return [promise(f"{self!r}: linear", faults())]
+        return [promise(f"{self}: linear", faults())]
 
     def _rows(
         self, old: torch.Tensor, new: torch.Tensor

@@ -88,7 +88,7 @@ class select(KeyWise):
     def unkept(self) -> str:  # type: ignore[override]
         """Outputs may go or move; inputs may move alone."""
         permuted = sorted(row if row is not None else -1 for row in self.rows) == list(range(len(self.rows)))
-        return "" if self.dim == 0 or permuted else f"{self!r} leaves out inputs"
+        return "" if self.dim == 0 or permuted else f"{self} leaves out inputs"
 
     def change(self, key: str, state: State, target: State) -> Change | None:
         has, rows = tuple(state[key].shape), self.rows
@@ -158,7 +158,7 @@ class select(KeyWise):
                     declared = Fresh.of(self.missing, self, self, key, before, target)
                     yield from declared.faults(old, torch.stack(fresh, self.dim), self.dim)
 
-        proved = promise(f"{self!r}: rows by their place", faults(), "bit for bit")
+        proved = promise(f"{self}: rows by their place", faults(), "bit for bit")
         return [proved]
 
     def _came(self, place: int) -> int | None:

@@ -45,7 +45,7 @@ class tie(Operator):
         for first, others in self._groups(state):
             for other in others:
                 if other in state and memory(state[other]) != memory(state[first]):
-                    return f"{self!r} replaces {python(other)}"
+                    return f"{self} replaces {python(other)}"
         return ""
 
     def plan(self, state: State, target: State) -> Plan:
@@ -77,4 +77,4 @@ class tie(Operator):
                 if isinstance(before[first], torch.Tensor):
                     yield from differing(first, before[first], after[first])
 
-        return [promise(f"{self!r}: shared", faults())]
+        return [promise(f"{self}: shared", faults())]

@@ -12,7 +12,7 @@ import torch
 from pytest_ckptcompat.stored import materialise
 
 from .growing import bits, differing, drawn, grown, joined, old_rows_kept, promise
-from .keywise import Change, KeyWise, size_after
+from .keywise import Change, KeyWise, missized, size_after
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +48,7 @@ class tile(KeyWise):  # operators are named as recipes spell them
     @property
     def unkept(self) -> str:  # type: ignore[override]
         """Repeated inputs count more than once; repeated outputs stand beside the old ones."""
-        return "" if self.dim == 0 else f"{self!r} repeats inputs"
+        return "" if self.dim == 0 else f"{self} repeats inputs"
 
     def change(self, key: str, state: State, target: State) -> Change | None:
         size = size_after(self, key, self.dim, self.to, state, target)
@@ -86,11 +86,12 @@ class tile(KeyWise):  # operators are named as recipes spell them
         """Old rows are bit-equal, and row i is row ``i mod n``, but for the noise."""
 
         def faults() -> Iterator[str]:
+            yield from missized(self, self.dim, lambda _: self.to, before, after, target)
             for key, old, new in grown(before, after, self.dim):
                 rows = torch.arange(new.shape[self.dim]) % old.shape[self.dim]
                 expected = bits(materialise(old)).index_select(self.dim, rows).view(old.dtype)
                 yield from differing(key, expected, new, 7 * self.noise_std if self.noise_std else None)
 
         told = f"within 7 × {self.noise_std}" if self.noise_std else "bit for bit"
-        repeated = promise(f"{self!r}: row i is row i mod n", faults(), told)
+        repeated = promise(f"{self}: row i is row i mod n", faults(), told)
         return [old_rows_kept(self, before, after, self.dim), repeated]

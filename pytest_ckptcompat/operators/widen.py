@@ -7,7 +7,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
-from zlib import crc32
 
 import torch
 
@@ -20,7 +19,7 @@ from pytest_ckptcompat.tensors import shown
 
 from .arguments import python
 from .globs import alike, filled, stars
-from .growing import bits, differing, drawn, promise
+from .growing import bits, differing, drawn, generator, promise
 from .keywise import shape
 from .operator import Operator
 from .plan import Plan, State, Write, memory
@@ -89,7 +88,7 @@ class widen(Operator):
     def unkept(self) -> str:  # type: ignore[override]
         """Copies with noise are other units."""
         noisy = self.noise_std and self.split != "zero"
-        return f"{self!r} adds noise to units that count" if noisy else ""
+        return f"{self} adds noise to units that count" if noisy else ""
 
     # -- at work -------------------------------------------------------------------------------------------
 
@@ -116,9 +115,7 @@ class widen(Operator):
         def carry(squares: bool, tensor: torch.Tensor) -> torch.Tensor:
             new = units.more_rows(tensor)
             if squares and self.split == "zero":
-                return (
-                    new  # a unit that counts nothing has no gradient yet: as if it counted, for small steps
-                )
+                return new  # one that counts nothing has no gradient yet: as if it counted, for small steps
             return units.shared(new, 0, 2 if squares else 1)
 
         return Write(key, (key,), make, None if self.optim == "reset" else carry)
@@ -169,8 +166,9 @@ class widen(Operator):
         if both:
             raise self.unfit(both[0], "it can't give and take the same units; widen one after the other")
         origin = self._origin(f"{first}.weight", old, target)
-        generator = torch.Generator().manual_seed(self.seed + crc32(first.encode("utf-8", "surrogatepass")))
-        return Units(rows, weights, columns, old, origin, shares(origin, self.split, generator))
+        return Units(
+            rows, weights, columns, old, origin, shares(origin, self.split, generator(self.seed, first))
+        )
 
     def _size(self, key: str, state: State) -> int:
         sizes = shape(state.get(key))
@@ -183,9 +181,7 @@ class widen(Operator):
             sizes = tuple(state[key].shape)
             if sizes and sizes[0] == old:
                 yield key
-            elif sizes and not (
-                norm and sizes == (1,)
-            ):  # a scalar counts batches; one slope is for all units
+            elif sizes and not (norm and sizes == (1,)):  # one slope may be for all units
                 raise self.unfit(key, f"it is {shown(sizes)}, and there are {old} units")
 
     def _columns(self, module: str, old: int, state: State) -> Iterator[tuple[str, int]]:
@@ -217,17 +213,10 @@ class widen(Operator):
 
     def _origin(self, key: str, old: int, target: State) -> tuple[int, ...]:
         wanted = shape(target.get(key))
-        size = (
-            self.to
-            if self.to is not None
-            else len(self.mapping)
-            if self.mapping
-            else wanted[0]
-            if wanted
-            else None
-        )
-        if size is None:
+        given = self.to or len(self.mapping or ())
+        if not given and not wanted:
             raise self.unfit(key, "the model does not have it, so the number of units must be given")
+        size = given or (wanted or (0,))[0]
         origin = self.mapping or tuple(unit % old for unit in range(size))
         if size <= old:
             what = "changes nothing" if size == old else "does not fit: use select for fewer units"
@@ -246,10 +235,10 @@ class widen(Operator):
         layers = list(self._layers(before, target))
         return [
             promise(
-                f"{self!r}: units copied", chain(*(self._uncopied(units, before, after) for units in layers))
+                f"{self}: units copied", chain(*(self._uncopied(units, before, after) for units in layers))
             ),
             promise(
-                f"{self!r}: work shared", chain(*(self._unshared(units, before, after) for units in layers))
+                f"{self}: work shared", chain(*(self._unshared(units, before, after) for units in layers))
             ),
         ]
 
