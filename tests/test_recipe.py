@@ -12,6 +12,7 @@ from networks import Boxes, Words, settle
 from torch import nn
 
 from pytest_ckptcompat import operators
+from pytest_ckptcompat.checkpoint import open_checkpoint
 from pytest_ckptcompat.errors import RecipeError
 from pytest_ckptcompat.operators import (
     OPERATORS,
@@ -85,6 +86,20 @@ def test_values_that_do_not_change_are_not_looked_at() -> None:
     new = Recipe(tile("out2.*", dim=0), rename("out1.*", "first.*")).apply(old, Boxes(14).state_dict())
     assert new["first.weight"] is old["out1.weight"]
     assert Counted.reads == 0
+
+
+def test_of_a_checkpoint_only_what_grows_is_read(tmp_path: Path) -> None:
+    old = settle(Words(11)).state_dict()
+    torch.save(old, tmp_path / "words.pth")
+    checkpoint = open_checkpoint(tmp_path / "words.pth")
+    stored, headers = checkpoint.stored(), checkpoint.bytes_read
+    recipe = Recipe(append("embed.weight", dim=0, init="mean"), rename("norm.*", "last_norm.*"))
+    target = {key.replace("norm.", "last_norm."): value for key, value in Words(15).state_dict().items()}
+    new = recipe.apply(stored, target)
+    assert checkpoint.bytes_read - headers == old["embed.weight"].nbytes
+    assert new["last_norm.weight"] is stored["norm.weight"]
+    assert new["head.weight"] is new["embed.weight"]
+    assert torch.equal(new["embed.weight"], recipe.apply(old, target)["embed.weight"])
 
 
 def test_extra_state_passes_through() -> None:

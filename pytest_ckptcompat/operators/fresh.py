@@ -146,25 +146,21 @@ class Fresh:
         elif self.init == "constant":
             yield from differing(self.key, torch.full_like(added, self.declared.value), added)
         elif self.init in ("mean", "multivariate_normal"):
-            yield from self._off_the_mean(old.double(), added.double(), dim, torch.finfo(added.dtype).eps)
+            yield from self._off_the_mean(old, added, dim)
         else:
-            yield from self._ill_spread(old.double(), added.double())
+            yield from self._ill_spread(old, added.double(), dim)
 
-    def _off_the_mean(self, old: torch.Tensor, added: torch.Tensor, dim: int, eps: float) -> Iterator[str]:
-        centre = old.sum(dim, keepdim=True) / old.shape[dim]
-        allowed = 4 * eps * float(old.abs().max())
+    def _off_the_mean(self, old: torch.Tensor, added: torch.Tensor, dim: int) -> Iterator[str]:
+        centre, deviation, largest = _moments(old, dim)
+        allowed = 4 * torch.finfo(added.dtype).eps * largest
         if self.init == "multivariate_normal":
-            allowed += 8 * sqrt(SHRUNK) * float(old.std(dim, correction=0).max())
-        yield from differing(self.key, centre.expand_as(added), added, allowed)
+            allowed += 8 * sqrt(SHRUNK) * float(deviation.max())
+        yield from differing(self.key, centre.expand_as(added), added.double(), allowed)
 
-    def _ill_spread(self, old: torch.Tensor, added: torch.Tensor) -> Iterator[str]:
+    def _ill_spread(self, old: torch.Tensor, added: torch.Tensor, dim: int) -> Iterator[str]:
         """Mean, standard deviation and largest value of random rows, each within 5 of its standard errors."""
         if self.init == "normal":
-            std = (
-                float(((old - old.mean()) ** 2).mean().sqrt())
-                if self.declared.std is None
-                else self.declared.std
-            )
+            std = self._overall(old, dim) if self.declared.std is None else self.declared.std
             most, error = 8 * std, std / sqrt(2)
         else:
             gain = nn.init.calculate_gain("leaky_relu", sqrt(5))
@@ -182,6 +178,25 @@ class Fresh:
             yield f"{name}: the new rows' deviation is {magnitude(found)}, not about {magnitude(std)}"
         if float(added.abs().max()) > most * 1.01:
             yield f"{name}: a new row has {magnitude(float(added.abs().max()))}, beyond {magnitude(most)}"
+
+    def _overall(self, old: torch.Tensor, dim: int) -> float:
+        """The standard deviation of all old elements: that within the columns, and that between them."""
+        centre, deviation, _ = _moments(old, dim)
+        return float((deviation.square().mean() + (centre - centre.mean()).square().mean()).sqrt())
+
+
+_PIECE = 4096  # rows that are looked at together, so that a vocabulary is not copied to float64 whole
+
+
+def _moments(old: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Mean and standard deviation of the rows, in float64, and the largest value."""
+    pieces = torch.split(old, _PIECE, dim)
+    n = old.shape[dim]
+    centre = sum((piece.double().sum(dim, keepdim=True) for piece in pieces), torch.zeros(())) / n
+    squares = sum(
+        ((piece.double() - centre).square().sum(dim, keepdim=True) for piece in pieces), torch.zeros(())
+    )
+    return centre, (squares / n).sqrt(), max(float(piece.double().abs().max()) for piece in pieces)
 
 
 def mean(tensor: torch.Tensor, dim: int) -> torch.Tensor:
