@@ -26,6 +26,7 @@ class Limits:
         dims: dimensions of one tensor.
         nesting: depth of nested containers.
         safetensors_header: bytes of a safetensors header.
+        json_tokens: of one JSON text, those aside that are read entry by entry.
         index: bytes of the index of a sharded checkpoint, or of a lock file.
         files: shards of one checkpoint.
     """
@@ -40,6 +41,7 @@ class Limits:
     dims: int = 64
     nesting: int = 1000
     safetensors_header: int = 100_000_000
+    json_tokens: int = 2_000_000
     index: int = 64 << 20
     files: int = 10_000
 

@@ -143,7 +143,7 @@ class Contents:
         """
         try:
             if state_dict_key is None:
-                key, node = find_state_dict(self.header.tree)
+                key, node = find_state_dict(self.header.tree, self.limits)
             else:
                 key, node = state_dict_key, state_dict_at(self.header.tree, state_dict_key)
             entries = flatten(node, self.limits)

@@ -89,7 +89,7 @@ def at(tree: Any, path: tuple[object, ...]) -> Any:
     return tree
 
 
-def find_state_dict(tree: object) -> tuple[str, object]:
+def find_state_dict(tree: object, limits: Limits) -> tuple[str, object]:
     """The state dict of a checkpoint and the dotted path to it, ``""`` where it is the outer object itself.
 
     The usual names are looked for, at most three levels deep, the shallowest first; then, if none of them is
@@ -99,12 +99,10 @@ def find_state_dict(tree: object) -> tuple[str, object]:
     Raises:
         CheckpointError: there is none, or there are several that are equally good.
     """
-    if is_module(tree):
-        return "", tree
-    whole = has_tensors(tree)
+    whole = _is_state_dict(tree, limits)
     others: list[tuple[str, object]] = []
     for level in islice(_levels(tree), 1 if whole else _DEEPEST):
-        found = [(path, name, node) for path, name, node in level if is_module(node) or has_tensors(node)]
+        found = [(path, name, node) for path, name, node in level if _is_state_dict(node, limits)]
         usual = [(path, node) for path, name, node in found if name in USUAL]
         if usual:
             return _only(usual)
@@ -151,6 +149,12 @@ def _only(found: list[tuple[str, object]]) -> tuple[str, object]:
     return found[0]
 
 
+def _is_state_dict(node: object, limits: Limits) -> bool:
+    if is_module(node):
+        return any(isinstance(value, TensorSpec) for _, value in _module_entries(node, limits))
+    return has_tensors(node)
+
+
 def has_tensors(node: object) -> bool:
     """Whether it is a dict with strings as keys and a tensor among its values."""
     entries = node.items if isinstance(node, Stub) else node
@@ -185,7 +189,7 @@ def flatten(node: object, limits: Limits) -> dict[str, object]:
     if not isinstance(entries, dict):
         raise CheckpointError("it is no state dict")
     if isinstance(entries, Branch):
-        return dict(_joined_entries(entries, limits))
+        return dict(_joined_entries("", entries, limits))
     odd = next((key for key in entries if not isinstance(key, str)), None)
     if None in entries or odd is not None:
         raise CheckpointError(f"its state dict has a key that is no string, but {type(odd).__name__}")
@@ -229,20 +233,21 @@ def _under(prefix: str, group: object, limits: Limits) -> list[tuple[str, object
     return named
 
 
-def _joined_entries(root: dict[object, object], limits: Limits) -> Iterator[tuple[str, object]]:
-    pending: list[tuple[str, object, int]] = [("", root, 0)]
-    visited = 0
-    while pending:
-        path, node, depth = pending.pop()
-        visited += 1
-        limits.check("tensors", visited, "it holds too many entries")
-        limits.check("nesting", depth, "its dicts are nested too deeply")
-        if isinstance(node, (Branch, Branches)) and node:
-            inner = [(f"{path}.{name}".removeprefix("."), child, depth + 1) for name, child in children(node)]
-            pending.extend(reversed(inner))
+def _joined_entries(path: str, node: object, limits: Limits) -> Iterator[tuple[str, object]]:
+    """The tensors inside, under keys joined by dots, and the parts that hold none. `Branch` is never deep."""
+    for name, part in children(node):
+        key = f"{path}{name}"
+        if _branches_to_tensors(part):
+            yield from _joined_entries(f"{key}.", part, limits)
         else:
-            _check_key(path, limits)
-            yield path, node
+            _check_key(key, limits)
+            yield key, part
+
+
+def _branches_to_tensors(node: object) -> bool:
+    if not isinstance(node, (Branch, Branches)):
+        return False
+    return any(isinstance(part, TensorSpec) or _branches_to_tensors(part) for _, part in children(node))
 
 
 def _check_key(key: str, limits: Limits) -> None:

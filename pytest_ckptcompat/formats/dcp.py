@@ -122,8 +122,9 @@ class _Reader:
 
     def _tensor(self, key: str, entry: Stub) -> TensorSpec:
         properties, shape, chunks = _fields(entry, "properties", "size", "chunks")
-        if not _is_sizes(shape) or not isinstance(chunks, list) or len(shape) > self._limits.dims:
+        if not _is_sizes(shape) or not isinstance(chunks, list):
             raise CheckpointError(f"its .metadata has a damaged entry {escape(key)}")
+        self._limits.check("dims", len(shape), f"{escape(key)} has {len(shape)} dimensions")
         try:
             dtype = dtype_of(_dtype(properties))
         except (TypeError, ValueError) as error:

@@ -9,10 +9,13 @@ import json
 import re
 from typing import TYPE_CHECKING
 
+from pytest_ckptcompat.caps import exceeded
 from pytest_ckptcompat.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pytest_ckptcompat.caps import Limits
 
 _SPACE = re.compile(rb"[ \t\n\r]*+")
 _STRING = re.compile(rb'"((?:[^"\\\x00-\x1f]++|\\.)*+)"', re.DOTALL)
@@ -26,16 +29,21 @@ class Scanner:
     Args:
         data: the text, UTF-8.
         what: is named in errors: ``"its header"``.
-        position: where to begin.
+        limits: caps.
     """
 
-    def __init__(self, data: bytes, what: str, position: int = 0) -> None:
+    def __init__(self, data: bytes, what: str, limits: Limits) -> None:
         self.data = data
-        self.position = position
+        self.position = 0
         self._what = what
+        self._limits = limits
+        self._tokens = limits.json_tokens
 
     def peek(self) -> bytes:
         """The next byte that is no space, or ``b""``; it is not taken."""
+        self._tokens -= 1
+        if self._tokens < 0:
+            raise exceeded("json_tokens", self._limits.json_tokens, f"{self._what} has too many parts")
         match = _SPACE.match(self.data, self.position)
         assert match
         self.position = match.end()
@@ -110,40 +118,27 @@ class Scanner:
         closing = bytearray()
         while True:
             byte = self.peek()
-            if closing and byte == closing[-1:]:
+            if byte in (b"{", b"["):
+                self.position += 1
+                closing += b"}" if byte == b"{" else b"]"
+                if self.peek() != closing[-1:]:
+                    self._to_value(closing)
+                    continue
+            else:
+                self._pass(_STRING if byte == b'"' else _SCALAR)
+            while closing and self.peek() == closing[-1:]:
                 closing.pop()
                 self.position += 1
-            elif byte == b"{":
-                closing += b"}"
-                self.position += 1
-                if self._entered(b"}"):
-                    continue
-            elif byte == b"[":
-                closing += b"]"
-                self.position += 1
-                continue
-            elif byte == b'"':
-                self._pass(_STRING)
-            else:
-                self._pass(_SCALAR)
             if not closing:
                 return
-            self._next(closing)
+            self.take(b",")
+            self._to_value(closing)
 
-    def _entered(self, closing: bytes) -> bool:
-        """Pass over the first key of an object; False if there is none."""
-        if self.peek() != closing:
+    def _to_value(self, closing: bytearray) -> None:
+        """Pass over the key, where values have one."""
+        if closing[-1:] == b"}":
             self._pass(_STRING)
             self.take(b":")
-        return True
-
-    def _next(self, closing: bytearray) -> None:
-        """After a value inside: pass over the comma, and the key that follows in an object."""
-        if self.peek() != closing[-1:]:
-            self.take(b",")
-            if closing[-1:] == b"}":
-                self._pass(_STRING)
-                self.take(b":")
 
     def _pass(self, pattern: re.Pattern[bytes]) -> None:
         self.peek()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice, permutations
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -35,19 +36,33 @@ _DTYPES = {
 }  # fmt: skip
 """Name in the file -> torch's name, and bits of one element."""
 
-_NATURAL = rb"(0|[1-9][0-9]{0,18}+)"
-_ENTRY = re.compile(
-    rb"[ \t\n\r]*+".join(
-        (
-            *(b"", rb'"([^"\\\x00-\x1f]*+)"', b":", rb"\{"),
-            *(b'"dtype"', b":", rb'"(\w++)"', b","),
-            *(b'"shape"', b":", rb"\[([0-9, \t\n\r]*+)\]", b","),
-            *(b'"data_offsets"', b":", rb"\[", _NATURAL, b",", _NATURAL, rb"\]"),
-            *(rb"\}", b"([,}])"),
-        )
-    )
+_NATURAL = rb"(?:0|[1-9][0-9]{0,18}+)"
+_BIGGEST = (1 << 63) - 1
+_DESCRIPTION = "__metadata__"
+_FIELDS = (
+    (b'"dtype"', b":", rb'"(?P<dtype>\w++)"'),
+    (b'"shape"', b":", rb"\[(?P<shape>[0-9, \t\n\r]*+)\]"),
+    (
+        b'"data_offsets"',
+        b":",
+        rb"\[",
+        b"(?P<begin>" + _NATURAL + b")",
+        b",",
+        b"(?P<end>" + _NATURAL + b")",
+        rb"\]",
+    ),
 )
-"""An entry as every writer writes it; others are read token by token."""
+
+
+def _pattern(fields: tuple[tuple[bytes, ...], ...]) -> re.Pattern[bytes]:
+    """An entry with its fields in one order."""
+    first, second, third = fields
+    tokens = (rb'"(?P<key>[^"\\\x00-\x1f]*+)"', b":", rb"\{", *first, b",", *second, b",", *third, rb"\}")
+    return re.compile(rb"[ \t\n\r]*+".join((b"", *tokens, b"(?P<closing>[,}])")))
+
+
+_ENTRIES = tuple(_pattern(order) for order in permutations(_FIELDS))
+"""Entries as writers write them, the usual order first; what is in none of these is read token by token."""
 
 
 class _Layout(NamedTuple):
@@ -111,7 +126,7 @@ class _Reader:
         self.tree = Dict()
         self.places: dict[str, tuple[int, int]] = {}
         self._limits = limits
-        self._scanner = Scanner(data, "its safetensors header")
+        self._scanner = Scanner(data, "its safetensors header", limits)
         self._layouts: dict[tuple[bytes, bytes], _Layout] = {}
         self._described = False
 
@@ -129,20 +144,23 @@ class _Reader:
         if not more:
             scanner.take(b"}")
         while more:
-            more = self._usual_entries() and self._entry()
+            pattern = next((each for each in _ENTRIES if each.match(scanner.data, scanner.position)), None)
+            more = self._entry() if pattern is None else self._entries(pattern)
         scanner.end()
 
-    def _usual_entries(self) -> bool:
-        """Read entries that are written as usual, up to one that is not; False if there are no more."""
+    def _entries(self, pattern: re.Pattern[bytes]) -> bool:
+        """Read entries up to one that the pattern does not describe; False if there are no more."""
         scanner, layouts, add, text = self._scanner, self._layouts, self._add, self._scanner.text
         position = scanner.position
-        for match in _ENTRY.finditer(scanner.data, position):
-            name, dtype, sizes, begin, end, closing = match.groups()
-            if match.start() != position or name == b"__metadata__":
+        for match in pattern.finditer(scanner.data, position):
+            name, dtype, sizes, begin, end, closing = match.group(
+                "key", "dtype", "shape", "begin", "end", "closing"
+            )
+            if match.start() != position:
                 break
             layout = layouts.get((dtype, sizes))
             if layout is None:
-                layout = layouts[dtype, sizes] = self._layout(dtype.decode(), _sizes(sizes))
+                layout = layouts[dtype, sizes] = self._layout(dtype.decode(), self._sizes(sizes))
             add(text(name), layout, int(begin), int(end))
             scanner.position = position = match.end()
             if closing == b"}":
@@ -154,7 +172,7 @@ class _Reader:
         scanner = self._scanner
         key = scanner.string()
         scanner.take(b":")
-        if key == "__metadata__":
+        if key == _DESCRIPTION:
             self._description()
         else:
             self._add(key, *self._unusual())
@@ -172,10 +190,7 @@ class _Reader:
             if name == "dtype":
                 found[name] = scanner.string()
             elif name in ("shape", "data_offsets"):
-                most = self._limits.dims + 1
-                found[name] = tuple(
-                    number for number, _ in zip(_naturals(scanner), range(most), strict=False)
-                )
+                found[name] = self._first(_naturals(scanner))
             else:
                 scanner.skip()
         match found:
@@ -201,6 +216,8 @@ class _Reader:
         if name not in _DTYPES:
             raise CheckpointError(f"its safetensors header has an unknown dtype: {escape(name, 60)}")
         self._limits.check("dims", len(shape), f"a tensor has {len(shape)} dimensions")
+        if max(shape, default=0) > _BIGGEST:
+            raise CheckpointError("its safetensors header has a tensor of impossible size: it is damaged")
         dtype, width = _DTYPES[name]
         bits = prod(shape) * width
         note = ""
@@ -210,7 +227,18 @@ class _Reader:
             note = "elements that are no whole bytes"
         return _Layout(dtype, shape, contiguous_stride(shape), bits, note)
 
+    def _sizes(self, text: bytes) -> tuple[int, ...]:
+        """The numbers between the brackets of a shape."""
+        scanner = Scanner(b"[" + text + b"]", "a shape in its safetensors header", self._limits)
+        return self._first(_naturals(scanner))
+
+    def _first(self, sizes: Iterator[int]) -> tuple[int, ...]:
+        """As many sizes as a tensor may have, and one more, for which it is refused."""
+        return tuple(islice(sizes, self._limits.dims + 1))
+
     def _add(self, key: str, layout: _Layout, begin: int, end: int) -> None:
+        if key == _DESCRIPTION:
+            raise CheckpointError("its safetensors header has a tensor called '__metadata__'")
         if key in self.places:
             raise CheckpointError(f"its safetensors header has the key {escape(key)} twice")
         dtype, shape, stride, bits, note = layout
@@ -248,8 +276,3 @@ class _Reader:
 def _naturals(scanner: Scanner) -> Iterator[int]:
     for _ in scanner.elements():
         yield scanner.natural()
-
-
-def _sizes(text: bytes) -> tuple[int, ...]:
-    """The numbers between the brackets of a shape."""
-    return tuple(_naturals(Scanner(b"[" + text + b"]", "a shape in its safetensors header")))

@@ -55,10 +55,10 @@ def _shards(file: File, limits: Limits) -> dict[str, str] | None:
     """Key -> name of its file, if the file is an index."""
     if not file.read_at(0, min(64, file.size)).lstrip().startswith(b"{"):
         return None
-    if file.size > limits.index and b"weight_map" not in file.read_at(0, 4096):
+    if file.size > limits.index and b"weight_map" not in file.read_at(0, min(4096, file.size)):
         return None
     limits.check("index", file.size, f"the index has {file.size} bytes")
-    scanner = Scanner(file.read_at(0, file.size), "the index")
+    scanner = Scanner(file.read_at(0, file.size), "the index", limits)
     shards: dict[str, str] | None = None
     for name in scanner.members():
         if name != "weight_map":
