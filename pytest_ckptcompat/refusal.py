@@ -22,7 +22,7 @@ _CPU_INDICES = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put
 """Operations that take indices on the CPU for a tensor on the card."""
 
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "convolution"}
-"""Operations whose tensors must share one dtype, and that cuBLAS and cuDNN have for no integers."""
+"""Operations whose tensors must share one dtype, and that a card has neither for integers nor for float8."""
 
 
 class Refusal(RuntimeError):  # noqa: N818  # reports print the name
@@ -74,7 +74,7 @@ def _one_dtype(name: str, tensors: list[torch.Tensor]) -> None:
     for tensor in tensors[1:]:
         if tensor.dtype != first.dtype:
             raise Refusal(f"{name}: expected one dtype, but found {_shown(first)} and {_shown(tensor)}")
-    if not (first.is_floating_point() or first.is_complex()):
+    if not (first.is_floating_point() or first.is_complex()) or first.itemsize == 1:
         raise Refusal(f"{name}: not implemented for {str(first.dtype).removeprefix('torch.')} on CUDA")
 
 

@@ -128,6 +128,10 @@ def test_the_card_that_was_asked_for_is_named():
             "(2, 1, 4) f16 and (1, 1, 3) f32",
         ),
         (lambda self, x: x.long() @ x.long().T, "not implemented for int64 on CUDA"),
+        (
+            lambda self, x: x.to(torch.float8_e4m3fn) @ x.to(torch.float8_e4m3fn).T,
+            "not implemented for float8_e4m3fn",
+        ),
         (lambda self, x: x @ x, "cannot be multiplied"),
         (lambda self, x: x.view(3, 3), "shape '[3, 3]' is invalid"),
         (lambda self, x: F.embedding(x, x), "Long, Int"),
