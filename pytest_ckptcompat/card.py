@@ -90,6 +90,7 @@ class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
             except (TypeError, NotImplementedError) as error:
                 raise Unrehearsable(f"the model can't be copied: {error}") from error
             copied.to(self.device)
+            self._copies.clear()
             self._settle(copied, originals)
         return copied
 
