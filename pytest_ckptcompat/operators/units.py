@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -54,13 +55,23 @@ class Units:
         across = shares.reshape([-1 if each == dim else 1 for each in range(tensor.dim())])
         return (tensor.to(exact) * across).to(tensor.dtype)
 
-    @property
+    @cached_property
+    def firsts(self) -> dict[int, int]:
+        """Old unit -> its first copy among the new ones."""
+        return first_copies(self.origin)
+
+    @cached_property
     def copies(self) -> list[int]:
         """The new units that are not the first of their original."""
-        return [unit for unit, original in enumerate(self.origin) if original in self.origin[:unit]]
+        return [unit for unit, original in enumerate(self.origin) if self.firsts[original] != unit]
 
     def _index(self, tensor: torch.Tensor) -> torch.Tensor:
         return torch.tensor(self.origin, dtype=torch.int64, device=tensor.device)
+
+
+def first_copies(origin: Sequence[int]) -> dict[int, int]:
+    """Old unit -> the first new unit that is a copy of it."""
+    return dict(reversed([(original, unit) for unit, original in enumerate(origin)]))
 
 
 def shares(origin: Sequence[int], split: Split, generator: torch.Generator) -> tuple[float, ...]:
@@ -73,7 +84,8 @@ def shares(origin: Sequence[int], split: Split, generator: torch.Generator) -> t
         generator: of what is drawn.
     """
     if split == "zero":
-        return tuple(float(original not in origin[:unit]) for unit, original in enumerate(origin))
+        firsts = first_copies(origin)
+        return tuple(float(firsts[original] == unit) for unit, original in enumerate(origin))
     weights = torch.ones(len(origin), dtype=torch.float64)
     if split == "unequal":
         weights += 2 * torch.rand(len(origin), generator=generator, dtype=torch.float64)

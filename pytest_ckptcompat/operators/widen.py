@@ -26,9 +26,11 @@ from .plan import Plan, State, Write, memory
 from .units import Split, Units, shares
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from pytest_ckptcompat.rules import Finding, Promise
+
+    Modules = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -140,28 +142,33 @@ class widen(Operator):
         Raises:
             RecipeError: there are none, or sizes do not fit together.
         """
-        modules = dict.fromkeys(key.rpartition(".")[0] for key in state)
+        modules: dict[str, list[str]] = {}
+        for key, value in state.items():
+            if shape(value) is not None:
+                modules.setdefault(key.rpartition(".")[0], []).append(key)
         first = self._producers[0]
         named = [module for module in modules if stars(first, module) is not None]
         if not named:
-            near = " or ".join(map(python, nearest(first, modules)))
-            raise self.unused(first, "matches no module" + (f": did you mean {near}?" if near else ""))
+            raise self.unused(first, f"matches no module{_near(first, modules)}")
         for module in named:
             found = stars(first, module)
             assert found is not None
-            yield self._units(found, module, state, target)
+            yield self._units(found, module, modules, state, target)
 
-    def _units(self, found: tuple[str, ...], first: str, state: State, target: State) -> Units:
+    def _units(
+        self, found: tuple[str, ...], first: str, modules: Modules, state: State, target: State
+    ) -> Units:
         rows: list[str] = []
         columns: dict[str, int] = {}
         old = self._size(f"{first}.weight", state)
         for path in self._producers:
-            rows += self._rows(filled(path, found), old, state, norm=False)
+            rows += self._rows(self._tensors(filled(path, found), modules), old, state, norm=False)
         weights = [key for key in rows if len(state[key].shape) > 1]
         for path in self.norms:
-            rows += self._rows(filled(path, found), old, state, norm=True)
+            rows += self._rows(self._tensors(filled(path, found), modules), old, state, norm=True)
         for path in self.consumers:
-            columns |= self._columns(filled(path, found), old, state)
+            module = filled(path, found)
+            columns |= self._columns(module, self._tensors(module, modules), old, state)
         both = [key for key in columns if key in rows]
         if both:
             raise self.unfit(both[0], "it can't give and take the same units; widen one after the other")
@@ -176,17 +183,17 @@ class widen(Operator):
             raise self.unfit(key, "a producer has a weight, and there is none")
         return sizes[0]
 
-    def _rows(self, module: str, old: int, state: State, *, norm: bool) -> Iterator[str]:
-        for key in self._tensors(module, state):
+    def _rows(self, keys: Iterable[str], old: int, state: State, *, norm: bool) -> Iterator[str]:
+        for key in keys:
             sizes = tuple(state[key].shape)
             if sizes and sizes[0] == old:
                 yield key
             elif sizes and not (norm and sizes == (1,)):  # one slope may be for all units
                 raise self.unfit(key, f"it is {shown(sizes)}, and there are {old} units")
 
-    def _columns(self, module: str, old: int, state: State) -> Iterator[tuple[str, int]]:
+    def _columns(self, module: str, keys: Iterable[str], old: int, state: State) -> Iterator[tuple[str, int]]:
         found = False
-        for key in self._tensors(module, state):
+        for key in keys:
             sizes = tuple(state[key].shape)
             if len(sizes) > 1:
                 found = True
@@ -196,20 +203,10 @@ class widen(Operator):
         if not found:
             raise self.unfit(module, "a consumer has a weight, and there is none")
 
-    def _tensors(self, module: str, state: State) -> list[str]:
-        keys = [
-            key
-            for key, value in state.items()
-            if key.rpartition(".")[0] == module and shape(value) is not None
-        ]
-        if not keys:
-            modules = dict.fromkeys(key.rpartition(".")[0] for key in state)
-            near = " or ".join(map(python, nearest(module, modules)))
-            raise self.unused(
-                module,
-                f"has {python(module)}, which is no module" + (f": did you mean {near}?" if near else ""),
-            )
-        return keys
+    def _tensors(self, module: str, modules: Modules) -> Sequence[str]:
+        if module not in modules:
+            raise self.unused(module, f"has {python(module)}, which is no module{_near(module, modules)}")
+        return modules[module]
 
     def _origin(self, key: str, old: int, target: State) -> tuple[int, ...]:
         wanted = shape(target.get(key))
@@ -252,8 +249,8 @@ class widen(Operator):
             expected = bits(old)[originals].view(old.dtype)
             if self.noise_std and key in units.weights:
                 yield from differing(key, expected, new, 8 * self.noise_std)
-                firsts = [originals.tolist().index(unit) for unit in range(len(old))]
-                expected, new = old, new[firsts]
+                firsts = dict(reversed([(unit, place) for place, unit in enumerate(originals.tolist())]))
+                expected, new = old, new[[firsts[unit] for unit in range(len(old))]]
             yield from differing(key, expected, new)
 
     def _unshared(self, units: Units, before: State, after: State) -> Iterator[str]:
@@ -269,8 +266,10 @@ class widen(Operator):
             summed = summed.index_add(1, originals, parts).flatten(1, 2)
             precision = max(4 * torch.finfo(new.dtype).eps, 1e-12) * float(old.double().abs().max())
             yield from differing(key, old.double(), summed, precision)
-            copies = [unit for unit in range(len(originals)) if originals[unit] in originals[:unit]]
-            if self.split == "zero" and bool(parts[:, copies].any()):
+            firsts = dict(reversed([(unit, place) for place, unit in enumerate(originals.tolist())]))
+            added = torch.ones(len(originals), dtype=torch.bool)
+            added[list(firsts.values())] = False
+            if self.split == "zero" and bool(parts[:, added].any()):
                 yield f"{escape(key)}: columns of new units are not zero"
 
     def remarks(self, before: State, after: State, target: State) -> list[Finding]:
@@ -287,6 +286,11 @@ class widen(Operator):
         return [finding("recipe-symmetric-units", units.rows[0], message=message)]
 
 
+def _near(name: str, modules: Modules) -> str:
+    found = " or ".join(map(python, nearest(name, modules)))
+    return f": did you mean {found}?" if found else ""
+
+
 def _apart(tensor: torch.Tensor, block: int) -> torch.Tensor:
     """The columns of each unit under an index of its own: (out, units, block, ...)."""
     return tensor.reshape(len(tensor), -1, block, *tensor.shape[2:])
@@ -297,7 +301,7 @@ def _twins(units: Units, after: State) -> tuple[int, int] | None:
     rows = [materialise(after[key]) for key in units.rows]
     columns = [_apart(materialise(after[key]), block) for key, block in units.columns.items()]
     for copy in units.copies:
-        first = units.origin.index(units.origin[copy])
+        first = units.firsts[units.origin[copy]]
         if all(same_bits(each[first], each[copy]) for each in rows) and all(
             same_bits(each[:, first], each[:, copy]) for each in columns
         ):
