@@ -246,3 +246,18 @@ def test_a_warm_start_takes_all_from_the_checkpoint_but_the_new_rows(example: An
     again, other = (example.study.begin(start, seed).out2.weight for seed in (1, 2))
     assert torch.equal(again, net["out2.weight"])
     assert torch.equal(other, again) == (start in ("tile", "zeros", "mean"))
+
+
+def test_the_study_found_what_the_readme_says(example: Any) -> None:
+    study = json.loads(example.study.RESULTS.read_text(encoding="utf-8"))
+    runs = {(run["optimizer"], run["start"], run["seed"]): run for run in study["runs"]}
+    for seed in example.study.SEEDS:
+        ends = {(optimizer, start): runs[optimizer, start, seed]["all"][-1] for optimizer, start, _ in runs}
+        assert ends["SGD", "randn"] is None  # diverged
+        assert ends["Adam", "randn"] < -10
+        assert ends["SGD", "tile"] > ends["SGD", "scratch"] + 0.4
+        assert ends["Adam", "tile"] > ends["Adam", "scratch"] + 0.2
+        worst = {
+            start: min(runs["SGD", start, seed]["box"]) for start in ("tile", "zeros", "mean", "kaiming")
+        }
+        assert worst["mean"] > worst["tile"] > worst["zeros"] > worst["kaiming"]

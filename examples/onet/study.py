@@ -1,6 +1,6 @@
 """Does the warm start help? Net is trained on from net.pth, its 10 new outputs begun in several ways.
 
-    python study.py           # trains every run that study.json lacks, half an hour on a core; then draws it
+    python study.py           # trains every run that study.json lacks, some 15 minutes on a core; then draws
     python study.py --draw    # draws study.svg from study.json alone
 
 Needs pytest-ckptcompat and, to draw, matplotlib.
@@ -164,7 +164,7 @@ def plot() -> None:
 def unexplained(scores: tuple[float | None, ...]) -> tuple[float, float, float]:
     """1 - R2, least, median and greatest over the seeds; of a run that diverged it is infinite."""
     ordered = sorted(math.inf if score is None else 1 - score for score in scores)
-    return ordered[0], statistics.median_high(ordered), ordered[-1]
+    return ordered[0], statistics.median(ordered), ordered[-1]
 
 
 def main() -> None:
