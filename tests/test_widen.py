@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -356,3 +357,22 @@ def test_the_remark_reaches_the_report() -> None:
     promises, findings = verify(recipe, growth, old=old.state_dict(), model=new)
     assert {promise.status for promise in promises} == {"kept"}
     assert [(found.rule, found.severity) for found in findings] == [("recipe-symmetric-units", "warn")]
+
+
+def test_many_layers_and_many_units_take_no_time() -> None:
+    """Time that grows with the square of either would be minutes here."""
+    with torch.device("meta"):
+        old = OrderedDict(
+            (f"layers.{i}.{key}.weight", torch.empty(shape))
+            for i in range(4000)
+            for key, shape in (("a", (2, 1)), ("b", (1, 2)))
+        )
+    started = time.perf_counter()
+    new = widen("layers.*.a", ["layers.*.b"], to=3).apply(old, {})
+    assert new["layers.3999.b.weight"].shape == (1, 3)
+    wide = OrderedDict({"a.weight": torch.randn(11_000, 2), "b.weight": torch.randn(2, 11_000)})
+    operator = widen("a", ["b"], to=16_000, split="zero", noise_std=0.1)
+    wider = operator.apply(wide, {})
+    assert statuses(operator, wide, wider, {}) == ["kept", "kept"]
+    assert operator.remarks(wide, wider, {}) == []
+    assert time.perf_counter() - started < 20

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from .growing import bits
+from .growing import bits, resized
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -39,16 +39,17 @@ class Units:
 
     def more_rows(self, tensor: torch.Tensor) -> torch.Tensor:
         """Each new unit's row: a copy of its original's."""
-        return bits(tensor).index_select(0, self._index(tensor)).view(tensor.dtype)
+        return _taken(tensor, 0, self._index())
 
     def more_columns(self, tensor: torch.Tensor) -> torch.Tensor:
         """Each new unit's columns: copies of its original's."""
         block = tensor.shape[1] // self.old
-        index = self._index(tensor)[:, None] * block + torch.arange(block, device=tensor.device)
-        return bits(tensor).index_select(1, index.flatten()).view(tensor.dtype)
+        return _taken(tensor, 1, (self._index()[:, None] * block + torch.arange(block)).flatten())
 
     def shared(self, tensor: torch.Tensor, dim: int, power: int = 1) -> torch.Tensor:
         """A new tensor with each unit's part multiplied by its share."""
+        if tensor.is_meta:
+            return tensor
         exact = torch.promote_types(tensor.dtype, torch.float32)
         shares = torch.tensor(self.shares, dtype=exact, device=tensor.device) ** power
         shares = shares.repeat_interleave(tensor.shape[dim] // len(self.origin))
@@ -65,8 +66,15 @@ class Units:
         """The new units that are not the first of their original."""
         return [unit for unit, original in enumerate(self.origin) if self.firsts[original] != unit]
 
-    def _index(self, tensor: torch.Tensor) -> torch.Tensor:
-        return torch.tensor(self.origin, dtype=torch.int64, device=tensor.device)
+    def _index(self) -> torch.Tensor:
+        return torch.tensor(self.origin, dtype=torch.int64)
+
+
+def _taken(tensor: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
+    """Rows along `dim`, in memory of their own; on meta, where torch takes its time, the shape alone."""
+    if tensor.is_meta:
+        return tensor.new_empty(resized(tensor, dim, len(index)))
+    return bits(tensor).index_select(dim, index.to(tensor.device)).view(tensor.dtype)
 
 
 def first_copies(origin: Sequence[int]) -> dict[int, int]:
