@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 Direction = Literal["backward", "forward", "full"]
 
 RULES_OF = {
-    "missing-key": "rollback-missing-key",
-    "unexpected-key": "rollback-unexpected-key",
-    "shape-mismatch": "rollback-shape-mismatch",
+    "missing-key": "rollback-missing",
+    "unexpected-key": "rollback-unexpected",
+    "shape-mismatch": "rollback-mismatch",
 }
 
 
@@ -49,11 +49,11 @@ def rollback(
         old_side = "" if old is None else shown(old.shape, old.dtype)
         new_side = "" if new is None or not hasattr(new, "shape") else _of(new)
         if new is None:
-            findings.append(finding("rollback-missing-key", key, old_side, ""))
+            findings.append(finding("rollback-missing", key, old_side, ""))
         elif old is None:
-            findings.append(finding("rollback-unexpected-key", key, "", new_side))
+            findings.append(finding("rollback-unexpected", key, "", new_side))
         elif old.shape != tuple(new.shape):
-            findings.append(finding("rollback-shape-mismatch", key, old_side, new_side))
+            findings.append(finding("rollback-mismatch", key, old_side, new_side))
     return findings
 
 

@@ -23,14 +23,14 @@ RULES: dict[str, Rule] = {
         Rule("missing-key", "error", "the model needs a key that the checkpoint does not have"),
         Rule("unexpected-key", "error", "the checkpoint has a key that the model does not know"),
         Rule("shape-mismatch", "error", "a key has different shapes in checkpoint and model"),
-        Rule("rollback-missing-key", "error", "the released model needs a key that today's model has not"),
+        Rule("rollback-missing", "error", "the released model needs a key that today's model has not"),
         Rule(
-            "rollback-unexpected-key",
+            "rollback-unexpected",
             "error",
             "today's model has a key that the released model does not know",
         ),
         Rule(
-            "rollback-shape-mismatch", "error", "a key has other shapes in the released and in today's model"
+            "rollback-mismatch", "error", "a key has other shapes in the released and in today's model"
         ),
         Rule("load-error", "error", "the model's own load_state_dict refused the checkpoint"),
         Rule("model-error", "error", "the model could not be built"),
