@@ -29,9 +29,7 @@ RULES: dict[str, Rule] = {
             "error",
             "today's model has a key that the released model does not know",
         ),
-        Rule(
-            "rollback-mismatch", "error", "a key has other shapes in the released and in today's model"
-        ),
+        Rule("rollback-mismatch", "error", "a key has other shapes in the released and in today's model"),
         Rule("load-error", "error", "the model's own load_state_dict refused the checkpoint"),
         Rule("model-error", "error", "the model could not be built"),
         Rule("dtype-mismatch", "warn", "loading converts values to another dtype and loses some of them"),
