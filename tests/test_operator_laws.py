@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -14,9 +17,6 @@ from pytest_ckptcompat import Recipe, open_checkpoint, operators
 from pytest_ckptcompat.operators import OPERATORS, Operator
 from pytest_ckptcompat.optimizer.growth import grown
 from pytest_ckptcompat.verify import verify
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 State = OrderedDict[str, Any]
 
@@ -39,6 +39,11 @@ class Example(NamedTuple):
         return OrderedDict(
             (key, torch.randn(shape, generator=generator).to(dtype)) for key, shape in shapes.items()
         )
+
+    def meta(self) -> State:
+        """The same without values."""
+        shapes = {"aside.weight": (3, 2), **self.old, "last.bias": (5,)}
+        return OrderedDict((key, torch.empty(shape, device="meta")) for key, shape in shapes.items())
 
     @property
     def target(self) -> State:
@@ -160,10 +165,8 @@ def test_the_same_again_is_the_same_and_the_global_generator_rests(example: Exam
 
 @each
 def test_on_meta_it_gives_the_shapes_and_dtypes_that_it_gives_really(example: Example) -> None:
-    state = example.state()
-    meta = OrderedDict((key, value.to("meta")) for key, value in state.items())
-    shapes = example.operator.apply(meta, example.target)
-    real = example.operator.apply(state, example.target)
+    shapes = example.operator.apply(example.meta(), example.target)
+    real = example.operator.apply(example.state(), example.target)
     assert all(value.is_meta for value in shapes.values())
     assert [(key, value.shape, value.dtype) for key, value in shapes.items()] == [
         (key, value.shape, value.dtype) for key, value in real.items()
@@ -251,9 +254,8 @@ def test_optimizer_state_has_the_new_shapes_and_none_below_zero(example: Example
         for key, value in state.items()
     }
     before = copy.deepcopy(squares)
-    meta = OrderedDict((key, value.to("meta")) for key, value in state.items())
-    new = example.operator.apply(meta, example.target)
-    carried = grown(Recipe(example.operator), squares, meta, example.target)
+    new = example.operator.apply(example.meta(), example.target)
+    carried = grown(Recipe(example.operator), squares, example.meta(), example.target)
     assert carried.keys() <= new.keys()
     for key, slots in carried.items():
         assert slots["exp_avg"].shape == slots["exp_avg_sq"].shape == new[key].shape
@@ -320,3 +322,18 @@ def test_of_tied_tensors_that_are_named_one_by_one_the_growth_is_proved_once() -
     assert findings == []
     assert {promise.status for promise in promises} == {"kept"}
     assert sum("old rows kept" in promise.name for promise in promises) == 1
+
+
+def test_shapes_alone_import_none_of_torchs_python_kernels() -> None:
+    """torch computes some operations on meta in Python: the first of them imports for seconds."""
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_operator_laws import EXAMPLES\n"
+        "before = set(sys.modules)\n"
+        "for example in EXAMPLES:\n"
+        "    example.operator.apply(example.meta(), example.target)\n"
+        "    more = set(sys.modules) - before\n"
+        "    assert not more, (example.name, len(more))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr

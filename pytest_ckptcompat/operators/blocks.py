@@ -138,7 +138,7 @@ class insert_block(Operator):
         if not isinstance(value, torch.Tensor):
             return Write(name, (key,))
         carry = None if self.optim == "reset" else _carried
-        return Write(name, (key,), torch.zeros_like if zero else torch.clone, carry)
+        return Write(name, (key,), _zeros if zero else torch.clone, carry)
 
     def destination(self, key: str) -> str | None:
         inside = place(self._layers, key)
@@ -267,6 +267,10 @@ class stack(Operator):
                 yield "not every block is there equally often"
 
         return [promise(f"{self}: block i is block i mod {count}", faults(), "bit for bit")]
+
+
+def _zeros(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.new_empty(tensor.shape) if tensor.is_meta else torch.zeros_like(tensor)
 
 
 def _carried(squares: bool, tensor: torch.Tensor) -> torch.Tensor:

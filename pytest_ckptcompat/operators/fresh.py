@@ -110,8 +110,10 @@ class Fresh:
         )
 
     def _around_the_mean(self, tensor: torch.Tensor, dim: int, sizes: list[int]) -> torch.Tensor:
+        if tensor.is_meta:
+            return tensor.new_empty(sizes)
         centre = mean(tensor, dim)
-        if self.init == "mean" or tensor.device.type == "meta":
+        if self.init == "mean":
             return centre.expand(sizes).to(tensor.dtype)
         # Sums of the centred old rows with normal coefficients have their covariance: it needs no root.
         n = tensor.shape[dim]

@@ -60,6 +60,8 @@ class inflate(KeyWise):
             return None
 
         def make(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.is_meta:
+                return tensor.new_empty((*tensor.shape[:2], time, *tensor.shape[2:]))
             if self.mode == "mean":
                 kernel = tensor.to(torch.promote_types(wide(tensor), torch.float32)) / time
                 return _repeated(kernel.to(tensor.dtype), time)

@@ -65,6 +65,8 @@ class reduce(KeyWise):
 
         def joined(tensor: torch.Tensor, op: str) -> torch.Tensor:
             dim = self.dim % tensor.dim()
+            if tensor.is_meta:
+                return tensor.new_empty(resized(tensor, dim, self.groups * block))
             computed = tensor.to(torch.promote_types(wide(tensor), torch.float32))
             split = computed.reshape(
                 *tensor.shape[:dim], self.groups, several, block, *tensor.shape[dim + 1 :]

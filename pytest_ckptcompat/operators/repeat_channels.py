@@ -13,7 +13,7 @@ from pytest_ckptcompat.difference import magnitude
 from pytest_ckptcompat.keys import escape
 from pytest_ckptcompat.stored import materialise
 
-from .growing import differing, grown, promise, wide
+from .growing import differing, grown, promise, resized, wide
 from .keywise import Change, KeyWise, missized, size_after
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class repeat_channels(KeyWise):
             raise self.unfit(key, f"it has {old} channels and is to have {size}: reduce makes fewer")
 
         def repeated(tensor: torch.Tensor, factor: float) -> torch.Tensor:
+            if tensor.is_meta:
+                return tensor.new_empty(resized(tensor, 1, size))
             channels = torch.arange(size, device=tensor.device) % old
             computed = tensor.to(torch.promote_types(wide(tensor), torch.float32))
             return computed.index_select(1, channels).mul_(factor).to(tensor.dtype)

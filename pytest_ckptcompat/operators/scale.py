@@ -58,6 +58,8 @@ class scale(KeyWise):
             return None
 
         def make(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.is_meta:
+                return tensor.new_empty(tensor.shape)
             factor = torch.tensor(self.factor, dtype=torch.promote_types(wide(tensor), torch.float32))
             if self.dim is not None:
                 factor = factor.reshape(

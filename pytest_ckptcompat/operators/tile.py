@@ -62,7 +62,7 @@ class tile(KeyWise):  # operators are named as recipes spell them
 
         def make(tensor: torch.Tensor) -> torch.Tensor:
             new = self._repeated(tensor, size)
-            if self.noise_std:
+            if self.noise_std and not new.is_meta:
                 added = new.narrow(self.dim, old, size - old)
                 added += drawn(added, added.shape, self._noise, self.seed, key)
             return new

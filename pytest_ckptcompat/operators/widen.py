@@ -109,7 +109,7 @@ class widen(Operator):
     def _row_write(self, units: Units, key: str) -> Write:
         def make(tensor: torch.Tensor) -> torch.Tensor:
             new = units.more_rows(tensor)
-            if self.noise_std and key in units.weights:
+            if self.noise_std and key in units.weights and not new.is_meta:
                 sizes = [len(units.copies), *new.shape[1:]]
                 new[units.copies] += drawn(new, sizes, self._noise, self.seed, key)
             return new
