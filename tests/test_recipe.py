@@ -387,6 +387,10 @@ def test_defaults_are_left_out() -> None:
             '[[recipe]]\nop = "tile"\nkey = "a"\ndim = 0\nsize = 3',
             "tile: unknown 'size': known are key, dim, to",
         ),
+        (
+            '[[recipe]]\nop = "tile"\nkey = "a"\ndim = 0\nnoise = 3',
+            "tile: unknown 'noise': did you mean 'noise_std'?",
+        ),
         ('recipe = "tile"', r"a recipe is a list of tables: write [[recipe]]"),
         ('[[recipes]]\nop = "tile"', "unknown 'recipes' in a recipe"),
     ],

@@ -88,7 +88,9 @@ class Operator:
         names = {_IN_TABLES.get(field.name, field.name): field for field in fields(cls)}
         for name in arguments:
             if name not in names:
-                raise RecipeError(f"{cls.__name__}: unknown {escape(name)!r}: known are {', '.join(names)}")
+                near = nearest(name, names, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
+                raise RecipeError(f"{cls.__name__}: unknown {escape(name)!r}: {hint}")
         for name, field in names.items():
             if field.default is MISSING and name not in arguments:
                 raise RecipeError(f"{cls.__name__}: {name} is missing")
