@@ -12,10 +12,10 @@ import torch
 from pytest_ckptcompat import keys
 from pytest_ckptcompat.errors import RecipeError
 from pytest_ckptcompat.stored import materialise
-from pytest_ckptcompat.tensors import ITEMSIZE
+from pytest_ckptcompat.tensors import ITEMSIZE, shown
 
 from .arguments import python
-from .growing import promise
+from .growing import pieces, promise
 from .keywise import Change, KeyWise
 
 if TYPE_CHECKING:
@@ -79,20 +79,28 @@ class cast(KeyWise):
                 dtype = self._wanted(key, old, target)
                 if dtype is None:
                     continue
-                if new.dtype != dtype:
-                    yield f"{keys.escape(key)}: it is {new.dtype}"
+                if new.dtype != dtype or new.shape != old.shape:
+                    yield f"{keys.escape(key)}: it is {shown(tuple(new.shape), str(new.dtype)[6:])}"
                 elif new.is_floating_point() and old.is_floating_point():
-                    yield from _off(key, old.double(), new.double(), torch.finfo(dtype))
-                elif not torch.equal(old.to(torch.complex128), new.to(torch.complex128)):
+                    yield from _off(key, old, new)
+                elif not all(_equal(one, other) for one, other in pieces(old, new)):
                     yield f"{keys.escape(key)}: the new dtype does not hold all values"
 
         return [promise(f"{self}: finite, and rounded at most", faults())]
 
 
-def _off(key: str, old: torch.Tensor, new: torch.Tensor, info: torch.finfo) -> Iterator[str]:
-    lost = int((old.isfinite() & ~new.isfinite()).sum())
+def _off(key: str, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
+    info = torch.finfo(new.dtype)
+    lost = off = 0
+    for one, other in ((one.double(), other.double()) for one, other in pieces(old, new)):
+        lost += int((one.isfinite() & ~other.isfinite()).sum())
+        apart = (other - one).abs() > info.eps * one.abs() + info.smallest_normal * info.eps
+        off += int((apart & one.isfinite()).sum())
     if lost:
         yield f"{keys.escape(key)}: {lost} values are beyond the new dtype"
-    off = (new - old).abs() > info.eps * old.abs() + info.smallest_normal * info.eps
-    if bool((off & old.isfinite()).any()):
-        yield f"{keys.escape(key)}: {int(off.sum())} values are not the old ones rounded"
+    if off:
+        yield f"{keys.escape(key)}: {off} values are not the old ones rounded"
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one.to(torch.complex128), other.to(torch.complex128))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .plan import State
 
 Sizes = Sequence[int]
+_PIECE = 1 << 20
 
 
 def drawn(
@@ -80,6 +81,11 @@ def grown(before: State, after: State, dim: int) -> Iterator[tuple[str, torch.Te
             continue
         if -old.dim() <= dim < old.dim() and new.shape[dim] > old.shape[dim]:
             yield key, old, new
+
+
+def pieces(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Tensors of one shape side by side, some elements at a time, so that wide copies of them stay small."""
+    yield from zip(*(torch.split(tensor.reshape(-1), _PIECE) for tensor in tensors), strict=True)
 
 
 def promise(name: str, faults: Iterable[str], kept: str = "") -> Promise:

@@ -14,7 +14,7 @@ from pytest_ckptcompat.errors import RecipeError
 from pytest_ckptcompat.stored import materialise
 from pytest_ckptcompat.tensors import shown
 
-from .growing import promise, wide
+from .growing import pieces, promise, wide
 from .keywise import Change, KeyWise
 
 if TYPE_CHECKING:
@@ -89,10 +89,12 @@ class scale(KeyWise):
                 if not isinstance(before[key], torch.Tensor) or self._misfit(before[key]):
                     continue
                 old, new = materialise(before[key]), materialise(after[key])
+                if new.shape != old.shape:
+                    yield f"{keys.escape(key)}: it is {shown(tuple(new.shape))}"
+                    return
                 for one, other, factor in self._rows(old, new):
-                    off = _apart(one, other, factor)
-                    if bool(off.any()):
-                        yield f"{keys.escape(key)}: {int(off.sum())} elements are not {factor} times the old"
+                    if off := sum(_apart(was, now, factor) for was, now in pieces(one, other)):
+                        yield f"{keys.escape(key)}: {off} elements are not {factor} times the old"
 
         return [promise(f"{self}: linear", faults())]
 
@@ -105,9 +107,10 @@ class scale(KeyWise):
             yield from zip(old.unbind(self.dim), new.unbind(self.dim), self.factor, strict=True)
 
 
-def _apart(old: torch.Tensor, new: torch.Tensor, factor: float) -> torch.Tensor:
-    """Where `new` is not `factor` times `old`; below the smallest normal number, rounding is absolute."""
+def _apart(old: torch.Tensor, new: torch.Tensor, factor: float) -> int:
+    """How often `new` is not `factor` times `old`; below the smallest normal number, rounding is absolute."""
     info = torch.finfo(old.dtype)
     wide = torch.complex128 if old.is_complex() else torch.float64
     exact = old.to(wide) * factor
-    return (new.to(wide) - exact).abs() > 2 * info.eps * exact.abs() + info.smallest_normal * info.eps
+    allowed = 2 * info.eps * exact.abs() + info.smallest_normal * info.eps
+    return int(((new.to(wide) - exact).abs() > allowed).sum())
