@@ -13,7 +13,7 @@ from pytest_ckptcompat.operators import repeat_channels, resample
 models = pytest.importorskip("timm.models")
 layers = pytest.importorskip("timm.layers")
 
-quick = settings(max_examples=25, deadline=None)
+quick = settings(max_examples=100, deadline=None)
 seeds = st.integers(0, 2**31)
 
 

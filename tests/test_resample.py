@@ -39,6 +39,21 @@ def test_tokens_are_resized_as_a_picture(mode: Any) -> None:
     assert torch.equal(new[0, 2:].T.reshape(8, 9, 9), expected)
 
 
+def test_as_many_places_in_another_grid() -> None:
+    old = {"w": torch.rand(1, 16, 3)}
+    target = {"w": torch.empty(1, 16, 3)}
+    operator = resample("w", size=[2, 8])
+    new = operator.apply(old, target)
+    as_pictures = old["w"].reshape(1, 4, 4, 3).permute(0, 3, 1, 2)
+    expected = functional.interpolate(as_pictures, (2, 8), mode="bicubic", antialias=True)
+    torch.testing.assert_close(new["w"].reshape(1, 2, 8, 3).permute(0, 3, 1, 2), expected)
+    assert {promise.status for promise in operator.prove(old, new, target)} == {"kept"}
+    with pytest.raises(RecipeError, match="changes nothing"):
+        resample("w", size=[4, 4]).apply(old, target)
+    with pytest.raises(RecipeError, match="changes nothing"):
+        resample("w").apply(old, target)
+
+
 def test_a_grid_that_is_no_square() -> None:
     old = torch.randn(6, 5)
     operator = resample("w", size=[4, 3], old_size=[2, 3])
