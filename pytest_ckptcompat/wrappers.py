@@ -27,7 +27,7 @@ _TRAINING = ("optim", "sched", "scaler")
 _CONTAINERS = (dict, list, tuple, Stub)
 _PARTS = (dict, list, tuple, TensorSpec)
 _OF_MODULES = ("_non_persistent_buffers_set", "_parameters", "_buffers", "_modules")
-_PER_TENSOR = 8
+_PER_TENSOR = 4
 _SHOWN = 8
 _WIDEST_CHARACTER = 4
 

@@ -213,7 +213,7 @@ CAPPED = {
     "pickle_opcodes": b"N0" * 600 + b"N.",
     "nesting": b"(" * 100 + b"N.",
     "global_bytes": b"c" + b"a" * 200 + b"\nb\n.",
-    "pickle_memory": b"X" + (60_000).to_bytes(4, "little") + b"a" * 60_000 + b".",
+    "pickle_memory": b"X" + (120_000).to_bytes(4, "little") + b"a" * 120_000 + b".",
 }
 SMALL = Limits(pickle_opcodes=1000, nesting=50, global_bytes=100, pickle_memory=100_000)
 

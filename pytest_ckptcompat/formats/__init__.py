@@ -22,7 +22,7 @@ def register(manager: PluginManager) -> None:
 
     manager.add_hookspecs(hookspecs)
     # The last one that is registered is asked first.
-    for module in (lock, dcp, sharded, safetensors, torch_legacy, torch_zip):
+    for module in (dcp, sharded, lock, safetensors, torch_legacy, torch_zip):
         manager.register(module, f"ckptcompat-{module.__name__.rpartition('.')[2]}")
 
 

@@ -125,6 +125,11 @@ class Storage:
         self.numel = numel
         self.start = start
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of this part."""
+        return self.numel * self.itemsize
+
     def __repr__(self) -> str:
         return f"Storage({self.key!r}, {self.dtype}, {self.numel})"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.caps import exceeded
 from pytest_ckptcompat.errors import CheckpointError
@@ -21,6 +21,21 @@ _SPACE = re.compile(rb"[ \t\n\r]*+")
 _STRING = re.compile(rb'"((?:[^"\\\x00-\x1f]++|\\.)*+)"', re.DOTALL)
 _SCALAR = re.compile(rb"(?:true|false|null|-?[0-9][-+.eE0-9]{0,400}+)")
 _NATURAL = re.compile(rb"(?:0|[1-9][0-9]{0,19}+)(?![.eE0-9])")
+
+
+def loads(data: bytes, limits: Limits) -> Any:
+    """The whole content of JSON text of a format of our own, of which it is known how many parts it may have.
+
+    Raises:
+        ValueError: it is no JSON.
+        CheckpointError: it has more parts than `limits` allows.
+    """
+    parts = data.count(b",") + data.count(b"[") + data.count(b"{")
+    limits.check("json_tokens", parts, f"the text has {parts} parts")
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("too deeply nested") from None
 
 
 class Scanner:

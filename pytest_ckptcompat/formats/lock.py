@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.errors import CheckpointError
@@ -13,6 +12,7 @@ from pytest_ckptcompat.tensors import TensorSpec, contiguous_stride
 
 from .header import Header
 from .inert import Dict
+from .json_scan import loads
 
 if TYPE_CHECKING:
     from pytest_ckptcompat.caps import Limits
@@ -29,8 +29,10 @@ def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
         return None
     limits.check("index", file.size, f"a lock file of {file.size} bytes")
     try:
-        content = json.loads(file.read_at(0, file.size))
-    except (ValueError, RecursionError) as error:
+        content = loads(file.read_at(0, file.size), limits)
+    except CheckpointError:
+        raise
+    except ValueError as error:
         raise CheckpointError(f"a damaged lock file: {escape(str(error), 120)}") from None
     if not isinstance(content, dict) or content.get(MARK) != VERSION:
         raise CheckpointError(f"a lock file of another version than {VERSION}: update pytest-ckptcompat")

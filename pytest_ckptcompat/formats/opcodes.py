@@ -323,7 +323,6 @@ TABLE: dict[int, Callable[[Machine], None]] = {
     0x87: _tuple3,
     ord("p"): _put_line,
     ord("g"): _get_line,
-    0x94: lambda machine: machine.memo.append(machine.stack[-1]),  # MEMOIZE
     ord("0"): _pop,
     ord("1"): _pop_mark,  # POP_MARK
     ord("2"): lambda machine: machine.stack.append(machine.stack[-1]),  # DUP

@@ -39,6 +39,7 @@ _DTYPES = {
 _NATURAL = rb"(?:0|[1-9][0-9]{0,18}+)"
 _BIGGEST = (1 << 63) - 1
 _DESCRIPTION = "__metadata__"
+_SIZE = re.compile(rb"[ \t\n\r]*+" + _NATURAL + rb"[ \t\n\r]*+")
 _FIELDS = (
     (b'"dtype"', b":", rb'"(?P<dtype>\w++)"'),
     (b'"shape"', b":", rb"\[(?P<shape>[0-9, \t\n\r]*+)\]"),
@@ -229,8 +230,12 @@ class _Reader:
 
     def _sizes(self, text: bytes) -> tuple[int, ...]:
         """The numbers between the brackets of a shape."""
-        scanner = Scanner(b"[" + text + b"]", "a shape in its safetensors header", self._limits)
-        return self._first(_naturals(scanner))
+        dims = text.count(b",") + 1
+        self._limits.check("dims", dims, f"a tensor has {dims} dimensions")
+        numbers = text.split(b",") if text.strip() else []
+        if not all(map(_SIZE.fullmatch, numbers)):
+            raise self._scanner.error("a shape is damaged")
+        return tuple(map(int, numbers))
 
     def _first(self, sizes: Iterator[int]) -> tuple[int, ...]:
         """As many sizes as a tensor may have, and one more, for which it is refused."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.errors import CheckpointError
@@ -18,6 +19,8 @@ from .zip_directory import Entry, check_stored, data_offset, read_directory, rea
 if TYPE_CHECKING:
     from pytest_ckptcompat.caps import Limits
     from pytest_ckptcompat.files import File, Part
+
+    from .inert import Storage
 
 
 @hookimpl(tryfirst=True)
@@ -48,7 +51,7 @@ def read_archive(file: File | Part, limits: Limits) -> Header | None:
         read_member(file, pickle), names=tensors.names, persistent=tensors.storage, limits=limits
     )
     tree = machine.load()
-    return Header("torch-zip", tree, _extents(file, members, f"{root}/data/", tensors), refused(machine))
+    return Header("torch-zip", tree, _records(file, members, f"{root}/data/", tensors), refused(machine))
 
 
 def _check_kind(members: dict[str, Entry], root: str) -> None:
@@ -82,23 +85,46 @@ def _check_byteorder(file: File | Part, member: Entry | None) -> None:
         )
 
 
-def _extents(
-    file: File | Part, members: dict[str, Entry], folder: str, tensors: Tensors
-) -> dict[str, tuple[Extent, ...]]:
-    """Where the bytes of every storage lie; headers are looked at now if that is cheap, else when read."""
-    extents: dict[str, tuple[Extent, ...]] = {}
+class _Records(Mapping[str, tuple[Extent, ...]]):
+    """Where the bytes of every storage lie; the extents are made when they are asked for.
+
+    Attributes:
+        begins: key -> where its bytes begin; where local headers are dear to read, where that header stands.
+    """
+
+    def __init__(self, file: File | Part, folder: str, storages: Mapping[str, Storage]) -> None:
+        self.begins: dict[str, int] = {}
+        self._path = file.path
+        self._remote = file.remote
+        self._folder = folder
+        self._storages = storages
+
+    def __getitem__(self, key: str) -> tuple[Extent, ...]:
+        begin, nbytes = self.begins[key], self._storages[key].nbytes
+        if self._remote:
+            return (Member(self._path, begin, nbytes, self._folder + key),)
+        return (Extent(self._path, begin, nbytes),)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.begins)
+
+    def __len__(self) -> int:
+        return len(self.begins)
+
+
+def _records(file: File | Part, members: dict[str, Entry], folder: str, tensors: Tensors) -> _Records:
+    """The storages that the tensors need, held against the members that are there."""
+    records = _Records(file, folder, tensors.storages)
     for key, storage in tensors.storages.items():
         name = folder + key
         member = members.get(name)
-        nbytes = storage.numel * storage.itemsize
         if member is None:
             raise CheckpointError(f"storage {escape(key)} has no member in the zip archive")
-        if member.nbytes < nbytes:
+        if member.nbytes != storage.nbytes:
             raise CheckpointError(
-                f"storage {escape(key)} has {member.nbytes} bytes in the zip archive, and needs {nbytes}"
+                f"storage {escape(key)} has {member.nbytes} bytes in the archive, and needs {storage.nbytes}"
             )
-        if file.remote:
-            extents[key] = (Member(file.path, member.header, nbytes, name),)
-        else:
-            extents[key] = (Extent(file.path, data_offset(file, name, member.header, member.nbytes), nbytes),)
-    return extents
+        records.begins[key] = (
+            member.header if file.remote else data_offset(file, name, member.header, member.nbytes)
+        )
+    return records

@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 
 # The opcodes that make up nearly all of a checkpoint's pickle.
 MARK, STOP, REDUCE, BINPERSID = 0x28, 0x2E, 0x52, 0x51
-BINGET, LONG_BINGET, BINPUT, LONG_BINPUT = 0x68, 0x6A, 0x71, 0x72
+BINGET, LONG_BINGET, BINPUT, LONG_BINPUT, MEMOIZE = 0x68, 0x6A, 0x71, 0x72, 0x94
 BININT, BININT1, BININT2, NEWFALSE, BINUNICODE = 0x4A, 0x4B, 0x4D, 0x89, 0x58
 EMPTY_TUPLE, TUPLE1, TUPLE2, TUPLE = 0x29, 0x85, 0x86, 0x74
 
 _U16, _I32, _U32 = (Struct(form).unpack_from for form in ("<H", "<i", "<I"))
 _BATCH = 4096
+_RARE = 40
+"""What an operation that is not inlined is charged beside its memory, since it takes longer."""
+
 _TRUNCATED = "its pickle is truncated"
 
 
@@ -124,12 +127,6 @@ class Machine:
                     elif opcode == BINGET:
                         stack.append(memo[data[position]])
                         position += 1
-                    elif opcode == BINPUT:
-                        if data[position] == len(memo):
-                            memo.append(stack[-1])
-                        else:
-                            opcodes.put(self, data[position], stack[-1])
-                        position += 1
                     elif opcode == BININT1:
                         stack.append(data[position])
                         position += 1
@@ -138,10 +135,11 @@ class Machine:
                         position += 4 + size
                         if position > len(data):
                             raise Truncated(_TRUNCATED)
-                        memory -= 96 + 4 * size
-                        stack.append(data[position - size : position].decode("utf-8", "surrogatepass"))
+                        text = data[position - size : position].decode("utf-8", "surrogatepass")
+                        memory -= 64 + (size if len(text) == size else 4 * size)
+                        stack.append(text)
                     elif opcode == REDUCE:
-                        memory -= 160
+                        memory -= 96
                         arguments = stack.pop()
                         if type(arguments) is not tuple:
                             raise TypeError("the arguments of a call are no tuple")
@@ -149,16 +147,23 @@ class Machine:
                         rebuild = callee.rebuild if type(callee) is Global else None
                         stack[-1] = Stub(callee, arguments) if rebuild is None else rebuild(arguments)
                     elif opcode == MARK:
-                        memory -= 64
                         outer.append(stack)
                         stack = []
                     elif opcode == TUPLE:
-                        memory -= 64 + 8 * len(stack)
+                        memory -= 56 + 8 * len(stack)
                         items = tuple(stack)
                         stack = outer.pop()
                         stack.append(items)
+                    elif opcode == MEMOIZE:
+                        memo.append(stack[-1])
                     elif opcode == EMPTY_TUPLE:
                         stack.append(())
+                    elif opcode == BINPUT:
+                        if data[position] == len(memo):
+                            memo.append(stack[-1])
+                        else:
+                            opcodes.put(self, data[position], stack[-1])
+                        position += 1
                     elif opcode == TUPLE1:
                         memory -= 64
                         stack[-1] = (stack[-1],)
@@ -166,7 +171,7 @@ class Machine:
                         stack.append(memo[_U32(data, position)[0]])
                         position += 4
                     elif opcode == BINPERSID:
-                        memory -= 160
+                        memory -= 96
                         if self.persistent is None:
                             raise ValueError("a persistent id has no meaning here")
                         stack[-1] = self.persistent(stack[-1])
@@ -189,7 +194,7 @@ class Machine:
                         return stack.pop()
                     else:
                         self.rare.add(opcode)
-                        self.stack, self.position, self.memory = stack, position, memory
+                        self.stack, self.position, self.memory = stack, position, memory - _RARE
                         opcodes.TABLE.get(opcode, opcodes.unknown)(self)
                         stack, position, memory = self.stack, self.position, self.memory
         finally:
@@ -232,7 +237,7 @@ class Machine:
         size = len(full.encode("utf-8", "surrogatepass"))
         self.limits.check("global_bytes", size, f"a pickle names a class or function of {size} bytes")
         if full not in self.globals:
-            self.memory -= 256
+            self.memory -= 400
             self.globals[full] = Global(full, self.names.get(full))
         return self.globals[full]
 

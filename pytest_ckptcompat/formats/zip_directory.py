@@ -26,6 +26,9 @@ _CENTRAL = Struct("<4s6H3I5H2I")
 _LOCAL = Struct("<4s5H3I2H")
 _MOST_COMMENT = 0xFFFF
 _FULL32, _FULL16 = 0xFFFFFFFF, 0xFFFF
+_MOVED = (
+    "the zip archive does not stand where its end says: something was put before or into it, or it is damaged"
+)
 _ENCRYPTED, _DESCRIPTOR_FOLLOWS = 0x1, 0x8
 
 
@@ -78,21 +81,20 @@ def data_offset(file: File | Part, name: str, header: int, nbytes: int) -> int:
         CheckpointError: it says something else.
     """
     encoded = name.encode()
-    data = file.read_at(header, min(_LOCAL.size + len(encoded), file.size - header))
-    if len(data) < _LOCAL.size + len(encoded):
+    wanted = _LOCAL.size + len(encoded)
+    data = file.read_at(header, min(wanted, file.size - header))
+    if len(data) < wanted:
         raise CheckpointError(f"the zip archive is truncated within the header of {escape(name)}")
     signature, _, flags, method, _, _, _, packed, unpacked, length, extra = _LOCAL.unpack_from(data)
-    sizes = (packed, unpacked)
-    told = sizes in ((nbytes, nbytes), (_FULL32, _FULL32)) or (
-        flags & _DESCRIPTOR_FOLLOWS and sizes == (0, 0)
-    )
-    if signature != b"PK\x03\x04" or method != 0 or data[_LOCAL.size :] != encoded or length != len(encoded):
+    if signature != b"PK\x03\x04" or method != 0 or length != len(encoded) or data[_LOCAL.size :] != encoded:
         raise CheckpointError(
             f"the zip archive's directory and the header of {escape(name)} contradict each other"
         )
-    if not told:
+    if packed != unpacked or not (
+        packed in (nbytes, _FULL32) or (packed == 0 and flags & _DESCRIPTOR_FOLLOWS)
+    ):
         raise CheckpointError(f"the zip archive gives two sizes for {escape(name)}")
-    return int(header + _LOCAL.size + length + extra)
+    return int(header + wanted + extra)
 
 
 def read_member(file: File | Part, member: Entry) -> bytes:
@@ -131,7 +133,7 @@ def _find_directory(file: File | Part) -> tuple[int, int, int]:
         narrow = (here, count, size, offset)
         end = _LOCATOR64.unpack_from(tail, locator)[2]
         if end - start != locator - _END64.size or tail[end - start : end - start + 4] != b"PK\x06\x06":
-            raise CheckpointError("the zip archive's end records contradict each other")
+            raise CheckpointError(_MOVED)
         _, length, _, _, disk, first_disk, here, count, size, offset = _END64.unpack_from(tail, end - start)
         wide = (here, count, size, offset)
         told = all(
@@ -143,9 +145,7 @@ def _find_directory(file: File | Part) -> tuple[int, int, int]:
     if disk or first_disk or here != count:
         raise CheckpointError("the zip archive is split over several disks")
     if offset + size != end:
-        raise CheckpointError(
-            "the zip archive does not stand where its directory says: something was put before or into it"
-        )
+        raise CheckpointError(_MOVED)
     return count, offset, size
 
 

@@ -1,0 +1,136 @@
+"""Promise 2: whatever a header holds, reading it stays under 5 seconds and 512 MB."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from bombs import JSONS, PICKLES, in_legacy, in_safetensors, in_zip, members
+from interpreter import run_python
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SECONDS, MEGABYTES = 5, 512
+
+OPEN = """
+import resource, time
+from pytest_ckptcompat import CheckpointError, open_checkpoint
+start = time.process_time()
+try:
+    told = repr(open_checkpoint({path!r}))
+except CheckpointError as error:
+    told = str(error)
+print(time.process_time() - start)
+print(told)
+print("torch" in __import__("sys").modules)
+"""
+
+FINE = {"many shapes"}
+"""Bombs that are valid: a great many tensors, below every cap."""
+
+
+def opened(path: Path) -> str:
+    """What opening a file says, if it stays within bounds."""
+    out = run_python(OPEN.format(path=str(path)), memory=MEGABYTES << 20, seconds=2 * SECONDS)
+    seconds, told, torch = out.splitlines()
+    assert float(seconds) < SECONDS
+    assert torch == "False"
+    assert len(told) < 1000
+    return told
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "bomb"
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_pickles(path: Path, name: str) -> None:
+    path.write_bytes(in_zip(name))
+    assert opened(path).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("name", ["doubled dicts", "integers", "a far memo", "nested marks"])
+def test_pickles_in_the_legacy_layout(path: Path, name: str) -> None:
+    path.write_bytes(in_legacy(name))
+    assert opened(path).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("name", ["doubled dicts", "floats", "class names"])
+def test_pickles_of_distributed_checkpoints(path: Path, name: str) -> None:
+    path.mkdir()
+    (path / ".metadata").write_bytes(PICKLES[name]() + b".")
+    assert opened(path).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("name", JSONS)
+def test_headers_of_safetensors(path: Path, name: str) -> None:
+    path.write_bytes(in_safetensors(name))
+    told = opened(path)
+    assert told.startswith("<Checkpoint bomb" if name in FINE else f"{path}: ")
+
+
+@pytest.mark.parametrize("name", ["open brackets", "empty lists", "strings", "many odd entries"])
+@pytest.mark.parametrize("kind", ["an index", "a lock"])
+def test_json_of_our_own(path: Path, name: str, kind: str) -> None:
+    start = b'{"q":' if kind == "an index" else b'{"ckptcompat_lock":1,"q":'
+    path.write_bytes(start + JSONS[name]())
+    assert opened(path).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("name", ["strings", "many entries"])
+def test_weight_maps(path: Path, name: str) -> None:
+    path.write_bytes(
+        b'{"weight_map":{' + b",".join(b'"%d":"x%d"' % (n, n % 20_000) for n in range(2_000_000))
+    )
+    assert "limit exceeded" in opened(path)
+
+
+def test_members_of_a_zip_archive(path: Path) -> None:
+    path.write_bytes(members(250_001))
+    assert "limit exceeded: the zip archive says it has 250004 members" in opened(path)
+    path.write_bytes(members(249_990))
+    assert opened(path) == "<Checkpoint bomb: torch-zip, 1 tensors>"
+
+
+# -- bytes that are never touched --------------------------------------------------------------------------
+
+
+def test_a_sparse_terabyte_is_read_as_fast_as_a_small_file(path: Path) -> None:
+    """Its one storage says that it has a terabyte, of which the file system keeps nothing."""
+    import struct
+
+    from raw_zip import Raw, Ref, pickled, tensor
+
+    numel = 1 << 38
+    big = pickled({"w": tensor(Ref(numel=numel), size=(1 << 19, 1 << 19), stride=(1 << 19, 1))})
+    small = [Raw(b"net/data.pkl", big), Raw(b"net/version", b"3\n")]
+    with path.open("wb") as file:
+        directory = b""
+        for member in small:
+            directory += member.central(file.tell())
+            file.write(member.local())
+        start, nbytes = file.tell(), 4 * numel
+        storage = Raw(b"net/data/0", size=0xFFFFFFFF, extra=struct.pack("<2H2Q", 1, 16, nbytes, nbytes))
+        directory += storage.central(start)
+        file.write(storage.local())
+        file.seek(nbytes, os.SEEK_CUR)
+        end = file.tell()
+        file.write(directory)
+        where = file.tell()
+        file.write(struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 0, 0, 0, 0, 3, 3, len(directory), end))
+        file.write(struct.pack("<4sIQI", b"PK\x06\x07", 0, where, 1))
+        file.write(struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 3, 3, len(directory), 0xFFFFFFFF, 0))
+    assert path.stat().st_size > 1 << 40
+    out = run_python(
+        "import time\nfrom pytest_ckptcompat import open_checkpoint\nstart = time.perf_counter()\n"
+        f"ckpt = open_checkpoint({str(path)!r})\n"
+        "print(time.perf_counter() - start, ckpt.bytes_read, ckpt['w'].shape)",
+        memory=MEGABYTES << 20,
+    )
+    seconds, read, *shape = out.split(maxsplit=2)
+    assert float(seconds) < 1
+    assert int(read) < 2000
+    assert shape == ["(524288, 524288)\n"]
