@@ -16,7 +16,7 @@ from .compare import Comparison, compare
 from .errors import CheckpointError, RecipeError
 from .forward import Outcome, forward
 from .inputs import Inputs
-from .keys import escape, select
+from .keys import escape, nearest, select
 from .memory import shown as size_shown
 from .models import Blueprint, ModelError, blueprint, meta_copy, raised
 from .optimizer import check_optimizer
@@ -118,10 +118,16 @@ class Check:
             done = {stage.name for stage in self._stages}
             for name in STAGES:
                 if name not in done:
-                    self._stage(name, "skipped", stop.reason)
+                    undeclared = name == "optimizer" and self.case.optimizer is None
+                    self._stage(name, "skipped", "none declared" if undeclared else stop.reason)
         self._demand_cuda()
         self.report = self._report()
         return self.report
+
+    @property
+    def shown_model(self) -> nn.Module:
+        """What ``ckpt_model`` gives: the loaded model, or the one on meta where a lock has no values."""
+        return self._schema.eval() if self.model is None else self.model
 
     # -- the stages ----------------------------------------------------------------------------------------
 
@@ -148,6 +154,7 @@ class Check:
     def _apply_recipe(self) -> None:
         self._recipe = Recipe()
         self._growth = self._recipe.run(self._ckpt.meta(), self._schema.state_dict())
+        self._hold_protect()
         if self.case.recipe is None:
             return self._stage("recipe", "skipped", "none declared")
         try:
@@ -157,15 +164,25 @@ class Check:
             return self._fail("recipe", finding(error.rule, error.key, message=str(error)))
         self._recipe = declared
         self._protect()
-        return self._stage(
-            "recipe", "passed", f"{len(self._growth.touched)} keys of {len(self._growth.state_dict)}"
-        )
+        renamed = {key for key, old in self._growth.origin.items() if old != key}
+        changed = len(renamed | self._growth.touched.keys())
+        return self._stage("recipe", "passed", f"changes {changed} of {len(self._growth.state_dict)} keys")
+
+    def _hold_protect(self) -> None:
+        """A pattern of ``protect`` that names nothing protects nothing: a typo must not pass."""
+        keys = list(dict.fromkeys([*self._ckpt, *self._schema.state_dict()]))
+        for pattern in self.case.protect:
+            if not select(pattern, keys):
+                near = ", ".join(map(escape, nearest(pattern, keys)))
+                hint = f"; nearest are {near}" if near else ""
+                message = f"protect names no key of checkpoint or model{hint}"
+                self._findings.append(finding("recipe-protected-key", pattern, message=message))
 
     def _protect(self) -> None:
         """What ``protect`` names stays as it was: no operator may touch it, whatever the values are."""
         for pattern in self.case.protect:
             for key in select(pattern, list(self._growth.touched)):
-                operators = ", ".join(map(repr, self._growth.touched[key]))
+                operators = ", ".join(map(str, self._growth.touched[key]))
                 self._findings.append(
                     finding(
                         "recipe-protected-key",
@@ -206,7 +223,8 @@ class Check:
 
     def _load(self) -> None:
         if _errors(self._settled()):
-            raise Stopped("the checkpoint does not fit as it is")
+            fits = self._comparison.fits
+            raise Stopped("an error was found before it" if fits else "the checkpoint does not fit as it is")
         reason = self._unneeded()
         if reason:
             for name in ("load", "verify"):
@@ -238,10 +256,10 @@ class Check:
     def _unneeded(self) -> str:
         """Why no value has to be read, or ``""``."""
         case = self.case
-        if self.wants_model:
-            return ""
         if self._ckpt.format == "lock":
             return "a lock file has no values"
+        if self.wants_model:
+            return ""
         if case.device in ("none", "rehearse"):
             return f"device={case.device} reads headers only"
         if case.inputs is None and case.recipe is None and case.optimizer is None:
@@ -314,6 +332,8 @@ class Check:
         )
         self._promises += promises
         self._findings += found
+        if not _errors(found) and not any(promise.status == "kept" for promise in promises):
+            return self._stage("optimizer", "skipped", "; ".join(promise.detail for promise in promises))
         return self._stage("optimizer", "failed" if _errors(found) else "passed", _kept(promises))
 
     def _demand_cuda(self) -> None:
@@ -321,10 +341,11 @@ class Check:
             return
         ran = next((stage for stage in self._stages if stage.name == "forward"), None)
         if ran is None or ran.status != "passed" or not ran.detail.startswith("on cuda"):
-            reason = "it was not reached" if ran is None else f"{ran.status}: {ran.detail}"
-            self._findings.append(
-                finding("forward-no-cuda", message=f"CUDA is required; the forward pass {reason}")
-            )
+            how = "was not reached" if ran is None else f"was {ran.status}: {ran.detail}"
+            if ran is not None and ran.status == "passed":
+                how = f"ran {ran.detail}"
+            message = f"CUDA is required, but the forward pass {how}"
+            self._findings.append(finding("forward-no-cuda", message=message))
 
     # -- bookkeeping ---------------------------------------------------------------------------------------
 

@@ -128,12 +128,13 @@ def _diff(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from .case import Case
     from .check import Check
+    from .recipe import Recipe
     from .terminal import render
 
     _importable()
     case = Case.of(
         model=options.model,
-        recipe=options.recipe,
+        recipe=None if options.recipe is None else Recipe.load(options.recipe),
         inputs=_inputs(options.inputs),
         source_model=options.source_model,
         state_dict_key=options.key,

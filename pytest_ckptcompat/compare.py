@@ -84,9 +84,10 @@ def compare(model: nn.Module, state_dict: Mapping[str, Any]) -> Comparison:
         *_lossy(state_dict, expected, wrong),
     ]
     fitting = {key: _shown(value) for key, value in expected.items() if key not in wrong}
-    return Comparison(
-        missing, unexpected, mismatched, len(keys - wrong), len(keys | wrong), findings, fitting
-    )
+    # Of a state dict that does not fit, a key that torch fills in itself (num_batches_tracked) is no match.
+    right = (expected.keys() & state_dict.keys() if wrong else keys) - wrong
+    total = len(keys | wrong)
+    return Comparison(missing, unexpected, mismatched, len(right), total, findings, fitting)
 
 
 @dataclass

@@ -152,12 +152,20 @@ def _compared(
         before = before.double()  # in place: it is ours
     old = outputs(before, [pair[0] for pair in pairs], arithmetic)
     del before
+    if any(_not_finite(each) for batches_of in old.modes.values() for each in batches_of):
+        return _unchecked("the old model's outputs are not finite")
     new = outputs(twin(model, arithmetic), [pair[1] for pair in pairs], arithmetic)
     allowed = tolerance(coarser(precision, coarser(old.lowest, new.lowest)))
     promise, findings = _verdict(old, new, allowed, rows, arithmetic)
     if findings and ids.moved is not None:  # not every integer is the number of a word
         return _unchecked("words have other numbers now, and the inputs can't be told apart")
     return promise, findings
+
+
+def _not_finite(found: Mapping[str, torch.Tensor]) -> bool:
+    return any(
+        not bool(torch.isfinite(tensor).all()) for tensor in found.values() if tensor.is_floating_point()
+    )
 
 
 @dataclass(frozen=True)

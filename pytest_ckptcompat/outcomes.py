@@ -83,7 +83,7 @@ def told(check: dict[str, Any], width: int, *, in_full: bool) -> list[str]:
             if each.name.startswith("forward")
         ]
         told += [
-            f"warning: {each.rule}: {escape(each.key)} {each.message}"
+            f"warning: {each.rule}: " + " ".join(filter(None, (escape(each.key), each.message)))
             for each in report.findings
             if each.severity == "warn"
         ]

@@ -82,12 +82,17 @@ class Report:
         if self.ok:
             return f"{self.checkpoint} fits {self.model}{self._how()}: {self._kept()}"
         first = self.errors[0]
+        if not self.checkpoint:
+            return f"{self.model}: {_one_line(first)}"
         if any(found.rule in _FIT for found in self.errors):
             counts = (
                 f"{len(self.mismatched)} mismatched, {len(self.missing)} missing, "
                 f"{len(self.unexpected)} unexpected"
             )
-            return f"{self.checkpoint} does not fit {self.model}: {counts} ({self._kept()})"
+            why = next(
+                (f"{f.rule}: {_one_line(f)}; " for f in self.errors if f.rule.startswith("recipe-")), ""
+            )
+            return f"{self.checkpoint} does not fit {self.model}: {why}{counts} ({self._kept()})"
         if first.rule in _UNREAD:
             return f"{self.checkpoint} was not checked against {self.model}: {_one_line(first)}"
         more = len(self.errors) - 1

@@ -103,7 +103,7 @@ def without(node: pytest.Item) -> None:
 
     found = finding("no-checkpoint", message=reason)
     stages = [Stage("open", "failed", reason)]
-    raise Incompatible(Report("no checkpoint", node.name, findings=[found], stages=stages))
+    raise Incompatible(Report("", node.name, findings=[found], stages=stages))
 
 
 def _folders(node: pytest.Item) -> list[Path]:

@@ -82,7 +82,10 @@ class Shelf:
 
     def _read(self, path: str) -> Contents:
         from .checkpoint import read_contents
+        from .keys import escape
 
+        if glob.has_magic(path) and not is_url(path) and not os.path.lexists(path):
+            raise CheckpointError(f"{escape(path)} matches no file")
         contents = read_contents(path, limits=self._limits, hook=self._hook)
         if self._update_locks and contents.header.format == "lock":
             from .lock import update

@@ -198,3 +198,39 @@ def test_a_suggestion_goes_on_where_the_recipe_ends(tmp_path):
 def test_bad_inputs_are_one_error(net):
     with pytest.raises(ValueError, match="inputs"):
         check(Boxes, net, inputs="two")
+
+
+def test_protect_that_names_nothing_fails(net):
+    report = check(Boxes, net, protect=("konv1*",))
+    (found,) = report.errors
+    assert (found.rule, found.key) == ("recipe-protected-key", "konv1*")
+    assert "conv1" in found.message
+    assert {stage.detail for stage in report.stages if stage.name == "load"} == {
+        "an error was found before it"
+    }
+
+
+def test_the_verdict_tells_a_recipe_that_does_not_apply_first(net):
+    report = check(Grown, net, recipe=Recipe(tile("out3.*", dim=0)))
+    assert report.verdict.startswith("net.pth does not fit networks.Grown: recipe-unused-op: out3.*: ")
+
+
+def test_outputs_that_are_nan_are_no_kept_function(tmp_path):
+    state = Boxes().state_dict()
+    state["conv1.0.weight"][:] = float("nan")
+    path = saved(tmp_path / "nan.pth", state)
+    report = check(Grown, path, recipe=GROW, inputs=INPUTS, source_model=Boxes, device="cpu")
+    assert {p.status for p in report.promises if p.name == "function kept"} == {"unchecked"}
+    assert "forward-non-finite" in rules(report)
+
+
+def test_keys_that_torch_fills_in_are_no_match(tmp_path):
+    state = OrderedDict((f"module.{key}", value) for key, value in Boxes().state_dict().items())
+    report = check(Boxes, saved(tmp_path / "wrapped.pth", state))
+    assert (report.matched, report.total) == (0, 2 * len(state))
+
+
+def test_an_optimizer_without_state_is_not_called_passed(net):
+    report = check(Boxes, net, optimizer=lambda parameters: torch.optim.SGD(parameters, 0.1))
+    assert report.ok
+    assert stages(report)["optimizer"] == "skipped"

@@ -103,6 +103,7 @@ def test_check_without_and_with_the_recipe(folder, capsys):
         ["check", "net.pth", "networks:None"],
         ["check", "net.pth", "no_such_module:Net"],
         ["check", "net.pth", "Boxes"],
+        ["check", "net.pth", "networks:Boxes", "--recipe", "none.toml"],
         ["check", "net.pth", "networks:Boxes", "--device", "gpu"],
         ["check", "net.pth", "networks:Boxes", "--inputs", "2x3", "--inputs", "x=2x3"],
         ["check", "net.pth", "networks:Boxes", "--inputs", "twoxthree"],

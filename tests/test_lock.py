@@ -142,3 +142,21 @@ def test_lock_update(project):
     }
     result = project.runpytest("--ckpt=v1.ckpt.json", "--ckpt-lock-update", "-n2")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
+
+
+def test_a_test_that_asks_for_the_model_gets_it_on_meta(project):
+    project.makepyfile(
+        test_it="""
+        import pytest
+        from nets import V1
+        @pytest.mark.ckpt_compat(model=V1, inputs=(3, 6))
+        def test_it(ckpt_model):
+            assert ckpt_model.head.weight.shape == (4, 8) and ckpt_model.head.weight.is_meta
+            assert not ckpt_model.training
+    """
+    )
+    lock = str(project.path / "v1.ckpt.json")
+    write_lock(lock, lock_of_checkpoint(open_checkpoint(str(project.path / "v1.pth")), lock))
+    result = project.runpytest("--ckpt=v1.ckpt.json")
+    result.assert_outcomes(passed=1)
+    assert "forward-cuda: rehearsed" in "\n".join(result.outlines)
