@@ -64,7 +64,6 @@ def read_contents(
             except (OSError, EOFError, MemoryError) as error:
                 reason = escape(str(error) or type(error).__name__)
                 raise CheckpointError(f"{escape(path)} can't be read: {reason}") from None
-            file.check_unchanged()
     return Contents(path, header, files, limits)
 
 

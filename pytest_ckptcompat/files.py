@@ -14,6 +14,7 @@ from .errors import CheckpointError
 from .keys import escape
 
 if TYPE_CHECKING:
+    from types import TracebackType
     from typing import Self
 
 _PIECE = 1 << 30
@@ -134,6 +135,16 @@ class File(io.RawIOBase):
     def seekable(self) -> bool:
         """It is."""
         return True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it; if it changed meanwhile, what was read is of no use, and damage in it means nothing."""
+        try:
+            if kind is None or issubclass(kind, CheckpointError):
+                self.check_unchanged()
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Close it; closing twice is fine."""

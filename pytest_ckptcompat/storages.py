@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from .errors import CheckpointError
@@ -25,15 +26,12 @@ if TYPE_CHECKING:
 
 
 class Storages:
-    """The storages of one checkpoint, open for reading: a context manager.
-
-    When it closes, the files are looked at once more: what was read of a file that changed meanwhile is no
-    checkpoint's values.
-    """
+    """The storages of one checkpoint, open for reading: a context manager."""
 
     def __init__(self, contents: Contents) -> None:
         self._contents = contents
         self._open: dict[str, File] = {}
+        self._closing = ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -41,13 +39,7 @@ class Storages:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                for file in self._open.values():
-                    file.check_unchanged()
-        finally:
-            for file in self._open.values():
-                file.close()
+        self._closing.__exit__(kind, error, trace)
 
     def in_chunks(self, storage: str) -> bool:
         """Whether a storage is one tensor in several blocks."""
@@ -98,7 +90,7 @@ class Storages:
 
     def _file(self, path: str) -> File:
         if path not in self._open:
-            self._open[path] = self._contents.files.open(path)
+            self._open[path] = self._closing.enter_context(self._contents.files.open(path))
         return self._open[path]
 
 
