@@ -68,7 +68,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addini("ckpt", "checkpoints, as --ckpt, relative to this file", type="linelist", default=[])
     parser.addini("ckpt_required", "as --ckpt-required", type="bool", default=False)
-    parser.addini("ckpt_device", "as --ckpt-device", type="string", default="auto")
+    parser.addini("ckpt_device", "as --ckpt-device (auto)", type="string", default="")
     parser.addini("ckpt_require_cuda", "as --ckpt-require-cuda", type="bool", default=False)
     parser.addini("ckpt_severity", "lines of rule=error, rule=warn or rule=off", type="linelist", default=[])
     parser.addini("ckpt_limits", "lines of name=value: caps of the readers", type="linelist", default=[])

@@ -65,7 +65,7 @@ class Settings:
         return cls(
             paths=tuple(_paths(config)),
             required=bool(either("ckpt_required", "ckpt_required")),
-            device=device_name("--ckpt-device", either("ckpt_device", "ckpt_device")),
+            device=device_name("--ckpt-device", either("ckpt_device", "ckpt_device") or "auto"),
             require_cuda=bool(either("ckpt_require_cuda", "ckpt_require_cuda")),
             severities=severities_of(config.getini("ckpt_severity")),
             limits=Limits.parse(config.getini("ckpt_limits")),

@@ -31,6 +31,28 @@ def test_a_suite_without_the_marker(suite, arguments):
     assert loaded_after(pytest_main(*arguments), suite) == []
 
 
+def test_a_suite_without_the_marker_makes_no_settings(suite):
+    """The start costs milliseconds because what only a checkpoint needs is not even looked at."""
+    probe = (
+        "import sys\n"
+        + pytest_main()
+        + "\nprint(*[m for m in sys.modules if m.startswith('pytest_ckptcompat')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=suite, capture_output=True, text=True, check=True
+    )
+    loaded = {name.rpartition(".")[2] for name in done.stdout.splitlines()[-1].split()}
+    assert loaded == {
+        "pytest_ckptcompat",
+        "plugin",
+        "errors",
+        "extensions",
+        "hookspecs",
+        "session",
+        "summary",
+    }
+
+
 def test_opening_what_ckpt_names(suite):
     import torch
 
