@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from . import formats
 from .caps import DEFAULT, Limits
 from .errors import CheckpointError
-from .files import Files, is_url, kind_of
+from .files import Files, display, is_url, kind_of, local
 from .formats.faults import what_it_is
 from .formats.header import Header
 from .keys import escape
@@ -53,17 +53,17 @@ def read_contents(
     path: str | os.PathLike[str], *, limits: Limits = DEFAULT, hook: HookRelay | None = None
 ) -> Contents:
     """Read the header of a checkpoint, whatever is in it. Arguments and errors as for `open_checkpoint`."""
-    path = os.fspath(path)
+    path = local(os.fspath(path))
     files = Files()
     with _collector_paused():
-        if not is_url(path) and kind_of(path) == "folder":
+        if kind_of(path) == "folder":
             return Contents(path, _recognised(path, None, files, limits, hook), files, limits)
         with files.open(path) as file:
             try:
                 header = _recognised(path, file, files, limits, hook)
             except (OSError, EOFError, MemoryError) as error:
                 reason = escape(str(error) or type(error).__name__)
-                raise CheckpointError(f"{escape(path)} can't be read: {reason}") from None
+                raise CheckpointError(f"{display(path)} can't be read: {reason}") from None
     return Contents(path, header, files, limits)
 
 
@@ -94,10 +94,10 @@ def _recognised(path: str, file: Any, files: Files, limits: Limits, hook: HookRe
         raise _about(path, error) from None
     if file is None:
         raise CheckpointError(
-            f"{escape(path)} is a folder that holds no sharded or distributed checkpoint: name a file"
+            f"{display(path)} is a folder that holds no sharded or distributed checkpoint: name a file"
         )
     head = file.read_at(0, min(file.size, _HEAD))
-    raise CheckpointError(f"{escape(path)} is {what_it_is(head, file.size)}")
+    raise CheckpointError(f"{display(path)} is {what_it_is(head, file.size)}")
 
 
 def _relays(hook: HookRelay | None) -> Iterator[HookRelay]:
@@ -110,7 +110,7 @@ def _relays(hook: HookRelay | None) -> Iterator[HookRelay]:
 
 def _about(path: str, error: CheckpointError) -> CheckpointError:
     """The error, saying of which file it is."""
-    shown = escape(path)
+    shown = display(path)
     text = str(error)
     return error if shown in text else CheckpointError(f"{shown}: {text}")
 
@@ -194,7 +194,8 @@ class Checkpoint(Mapping[str, TensorSpec]):
     @property
     def name(self) -> str:
         """Last part of the path, safe to print."""
-        return escape(self.path.rstrip("/\\").rpartition("/")[2] or self.path)
+        path = self.path.partition("?")[0] if is_url(self.path) else self.path
+        return escape(path.rstrip("/\\").rpartition("/")[2] or path)
 
     @property
     def format(self) -> str:

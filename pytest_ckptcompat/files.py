@@ -14,11 +14,13 @@ from .errors import CheckpointError
 from .keys import escape
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
     from types import TracebackType
     from typing import Self
 
 _PIECE = 1 << 30
 _MOST_NAMES = 100_000
+_SECRETS = re.compile(r"(://)[^/@]*@")
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+(://|::)")
 
 
@@ -37,23 +39,21 @@ class Fingerprint(NamedTuple):
 
 
 class File(io.RawIOBase):
-    """A seekable binary file, opened for reading, that counts what is read of it.
+    """A seekable binary file, open for reading, that counts what is read of it. A context manager.
 
     Attributes:
         path: as it was given.
         size: in bytes, when it was opened.
-        bytes_read: so far.
+        bytes_read: so far, from the disk or the network.
         remote: whether every read is a request to somewhere else, and so dear.
     """
 
     remote = False
 
-    def __init__(self, path: str, descriptor: int, fingerprint: Fingerprint) -> None:
+    def __init__(self, path: str, size: int) -> None:
         self.path = path
-        self.size = fingerprint.size
+        self.size = size
         self.bytes_read = 0
-        self._fingerprint = fingerprint
-        self._descriptor = descriptor
         self._position = 0
 
     def read_at(self, offset: int, size: int) -> bytes:
@@ -62,49 +62,34 @@ class File(io.RawIOBase):
         Raises:
             CheckpointError: the file ends before, or can't be read.
         """
-        data = self._read_once(offset, size)
-        if len(data) == size:
-            self.bytes_read += size
-            return data
-        whole = bytearray(size)
-        self.readinto_at(offset, whole)
-        return bytes(whole)
+        data = bytearray(size)
+        self.readinto_at(offset, data)
+        return bytes(data)
 
     def readinto_at(self, offset: int, buffer: bytearray | memoryview) -> None:
         """Fill a writable buffer with the bytes from `offset` on; errors as in `read_at`."""
         view = memoryview(buffer).cast("B")
         done = 0
         while done < len(view):
-            try:
-                count = self._read_some(offset + done, view[done : done + _PIECE])
-            except OSError as error:
-                raise CheckpointError(f"can't read {escape(self.path)}: {error.strerror or error}") from None
+            count = self._read_some(offset + done, view[done : done + _PIECE])
             if count == 0:
                 raise CheckpointError(
-                    f"{escape(self.path)} ends at byte {offset + done}, before byte {offset + len(view)}: "
+                    f"{display(self.path)} ends at byte {offset + done}, before byte {offset + len(view)}: "
                     "it is truncated, or was cut while it was read"
                 )
             done += count
-            self.bytes_read += count
-
-    def _read_once(self, offset: int, size: int) -> bytes:
-        """The bytes if they come in one go, else anything shorter."""
-        try:
-            return os.pread(self._descriptor, size, offset)
-        except OSError:
-            return b""  # and the careful way says why
 
     def _read_some(self, offset: int, view: memoryview) -> int:
-        return os.preadv(self._descriptor, [view], offset)
+        """Read at least one byte, and count it; 0 at the end of the file."""
+        raise NotImplementedError
 
     def check_unchanged(self) -> None:
-        """Look at the open file again.
+        """Look at the file again.
 
         Raises:
-            CheckpointError: it was written to since it was opened.
+            CheckpointError: it changed since it was opened.
         """
-        if Fingerprint.of(os.fstat(self._descriptor)) != self._fingerprint:
-            raise _changed(self.path)
+        raise NotImplementedError
 
     # -- the rest of what a binary file is, for formats of others ------------------------------------------
 
@@ -146,6 +131,39 @@ class File(io.RawIOBase):
         finally:
             self.close()
 
+
+class LocalFile(File):
+    """A regular file of this machine."""
+
+    def __init__(self, path: str, descriptor: int, fingerprint: Fingerprint) -> None:
+        super().__init__(path, fingerprint.size)
+        self.fingerprint: Hashable = fingerprint
+        self._descriptor = descriptor
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """As any file, but a small read is one call of the system."""
+        try:
+            data = os.pread(self._descriptor, size, offset)
+        except OSError:
+            data = b""  # and the careful way says why
+        if len(data) < size:
+            return super().read_at(offset, size)
+        self.bytes_read += size
+        return data
+
+    def _read_some(self, offset: int, view: memoryview) -> int:
+        try:
+            count = os.preadv(self._descriptor, [view], offset)
+        except OSError as error:
+            raise CheckpointError(f"can't read {display(self.path)}: {error.strerror or error}") from None
+        self.bytes_read += count
+        return count
+
+    def check_unchanged(self) -> None:
+        """Look at the open file again; errors as for any file."""
+        if Fingerprint.of(os.fstat(self._descriptor)) != self.fingerprint:
+            raise changed(self.path)
+
     def close(self) -> None:
         """Close it; closing twice is fine."""
         if not self.closed:
@@ -164,7 +182,7 @@ class Part:
         self._offset = offset
         if offset < 0 or size < 0 or offset + size > file.size:
             raise CheckpointError(
-                f"{escape(self.path)} is truncated: it should have {offset + size} bytes or more"
+                f"{display(self.path)} is truncated: it should have {offset + size} bytes or more"
             )
 
     def read_at(self, offset: int, size: int) -> bytes:
@@ -179,7 +197,7 @@ class Part:
 
     def _check(self, offset: int, size: int) -> None:
         if offset + size > self.size:
-            raise CheckpointError(f"{escape(self.path)}: a part of it ends before byte {offset + size}")
+            raise CheckpointError(f"{display(self.path)}: a part of it ends before byte {offset + size}")
 
 
 class Files:
@@ -190,7 +208,7 @@ class Files:
     """
 
     def __init__(self) -> None:
-        self._seen: dict[str, Fingerprint] = {}
+        self._seen: dict[str, Hashable] = {}
         self._opened: list[File] = []
         self._read_before = 0
 
@@ -203,17 +221,21 @@ class Files:
         return self._read_before + sum(file.bytes_read for file in open_now)
 
     def open(self, path: str) -> File:
-        """Open a regular file for reading. It is to be closed: it is a context manager.
+        """Open a file for reading. It is to be closed: it is a context manager.
 
         Raises:
             CheckpointError: there is none, it is a folder, a pipe or a device, it can't be read, or it is not
                 the file that was opened under this path before.
         """
-        descriptor, fingerprint = _open_regular(path)
-        file = File(path, descriptor, fingerprint)
-        if self._seen.setdefault(path, fingerprint) != fingerprint:
+        if is_url(path):
+            from .remote import RemoteFile
+
+            file: LocalFile | RemoteFile = RemoteFile(path)
+        else:
+            file = LocalFile(path, *_open_regular(path))
+        if self._seen.setdefault(path, file.fingerprint) != file.fingerprint:
             file.close()
-            raise _changed(path)
+            raise changed(path)
         self._opened.append(file)
         return file
 
@@ -223,12 +245,21 @@ def beside(path: str, name: str) -> str:
     return path[: path.rfind("/") + 1] + name if is_url(path) else os.path.join(os.path.dirname(path), name)  # noqa: PTH118, PTH120  # paths stay text
 
 
+def inside(folder: str, name: str) -> str:
+    """The path of a file in a folder."""
+    return beside(folder.rstrip("/") + "/", name)
+
+
 def names_in(folder: str) -> list[str]:
     """The names of what is in a folder, at most a hundred thousand.
 
     Raises:
         CheckpointError: it can't be read.
     """
+    if is_url(folder):
+        from .remote import names_behind
+
+        return names_behind(folder)
     try:
         with os.scandir(folder) as found:
             return [entry.name for entry in islice(found, _MOST_NAMES)]
@@ -241,13 +272,29 @@ def is_url(path: str) -> bool:
     return bool(_URL.match(path))
 
 
+def local(path: str) -> str:
+    """The path that a ``file://`` URL means; any other path as it is."""
+    return re.sub(r"^(file|local)://", "", path)
+
+
+def display(path: str) -> str:
+    """A path as it is shown: safe to print, and a URL without its password and its signature."""
+    if is_url(path):
+        path = _SECRETS.sub(r"\1", path).partition("?")[0]
+    return escape(path)
+
+
 def kind_of(path: str) -> str:
-    """``"file"`` or ``"folder"``, looked at without opening it.
+    """``"file"`` or ``"folder"``, looked at without opening it. A URL that ends with a slash is a folder.
 
     Raises:
         CheckpointError: there is nothing, or it is a pipe, a device or a socket.
     """
-    shown = escape(path)
+    if is_url(path):
+        from .remote import kind_of_url
+
+        return kind_of_url(path)
+    shown = display(path)
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116  # a path may be anything, a lone surrogate included
     except (OSError, ValueError) as error:
@@ -263,7 +310,7 @@ def kind_of(path: str) -> str:
 def _open_regular(path: str) -> tuple[int, Fingerprint]:
     """Open a regular file, without waiting for a pipe that was put in its place meanwhile."""
     if kind_of(path) == "folder":
-        raise CheckpointError(f"{escape(path)} is a folder, not a file")
+        raise CheckpointError(f"{display(path)} is a folder, not a file")
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError) as error:
@@ -272,13 +319,13 @@ def _open_regular(path: str) -> tuple[int, Fingerprint]:
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise CheckpointError(
-            f"{escape(path)} is no regular file any more: it was replaced while it was opened"
+            f"{display(path)} is no regular file any more: it was replaced while it was opened"
         )
     return descriptor, Fingerprint.of(status)
 
 
 def _unreachable(path: str, error: OSError | ValueError) -> CheckpointError:
-    shown = escape(path)
+    shown = display(path)
     reasons = {
         errno.ENOENT: f"{shown} does not exist",
         errno.ENOTDIR: f"{shown} does not exist: a part of the path is a file, not a folder",
@@ -291,8 +338,9 @@ def _unreachable(path: str, error: OSError | ValueError) -> CheckpointError:
     return CheckpointError(reasons.get(code or 0, f"{shown} can't be opened: {escape(str(error))}"))
 
 
-def _changed(path: str) -> CheckpointError:
+def changed(path: str) -> CheckpointError:
+    """The error for a file that is another one than before."""
     return CheckpointError(
-        f"{escape(path)} changed during this run: it is not the file whose header was read. Run the "
+        f"{display(path)} changed during this run: it is not the file whose header was read. Run the "
         "check again once it is written; writers should write a new file and rename it"
     )

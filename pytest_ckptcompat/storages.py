@@ -6,10 +6,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from .errors import CheckpointError
-from .files import Part
+from .files import Part, display
 from .formats.torch_zip import read_archive
 from .formats.zip_directory import data_offset
-from .keys import escape
 from .tensors import Chunk, Member, TensorSpec
 
 if TYPE_CHECKING:
@@ -76,13 +75,13 @@ class Storages:
             ):
                 raise CheckpointError("a block of a tensor is not what the index says")
         except CheckpointError as error:
-            raise CheckpointError(f"{escape(chunk.file)}, at byte {chunk.offset}: {error}") from None
+            raise CheckpointError(f"{display(chunk.file)}, at byte {chunk.offset}: {error}") from None
         return _source(part, header.storages[spec.storage][0]), spec
 
     def _extents(self, storage: str) -> tuple[Extent, ...]:
         found = self._contents.header.storages.get(storage, ())
         if not found:
-            name = escape(self._contents.path)
+            name = display(self._contents.path)
             raise CheckpointError(
                 f"{name} holds no values that could be read ({self._contents.header.format})"
             )
@@ -101,7 +100,7 @@ def _source(file: File | Part, extent: Extent) -> Source:
 
     def read(start: int, into: memoryview) -> None:
         if start + into.nbytes > extent.nbytes:
-            raise CheckpointError(f"{escape(file.path)}: a tensor reaches beyond its storage")
+            raise CheckpointError(f"{display(file.path)}: a tensor reaches beyond its storage")
         file.readinto_at(begin + start, into)
 
     return read

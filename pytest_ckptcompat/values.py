@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .errors import CheckpointError
+from .files import display
 from .keys import escape
 from .reading import PIECE, buffer, copy, memory_of, new, read, span, view
 from .storages import Storages
@@ -101,7 +102,7 @@ class Values:
 
     def _by_torch(self, spec: TensorSpec) -> torch.Tensor:
         """The values of a tensor without a plain layout, as torch itself loads them."""
-        path, note = escape(self._contents.path), escape(spec.note)
+        path, note = display(self._contents.path), escape(spec.note)
         where = path_to(self._contents.header.tree, spec)
         if where is None or not self._contents.header.format.startswith("torch-"):
             raise CheckpointError(

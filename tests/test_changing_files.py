@@ -12,7 +12,7 @@ from raw_zip import checkpoint
 from safetensors.torch import save_file
 
 from pytest_ckptcompat import CheckpointError, open_checkpoint
-from pytest_ckptcompat.files import File
+from pytest_ckptcompat.files import LocalFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,16 +103,16 @@ def test_while_it_is_read(
     path: Path, change: Callable[[Path], None], moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ckpt = open_checkpoint(path)
-    ordinary = File.read_at if moment == "header" else File.readinto_at
+    ordinary = LocalFile.read_at if moment == "header" else LocalFile.readinto_at
     calls = []
 
-    def read(self: File, *args: Any) -> Any:
+    def read(self: LocalFile, *args: Any) -> Any:
         result = ordinary(self, *args)  # type: ignore[operator]
         if not calls:
             calls.append(change(path))
         return result
 
-    monkeypatch.setattr(File, ordinary.__name__, read)
+    monkeypatch.setattr(LocalFile, ordinary.__name__, read)
     with pytest.raises(CheckpointError, match=r"changed during this run|truncated"):
         open_checkpoint(path) if moment == "header" else ckpt.tensor("a")
     assert calls

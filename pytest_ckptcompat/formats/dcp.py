@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.errors import CheckpointError
-from pytest_ckptcompat.files import Part, beside, names_in
+from pytest_ckptcompat.files import Part, inside, names_in
 from pytest_ckptcompat.hookspecs import hookimpl
 from pytest_ckptcompat.keys import escape
 from pytest_ckptcompat.tensors import Chunk, TensorSpec, contiguous_stride
@@ -61,7 +61,7 @@ class _Reader:
 
     def header(self) -> Header:
         """The table of the whole checkpoint."""
-        with self._files.open(beside(f"{self._folder}/", _INDEX)) as file:
+        with self._files.open(inside(self._folder, _INDEX)) as file:
             self._limits.check("pickle_bytes", file.size, f"its .metadata has {file.size} bytes")
             data = file.read_at(0, file.size)
         tensors = Tensors(self._limits)
@@ -109,7 +109,7 @@ class _Reader:
         return self._sizes[name]
 
     def _path(self, name: str) -> str:
-        return beside(f"{self._folder}/", name)
+        return inside(self._folder, name)
 
     def _entry(self, key: Any, entry: Any) -> object:
         if not isinstance(key, str):

@@ -6,7 +6,7 @@ import posixpath
 from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.errors import CheckpointError
-from pytest_ckptcompat.files import beside, names_in
+from pytest_ckptcompat.files import beside, inside, names_in
 from pytest_ckptcompat.hookspecs import hookimpl
 from pytest_ckptcompat.keys import escape
 from pytest_ckptcompat.tensors import TensorSpec
@@ -48,7 +48,7 @@ def _index_in(folder: str) -> str | None:
     if len(preferred) > 1:
         names = ", ".join(escape(name, 80) for name in sorted(preferred)[:8])
         raise CheckpointError(f"the folder holds {len(preferred)} sharded checkpoints, name one: {names}")
-    return beside(f"{folder}/", preferred[0]) if preferred else None
+    return inside(folder, preferred[0]) if preferred else None
 
 
 def _shards(file: File, limits: Limits) -> dict[str, str] | None:
