@@ -77,7 +77,12 @@ def _lines(part: _Part, indent: int, width: int, comma: str = "") -> list[str]:
     if part.opening in "[(" and all(item.text is None and not item.items for item in part.items):
         numbers = ", ".join(item.flat for item in part.items) + ","
         inner = textwrap.wrap(
-            numbers, width, initial_indent=margin + "    ", subsequent_indent=margin + "    "
+            numbers,
+            width,
+            initial_indent=margin + "    ",
+            subsequent_indent=margin + "    ",
+            break_long_words=False,
+            break_on_hyphens=False,  # a number such as 1e-05 is one word
         )
     else:
         inner = [line for item in part.items for line in _lines(item, indent + 4, width, ",")]

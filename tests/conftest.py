@@ -1,14 +1,21 @@
 """What several test files share: pytester projects with a small model and its checkpoint."""
 
+import os
 from importlib import import_module, invalidate_caches
 from pkgutil import walk_packages
 
 import pytest
 import torch
+from hypothesis import settings
 
 import pytest_ckptcompat
 
 pytest_plugins = ["pytester"]
+
+# A gate that is red by chance is worth nothing: CI tries the same examples each time, people new ones.
+settings.register_profile("ci", derandomize=True, deadline=None)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 NETS = """
     import torch

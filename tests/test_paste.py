@@ -44,6 +44,13 @@ def test_numbers_fill_their_lines() -> None:
     assert len(lines) == 12
 
 
+def test_a_number_is_never_broken() -> None:
+    for width in range(10, 60):
+        lines = pasted("Recipe(op('', to=[[[0, 1.0000000000000002e+16, 1e-05]]]))", width)
+        assert "1.0000000000000002e+16," in " ".join(lines).split()
+        assert "1e-05" in "".join(lines)
+
+
 def test_a_source_of_several_lines_is_laid_out_anew() -> None:
     assert pasted("Recipe(\n  scale('a',\n    -\n    2),\n)", 60) == ['Recipe(scale("a", -2))']
 
