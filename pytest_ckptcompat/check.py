@@ -25,13 +25,13 @@ from .rehearsal import rehearse
 from .report import Report
 from .rollback import rollback
 from .rules import Finding, Promise, Severity, Stage, Status, finding
+from .soundness import not_finite, tied_conflicts
 from .suggest import suggest
-from .values import finite
 from .verify import verify
 from .waivers import settle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
 STAGES = ("open", "recipe", "compare", "load", "verify", "forward", "optimizer")
 
@@ -248,7 +248,7 @@ class Check:
             self._fail("load", finding("load-error", message=escape(raised(error), limit=500)))
             raise Stopped("the checkpoint does not load") from None
         self.model.eval()
-        found = [*_not_finite(self._ckpt.stored()), *_tied_conflicts(self.model, self._growth.state_dict)]
+        found = [*not_finite(self.model), *tied_conflicts(self.model, self._growth.state_dict)]
         self._findings += found
         strictly = "strictly" if self._comparison.fits else "without the waived keys"
         self._stage("load", "failed" if _errors(found) else "passed", f"{strictly}, on the CPU")
@@ -410,29 +410,3 @@ def _kept(promises: list[Promise]) -> str:
 
 def _errors(findings: list[Finding]) -> bool:
     return any(found.severity == "error" for found in findings)
-
-
-def _not_finite(state_dict: Mapping[str, Any]) -> Iterator[Finding]:
-    for key, value in state_dict.items():
-        if isinstance(value, torch.Tensor) and (bad := value.numel() - finite(value)):
-            yield finding(
-                "non-finite-value",
-                key,
-                f"{bad} of {value.numel()}",
-                message=f"{bad} values are NaN or infinite",
-            )
-
-
-def _tied_conflicts(model: nn.Module, state_dict: Mapping[str, Any]) -> Iterator[Finding]:
-    """Names that the model ties, with different values in the checkpoint: only the last one stays."""
-    tied: dict[int, list[str]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, torch.Tensor) and name in state_dict:
-            tied.setdefault(id(tensor), []).append(name)
-    for first, *others in tied.values():
-        for other in others:
-            one, two = state_dict[first], state_dict[other]
-            if one is not two and not torch.equal(one, two):
-                yield finding(
-                    "tied-conflict", other, message=f"the model ties it to {escape(first)}; the values differ"
-                )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import chain
@@ -14,23 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from .seeds import seeded
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
 class ModelError(Exception):
     """The model could not be imported or built; the message says what was tried and what it raised."""
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Run with torch's CPU generator seeded, and give its state back afterwards."""
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,12 @@ def told(check: dict[str, Any], width: int, *, in_full: bool) -> list[str]:
             if each.status == "unchecked"
         ]
         told += [
-            f"{each.name}: {each.status} {each.detail}"
+            f"not verified: {each.detail}"
+            for each in report.stages
+            if each.name == "verify" and each.status == "skipped"
+        ]
+        told += [
+            f"{each.name}: {each.status}{':' if each.status == 'skipped' else ''} {each.detail}"
             for each in report.stages
             if each.name.startswith("forward")
         ]

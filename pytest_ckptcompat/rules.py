@@ -33,7 +33,7 @@ RULES: dict[str, Rule] = {
         Rule("load-error", "error", "the model's own load_state_dict refused the checkpoint"),
         Rule("model-error", "error", "the model could not be built"),
         Rule("dtype-mismatch", "warn", "loading converts values to another dtype and loses some of them"),
-        Rule("non-finite-value", "warn", "the checkpoint holds NaN or infinite values"),
+        Rule("non-finite-value", "warn", "values that were loaded are NaN or infinite"),
         Rule("tied-conflict", "error", "names that the model ties have different values in the checkpoint"),
         Rule("unloaded-parameter", "error", "after loading, a parameter is on meta or still as constructed"),
         Rule("unsafe-pickle", "warn", "torch.load(weights_only=True) would refuse this file"),

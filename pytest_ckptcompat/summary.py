@@ -81,10 +81,11 @@ class Summary:
                 terminalreporter.line(f"  {line}")
         if not verbose and len(passed) > _SHOWN:
             terminalreporter.line(f"... and {len(passed) - _SHOWN} more that fit: -v lists them")
-        counts = f"{len(passed)} of {len(self._checks)} checks passed"
+        counts = [f"{len(passed)} of {len(self._checks)} checks passed"] if self._checks else []
         if self._without:
-            counts += f"; {self._without} skipped: no checkpoint (--ckpt, --ckpt-required)"
-        terminalreporter.line(counts)
+            counts.append(f"{self._without} skipped: no checkpoint (--ckpt, --ckpt-required)")
+        if counts:
+            terminalreporter.line("; ".join(counts))
         for text in self._unwritten:
             terminalreporter.line(f"ERROR: {text}", red=True)
 

@@ -234,3 +234,10 @@ def test_an_optimizer_without_state_is_not_called_passed(net):
     report = check(Boxes, net, optimizer=lambda parameters: torch.optim.SGD(parameters, 0.1))
     assert report.ok
     assert stages(report)["optimizer"] == "skipped"
+
+
+def test_values_are_read_once_to_load_and_once_to_verify(net):
+    ckpt = open_checkpoint(net)
+    before = ckpt.bytes_read
+    assert check(Boxes, ckpt, inputs=INPUTS, device="cpu").ok
+    assert ckpt.bytes_read - before < 2.5 * ckpt.nbytes

@@ -100,7 +100,7 @@ def test_no_checkpoint_is_skipped_and_counted(project):
     marked(project, GROW, "ckpt_model")
     result = project.runpytest("-rs")
     result.assert_outcomes(skipped=1)
-    assert "1 skipped: no checkpoint (--ckpt, --ckpt-required)" in out(result)
+    assert "\n1 skipped: no checkpoint (--ckpt, --ckpt-required)\n" in out(result)
 
 
 def test_no_checkpoint_fails_where_one_is_required(project):
