@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from pytest_ckptcompat.inputs import Inputs
-from pytest_ckptcompat.rehearsal import rehearse
+from pytest_ckptcompat.forward.inputs import Inputs
+from pytest_ckptcompat.forward.rehearsal import rehearse
 
 
 class RMSNorm(nn.Module):

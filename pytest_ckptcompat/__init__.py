@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .operators.tile import tile
     from .operators.widen import widen
     from .recipe import Recipe
-    from .report import Report
+    from .reports.report import Report
     from .rules import Finding, Stage
     from .tensors import TensorSpec
     from .waivers import allow
@@ -43,7 +43,7 @@ _HOMES = {
     "Finding": "rules",
     "Recipe": "recipe",
     "RecipeError": "errors",
-    "Report": "report",
+    "Report": "reports.report",
     "Stage": "rules",
     "TensorSpec": "tensors",
     "add_prefix": "operators",

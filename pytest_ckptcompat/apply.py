@@ -18,7 +18,7 @@ from .optimizer.growth import grown
 from .optimizer.naming import candidates, naming, tied_names
 from .optimizer.rewriting import regrouped, rewritten
 from .optimizer.state import Saved, misfits, saved_states
-from .stored import StoredTensor
+from .reading.stored import StoredTensor
 from .wrappers import state_dict_at
 from .writing.content import Content
 from .writing.safetensors import write_safetensors

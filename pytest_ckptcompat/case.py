@@ -89,7 +89,7 @@ def _recipe(name: str, value: Any) -> Any:
 
 
 def _inputs(name: str, value: Any) -> Any:
-    from .inputs import Inputs
+    from .forward.inputs import Inputs
 
     Inputs.parse(value)  # raises what is wrong with it
     return value

@@ -14,20 +14,20 @@ from .case import Case
 from .checkpoint import Checkpoint, open_checkpoint
 from .compare import Comparison, compare
 from .errors import CheckpointError, RecipeError
-from .forward import Outcome, forward
-from .inputs import Inputs
+from .forward.inputs import Inputs
+from .forward.real import Outcome, forward
+from .forward.rehearsal import rehearse
 from .keys import escape, nearest, select
 from .memory import shown as size_shown
 from .models import Blueprint, ModelError, blueprint, meta_copy, raised
 from .optimizer import check_optimizer
+from .proof.verify import verify
 from .recipe import Growth, Recipe
-from .rehearsal import rehearse
-from .report import Report
+from .reports.report import Report
 from .rollback import rollback
 from .rules import Finding, Promise, Severity, Stage, Status, finding
 from .soundness import not_finite, tied_conflicts
 from .suggest import suggest
-from .verify import verify
 from .waivers import settle
 
 if TYPE_CHECKING:

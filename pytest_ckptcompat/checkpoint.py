@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import formats
-from .caps import DEFAULT, Limits
 from .errors import CheckpointError
-from .files import Files, display, is_url, kind_of, local
 from .formats.faults import what_it_is
 from .formats.header import Header
 from .keys import escape
+from .reading.caps import DEFAULT, Limits
+from .reading.files import Files, display, is_url, kind_of, local
 from .tensors import TensorSpec
 from .wrappers import find_state_dict, flatten, metadata_of, state_dict_at
 
@@ -255,24 +255,24 @@ class Checkpoint(Mapping[str, TensorSpec]):
 
     def materialise(self, spec: TensorSpec) -> torch.Tensor:
         """The values of any tensor of `wrapper`; errors as for `tensor`."""
-        from .values import Values
+        from .reading.values import Values
 
         return Values(self._contents).tensor(spec)
 
     def state_dict(self) -> OrderedDict[str, Any]:
         """All values, equal to what ``torch.load`` gives: ties share storage, ``_metadata`` is set."""
-        from .values import Values
+        from .reading.values import Values
 
         return Values(self._contents).state_dict(self)
 
     def meta(self) -> OrderedDict[str, Any]:
         """The state dict on the meta device: shapes, strides, dtypes and ties; nothing is read."""
-        from .values import Values
+        from .reading.values import Values
 
         return Values(self._contents).meta(self)
 
     def stored(self) -> OrderedDict[str, Any]:
         """The state dict with its values still on disk: each is read where it is copied to or looked at."""
-        from .values import Values
+        from .reading.values import Values
 
         return Values(self._contents).stored(self)

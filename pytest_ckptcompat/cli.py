@@ -103,8 +103,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _opened(path: str, options: argparse.Namespace) -> Checkpoint:
-    from .caps import Limits
     from .checkpoint import open_checkpoint
+    from .reading.caps import Limits
 
     return open_checkpoint(path, options.key, limits=Limits.parse(options.limit))
 
@@ -129,7 +129,7 @@ def _check(options: argparse.Namespace) -> int:
     from .case import Case
     from .check import Check
     from .recipe import Recipe
-    from .terminal import render
+    from .reports.terminal import render
 
     _importable()
     case = Case.of(

@@ -13,10 +13,10 @@ import pluggy
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .caps import Limits
-    from .files import File, Files
     from .formats.header import Header
-    from .report import Report
+    from .reading.caps import Limits
+    from .reading.files import File, Files
+    from .reports.report import Report
 
 hookspec = pluggy.HookspecMarker("pytest")
 hookimpl = pluggy.HookimplMarker("pytest")

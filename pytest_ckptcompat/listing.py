@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .keys import escape, group, natural
 from .memory import shown as size_shown
-from .report import SCHEMA_VERSION
+from .reports.report import SCHEMA_VERSION
 from .tensors import shown
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from . import memory
-from .difference import same_bits
 from .models import meta_copy
+from .proof.difference import same_bits
 from .rules import Finding, Promise, finding
 
 if TYPE_CHECKING:

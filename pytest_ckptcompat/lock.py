@@ -19,8 +19,8 @@ from .writing.whole import whole_file
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from .caps import Limits
     from .checkpoint import Checkpoint
+    from .reading.caps import Limits
 
 MARK = "ckptcompat_lock"
 VERSION = 1
@@ -185,7 +185,7 @@ def _part(value: Any) -> str:
 
 
 def _relative(path: str, output: str) -> str:
-    from .files import is_url
+    from .reading.files import is_url
 
     if is_url(path):
         return path

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .seeds import seeded
+from .forward.seeds import seeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable

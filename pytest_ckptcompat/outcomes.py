@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from _pytest._code.code import ExceptionChainRepr, ReprEntryNative, ReprFileLocation, ReprTracebackNative
 
-from . import terminal
 from .keys import escape
-from .report import SCHEMA_VERSION, Report
-from .summary import REPORTS
+from .reports import terminal
+from .reports.report import SCHEMA_VERSION, Report
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,13 +20,6 @@ if TYPE_CHECKING:
     from _pytest._io import TerminalWriter
 
     from .settings import Settings
-
-
-def attach(node: pytest.Item, report: Report) -> None:
-    """Keep a report with its test: for the files of the run, and the verdict as a property for JUnit."""
-    node.stash.setdefault(REPORTS, []).append(report)
-    node.user_properties.append(("ckpt_verdict", report.verdict))
-    node.user_properties.append(("ckpt_forward", _forward(report)))
 
 
 def failure(report: Report, item: pytest.Item, settings: Settings) -> ExceptionChainRepr:
@@ -56,13 +48,6 @@ class _Coloured(ReprEntryNative):
 
     def toterminal(self, tw: TerminalWriter) -> None:
         tw.write(self.painted + "\n" if tw.hasmarkup else "".join(self.lines))
-
-
-def _forward(report: Report) -> str:
-    """What the forward pass came to, for a property: ``passed on cpu: ...; rehearsed cuda:0 ...``."""
-    return "; ".join(
-        f"{stage.status}: {stage.detail}" for stage in report.stages if stage.name.startswith("forward")
-    )
 
 
 def told(check: dict[str, Any], width: int, *, in_full: bool) -> list[str]:
@@ -112,12 +97,12 @@ def write(kind: str, path: Path, checks: list[tuple[str, dict[str, Any]]]) -> No
         }
         text = json.dumps(content, indent=2) + "\n"
     elif kind == "markdown":
-        from .markdown import summary
+        from .reports.markdown import summary
 
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         text = before + summary([(nodeid, Report.of(check)) for nodeid, check in checks])
     else:
-        from .html import Check, render
+        from .reports.html import Check, render
 
         text = render([Check(nodeid, Report.of(check), check["fitting"]) for nodeid, check in checks])
     with whole_file(path) as file:

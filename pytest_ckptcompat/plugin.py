@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .check import Check
     from .checkpoint import Checkpoint
     from .collect import CheckFile
-    from .report import Report
+    from .reports.report import Report
 
 MARKER = "ckpt_compat"
 _CHECK = pytest.StashKey["Check"]()
@@ -191,7 +191,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
     finally:
         if item.stash.get(_CHECK, None) is not None:
             del item.stash[_CHECK]
-            from .devices import release
+            from .forward.devices import release
 
             release()
 

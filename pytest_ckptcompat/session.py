@@ -15,6 +15,7 @@ from .errors import Incompatible
 if TYPE_CHECKING:
     from .case import Case
     from .check import Check
+    from .reports.report import Report
     from .settings import Settings
     from .sources import Shelf
 
@@ -23,6 +24,9 @@ CASE = pytest.StashKey["Case"]()
 
 PATHS = pytest.StashKey[list[str]]()
 """On a test that has no parameters: its checkpoints."""
+
+REPORTS = pytest.StashKey[list["Report"]]()
+"""On a test: the reports of its checks that were not sent on yet."""
 
 _SETTINGS = pytest.StashKey["Settings"]()
 _SHELF = pytest.StashKey["Shelf"]()
@@ -71,7 +75,6 @@ def run(node: pytest.Item, case: Case, path: str, *, wants_model: bool = False) 
     from dataclasses import replace
 
     from .check import Check
-    from .outcomes import attach
     from .sources import expand
 
     chosen, opened = settings(node.config), shelf(node.config)
@@ -88,7 +91,7 @@ def run(node: pytest.Item, case: Case, path: str, *, wants_model: bool = False) 
         wants_model=wants_model,
     )
     report = check.run()
-    attach(node, report)
+    _keep(node, report)
     node.ihook.pytest_ckptcompat_report(report=report)
     return check
 
@@ -98,12 +101,20 @@ def without(node: pytest.Item) -> None:
     reason = "no checkpoint: give --ckpt PATH, the ini key ckpt, or ckpt= in the marker"
     if not settings(node.config).required:
         pytest.skip(reason)
-    from .report import Report
+    from .reports.report import Report
     from .rules import Stage, finding
 
     found = finding("no-checkpoint", message=reason)
     stages = [Stage("open", "failed", reason)]
     raise Incompatible(Report("", node.name, findings=[found], stages=stages))
+
+
+def _keep(node: pytest.Item, report: Report) -> None:
+    """Keep a report with its test: for the files of the run, and in one line each as properties for JUnit."""
+    forward = [f"{each.status}: {each.detail}" for each in report.stages if each.name.startswith("forward")]
+    node.stash.setdefault(REPORTS, []).append(report)
+    node.user_properties.append(("ckpt_verdict", report.verdict))
+    node.user_properties.append(("ckpt_forward", "; ".join(forward)))
 
 
 def _folders(node: pytest.Item) -> list[Path]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .caps import Limits
 from .case import device_name
+from .reading.caps import Limits
 from .sources import expand, unique
 from .waivers import severities_of
 

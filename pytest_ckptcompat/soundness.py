@@ -8,8 +8,8 @@ import torch
 
 from .keys import escape
 from .operators.plan import memory
+from .reading.values import finite
 from .rules import Finding, finding
-from .values import finite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

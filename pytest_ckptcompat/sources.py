@@ -9,15 +9,15 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from .errors import CheckpointError
-from .files import is_url
+from .reading.files import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pluggy import HookRelay
 
-    from .caps import Limits
     from .checkpoint import Contents
+    from .reading.caps import Limits
 
 
 def expand(path: str, folders: Sequence[Path]) -> list[str]:

@@ -6,15 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .session import settings
+from .session import REPORTS, settings
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-
-    from .report import Report
-
-REPORTS = pytest.StashKey[list["Report"]]()
-"""On a test: the reports of its checks that were not sent on yet."""
 
 
 class Summary:

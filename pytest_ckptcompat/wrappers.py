@@ -13,7 +13,7 @@ from .tensors import TensorSpec
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .caps import Limits
+    from .reading.caps import Limits
 
 USUAL = (
     "state_dict", "model_state_dict", "model", "module", "net", "ema", "model_state", "network", "weights",

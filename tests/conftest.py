@@ -60,8 +60,8 @@ def warm():
             import_module(module.name)
     for name in pytest_ckptcompat.__all__:
         getattr(pytest_ckptcompat, name)
-    from pytest_ckptcompat.inputs import Inputs
-    from pytest_ckptcompat.rehearsal import rehearse
+    from pytest_ckptcompat.forward.inputs import Inputs
+    from pytest_ckptcompat.forward.rehearsal import rehearse
 
     rehearse(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)), Inputs.parse((2, 2)))
 

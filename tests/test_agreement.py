@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pytest_ckptcompat.agreement import gap, tolerance
+from pytest_ckptcompat.forward.agreement import gap, tolerance
 
 
 def noisy(tensor, relative):

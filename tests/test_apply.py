@@ -14,9 +14,9 @@ from torch import nn
 
 from pytest_ckptcompat.apply import MisfitError, apply
 from pytest_ckptcompat.checkpoint import open_checkpoint
-from pytest_ckptcompat.difference import same_bits
 from pytest_ckptcompat.errors import CheckpointError, RecipeError
 from pytest_ckptcompat.operators import append, insert_block, rename, stack, tile
+from pytest_ckptcompat.proof.difference import same_bits
 from pytest_ckptcompat.recipe import Recipe
 
 if TYPE_CHECKING:

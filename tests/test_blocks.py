@@ -13,9 +13,9 @@ from networks import settle
 from torch import nn
 
 from pytest_ckptcompat.errors import RecipeError
-from pytest_ckptcompat.function import function_kept
 from pytest_ckptcompat.operators import insert_block, rename, stack
 from pytest_ckptcompat.optimizer.growth import grown
+from pytest_ckptcompat.proof.function import function_kept
 from pytest_ckptcompat.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from raw_zip import checkpoint
 from safetensors.torch import save_file
 
 from pytest_ckptcompat import CheckpointError, open_checkpoint
-from pytest_ckptcompat.files import LocalFile
+from pytest_ckptcompat.reading.files import LocalFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,8 +9,8 @@ from equality import assert_same, assert_same_state
 from torch import nn
 
 from pytest_ckptcompat import CheckpointError, TensorSpec, open_checkpoint
-from pytest_ckptcompat.caps import Limits
 from pytest_ckptcompat.checkpoint import read_contents
+from pytest_ckptcompat.reading.caps import Limits
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,8 +15,9 @@ from equality import assert_same, assert_same_state
 from tensor_zoo import dtypes, layouts, of_dtype
 from torch import nn
 
-from pytest_ckptcompat import CheckpointError, open_checkpoint, reading
-from pytest_ckptcompat.caps import Limits
+from pytest_ckptcompat import CheckpointError, open_checkpoint
+from pytest_ckptcompat.reading import reader as reading
+from pytest_ckptcompat.reading.caps import Limits
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pytest_ckptcompat.difference import Difference, difference, magnitude, same_bits
+from pytest_ckptcompat.proof.difference import Difference, difference, magnitude, same_bits
 
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ckptcompat.elision import LEAST, elide, shortened
+from pytest_ckptcompat.reports.elision import LEAST, elide, shortened
 
 
 def test_a_text_that_fits_is_left_alone() -> None:

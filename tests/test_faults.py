@@ -169,7 +169,7 @@ def test_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_pipe_put_in_the_place_of_a_file_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pytest_ckptcompat import files
+    from pytest_ckptcompat.reading import files
 
     os.mkfifo(tmp_path / "pipe")
     monkeypatch.setattr(files, "kind_of", lambda path: "file")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_ckptcompat import forward as module
-from pytest_ckptcompat.devices import cuda_device, release
-from pytest_ckptcompat.forward import forward
-from pytest_ckptcompat.inputs import Inputs
-from pytest_ckptcompat.outputs import shown
+from pytest_ckptcompat.forward import real as module
+from pytest_ckptcompat.forward.devices import cuda_device, release
+from pytest_ckptcompat.forward.inputs import Inputs
+from pytest_ckptcompat.forward.outputs import shown
+from pytest_ckptcompat.forward.real import forward
 
 ONE = Inputs.parse("2x4")
 gpu = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -9,8 +9,9 @@ import torch
 from networks import Boxes, Words, settle
 from torch import nn
 
-from pytest_ckptcompat import function, memory
-from pytest_ckptcompat.function import Rows, function_kept, tolerance
+from pytest_ckptcompat import memory
+from pytest_ckptcompat.proof import function
+from pytest_ckptcompat.proof.function import Rows, function_kept, tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Callable

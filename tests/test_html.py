@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ckptcompat.html import MOST_ROWS, Check, render
 from pytest_ckptcompat.keys import escape
-from pytest_ckptcompat.report import Report
+from pytest_ckptcompat.reports.html import MOST_ROWS, Check, render
+from pytest_ckptcompat.reports.report import Report
 from pytest_ckptcompat.rules import Finding, Promise, Stage, finding
 
 if TYPE_CHECKING:

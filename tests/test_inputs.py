@@ -9,7 +9,7 @@ from collections import OrderedDict, UserDict
 import pytest
 import torch
 
-from pytest_ckptcompat.inputs import Inputs
+from pytest_ckptcompat.forward.inputs import Inputs
 
 
 def described(spec):
@@ -174,7 +174,7 @@ def test_shown_in_reports(spec, text):
 
 def test_parsing_imports_no_torch():
     code = (
-        "import sys; from pytest_ckptcompat.inputs import Inputs; Inputs.parse(['2x3:int64<5']); "
+        "import sys; from pytest_ckptcompat.forward.inputs import Inputs; Inputs.parse(['2x3:int64<5']); "
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_ckptcompat.keys import escape, printable
-from pytest_ckptcompat.markdown import render, summary
-from pytest_ckptcompat.report import Report
+from pytest_ckptcompat.reports.markdown import render, summary
+from pytest_ckptcompat.reports.report import Report
 from pytest_ckptcompat.rules import Finding, Promise, Stage, finding
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from pytest_ckptcompat.nested import mapped, moved, tensors
+from pytest_ckptcompat.forward.nested import mapped, moved, tensors
 
 
 class Pair(NamedTuple):

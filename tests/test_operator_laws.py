@@ -16,7 +16,7 @@ from networks import Words, settle
 from pytest_ckptcompat import Recipe, open_checkpoint, operators
 from pytest_ckptcompat.operators import OPERATORS, Operator
 from pytest_ckptcompat.optimizer.growth import grown
-from pytest_ckptcompat.verify import verify
+from pytest_ckptcompat.proof.verify import verify
 
 State = OrderedDict[str, Any]
 

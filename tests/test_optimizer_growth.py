@@ -9,10 +9,10 @@ from networks import Boxes, Words, settle
 from torch import nn
 
 from pytest_ckptcompat.checkpoint import open_checkpoint
-from pytest_ckptcompat.difference import same_bits
 from pytest_ckptcompat.operators import append, rename, strip_prefix, tile
 from pytest_ckptcompat.optimizer import check_optimizer
 from pytest_ckptcompat.optimizer.growth import grown
+from pytest_ckptcompat.proof.difference import same_bits
 from pytest_ckptcompat.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ckptcompat.paste import pasted
+from pytest_ckptcompat.reports.paste import pasted
 
 
 def test_what_fits_stays_on_one_line() -> None:

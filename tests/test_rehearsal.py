@@ -14,9 +14,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.utils._python_dispatch import _len_torch_dispatch_stack
 
-from pytest_ckptcompat.card import Card
-from pytest_ckptcompat.inputs import Inputs
-from pytest_ckptcompat.rehearsal import rehearse
+from pytest_ckptcompat.forward.card import Card
+from pytest_ckptcompat.forward.inputs import Inputs
+from pytest_ckptcompat.forward.rehearsal import rehearse
 
 ONE = Inputs.parse("2x4")
 
@@ -294,7 +294,7 @@ def test_what_passed_for_real_and_fails_on_fake_cpu_tensors_is_not_the_models_fa
 
 
 def test_a_rehearsal_that_fails_itself_is_no_fault_of_the_model(monkeypatch):
-    monkeypatch.setattr("pytest_ckptcompat.refusal._one_device", None)
+    monkeypatch.setattr("pytest_ckptcompat.forward.refusal._one_device", None)
     outcome = rehearse(Computes(), ONE)
     assert outcome.status == "skipped"
     assert "the rehearsal itself failed (TypeError: 'NoneType' object is not callable)" in outcome.detail

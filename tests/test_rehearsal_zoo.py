@@ -4,10 +4,10 @@ import pytest
 import torch
 from rehearsal_zoo import ZOO
 
-from pytest_ckptcompat.forward import forward
-from pytest_ckptcompat.inputs import Inputs
+from pytest_ckptcompat.forward.inputs import Inputs
+from pytest_ckptcompat.forward.real import forward
+from pytest_ckptcompat.forward.rehearsal import rehearse
 from pytest_ckptcompat.models import blueprint
-from pytest_ckptcompat.rehearsal import rehearse
 
 
 @pytest.mark.parametrize("name", ZOO)

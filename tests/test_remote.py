@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from tensor_zoo import layouts
 from torch import nn
 
-from pytest_ckptcompat import CheckpointError, open_checkpoint, remote
-from pytest_ckptcompat.files import Files
-from pytest_ckptcompat.progress import Progress
+from pytest_ckptcompat import CheckpointError, open_checkpoint
+from pytest_ckptcompat.reading import remote
+from pytest_ckptcompat.reading.files import Files
+from pytest_ckptcompat.reading.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -247,7 +248,7 @@ class Terminal(io.StringIO):
 
 
 def test_progress_is_shown_to_people_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pytest_ckptcompat import progress
+    from pytest_ckptcompat.reading import progress
 
     monkeypatch.setattr(progress, "_AFTER", 0)
     monkeypatch.setattr(progress, "_EVERY", 0)

@@ -3,7 +3,7 @@
 import json
 
 from pytest_ckptcompat import Recipe, tile
-from pytest_ckptcompat.report import Report
+from pytest_ckptcompat.reports.report import Report
 from pytest_ckptcompat.rules import Finding, Promise, Stage, finding
 
 BROKEN = Report(

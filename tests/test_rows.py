@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ckptcompat.rows import rows
+from pytest_ckptcompat.reports.rows import rows
 from pytest_ckptcompat.rules import Finding, finding
 
 

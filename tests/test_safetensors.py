@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tensor_zoo import of_dtype
 
 from pytest_ckptcompat import CheckpointError, open_checkpoint
-from pytest_ckptcompat.caps import Limits
+from pytest_ckptcompat.reading.caps import Limits
 
 if TYPE_CHECKING:
     from pathlib import Path

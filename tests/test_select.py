@@ -11,8 +11,8 @@ from networks import Boxes, settle
 from torch import nn
 
 from pytest_ckptcompat.errors import RecipeError
-from pytest_ckptcompat.function import function_kept
 from pytest_ckptcompat.operators import select
+from pytest_ckptcompat.proof.function import function_kept
 from pytest_ckptcompat.recipe import Recipe
 
 ANIMALS = select(

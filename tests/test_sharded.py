@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pytest_ckptcompat import CheckpointError, open_checkpoint
-from pytest_ckptcompat.caps import Limits
+from pytest_ckptcompat.reading.caps import Limits
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,7 +5,7 @@ import torch
 from rehearsal_zoo import ZOO, Bert, Gpt, Tagger
 from torch import nn
 
-from pytest_ckptcompat.inputs import Inputs
+from pytest_ckptcompat.forward.inputs import Inputs
 from pytest_ckptcompat.loading import listen
 from pytest_ckptcompat.models import blueprint
 from pytest_ckptcompat.skeleton import skeleton

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_ckptcompat import markdown, terminal
-from pytest_ckptcompat.report import Report
+from pytest_ckptcompat.reports import markdown, terminal
+from pytest_ckptcompat.reports.report import Report
 from pytest_ckptcompat.rules import Finding, Promise, Stage, finding
 
 FOLDER = Path(__file__).parent / "snapshots"

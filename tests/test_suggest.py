@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_ckptcompat import operators, terminal
+from pytest_ckptcompat import operators
 from pytest_ckptcompat.compare import compare
 from pytest_ckptcompat.errors import RecipeError
 from pytest_ckptcompat.models import meta_copy
 from pytest_ckptcompat.recipe import Recipe
-from pytest_ckptcompat.report import Report
+from pytest_ckptcompat.reports import terminal
+from pytest_ckptcompat.reports.report import Report
 from pytest_ckptcompat.suggest import suggest
 
 if TYPE_CHECKING:

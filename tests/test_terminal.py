@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ckptcompat.report import Report
+from pytest_ckptcompat.reports.report import Report
+from pytest_ckptcompat.reports.terminal import render
 from pytest_ckptcompat.rules import RULES, Finding, Promise, Stage, finding
-from pytest_ckptcompat.terminal import render
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 

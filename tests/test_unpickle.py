@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_ckptcompat import CheckpointError
-from pytest_ckptcompat.caps import DEFAULT, Limits
 from pytest_ckptcompat.formats.inert import Dict, Global, Stub
 from pytest_ckptcompat.formats.plain import PlainNames
 from pytest_ckptcompat.formats.unpickle import Machine, Truncated
+from pytest_ckptcompat.reading.caps import DEFAULT, Limits
 
 
 def described(data: bytes, limits: Limits = DEFAULT, **how: Any) -> Any:

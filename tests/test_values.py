@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from interpreter import run_python
 from torch import nn
 
-from pytest_ckptcompat import CheckpointError, open_checkpoint, reading
-from pytest_ckptcompat.values import StoredTensor, finite, materialise
+from pytest_ckptcompat import CheckpointError, open_checkpoint
+from pytest_ckptcompat.reading import reader as reading
+from pytest_ckptcompat.reading.values import StoredTensor, finite, materialise
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -321,5 +322,5 @@ def test_finite_of_what_is_always_finite() -> None:
 
 
 def test_finite_reads_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_ckptcompat.values.PIECE", 16)
+    monkeypatch.setattr("pytest_ckptcompat.reading.values.PIECE", 16)
     assert finite(torch.tensor([1.0, float("nan")] * 50)) == 50

@@ -11,7 +11,6 @@ from networks import Boxes, Words, settle
 from torch import nn
 
 from pytest_ckptcompat.checkpoint import open_checkpoint
-from pytest_ckptcompat.difference import same_bits
 from pytest_ckptcompat.operators import (
     Operator,
     append,
@@ -25,9 +24,10 @@ from pytest_ckptcompat.operators import (
     widen,
 )
 from pytest_ckptcompat.operators.keywise import Change, KeyWise
+from pytest_ckptcompat.proof.difference import same_bits
+from pytest_ckptcompat.proof.verify import verify
 from pytest_ckptcompat.recipe import Recipe
 from pytest_ckptcompat.rules import Promise
-from pytest_ckptcompat.verify import verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

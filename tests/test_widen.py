@@ -16,11 +16,11 @@ from torch import nn
 from torch.nn import functional
 
 from pytest_ckptcompat.errors import RecipeError
-from pytest_ckptcompat.function import function_kept
 from pytest_ckptcompat.operators import widen
 from pytest_ckptcompat.optimizer.growth import grown
+from pytest_ckptcompat.proof.function import function_kept
+from pytest_ckptcompat.proof.verify import verify
 from pytest_ckptcompat.recipe import Recipe
-from pytest_ckptcompat.verify import verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable

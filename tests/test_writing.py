@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, load_model
 from torch import nn
 
-from pytest_ckptcompat.difference import same_bits
+from pytest_ckptcompat.proof.difference import same_bits
 from pytest_ckptcompat.writing import torch_zip
 from pytest_ckptcompat.writing.safetensors import write_safetensors
 from pytest_ckptcompat.writing.torch_zip import write_torch_zip

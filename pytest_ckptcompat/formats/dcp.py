@@ -11,9 +11,9 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.errors import CheckpointError
-from pytest_ckptcompat.files import Part, inside, names_in
 from pytest_ckptcompat.hookspecs import hookimpl
 from pytest_ckptcompat.keys import escape
+from pytest_ckptcompat.reading.files import Part, inside, names_in
 from pytest_ckptcompat.tensors import Chunk, TensorSpec, contiguous_stride
 
 from .header import Header
@@ -24,8 +24,8 @@ from .torch_zip import read_archive
 from .unpickle import Machine
 
 if TYPE_CHECKING:
-    from pytest_ckptcompat.caps import Limits
-    from pytest_ckptcompat.files import Files
+    from pytest_ckptcompat.reading.caps import Limits
+    from pytest_ckptcompat.reading.files import Files
     from pytest_ckptcompat.tensors import Extent
 
 _INDEX = ".metadata"

@@ -9,13 +9,13 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from pytest_ckptcompat.caps import exceeded
 from pytest_ckptcompat.errors import CheckpointError
+from pytest_ckptcompat.reading.caps import exceeded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_ckptcompat.caps import Limits
+    from pytest_ckptcompat.reading.caps import Limits
 
 _SPACE = re.compile(rb"[ \t\n\r]*+")
 _STRING = re.compile(rb'"((?:[^"\\\x00-\x1f]++|\\.)*+)"', re.DOTALL)

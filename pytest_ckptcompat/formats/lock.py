@@ -15,8 +15,8 @@ from .inert import Dict
 from .json_scan import loads
 
 if TYPE_CHECKING:
-    from pytest_ckptcompat.caps import Limits
-    from pytest_ckptcompat.files import File
+    from pytest_ckptcompat.reading.caps import Limits
+    from pytest_ckptcompat.reading.files import File
 
 FORMAT = "lock"
 _HEAD = f'"{MARK}"'.encode()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_ckptcompat.caps import exceeded
+from pytest_ckptcompat.reading.caps import exceeded
 
 from .inert import Dict, Global, Stub
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from pytest_ckptcompat.caps import Limits
+    from pytest_ckptcompat.reading.caps import Limits
 
 
 class PlainNames:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_ckptcompat.caps import exceeded
+from pytest_ckptcompat.reading.caps import exceeded
 from pytest_ckptcompat.tensors import ITEMSIZE, TensorSpec, contiguous_stride
 
 from .inert import Global, Storage, Stub
@@ -17,7 +17,7 @@ from .plain import PlainNames
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from pytest_ckptcompat.caps import Limits
+    from pytest_ckptcompat.reading.caps import Limits
 
 STORAGE_DTYPES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",

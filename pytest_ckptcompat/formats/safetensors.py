@@ -22,8 +22,8 @@ from .inert import Dict
 from .json_scan import Scanner
 
 if TYPE_CHECKING:
-    from pytest_ckptcompat.caps import Limits
-    from pytest_ckptcompat.files import File
+    from pytest_ckptcompat.reading.caps import Limits
+    from pytest_ckptcompat.reading.files import File
 
 _DTYPES = {
     "F64": ("float64", 64), "F32": ("float32", 32), "F16": ("float16", 16), "BF16": ("bfloat16", 16),

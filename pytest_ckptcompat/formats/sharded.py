@@ -6,9 +6,9 @@ import posixpath
 from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.errors import CheckpointError
-from pytest_ckptcompat.files import beside, inside, names_in
 from pytest_ckptcompat.hookspecs import hookimpl
 from pytest_ckptcompat.keys import escape
+from pytest_ckptcompat.reading.files import beside, inside, names_in
 from pytest_ckptcompat.tensors import TensorSpec
 
 from . import safetensors, torch_legacy, torch_zip
@@ -18,8 +18,8 @@ from .inert import Dict
 from .json_scan import Scanner
 
 if TYPE_CHECKING:
-    from pytest_ckptcompat.caps import Limits
-    from pytest_ckptcompat.files import File, Files
+    from pytest_ckptcompat.reading.caps import Limits
+    from pytest_ckptcompat.reading.files import File, Files
     from pytest_ckptcompat.tensors import Extent
 
 _SUFFIX = ".index.json"

@@ -15,8 +15,8 @@ from .safe_names import refused
 from .unpickle import Machine, Truncated
 
 if TYPE_CHECKING:
-    from pytest_ckptcompat.caps import Limits
-    from pytest_ckptcompat.files import File
+    from pytest_ckptcompat.reading.caps import Limits
+    from pytest_ckptcompat.reading.files import File
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _MAGIC_TEXTS = (

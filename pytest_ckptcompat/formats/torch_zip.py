@@ -17,8 +17,8 @@ from .unpickle import Machine
 from .zip_directory import Entry, check_stored, data_offset, read_directory, read_member
 
 if TYPE_CHECKING:
-    from pytest_ckptcompat.caps import Limits
-    from pytest_ckptcompat.files import File, Part
+    from pytest_ckptcompat.reading.caps import Limits
+    from pytest_ckptcompat.reading.files import File, Part
 
     from .inert import Storage
 

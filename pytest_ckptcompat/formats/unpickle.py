@@ -12,9 +12,9 @@ from struct import Struct
 from struct import error as StructError  # noqa: N812  # `struct.error` says little, and its module is not needed
 from typing import TYPE_CHECKING, Any
 
-from pytest_ckptcompat.caps import exceeded
 from pytest_ckptcompat.errors import CheckpointError
 from pytest_ckptcompat.keys import escape
+from pytest_ckptcompat.reading.caps import exceeded
 
 from . import opcodes
 from .inert import Global, Stub
@@ -22,7 +22,7 @@ from .inert import Global, Stub
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from pytest_ckptcompat.caps import Limits
+    from pytest_ckptcompat.reading.caps import Limits
 
     Rebuild = Callable[[tuple[Any, ...]], object]
 

@@ -16,8 +16,8 @@ from pytest_ckptcompat.keys import escape
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_ckptcompat.caps import Limits
-    from pytest_ckptcompat.files import File, Part
+    from pytest_ckptcompat.reading.caps import Limits
+    from pytest_ckptcompat.reading.files import File, Part
 
 _END = Struct("<4s4H2IH")
 _END64 = Struct("<4sQ2H2I4Q")

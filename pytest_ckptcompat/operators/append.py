@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pytest_ckptcompat.stored import materialise
+from pytest_ckptcompat.reading.stored import materialise
 
 from .fresh import Fresh, Init, mean
 from .growing import grown, joined, old_rows_kept, promise, resized

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import nn
 
-from pytest_ckptcompat.difference import magnitude
 from pytest_ckptcompat.keys import escape
+from pytest_ckptcompat.proof.difference import magnitude
 
 from .growing import differing, drawn, resized, wide
 from .keywise import KeyWise, shape

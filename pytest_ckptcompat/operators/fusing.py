@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from pytest_ckptcompat.keys import escape
-from pytest_ckptcompat.stored import materialise
+from pytest_ckptcompat.reading.stored import materialise
 from pytest_ckptcompat.tensors import shown
 
 from .arguments import python

@@ -9,8 +9,8 @@ from zlib import crc32
 
 import torch
 
-from pytest_ckptcompat.difference import difference
 from pytest_ckptcompat.keys import escape
+from pytest_ckptcompat.proof.difference import difference
 from pytest_ckptcompat.rules import Promise
 
 if TYPE_CHECKING:

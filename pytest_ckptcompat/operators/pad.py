@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from pytest_ckptcompat import keys
 from pytest_ckptcompat.errors import RecipeError
-from pytest_ckptcompat.stored import materialise
+from pytest_ckptcompat.reading.stored import materialise
 from pytest_ckptcompat.tensors import shown
 
 from .growing import bits, differing, promise

@@ -11,7 +11,7 @@ import torch
 
 from pytest_ckptcompat.errors import RecipeError
 from pytest_ckptcompat.keys import escape
-from pytest_ckptcompat.stored import materialise
+from pytest_ckptcompat.reading.stored import materialise
 
 Make = Callable[..., torch.Tensor]
 State = Mapping[str, Any]

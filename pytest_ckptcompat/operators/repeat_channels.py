@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from pytest_ckptcompat.difference import magnitude
 from pytest_ckptcompat.keys import escape
-from pytest_ckptcompat.stored import materialise
+from pytest_ckptcompat.proof.difference import magnitude
+from pytest_ckptcompat.reading.stored import materialise
 
 from .growing import differing, grown, promise, resized, wide
 from .keywise import Change, KeyWise, missized, size_after

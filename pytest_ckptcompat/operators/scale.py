@@ -11,7 +11,7 @@ import torch
 
 from pytest_ckptcompat import keys
 from pytest_ckptcompat.errors import RecipeError
-from pytest_ckptcompat.stored import materialise
+from pytest_ckptcompat.reading.stored import materialise
 from pytest_ckptcompat.tensors import shown
 
 from .growing import pieces, promise, wide

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from pytest_ckptcompat.stored import materialise
+from pytest_ckptcompat.reading.stored import materialise
 
 from .growing import bits, differing, drawn, grown, joined, old_rows_kept, promise
 from .keywise import Change, KeyWise, missized, size_after

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from pytest_ckptcompat.difference import same_bits
 from pytest_ckptcompat.errors import RecipeError
 from pytest_ckptcompat.keys import escape, nearest
+from pytest_ckptcompat.proof.difference import same_bits
+from pytest_ckptcompat.reading.stored import materialise
 from pytest_ckptcompat.rules import finding
-from pytest_ckptcompat.stored import materialise
 from pytest_ckptcompat.tensors import shown
 
 from .arguments import python

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_ckptcompat.difference import magnitude
+from pytest_ckptcompat.proof.difference import magnitude
 from pytest_ckptcompat.rules import Finding, finding
 from pytest_ckptcompat.tensors import shown
 

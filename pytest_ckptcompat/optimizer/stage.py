@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pytest_ckptcompat import memory
-from pytest_ckptcompat.difference import same_bits
+from pytest_ckptcompat.proof.difference import same_bits
 from pytest_ckptcompat.rules import Finding, Promise, finding
 
 from . import faults

@@ -1,0 +1,208 @@
+"""What ``inputs=`` declares: shapes, or a callable that gives a batch. Parsing imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pytest_ckptcompat.tensors import ITEMSIZE
+
+if TYPE_CHECKING:
+    import torch
+
+_TEXT = re.compile(r"(?:(?P<name>\w+)=)?(?P<sizes>\d+(?:x\d+)*)(?::(?P<dtype>\w+)(?:<(?P<bound>\d+))?)?")
+_FORM = "write sizes and, if it is not float32, a dtype: '2x3x48x48', '2x16:int64<32000', '2x16:bool'"
+_RANDOM = {"float4_e2m1fn_x2"}  # packed: torch can't convert to it
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """One tensor of a batch.
+
+    Attributes:
+        shape: sizes, in elements.
+        dtype: torch's name without ``torch.``.
+        bound: integers are drawn from 0 up to, not including, this.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    bound: int = 2
+
+    def tensor(self, generator: torch.Generator) -> torch.Tensor:
+        """Standard normal values, integers in ``[0, bound)``, or fair booleans, on the CPU."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        if dtype == torch.bool:
+            return torch.randint(2, self.shape, generator=generator, dtype=torch.uint8, device="cpu").to(
+                dtype
+            )
+        if not (dtype.is_floating_point or dtype.is_complex):
+            return torch.randint(
+                self.bound, self.shape, generator=generator, dtype=torch.int64, device="cpu"
+            ).to(dtype)
+        drawn = dtype if dtype in (torch.float64, torch.complex64, torch.complex128) else torch.float32
+        return torch.randn(self.shape, generator=generator, dtype=drawn, device="cpu").to(dtype)
+
+    def __str__(self) -> str:
+        bound = f"<{self.bound}" if "int" in self.dtype else ""
+        return str(self.shape) if self.dtype == "float32" else f"{self.shape} {self.dtype}{bound}"
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The inputs of a forward pass: positional and keyword tensors, or a callable that gives them."""
+
+    args: tuple[InputSpec, ...] = ()
+    kwargs: dict[str, InputSpec] = field(default_factory=dict)
+    make: Callable[[], Any] | None = None
+
+    @classmethod
+    def parse(cls, spec: Any) -> Inputs:
+        """The inputs that ``inputs=``, a TOML table or ``--inputs`` declares.
+
+        Args:
+            spec: a tuple of ints (one float32 tensor of that shape), a string (``"2x3x48x48"``,
+                ``"2x16:int64<32000"``, ``"2x16:bool"``; ``"mask=2x16:bool"`` is a keyword argument), a list
+                of such shapes and strings (positional), a dict of them by name (keywords), or a callable.
+
+        Raises:
+            ValueError: it is none of these; the text says which part and what to write.
+        """
+        if isinstance(spec, Inputs):
+            return spec
+        if isinstance(spec, Mapping):
+            for name in spec:
+                if not isinstance(name, str) or not name.isidentifier():
+                    raise ValueError(f"inputs={spec!r}: {name!r} is no name of an argument")
+            return cls(kwargs={name: _spec(part) for name, part in spec.items()})
+        if isinstance(spec, list):
+            if spec and all(_is_size(size) for size in spec):
+                raise ValueError(f"inputs={spec!r}: a list is several inputs; one shape is {_joined(spec)!r}")
+            return cls._of_parts(spec)
+        if callable(spec):
+            return cls(make=spec)
+        return cls._of_parts([spec])
+
+    @classmethod
+    def _of_parts(cls, parts: list[Any]) -> Inputs:
+        args, kwargs = [], {}
+        for part in parts:
+            name = part.partition("=")[0].strip() if isinstance(part, str) and "=" in part else ""
+            if not name:
+                args.append(_spec(part))
+            elif name in kwargs:
+                raise ValueError(f"inputs={parts!r}: {name!r} is given twice")
+            else:
+                kwargs[name] = _spec(part)
+        return cls(tuple(args), kwargs)
+
+    def batch(
+        self, seed: int = 0, device: str | torch.device = "cpu"
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """One batch: the same seed gives the same values, whatever the device.
+
+        Args:
+            seed: for the values; a callable runs with the generators of Python, NumPy and torch seeded.
+            device: where the tensors end up; they are drawn on the CPU.
+
+        Returns:
+            Positional and keyword arguments of the model's ``forward``.
+
+        Raises:
+            ValueError: the callable raised, or gave neither a tensor, nor a tuple, nor a dict.
+        """
+        import torch
+
+        from .nested import moved
+
+        if self.make is not None:
+            args, kwargs = _called(self.make, seed)
+        else:
+            generator = torch.Generator("cpu").manual_seed(seed)
+            args = tuple(spec.tensor(generator) for spec in self.args)
+            kwargs = {name: spec.tensor(generator) for name, spec in self.kwargs.items()}
+        return moved(args, device), moved(kwargs, device)
+
+    def __str__(self) -> str:
+        if self.make is not None:
+            return f"{getattr(self.make, '__qualname__', type(self.make).__name__)}()"
+        named = (f"{name}={spec}" for name, spec in self.kwargs.items())
+        return ", ".join([*map(str, self.args), *named]) or "no arguments"
+
+
+def _called(make: Callable[[], Any], seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    import torch
+
+    from pytest_ckptcompat.models import raised
+
+    from .seeds import seeded
+
+    try:
+        with seeded(seed):
+            batch = make()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"the inputs callable raised {raised(error)}") from error
+    if isinstance(batch, torch.Tensor):
+        return (batch,), {}
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if type(batch) is tuple:
+        return batch, {}
+    raise ValueError(
+        f"the inputs callable gave {type(batch).__name__}: give a tensor, a tuple (positional arguments) "
+        "or a dict (keyword arguments); one argument of another kind is a tuple of one, (value,)"
+    )
+
+
+def _spec(part: Any) -> InputSpec:
+    if isinstance(part, InputSpec):
+        return part
+    if isinstance(part, str):
+        return _of_text(part)
+    if not isinstance(part, (tuple, list)):
+        raise ValueError(f"inputs: {part!r} is no shape; {_FORM}")
+    for size in part:
+        if not _is_size(size):
+            wanted = "; several inputs are a list" if isinstance(size, (tuple, list, str)) else ""
+            raise ValueError(f"inputs: {part!r} is no shape, {size!r} is no size{wanted}")
+        if size < 0:
+            raise ValueError(f"inputs: {part!r} is no shape, a size can't be negative")
+    return InputSpec(tuple(part))
+
+
+def _of_text(text: str) -> InputSpec:
+    match = _TEXT.fullmatch("".join(text.split()))
+    if not match:
+        raise ValueError(f"inputs: {text!r} is no shape; {_FORM}")
+    dtype = match["dtype"] or "float32"
+    if dtype not in ITEMSIZE or dtype in _RANDOM:
+        raise ValueError(
+            f"inputs: {text!r}: no dtype {dtype!r}; torch's names are float32, bfloat16, int64, bool, ..."
+        )
+    spec = InputSpec(tuple(int(size) for size in match["sizes"].split("x")), dtype)
+    if match["bound"] is None:
+        return spec
+    if "int" not in dtype:
+        raise ValueError(f"inputs: {text!r}: only integers take a bound, as in '2x16:int64<32000'")
+    bound, most = int(match["bound"]), _largest(dtype)
+    if not 0 < bound <= most + 1:
+        raise ValueError(f"inputs: {text!r}: the bound of {dtype} lies between 1 and {most + 1}")
+    return InputSpec(spec.shape, dtype, bound)
+
+
+def _largest(dtype: str) -> int:
+    """The largest integer drawn for a dtype: torch draws in int64."""
+    bits = min(8 * ITEMSIZE[dtype] - (not dtype.startswith("u")), 63)
+    return int(2**bits - 1) if bits < 63 else 2**63 - 2
+
+
+def _is_size(size: Any) -> bool:
+    return isinstance(size, int) and not isinstance(size, bool)
+
+
+def _joined(shape: list[int]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,232 @@
+"""The forward pass, for real: on the CPU or on a card, seeded, in eval mode, every output looked at."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from pytest_ckptcompat.memory import shown as size_shown
+from pytest_ckptcompat.rules import Finding, finding
+
+from .agreement import Gap, gap, tolerance
+from .blame import Place, cause, failure, first_module
+from .devices import Meter, asks_for_card, cuda_device
+from .nested import mapped, moved
+from .outputs import bad_values, not_finite, shown
+from .seeds import seeded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .inputs import Inputs
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a forward pass went.
+
+    Attributes:
+        status: ``passed``, ``failed``, ``rehearsed`` or ``skipped``.
+        detail: one line: where it ran and what came out (``on cpu: (2, 1), (2, 14)``), or why it did not.
+        findings: what is wrong; empty unless it failed.
+        outputs: what the model gave, with its tensors on the CPU; None where nothing was computed.
+        seconds: wall time of the pass; on a card, of the first one there.
+        peak_bytes: the most memory the pass held on the card, weights included; 0 on the CPU.
+    """
+
+    status: Literal["passed", "failed", "rehearsed", "skipped"]
+    detail: str
+    findings: list[Finding] = field(default_factory=list)
+    outputs: Any = None
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+
+def forward(model: nn.Module, inputs: Inputs, device: str = "cpu", *, or_skip: bool = False) -> Outcome:
+    """Run the model once and judge what comes out.
+
+    The pass runs in eval mode, without gradients, every generator seeded; modes and generators are then given
+    back as they were. For a card, a model that lies on the CPU runs there first: an index out of range is
+    then a plain error, not a lost CUDA context, and the outputs on both must agree within the tolerances of
+    their dtypes. The model stays on the device it ran on.
+
+    Args:
+        model: a loaded model.
+        inputs: what to call it with; batch 0.
+        device: ``cpu``, ``cuda`` (see `cuda_device`) or ``cuda:N``.
+        or_skip: where the model itself asks for a card that isn't there (``.cuda()``), give ``skipped``:
+            nobody asked for the CPU.
+
+    Returns:
+        The outcome; whatever the model raises, ``sys.exit`` included, is a finding in it.
+    """
+    if device == "cpu":
+        return _run(model, inputs, torch.device("cpu"), or_skip=or_skip)
+    try:
+        target = cuda_device(device)
+    except ValueError as error:
+        return Outcome("failed", str(error), [finding("forward-no-cuda", message=str(error))])
+    expected = _run(model, inputs, torch.device("cpu")) if _devices(model) <= {"cpu"} else None
+    outcome = _run(model, inputs, target)
+    return _compared(model, inputs, target, expected, outcome) if outcome.status == "passed" else outcome
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run with the model in eval mode and no gradients; every module's mode is then set back as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _run(model: nn.Module, inputs: Inputs, device: torch.device, *, or_skip: bool = False) -> Outcome:
+    """One pass on one device, its outputs finite."""
+    try:
+        args, kwargs = inputs.batch(0)
+    except ValueError as error:
+        return _failed(device, finding("forward-error", message=str(error)))
+    meter = Meter(device)
+    try:
+        outputs = _pass(model, args, kwargs, device, meter)
+    except (Exception, SystemExit) as error:
+        if or_skip and asks_for_card(error):
+            return Outcome("skipped", f"the model asks for a card, and there is none here; {cause(error)}")
+        return _failed(device, _raised(error, model, device))
+    found = not_finite(outputs)
+    if found:
+        place = _first_not_finite(model, args, kwargs, device)
+        text = f"{found}; first {place}" if str(place) else found
+        return _failed(device, finding("forward-non-finite", place.module, message=text))
+    detail = f"on {meter.name}: {shown(outputs)}{meter.used}"
+    return Outcome("passed", detail, outputs=outputs, seconds=meter.seconds, peak_bytes=meter.peak_bytes)
+
+
+def _pass(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    device: torch.device,
+    meter: Meter,
+    seed: int = 0,
+) -> Any:
+    """What the model gives for a batch, tensors moved to the CPU; whatever it raises passes through."""
+    if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # so that its generators are seeded, and given back
+    place = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with seeded(seed), evaluating(model), place, meter:
+        if _devices(model) != {device.type} and len(_devices(model)) == 1:
+            model.to(device)
+        outputs = model(*moved(args, device), **moved(kwargs, device))
+        meter.synchronise()  # what a kernel did wrong is raised here, not in the next test
+        return mapped(outputs, lambda tensor: tensor.detach().cpu())
+
+
+def _compared(
+    model: nn.Module, inputs: Inputs, device: torch.device, expected: Outcome | None, actual: Outcome
+) -> Outcome:
+    """The outcome on a card, held against the one on the CPU."""
+
+    def told(text: str) -> Outcome:
+        return Outcome(
+            "passed",
+            f"{actual.detail}; {text}",
+            outputs=actual.outputs,
+            seconds=actual.seconds,
+            peak_bytes=actual.peak_bytes,
+        )
+
+    if expected is None:
+        return told("not compared with the CPU: the weights lie on the card only")
+    if expected.status != "passed":
+        return told(f"not compared with the CPU, where it failed: {expected.findings[0].message}")
+    worst = gap(expected.outputs, actual.outputs, {parameter.dtype for parameter in model.parameters()})
+    if worst is None:
+        return told("not compared with the CPU: no floating-point outputs of the same shapes")
+    if worst.ok:
+        return told(f"agrees with the CPU (relative error {worst.error:.1e}, allowed {worst.tolerance:.0e})")
+    if _is_random(model, inputs, device, actual):
+        return told("not compared with the CPU: the outputs are random")
+    worst = _under_autocast(model, inputs, device, worst)
+    if worst.ok:
+        return told(
+            f"agrees with the CPU (relative error {worst.error:.1e}, allowed {worst.tolerance:.0e}, autocast)"
+        )
+    text = (
+        f"output{worst.path} on {device} differs from the CPU's: relative error {worst.error:.1e}, "
+        f"allowed {worst.tolerance:.0e}"
+    )
+    return Outcome(
+        "failed", f"on {device}: {text}", [finding("forward-disagree", message=text)], actual.outputs
+    )
+
+
+def _is_random(model: nn.Module, inputs: Inputs, device: torch.device, first: Outcome) -> bool:
+    """Whether another seed gives other outputs for the same batch: then two devices can't agree either."""
+    args, kwargs = inputs.batch(0)
+    again = _pass(model, args, kwargs, device, Meter(device), seed=1)
+    other = gap(first.outputs, again)
+    return other is None or not other.ok
+
+
+def _under_autocast(model: nn.Module, inputs: Inputs, device: torch.device, worst: Gap) -> Gap:
+    """The same gap, allowed for the coarsest dtype any module computed in: autocast leaves no other trace."""
+    args, kwargs = inputs.batch(0)
+    seen: set[torch.dtype] = set()
+    first_module(
+        model,
+        lambda: _pass(model, args, kwargs, device, Meter(device)),
+        lambda tensor: bool(seen.add(tensor.dtype)),  # type: ignore[func-returns-value]
+    )
+    return worst._replace(tolerance=max(worst.tolerance, tolerance(seen)))
+
+
+def _first_not_finite(model: nn.Module, args: Any, kwargs: Any, device: torch.device) -> Place:
+    """Where the first bad value appears, found by running again and looking at what every module gives."""
+    run: Callable[[], Any] = lambda: _pass(model, args, kwargs, device, Meter(device))  # noqa: E731
+    try:
+        return first_module(model, run, lambda tensor: bool(bad_values(tensor)))
+    except (Exception, SystemExit):
+        return Place()
+
+
+def _raised(error: BaseException, model: nn.Module, device: torch.device) -> Finding:
+    if _out_of_memory(error):
+        return failure(
+            error, model, f"out of memory on {_room(device)}: declare a smaller batch, or another device"
+        )
+    if device.type == "cuda" and "CUDA error" in str(error):
+        return failure(
+            error, model, "the CUDA context may be lost: later tests of this process can't use the card"
+        )
+    return failure(error, model)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "you tried to allocate" in str(error)
+
+
+def _room(device: torch.device) -> str:
+    if device.type != "cuda":
+        return str(device)
+    free, total = torch.cuda.mem_get_info(device)
+    return f"{device} ({size_shown(free)} of {size_shown(total)} free)"
+
+
+def _failed(device: torch.device, found: Finding) -> Outcome:
+    return Outcome("failed", f"on {device}: {found.message}", [found])
+
+
+def _devices(model: nn.Module) -> set[str]:
+    return {tensor.device.type for tensor in chain(model.parameters(), model.buffers())}

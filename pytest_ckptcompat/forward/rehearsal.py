@@ -1,0 +1,153 @@
+"""The CUDA forward pass without a card: the model's own ``forward`` on fake tensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from pytest_ckptcompat.rules import Finding, finding
+
+from .blame import blame, cause, failure
+from .card import Card, Unrehearsable
+from .limits import limit
+from .outputs import shown
+from .real import Outcome, evaluating
+from .refusal import MixedDevices
+from .seeds import seeded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .inputs import Inputs
+
+
+def rehearse(
+    model: nn.Module, inputs: Inputs, device: str = "cuda:0", *, ran_on_cpu: bool = False
+) -> Outcome:
+    """Run the model's own forward on fake tensors of a card that need not exist.
+
+    Shapes, dtypes and devices are followed through every operation, in eval mode and without gradients; no
+    values are computed and no memory is used. `model` may be real or on meta, and is left as it was.
+
+    Args:
+        model: any module.
+        inputs: what to call it with; batch 0.
+        device: the card to play.
+        ran_on_cpu: whether the same forward passed on the CPU for real. What fake CPU tensors raise as well
+            is then known to be their fault, not the model's.
+
+    Returns:
+        ``rehearsed``, with the shapes of the outputs; ``failed``, with the module and line that mixed devices
+        or dtypes or raised; or ``skipped``, with the reason, where values or the driver decide.
+    """
+    try:
+        args, kwargs = inputs.batch(0)
+    except ValueError as error:
+        return _failed(device, finding("forward-error", message=str(error)))
+    card = Card(device)
+    attempt = _attempt(model, args, kwargs, card)
+    if attempt.error is None:
+        return _rehearsed(card, attempt)
+    found = failure(attempt.error, attempt.model)
+    if isinstance(attempt.error, MixedDevices):
+        return _built_elsewhere(model, args, kwargs, card) or _failed(device, found)
+    if reason := limit(attempt.error):
+        return _skipped(reason, attempt)
+    if ran_on_cpu and (on_cpu := _attempt(model, args, kwargs, Card("cpu"))).error is not None:
+        return _skipped(f"fake tensors fail where real ones pass, {cause(on_cpu.error)}", attempt)
+    return _failed(device, found)
+
+
+class _Attempt(NamedTuple):
+    """The copy that was run (the model itself where it could not be copied), and what came of it."""
+
+    model: nn.Module
+    outputs: Any = None
+    error: BaseException | None = None
+
+
+def _attempt(
+    model: nn.Module, args: Any, kwargs: Any, card: Card, adapt: Callable[[nn.Module], None] | None = None
+) -> _Attempt:
+    copied = model
+    try:
+        copied = card.copy(model)
+        with seeded(0), card, evaluating(copied):
+            if adapt:
+                adapt(copied)
+            args, kwargs = card.batch(args, kwargs)
+            return _Attempt(copied, copied(*args, **kwargs))
+    except (Exception, SystemExit) as error:
+        return _Attempt(copied, error=error)
+
+
+def _built_elsewhere(model: nn.Module, args: Any, kwargs: Any, card: Card) -> Outcome | None:
+    """The outcome where a device chosen when the model was built explains the tensors on the CPU.
+
+    ``self.device = "cuda" if torch.cuda.is_available() else "cpu"``, run where there is no card, is no fault.
+    """
+    kept = list(_kept_devices(model))
+    if not kept:
+        return None
+    named = ", ".join(dict.fromkeys(name for name, _, _ in kept))
+
+    def rebuild(copied: nn.Module) -> None:
+        for _, holder, key in _kept_devices(copied):
+            holder[key] = card.device if isinstance(holder[key], torch.device) else str(card.device)
+
+    def rebuild_all(copied: nn.Module) -> None:
+        rebuild(copied)
+        for module in copied.modules():
+            for key, value in vars(module).items():
+                if isinstance(value, torch.Tensor):
+                    vars(module)[key] = value.to(card.device)
+
+    attempt = _attempt(model, args, kwargs, card, rebuild)
+    if attempt.error is None:
+        return _rehearsed(card, attempt, f", with {named} = {card.device} instead of cpu")
+    if reason := limit(attempt.error):
+        return _skipped(reason, attempt)
+    attempt = _attempt(model, args, kwargs, card, rebuild_all)
+    if attempt.error is None:
+        return _skipped(f"{named} is cpu, as built without a card, and so are tensors it keeps", attempt)
+    return None
+
+
+def _kept_devices(model: nn.Module) -> list[tuple[str, dict[str, Any], str]]:
+    """Where the model keeps ``cpu`` as its device: a name to print, the dict that holds it, and the key."""
+    found = []
+    for path, module in model.named_modules():
+        holders = [(path or type(module).__name__, vars(module))]
+        for key, value in vars(module).items():  # a config, a namespace of options
+            inner = value if type(value) is dict else getattr(value, "__dict__", None)
+            if (
+                isinstance(inner, dict)
+                and key[0] != "_"
+                and not isinstance(value, (nn.Module, torch.Tensor, type))
+            ):
+                holders.append((f"{holders[0][0]}.{key}", inner))
+        for name, holder in holders:
+            found += [(f"{name}.{key}", holder, key) for key, value in holder.items() if _is_kept(key, value)]
+    return found
+
+
+def _is_kept(key: Any, value: Any) -> bool:
+    if isinstance(value, torch.device):
+        return value.type == "cpu"
+    return isinstance(value, str) and value == "cpu" and isinstance(key, str) and "device" in key.lower()
+
+
+def _rehearsed(card: Card, attempt: _Attempt, note: str = "") -> Outcome:
+    return Outcome("rehearsed", f"{card.device} played by fake tensors{note}: {shown(attempt.outputs)}")
+
+
+def _skipped(reason: str, attempt: _Attempt) -> Outcome:
+    error = attempt.error
+    place = "" if error is None or isinstance(error, Unrehearsable) else str(blame(error, attempt.model))
+    return Outcome("skipped", f"can't be rehearsed here: {reason}" + (f"; {place}" if place else ""))
+
+
+def _failed(device: str, found: Finding) -> Outcome:
+    return Outcome("failed", f"{device}, rehearsed: {found.message}", [found])

@@ -1,0 +1,1 @@
+"""What a recipe promised, held against the values that were loaded."""

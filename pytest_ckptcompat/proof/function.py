@@ -1,0 +1,244 @@
+"""Function kept: the old model on the old checkpoint against the new model on the new one."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+
+from pytest_ckptcompat import memory
+from pytest_ckptcompat.models import raised
+from pytest_ckptcompat.rules import Finding, Promise, finding
+
+from .difference import Difference, difference, magnitude
+from .regions import Rows, pairings
+from .twin import Arithmetic, Batch, Outputs, coarser, outputs, twin
+from .vocabulary import Ids
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+NAME = "function kept"
+BATCHES = 3
+_MARGIN = 1.5  # of the weights, for what a forward pass holds besides them
+
+Verdict = tuple[Promise, list[Finding]]
+
+
+def function_kept(
+    source: Callable[[], nn.Module],
+    old: Mapping[str, Any],
+    model: nn.Module,
+    batches: Callable[[int], Batch],
+    *,
+    precision: torch.dtype = torch.float32,
+    rows: Rows | None = None,
+) -> Verdict:
+    """Whether two models agree on seeded batches, in the region of each output that existed before.
+
+    Both run in eval mode and, where there is BatchNorm, once more with it in train mode, on copies: `model`
+    is left as it was. They run in float64 on the CPU where that fits into memory, so that what differs is the
+    function and not the order of a sum; else as they are. Outputs agree if no element is further off than
+    `tolerance` allows.
+
+    Args:
+        source: builds the model that the checkpoint was made for.
+        old: the old checkpoint's state dict.
+        model: the new model, loaded.
+        batches: seed -> the arguments of ``forward``, the same for both models. Token ids beyond a vocabulary
+            that grew are brought into the old one, since there was no function to keep.
+        precision: the coarsest dtype in which the recipe computed weights.
+        rows: where the rows of a dimension went that was not simply extended at its end.
+
+    Returns:
+        The promise (``unchecked``, with the reason, where the two can't be compared), and its finding where
+        it is broken or where ``source_model`` does not load the old checkpoint.
+    """
+    room, needed = memory.free(), memory.tensors(old.values())
+    if room is not None and needed * _MARGIN > room:
+        return _unchecked(f"the old model takes {memory.shown(needed)}, {memory.shown(room)} are free")
+    reason = ""
+    for arithmetic in _arithmetics(model, needed, room):
+        try:
+            before = _loaded(source, old)
+        except _SourceError as error:
+            found = finding("source-model-error", message=str(error))
+            return Promise(NAME, "unchecked", error.reason), [found]
+        try:
+            return _compared(before, model, batches, arithmetic, precision, rows or {})
+        except (Exception, SystemExit) as error:
+            reason = f"the forward pass raised {raised(error)}"
+    return _unchecked(reason)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """How far off an output may be, in parts of its largest value; `dtype` is the coarsest that took part.
+
+    1e-9 in float64 and 1e-5 in float32; sixteen times the spacing of the numbers in anything coarser, which
+    adds up over layers.
+    """
+    eps = torch.finfo(dtype).eps
+    return 1e-9 if eps <= torch.finfo(torch.float64).eps else max(1e-5, 16 * eps)
+
+
+class _SourceError(Exception):
+    """``source_model=`` is not the model that the checkpoint was made for."""
+
+    def __init__(self, reason: str, more: str) -> None:
+        super().__init__(f"{reason}: {more}")
+        self.reason = reason
+
+
+def _unchecked(reason: str) -> Verdict:
+    return Promise(NAME, "unchecked", reason), []
+
+
+def _loaded(source: Callable[[], nn.Module], old: Mapping[str, Any]) -> nn.Module:
+    """The source model with the old checkpoint in it; keys may all have one prefix that the model lacks."""
+    try:
+        model = source()
+    except (Exception, SystemExit) as error:
+        raise _SourceError("source_model could not be built", raised(error)) from error
+    try:
+        missing = model.load_state_dict(_unwrapped(old, model), strict=False).missing_keys
+    except (Exception, SystemExit) as error:
+        raise _SourceError("source_model does not load the old checkpoint", raised(error)) from error
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise _SourceError("source_model has keys that the old checkpoint lacks", f"{missing[0]}{more}")
+    return model
+
+
+def _unwrapped(old: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+    """The state dict without what a wrapper put before every key (``module.``) and the model has nowhere."""
+    prefix = next(iter(old), "").partition(".")[0] + "."
+    if not all(key.startswith(prefix) for key in old) or any(
+        key.startswith(prefix) for key in model.state_dict()
+    ):
+        return old
+    state = OrderedDict(old)
+    if (metadata := getattr(old, "_metadata", None)) is not None:
+        state._metadata = copy.copy(metadata)  # type: ignore[attr-defined]
+    consume_prefix_in_state_dict_if_present(state, prefix)
+    return state
+
+
+def _arithmetics(model: nn.Module, needed: int, room: int | None) -> Iterator[Arithmetic]:
+    """float64 if a copy of either model fits into memory (there is one at a time), then the models' own."""
+    wide = max(memory.weights(model, itemsize=8), needed * 2)
+    if room is None or wide * _MARGIN < room:
+        yield Arithmetic(True, torch.device("cpu"))
+    held = chain(model.parameters(), model.buffers())
+    yield Arithmetic(False, next((tensor.device for tensor in held), torch.device("cpu")))
+
+
+def _compared(
+    before: nn.Module,
+    model: nn.Module,
+    batches: Callable[[int], Batch],
+    arithmetic: Arithmetic,
+    precision: torch.dtype,
+    rows: Rows,
+) -> Verdict:
+    ids = Ids.of(before, model, rows)
+    pairs = [ids.pair(batches(seed)) for seed in range(BATCHES)]
+    before = before.to(arithmetic.device)
+    if arithmetic.wide:
+        before = before.double()  # in place: it is ours
+    old = outputs(before, [pair[0] for pair in pairs], arithmetic)
+    del before
+    if any(_not_finite(each) for batches_of in old.modes.values() for each in batches_of):
+        return _unchecked("the old model's outputs are not finite")
+    new = outputs(twin(model, arithmetic), [pair[1] for pair in pairs], arithmetic)
+    allowed = tolerance(coarser(precision, coarser(old.lowest, new.lowest)))
+    promise, findings = _verdict(old, new, allowed, rows, arithmetic)
+    if findings and ids.moved is not None:  # not every integer is the number of a word
+        return _unchecked("words have other numbers now, and the inputs can't be told apart")
+    return promise, findings
+
+
+def _not_finite(found: Mapping[str, torch.Tensor]) -> bool:
+    return any(
+        not bool(torch.isfinite(tensor).all()) for tensor in found.values() if tensor.is_floating_point()
+    )
+
+
+@dataclass(frozen=True)
+class _Miss:
+    """An output that is off by more than is allowed, and by how many times as much."""
+
+    times: float
+    apart: Difference
+    scale: float
+    path: str
+    batch: int
+    mode: str
+
+
+def _verdict(old: Outputs, new: Outputs, allowed: float, rows: Rows, arithmetic: Arithmetic) -> Verdict:
+    misses, most, alone = [], 0.0, set[str]()
+    modes = [mode for mode in old.modes if mode in new.modes]
+    for mode in modes:
+        for batch, (before, after) in enumerate(zip(old.modes[mode], new.modes[mode], strict=True)):
+            pairs = {path: _paired(path, expected, after, rows) for path, expected in before.items()}
+            alone.update(path for path in pairs if not pairs[path])
+            if len(alone) == len(pairs):
+                return _unchecked("no output of the new model can be paired with an old one")
+            for path, places in pairs.items():
+                if not places:
+                    continue
+                # Statistics of a small batch amplify rounding.
+                apart = [_apart(*place, allowed * (10 if mode == "train" else 1)) for place in places]
+                times, difference, scale = min(apart, key=lambda each: each[0])
+                if times > 1:
+                    misses.append(_Miss(times, difference, scale, path, batch, mode))
+                else:
+                    most = max(most, difference.size)
+    if misses and (old.random or new.random):
+        return _unchecked("the forward pass draws random numbers")
+    if misses:
+        return _broken(max(misses, key=lambda miss: miss.times), allowed, arithmetic)
+    without = f", without output{min(alone)}" if alone else ""
+    return Promise(
+        NAME, "kept", f"max |Δ| {magnitude(most)} on {BATCHES} batches{_modes(old, modes)}{without}"
+    ), []
+
+
+def _paired(
+    path: str, expected: torch.Tensor, after: Mapping[str, torch.Tensor], rows: Rows
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Where an old output may be in the new ones."""
+    if path not in after or expected.numel() == 0:
+        return []
+    return list(pairings(expected, after[path], rows))
+
+
+def _apart(expected: torch.Tensor, actual: torch.Tensor, allowed: float) -> tuple[float, Difference, float]:
+    """By how many times the allowed difference two outputs differ, their difference, their largest value."""
+    scale = float(expected.abs().nan_to_num(0, 0, 0).max())
+    apart = difference(expected, actual, 0.0) or Difference(0.0)
+    # An output of zeros alone still has the rounding of what went into it.
+    return apart.size / (allowed * max(scale, 1e-3)), apart, scale
+
+
+def _modes(old: Outputs, modes: list[str]) -> str:
+    if "train" in modes:
+        return ", eval and train"
+    return ", eval alone" if old.batchnorm else ""
+
+
+def _broken(miss: _Miss, allowed: float, arithmetic: Arithmetic) -> Verdict:
+    output = f"output{miss.path}"
+    message = (
+        f"the function is not kept: {output} differs, {miss.apart}; its largest old value is "
+        f"{magnitude(miss.scale)}, allowed is {allowed:.0e} of it; {miss.mode} mode, batch {miss.batch}, "
+        f"{arithmetic}"
+    )
+    detail = f"{output}: {miss.apart}, {miss.mode} mode"
+    return Promise(NAME, "broken", detail), [finding("recipe-broken-promise", message=message)]

@@ -1,0 +1,1 @@
+"""The bytes of a checkpoint: files and URLs opened safely, read at places, made into tensors on demand."""

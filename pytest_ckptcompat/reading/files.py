@@ -1,0 +1,346 @@
+"""The files of a checkpoint: opened without ever waiting, read at places, counted, and known again."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import stat
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+from pytest_ckptcompat.errors import CheckpointError
+from pytest_ckptcompat.keys import escape
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+    from types import TracebackType
+    from typing import Self
+
+_PIECE = 1 << 30
+_MOST_NAMES = 100_000
+_SECRETS = re.compile(r"(://)[^/@]*@")
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+(://|::)")
+
+
+class Fingerprint(NamedTuple):
+    """What tells that a file is still the one whose header was read."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Self:
+        """From what the system says of a file."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+class File(io.RawIOBase):
+    """A seekable binary file, open for reading, that counts what is read of it. A context manager.
+
+    Attributes:
+        path: as it was given.
+        size: in bytes, when it was opened.
+        bytes_read: so far, from the disk or the network.
+        remote: whether every read is a request to somewhere else, and so dear.
+    """
+
+    remote = False
+
+    def __init__(self, path: str, size: int) -> None:
+        self.path = path
+        self.size = size
+        self.bytes_read = 0
+        self._position = 0
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes from `offset` on.
+
+        Raises:
+            CheckpointError: the file ends before, or can't be read.
+        """
+        data = bytearray(size)
+        self.readinto_at(offset, data)
+        return bytes(data)
+
+    def readinto_at(self, offset: int, buffer: bytearray | memoryview) -> None:
+        """Fill a writable buffer with the bytes from `offset` on; errors as in `read_at`."""
+        view = memoryview(buffer).cast("B")
+        done = 0
+        while done < len(view):
+            count = self._read_some(offset + done, view[done : done + _PIECE])
+            if count == 0:
+                raise CheckpointError(
+                    f"{display(self.path)} ends at byte {offset + done}, before byte {offset + len(view)}: "
+                    "it is truncated, or was cut while it was read"
+                )
+            done += count
+
+    def _read_some(self, offset: int, view: memoryview) -> int:
+        """Read at least one byte, and count it; 0 at the end of the file."""
+        raise NotImplementedError
+
+    def check_unchanged(self) -> None:
+        """Look at the file again.
+
+        Raises:
+            CheckpointError: it changed since it was opened.
+        """
+        raise NotImplementedError
+
+    # -- the rest of what a binary file is, for formats of others ------------------------------------------
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # any writable buffer
+        """Read at the current position, as files do."""
+        view = memoryview(buffer).cast("B")
+        view = view[: max(0, self.size - self._position)]
+        self.readinto_at(self._position, view)
+        self._position += len(view)
+        return len(view)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the current position, as files do."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        if start + offset < 0:
+            raise ValueError("a negative position")
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        """The current position."""
+        return self._position
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it; if it changed meanwhile, what was read is of no use, and damage in it means nothing."""
+        try:
+            if kind is None or issubclass(kind, CheckpointError):
+                self.check_unchanged()
+        finally:
+            self.close()
+
+
+class LocalFile(File):
+    """A regular file of this machine."""
+
+    def __init__(self, path: str, descriptor: int, fingerprint: Fingerprint) -> None:
+        super().__init__(path, fingerprint.size)
+        self.fingerprint: Hashable = fingerprint
+        self._descriptor = descriptor
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """As any file, but a small read is one call of the system."""
+        try:
+            data = os.pread(self._descriptor, size, offset)
+        except OSError:
+            data = b""  # and the careful way says why
+        if len(data) < size:
+            return super().read_at(offset, size)
+        self.bytes_read += size
+        return data
+
+    def _read_some(self, offset: int, view: memoryview) -> int:
+        try:
+            count = os.preadv(self._descriptor, [view], offset)
+        except OSError as error:
+            raise CheckpointError(f"can't read {display(self.path)}: {error.strerror or error}") from None
+        self.bytes_read += count
+        return count
+
+    def check_unchanged(self) -> None:
+        """Look at the open file again; errors as for any file."""
+        if Fingerprint.of(os.fstat(self._descriptor)) != self.fingerprint:
+            raise changed(self.path)
+
+    def close(self) -> None:
+        """Close it; closing twice is fine."""
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()
+
+
+class Part:
+    """A stretch of a file, read as if it were a file of its own."""
+
+    def __init__(self, file: File | Part, offset: int, size: int) -> None:
+        self.path: str = file.path
+        self.size = size
+        self.remote: bool = file.remote
+        self._file = file
+        self._offset = offset
+        if offset < 0 or size < 0 or offset + size > file.size:
+            raise CheckpointError(
+                f"{display(self.path)} is truncated: it should have {offset + size} bytes or more"
+            )
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """As for `File`."""
+        self._check(offset, size)
+        return self._file.read_at(self._offset + offset, size)
+
+    def readinto_at(self, offset: int, buffer: bytearray | memoryview) -> None:
+        """As for `File`."""
+        self._check(offset, len(buffer))
+        self._file.readinto_at(self._offset + offset, buffer)
+
+    def _check(self, offset: int, size: int) -> None:
+        if offset + size > self.size:
+            raise CheckpointError(f"{display(self.path)}: a part of it ends before byte {offset + size}")
+
+
+class Files:
+    """Opens the files of one checkpoint, and refuses one that is not what it was.
+
+    Attributes:
+        bytes_read: from all of them, so far.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, Hashable] = {}
+        self._opened: list[File] = []
+        self._read_before = 0
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes really read from the files so far."""
+        open_now = [file for file in self._opened if not file.closed]
+        self._read_before += sum(file.bytes_read for file in self._opened if file.closed)
+        self._opened = open_now
+        return self._read_before + sum(file.bytes_read for file in open_now)
+
+    def open(self, path: str) -> File:
+        """Open a file for reading. It is to be closed: it is a context manager.
+
+        Raises:
+            CheckpointError: there is none, it is a folder, a pipe or a device, it can't be read, or it is not
+                the file that was opened under this path before.
+        """
+        if is_url(path):
+            from .remote import RemoteFile
+
+            file: LocalFile | RemoteFile = RemoteFile(path)
+        else:
+            file = LocalFile(path, *_open_regular(path))
+        if self._seen.setdefault(path, file.fingerprint) != file.fingerprint:
+            file.close()
+            raise changed(path)
+        self._opened.append(file)
+        return file
+
+
+def beside(path: str, name: str) -> str:
+    """The path of a file in the folder of another one; for a folder, `path` ends with a slash."""
+    return path[: path.rfind("/") + 1] + name if is_url(path) else os.path.join(os.path.dirname(path), name)  # noqa: PTH118, PTH120  # paths stay text
+
+
+def inside(folder: str, name: str) -> str:
+    """The path of a file in a folder."""
+    return beside(folder.rstrip("/") + "/", name)
+
+
+def names_in(folder: str) -> list[str]:
+    """The names of what is in a folder, at most a hundred thousand.
+
+    Raises:
+        CheckpointError: it can't be read.
+    """
+    if is_url(folder):
+        from .remote import names_behind
+
+        return names_behind(folder)
+    try:
+        with os.scandir(folder) as found:
+            return [entry.name for entry in islice(found, _MOST_NAMES)]
+    except (OSError, ValueError) as error:
+        raise _unreachable(folder, error) from None
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is an fsspec URL (``s3://bucket/net.pth``), not a local one."""
+    return bool(_URL.match(path))
+
+
+def local(path: str) -> str:
+    """The path that a ``file://`` URL means; any other path as it is."""
+    return re.sub(r"^(file|local)://", "", path)
+
+
+def display(path: str) -> str:
+    """A path as it is shown: safe to print, and a URL without its password and its signature."""
+    if is_url(path):
+        path = _SECRETS.sub(r"\1", path).partition("?")[0]
+    return escape(path)
+
+
+def kind_of(path: str) -> str:
+    """``"file"`` or ``"folder"``, looked at without opening it. A URL that ends with a slash is a folder.
+
+    Raises:
+        CheckpointError: there is nothing, or it is a pipe, a device or a socket.
+    """
+    if is_url(path):
+        from .remote import kind_of_url
+
+        return kind_of_url(path)
+    shown = display(path)
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116  # a path may be anything, a lone surrogate included
+    except (OSError, ValueError) as error:
+        raise _unreachable(path, error) from None
+    if stat.S_ISDIR(mode):
+        return "folder"
+    if not stat.S_ISREG(mode):
+        names = {stat.S_IFIFO: "a pipe (FIFO)", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+        raise CheckpointError(f"{shown} is {names.get(stat.S_IFMT(mode), 'a socket')}, not a checkpoint file")
+    return "file"
+
+
+def _open_regular(path: str) -> tuple[int, Fingerprint]:
+    """Open a regular file, without waiting for a pipe that was put in its place meanwhile."""
+    if kind_of(path) == "folder":
+        raise CheckpointError(f"{display(path)} is a folder, not a file")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except (OSError, ValueError) as error:
+        raise _unreachable(path, error) from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise CheckpointError(
+            f"{display(path)} is no regular file any more: it was replaced while it was opened"
+        )
+    return descriptor, Fingerprint.of(status)
+
+
+def _unreachable(path: str, error: OSError | ValueError) -> CheckpointError:
+    shown = display(path)
+    reasons = {
+        errno.ENOENT: f"{shown} does not exist",
+        errno.ENOTDIR: f"{shown} does not exist: a part of the path is a file, not a folder",
+        errno.EACCES: f"{shown}: no permission to read it",
+        errno.EPERM: f"{shown}: no permission to read it",
+        errno.ELOOP: f"{shown} is a symbolic link that leads back to itself",
+        errno.ENAMETOOLONG: f"{shown} is too long for a path",
+    }
+    code = error.errno if isinstance(error, OSError) else None
+    return CheckpointError(reasons.get(code or 0, f"{shown} can't be opened: {escape(str(error))}"))
+
+
+def changed(path: str) -> CheckpointError:
+    """The error for a file that is another one than before."""
+    return CheckpointError(
+        f"{display(path)} changed during this run: it is not the file whose header was read. Run the "
+        "check again once it is written; writers should write a new file and rename it"
+    )

@@ -1,0 +1,1 @@
+"""What a check found, and how people read it: in a terminal, in markdown, in a browser."""
