@@ -1,23 +1,20 @@
 """What the README says is so: its blocks are run or compared, its tables are those of the code."""
 
 import re
-import tomllib
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from readme import BLOCKS, ROOT, TEXT, block, commands
 
 import pytest_ckptcompat
 from pytest_ckptcompat import Recipe, check
-from pytest_ckptcompat.collect import _declared
+from pytest_ckptcompat.cli import main
 from pytest_ckptcompat.operators import OPERATORS
 from pytest_ckptcompat.rules import RULES
-
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"(?:<!-- (.*?) -->\n)?```(\w+)\n(.*?)```", README, re.DOTALL)
-PYTHON = [text for _, language, text in BLOCKS if language == "python"]
-TOML = [text for _, language, text in BLOCKS if language == "toml"]
-REPORTS = {mark: text for mark, language, text in BLOCKS if language == "text"}
 
 
 @pytest.fixture
@@ -27,22 +24,110 @@ def onet(monkeypatch):
     monkeypatch.syspath_prepend(str(folder))
 
 
-def rules_table():
-    rows = [f"| `{rule.id}` | {rule.severity} | {rule.meaning} |" for rule in RULES.values()]
-    return "\n".join(["| rule | severity | meaning |", "| --- | --- | --- |", *rows])
+# -- blocks ------------------------------------------------------------------------------------------------
 
 
-def operators_table():
-    rows = [f"| `{name}` | {kind.__doc__.splitlines()[0]} |" for name, kind in sorted(OPERATORS.items())]
-    return "\n".join(["| operator | does |", "| --- | --- |", *rows]).replace("``", "`")
+def test_no_block_is_left_out():
+    """Each has a name, in the comment before it, and a test that asks for it by that name."""
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    names = [each.name for each in BLOCKS]
+    assert TEXT.count("\n```") == 2 * len(BLOCKS)
+    assert len(set(names)) == len(names)
+    assert [name for name in names if f'block("{name}")' not in tests] == []
+
+
+def test_the_quick_start():
+    """CI runs its two lines in a fresh environment; the run on the example is made here too."""
+    first, second = commands(block("quick start"))
+    ours = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    for line in (first, second):
+        *_, installed, run = (step.split() for step in line.split(" && "))
+        assert installed[:2] == [".venv/bin/pip", "install"]
+        assert f'install --quiet {" ".join(installed[2:])}\n' in ours
+        assert run[0] == ".venv/bin/pytest"
+        assert re.search(rf"pytest\" -p no:cacheprovider {' '.join(run[1:])}", ours)
+    *_, run = first.split(" && ")
+    arguments = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *shlex.split(run)[1:]]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "1 of 1 checks passed" in done.stdout
+
+
+def test_the_example_is_the_one_in_the_repository():
+    ours = (ROOT / "examples/onet/test_onet.py").read_text(encoding="utf-8")
+    for line in ('GROW_OUT2 = Recipe(tile("out2.*", dim=0))', "ckpt_model.out2.out_features == 14"):
+        assert line in block("the example")
+        assert line in ours
+
+
+def test_the_example_passes(project):
+    for name in ("onet.py", "net.pth"):
+        (project.path / name).write_bytes((ROOT / "examples/onet" / name).read_bytes())
+    project.makepyfile(test_example=block("the example"))
+    project.runpytest("--ckpt=net.pth", "--ckpt-device=cpu").assert_outcomes(passed=1)
+
+
+def test_the_failing_report(onet):
+    from onet import Net
+
+    report = check(Net, "net.pth", inputs=(2, 3, 48, 48))
+    assert f"{report}\n" == block("report: failing")
+
+
+def test_the_passing_report(onet):
+    from onet import Net, NetV1
+
+    recipe = Recipe(pytest_ckptcompat.tile("out2.*", dim=0))
+    report = check(Net, "net.pth", recipe=recipe, inputs=(2, 3, 48, 48), source_model=NetV1)
+    if "played by" not in str(report):  # on a card, or on a CPU-only build of torch, the last lines differ
+        pytest.skip("another device")
+    assert normal(f"{report}\n") == normal(block("report: passing"))
+
+
+def normal(text):
+    """Without what hangs on the machine's arithmetic, and the spaces and line ends that follow from it."""
+    return " ".join(re.sub(r"max \|Δ\| \S+", "max", text).replace("-", "").split())
+
+
+def test_the_commands(onet, tmp_path, monkeypatch, capsys):
+    state = torch.load("net.pth", weights_only=True)
+    torch.save({**state, "out2.bias": torch.zeros(14)}, tmp_path / "new.pth")
+    torch.save(state, tmp_path / "net.pth")
+    (tmp_path / "grow.toml").write_text(block("a recipe file"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    ended, said = {}, {}
+    for line in commands(block("without pytest")):
+        name, command, *rest = shlex.split(line)
+        assert name == "ckptcompat"
+        ended[command] = main([command, *rest])
+        said[command] = capsys.readouterr().out
+    assert ended == {"check": 0, "show": 0, "diff": 1, "apply": 0}
+    assert "net.pth fits onet.Net with the recipe" in said["check"]
+    assert "out2.bias" in said["diff"]
+    assert torch.load("grown.pth", weights_only=True)["out2.weight"].shape == (14, 256)
+
+
+def test_python_runs(onet):
+    exec(compile(block("from Python"), "README.md", "exec"), {})
+
+
+def test_a_recipe_file_is_what_a_recipe_writes():
+    text = block("a recipe file")
+    assert Recipe.from_toml(text).to_toml() == text
+    assert Recipe.from_toml(text) == Recipe(pytest_ckptcompat.tile("out2.*", dim=0))
+
+
+# -- tables ------------------------------------------------------------------------------------------------
 
 
 def test_the_table_of_rules():
-    assert rules_table() in README
+    rows = [f"| `{rule.id}` | {rule.severity} | {rule.meaning} |" for rule in RULES.values()]
+    assert "\n".join(["| rule | severity | meaning |", "| --- | --- | --- |", *rows]) in TEXT
 
 
 def test_the_table_of_operators():
-    assert operators_table() in README
+    rows = [f"| `{name}` | {kind.__doc__.splitlines()[0]} |" for name, kind in sorted(OPERATORS.items())]
+    table = "\n".join(["| operator | does |", "| --- | --- |", *rows]).replace("``", "`")
+    assert table in TEXT
 
 
 def test_every_option_is_listed(pytestconfig):
@@ -54,53 +139,9 @@ def test_every_option_is_listed(pytestconfig):
         for name in option.names()
     ]
     assert len(options) == 6
-    assert all(f"| `{name}" in README for name in options)
+    assert all(f"| `{name}" in TEXT for name in options)
     for key in ("ckpt", "ckpt_required", "ckpt_device", "ckpt_require_cuda", "ckpt_severity", "ckpt_limits"):
-        assert f"`{key}`" in README
-
-
-def test_the_failing_report(onet):
-    from onet import Net
-
-    report = check(Net, "net.pth", inputs=(2, 3, 48, 48))
-    assert f"{report}\n" == REPORTS["report: failing"]
-
-
-def test_the_passing_report(onet):
-    from onet import Net, NetV1
-
-    recipe = Recipe(pytest_ckptcompat.tile("out2.*", dim=0))
-    report = check(Net, "net.pth", recipe=recipe, inputs=(2, 3, 48, 48), source_model=NetV1)
-    shown = REPORTS["report: passing"]
-    if "played by" not in str(report):  # on a card, or on a CPU-only build of torch, the last lines differ
-        pytest.skip("another device")
-    assert normal(f"{report}\n") == normal(shown)
-
-
-def normal(text):
-    """Without what hangs on the machine's arithmetic, and the spaces and line ends that follow from it."""
-    return " ".join(re.sub(r"max \|Δ\| \S+", "max", text).replace("-", "").split())
-
-
-def test_the_example_is_the_one_in_the_repository():
-    ours = (ROOT / "examples/onet/test_onet.py").read_text(encoding="utf-8")
-    for line in ('GROW_OUT2 = Recipe(tile("out2.*", dim=0))', "ckpt_model.out2.out_features == 14"):
-        assert line in PYTHON[0]
-        assert line in ours
-
-
-@pytest.mark.parametrize("text", PYTHON[1:], ids=lambda text: text.splitlines()[0])
-def test_python_runs(onet, text):
-    exec(compile(text, "README.md", "exec"), {})
-
-
-@pytest.mark.parametrize("text", TOML, ids=lambda text: text.splitlines()[0])
-def test_toml_is_what_the_tool_takes(text):
-    content = tomllib.loads(text)
-    if "recipe" in content:
-        assert Recipe.from_toml(text).to_toml().split() == text.split()
-    for number, table in enumerate(content.get("check", [])):
-        _declared(table, number)
+        assert f"`{key}`" in TEXT
 
 
 def test_every_operator_is_a_public_name():

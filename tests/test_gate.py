@@ -1,0 +1,121 @@
+"""The gate of a repository: whole runs of pytest in a copy of the O-Net example, with its lock and no weights."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from readme import ROOT, block, commands
+
+from pytest_ckptcompat.cli import main
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TODAY, RELEASED = "outputs = 14  #", "outputs = 4  #"
+NORM = "nn.BatchNorm2d(to), "
+
+
+@pytest.fixture
+def repository(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.Pytester]:
+    """As it was when net.pth was released: the code of that day, the lock, the README's five lines."""
+    monkeypatch.syspath_prepend(str(pytester.path))
+    for name in ("onet.py", "net.pth"):
+        shutil.copy(ROOT / "examples/onet" / name, pytester.path)
+    edit(pytester, TODAY, RELEASED)
+    (line,) = commands(block("gate: lock"))
+    assert main(line.split()[1:]) == 0
+    (pytester.path / "net.pth").unlink()
+    (pytester.path / "ckptcompat.toml").write_text(block("gate: five lines"), encoding="utf-8")
+    yield pytester
+
+
+def edit(repository: pytest.Pytester, old: str, new: str) -> None:
+    path = repository.path / "onet.py"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def add_recipe(repository: pytest.Pytester) -> None:
+    with (repository.path / "ckptcompat.toml").open("a", encoding="utf-8") as file:
+        file.write(block("gate: recipe"))
+
+
+def stages(repository: pytest.Pytester) -> tuple[pytest.RunResult, dict[str, Any]]:
+    """One run with a JSON report: how pytest ended, and the one check's object."""
+    importlib.invalidate_caches()
+    result = repository.runpytest("--ckpt-report=json:report.json")
+    (check,) = json.loads((repository.path / "report.json").read_text())["checks"]
+    return result, check
+
+
+def statuses(check: dict[str, Any]) -> dict[str, str]:
+    return {stage["name"]: stage["status"] for stage in check["stages"]}
+
+
+def test_the_lock_is_all_that_is_needed(repository: pytest.Pytester) -> None:
+    assert not list(repository.path.glob("*.pth"))
+    assert (repository.path / "net.ckpt.json").stat().st_size < 4096
+    result, check = stages(repository)
+    result.assert_outcomes(passed=1)
+    assert statuses(check)["forward-cuda"] == "rehearsed"
+
+
+def test_another_size_of_out2_fails_with_the_table_of_the_readme(repository: pytest.Pytester) -> None:
+    edit(repository, RELEASED, TODAY)
+    result, _ = stages(repository)
+    result.assert_outcomes(failed=1)
+    table_and_suggestion = block("report: failing").partition("\nstage ")[0].replace("net.pth", "net.ckpt.json")
+    assert table_and_suggestion in result.stdout.str()
+
+
+def test_the_recipe_makes_it_pass_and_the_forward_pass_is_rehearsed(repository: pytest.Pytester) -> None:
+    edit(repository, RELEASED, TODAY)
+    add_recipe(repository)
+    result, check = stages(repository)
+    result.assert_outcomes(passed=1)
+    assert check["keys"] == {"matched": 63, "total": 63}
+    found = statuses(check)
+    assert found["forward-cuda"] == "rehearsed"
+    assert {found[name] for name in ("load", "verify", "forward")} == {"skipped"}
+    result.stdout.fnmatch_lines(["*forward-cuda: rehearsed *: (2, 1), (2, 14)"])
+
+
+def test_a_wrong_shape_inside_forward_is_found_without_weights(repository: pytest.Pytester) -> None:
+    edit(repository, "self.fc(x.flatten(1))", "self.fc(x.flatten(2))")
+    result, check = stages(repository)
+    result.assert_outcomes(failed=1)
+    assert [found["rule"] for found in check["findings"]] == ["forward-error"]
+
+
+def test_every_release_is_a_test_and_what_is_waived_is_no_error(repository: pytest.Pytester) -> None:
+    (repository.path / "releases").mkdir()
+    for version in ("v9", "v10"):
+        lock = json.loads((repository.path / "net.ckpt.json").read_text())
+        lock["tensors"]["aux.weight"] = ["float32", [3]]
+        (repository.path / f"releases/{version}.ckpt.json").write_text(json.dumps(lock))
+    text = block("gate: releases")
+    (repository.path / "ckptcompat.toml").write_text(text, encoding="utf-8")
+    result = repository.runpytest("-v")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["*::releases[[]v9.ckpt.json[]] *", "*::releases[[]v10.ckpt.json[]] *"])
+    (repository.path / "ckptcompat.toml").write_text(text.partition("  [[check.allow]]")[0], encoding="utf-8")
+    repository.runpytest().assert_outcomes(failed=2)
+
+
+@pytest.mark.parametrize("left", ["", "nn.Identity(), "], ids=["moves what follows", "leaves its place empty"])
+@pytest.mark.parametrize("grown", [False, True], ids=["alone", "beside a recipe"])
+def test_a_batchnorm_that_is_removed_fails(repository: pytest.Pytester, left: str, grown: bool) -> None:
+    edit(repository, NORM, left)
+    if grown:
+        edit(repository, RELEASED, TODAY)
+        add_recipe(repository)
+    result, check = stages(repository)
+    result.assert_outcomes(failed=1)
+    assert "conv1.1.running_mean" in check["unexpected"]
+    assert "conv4.1.num_batches_tracked" in check["unexpected"]
+    assert check["missing"] == ([] if left else ["conv1.2.bias", "conv2.2.bias", "conv3.2.bias"])
