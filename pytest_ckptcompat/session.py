@@ -15,6 +15,7 @@ from .errors import Incompatible
 if TYPE_CHECKING:
     from .case import Case
     from .check import Check
+    from .checkpoint import Checkpoint
     from .reports.report import Report
     from .settings import Settings
     from .sources import Shelf
@@ -70,14 +71,16 @@ def named(case: Case | None, node: pytest.Item) -> list[str]:
     return unique(path for name in case.ckpt for path in expand(name, _folders(node)))
 
 
-def run(node: pytest.Item, case: Case, path: str, *, wants_model: bool = False) -> Check:
+def run(
+    node: pytest.Item, case: Case, path: str, *, opened: Checkpoint | None = None, wants_model: bool = False
+) -> Check:
     """Check one case under the settings of this run; the report stays with the test and is shown to hooks."""
     from dataclasses import replace
 
     from .check import Check
     from .sources import expand
 
-    chosen, opened = settings(node.config), shelf(node.config)
+    chosen = settings(node.config)
     if isinstance(case.recipe, str):
         case = replace(case, recipe=expand(case.recipe, _folders(node))[0])
     if case.device is None:
@@ -85,7 +88,7 @@ def run(node: pytest.Item, case: Case, path: str, *, wants_model: bool = False) 
     check = Check(
         case,
         path,
-        lambda key: opened.contents(path).checkpoint(key),
+        lambda key: opened or shelf(node.config).contents(path).checkpoint(key),
         severities=chosen.severities,
         require_cuda=chosen.require_cuda,
         wants_model=wants_model,

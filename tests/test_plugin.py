@@ -267,22 +267,58 @@ def test_ckpt_report_and_ckpt_model_without_the_marker_say_what_is_missing(proje
     assert result.ret == 1
 
 
-def test_ckpt_check(project):
+def test_ckpt_check_gives_the_report(project):
     project.makepyfile(
         test_it="""
         from nets import V1, V2
+        from pytest_ckptcompat import open_checkpoint
 
         def test_fits(ckpt_check):
             report = ckpt_check(V1, "v1.pth", inputs=(3, 6))
             assert report.ok and report.stages
 
-        def test_does_not(ckpt_check):
-            ckpt_check(V2, "v1.pth")
+        def test_opened(ckpt_check):
+            assert ckpt_check(V1, open_checkpoint("v1.pth")).checkpoint == "v1.pth"
+
+        def test_does_not_fit(ckpt_check):
+            report = ckpt_check(V2, "v1.pth")
+            assert not report.ok
+            assert "does not fit nets.V2" in report.verdict
+
+        def test_names_none(ckpt_check):
+            ckpt_check(V2, None)
+
+        def test_wants_it_to_fit(ckpt_check):
+            report = ckpt_check(V2, "v1.pth")
+            assert report.ok, report.verdict
     """
     )
     result = project.runpytest()
-    result.assert_outcomes(passed=1, failed=1)
-    assert "v1.pth does not fit nets.V2" in out(result)
+    result.assert_outcomes(passed=3, failed=2)
+    assert "ckpt_check: no checkpoint: name one, or give --ckpt PATH" in out(result)
+    assert "where False = <Report: v1.pth does not fit nets.V2: 2 mismatched" in out(result)
+    assert "AssertionError: v1.pth does not fit nets.V2" in out(result)
+
+
+def test_a_failing_report_of_ckpt_check_that_nobody_reads_fails_the_test(project):
+    project.makepyfile(
+        test_it="""
+        from nets import V1, V2
+
+        def test_it(ckpt_check):
+            ckpt_check(V2, "v1.pth")
+            ckpt_check(V1, "v1.pth")
+
+        def test_body_went_wrong(ckpt_check):
+            ckpt_check(V2, "v1.pth")
+            raise KeyError("of the test itself")
+    """
+    )
+    result = project.runpytest()
+    result.assert_outcomes(failed=2)
+    assert "v1.pth does not fit nets.V2: " in out(result)
+    assert "Traceback" not in out(result)
+    assert "KeyError: 'of the test itself'" in out(result)
 
 
 def test_xfail_and_reruns_see_an_ordinary_failure(project):

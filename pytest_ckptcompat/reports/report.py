@@ -33,7 +33,7 @@ class Suggestion:
         return self.toml
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """The outcome of one check.
 
@@ -154,6 +154,9 @@ class Report:
         from .markdown import render
 
         return render(self)
+
+    def __repr__(self) -> str:
+        return f"<Report: {self.verdict}>"
 
     def __str__(self) -> str:
         from .terminal import render
