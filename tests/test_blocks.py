@@ -241,16 +241,17 @@ def test_in_python_and_in_toml() -> None:
     assert Recipe.from_toml(recipe.to_toml()) == recipe
 
 
-@pytest.mark.parametrize("given_times", [True, False])
-def test_stacked_blocks_are_the_old_ones_in_turn(given_times: bool) -> None:
-    old, new = settle(Deep(2)), Deep(6)
-    operator = stack("layers", times=3) if given_times else stack("layers")
+@settings(deadline=None, max_examples=8)
+@given(st.integers(1, 3), st.integers(2, 4), st.booleans())
+def test_stacked_blocks_are_the_old_ones_in_turn(count: int, times: int, told: bool) -> None:
+    old, new = settle(Deep(count)), Deep(count * times)
+    operator = stack("layers", times=times if told else None)
     state = operator.apply(old.state_dict(), new.state_dict())
     assert list(state) == list(new.state_dict())
     new.load_state_dict(state)
     for number, block in enumerate(new.layers):
         for name, tensor in block.state_dict().items():
-            assert torch.equal(tensor, old.layers[number % 2].state_dict()[name])
+            assert torch.equal(tensor, old.layers[number % count].state_dict()[name])
     assert statuses(operator, old.state_dict(), state, {}) == {"kept"}
     assert len({tensor.data_ptr() for tensor in state.values()}) == len(state)
     assert not function_is_kept(old, new, state)

@@ -7,96 +7,17 @@ import subprocess
 import sys
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 import torch
 from networks import Words, settle
+from operator_examples import EXAMPLES, Example, State
 
-from pytest_ckptcompat import Recipe, open_checkpoint, operators
-from pytest_ckptcompat.operators import OPERATORS, Operator
+from pytest_ckptcompat import Recipe, open_checkpoint
+from pytest_ckptcompat import operators as o
+from pytest_ckptcompat.operators import OPERATORS
 from pytest_ckptcompat.optimizer.growth import grown
 from pytest_ckptcompat.proof.verify import verify
-
-State = OrderedDict[str, Any]
-
-
-class Example(NamedTuple):
-    """An operator, the shapes that it is given, and those that the model has where it asks."""
-
-    operator: Operator
-    old: dict[str, tuple[int, ...]]
-    model: dict[str, tuple[int, ...]]
-
-    @property
-    def name(self) -> str:
-        return repr(self.operator)
-
-    def state(self, dtype: torch.dtype = torch.float32) -> State:
-        """Values of which no two are equal, and two keys that no example names."""
-        generator = torch.Generator().manual_seed(1)
-        shapes = {"aside.weight": (3, 2), **self.old, "last.bias": (5,)}
-        return OrderedDict(
-            (key, torch.randn(shape, generator=generator).to(dtype)) for key, shape in shapes.items()
-        )
-
-    def meta(self) -> State:
-        """The same without values."""
-        shapes = {"aside.weight": (3, 2), **self.old, "last.bias": (5,)}
-        return OrderedDict((key, torch.empty(shape, device="meta")) for key, shape in shapes.items())
-
-    @property
-    def target(self) -> State:
-        return OrderedDict((key, torch.empty(shape, device="meta")) for key, shape in self.model.items())
-
-
-o = operators
-LAYER = {"fc.weight": (4, 6), "fc.bias": (4,)}
-BLOCKS = {
-    f"layers.{i}.{key}": shape
-    for i in range(2)
-    for key, shape in {"a.weight": (3, 3), "b.weight": (3, 3)}.items()
-}
-HIDDEN = {
-    "one.weight": (4, 5),
-    "one.bias": (4,),
-    "bn.weight": (4,),
-    "bn.running_var": (4,),
-    "two.weight": (3, 4),
-}
-MORE = {"fc.weight": (9, 6), "fc.bias": (9,)}
-
-EXAMPLES = [
-    Example(o.rename("fc.*", "head.*"), LAYER, {}),
-    Example(o.strip_prefix("fc."), {"fc.w": (2, 3)}, {}),
-    Example(o.add_prefix("net."), LAYER, {}),
-    Example(o.drop("fc.bias"), LAYER, {}),
-    Example(o.tile("fc.*", dim=0), LAYER, MORE),
-    Example(o.tile("fc.*", dim=0, noise_std=0.1), LAYER, MORE),
-    Example(o.tile("fc.weight", dim=-1, to=13, optim="zeros"), LAYER, {}),
-    *(Example(o.append("fc.*", dim=0, init=init), LAYER, MORE) for init in ("zeros", "normal", "kaiming_uniform", "xavier_uniform", "mean", "multivariate_normal")),
-    Example(o.append("fc.weight", dim=1, n=2, init="constant", value=0.5), LAYER, {}),
-    Example(o.select("fc.*", dim=0, index=[3, 1]), LAYER, {}),
-    Example(o.select("fc.*", dim=0, old_names=["a", "b", "c", "d"], new_names=["d", "x", "a"], missing="normal"), LAYER, {}),
-    Example(o.pad("conv.weight"), {"conv.weight": (3, 2, 3, 3)}, {"conv.weight": (3, 2, 5, 7)}),
-    Example(o.scale("fc.*", 0.5), LAYER, {}),
-    Example(o.reduce("k.weight", dim=0, groups=2), {"k.weight": (8, 3)}, {"k.weight": (4, 3)}),
-    Example(o.repeat_channels("conv.weight"), {"conv.weight": (4, 3, 2, 2)}, {"conv.weight": (4, 5, 2, 2)}),
-    Example(o.concat(["q", "k", "v"], "qkv", dim=0), {"q": (2, 3), "k": (4, 3), "v": (1, 3)}, {}),
-    Example(o.split("qkv", ["q", "k", "v"], dim=0), {"qkv": (6, 3)}, {}),
-    Example(o.permute("w", [2, 0, 1]), {"w": (2, 3, 4)}, {}),
-    Example(o.transpose("w"), {"w": (2, 3)}, {}),
-    Example(o.resample("pos", size=[5, 4], prefix_tokens=1), {"pos": (1, 10, 3)}, {}),
-    Example(o.resample("patch", size=[6, 6], mode="pinv"), {"patch": (2, 3, 4, 4)}, {}),
-    Example(o.inflate("conv", time=3), {"conv": (2, 3, 2, 2)}, {}),
-    Example(o.inflate("conv", time=3, mode="centre"), {"conv": (2, 3, 2, 2)}, {}),
-    *(Example(o.widen("one", ["two"], norms=["bn"], to=7, split=split), HIDDEN, {}) for split in ("equal", "unequal", "zero")),
-    Example(o.widen("one", ["two"], norms=["bn"], to=7, noise_std=0.1), HIDDEN, {}),
-    Example(o.insert_block("layers.1", at=1, zero=["b.*"]), BLOCKS, {}),
-    Example(o.stack("layers", times=2), BLOCKS, {}),
-    Example(o.cast("fc.*", "float8_e4m3fn"), LAYER, {}),
-    Example(o.tie(["fc.weight", "head.weight"]), {**LAYER, "head.weight": (4, 6)}, {}),
-]  # fmt: skip
 
 each = pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 
@@ -168,9 +89,21 @@ def test_on_meta_it_gives_the_shapes_and_dtypes_that_it_gives_really(example: Ex
     shapes = example.operator.apply(example.meta(), example.target)
     real = example.operator.apply(example.state(), example.target)
     assert all(value.is_meta for value in shapes.values())
-    assert [(key, value.shape, value.dtype) for key, value in shapes.items()] == [
-        (key, value.shape, value.dtype) for key, value in real.items()
+    assert [(key, value.shape, value.dtype, value.stride()) for key, value in shapes.items()] == [
+        (key, value.shape, value.dtype, value.stride()) for key, value in real.items()
     ]
+
+
+@each
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_card_it_gives_what_it_gives_on_the_cpu(example: Example) -> None:
+    state = example.state()
+    expected = example.operator.apply(state, example.target)
+    new = example.operator.apply({key: value.cuda() for key, value in state.items()}, example.target)
+    for key, value in new.items():
+        assert value.device.type == "cuda"
+        torch.testing.assert_close(value.cpu(), expected[key])
 
 
 @each
@@ -328,7 +261,7 @@ def test_shapes_alone_import_none_of_torchs_python_kernels() -> None:
     """torch computes some operations on meta in Python: the first of them imports for seconds."""
     program = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_operator_laws import EXAMPLES\n"
+        "from operator_examples import EXAMPLES\n"
         "before = set(sys.modules)\n"
         "for example in EXAMPLES:\n"
         "    example.operator.apply(example.meta(), example.target)\n"

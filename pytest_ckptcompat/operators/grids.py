@@ -55,6 +55,8 @@ def resized(pictures: torch.Tensor, size: Size, mode: Interpolation, antialias: 
     computed = pictures.to(torch.promote_types(wide(pictures), torch.float32))
     if pictures.is_meta:
         return computed.new_empty((*pictures.shape[:2], *size))
+    if size[1] == 1 < size[0]:  # of which torch (2.6 to 2.14) fills a smoothed column with its first value
+        return resized(pictures.mT, (1, size[0]), mode, antialias).mT
     smooth = {"antialias": antialias, "align_corners": False} if mode != "nearest" else {}
     return functional.interpolate(computed, size, mode=mode, **smooth)
 
