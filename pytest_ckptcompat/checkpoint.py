@@ -15,7 +15,7 @@ from .formats.faults import what_it_is
 from .formats.header import Header
 from .keys import escape
 from .reading.caps import DEFAULT, Limits
-from .reading.files import Files, display, is_url, kind_of, local
+from .reading.files import Files, about, display, is_url, kind_of, local
 from .tensors import TensorSpec
 from .wrappers import find_state_dict, flatten, metadata_of, state_dict_at
 
@@ -91,7 +91,7 @@ def _recognised(path: str, file: Any, files: Files, limits: Limits, hook: HookRe
             if isinstance(header, Header):
                 return header
     except CheckpointError as error:
-        raise _about(path, error) from None
+        raise about(path, error) from None
     if file is None:
         raise CheckpointError(
             f"{display(path)} is a folder that holds no sharded or distributed checkpoint: name a file"
@@ -106,13 +106,6 @@ def _relays(hook: HookRelay | None) -> Iterator[HookRelay]:
     if hook is not None:
         yield hook
     yield formats.installed()
-
-
-def _about(path: str, error: CheckpointError) -> CheckpointError:
-    """The error, saying of which file it is."""
-    shown = display(path)
-    text = str(error)
-    return error if shown in text else CheckpointError(f"{shown}: {text}")
 
 
 @dataclass(frozen=True)
@@ -151,7 +144,7 @@ class Contents:
                     f"{escape(key)!r} holds no tensor" if key else "there is no tensor in it"
                 )
         except CheckpointError as error:
-            raise _about(self.path, error) from None
+            raise about(self.path, error) from None
         return Checkpoint(self, key, entries, metadata_of(node))
 
 

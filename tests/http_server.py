@@ -1,4 +1,4 @@
-"""A web server for a folder, with or without range requests, that counts what it sends."""
+"""A web server for a folder that counts what it sends, and can be as bad as servers are."""
 
 from __future__ import annotations
 
@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+FAULTS = (
+    "silent",  # never answers
+    "mute",  # answers, and sends nothing
+    "cut",  # hangs up in the middle
+    "short",  # tells more bytes than there are
+    "shifted",  # sends another part than it was asked for
+    "everything",  # says that it sends a part, and sends all
+    "elsewhere",  # redirects to where the file is
+    "circle",  # redirects to itself
+)
+
+
 @dataclass
 class Served:
     """A folder that is served.
@@ -23,16 +35,22 @@ class Served:
         url: of the folder, without a slash at its end.
         ranges: whether range requests are understood.
         size_told: whether the size is told.
+        password: what a request must have as its ``Authorization``, if anything.
+        fault: what is wrong with its answers, one of `FAULTS` or a status.
         sent: bytes of files that were sent.
         requests: method and path of every request.
+        over: set when the server is to stop.
     """
 
     folder: Path
     url: str = ""
     ranges: bool = True
     size_told: bool = True
+    password: str = ""
+    fault: str | int = ""
     sent: int = 0
     requests: list[str] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
 
 
 @contextmanager
@@ -50,6 +68,7 @@ def serve(folder: Path, **how: Any) -> Iterator[Served]:
     try:
         yield served
     finally:
+        served.over.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -67,20 +86,44 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         self.state.requests.append(f"{self.command} {self.path}")
+        fault = self.state.fault
         path = self.state.folder / unquote(urlsplit(self.path).path).lstrip("/")
-        if not path.is_file():
-            self.send_response(404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+        if fault == "silent":
+            self.state.over.wait(60)
             return
+        if self.state.password not in self.headers.get("Authorization", ""):
+            self._without_body(401)
+        elif isinstance(fault, int) or not path.is_file():
+            self._without_body(fault or 404)
+        elif fault == "circle" or (fault == "elsewhere" and "moved" not in self.path):
+            self._without_body(302, self.path + ("" if fault == "circle" else "?moved"))
+        else:
+            self._file(path, fault, body=body)
+
+    def _without_body(self, status: int | str, location: str = "") -> None:
+        self.send_response(int(status))
+        if location:
+            self.send_header("Location", location)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _file(self, path: Path, fault: int | str, *, body: bool) -> None:
         size = path.stat().st_size
-        start, end = 0, size
+        told = size + 1000 if fault == "short" else size
+        start, end = 0, told
         wanted = self.headers.get("Range") if self.state.ranges else None
         if wanted:
             first, _, last = wanted.removeprefix("bytes=").partition("-")
-            start, end = int(first), int(last) + 1 if last else size
+            start, end = int(first), min(int(last) + 1 if last else size, size)
+            if fault == "shifted":
+                start, end = (start - 1, end - 1) if start else (1, end + 1)
+            if fault == "everything":
+                start, end = 0, size
+            if start >= size:
+                self._without_body(416)
+                return
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{size}")
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{told}")
         else:
             self.send_response(200)
         if self.state.size_told:
@@ -90,14 +133,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
         self.end_headers()
-        if body:
-            self._send(path, start, end)
+        if body and fault == "mute":
+            self.state.over.wait(60)
+        elif body:
+            self._send(path, start, start + (end - start) // 2 if fault == "cut" else end)
+        if fault in ("cut", "mute"):
+            self.close_connection = True
 
     def _send(self, path: Path, start: int, end: int) -> None:
         with path.open("rb") as file:
             file.seek(start)
-            while start < end:
-                data = file.read(min(1 << 16, end - start))
+            while data := file.read(min(1 << 16, end - start)):
                 try:
                     self.wfile.write(data)
                 except OSError:  # the client has hung up

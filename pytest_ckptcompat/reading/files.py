@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from .progress import Progress
+
 _PIECE = 1 << 30
 _MOST_NAMES = 100_000
 _SECRETS = re.compile(r"(://)[^/@]*@")
@@ -211,6 +213,7 @@ class Files:
         self._seen: dict[str, Hashable] = {}
         self._opened: list[File] = []
         self._read_before = 0
+        self._progress: dict[str, Progress] = {}
 
     @property
     def bytes_read(self) -> int:
@@ -230,7 +233,7 @@ class Files:
         if is_url(path):
             from .remote import RemoteFile
 
-            file: LocalFile | RemoteFile = RemoteFile(path)
+            file: LocalFile | RemoteFile = RemoteFile(path, self._progress)
         else:
             file = LocalFile(path, *_open_regular(path))
         if self._seen.setdefault(path, file.fingerprint) != file.fingerprint:
@@ -282,6 +285,13 @@ def display(path: str) -> str:
     if is_url(path):
         path = _SECRETS.sub(r"\1", path).partition("?")[0]
     return escape(path)
+
+
+def about(path: str, error: CheckpointError) -> CheckpointError:
+    """The error, saying of which file it is."""
+    shown = display(path)
+    text = str(error)
+    return error if shown in text else CheckpointError(f"{shown}: {text}")
 
 
 def kind_of(path: str) -> str:

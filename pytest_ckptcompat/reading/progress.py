@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Self
@@ -16,35 +17,44 @@ _EVERY = 0.2
 
 
 class Progress:
-    """Shows progress where someone looks at it (standard error is a terminal) and it takes a while.
+    """Shows how much of a file was fetched, where someone looks at it and it takes a while.
+
+    Someone looks where standard error is a terminal, and nobody does in continuous integration. A context
+    manager: the line is there while something is fetched.
 
     Args:
         what: is fetched; safe to print.
-        total: in bytes.
+        total: size of the file in bytes.
     """
 
     def __init__(self, what: str, total: int) -> None:
         self._what = what
         self._total = total
         self._done = 0
-        self._next = time.monotonic() + _AFTER
+        self._next = 0.0
         self._shown = False
 
     def advance(self, nbytes: int) -> None:
         """So many more bytes are there."""
         self._done += nbytes
-        if time.monotonic() >= self._next and sys.stderr.isatty():
-            self._next = time.monotonic() + _EVERY
+        now = time.monotonic()
+        if now >= self._next and sys.stderr.isatty() and "CI" not in os.environ:
+            self._next = now + _EVERY
             self._shown = True
-            sys.stderr.write(f"\r{self._what}: {size_shown(self._done)} of {size_shown(self._total)}\x1b[K")
+            whole = (
+                f" of {size_shown(self._total)}" if self._done <= self._total else ""
+            )  # or some of it twice
+            sys.stderr.write(f"\r{self._what}: {size_shown(self._done)}{whole}\x1b[K")
             sys.stderr.flush()
 
     def __enter__(self) -> Self:
+        self._next = self._next or time.monotonic() + _AFTER
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._shown:
+            self._shown = False
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()

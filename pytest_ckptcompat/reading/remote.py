@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_ckptcompat.errors import CheckpointError
-from pytest_ckptcompat.keys import escape
+from pytest_ckptcompat.keys import escape, nearest
 
-from .files import File, changed, display
+from . import web
+from .files import File, about, changed, display
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -40,12 +41,13 @@ class RemoteFile(File):
 
     remote = True
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, progress: dict[str, Progress]) -> None:
         with _told(url):
             self._system, self._name = _found(url)
             self.fingerprint = self._status(url)
             self._raw: Any = self._system.open(self._name, "rb", cache_type="none")
         super().__init__(url, self.fingerprint.size)
+        self._progress = progress.setdefault(url, Progress(display(url), self.size))
         self._blocks: dict[int, bytes] = {}
 
     def check_unchanged(self) -> None:
@@ -71,7 +73,7 @@ class RemoteFile(File):
             view[: len(data)] = data
             return len(data)
         wanted = min(len(view), self.size - offset)
-        with Progress(display(self.path), wanted) as progress:
+        with self._progress as progress:
             for start in range(0, wanted, _PIECE):
                 data = self._fetch(offset + start, min(_PIECE, wanted - start))
                 view[start : start + len(data)] = data
@@ -92,7 +94,10 @@ class RemoteFile(File):
             data: bytes = self._raw.read(size)
         self.bytes_read += len(data)
         if len(data) != size:
-            raise CheckpointError(f"{display(self.path)} gave {len(data)} bytes where {size} were asked for")
+            raise CheckpointError(
+                f"{display(self.path)} gave {len(data)} bytes where {size} were asked for: it is shorter "
+                "than its server says, or being written; try again, or download it first"
+            )
         return data
 
     def _status(self, url: str) -> Status:
@@ -138,7 +143,7 @@ def names_behind(url: str) -> list[str]:
 def _found(url: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
-    system, name = url_to_fs(url)
+    system, name = url_to_fs(url, **web.options(url))
     return system, name
 
 
@@ -148,19 +153,42 @@ def _told(url: str) -> Iterator[None]:
     shown = display(url)
     try:
         yield
-    except CheckpointError:
-        raise
-    except FileNotFoundError:
-        raise CheckpointError(f"{shown} does not exist, or can't be reached") from None
-    except PermissionError:
-        raise CheckpointError(f"{shown}: no permission to read it; are you logged in?") from None
+    except CheckpointError as error:
+        raise about(url, error) from None
     except ImportError as error:
-        raise CheckpointError(f"{shown}: reading it needs a package: {escape(str(error))}") from None
+        raise CheckpointError(f"{shown}: reading it needs {_package(error)}") from None
     except Exception as error:
-        text = str(error)
-        if "range" in text.lower() or "seek" in text.lower():
-            raise CheckpointError(
-                f"{shown}: the server does not send parts of a file (range requests), and all of it is not "
-                "downloaded for its header: download it first"
-            ) from None
-        raise CheckpointError(f"{shown} can't be read: {type(error).__name__}: {escape(text)}") from None
+        raise CheckpointError(f"{shown}{_reason(url, error)}") from None
+
+
+def _reason(url: str, error: Exception) -> str:
+    """The end of a sentence about a URL that can't be read."""
+    if web.is_web(url):
+        return f" {web.reason(error.__cause__ or error)}"
+    if isinstance(error, FileNotFoundError):
+        return " does not exist"
+    if isinstance(error, PermissionError):
+        return ": no permission to read it; are you logged in?"
+    return _unknown_protocol(url) or f" can't be read: {type(error).__name__}: {escape(str(error))}"
+
+
+def _package(error: ImportError) -> str:
+    """What is not installed: fsspec says what for, the error behind it which module."""
+    missing = error.name or getattr(error.__cause__, "name", None)
+    if missing is None:
+        return escape(str(error))
+    return f"a package that is not installed: pip install {escape(missing.partition('.')[0])}"
+
+
+def _unknown_protocol(url: str) -> str:
+    """The end of a sentence about a URL with a protocol that nobody knows, or ``""``."""
+    from fsspec import available_protocols  # type: ignore[import-untyped]
+
+    known = available_protocols()
+    for link in url.split("::"):
+        protocol = link.partition("://")[0]
+        if "://" in link and protocol not in known:
+            near = nearest(protocol, known, 1)
+            hint = f"did you mean {near[0]}://?" if near else "install the package that brings it to fsspec"
+            return f": the protocol {escape(protocol)}:// is not known: {hint}"
+    return ""
