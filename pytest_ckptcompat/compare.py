@@ -16,7 +16,7 @@ from .rules import Finding, finding
 from .tensors import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 Shape = tuple[int, ...]
 
@@ -92,40 +92,63 @@ def compare(model: nn.Module, state_dict: Mapping[str, Any]) -> Comparison:
 
 @dataclass
 class _Heard:
+    """The lists that one ``load_state_dict`` has its modules fill."""
+
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
+    def made(self, error: BaseException) -> bool:
+        """Whether they are what torch made the text of an error of."""
+        return bool(self.errors) and str(error).endswith("\n\t".join(self.errors))
+
+    def counted(self) -> _Heard:
+        """Only what torch holds against the state dict.
+
+        In front of the errors it puts one text with the missing and one with the unexpected keys; where the
+        load turned out not to be strict, there is none.
+        """
+        missing = any(text.startswith(_MISSING) for text in self.errors)
+        unexpected = any(text.startswith(_UNEXPECTED) for text in self.errors)
+        return _Heard(
+            self.missing if missing else [],
+            self.unexpected if unexpected else [],
+            [text for text in self.errors if not text.startswith((_MISSING, _UNEXPECTED))],
+        )
+
+
+_MISSING = "Missing key(s) in state_dict: "
+_UNEXPECTED = "Unexpected key(s) in state_dict: "
+
 
 def _strict_load(model: nn.Module, state_dict: Mapping[str, Any]) -> _Heard:
-    """Load strictly, listening to the lists that ``load_state_dict`` hands to the root's loader.
+    """Load strictly, listening to the lists that ``load_state_dict`` hands to every module's loader.
 
-    They are the very lists that the children fill afterwards, so they are whole once the load is over.
+    There is one set of lists for each load that goes on: a wrapper may leave it all to the module that it
+    wraps, and a module load a part of itself, strictly or not. Which of them counts, the error tells.
     """
-    heard = _Heard()
-    own_loader = model._load_from_state_dict
-
-    def listening_loader(state: Any, prefix: str, metadata: Any, strict: bool, *lists: Any) -> None:
-        heard.missing, heard.unexpected, heard.errors = lists
-        own_loader(state, prefix, metadata, strict, *lists)
-
-    model._load_from_state_dict = listening_loader  # type: ignore[method-assign, assignment]
+    heard: dict[int, _Heard] = {}
+    for module in model.modules():
+        module._load_from_state_dict = _listening(module._load_from_state_dict, heard)  # type: ignore[method-assign]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model.load_state_dict(state_dict, strict=True)
-    except RuntimeError as error:
-        # torch raises one RuntimeError of all it collected; it puts the missing and unexpected keys in front
-        # of the same list as two texts, which are no errors of their own.
-        heard.errors = [text for text in heard.errors if not text.startswith(_KEY_TEXTS)]
-        if not (heard.missing or heard.unexpected or heard.errors):
-            heard.errors = [raised(error)]
     except (Exception, SystemExit) as error:
-        heard.errors = [*heard.errors, raised(error)]
-    return heard
+        for lists in heard.values():
+            if lists.made(error):
+                return lists.counted()
+        root = next(iter(heard.values()), _Heard())
+        return _Heard(root.missing, root.unexpected, [*root.errors, raised(error)])
+    return _Heard()
 
 
-_KEY_TEXTS = ("Missing key(s) in state_dict: ", "Unexpected key(s) in state_dict: ")
+def _listening(loader: Callable[..., None], heard: dict[int, _Heard]) -> Callable[..., None]:
+    def listening_loader(state: Any, prefix: str, metadata: Any, strict: bool, *lists: Any) -> None:
+        heard.setdefault(id(lists[0]), _Heard(*lists))
+        loader(state, prefix, metadata, strict, *lists)
+
+    return listening_loader
 
 
 def _sort_errors(errors: list[str]) -> tuple[list[tuple[str, Shape, Shape]], list[str]]:
