@@ -86,10 +86,10 @@ def _recognised(path: str, file: Any, files: Files, limits: Limits, hook: HookRe
     """What the first format that knows the file reads of it."""
     arguments = {"path": path, "file": file, "files": files, "limits": limits}
     try:
-        for relay in _relays(hook):
-            header = relay.pytest_ckptcompat_open(**arguments)
-            if isinstance(header, Header):
-                return header
+        header: Header | None = formats.built_in().pytest_ckptcompat_open(**arguments)
+        header = header or _by_others(hook, arguments)
+        if header is not None:
+            return header
     except CheckpointError as error:
         raise about(path, error) from None
     if file is None:
@@ -100,12 +100,30 @@ def _recognised(path: str, file: Any, files: Files, limits: Limits, hook: HookRe
     raise CheckpointError(f"{display(path)} is {what_it_is(head, file.size)}")
 
 
-def _relays(hook: HookRelay | None) -> Iterator[HookRelay]:
-    """Our own formats first; looking for installed ones takes longer."""
-    yield formats.built_in()
-    if hook is not None:
-        yield hook
-    yield formats.installed()
+def _by_others(hook: HookRelay | None, arguments: dict[str, Any]) -> Header | None:
+    """What a plugin of the run reads of it, or one of an installed package: looking for those takes longer.
+
+    Raises:
+        CheckpointError: the plugin says so, or it fails.
+    """
+    for relay in (hook, formats.installed()):
+        if relay is None:
+            continue
+        try:
+            header = relay.pytest_ckptcompat_open(**arguments)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f"the plugin that reads this format failed: {type(error).__name__}: {escape(str(error))}"
+            ) from error
+        if header is None:
+            continue
+        fault = header.fault() if isinstance(header, Header) else f"{type(header).__name__} is no Header"
+        if isinstance(header, Header) and not fault:
+            return header
+        raise CheckpointError(f"the plugin that reads this format gave a wrong header: {escape(fault)}")
+    return None
 
 
 @dataclass(frozen=True)

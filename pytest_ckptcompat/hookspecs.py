@@ -27,7 +27,8 @@ def pytest_ckptcompat_open(path: str, file: File | None, files: Files, limits: L
     """Read the header of a checkpoint in a format of your own.
 
     The formats that come with the plugin are asked first, through this hook too. Tell yours by its content,
-    never by its name. Take those arguments that you need.
+    never by its name. Take those arguments that you need. What a header is made of is in
+    `pytest_ckptcompat.formats`.
 
     Args:
         path: as the user gave it; it may be an fsspec URL.
@@ -36,11 +37,13 @@ def pytest_ckptcompat_open(path: str, file: File | None, files: Files, limits: L
         limits: how much of a header may be read.
 
     Returns:
-        The header, or None where the content is not of this format.
+        The header, or None where the content is not of this format. Values are read from the byte ranges
+        that it names; a tensor that has none (its bytes are compressed) says why in its `note`.
 
     Raises:
         CheckpointError: the format is yours, and the file is damaged: what is wrong, without the path. The
-            text is shown; what comes from the file goes through `pytest_ckptcompat.keys.escape`.
+            text is shown; what comes from the file goes through `escape`. Any other exception is reported
+            as a fault of the plugin.
     """
 
 

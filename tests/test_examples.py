@@ -44,6 +44,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
         "decoder/test_block_expansion.py",
         "decoder/test_grouped_queries.py",
         "vit/test_vit.py",
+        "npz/test_npz.py",
     ],
 )
 def test_it_passes(run: Run, path: str) -> None:
@@ -80,6 +81,9 @@ def test_it_passes(run: Run, path: str) -> None:
         ),
         pytest.param(
             "vit/test_vit.py", ", prefix_tokens=1", "", "*pos_embed*", id="the class token forgotten",
+        ),
+        pytest.param(
+            "npz/test_npz.py", "transpose(", "# transpose(", "*out.weight*(2, 1) f32*(1, 2) f32*", id="kernels as they were",
         ),
     ],
 )  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pytest_ckptcompat.tensors import ITEMSIZE, TensorSpec
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -28,3 +30,19 @@ class Header:
     tree: object
     storages: Mapping[str, tuple[Extent, ...]] = field(default_factory=dict)
     unsafe: str = ""
+
+    def fault(self) -> str:
+        """What makes a header of others unusable, or ``""``: a slip of theirs is told where it was made."""
+        pending = [self.tree]
+        while pending:
+            node = pending.pop()
+            if isinstance(node, dict):
+                pending.extend(node.values())
+            elif isinstance(node, TensorSpec):
+                if len(node.stride) != len(node.shape):
+                    return f"a tensor has shape {node.shape}, and stride {node.stride}"
+                if node.dtype not in ITEMSIZE and not node.note:
+                    return f"a tensor has dtype {node.dtype!r:.80}, which torch has not"
+                if node.storage and node.storage not in self.storages:
+                    return f"a tensor lies in storage {node.storage!r:.80}, and it is not told where that is"
+        return ""
