@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from . import extensions
-from .errors import CheckpointError, Incompatible
-from .session import CASE, PATHS, named, run, settings, shelf, without
+from .errors import CheckpointError
+from .session import CASE, PATHS, Incompatible, named, run, settings, shelf, without
 from .summary import Summary
 
 if TYPE_CHECKING:
@@ -196,8 +196,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
     try:
         return (yield)
     finally:
-        if item.stash.get(_CHECK, None) is not None:
-            del item.stash[_CHECK]
+        if _forgotten(item):  # not after a header alone: collecting takes longer than such a check
             from .forward.devices import release
 
             release()
@@ -213,6 +212,15 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         report.when = "call"  # raised while a fixture was set up, it would count as an error
         report.longrepr = failure(call.excinfo.value.report, item, settings(item.config))
     return report
+
+
+def _forgotten(item: pytest.Item) -> bool:
+    """Drop the test's check; whether it held a loaded model."""
+    if _CHECK not in item.stash:
+        return False
+    loaded = item.stash[_CHECK].model is not None
+    del item.stash[_CHECK]
+    return loaded
 
 
 def _paths(item: pytest.Item) -> list[str]:

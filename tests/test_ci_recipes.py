@@ -7,13 +7,15 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from readme import ROOT, block
 
 from pytest_ckptcompat.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 yaml = pytest.importorskip("yaml")
 

@@ -43,7 +43,7 @@ def test_the_quick_start():
     for line in (first, second):
         *_, installed, run = (step.split() for step in line.split(" && "))
         assert installed[:2] == [".venv/bin/pip", "install"]
-        assert f'install --quiet {" ".join(installed[2:])}\n' in ours
+        assert f"install --quiet {' '.join(installed[2:])}\n" in ours
         assert run[0] == ".venv/bin/pytest"
         assert re.search(rf"pytest\" -p no:cacheprovider {' '.join(run[1:])}", ours)
     *_, run = first.split(" && ")
