@@ -159,6 +159,7 @@ def test_words_drawn_around_the_mean_have_the_old_ones_covariance() -> None:
         ("normal", lambda w, n: torch.randn_like(n) * w.std() + w.std()),
         ("kaiming_uniform", lambda w, n: torch.randn_like(n) / 16),
         ("kaiming_uniform", lambda w, n: n / 2),
+        ("kaiming_uniform", lambda w, n: torch.where(n == n.max(), 0.2, n)),
         ("xavier_uniform", lambda w, n: n * 1.4),
     ],
 )

@@ -89,6 +89,14 @@ def test_padding_that_does_not_fit(operator: pad, target: Any, text: str) -> Non
     assert text in str(caught.value)
 
 
+def test_padded_moments_are_zero_and_the_old_ones_mean() -> None:
+    old = torch.tensor([[1.0, 5.0]])
+    [write] = pad("w", sizes=[1, 0]).edit({"w": old}, {}).plan["w"]
+    assert write.carry is not None
+    assert write.carry(False, old).tolist() == [[0, 1, 5]]
+    assert write.carry(True, old).tolist() == [[3, 1, 5]]
+
+
 def test_sizes_are_pairs() -> None:
     with pytest.raises(RecipeError, match="pairs"):
         pad("w", sizes=[1])
@@ -145,10 +153,18 @@ def test_scale_passes_by_what_holds_no_floats() -> None:
 DTYPES = ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn"]
 
 
-@pytest.mark.parametrize("before", DTYPES)
-@pytest.mark.parametrize("after", DTYPES)
-def test_cast(before: str, after: str) -> None:
-    net = OrderedDict(nn.BatchNorm1d(300).state_dict(), weight=torch.rand(300).to(getattr(torch, before)))
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(DTYPES),
+    st.sampled_from(DTYPES),
+    st.lists(st.integers(0, 4), max_size=3),
+    st.integers(0, 9),
+)
+def test_cast(before: str, after: str, sizes: list[int], seed: int) -> None:
+    values = torch.randn(sizes, generator=torch.Generator().manual_seed(seed)) * 10.0 ** (seed - 6)
+    net = OrderedDict(
+        nn.BatchNorm1d(3).state_dict(), weight=values.clamp(-440, 440).to(getattr(torch, before))
+    )
     operator = cast("weight", after)
     if before == after:
         with pytest.raises(RecipeError, match="changes nothing"):
@@ -156,7 +172,25 @@ def test_cast(before: str, after: str) -> None:
         return
     new = operator.apply(net, {})
     assert torch.equal(new["weight"].double(), net["weight"].to(getattr(torch, after)).double())
-    assert statuses(operator, net, new, {}) == ["kept"]
+    [promise] = operator.prove(net, new, {})
+    assert promise.status == "kept"
+    exact = torch.equal(new["weight"].double(), net["weight"].double())
+    assert (promise.detail == "no value changes") == exact
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "told"),
+    [
+        ("bfloat16", [1.0, 1 + 2**-8, -3.0], "values change by up to 0.0039"),
+        ("bfloat16", [1.0, 0.5, -3.0], "no value changes"),
+        ("float16", [1.0, 1e-8, 2e-8], "values change by up to 2e-08, 2 values became 0"),
+        ("float64", [0.1, 1e-30], "no value changes"),
+    ],
+)
+def test_a_cast_tells_how_far_it_rounds(dtype: str, values: list[float], told: str) -> None:
+    old = {"w": torch.tensor(values)}
+    [promise] = cast("w", dtype).prove(old, cast("w", dtype).apply(old, {}), {})
+    assert (promise.status, promise.detail) == ("kept", told)
 
 
 def test_cast_of_everything_leaves_integers_alone_and_takes_the_models_dtypes() -> None:
@@ -181,7 +215,9 @@ def test_cast_of_everything_leaves_integers_alone_and_takes_the_models_dtypes() 
 )
 def test_what_is_beyond_the_new_dtype_is_caught(value: float, dtype: str, status: str) -> None:
     old = {"w": torch.tensor([1.0, value])}
-    assert statuses(cast("w", dtype), old, cast("w", dtype).apply(old, {}), {}) == [status]
+    [promise] = cast("w", dtype).prove(old, cast("w", dtype).apply(old, {}), {})
+    assert promise.status == status
+    assert ("1 values are beyond the new dtype" in promise.detail) == (status == "broken")
 
 
 def test_other_values_are_caught() -> None:

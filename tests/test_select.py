@@ -134,6 +134,15 @@ def test_rows_that_are_not_there(operator: select, text: str) -> None:
     assert text in str(caught.value)
 
 
+def test_new_classes_begin_with_the_second_moments_of_the_old_ones() -> None:
+    operator = select("w", dim=0, old_names=["a", "b"], new_names=["b", "c"], missing="zeros")
+    old = torch.tensor([[1.0, 2.0], [3.0, 8.0]])
+    [write] = operator.edit({"w": old}, {}).plan["w"]
+    assert write.carry is not None
+    assert write.carry(False, old).tolist() == [[3, 8], [0, 0]]
+    assert write.carry(True, old).tolist() == [[3, 8], [2, 5]]
+
+
 def test_text_forms() -> None:
     recipe = Recipe(ANIMALS)
     assert repr(ANIMALS) == (

@@ -14,6 +14,7 @@ from pytest_ckptcompat.checkpoint import open_checkpoint
 from pytest_ckptcompat.operators import (
     Operator,
     append,
+    cast,
     custom,
     drop,
     insert_block,
@@ -148,6 +149,40 @@ def test_the_cast_that_loading_makes_is_said_and_no_difference() -> None:
     assert findings == []
     assert statuses(promises) == {"kept"}
     assert promises["untouched"].detail == "26 keys bit-equal (cast to float32)"
+
+
+def test_what_loading_rounds_is_not_called_bit_equal() -> None:
+    """A checkpoint in float32 for a model in bfloat16: no recipe, no broken promise, and no praise."""
+    old = settle(Boxes()).state_dict()
+    promises, findings = judged(Recipe(), old, lambda: Boxes().bfloat16(), source=Boxes, batches=images)
+    assert findings == []
+    assert promises["untouched"].detail == "3 keys bit-equal, 25 keys rounded to bfloat16, by up to 0.0039"
+    assert promises["function kept"].detail.endswith(
+        "on 3 batches, eval and train, up to bfloat16's rounding"
+    )
+
+
+@pytest.mark.parametrize("by_loading", [True, False])
+def test_a_rounded_model_that_also_lost_a_row_is_caught(by_loading: bool) -> None:
+    old = settle(Boxes()).state_dict()
+    recipe = Recipe(shifting("out2.*", by=1), *([] if by_loading else [cast("*", "bfloat16")]))
+    promises, _ = judged(recipe, old, lambda: Boxes(14).bfloat16(), source=Boxes, batches=images)
+    assert promises["function kept"].status == "broken"
+
+
+def test_weights_too_coarse_to_tell_a_function_by_are_said_to_be() -> None:
+    old = settle(Boxes()).state_dict()
+    recipe = Recipe(cast("*.weight", "float8_e4m3fn"), cast("*.weight", "float32"))
+    promises, findings = judged(recipe, old, Boxes, source=Boxes, batches=images)
+    assert (
+        promises["function kept"].status == "broken"
+    )  # the last word has float32, whose rounding this is not
+    assert [found.rule for found in findings] == ["recipe-broken-promise"]
+    model = lambda: Boxes().to(torch.float8_e4m3fn)  # noqa: E731
+    promises, _ = judged(Recipe(), old, model, source=Boxes, batches=images)
+    assert promises["function kept"] == Promise(
+        "function kept", "unchecked", "float8_e4m3fn is too coarse to tell"
+    )
 
 
 def test_nan_payloads_and_signed_zeros_are_bits() -> None:

@@ -125,16 +125,49 @@ def test_gated_blocks_all_at_once(split: str, hidden: int) -> None:
     assert kept(Gated, old, new, state, vectors)
 
 
-def test_a_layer_norm_keeps_the_function_where_units_have_equally_many_copies() -> None:
-    def build() -> Gated:
-        return Gated(norm=True)
+class Normed(nn.Module):
+    """Units, a norm of some kind, and a consumer."""
 
-    operator = with_norms(GATES, "layers.*.norm")
-    old = settle(build())
-    for hidden, equally in ((10, True), (8, False)):
-        new = Gated(hidden, norm=True)
-        state = operator.apply(old.state_dict(), new.state_dict())
-        assert kept(build, old, new, state, vectors) is equally
+    def __init__(self, hidden: int, kind: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.one = nn.Linear(4, hidden)
+        self.norm = kind(hidden)
+        self.two = nn.Linear(hidden, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.two(self.norm(self.one(x)))
+        return found
+
+
+def pairs(hidden: int) -> nn.Module:
+    return nn.GroupNorm(2, hidden)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(
+    ("kind", "mapping", "is_kept", "told"),
+    [
+        (nn.LayerNorm, None, True, False),
+        (nn.LayerNorm, [0, 1, 2, 3, 0, 1], False, True),
+        (nn.RMSNorm, [0, 0, 1, 1, 2, 2, 3, 3], True, False),
+        (nn.RMSNorm, [0, 1, 2, 3, 0, 1, 2], False, True),
+        (nn.PReLU, [0, 1, 2, 3, 0], True, True),  # whose slopes look like an RMSNorm's
+        (nn.BatchNorm1d, [0, 1, 2, 3, 0], True, False),
+        (pairs, None, False, False),
+        (pairs, [0, 1, 0, 1, 2, 3, 2, 3], True, False),
+    ],
+)
+def test_norms_over_the_units_are_no_norms_of_each(
+    kind: Callable[[int], nn.Module], mapping: list[int] | None, is_kept: bool, told: bool, split: str
+) -> None:
+    hidden = len(mapping or [0] * 8)
+    old, new = settle(Normed(4, kind)), Normed(hidden, kind)
+    operator = widen("one", ["two"], norms=["norm"], mapping=mapping, split=split)  # type: ignore[arg-type]
+    growth = Recipe(operator).run(old.state_dict(), new.state_dict())
+    copied, shared = operator.prove(old.state_dict(), growth.state_dict, new.state_dict())
+    assert (copied.status, shared.status) == ("kept", "kept")
+    assert shared.detail.startswith('but not under a LayerNorm, if "norm" is one') is told
+    assert kept(lambda: Normed(4, kind), old, new, growth.state_dict, vectors) is is_kept
 
 
 def test_units_are_copied_and_columns_divided() -> None:

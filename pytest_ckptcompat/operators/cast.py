@@ -11,6 +11,7 @@ import torch
 
 from pytest_ckptcompat import keys
 from pytest_ckptcompat.errors import RecipeError
+from pytest_ckptcompat.proof.difference import magnitude
 from pytest_ckptcompat.reading.stored import materialise
 from pytest_ckptcompat.tensors import ITEMSIZE, shown
 
@@ -69,7 +70,8 @@ class cast(KeyWise):
         return dtype if alike else None
 
     def prove(self, before: State, after: State, target: State) -> list[Promise]:
-        """What was finite is finite, and no value is off by more than the new dtype's rounding."""
+        """What was finite is finite, and every value is rounded at most, which is told."""
+        rounding = Rounding()
 
         def faults() -> Iterator[str]:
             for key in keys.select(self.key, before.keys()):
@@ -82,24 +84,47 @@ class cast(KeyWise):
                 if new.dtype != dtype or new.shape != old.shape:
                     yield f"{keys.escape(key)}: it is {shown(tuple(new.shape), str(new.dtype)[6:])}"
                 elif new.is_floating_point() and old.is_floating_point():
-                    yield from _off(key, old, new)
+                    yield from rounding.faults(key, old, new)
                 elif not all(_equal(one, other) for one, other in pieces(old, new)):
                     yield f"{keys.escape(key)}: the new dtype does not hold all values"
 
-        return [promise(f"{self}: finite, and rounded at most", faults())]
+        found = list(faults())
+        return [promise(f"{self}: finite, and rounded at most", found, str(rounding))]
 
 
-def _off(key: str, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
-    info = torch.finfo(new.dtype)
-    lost = off = 0
-    for one, other in ((one.double(), other.double()) for one, other in pieces(old, new)):
-        lost += int((one.isfinite() & ~other.isfinite()).sum())
-        apart = (other - one).abs() > info.eps * one.abs() + info.smallest_normal * info.eps
-        off += int((apart & one.isfinite()).sum())
-    if lost:
-        yield f"{keys.escape(key)}: {lost} values are beyond the new dtype"
-    if off:
-        yield f"{keys.escape(key)}: {off} values are not the old ones rounded"
+@dataclass
+class Rounding:
+    """What becomes of values in another dtype.
+
+    Attributes:
+        largest: by how much one of them changed, at most.
+        zeroed: how many became zero that were not.
+    """
+
+    largest: float = 0.0
+    zeroed: int = 0
+
+    def __str__(self) -> str:
+        if not self.largest:
+            return "no value changes"
+        zeroed = f", {self.zeroed} values became 0" if self.zeroed else ""
+        return f"values change by up to {magnitude(self.largest)}{zeroed}"
+
+    def faults(self, key: str, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
+        """What is more than rounding; what is rounding is noted."""
+        info = torch.finfo(new.dtype)
+        lost = off = 0
+        for one, other in ((one.double(), other.double()) for one, other in pieces(old, new)):
+            known = one.isfinite()
+            apart = torch.where(known, (other - one).abs(), 0)
+            lost += int((known & ~other.isfinite()).sum())
+            off += int((apart > info.eps * one.abs() + info.smallest_normal * info.eps).sum())
+            self.zeroed += int(((one != 0) & (other == 0)).sum())
+            self.largest = max(self.largest, float(apart.max()) if len(apart) else 0)
+        if lost:
+            yield f"{keys.escape(key)}: {lost} values are beyond the new dtype"
+        if off:
+            yield f"{keys.escape(key)}: {off} values are not the old ones rounded"
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:

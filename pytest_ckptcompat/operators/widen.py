@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
@@ -40,8 +41,12 @@ class widen(Operator):
     What comes in is copied: rows of the producer's weight and bias, and of everything that goes unit by unit
     after it (γ, β, running mean and variance of a BatchNorm, slopes of a PReLU, a depthwise convolution).
     What goes out is divided: columns of the consumers' weights. With ``equal`` this is Net2Wider (Chen et al.
-    2016, arXiv:1511.05641), with ``unequal`` and ``zero`` its lossless variants (bert2BERT, LEMON). Under a
-    LayerNorm or RMSNorm over the units the function is kept only if all have equally many copies.
+    2016, arXiv:1511.05641), with ``unequal`` and ``zero`` its lossless variants (bert2BERT, LEMON).
+
+    A norm over the units sees other statistics once some count more than others: under a LayerNorm or RMSNorm
+    the function is kept only if all units have equally many copies, under a GroupNorm only if each new group
+    has equally many of every unit of one old group, which takes a `mapping`. Tensors do not tell such a norm
+    from one that treats every unit by itself; the comparison with ``source_model`` does.
 
     ``widen("fc1", ["fc2"], norms=["bn1"])``; all blocks at once:
     ``widen(["layers.*.gate", "layers.*.up"], ["layers.*.down"])``.
@@ -227,17 +232,27 @@ class widen(Operator):
     def prove(self, before: State, after: State, target: State) -> list[Promise]:
         """What comes in is copied, and what goes out sums up to what it was.
 
-        So every unit's copies together give its consumers what it gave alone, whatever lies between.
+        So every unit's copies together give its consumers what it gave alone, if all that lies between treats
+        each unit by itself; where a norm may not, that is told.
         """
         layers = list(self._layers(before, target))
+        uncopied = chain(*(self._uncopied(units, before, after) for units in layers))
+        unshared = chain(*(self._unshared(units, before, after) for units in layers))
         return [
-            promise(
-                f"{self}: units copied", chain(*(self._uncopied(units, before, after) for units in layers))
-            ),
-            promise(
-                f"{self}: work shared", chain(*(self._unshared(units, before, after) for units in layers))
-            ),
+            promise(f"{self}: units copied", uncopied),
+            promise(f"{self}: work shared", unshared, self._condition(layers, before)),
         ]
+
+    def _condition(self, layers: Iterable[Units], before: State) -> str:
+        """Under what the function is not kept, where some units have more copies than others."""
+        for units in layers:
+            if len(set(Counter(units.origin).values())) == 1:
+                continue
+            for key in units.rows:
+                module, _, leaf = key.rpartition(".")
+                if leaf == "weight" and before[key].dim() == 1 and f"{module}.running_mean" not in before:
+                    return f"but not under a LayerNorm, if {python(module)} is one: copies are unequally many"
+        return ""
 
     def _uncopied(self, units: Units, before: State, after: State) -> Iterator[str]:
         for key in units.rows:

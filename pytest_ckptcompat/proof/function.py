@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 NAME = "function kept"
 BATCHES = 3
+_ANYTHING = 0.5  # as a tolerance: outputs could nearly be anything
 _MARGIN = 1.5  # of the weights, for what a forward pass holds besides them
 
 Verdict = tuple[Promise, list[Finding]]
@@ -156,11 +157,17 @@ def _compared(
     if any(_not_finite(each) for batches_of in old.modes.values() for each in batches_of):
         return _unchecked("the old model's outputs are not finite")
     new = outputs(twin(model, arithmetic), [pair[1] for pair in pairs], arithmetic)
-    allowed = tolerance(coarser(precision, coarser(old.lowest, new.lowest)))
-    promise, findings = _verdict(old, new, allowed, rows, arithmetic)
+    precision = coarser(precision, coarser(old.lowest, new.lowest))
+    if tolerance(precision) >= _ANYTHING:
+        return _unchecked(f"{_name(precision)} is too coarse to tell")
+    promise, findings = _verdict(old, new, precision, rows, arithmetic)
     if findings and ids.moved is not None:  # not every integer is the number of a word
         return _unchecked("words have other numbers now, and the inputs can't be told apart")
     return promise, findings
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _not_finite(found: Mapping[str, torch.Tensor]) -> bool:
@@ -181,8 +188,11 @@ class _Miss:
     mode: str
 
 
-def _verdict(old: Outputs, new: Outputs, allowed: float, rows: Rows, arithmetic: Arithmetic) -> Verdict:
+def _verdict(
+    old: Outputs, new: Outputs, precision: torch.dtype, rows: Rows, arithmetic: Arithmetic
+) -> Verdict:
     misses, most, alone = [], 0.0, set[str]()
+    allowed = tolerance(precision)
     modes = [mode for mode in old.modes if mode in new.modes]
     for mode in modes:
         for batch, (before, after) in enumerate(zip(old.modes[mode], new.modes[mode], strict=True)):
@@ -205,9 +215,9 @@ def _verdict(old: Outputs, new: Outputs, allowed: float, rows: Rows, arithmetic:
     if misses:
         return _broken(max(misses, key=lambda miss: miss.times), allowed, arithmetic)
     without = f", without output{min(alone)}" if alone else ""
-    return Promise(
-        NAME, "kept", f"max |Δ| {magnitude(most)} on {BATCHES} batches{_modes(old, modes)}{without}"
-    ), []
+    rounded = f", up to {_name(precision)}'s rounding" if allowed > tolerance(torch.float32) else ""
+    batches = f"on {BATCHES} batches{_modes(old, modes)}"
+    return Promise(NAME, "kept", f"max |Δ| {magnitude(most)} {batches}{rounded}{without}"), []
 
 
 def _paired(

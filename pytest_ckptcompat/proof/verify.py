@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 
@@ -120,7 +120,8 @@ def _compared(
         model.named_buffers(remove_duplicate=False)
     )
     apart: dict[str, Difference] = {}
-    equal, elsewhere, casts = 0, 0, set()
+    equal, elsewhere = 0, 0
+    casts, rounded = set[str](), dict[str, float]()
     for key, value in wanted.items():
         if not isinstance(value, torch.Tensor):
             continue
@@ -134,12 +135,20 @@ def _compared(
             found = difference(expected.to(held[place].dtype), held[place])
             if found is not None:
                 apart[key] = found
-        equal += key not in apart
+            elif expected.dtype != held[place].dtype and (lost := difference(expected, held[place], 0.0)):
+                rounded[key] = lost.size
+        equal += key not in apart and key not in rounded
     if apart:
         return _changed(name, as_it_was, apart, protect)
-    cast = f" (cast to {', '.join(sorted(casts))})" if casts else ""
-    others = f", {elsewhere} through the model's own loader" if elsewhere else ""
-    return Promise(name, "kept", f"{_keys(equal)} bit-equal{cast}{others}"), []
+    to = ", ".join(sorted(casts))
+    told = []
+    if equal or not rounded:
+        told.append(f"{_keys(equal)} bit-equal" + (f" (cast to {to})" if casts and not rounded else ""))
+    if rounded:
+        told.append(f"{_keys(len(rounded))} rounded to {to}, by up to {magnitude(max(rounded.values()))}")
+    if elsewhere:
+        told.append(f"{elsewhere} through the model's own loader")
+    return Promise(name, "kept", ", ".join(told)), []
 
 
 def _keys(count: int) -> str:
@@ -278,15 +287,23 @@ def _function(
         yield Promise(FUNCTION, "unchecked", "no inputs declared"), []
     else:
         yield function_kept(
-            source, old, model, batches, precision=_precision(growth), rows=rows_moved(growth, old)
+            source, old, model, batches, precision=_precision(growth, model), rows=rows_moved(growth, old)
         )
 
 
-def _precision(growth: Growth) -> torch.dtype:
-    """The coarsest dtype in which the recipe computed weights."""
+def _precision(growth: Growth, model: nn.Module) -> torch.dtype:
+    """The coarsest dtype in which the recipe computed weights, or to which loading rounded them."""
     precision = torch.float64
-    for key in growth.touched:
-        value = growth.state_dict.get(key)
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
+    held = model.state_dict()
+    for key, value in growth.state_dict.items():
+        if not _is_float(value):
+            continue
+        if key in growth.touched:
             precision = coarser(precision, value.dtype)
+        if _is_float(there := held.get(key)) and coarser(value.dtype, there.dtype) != value.dtype:
+            precision = coarser(precision, there.dtype)
     return precision
+
+
+def _is_float(value: Any) -> TypeGuard[torch.Tensor]:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
