@@ -19,6 +19,7 @@ from .forward.real import Outcome, forward
 from .forward.rehearsal import rehearse
 from .keys import escape, nearest, select
 from .memory import shown as size_shown
+from .memory import weights
 from .models import Blueprint, ModelError, blueprint, meta_copy, raised
 from .optimizer import check_optimizer
 from .proof.verify import verify
@@ -26,6 +27,7 @@ from .recipe import Growth, Recipe
 from .reports.report import Report
 from .rollback import rollback
 from .rules import Finding, Promise, Severity, Stage, Status, finding
+from .skeleton import skeleton
 from .soundness import not_finite, tied_conflicts
 from .suggest import suggest
 from .waivers import settle
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
 
 STAGES = ("open", "recipe", "compare", "load", "verify", "forward", "optimizer")
 
-_STRICT = {"missing-key", "unexpected-key", "shape-mismatch", "load-error"}
+_LARGE = 64 << 20
+"""Bytes of weights, above which it takes noticeable time to draw random ones first."""
+
 _OF_VALUES = {"non-finite-value", "tied-conflict", "unloaded-parameter"}
 _OF_STAGE = {"forward-": "forward", "recipe-": "verify", "optimizer-": "optimizer"}
 
@@ -233,11 +237,8 @@ class Check:
         if self._comparison.mismatched:
             raise Stopped("shapes differ (waived): nothing can be loaded")
         try:
-            self.model = self._blueprint.build()
             self._growth = self._recipe.run(self._ckpt.stored(), self._schema.state_dict())
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self.model.load_state_dict(self._growth.state_dict, strict=self._comparison.fits)
+            self.model = self._loaded()
         except ModelError as error:
             self._fail("load", finding("model-error", message=str(error)))
             raise Stopped("the model can't be built") from None
@@ -252,6 +253,22 @@ class Check:
         self._findings += found
         strictly = "strictly" if self._comparison.fits else "without the waived keys"
         self._stage("load", "failed" if _errors(found) else "passed", f"{strictly}, on the CPU")
+
+    def _loaded(self) -> nn.Module:
+        """The model with the checkpoint's values; in a large one, no random values are drawn first."""
+
+        def load(model: nn.Module) -> None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model.load_state_dict(self._growth.state_dict, strict=self._comparison.fits)
+
+        model = None
+        if self._comparison.fits and weights(self._schema) > _LARGE:
+            model = skeleton(self._blueprint.build, load)
+        if model is None:
+            model = self._blueprint.build()
+            load(model)
+        return model
 
     def _unneeded(self) -> str:
         """Why no value has to be read, or ``""``."""
