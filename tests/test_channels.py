@@ -172,3 +172,16 @@ def test_channels_repeated_wrongly_are_caught(fault: Any) -> None:
 def test_fewer_channels_are_no_repetition() -> None:
     with pytest.raises(RecipeError, match="reduce makes fewer"):
         repeat_channels("w").apply({"w": torch.rand(5, 3, 2, 2)}, {"w": torch.empty(5, 1, 2, 2)})
+
+
+@pytest.mark.parametrize("squares", [True, False])
+def test_moments_that_are_carried(squares: bool) -> None:
+    """Of joined rows the mean, whatever becomes of the weights; of repeated channels the same, undivided."""
+    old = torch.tensor([[1.0, 3.0]])
+    for operator, expected in (
+        (reduce("w", dim=1, groups=1, op="sum", optim="copy"), [[2]]),
+        (repeat_channels("w", to=3, optim="copy"), [[1, 3, 1]]),
+    ):
+        [write] = operator.edit({"w": old}, {}).plan["w"]
+        assert write.carry is not None
+        assert write.carry(squares, old).tolist() == expected

@@ -53,6 +53,21 @@ def test_new_words_are_where_resize_token_embeddings_puts_them(tied: bool) -> No
     torch.testing.assert_close(logits(ours, tokens())[..., :37], logits(old, tokens()), rtol=0, atol=1e-9)
 
 
+def test_new_words_spread_as_those_of_resize_token_embeddings_do() -> None:
+    """Both draw; of many words, the covariances agree, which no other scale or shape would have."""
+    name = "model.embed_tokens.weight"
+    old = llama(vocab_size=300, tie_word_embeddings=True)
+    with torch.no_grad():
+        old.get_input_embeddings().weight[:, 0] += 3 * old.get_input_embeddings().weight[:, 1]
+    theirs = copy.deepcopy(old)
+    torch.manual_seed(1)
+    theirs.resize_token_embeddings(20_300, mean_resizing=True)
+    ours = append(name, dim=0, n=20_000, init="multivariate_normal").apply(old.state_dict(), {})
+    one, other = (torch.cov(state[name][300:].T) for state in (ours, theirs.state_dict()))
+    assert float(other.diagonal().min()) > 0  # it really drew
+    torch.testing.assert_close(one, other, rtol=0.1, atol=0.03 * float(other.max()))
+
+
 def test_grouped_queries_of_equal_heads_keep_the_function() -> None:
     """Heads are told apart as the model's own attention tells them: consecutive ones share."""
     few = llama(num_key_value_heads=2)
