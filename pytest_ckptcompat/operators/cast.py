@@ -13,6 +13,7 @@ from pytest_ckptcompat import keys
 from pytest_ckptcompat.errors import RecipeError
 from pytest_ckptcompat.proof.difference import magnitude
 from pytest_ckptcompat.reading.stored import materialise
+from pytest_ckptcompat.rules import Promise
 from pytest_ckptcompat.tensors import ITEMSIZE, shown
 
 from .arguments import python
@@ -21,8 +22,6 @@ from .keywise import Change, KeyWise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from pytest_ckptcompat.rules import Promise
 
     from .plan import State
 
@@ -88,8 +87,8 @@ class cast(KeyWise):
                 elif not all(_equal(one, other) for one, other in pieces(old, new)):
                     yield f"{keys.escape(key)}: the new dtype does not hold all values"
 
-        found = list(faults())
-        return [promise(f"{self}: finite, and rounded at most", found, str(rounding))]
+        proved = promise(f"{self}: finite, and rounded at most", faults())
+        return [proved if proved.detail else Promise(proved.name, proved.status, str(rounding))]
 
 
 @dataclass
