@@ -7,7 +7,7 @@ import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from _pytest._code.code import ExceptionChainRepr, ReprEntryNative, ReprFileLocation, ReprTracebackNative
+from _pytest._code.code import ReprEntryNative, ReprExceptionInfo, ReprFileLocation, ReprTracebackNative
 
 from .keys import escape
 from .reports import terminal
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 
-def failure(report: Report, item: pytest.Item, settings: Settings) -> ExceptionChainRepr:
+def failure(report: Report, item: pytest.Item, settings: Settings) -> ReprExceptionInfo:
     """The report as pytest prints a failure: no traceback, and the verdict wherever one line is wanted.
 
     The short summary, JUnit's ``message=`` and CI annotations all read ``reprcrash.message``.
@@ -37,7 +37,7 @@ def failure(report: Report, item: pytest.Item, settings: Settings) -> ExceptionC
     crash = ReprFileLocation(path, (line or 0) + 1, report.verdict)
     trace = ReprTracebackNative([])
     trace.reprentries = [entry]
-    return ExceptionChainRepr([(trace, crash, None)])
+    return ReprExceptionInfo(trace, crash)  # no chain: what draws chains anew would find no frames in it
 
 
 @dataclass(eq=False)
@@ -57,16 +57,7 @@ def told(check: dict[str, Any], width: int, *, in_full: bool) -> list[str]:
     if in_full:
         kept = [promise.name for promise in report.promises if promise.status == "kept"]
         told = [f"verified: {', '.join(kept)}"] if kept else []
-        told += [
-            f"not verified: {each.name}: {each.detail}"
-            for each in report.promises
-            if each.status == "unchecked"
-        ]
-        told += [
-            f"not verified: {each.detail}"
-            for each in report.stages
-            if each.name == "verify" and each.status == "skipped"
-        ]
+        told += _unverified(report)
         told += [
             f"{each.name}: {each.status}{':' if each.status == 'skipped' else ''} {each.detail}"
             for each in report.stages
@@ -80,6 +71,21 @@ def told(check: dict[str, Any], width: int, *, in_full: bool) -> list[str]:
         for text in told:
             lines += textwrap.wrap(text, width - 4, subsequent_indent="  ")
     return lines
+
+
+def _unverified(report: Report) -> list[str]:
+    """What was promised and not checked, with the reason once; or why nothing was."""
+    reasons: dict[str, list[str]] = {}
+    for promise in report.promises:
+        if promise.status == "unchecked":
+            reasons.setdefault(promise.detail, []).append(promise.name)
+    if reasons:
+        return [f"not verified: {reason}: {', '.join(names)}" for reason, names in reasons.items()]
+    return [
+        f"not verified: {each.detail}"
+        for each in report.stages
+        if each.name == "verify" and each.status == "skipped"
+    ]
 
 
 def write(kind: str, path: Path, checks: list[tuple[str, dict[str, Any]]]) -> None:

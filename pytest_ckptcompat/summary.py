@@ -36,7 +36,10 @@ class Summary:
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep what a test brought, from whichever process it came."""
+        """Keep what a test brought, from whichever process it came; of a test that is run again, the last."""
+        if report.outcome == "rerun":  # pytest-rerunfailures: another attempt follows
+            self._checks = [(nodeid, check) for nodeid, check in self._checks if nodeid != report.nodeid]
+            return
         self._checks += [(report.nodeid, each) for each in getattr(report, "ckptcompat", [])]
         if report.skipped and isinstance(report.longrepr, tuple):
             self._without += report.longrepr[2].startswith("Skipped: no checkpoint: ")
