@@ -37,7 +37,8 @@ class Summary:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep what a test brought, from whichever process it came; of a test that is run again, the last."""
-        if report.outcome == "rerun":  # pytest-rerunfailures: another attempt follows
+        outcome: str = report.outcome
+        if outcome == "rerun":  # pytest-rerunfailures: another attempt follows
             self._checks = [(nodeid, check) for nodeid, check in self._checks if nodeid != report.nodeid]
             return
         self._checks += [(report.nodeid, each) for each in getattr(report, "ckptcompat", [])]
