@@ -19,7 +19,7 @@ from .optimizer.naming import candidates, naming, tied_names
 from .optimizer.rewriting import regrouped, rewritten
 from .optimizer.state import Saved, misfits, saved_states
 from .reading.stored import StoredTensor
-from .wrappers import state_dict_at
+from .wrappers import CHOOSING, state_dict_at
 from .writing.content import Content
 from .writing.safetensors import write_safetensors
 from .writing.torch_zip import write_torch_zip
@@ -189,7 +189,7 @@ def _siblings(wrapper: dict[Any, Any], inner: Any, growth: Growth) -> Iterator[s
     changed = {old for key in growth.touched for old in growth.sources.get(key, (key,))}
     for name, part in wrapper.items():
         if part is not inner and isinstance(part, dict) and not changed.isdisjoint(part):
-            yield f"{escape(str(name), 60)} is kept as it was: name it with state_dict_key= to grow it"
+            yield f"{escape(str(name), 60)} is kept as it was: name it with {CHOOSING} to grow it"
 
 
 def _regrown(

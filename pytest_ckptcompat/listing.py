@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from .keys import escape, group, natural
 from .memory import shown as size_shown
+from .reports.elision import elide, shortened
 from .reports.report import SCHEMA_VERSION
+from .reports.terminal import cell
 from .tensors import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .checkpoint import Checkpoint
     from .tensors import TensorSpec
+
+_LEAST = 20
+_PADDING = 2  # what tabulate adds to a header's width
 
 Change = tuple[str, str, str, str]
 """What kind of difference, the key, the old side, the new side."""
@@ -28,26 +35,21 @@ def listed(ckpt: Checkpoint) -> str:
     for key, spec in ckpt.items():
         like.setdefault(_shown(spec), []).append(key)
     order = {key: place for place, key in enumerate(ckpt)}
-    rows = [
-        (
-            order[found.keys[0]],
-            found.pattern,
-            len(found.keys),
-            what,
-            size_shown(sum(ckpt[k].nbytes for k in found.keys)),
-        )
+    found = sorted(
+        (order[each.keys[0]], each.pattern, each.keys, what)
         for what, keys in like.items()
-        for found in group(keys)
+        for each in group(keys)
+    )
+    rest = [
+        (_times(keys), what, size_shown(sum(ckpt[key].nbytes for key in keys))) for _, _, keys, what in found
     ]
-    room = max(shutil.get_terminal_size().columns - 48, 24)
-    table = [
-        (escape(pattern, limit=max(room, 40)), f"×{count}" if count > 1 else "", what, size)
-        for _, pattern, count, what, size in sorted(rows)
-    ]
+    headers = ("key", "", "shape", "bytes")
+    names = _cut([pattern for _, pattern, _, _ in found], rest, headers[1:])
+    table = [(name, *cells) for name, cells in zip(names, rest, strict=True)]
     lines = [
         _title(ckpt),
         "",
-        tabulate(table, headers=("key", "", "shape", "bytes"), tablefmt="simple", disable_numparse=True,
+        tabulate(table, headers=headers, tablefmt="simple", disable_numparse=True,
                  colalign=("left", "right", "left", "right")),
     ]  # fmt: skip
     ties = [" = ".join(escape(key) for key in tied) for tied in ckpt.ties]
@@ -107,14 +109,25 @@ def contrasted(old: Checkpoint, new: Checkpoint) -> str:
     like: dict[tuple[str, str, str], list[str]] = {}
     for kind, key, one, two in found:
         like.setdefault((kind, one, two), []).append(key)
-    rows = [
-        (_KINDS[kind], escape(each.pattern), f"×{len(each.keys)}" if len(each.keys) > 1 else "", one, two)
-        for (kind, one, two), keys in like.items()
-        for each in group(keys)
-    ]
-    headers = ("change", "key", "", escape(old.name, 40), escape(new.name, 40))
+    differing = [(kind, each, one, two) for (kind, one, two), keys in like.items() for each in group(keys)]
+    sides = [shortened(cell(ckpt.name), 40) for ckpt in (old, new)]
+    rest = [(_KINDS[kind], _times(each.keys), one, two) for kind, each, one, two in differing]
+    names = _cut([each.pattern for _, each, _, _ in differing], rest, ("change", "", *sides))
+    rows = [(change, name, *cells) for name, (change, *cells) in zip(names, rest, strict=True)]
+    headers = ("change", "key", "", *sides)
     table = tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
     return f"{new.name} differs from {old.name}: {told}\n\n{table}"
+
+
+def _times(keys: Sequence[str]) -> str:
+    return f"×{len(keys)}" if len(keys) > 1 else ""
+
+
+def _cut(names: Sequence[str], rest: Sequence[tuple[str, ...]], headers: Sequence[str]) -> list[str]:
+    """Keys as cells of a table that is to fit the terminal beside the rest: no two of them look the same."""
+    columns = zip(headers, *rest, strict=True)
+    beside = sum(max(len(header) + _PADDING, *map(len, cells)) + len("  ") for header, *cells in columns)
+    return elide(list(map(cell, names)), max(shutil.get_terminal_size().columns - beside, _LEAST))
 
 
 def contrasted_json(old: Checkpoint, new: Checkpoint) -> str:

@@ -22,6 +22,9 @@ USUAL = (
 )  # fmt: skip
 """What people call the state dict inside a checkpoint."""
 
+CHOOSING = "state_dict_key= (on the command line --key)"
+"""How a person says which state dict is meant."""
+
 _DEEPEST = 3
 _TRAINING = ("optim", "sched", "scaler")
 _CONTAINERS = (dict, list, tuple, Stub)
@@ -54,7 +57,7 @@ def state_dict_at(tree: object, path: str) -> object:
             where = path[: len(path) - len(rest)].rstrip(".")
             here = f"{escape(where)!r}" if where else "the checkpoint"
             raise CheckpointError(
-                f"state_dict_key={escape(path)!r}: {here} has no such part; it has {_listed(node)}"
+                f"{CHOOSING} names {escape(path)!r}: {here} has no such part; it has {_listed(node)}"
             )
     return node
 
@@ -143,8 +146,7 @@ def _only(found: list[tuple[str, object]]) -> tuple[str, object]:
         names = ", ".join(repr(escape(path)) for path, _ in found[:_SHOWN])
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise CheckpointError(
-            f"it holds {len(found)} state dicts that may be meant: {names}{more}; say which with "
-            "state_dict_key="
+            f"it holds {len(found)} state dicts that may be meant: {names}{more}; say which with {CHOOSING}"
         )
     return found[0]
 
@@ -190,9 +192,9 @@ def flatten(node: object, limits: Limits) -> dict[str, object]:
         raise CheckpointError("it is no state dict")
     if isinstance(entries, Branch):
         return dict(_joined_entries("", entries, limits))
-    odd = next((key for key in entries if not isinstance(key, str)), None)
-    if None in entries or odd is not None:
-        raise CheckpointError(f"its state dict has a key that is no string, but {type(odd).__name__}")
+    odd = [kind.__name__ for kind in set(map(type, entries)) if not issubclass(kind, str)]
+    if odd:
+        raise CheckpointError(f"its state dict has a key that is no string, but {min(odd)}")
     flat: dict[str, object] = dict(entries)
     if max(map(len, flat), default=0) * _WIDEST_CHARACTER > limits.key_bytes:
         for key in flat:

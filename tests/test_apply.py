@@ -260,7 +260,9 @@ def test_a_second_state_dict_is_kept_and_said(tmp_path: Path) -> None:
     loaded = torch.load(tmp_path / "out.pth", weights_only=True)
     assert loaded["state_dict"]["out2.bias"].shape == (14,)
     assert equal(loaded["average"], state)
-    assert written.notes == ("average is kept as it was: name it with state_dict_key= to grow it",)
+    assert written.notes == (
+        "average is kept as it was: name it with state_dict_key= (on the command line --key) to grow it",
+    )
 
 
 def test_the_same_recipe_gives_the_same_bytes_and_may_replace_its_source(tmp_path: Path) -> None:

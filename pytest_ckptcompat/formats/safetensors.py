@@ -151,18 +151,19 @@ class _Reader:
 
     def _entries(self, pattern: re.Pattern[bytes]) -> bool:
         """Read entries up to one that the pattern does not describe; False if there are no more."""
-        scanner, layouts, add, text = self._scanner, self._layouts, self._add, self._scanner.text
+        scanner, layouts, add = self._scanner, self._layouts, self._add
         position = scanner.position
         for match in pattern.finditer(scanner.data, position):
+            if match.start() != position:
+                break
             name, dtype, sizes, begin, end, closing = match.group(
                 "key", "dtype", "shape", "begin", "end", "closing"
             )
-            if match.start() != position:
-                break
             layout = layouts.get((dtype, sizes))
             if layout is None:
                 layout = layouts[dtype, sizes] = self._layout(dtype.decode(), self._sizes(sizes))
-            add(text(name), layout, int(begin), int(end))
+            key = name.decode() if name.isascii() else scanner.text(name)
+            add(key, layout, int(begin), int(end))
             scanner.position = position = match.end()
             if closing == b"}":
                 return False
@@ -244,19 +245,21 @@ class _Reader:
     def _add(self, key: str, layout: _Layout, begin: int, end: int) -> None:
         if key == _DESCRIPTION:
             raise CheckpointError("its safetensors header has a tensor called '__metadata__'")
-        if key in self.places:
+        places = self.places
+        if key in places:
             raise CheckpointError(f"its safetensors header has the key {escape(key)} twice")
         dtype, shape, stride, bits, note = layout
         if bits != 8 * (end - begin):
             raise CheckpointError(
                 f"{escape(key)} has {end - begin} bytes; {shape} of {dtype} takes {bits / 8:g}: it is damaged"
             )
-        if len(key) * 4 > self._limits.key_bytes:
-            self._limits.check("key_bytes", len(key.encode()), f"a key is too long: {escape(key, 60)}")
-        if len(self.places) >= self._limits.tensors:
-            self._limits.check("tensors", len(self.places) + 1, "the file holds too many tensors")
+        limits = self._limits
+        if len(key) * 4 > limits.key_bytes:
+            limits.check("key_bytes", len(key.encode()), f"a key is too long: {escape(key, 60)}")
+        if len(places) >= limits.tensors:
+            limits.check("tensors", len(places) + 1, "the file holds too many tensors")
         self.tree[key] = TensorSpec(dtype, shape, stride, 0, key, note)
-        self.places[key] = (begin, end)
+        places[key] = (begin, end)
 
     def check_places(self, room: int) -> None:
         """See that the values fill the rest of the file, without gaps and without overlaps.
