@@ -22,6 +22,7 @@ from .memory import shown as size_shown
 from .memory import weights
 from .models import Blueprint, ModelError, blueprint, meta_copy, raised
 from .optimizer import check_optimizer
+from .proof.unverified import unverified
 from .proof.verify import verify
 from .recipe import Growth, Recipe
 from .reports.report import Report
@@ -231,8 +232,8 @@ class Check:
             raise Stopped("an error was found before it" if fits else "the checkpoint does not fit as it is")
         reason = self._unneeded()
         if reason:
-            for name in ("load", "verify"):
-                self._stage(name, "skipped", reason)
+            self._stage("load", "skipped", reason)
+            self._list_promises(reason)
             return
         if self._comparison.mismatched:
             raise Stopped("shapes differ (waived): nothing can be loaded")
@@ -269,6 +270,21 @@ class Check:
             model = self._blueprint.build()
             load(model)
         return model
+
+    def _list_promises(self, reason: str) -> None:
+        """What a recipe promises and an optimizer is to do, where nothing of it can be checked."""
+        if self._recipe.operators or self.case.optimizer is not None:
+            self._promises += unverified(
+                self._recipe,
+                self._growth,
+                old=self._ckpt.meta(),
+                target=self._schema.state_dict(),
+                source_model=self.case.source_model is not None,
+                inputs=self.case.inputs is not None,
+                optimizer=self.case.optimizer is not None,
+            )
+        count = len(self._promises)
+        self._stage("verify", "skipped", f"{reason}: {count} promises not checked" if count else reason)
 
     def _unneeded(self) -> str:
         """Why no value has to be read, or ``""``."""

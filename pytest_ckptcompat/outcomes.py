@@ -80,7 +80,7 @@ def _unverified(report: Report) -> list[str]:
         if promise.status == "unchecked":
             reasons.setdefault(promise.detail, []).append(promise.name)
     if reasons:
-        return [f"not verified: {reason}: {', '.join(names)}" for reason, names in reasons.items()]
+        return [f"not verified ({reason}): {'; '.join(names)}" for reason, names in reasons.items()]
     return [
         f"not verified: {each.detail}"
         for each in report.stages

@@ -120,6 +120,18 @@ def test_many_rows_are_folded_and_the_rest_is_counted() -> None:
     assert len(text.encode()) < 1_000_000
 
 
+def test_a_check_that_fits_tells_what_was_kept_and_what_was_not_checked() -> None:
+    promises = [Promise("a", "kept"), Promise("b", "kept"), Promise("c", "unchecked", "needs values")]
+    (line,) = [
+        line
+        for line in summary([("t", Report("n", "m", matched=1, total=1, promises=promises))]).split("\n")
+        if line.startswith("| `t`")
+    ]
+    assert cells(line)[1] == (
+        "n fits m: 1 of 1 keys match; promises kept: 2; promises not checked (needs values): 1"
+    )
+
+
 def test_a_run_is_shown_within_what_github_takes() -> None:
     found = [finding("missing-key", f"{'x' * 900}{i}a", "", f"({i},)") for i in range(300)]
     checks = [(f"test_{i}", Report("c", "m", findings=found)) for i in range(20)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import islice
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -88,8 +90,24 @@ def pieces(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     yield from zip(*(torch.split(tensor.reshape(-1), _PIECE) for tensor in tensors), strict=True)
 
 
+NEEDED = "needs values"
+_WITHOUT_VALUES = ContextVar("_WITHOUT_VALUES", default=False)
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Inside, a `promise` is named and not checked: a lock file has nothing to hold it against."""
+    token = _WITHOUT_VALUES.set(True)
+    try:
+        yield
+    finally:
+        _WITHOUT_VALUES.reset(token)
+
+
 def promise(name: str, faults: Iterable[str], kept: str = "") -> Promise:
-    """A promise, broken by the first fault if there is one."""
+    """A promise, broken by the first fault if there is one; faults are looked for only where values are."""
+    if _WITHOUT_VALUES.get():
+        return Promise(name, "unchecked", NEEDED)
     first = list(islice(faults, 1))
     return Promise(name, "broken", first[0]) if first else Promise(name, "kept", kept)
 

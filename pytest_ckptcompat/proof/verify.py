@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 Checked = tuple[Promise, list[Finding]]
 
+UNTOUCHED, GROWN = "untouched", "loaded as grown"
+REPRODUCIBLE, FINITE, SCALE = "reproducible", "finite", "scale of new rows"
+
 _LEAST, _MOST = 0.1, 3.0
 
 
@@ -91,9 +94,9 @@ def _transferred(
     }
     grown = {key: value for key, value in growth.state_dict.items() if key in growth.touched}
     if untouched:
-        yield _compared("untouched", "as it was", untouched, arrived, model, protect)
+        yield _compared(UNTOUCHED, "as it was", untouched, arrived, model, protect)
     if grown:
-        yield _compared("loaded as grown", "as it was grown", grown, arrived, model, protect)
+        yield _compared(GROWN, "as it was grown", grown, arrived, model, protect)
 
 
 def _arrived(state_dict: Mapping[str, Any], loading: Loading | None) -> dict[str, list[str]]:
@@ -180,9 +183,9 @@ def _proved(recipe: Recipe, growth: Growth, old: Mapping[str, Any], model: nn.Mo
         if (found := difference(growth.state_dict[key], again[key])) is not None
     }
     if apart:
-        yield _changed("reproducible", "the same when applied again", apart, ())
+        yield _changed(REPRODUCIBLE, "the same when applied again", apart, ())
     else:
-        yield Promise("reproducible", "kept", "same bytes twice"), []
+        yield Promise(REPRODUCIBLE, "kept", "same bytes twice"), []
 
 
 def _proofs(step: Step) -> list[Promise]:
@@ -217,9 +220,9 @@ def _finite(growth: Growth, old: Mapping[str, Any]) -> Iterator[Checked]:
         and not any(_not_finite(old[came]) for came in growth.sources[key] if torch.is_tensor(old[came]))
     ]
     if wrong:
-        yield Promise("finite", "broken", f"{escape(wrong[0].key, 60)} {wrong[0].message}"), wrong
+        yield Promise(FINITE, "broken", f"{escape(wrong[0].key, 60)} {wrong[0].message}"), wrong
     elif made:
-        yield Promise("finite", "kept", f"{_keys(len(made))} grown"), []
+        yield Promise(FINITE, "kept", f"{_keys(len(made))} grown"), []
 
 
 def _not_finite(tensor: torch.Tensor) -> int:
@@ -247,12 +250,12 @@ def _scaled(growth: Growth, old: Mapping[str, Any]) -> Iterator[Checked]:
     if odd:
         worst = max(odd, key=lambda key: max(odd[key], 1 / max(odd[key], 1e-9)))
         yield (
-            Promise("scale of new rows", "broken", f"{escape(worst, 60)}: {magnitude(odd[worst])} × the old"),
+            Promise(SCALE, "broken", f"{escape(worst, 60)}: {magnitude(odd[worst])} × the old"),
             findings,
         )
     elif ratios:
         span = sorted({magnitude(min(ratios.values())), magnitude(max(ratios.values()))}, key=float)
-        yield Promise("scale of new rows", "kept", f"{' to '.join(span)} × the old ones"), []
+        yield Promise(SCALE, "kept", f"{' to '.join(span)} × the old ones"), []
 
 
 def _ratio(old: torch.Tensor, new: torch.Tensor) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.keys import escape, printable
@@ -56,7 +57,7 @@ def summary(checks: Sequence[tuple[str, Report]]) -> str:
             parts.append(f"{len(failed) - done} more checks failed; the JSON report has them.\n")
             break
         parts.append(part)
-    lines = list(_fitting((_code(title), _text(report.verdict)) for title, report in fit))
+    lines = list(_fitting((_code(title), _text(_outcome(report))) for title, report in fit))
     if lines:
         more = [f"and {len(fit) - len(lines)} more"] if len(fit) > len(lines) else []
         parts.append("\n\n".join([_table(("check", "verdict"), lines), *more]) + "\n")
@@ -83,6 +84,14 @@ def _findings(table: Sequence[Row]) -> list[str]:
         )
         parts += _details(f"{counted}; the JSON report keeps every key", _table(headers, lines))
     return parts
+
+
+def _outcome(report: Report) -> str:
+    """The verdict of a check that fits, and how many promises were kept, or not checked and why."""
+    found = Counter(
+        "kept" if each.status == "kept" else f"not checked ({each.detail})" for each in report.promises
+    )
+    return "; ".join([report.verdict, *(f"promises {what}: {count}" for what, count in found.items())])
 
 
 def _fitting(lines: Iterable[Sequence[str]]) -> Iterator[Sequence[str]]:
