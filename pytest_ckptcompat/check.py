@@ -22,6 +22,7 @@ from .memory import shown as size_shown
 from .memory import weights
 from .models import Blueprint, ModelError, blueprint, meta_copy, raised
 from .optimizer import check_optimizer
+from .proof.source import misfit
 from .proof.unverified import unverified
 from .proof.verify import verify
 from .recipe import Growth, Recipe
@@ -101,6 +102,7 @@ class Check:
     _recipe: Recipe = field(init=False, repr=False)
     _blueprint: Blueprint = field(init=False, repr=False)
     _schema: nn.Module = field(init=False, repr=False)
+    _released: Blueprint | None = field(default=None, init=False, repr=False)
     _growth: Growth = field(init=False, repr=False)
     _comparison: Comparison = field(default_factory=Comparison, init=False, repr=False)
     _suggestion: Recipe | None = field(default=None, init=False, repr=False)
@@ -160,6 +162,7 @@ class Check:
         self._recipe = Recipe()
         self._growth = self._recipe.run(self._ckpt.meta(), self._schema.state_dict())
         self._hold_protect()
+        self._hold_source()
         if self.case.recipe is None:
             return self._stage("recipe", "skipped", "none declared")
         try:
@@ -182,6 +185,20 @@ class Check:
                 hint = f"; nearest are {near}" if near else ""
                 message = f"protect names no key of checkpoint or model{hint}"
                 self._findings.append(finding("recipe-protected-key", pattern, message=message))
+
+    def _hold_source(self) -> None:
+        """A ``source_model`` that the checkpoint was not made for proves nothing; its header tells."""
+        if self.case.source_model is None:
+            return
+        try:
+            source = blueprint(self.case.source_model)
+            wrong = misfit(source.schema(), self._ckpt.meta())
+        except ModelError as error:
+            wrong = f"source_model can't be built: {error}"
+        if wrong:
+            self._findings.append(finding("source-model-error", message=wrong))
+        else:
+            self._released = source
 
     def _protect(self) -> None:
         """What ``protect`` names stays as it was: no operator may touch it, whatever the values are."""
@@ -209,7 +226,7 @@ class Check:
             self._suggestion = self._suggested()
 
     def _roll_back(self) -> None:
-        source = None if self.case.source_model is None else self._source()
+        source = self._source()
         released = None if source is None else meta_copy(source())
         found = rollback(self._ckpt, self._schema.state_dict(), released)
         self._findings += found
@@ -302,7 +319,7 @@ class Check:
     def _verify(self) -> None:
         if self.model is None:
             return None
-        source = None if self.case.source_model is None else self._source()
+        source = self._source()
         inputs = self._inputs()
         promises, found = verify(
             self._recipe,
@@ -319,11 +336,7 @@ class Check:
         return self._stage("verify", "failed" if _errors(found) else "passed", _kept(promises))
 
     def _source(self) -> Callable[[], nn.Module] | None:
-        try:
-            return blueprint(self.case.source_model).build
-        except ModelError as error:
-            self._findings.append(finding("source-model-error", message=str(error)))
-            return None
+        return None if self._released is None else self._released.build
 
     def _forward(self) -> None:
         device = self.case.device or "auto"
@@ -355,7 +368,7 @@ class Check:
             return self._stage("optimizer", "skipped", "none declared")
         if self.model is None:
             return self._stage("optimizer", "skipped", self._unneeded())
-        source = None if self.case.source_model is None else self._source()
+        source = self._source()
         promises, found = check_optimizer(
             self.case.optimizer,
             checkpoint=self._ckpt,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from pytest_ckptcompat import memory
 from pytest_ckptcompat.models import raised
@@ -18,6 +15,7 @@ from pytest_ckptcompat.rules import Finding, Promise, finding
 
 from .difference import Difference, difference, magnitude
 from .regions import Rows, pairings
+from .source import SourceError, loaded
 from .twin import Arithmetic, Batch, Outputs, coarser, outputs, twin
 from .vocabulary import Ids
 
@@ -67,8 +65,8 @@ def function_kept(
     reason = ""
     for arithmetic in _arithmetics(model, needed, room):
         try:
-            before = _loaded(source, old)
-        except _SourceError as error:
+            before = loaded(source, old)
+        except SourceError as error:
             found = finding("source-model-error", message=str(error))
             return Promise(NAME, "unchecked", error.reason), [found]
         try:
@@ -88,46 +86,8 @@ def tolerance(dtype: torch.dtype) -> float:
     return 1e-9 if eps <= torch.finfo(torch.float64).eps else max(1e-5, 16 * eps)
 
 
-class _SourceError(Exception):
-    """``source_model=`` is not the model that the checkpoint was made for."""
-
-    def __init__(self, reason: str, more: str) -> None:
-        super().__init__(f"{reason}: {more}")
-        self.reason = reason
-
-
 def _unchecked(reason: str) -> Verdict:
     return Promise(NAME, "unchecked", reason), []
-
-
-def _loaded(source: Callable[[], nn.Module], old: Mapping[str, Any]) -> nn.Module:
-    """The source model with the old checkpoint in it; keys may all have one prefix that the model lacks."""
-    try:
-        model = source()
-    except (Exception, SystemExit) as error:
-        raise _SourceError("source_model could not be built", raised(error)) from error
-    try:
-        missing = model.load_state_dict(_unwrapped(old, model), strict=False).missing_keys
-    except (Exception, SystemExit) as error:
-        raise _SourceError("source_model does not load the old checkpoint", raised(error)) from error
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise _SourceError("source_model has keys that the old checkpoint lacks", f"{missing[0]}{more}")
-    return model
-
-
-def _unwrapped(old: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
-    """The state dict without what a wrapper put before every key (``module.``) and the model has nowhere."""
-    prefix = next(iter(old), "").partition(".")[0] + "."
-    if not all(key.startswith(prefix) for key in old) or any(
-        key.startswith(prefix) for key in model.state_dict()
-    ):
-        return old
-    state = OrderedDict(old)
-    if (metadata := getattr(old, "_metadata", None)) is not None:
-        state._metadata = copy.copy(metadata)  # type: ignore[attr-defined]
-    consume_prefix_in_state_dict_if_present(state, prefix)
-    return state
 
 
 def _arithmetics(model: nn.Module, needed: int, room: int | None) -> Iterator[Arithmetic]:
