@@ -115,6 +115,19 @@ def _waivers(name: str, value: Any) -> tuple[Waiver, ...]:
     return tuple(values)
 
 
+class Named:
+    """A callable that is named in a file, or in a command, and imported when it is called."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, parameters: Any) -> Any:
+        """Import it, and call it."""
+        from .models import imported
+
+        return imported(self.name)(parameters)
+
+
 def device_name(name: str, value: Any) -> str:
     """A device as ``--ckpt-device`` takes it, checked.
 

@@ -76,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
         "--inputs", action="append", metavar="2x3x48x48", help="a shape; repeatable; name=shape for keywords"
     )
     check.add_argument("--source-model", metavar="MODEL", help="the model that the checkpoint was made for")
+    check.add_argument(
+        "--optimizer", metavar="NAME", help="grow, check and step its state, as torch.optim:Adam does"
+    )
     check.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N, rehearse or none")
     check.add_argument("--require-cuda", action="store_true", help="fail unless the forward pass ran on CUDA")
     check.add_argument(
@@ -126,7 +129,7 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from .case import Case
+    from .case import Case, Named
     from .check import Check
     from .recipe import Recipe
     from .reports.terminal import render
@@ -140,6 +143,7 @@ def _check(options: argparse.Namespace) -> int:
         state_dict_key=options.key,
         protect=tuple(options.protect),
         device=options.device,
+        optimizer=None if options.optimizer is None else Named(options.optimizer),
     )
     check = Check(
         case, options.ckpt, lambda key: _opened(options.ckpt, options), require_cuda=options.require_cuda

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .case import Case
+from .case import Case, Named
 from .errors import RecipeError
 from .session import CASE, PATHS, named
 from .sources import ids
@@ -104,7 +104,7 @@ def _declared(table: dict[str, Any], number: int) -> tuple[str, Case]:
     if "allow" in table:
         table["allow"] = [_waiver(entry) for entry in _tables("allow", table["allow"])]
     if isinstance(table.get("optimizer"), str):
-        table["optimizer"] = _Named(table["optimizer"])
+        table["optimizer"] = Named(table["optimizer"])
     return name, Case.of(**table)
 
 
@@ -130,15 +130,3 @@ def _tables(name: str, value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
         raise ValueError(f"{name} wants tables: write [[check.{name}]]")
     return value
-
-
-class _Named:
-    """A callable that is named in a file and imported when it is called."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, parameters: Any) -> Any:
-        from .models import imported
-
-        return imported(self.name)(parameters)
