@@ -276,7 +276,7 @@ class Check:
         """The model with the checkpoint's values; in a large one, no random values are drawn first."""
 
         def load(model: nn.Module) -> None:
-            with warnings.catch_warnings():
+            with self._ckpt.progress(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 model.load_state_dict(self._growth.state_dict, strict=self._comparison.fits)
 

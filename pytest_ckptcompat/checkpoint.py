@@ -16,6 +16,7 @@ from .formats.header import Header
 from .keys import escape
 from .reading.caps import DEFAULT, Limits
 from .reading.files import Files, about, display, is_url, kind_of, local
+from .reading.progress import Progress
 from .tensors import TensorSpec
 from .wrappers import find_state_dict, flatten, metadata_of, state_dict_at
 
@@ -252,6 +253,17 @@ class Checkpoint(Mapping[str, TensorSpec]):
     def bytes_read(self) -> int:
         """Bytes really read from the file so far."""
         return self._contents.files.bytes_read
+
+    @contextmanager
+    def progress(self) -> Iterator[None]:
+        """Show, where somebody watches, how much of all values was read inside."""
+        files, whole = self._contents.files, Progress(self.name, self.nbytes)
+        files.progress = whole
+        try:
+            with whole:
+                yield
+        finally:
+            files.progress = None
 
     # -- values; torch is imported here --------------------------------------------------------------------
 

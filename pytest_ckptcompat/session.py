@@ -78,6 +78,8 @@ def run(
     from dataclasses import replace
 
     from .check import Check
+    from .reading.progress import shown_on
+    from .screen import Terminal
     from .sources import expand
 
     chosen = settings(node.config)
@@ -93,7 +95,8 @@ def run(
         require_cuda=chosen.require_cuda,
         wants_model=wants_model,
     )
-    report = check.run()
+    with shown_on(Terminal(node.config)):
+        report = check.run()
     _keep(node, report)
     node.ihook.pytest_ckptcompat_report(report=report)
     return check

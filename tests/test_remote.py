@@ -385,6 +385,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress is shown at once and each time, outside continuous integration."""
     monkeypatch.setattr(progress, "_AFTER", 0)
     monkeypatch.setattr(progress, "_EVERY", 0)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
     monkeypatch.delenv("CI", raising=False)
 
 

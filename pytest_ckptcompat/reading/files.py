@@ -48,9 +48,11 @@ class File(io.RawIOBase):
         size: in bytes, when it was opened.
         bytes_read: so far, from the disk or the network.
         remote: whether every read is a request to somewhere else, and so dear.
+        progress: is told of every read; None where nobody waits for it.
     """
 
     remote = False
+    progress: Progress | None = None
 
     def __init__(self, path: str, size: int) -> None:
         self.path = path
@@ -159,6 +161,8 @@ class LocalFile(File):
         except OSError as error:
             raise CheckpointError(f"can't read {display(self.path)}: {error.strerror or error}") from None
         self.bytes_read += count
+        if self.progress is not None:
+            self.progress.advance(count)
         return count
 
     def check_unchanged(self) -> None:
@@ -207,7 +211,10 @@ class Files:
 
     Attributes:
         bytes_read: from all of them, so far.
+        progress: of reading them all, for those that are opened from now on.
     """
+
+    progress: Progress | None = None
 
     def __init__(self) -> None:
         self._seen: dict[str, Hashable] = {}
@@ -239,6 +246,7 @@ class Files:
         if self._seen.setdefault(path, file.fingerprint) != file.fingerprint:
             file.close()
             raise changed(path)
+        file.progress = self.progress or file.progress
         self._opened.append(file)
         return file
 

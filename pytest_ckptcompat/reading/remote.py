@@ -47,7 +47,7 @@ class RemoteFile(File):
             self.fingerprint = self._status(url)
             self._raw: Any = self._system.open(self._name, "rb", cache_type="none")
         super().__init__(url, self.fingerprint.size)
-        self._progress = progress.setdefault(url, Progress(display(url), self.size))
+        self.progress: Progress = progress.setdefault(url, Progress(display(url), self.size))
         self._blocks: dict[int, bytes] = {}
 
     def check_unchanged(self) -> None:
@@ -73,7 +73,7 @@ class RemoteFile(File):
             view[: len(data)] = data
             return len(data)
         wanted = min(len(view), self.size - offset)
-        with self._progress as progress:
+        with self.progress as progress:
             for start in range(0, wanted, _PIECE):
                 data = self._fetch(offset + start, min(_PIECE, wanted - start))
                 view[start : start + len(data)] = data
