@@ -102,7 +102,10 @@ def test_two_that_are_equally_good_are_an_error_that_lists_both(
     path: Path, saved: Any, names: tuple[str, str]
 ) -> None:
     torch.save(saved, path)
-    with pytest.raises(CheckpointError, match=r"2 state dicts .* say which with state_dict_key= \(on the command line --key\)$") as error:
+    with pytest.raises(
+        CheckpointError,
+        match=r"2 state dicts .* say which with state_dict_key= \(on the command line --key\)$",
+    ) as error:
         open_checkpoint(path)
     assert all(name in str(error.value) for name in names)
     for name in names:

@@ -66,10 +66,10 @@ def _copy(source: Source, spec: TensorSpec, destination: torch.Tensor) -> None:
         source(span(spec)[0], memory_of(destination))
         return
     on_card = destination.device.type == "cuda"
-    staging = _staging() if on_card else None
+    begin, end = span(spec)
+    memory = _staging() if on_card else buffer(min(end - begin, max(PIECE, ITEMSIZE[spec.dtype])))
     for index, piece in _pieces(spec):
         begin, end = span(piece)
-        memory = staging or buffer(end - begin)
         source(begin, memory_of(memory)[: end - begin])
         destination[index].copy_(view(memory, piece, begin), non_blocking=on_card)
         if on_card:
