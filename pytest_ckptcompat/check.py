@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -229,6 +229,8 @@ class Check:
         source = self._source()
         released = None if source is None else meta_copy(source())
         found = rollback(self._ckpt, self._schema.state_dict(), released)
+        if self._recipe.operators:
+            found = [replace(each, message="the checkpoint as it is, without the recipe") for each in found]
         self._findings += found
         judge = "judged by keys and shapes" if released is None else "judged by source_model's own loader"
         told = f"the released model on today's keys: {len(found)} differ, {judge}"
@@ -245,8 +247,10 @@ class Check:
 
     def _load(self) -> None:
         if _errors(self._settled()):
-            fits = self._comparison.fits
-            raise Stopped("an error was found before it" if fits else "the checkpoint does not fit as it is")
+            if self._comparison.fits:
+                raise Stopped("an error was found before it")
+            how = "after the recipe" if self._recipe.operators else "as it is"
+            raise Stopped(f"the checkpoint does not fit {how}")
         reason = self._unneeded()
         if reason:
             self._stage("load", "skipped", reason)

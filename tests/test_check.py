@@ -195,6 +195,24 @@ def test_a_suggestion_goes_on_where_the_recipe_ends(tmp_path):
     assert partly.suggestion == report.suggestion
 
 
+def test_shapes_after_a_recipe_are_not_said_to_be_the_checkpoints(net):
+    report = check(Grown, net, recipe=Recipe(tile("out2.*", dim=0, to=9)), direction="full")
+    assert "key          after recipe    model" in str(report)
+    assert "| rule | key | after recipe | model |" in report.to_markdown()
+    said = {(each.rule, each.checkpoint, each.message) for each in report.findings if each.key == "out2.bias"}
+    assert said == {
+        ("shape-mismatch", "(9,) f32", ""),
+        ("rollback-mismatch", "(4,) f32", "the checkpoint as it is, without the recipe"),
+    }
+    assert report.stages[-2].detail == "the checkpoint does not fit after the recipe"
+
+
+def test_a_recipe_that_was_not_applied_left_the_checkpoint_as_it_was(net):
+    report = check(Grown, net, recipe=Recipe(tile("nothing.*", dim=0)))
+    assert "key          checkpoint    model" in str(report)
+    assert ("shape-mismatch", "(4,) f32") in {(each.rule, each.checkpoint) for each in report.findings}
+
+
 def test_bad_inputs_are_one_error(net):
     with pytest.raises(ValueError, match="inputs"):
         check(Boxes, net, inputs="two")

@@ -5,6 +5,7 @@ import hashlib
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
@@ -104,6 +105,12 @@ def test_the_page_shows_the_verdict_both_sides_and_the_suggestion() -> None:
     assert 'Recipe(tile("out2.*", dim=0))' in page.said("code")
     assert "no source_model declared" in page.said("td")
     assert "tests/test_onet.py::test_old[net.pth]" in page.said("nodeid")
+
+
+def test_shapes_after_a_recipe_are_headed_so() -> None:
+    applied = replace(ONET, stages=[Stage("recipe", "passed", "changes 2 of 63 keys")])
+    for report, head in ((ONET, "checkpoint"), (applied, "after recipe")):
+        assert Page(render([Check("t", report)])).said("span")[:4] == ["key", "rule", head, "model"]
 
 
 def test_layers_are_one_leaf_and_modules_count_their_keys() -> None:

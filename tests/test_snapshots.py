@@ -87,6 +87,29 @@ GROWN = Report(
     recipe=True,
 )
 
+OUTGROWN_SKIPS = "skipped: the checkpoint does not fit after the recipe"
+OUTGROWN = Report(
+    "net.pth",
+    "onet.Net",
+    mismatched=[("out2.weight", (14, 256), (20, 256)), ("out2.bias", (14,), (20,))],
+    matched=61,
+    total=63,
+    findings=[
+        finding("shape-mismatch", "out2.weight", "(14, 256) f32", "(20, 256) f32"),
+        finding("shape-mismatch", "out2.bias", "(14,) f32", "(20,) f32"),
+    ],
+    stages=stages(
+        open="passed: torch-zip, 63 tensors, 1.8 MB",
+        recipe="passed: changes 2 of 63 keys",
+        compare="failed: 61 of 63 keys match",
+        load=OUTGROWN_SKIPS,
+        verify=OUTGROWN_SKIPS,
+        forward=OUTGROWN_SKIPS,
+        optimizer=OUTGROWN_SKIPS,
+    ),
+    recipe=True,
+)
+
 LAYERS = [i for i in range(32) if i != 17]
 LLAMA = Report(
     "llama.safetensors",
@@ -168,7 +191,7 @@ HOSTILE = Report(
     stages=stages(open="passed: torch-zip"),
 )
 
-REPORTS = {"onet": ONET, "grown": GROWN, "llama": LLAMA, "hostile": HOSTILE}
+REPORTS = {"onet": ONET, "grown": GROWN, "outgrown": OUTGROWN, "llama": LLAMA, "hostile": HOSTILE}
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -124,7 +124,7 @@ def _section(place: int, check: Check, found: Sequence[Leaf]) -> str:
         _tag("p", _text(check.title), class_="nodeid"),
         _sentences([leaf for leaf in found if not leaf.pattern]),
         _suggestion(place, report),
-        _keys([leaf for leaf in found if leaf.pattern]),
+        _keys([leaf for leaf in found if leaf.pattern], report.side),
         _outcomes("Promises of the recipe", "promise", report.promises),
         _outcomes("Stages", "stage", report.stages),
         id=f"check-{place}",
@@ -186,10 +186,10 @@ def _outcomes(title: str, name: str, outcomes: Iterable[Promise | Stage]) -> str
 _WORDS = {"error": "wrong", "warn": "doubtful", "off": "waived", FITS: "fit"}
 
 
-def _keys(found: Sequence[Leaf]) -> str:
+def _keys(found: Sequence[Leaf], side: str) -> str:
     if not found:
         return ""
-    heads = (_tag("span", head) for head in ("key", "rule", "checkpoint", "model"))
+    heads = (_tag("span", head) for head in ("key", "rule", side, "model"))
     more = len(found) - MOST_ROWS
     return "\n".join(
         [

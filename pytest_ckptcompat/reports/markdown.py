@@ -34,7 +34,7 @@ def render(report: Report, title: str = "") -> str:
     parts = [
         f"### {'✅' if report.ok else '❌'} {_text(report.verdict)}",
         *([_code(title)] if title else []),
-        *_findings(table),
+        *_findings(table, report.side),
         *_suggestion(report),
         *_details("Promises of the recipe", _outcomes("promise", report.promises)),
         *_details("Stages", _outcomes("stage", report.stages)),
@@ -69,11 +69,11 @@ def summary(checks: Sequence[tuple[str, Report]]) -> str:
 _SEVERITIES = ("error", "warn", "off")
 
 
-def _findings(table: Sequence[Row]) -> list[str]:
+def _findings(table: Sequence[Row], side: str) -> list[str]:
     if not table:
         return []
     noted = any(row.message or row.severity != "error" for row in table)
-    headers = ("rule", "key", "checkpoint", "model", *(["note"] if noted else []))
+    headers = ("rule", "key", side, "model", *(["note"] if noted else []))
     lines = list(_fitting(_cells(row)[: len(headers)] for row in table))
     parts = [_table(headers, lines[:_FIRST_ROWS])]
     if len(table) > _FIRST_ROWS:

@@ -100,6 +100,12 @@ class Report:
         fits = f"fits {self.model}, but" if self.total else "fails:"
         return f"{self.checkpoint} {fits} {first.rule}: {_one_line(first)}{others}"
 
+    @property
+    def side(self) -> str:
+        """What findings hold against the model: ``checkpoint``, or what the recipe made of it."""
+        applied = any(stage.name == "recipe" and stage.status == "passed" for stage in self.stages)
+        return "after recipe" if applied else "checkpoint"
+
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON object of one report, as plain values."""
         return {

@@ -64,9 +64,8 @@ def _findings(report: Report, width: int, verbosity: int, taken: int, where: str
         severity, table = tables.pop()  # the least important first: what it leaves is for the others
         others = sum(_lines_wanted(other) for _, other in tables)
         title = ["", *filter(None, [_TITLES[severity]])]
-        section = _section(
-            table, width, verbosity, max(room - others, _LEAST_LINES[severity]) - len(title), where
-        )
+        most = max(room - others, _LEAST_LINES[severity]) - len(title)
+        section = _section(table, report.side, width, verbosity, most, where)
         sections.append([*title, *section])
         room -= len(sections[-1])
     return [line for section in reversed(sections) for line in section]
@@ -76,7 +75,7 @@ def _lines_wanted(table: Sequence[Row]) -> int:
     return 5 + sum(2 if row.message else 1 for row in table)
 
 
-def _section(table: Sequence[Row], width: int, verbosity: int, room: int, where: str) -> list[str]:
+def _section(table: Sequence[Row], side: str, width: int, verbosity: int, room: int, where: str) -> list[str]:
     """Findings about keys as a table, the others as sentences, in about `room` lines."""
     sentences = [row for row in table if not (row.pattern or row.checkpoint or row.model)]
     about_keys = [row for row in table if row.pattern or row.checkpoint or row.model]
@@ -90,7 +89,7 @@ def _section(table: Sequence[Row], width: int, verbosity: int, room: int, where:
         else:
             lines += said
     if about_keys:
-        tabled, rest = _table(about_keys, width, verbosity, max(room - len(lines) - 3, 1))
+        tabled, rest = _table(about_keys, side, width, verbosity, max(room - len(lines) - 3, 1))
         lines = [*tabled, *[""][: len(lines)], *lines]
         cut += rest
     if cut:
@@ -99,21 +98,23 @@ def _section(table: Sequence[Row], width: int, verbosity: int, room: int, where:
     return lines
 
 
-_HEADERS = ("rule", "key", "checkpoint", "model")
 _PADDING = 2  # what tabulate adds to a header's width
 
 
-def _table(table: Sequence[Row], width: int, verbosity: int, room: int) -> tuple[list[str], Sequence[Row]]:
+def _table(
+    table: Sequence[Row], side: str, width: int, verbosity: int, room: int
+) -> tuple[list[str], Sequence[Row]]:
     """A header and `room` lines of rows, with what does not fit into cells below; and the rows left over."""
     from tabulate import tabulate
 
     shown = table[:room]
-    cells = _cells(shown, width)
-    text = tabulate(cells, headers=_HEADERS, tablefmt="simple", disable_numparse=True)
+    headers = ("rule", "key", side, "model")
+    cells = _cells(shown, headers, width)
+    text = tabulate(cells, headers=headers, tablefmt="simple", disable_numparse=True)
     head, underline, *bodies = (line.rstrip() for line in text.split("\n"))
-    below = _all_below(shown, cells, width, verbosity, full=True)
+    below = _all_below(shown, headers, cells, width, verbosity, full=True)
     if verbosity < 2 and len(bodies) + sum(map(len, below)) > room:
-        below = _all_below(shown, cells, width, verbosity, full=False)
+        below = _all_below(shown, headers, cells, width, verbosity, full=False)
     lines = [head, underline]
     for place, body in enumerate(bodies):
         if place and len(lines) - 2 + 1 + len(below[place]) > room:
@@ -122,7 +123,7 @@ def _table(table: Sequence[Row], width: int, verbosity: int, room: int) -> tuple
     return lines, table[len(shown) :]
 
 
-def _cells(table: Sequence[Row], width: int) -> list[tuple[str, str, str, str]]:
+def _cells(table: Sequence[Row], headers: Sequence[str], width: int) -> list[tuple[str, str, str, str]]:
     """The cells of the rows, cut so that they fit the width together."""
     counts = [f" {_TIMES}{len(row.keys):,}" if len(row.keys) > 1 else "" for row in table]
     keys = [cell(row.pattern) for row in table]
@@ -131,7 +132,8 @@ def _cells(table: Sequence[Row], width: int) -> list[tuple[str, str, str, str]]:
         max(len(key) + len(count) for key, count in zip(keys, counts, strict=True)),
         *(max(map(len, side)) for side in sides),
     ]
-    level = _level(wanted, width - max(len(row.rule) for row in table) - 3 * len("  "))
+    least = [len(header) + _PADDING for header in headers[1:]]
+    level = _level(wanted, least, width - max(len(row.rule) for row in table) - 3 * len("  "))
     keys = elide(keys, level - max(map(len, counts)))
     both = elide([*sides[0], *sides[1]], level)  # together, so that two unequal sides never look equal
     return [
@@ -142,9 +144,8 @@ def _cells(table: Sequence[Row], width: int) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _level(wanted: Sequence[int], room: int) -> int:
-    """The width to which the widest columns must be cut so that all fit."""
-    least = [len(header) + _PADDING for header in _HEADERS[1:]]
+def _level(wanted: Sequence[int], least: Sequence[int], room: int) -> int:
+    """The width to which the widest columns must be cut so that all fit; none gets less than its header."""
     levels = range(max(wanted), LEAST, -1)
     fitting = (
         level
@@ -155,21 +156,28 @@ def _level(wanted: Sequence[int], room: int) -> int:
 
 
 def _all_below(
-    table: Sequence[Row], cells: Sequence[Sequence[str]], width: int, verbosity: int, *, full: bool
+    table: Sequence[Row],
+    headers: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    width: int,
+    verbosity: int,
+    *,
+    full: bool,
 ) -> list[list[str]]:
     """For each row the lines below it: in full what had to be cut, if there is room, and the message."""
     return [
         [
-            *(_in_full(row, cells[place], width, verbosity) if full else []),
+            *(_in_full(row, headers, cells[place], width, verbosity) if full else []),
             *_message(row, table[place + 1 : place + 2], width, verbosity),
         ]
         for place, row in enumerate(table)
     ]
 
 
-def _in_full(row: Row, cells: Sequence[str], width: int, verbosity: int) -> list[str]:
+def _in_full(row: Row, headers: Sequence[str], cells: Sequence[str], width: int, verbosity: int) -> list[str]:
     most = 5000 if verbosity > 1 else 4 * width
-    sides = (("", row.pattern), ("checkpoint: ", row.checkpoint), ("model: ", row.model))
+    _, _, *names = headers
+    sides = (("", row.pattern), (f"{names[0]}: ", row.checkpoint), (f"{names[1]}: ", row.model))
     return [
         line
         for (name, text), shown in zip(sides, cells[1:], strict=True)
