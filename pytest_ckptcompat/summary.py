@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -49,7 +50,7 @@ class Summary:
         """Write the files that were asked for; a run whose report can't be written fails."""
         if hasattr(self._config, "workerinput") or self._config.option.collectonly:
             return
-        if not self._config.option.ckpt_report:
+        if not self._config.option.ckpt_report or _another_rank_writes():
             return
         from .outcomes import write
 
@@ -87,6 +88,11 @@ class Summary:
             terminalreporter.line("; ".join(counts))
         for text in self._unwritten:
             terminalreporter.line(f"ERROR: {text}", red=True)
+
+
+def _another_rank_writes() -> bool:
+    """Under torchrun every rank runs every test; the files are rank 0's, or they would be written over."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
 _SHOWN, _FEW = 10, 3
