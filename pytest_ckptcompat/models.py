@@ -6,6 +6,7 @@ import copy
 import sys
 from collections import ChainMap
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -172,7 +173,9 @@ def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _name(model: object) -> str:
-    """``onet.Net``: what a report calls the model."""
+    """``onet.Net``: what a report calls the model; of a partial, what it calls."""
+    while isinstance(model, partial):
+        model = model.func
     qualified = getattr(model, "__qualname__", None) or type(model).__qualname__
     module = getattr(model, "__module__", None) or ""
     name = qualified.replace("<locals>.", "")

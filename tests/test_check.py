@@ -259,3 +259,10 @@ def test_values_are_read_once_to_load_and_once_to_verify(net):
     before = ckpt.bytes_read
     assert check(Boxes, ckpt, inputs=INPUTS, device="cpu").ok
     assert ckpt.bytes_read - before < 2.5 * ckpt.nbytes
+
+
+def test_a_partial_is_called_what_it_calls(tmp_path):
+    from functools import partial
+
+    torch.save(Boxes().state_dict(), tmp_path / "net.pth")
+    assert check(partial(partial(Boxes, 4), hidden=8), tmp_path / "net.pth").model == "networks.Boxes"
