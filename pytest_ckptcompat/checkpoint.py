@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from . import formats
 from .errors import CheckpointError
@@ -189,7 +189,12 @@ class Checkpoint(Mapping[str, TensorSpec]):
         self.metadata = metadata
         self.entries = entries
         self._contents = contents
-        self._specs = {key: value for key, value in entries.items() if isinstance(value, TensorSpec)}
+        only_tensors = set(map(type, entries.values())) == {TensorSpec}
+        self._specs: Mapping[str, TensorSpec] = (
+            cast("dict[str, TensorSpec]", entries)
+            if only_tensors
+            else {key: value for key, value in entries.items() if isinstance(value, TensorSpec)}
+        )
 
     def __getitem__(self, key: str) -> TensorSpec:
         return self._specs[key]
