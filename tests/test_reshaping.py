@@ -140,12 +140,43 @@ def test_a_wider_layer_with_two_consumers() -> None:
     [
         ("out2.weight", (4, 300)),
         ("fc1.weight", (100, 50)),
-        ("conv1.weight", (8, 3, 5, 5)),
+        ("conv1.weight", (8, 3, 4, 4)),
+        ("conv1.weight", (8, 3, 1, 1)),
+        ("conv1.weight", (8, 4, 5, 5)),
         ("out2.bias", (4, 1)),
     ],
 )
 def test_a_change_that_nothing_explains_is_not_guessed(key: str, new: tuple[int, ...]) -> None:
     assert steps_of(NET, {**NET, key: new}) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ((8, 3, 3, 3), (8, 3, 5, 5)),
+        ((8, 3, 1, 1), (8, 3, 3, 3)),
+        ((8, 3, 3, 3), (8, 3, 3, 7)),
+        ((8, 3, 3), (8, 3, 9)),
+        ((8, 3, 1, 3, 3), (8, 3, 3, 3, 3)),
+    ],
+)
+def test_a_larger_kernel_has_zeros_around_it(old: tuple[int, ...], new: tuple[int, ...]) -> None:
+    assert steps_of({"conv.weight": old}, {"conv.weight": new}) == [("pad", ("conv.weight",), {})]
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new"),
+    [
+        ("patch_embed.proj.weight", (8, 3, 16, 16), (8, 3, 32, 32)),
+        ("pos_embed.weight", (8, 3, 7), (8, 3, 9)),
+        ("mixed.weight", (1, 3, 255), (1, 3, 511)),
+        ("scale", (8, 1, 1), (8, 3, 3)),
+    ],
+)
+def test_what_may_be_no_kernel_or_has_no_centre_is_not_guessed(
+    key: str, old: tuple[int, ...], new: tuple[int, ...]
+) -> None:
+    assert steps_of({key: old}, {key: new}) is None
 
 
 def test_changes_of_several_kinds_come_together() -> None:

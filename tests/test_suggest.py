@@ -234,6 +234,112 @@ def test_transposed_weights() -> None:
     assert torch.equal(new.h[0].attn.c_proj.weight, old.h[0].attn.c_proj.weight.T)
 
 
+def test_a_larger_kernel_keeps_the_function() -> None:
+    def net(size: int) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 4, size, padding=size // 2), nn.ReLU(), nn.Conv2d(4, 2, 3))
+
+    old, new = net(3), net(7)
+    assert repr(assert_loads(old, new)) == 'Recipe(pad("0.weight"))'
+    x = torch.randn(2, 3, 9, 9)
+    torch.testing.assert_close(new(x), old(x))
+
+
+class Attention(nn.Module):
+    """Attention that computes queries, keys and values in one layer, or in three."""
+
+    def __init__(self, names: str, width: int = 8, shared: int = 8, bias: bool = True) -> None:
+        super().__init__()
+        self.names = names.split()
+        sizes = [width, shared, shared] if len(self.names) == 3 else [width + 2 * shared]
+        for name, size in zip(self.names, sizes, strict=True):
+            self.add_module(name, nn.Linear(width, size, bias=bias))
+        self.proj, self.sizes = nn.Linear(width, width), [width, shared, shared]
+
+    def forward(self, x: Tensor) -> Tensor:
+        joint = torch.cat([self.get_submodule(name)(x) for name in self.names], dim=-1)
+        return torch.cat(torch.split(joint, self.sizes, dim=-1)[::-1], dim=-1)
+
+
+def blocks(names: str, depth: int = 3, **options: object) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.ModuleDict(
+        {"layers": nn.ModuleList(Holder(attn=Attention(names, **options)) for _ in range(depth))}
+    )  # type: ignore[arg-type]
+
+
+def assert_same_attention(old: nn.Module, new: nn.Module) -> None:
+    x = torch.randn(2, 8)
+    olds, news = ([m for m in model.modules() if isinstance(m, Attention)] for model in (old, new))
+    for one, other in zip(olds, news, strict=True):
+        torch.testing.assert_close(other(x), one(x))
+
+
+@pytest.mark.parametrize(
+    "names", ["q k v", "q_proj k_proj v_proj", "query key value", "to_q to_k to_v", "wq wk wv"]
+)
+@pytest.mark.parametrize("joined", ["qkv", "qkv_proj", "Wqkv", "in_proj"])
+def test_three_projections_that_became_one_and_back(names: str, joined: str) -> None:
+    q, k, v = names.split()
+    three = f'["*.{q}.weight", "*.{k}.weight", "*.{v}.weight"]'
+    recipe = assert_loads(old := blocks(names), new := blocks(joined))
+    assert repr(recipe).startswith(f'Recipe(concat({three}, "*.{joined}.weight", dim=0), concat(')
+    assert_same_attention(old, new)
+    recipe = assert_loads(old := blocks(joined), new := blocks(names))
+    assert repr(recipe).startswith(f'Recipe(split("*.{joined}.weight", {three}, dim=0), split(')
+    assert_same_attention(old, new)
+
+
+def test_projections_of_grouped_queries_are_cut_at_the_models_sizes() -> None:
+    for names in (("q k v", "qkv"), ("qkv", "q k v")):
+        old, new = (blocks(each, shared=2, bias=False) for each in names)
+        assert len(assert_loads(old, new).operators) == 1
+        assert_same_attention(old, new)
+
+
+def test_projections_under_a_wrapper_and_other_names_of_their_block() -> None:
+    def renamed(key: str) -> str:
+        return f"module.{key}".replace("attn", "self_attention")
+
+    for names in (("query key value", "qkv"), ("qkv", "q_proj k_proj v_proj")):
+        old, new = map(blocks, names)
+        assert_loads(old, new, renamed)
+
+
+def test_torchs_own_attention_from_three_projections() -> None:
+    class Three(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(8, 8) for _ in range(4))
+
+    for old, new in ((Three(), nn.MultiheadAttention(8, 2)), (nn.MultiheadAttention(8, 2), Three())):
+        recipe = assert_loads(old, new)
+        assert len(recipe.operators) == 2
+        joined = (new if hasattr(new, "in_proj_weight") else old).get_parameter("in_proj_weight")
+        apart = [getattr(new if hasattr(new, "q_proj") else old, f"{name}_proj").weight for name in "qkv"]
+        assert torch.equal(joined, torch.cat(apart))
+
+
+@pytest.mark.parametrize("joined", ["query_key_value", "c_attn", "fused"])
+def test_projections_whose_order_in_one_tensor_is_not_known_are_not_joined(joined: str) -> None:
+    for names in ("q k v", "query key value"):
+        assert suggested(blocks(names).state_dict(), blocks(joined)) is None
+        assert suggested(blocks(joined).state_dict(), blocks(names)) is None
+
+
+def test_projections_of_some_layers_alone_are_named_so() -> None:
+    def mixed(names: str) -> nn.Module:
+        return nn.ModuleDict({"self": blocks(names), "cross": blocks("q k v", depth=2)})
+
+    recipe = assert_loads(mixed("q k v"), mixed("qkv"))
+    assert '"self.layers.*.attn.q.weight"' in repr(recipe)
+
+
+def test_projections_of_another_size_are_not_joined() -> None:
+    assert suggested(blocks("q k v").state_dict(), blocks("qkv", shared=4)) is None
+    assert suggested(blocks("q k v", depth=2).state_dict(), blocks("qkv", depth=3)) is None
+
+
 def test_what_the_model_lacks_is_dropped_only_if_nothing_else_is_left() -> None:
     old = Holder(net=ONet(4), aux=nn.Linear(3, 3))
     assert repr(assert_loads(old, Holder(net=ONet(4)))) == 'Recipe(drop("aux.*"))'

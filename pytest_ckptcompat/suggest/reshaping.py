@@ -56,6 +56,8 @@ def _step(key: str, old: Sizes, new: Sizes, pictures: bool) -> Step | None:
     if len(old) == 2 and old == new[::-1]:
         return Step("transpose", ())
     dims = _differing(old, new)
+    if _larger_kernel(key, old, new, dims):
+        return Step("pad", ())
     if len(dims) != 1:
         return None
     (dim,) = dims
@@ -75,6 +77,24 @@ def _differing(old: Sizes, new: Sizes) -> list[int]:
     if len(old) != len(new):
         return []
     return [dim for dim, (one, other) in enumerate(zip(old, new, strict=True)) if one != other]
+
+
+def _larger_kernel(key: str, old: Sizes, new: Sizes, dims: Sequence[int]) -> bool:
+    """Whether a convolution's kernel grew around its centre, which only an odd size has.
+
+    Of even kernels, most of which cut a picture into patches, a shape does not tell how they grew.
+    """
+    return (
+        key.rpartition(".")[2] == "weight"
+        and not _POSITIONS.search(key)
+        and len(old) - 2 in (1, 2, 3)
+        and bool(dims)
+        and min(dims) >= 2
+        and all(old[dim] % 2 and new[dim] % 2 and old[dim] < new[dim] <= _WIDEST_KERNEL for dim in dims)
+    )
+
+
+_WIDEST_KERNEL = 31
 
 
 def _resized(key: str, old: int, new: int, dim: int) -> Step | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .fusing import fuses
 from .renaming import renames
 from .reshaping import reshapes
 from .steps import Step, cover
@@ -22,10 +23,11 @@ def suggest(
     """A recipe that makes the checkpoint load into the model, or None where there is none to be confident of.
 
     It is told from keys and shapes alone: wrapper prefixes, renamed modules and leaves, layers that got other
-    numbers, grown and shrunk rows, another number of input channels, position embeddings of another grid,
-    transposed weights, names of one tensor, and whatever of these come together. Keys that the model lacks
-    are dropped only if nothing else is left to be done. What the model needs and the checkpoint lacks is
-    never made up, and where two answers are as good as each other, neither is given.
+    numbers, projections that were joined or split, grown and shrunk rows, another number of input channels,
+    larger kernels, position embeddings of another grid, transposed weights, names of one tensor, and whatever
+    of these come together. Keys that the model lacks are dropped only if nothing else is left to be done.
+    What the model needs and the checkpoint lacks is never made up, and where two answers are as good as each
+    other, neither is given.
 
     Args:
         checkpoint: the state dict's keys, each with something that has a shape.
@@ -41,12 +43,16 @@ def suggest(
 
 def _answers(checkpoint: Shapes, target: Mapping[str, Any]) -> Iterator[list[Step]]:
     model = _shapes(target)
-    renaming, renamed = renames(checkpoint, model)
+    projections = fuses(checkpoint, model)
+    if projections is None:
+        return
+    fusing, fused = projections
+    renaming, renamed = renames(fused, model)
     reshaping = reshapes(renamed, model)
     if reshaping is None:
         return
     ties = _ties(renamed, model, target)
-    steps = [*renaming, *reshaping, *(Step("tie", (keys,)) for keys in ties)]
+    steps = [*fusing, *renaming, *reshaping, *(Step("tie", (keys,)) for keys in ties)]
     if steps:
         yield steps
     unexpected = [key for key in renamed if key not in model]

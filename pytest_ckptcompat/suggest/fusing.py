@@ -1,0 +1,157 @@
+"""Queries, keys and values that were three tensors and are one now, or the other way round."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_ckptcompat.keys import select
+
+from .steps import Step
+from .templates import template
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+    from .templates import Shape, Shapes
+
+Place = tuple[str, str]
+"""What stands before the names of a layer's three projections, and the leaf behind them."""
+
+_APART = (
+    ("q", "k", "v"),
+    ("query", "key", "value"),
+    ("q_proj", "k_proj", "v_proj"),
+    ("query_proj", "key_proj", "value_proj"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("linear_q", "linear_k", "linear_v"),
+    ("to_q", "to_k", "to_v"),
+    ("wq", "wk", "wv"),
+    ("Wq", "Wk", "Wv"),
+)
+# Names under which the rows of q stand before those of k and v.
+_JOINED = ("qkv.", "qkv_proj.", "Wqkv.", "to_qkv.", "in_proj.", "in_proj_")
+# Head by head, or in columns as in GPT-2: shapes do not tell how.
+_WOVEN = ("query_key_value.", "linear_qkv.", "c_attn.")
+_LEAF = "(weight|bias)"
+MOST_STEPS = 8
+
+
+def fuses(checkpoint: Shapes, model: Shapes) -> tuple[list[Step], dict[str, Shape]] | None:
+    """Steps that join or split every layer's projections as the model wants them, and the checkpoint after.
+
+    Only if the layers of both are as many, of the same sizes and named in one way each. What else their names
+    need is left to `renaming`.
+
+    Returns:
+        None where projections were joined or split in a way that is not known: one of them, renamed and grown,
+        would seem to take the place of all.
+    """
+    lacking = {key: shape for key, shape in checkpoint.items() if key not in model}
+    wanted = {key: shape for key, shape in model.items() if key not in checkpoint}
+    for old, new in ((_apart(lacking), _joined(wanted)), (_joined(lacking), _apart(wanted))):
+        if old and new:
+            known = len(old) == len(new) == 1 and old[0].sizes == new[0].sizes
+            if not known or old[0].woven or new[0].woven or not _unambiguous(new[0]):
+                return None
+            steps = list(_steps(old[0], new[0], checkpoint))
+            return (steps, _after(old[0], new[0], checkpoint)) if len(steps) <= MOST_STEPS else None
+    return [], dict(checkpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class _Style:
+    """Projections that are named in one way.
+
+    Attributes:
+        names: what stands between a place's two parts: of three tensors, or of one.
+        places: each with the shapes of its tensors, in the order of `names`.
+    """
+
+    names: tuple[str, ...]
+    places: dict[Place, tuple[tuple[int, ...], ...]]
+
+    @property
+    def woven(self) -> bool:
+        """Whether it is one tensor whose rows are not those of q, k and v one after the other."""
+        return self.names[0] in _WOVEN
+
+    @property
+    def sizes(self) -> Counter[tuple[str, tuple[int, ...]]]:
+        """How many places there are of each leaf and joint shape."""
+        return Counter((leaf, _joint(shapes)) for (_, leaf), shapes in self.places.items())
+
+    def keys(self, place: Place) -> list[str]:
+        before, leaf = place
+        return [f"{before}{name}{leaf}" for name in self.names]
+
+
+def _joint(shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def _apart(shapes: Shapes) -> list[_Style]:
+    return _styles(shapes, [tuple(f"{name}." for name in names) for names in _APART])
+
+
+def _joined(shapes: Shapes) -> list[_Style]:
+    return _styles(shapes, [(name,) for name in _JOINED + _WOVEN])
+
+
+def _styles(shapes: Shapes, known: Iterable[tuple[str, ...]]) -> list[_Style]:
+    styles = []
+    for names in known:
+        first = re.compile(rf"((?:.*\.)?){re.escape(names[0])}{_LEAF}", re.DOTALL)
+        style = _Style(names, {})
+        for match in filter(None, map(first.fullmatch, shapes)):
+            place = match[1], match[2]
+            found = [shapes.get(key) for key in style.keys(place)]
+            sized = tuple(shape for shape in found if shape is not None and 1 <= len(shape) <= 2)
+            if len(sized) == len(names) and len({shape[1:] for shape in sized}) == 1:
+                style.places[place] = sized
+        if style.places:
+            styles.append(style)
+    return styles
+
+
+def _unambiguous(new: _Style) -> bool:
+    """Whether what has one joint shape is cut in one way."""
+    cuts = {(leaf, _joint(shapes), shapes) for (_, leaf), shapes in new.places.items()}
+    return len(cuts) == len(new.sizes)
+
+
+def _steps(old: _Style, new: _Style, keys: Collection[str]) -> Iterator[Step]:
+    for leaf in dict.fromkeys(leaf for _, leaf in old.places):
+        befores = [before for before, each in old.places if each == leaf]
+        for before in _patterns(befores, old.keys(("", leaf))[0], keys):
+            olds, news = old.keys((before, leaf)), new.keys((before, leaf))
+            if len(olds) > 1:
+                yield Step("concat", (olds, news[0]), {"dim": 0})
+            else:
+                yield Step("split", (olds[0], news), {"dim": 0})
+
+
+def _patterns(befores: list[str], rest: str, keys: Collection[str]) -> list[str]:
+    """Few globs for what stands before `rest`: for all, for the layers of a block, or none at all."""
+    for globs in (
+        ["*."],
+        list(dict.fromkeys(".".join(template(each)).replace("#", "*") for each in befores)),
+    ):
+        matched = [key for glob in globs for key in select(f"{glob}{rest}", keys)]
+        if sorted(matched) == sorted(f"{before}{rest}" for before in befores):
+            return globs
+    return befores
+
+
+def _after(old: _Style, new: _Style, checkpoint: Shapes) -> dict[str, Shape]:
+    shapes = {(leaf, _joint(shapes)): shapes for (_, leaf), shapes in new.places.items()}
+    written: dict[str, dict[str, Shape]] = {}
+    for place, sizes in old.places.items():
+        first, *others = old.keys(place)
+        written |= {other: {} for other in others}
+        written[first] = dict(zip(new.keys(place), shapes[place[1], _joint(sizes)], strict=True))
+    return {
+        name: shape for key, was in checkpoint.items() for name, shape in written.get(key, {key: was}).items()
+    }
