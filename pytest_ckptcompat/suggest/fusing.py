@@ -46,7 +46,7 @@ def fuses(checkpoint: Shapes, model: Shapes) -> tuple[list[Step], dict[str, Shap
     need is left to `renaming`.
 
     Returns:
-        None where projections were joined or split in a way that is not known: one of them, renamed and grown,
+        None where projections were joined or split in an unknown way: one of them, renamed and grown,
         would seem to take the place of all.
     """
     lacking = {key: shape for key, shape in checkpoint.items() if key not in model}
