@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pytest_ckptcompat.errors import RecipeError
 from pytest_ckptcompat.keys import escape
 from pytest_ckptcompat.rules import Finding, Promise, Stage
 
@@ -106,8 +107,16 @@ class Report:
         applied = any(stage.name == "recipe" and stage.status == "passed" for stage in self.stages)
         return "after recipe" if applied else "checkpoint"
 
+    @property
+    def suggested_toml(self) -> str:
+        """The suggestion as a recipe file; ``""`` where it has no such form, as of a nameless function."""
+        try:
+            return "" if self.suggestion is None else self.suggestion.to_toml()
+        except RecipeError:
+            return ""
+
     def to_dict(self) -> dict[str, Any]:
-        """The documented JSON object of one report, as plain values."""
+        """The JSON object of one report, as ``report.schema.json`` describes it, as plain values."""
         return {
             "schema_version": SCHEMA_VERSION,
             "ok": self.ok,
@@ -126,7 +135,7 @@ class Report:
             "stages": [asdict(stage) for stage in self.stages],
             "suggestion": None
             if self.suggestion is None
-            else {"python": repr(self.suggestion), "toml": self.suggestion.to_toml()},
+            else {"python": repr(self.suggestion), "toml": self.suggested_toml},
         }
 
     @classmethod
