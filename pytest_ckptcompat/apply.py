@@ -110,7 +110,7 @@ def _hold_fit(state_dict: Mapping[str, Any], model: nn.Module) -> None:
         first = next(found for found in comparison.findings if found.severity == "error")
         sides = " → ".join(filter(None, (first.checkpoint, first.model))) or first.message
         raise MisfitError(
-            f"the grown checkpoint does not fit the model and is not written: {len(comparison.mismatched)} "
+            f"the grown checkpoint does not fit the model: {len(comparison.mismatched)} "
             f"mismatched, {len(comparison.missing)} missing, {len(comparison.unexpected)} unexpected; "
             f"{first.rule} {escape(first.key)} {sides}".rstrip()
         )

@@ -166,8 +166,25 @@ def test_norms_over_the_units_are_no_norms_of_each(
     growth = Recipe(operator).run(old.state_dict(), new.state_dict())
     copied, shared = operator.prove(old.state_dict(), growth.state_dict, new.state_dict())
     assert (copied.status, shared.status) == ("kept", "kept")
-    assert shared.detail.startswith('but not under a LayerNorm, if "norm" is one') is told
+    assert shared.detail.startswith("but under no LayerNorm") is told
     assert kept(lambda: Normed(4, kind), old, new, growth.state_dict, vectors) is is_kept
+
+
+def test_a_flatten_that_weaves_the_units_is_told_and_caught() -> None:
+    """As facenet's O-Net does it: (height, width, channels) flattened, where torch's usual has channels first."""
+
+    class Woven(Convolutions):
+        def forward(self, x: torch.Tensor) -> Any:
+            x = self.slopes(self.bn1(self.conv(x)))
+            return self.side(x), self.fc2(self.bn2(self.fc1(x[..., 1:, 1:].movedim(1, 3).flatten(1))))
+
+    old, new = settle(Woven()), Woven(7)
+    operator = with_norms(CHANNELS, "bn1", "slopes", "depthwise")
+    state = operator.apply(old.state_dict(), new.state_dict())
+    copied, shared = operator.prove(old.state_dict(), state, new.state_dict())
+    assert (copied.status, shared.status) == ("kept", "kept")
+    assert shared.detail.startswith("if a flatten puts each unit's columns side by side")
+    assert not kept(Woven, old, new, state, pictures)
 
 
 def test_units_are_copied_and_columns_divided() -> None:

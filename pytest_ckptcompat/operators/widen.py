@@ -4,30 +4,28 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
 from pytest_ckptcompat.errors import RecipeError
-from pytest_ckptcompat.keys import escape, nearest
-from pytest_ckptcompat.proof.difference import same_bits
-from pytest_ckptcompat.reading.stored import materialise
+from pytest_ckptcompat.keys import nearest
 from pytest_ckptcompat.rules import finding
 from pytest_ckptcompat.tensors import shown
 
 from .arguments import python
 from .globs import alike, filled, stars
-from .growing import bits, differing, drawn, generator, promise
+from .growing import drawn, generator, promise
 from .keywise import shape
 from .operator import Operator
 from .plan import Plan, State, Write, memory
 from .units import Split, Units, shares
+from .widened import conditions, twins, uncopied, unshared
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    import torch
 
     from pytest_ckptcompat.rules import Finding, Promise
 
@@ -236,64 +234,20 @@ class widen(Operator):
         each unit by itself; where a norm may not, that is told.
         """
         layers = list(self._layers(before, target))
-        uncopied = chain(*(self._uncopied(units, before, after) for units in layers))
-        unshared = chain(*(self._unshared(units, before, after) for units in layers))
+        copied = (uncopied(units, before, after, self.mapping, self.noise_std) for units in layers)
+        shared = (unshared(units, before, after, self.mapping, self.split) for units in layers)
         return [
-            promise(f"{self}: units copied", uncopied),
-            promise(f"{self}: work shared", unshared, self._condition(layers, before)),
+            promise(f"{self}: units copied", chain.from_iterable(copied)),
+            promise(f"{self}: work shared", chain.from_iterable(shared), conditions(layers, before)),
         ]
-
-    def _condition(self, layers: Iterable[Units], before: State) -> str:
-        """Under what the function is not kept, where some units have more copies than others."""
-        for units in layers:
-            if len(set(Counter(units.origin).values())) == 1:
-                continue
-            for key in units.rows:
-                module, _, leaf = key.rpartition(".")
-                if leaf == "weight" and before[key].dim() == 1 and f"{module}.running_mean" not in before:
-                    return f"but not under a LayerNorm, if {python(module)} is one: copies are unequally many"
-        return ""
-
-    def _uncopied(self, units: Units, before: State, after: State) -> Iterator[str]:
-        for key in units.rows:
-            old, new = materialise(before[key]), materialise(after[key])
-            originals = torch.tensor(self.mapping or [unit % len(old) for unit in range(len(new))])
-            if len(new) != len(originals) or len(new) != len(units.origin):
-                yield f"{escape(key)}: {len(new)} rows for {len(units.origin)} units"
-                continue
-            expected = bits(old)[originals].view(old.dtype)
-            if self.noise_std and key in units.weights:
-                yield from differing(key, expected, new, 8 * self.noise_std)
-                firsts = dict(reversed([(unit, place) for place, unit in enumerate(originals.tolist())]))
-                expected, new = old, new[[firsts[unit] for unit in range(len(old))]]
-            yield from differing(key, expected, new)
-
-    def _unshared(self, units: Units, before: State, after: State) -> Iterator[str]:
-        for key, block in units.columns.items():
-            old, new = materialise(before[key]), materialise(after[key])
-            if new.shape[1] != block * len(units.origin):
-                yield f"{escape(key)}: {new.shape[1]} columns for {len(units.origin)} units"
-                continue
-            count = old.shape[1] // block
-            originals = torch.tensor(self.mapping or [unit % count for unit in range(len(units.origin))])
-            parts = _apart(new, block).double()
-            summed = torch.zeros_like(_apart(old, block), dtype=torch.float64)
-            summed = summed.index_add(1, originals, parts).flatten(1, 2)
-            precision = max(4 * torch.finfo(new.dtype).eps, 1e-12) * float(old.double().abs().max())
-            yield from differing(key, old.double(), summed, precision)
-            firsts = dict(reversed([(unit, place) for place, unit in enumerate(originals.tolist())]))
-            added = torch.ones(len(originals), dtype=torch.bool)
-            added[list(firsts.values())] = False
-            if self.split == "zero" and bool(parts[:, added].any()):
-                yield f"{escape(key)}: columns of new units are not zero"
 
     def remarks(self, before: State, after: State, target: State) -> list[Finding]:
         """Two units with the same weights in and out get the same gradients for ever, without dropout."""
-        twins = [(units, pair) for units in self._layers(before, target) if (pair := _twins(units, after))]
-        if not twins:
+        found = [(units, pair) for units in self._layers(before, target) if (pair := twins(units, after))]
+        if not found:
             return []
-        units, (one, other) = twins[0]
-        more = f" (and so on in {len(twins) - 1} more layers)" if len(twins) > 1 else ""
+        units, (one, other) = found[0]
+        more = f" (and so on in {len(found) - 1} more layers)" if len(found) > 1 else ""
         message = (
             f"units {one} and {other} are the same, coming in and going out{more}: without dropout they "
             'will learn the same; noise_std= or split="unequal" tells them apart'
@@ -304,21 +258,3 @@ class widen(Operator):
 def _near(name: str, modules: Modules) -> str:
     found = " or ".join(map(python, nearest(name, modules)))
     return f": did you mean {found}?" if found else ""
-
-
-def _apart(tensor: torch.Tensor, block: int) -> torch.Tensor:
-    """The columns of each unit under an index of its own: (out, units, block, ...)."""
-    return tensor.reshape(len(tensor), -1, block, *tensor.shape[2:])
-
-
-def _twins(units: Units, after: State) -> tuple[int, int] | None:
-    """A new unit and its original, if all their rows and columns have the same bits."""
-    rows = [materialise(after[key]) for key in units.rows]
-    columns = [_apart(materialise(after[key]), block) for key, block in units.columns.items()]
-    for copy in units.copies:
-        first = units.firsts[units.origin[copy]]
-        if all(same_bits(each[first], each[copy]) for each in rows) and all(
-            same_bits(each[:, first], each[:, copy]) for each in columns
-        ):
-            return first, copy
-    return None
