@@ -158,6 +158,7 @@ def _check(options: argparse.Namespace) -> int:
             options.verbose,
             color=sys.stdout.isatty() and "NO_COLOR" not in os.environ,
             where="-vv shows all, --json prints it",
+            table="recipe",
         )
     )
     if any(found.rule in ("no-checkpoint", "model-error") for found in report.errors):

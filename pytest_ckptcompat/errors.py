@@ -1,11 +1,6 @@
-"""The errors that callers may want to catch, and what ends a test whose checkpoint does not fit."""
+"""The errors that callers may want to catch."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .reports.report import Report
 
 
 class CheckpointError(ValueError):
@@ -27,11 +22,3 @@ class RecipeError(ValueError):
         super().__init__(message)
         self.rule = rule
         self.key = key
-
-
-class Incompatible(Exception):  # noqa: N818  # a verdict on the checkpoint, not an error of the test
-    """What ends a test whose checkpoint does not fit; it carries the report."""
-
-    def __init__(self, report: Report) -> None:
-        super().__init__(report.verdict)
-        self.report = report

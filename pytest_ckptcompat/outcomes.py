@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import textwrap
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from _pytest._code.code import ReprEntryNative, ReprExceptionInfo, ReprFileLocation, ReprTracebackNative
 
+from .collect import CheckItem
 from .keys import escape
 from .reports import terminal
 from .reports.report import SCHEMA_VERSION, Report
@@ -27,12 +29,12 @@ def failure(report: Report, item: pytest.Item, settings: Settings) -> ReprExcept
 
     The short summary, JUnit's ``message=`` and CI annotations all read ``reprcrash.message``.
     """
-    text = terminal.render(report, settings.width, settings.verbosity)
-    entry = ReprEntryNative([text + "\n"])
+    table = "check.recipe" if isinstance(item, CheckItem) else ""
+    render = partial(terminal.render, report, settings.width, settings.verbosity, table=table)
+    text = render() + "\n"
+    entry = ReprEntryNative([text])
     if not hasattr(item.config, "workerinput"):  # from a worker, only pytest's own classes can travel
-        entry = _Coloured(
-            [text + "\n"], terminal.render(report, settings.width, settings.verbosity, color=True)
-        )
+        entry = _Coloured([text], render(color=True))
     path, line, _ = item.location
     crash = ReprFileLocation(path, (line or 0) + 1, report.verdict)
     trace = ReprTracebackNative([])

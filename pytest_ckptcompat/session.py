@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .errors import Incompatible
-
 if TYPE_CHECKING:
     from .case import Case
     from .check import Check
@@ -28,6 +26,15 @@ PATHS = pytest.StashKey[list[str]]()
 
 REPORTS = pytest.StashKey[list["Report"]]()
 """On a test: the reports of its checks that were not sent on yet."""
+
+
+class Incompatible(Exception):  # noqa: N818  # a verdict on the checkpoint, not an error of the test
+    """What ends a test whose checkpoint does not fit; it carries the report."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(report.verdict)
+        self.report = report
+
 
 _SETTINGS = pytest.StashKey["Settings"]()
 _SHELF = pytest.StashKey["Shelf"]()
@@ -75,9 +82,12 @@ def run(
     node: pytest.Item, case: Case, path: str, *, opened: Checkpoint | None = None, wants_model: bool = False
 ) -> Check:
     """Check one case under the settings of this run; the report stays with the test and is shown to hooks."""
+    import warnings
     from dataclasses import replace
 
-    from .check import Check
+    with warnings.catch_warnings():  # as it is imported, torch misses numpy, which nobody needs here
+        warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
+        from .check import Check
     from .reading.progress import shown_on
     from .screen import Terminal
     from .sources import expand

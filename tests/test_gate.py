@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+from textwrap import indent
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ def repository(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> py
     for name in ("onet.py", "net.pth"):
         shutil.copy(ROOT / "examples/onet" / name, pytester.path)
     edit(pytester, TODAY, RELEASED)
-    (line,) = commands(block("gate: lock"))
+    *_, line = commands(block("gate: lock"))
     assert main(line.split()[1:]) == 0
     (pytester.path / "net.pth").unlink()
     (pytester.path / "ckptcompat.toml").write_text(block("gate: five lines"), encoding="utf-8")
@@ -72,6 +73,7 @@ def test_another_size_of_out2_fails_with_the_table_of_the_readme(repository: pyt
         block("report: failing").partition("\nstage ")[0].replace("net.pth", "net.ckpt.json")
     )
     assert table_and_suggestion in result.stdout.str()
+    assert f"the same as TOML:\n{indent(block('gate: recipe'), '  ')}\n" in result.stdout.str()
 
 
 def test_the_recipe_makes_it_pass_and_the_forward_pass_is_rehearsed(repository: pytest.Pytester) -> None:

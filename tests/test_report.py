@@ -1,8 +1,14 @@
 """The report: its verdict, its JSON, and the way there and back."""
 
 import json
+import tomllib
 
-from pytest_ckptcompat import Recipe, tile
+import pytest
+import torch
+from torch import nn
+
+from pytest_ckptcompat import Recipe, check, custom, rename, tile
+from pytest_ckptcompat.reports import html, terminal
 from pytest_ckptcompat.reports.report import Report
 from pytest_ckptcompat.rules import Finding, Promise, Stage, finding
 
@@ -91,3 +97,28 @@ def test_there_and_back():
     assert back.to_dict() == BROKEN.to_dict()
     assert str(back) == str(BROKEN)
     assert back.to_markdown() == BROKEN.to_markdown()
+
+
+def test_a_suggestion_that_has_no_toml_form_is_still_reported(tmp_path):
+    """A recipe may call a function without a name, and what is suggested beside it goes on from there."""
+    net, path = nn.Linear(3, 4), tmp_path / "net.pth"
+    torch.save(net.state_dict(), path)
+    doubled = custom(lambda state: {**state, "bias": state["bias"] * 2}, touches=["bias"])
+    report = check(lambda: nn.Linear(3, 8), path, recipe=Recipe(doubled))
+    assert 'tile("bias", dim=0)' in repr(report.suggestion)
+    assert json.loads(report.to_json())["suggestion"]["toml"] == ""
+    assert "As TOML" not in report.to_markdown()
+    assert "as TOML" not in terminal.render(report, table="check.recipe")
+    assert "As TOML" not in html.render([html.Check("t", report, {})])
+
+
+@pytest.mark.parametrize("key", ["out2.weight", "x" * 90, "##[group]", "\x1b[31m"])
+def test_a_suggestion_is_toml_too_where_it_can_be_pasted(key):
+    suggestion = Recipe(tile(key, dim=0), rename("a", "b"))
+    text = terminal.render(Report("n", "m", suggestion=suggestion), 80, table="check.recipe")
+    shown = text.partition("the same as TOML:\n")[2].partition("\n\nstage")[0]
+    if key in ("out2.weight", "\x1b[31m"):
+        tables = tomllib.loads(f"[[check]]\nmodel = 'm:n'\n{shown}")["check"][0]["recipe"]
+        assert Recipe.from_tables(tables) == suggestion
+    else:
+        assert shown == ""

@@ -151,7 +151,7 @@ def _suggestion(place: int, report: Report) -> str:
     if report.suggestion is None:
         return ""
     python = "\n".join(pasted(repr(report.suggestion), 100))
-    toml = report.suggestion.to_toml()
+    toml = report.suggested_toml
     return "\n".join(
         [
             _tag("h3", "This recipe would make it load"),
@@ -161,7 +161,9 @@ def _suggestion(place: int, report: Report) -> str:
                 "details",
                 _tag("summary", "As TOML, for a recipe file"),
                 _tag("pre", _tag("code", quoted(toml))),
-            ),
+            )
+            if toml
+            else "",
         ]
     )
 

@@ -26,7 +26,13 @@ _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def render(
-    report: Report, width: int = 80, verbosity: int = 0, *, color: bool = False, where: str = WHERE
+    report: Report,
+    width: int = 80,
+    verbosity: int = 0,
+    *,
+    color: bool = False,
+    where: str = WHERE,
+    table: str = "",
 ) -> str:
     """The whole report.
 
@@ -36,10 +42,13 @@ def render(
         verbosity: 0 shows less than 60 lines, 1 about 250, 2 everything, and cut keys in full.
         color: with ANSI colours.
         where: how the user gets to see the whole of what was cut.
+        table: what operators are called in the file that the user has instead of Python, such as
+            ``check.recipe``: a suggestion is given in that form too.
     """
     width = max(width, NARROWEST)
     after = [
         *_suggestion(report, width, verbosity, where),
+        *_as_tables(report, width, verbosity, table),
         *_promises(report, width, verbosity),
         *_stages(report, width, verbosity),
     ]
@@ -215,6 +224,17 @@ def _suggestion(report: Report, width: int, verbosity: int, where: str) -> list[
     if len(lines) > most:
         lines = [*lines[: most - 1], f"# ... {len(lines) - most + 1} more lines: {where}"]
     return ["", "this recipe would make it load:", *(f"    {line}" for line in lines)]
+
+
+def _as_tables(report: Report, width: int, verbosity: int, table: str) -> list[str]:
+    """The suggestion as TOML, if it can be pasted from here: whole, and with every line as it is."""
+    written = report.suggested_toml.splitlines()
+    lines = [f"[[{table}]]" if line == "[[recipe]]" else line for line in written]
+    if not lines or not table or len(lines) > {0: 20, 1: 100}.get(verbosity, len(lines)):
+        return []
+    if any(len(line) > width - 4 or line != printable(line) or "#" in line for line in lines):
+        return []
+    return ["", "the same as TOML:", *(f"    {line}".rstrip() for line in lines)]
 
 
 def _promises(report: Report, width: int, verbosity: int) -> list[str]:
