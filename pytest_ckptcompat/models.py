@@ -10,12 +10,14 @@ from functools import partial
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from .forward.seeds import seeded
+from .forward.seeds import DRAWN, seeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +53,7 @@ class Blueprint:
             ModelError: as `build`.
         """
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _Unfilled():
                 model = self._made()
         except ModelError:
             model = self.build()
@@ -65,6 +67,30 @@ class Blueprint:
         if not isinstance(model, nn.Module):
             raise ModelError(f"{self.name} gave {type(model).__name__}, not an nn.Module")
         return model
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out what fills meta tensors with values they can't have: torch imports its compiler for that."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func not in _FILLS:
+            return func(*args, **kwargs)
+        tensor, *others = args or [kwargs.pop("tensor", None)]
+        numbers = all(isinstance(each, (int, float, NoneType)) for each in (*others, *kwargs.values()))
+        if not (numbers and tensor.is_meta and tensor.dtype in DRAWN):
+            return func(tensor, *others, **kwargs)
+        nothing = torch.empty(0, dtype=tensor.dtype, device="cpu", requires_grad=tensor.requires_grad)
+        func(nothing, *others, **kwargs)  # raises where it would have raised
+        return tensor
+
+
+_FILLS = {
+    *(nn.init.normal_, torch.Tensor.normal_, torch.Tensor.exponential_, torch.Tensor.log_normal_),
+    *(torch.Tensor.cauchy_, torch.Tensor.erfinv_, torch.Tensor.clamp_),
+}
 
 
 def blueprint(model: object) -> Blueprint:

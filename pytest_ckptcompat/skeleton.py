@@ -20,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .forward.seeds import DRAWN
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -138,11 +140,11 @@ class Undrawn(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __
         """Memory as it is, where values were to be; None for what is seldom large."""
         if func not in _FACTORIES and func.overloadpacket not in _FILLS | _SCALINGS:
             return None
-        if kwargs.get("generator") is not None:
-            return None  # whoever has it may see that nothing was drawn
-        func(_nothing(args[0]), *args[1:], **kwargs)  # raises where it would have raised
-        filled: torch.Tensor = _FACTORIES[func](*args, **kwargs) if func in _FACTORIES else args[0]
-        return filled
+        nothing = func(_nothing(args[0]), *args[1:], **kwargs)  # raises where it would have raised
+        if kwargs.get("generator") is not None or nothing.dtype not in DRAWN:
+            return None  # who has the generator may see that nothing was drawn
+        spared: torch.Tensor = _FACTORIES[func](*args, **kwargs) if func in _FACTORIES else args[0]
+        return spared
 
     def _note(self, *results: Any) -> None:
         """What an operation gave or wrote lacks its values."""

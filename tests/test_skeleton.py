@@ -255,6 +255,7 @@ REFUSED = {
     "generator": keep(lambda self: torch.rand(4, generator=torch.Generator().manual_seed(3))),
     "default generator": keep(lambda self: torch.rand(4, generator=torch.default_generator)),
     "an initialiser that raises": checked,
+    "values that integers can't have": keep(lambda self: erring(lambda: torch.zeros(3, dtype=torch.long).normal_())),
     "swallowed": keep(lambda self: swallowing(lambda: self.linear.weight.sum().item())),
     "error": keep(lambda self: erring(lambda: torch.linalg.cholesky(self.linear.weight.detach()))),
 }  # fmt: skip

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+DRAWN = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+"""What torch draws continuous random values of; tensors of other dtypes refuse."""
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed the generators of Python, NumPy (where it is imported) and torch; restore them afterwards.

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from rehearsal_zoo import ZOO
+from torch import nn
+
+from pytest_ckptcompat.models import ModelError, blueprint
+
+
+def table(model):
+    return {
+        name: (tensor.shape, tensor.dtype, tensor.stride(), tensor.requires_grad)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_schema_is_the_model_without_its_values(name):
+    plan = blueprint(ZOO[name].kind)
+    schema = plan.schema()
+    assert table(schema) == table(plan.build())
+    assert all(tensor.is_meta for tensor in (*schema.parameters(), *schema.buffers()))
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda weight: nn.init.normal_(weight, std=-1.0),
+        lambda weight: nn.init.normal_(weight.long()),
+        lambda weight: weight.data.exponential_(-1.0),
+        lambda weight: weight.data.clamp_(),
+        lambda weight: weight.clamp_(0, 1),
+        lambda weight: weight.long().erfinv_(),
+    ],
+)
+def test_an_initialiser_that_raises_raises_on_meta_too(fill):
+    def model():
+        linear = nn.Linear(2, 2)
+        fill(linear.weight)
+        return linear
+
+    with pytest.raises(RuntimeError) as usual:
+        model()
+    with pytest.raises(ModelError) as told:
+        blueprint(model).schema()
+    assert str(usual.value) in str(told.value)
+
+
+def test_bounds_that_are_tensors():
+    def model():
+        linear = nn.Linear(2, 2)
+        linear.weight.data.clamp_(min=torch.zeros(2))
+        return linear
+
+    assert blueprint(model).schema().weight.is_meta
+
+
+SHAPES_ONLY = """
+import sys, torch
+from torch import nn
+from pytest_ckptcompat import check
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.linear = nn.Embedding(5, 4), nn.Linear(4, 4)
+        nn.init.xavier_normal_(self.linear.weight)
+        nn.init.trunc_normal_(self.embed.weight, std=0.02)
+        nn.init.kaiming_normal_(self.linear.weight)
+
+torch.save(Net().state_dict(), sys.argv[1])
+assert check(Net, sys.argv[1], device="none").ok
+print(*[name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules])
+"""
+
+
+def test_shapes_alone_need_no_compiler(tmp_path):
+    """It takes longer to import than torch itself, and meta tensors have no values to fill in."""
+    command = [sys.executable, "-c", SHAPES_ONLY, str(tmp_path / "net.pth")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []
