@@ -113,6 +113,16 @@ def test_shapes_after_a_recipe_are_headed_so() -> None:
         assert Page(render([Check("t", report)])).said("span")[:4] == ["key", "rule", head, "model"]
 
 
+def test_a_side_is_called_absent_only_where_it_is() -> None:
+    def absent(*about: str) -> list[str]:
+        return Page(render([Check("t", Report("c", "m", findings=[finding(*about)]))])).said("absent")
+
+    assert absent("missing-key", "w", "", "(4,) f32") == ["absent"]
+    assert absent("rollback-unexpected", "w", "", "(4,) f32") == ["absent"]
+    assert absent("non-finite-value", "w", "3 of 4") == []
+    assert absent("recipe-protected-key", "w") == []
+
+
 def test_layers_are_one_leaf_and_modules_count_their_keys() -> None:
     page = Page(render([Check("t", LAYERS, {"model.embed.w": "(9,) f32", "model.head.w": "(9,) f32"})]))
     assert {leaf["key"]: leaf["rule"] for leaf in page.leaves} == {

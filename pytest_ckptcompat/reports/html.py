@@ -235,7 +235,7 @@ def _leaf(name: str, leaf: Leaf) -> str:
         "li",
         _tag("span", _text(name), times, class_="name"),
         _tag("span", _text(leaf.rule), class_="rule"),
-        *(_tag("span", side, class_="side") for side in _sides(leaf.checkpoint, leaf.model)),
+        *(_tag("span", side, class_="side") for side in _sides(leaf)),
         _tag("span", _said(leaf.message), class_="message") if leaf.message else "",
         class_=f"leaf {leaf.severity}",
         data_rule=leaf.rule,
@@ -243,10 +243,15 @@ def _leaf(name: str, leaf: Leaf) -> str:
     )
 
 
-def _sides(checkpoint: str, model: str) -> tuple[str, str]:
-    """Both sides, with the sizes marked in which they differ."""
+_ONE_SIDED = ("missing", "unexpected")
+
+
+def _sides(leaf: Leaf) -> tuple[str, str]:
+    """Both sides, with the sizes marked in which they differ; of a key that one side lacks it is said."""
+    checkpoint, model = leaf.checkpoint, leaf.model
     if not (checkpoint and model):
-        absent = _tag("span", "absent", class_="absent")
+        lacks = any(word in leaf.rule.split("-") for word in _ONE_SIDED)
+        absent = _tag("span", "absent", class_="absent") if lacks else ""
         return _text(checkpoint) or absent, _text(model) or absent
     old, new = (re.findall(r"\w+|\W+", escape(side, 1000)) for side in (checkpoint, model))
     if len(old) != len(new):
