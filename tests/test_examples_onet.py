@@ -207,11 +207,22 @@ def test_the_study_holds_every_start_and_no_run_twice(example: Any) -> None:
     assert study["steps"] == list(example.study.MEASURED_AT)
     found = sorted((run["seed"], run["start"], run["optimizer"]) for run in study["runs"])
     assert len(set(found)) == len(found)
-    assert set(found) <= set(product(example.study.SEEDS, example.study.STARTS, example.study.OPTIMIZERS))
-    assert set(found) >= set(product([1], example.study.STARTS, example.study.OPTIMIZERS))
+    assert found == sorted(product(example.study.SEEDS, example.study.STARTS, example.study.OPTIMIZERS))
     assert all(
         len(run[group]) == len(study["steps"]) for run in study["runs"] for group in example.study.GROUPS
     )
+
+
+def test_the_study_tells_means_spreads_and_what_diverged(example: Any) -> None:
+    rows = [line.split(" | ") for line in example.study.table().splitlines()]
+    assert len(rows) == 2 + len(example.study.STARTS) * len(example.study.OPTIMIZERS)
+    study = json.loads(example.study.RESULTS.read_text(encoding="utf-8"))
+    ends = [run["all"][-1] for run in study["runs"] if (run["start"], run["optimizer"]) == ("tile", "Adam")]
+    (row,) = [row for row in rows if row[0] == "| tile" and row[1] == "Adam"]
+    ends = torch.tensor(ends)
+    assert row[3] == f"{ends.mean():.2f} ± {ends.std():.2f}"
+    (row,) = [row for row in rows if row[0] == "| randn" and row[1] == "SGD"]
+    assert row[3] == "diverged (3 of 3)"
 
 
 def test_the_study_measures_r2(example: Any) -> None:
