@@ -6,7 +6,7 @@
 
 Needs pytest-ckptcompat and, to draw, matplotlib.
 
-The stored runs have 200 steps. Planned were 300, and where a stored run had gone further it was cut there; the
+The stored runs have 200 steps. Planned were 300, and where one had gone further it was cut there; the
 learning rates are constant, so what a run gives by then does not depend on how long it goes on. 200 steps are
 few: no run has converged, and none has its four old outputs back where net.pth had them.
 """
