@@ -7,15 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from proving import statuses
 from torch import nn
 
 from pytest_ckptcompat.errors import RecipeError
 from pytest_ckptcompat.operators import permute, transpose
 from pytest_ckptcompat.recipe import Recipe
-
-
-def statuses(operator: Any, before: Any, after: Any, target: Any) -> list[str]:
-    return [promise.status for promise in operator.prove(before, after, target)]
 
 
 @settings(deadline=None, max_examples=60)

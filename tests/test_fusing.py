@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import Words, settle
+from proving import statuses
 from torch import nn
 
 from pytest_ckptcompat.errors import RecipeError
@@ -18,10 +19,6 @@ from pytest_ckptcompat.recipe import Recipe
 
 FUSE = concat(["layers.*.q.*", "layers.*.k.*", "layers.*.v.*"], "layers.*.qkv.*", dim=0)
 UNFUSE = split("layers.*.qkv.*", ["layers.*.q.*", "layers.*.k.*", "layers.*.v.*"], dim=0)
-
-
-def statuses(operator: Any, before: Any, after: Any, target: Any) -> list[str]:
-    return [promise.status for promise in operator.prove(before, after, target)]
 
 
 def heads(q: int = 8, kv: int = 4) -> OrderedDict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from proving import statuses
 from torch import nn
 
 from pytest_ckptcompat.operators import append, tile
@@ -17,10 +18,6 @@ State = OrderedDict[str, Any]
 INITS = ["zeros", "constant", "normal", "kaiming_uniform", "xavier_uniform", "mean", "multivariate_normal"]
 HEAD = OrderedDict(nn.Linear(256, 4).state_dict())
 GROWN = nn.Linear(256, 14).state_dict()
-
-
-def statuses(operator: Any, before: Any, after: Any, target: Any) -> list[str]:
-    return [promise.status for promise in operator.prove(before, after, target)]
 
 
 def test_the_origin_story_to_the_bit() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from networks import Boxes, Words, settle
 from torch import nn
+from trainings import FACTORIES, training
 
 from pytest_ckptcompat import memory
 from pytest_ckptcompat.optimizer.stage import judged as judge
@@ -18,18 +19,6 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.rules import Finding, Promise
 
     Factory = Callable[[Any], torch.optim.Optimizer]
-
-
-def training(model: nn.Module, factory: Factory, steps: int = 3) -> dict[str, Any]:
-    """A training checkpoint: the model and its optimizer after some steps, as most people save them."""
-    optimizer = factory(model.parameters())
-    for seed in range(steps):
-        generator = torch.Generator().manual_seed(seed)
-        for parameter in model.parameters():
-            parameter.grad = torch.randn(parameter.shape, generator=generator)
-        optimizer.step()
-    saved = {"epoch": 3, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    return copy.deepcopy(saved)
 
 
 def grown(
@@ -96,18 +85,6 @@ def judged(
 
 def statuses(promises: list[Promise]) -> dict[str, str]:
     return {promise.name: promise.status for promise in promises}
-
-
-FACTORIES: dict[str, Factory] = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "fused": lambda p: torch.optim.AdamW(p, fused=True),
-    "foreach": lambda p: torch.optim.Adam(p, foreach=True),
-    "amsgrad": lambda p: torch.optim.Adam(p, amsgrad=True),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, momentum=0.9, centered=True),
-    "adagrad": torch.optim.Adagrad,
-}
 
 
 @pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES)

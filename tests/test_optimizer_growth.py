@@ -7,6 +7,7 @@ import pytest
 import torch
 from networks import Boxes, Words, settle
 from torch import nn
+from trainings import FACTORIES, trained
 
 from pytest_ckptcompat.checkpoint import open_checkpoint
 from pytest_ckptcompat.operators import append, rename, strip_prefix, tile
@@ -23,31 +24,12 @@ Factory = Any
 HEAD = ("out2.weight", "out2.bias")
 
 
-def trained(model: nn.Module, factory: Factory, steps: int = 3) -> torch.optim.Optimizer:
-    optimizer = factory(model.parameters())
-    for seed in range(steps):
-        generator = torch.Generator().manual_seed(seed)
-        for parameter in model.parameters():
-            parameter.grad = torch.randn(parameter.shape, generator=generator)
-        optimizer.step()
-    return optimizer
-
-
 def by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
     return {name: dict(optimizer.state[parameter]) for name, parameter in model.named_parameters()}
 
 
 def meta(model: nn.Module) -> dict[str, torch.Tensor]:
     return {key: value.to("meta") for key, value in model.state_dict().items()}
-
-
-FACTORIES = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
-    "adam": torch.optim.Adam,
-    "fused": lambda p: torch.optim.AdamW(p, fused=True),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, momentum=0.9, centered=True),
-    "adagrad": torch.optim.Adagrad,
-}
 
 
 @pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES)

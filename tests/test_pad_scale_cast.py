@@ -7,17 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from proving import statuses
 from torch import nn
 from torch.nn import functional
 
 from pytest_ckptcompat.errors import RecipeError
 from pytest_ckptcompat.operators import cast, pad, scale
 from pytest_ckptcompat.recipe import Recipe
-
-
-def statuses(operator: Any, before: Any, after: Any, target: Any) -> list[str]:
-    return [promise.status for promise in operator.prove(before, after, target)]
-
 
 # -- pad -----------------------------------------------------------------------------------------------------
 

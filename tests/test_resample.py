@@ -6,15 +6,12 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from proving import statuses
 from torch.nn import functional
 
 from pytest_ckptcompat.errors import RecipeError
 from pytest_ckptcompat.operators import resample
 from pytest_ckptcompat.recipe import Recipe
-
-
-def statuses(operator: Any, before: Any, after: Any, target: Any) -> list[str]:
-    return [promise.status for promise in operator.prove(before, after, target)]
 
 
 def applied(operator: Any, old: torch.Tensor, *sizes: int) -> torch.Tensor:

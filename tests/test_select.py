@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import Boxes, settle
+from proving import statuses
 from torch import nn
 
 from pytest_ckptcompat.errors import RecipeError
@@ -18,10 +19,6 @@ from pytest_ckptcompat.recipe import Recipe
 ANIMALS = select(
     "out2.*", dim=0, old_names=["ant", "bee", "cat", "dog"], new_names=["dog", "emu", "ant"], missing="mean"
 )
-
-
-def statuses(operator: Any, before: Any, after: Any, target: Any) -> list[str]:
-    return [promise.status for promise in operator.prove(before, after, target)]
 
 
 def images(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:

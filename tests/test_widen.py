@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import settle
+from proving import statuses
 from torch import nn
 from torch.nn import functional
 
@@ -82,10 +83,6 @@ def vectors(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
 CHANNELS = widen("conv", ["side", "fc1"], norms=["bn1", "slopes", "depthwise"])
 HIDDEN = widen("fc1", ["fc2"], norms=["bn2", "slope"])
 GATES = widen(["layers.*.gate", "layers.*.up"], ["layers.*.down"])
-
-
-def statuses(operator: Any, before: Any, after: Any, target: Any) -> list[str]:
-    return [promise.status for promise in operator.prove(before, after, target)]
 
 
 def kept(source: Callable[[], nn.Module], old: nn.Module, new: nn.Module, state: Any, batches: Any) -> bool:

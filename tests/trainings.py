@@ -1,0 +1,43 @@
+"""Models and optimizers as some steps of training leave them."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+    Factory = Callable[[Any], torch.optim.Optimizer]
+
+FACTORIES: dict[str, Factory] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "fused": lambda p: torch.optim.AdamW(p, fused=True),
+    "foreach": lambda p: torch.optim.Adam(p, foreach=True),
+    "amsgrad": lambda p: torch.optim.Adam(p, amsgrad=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, momentum=0.9, centered=True),
+    "adagrad": torch.optim.Adagrad,
+}
+
+
+def trained(model: nn.Module, factory: Factory, steps: int = 3) -> torch.optim.Optimizer:
+    """The model's optimizer after some steps along seeded gradients."""
+    optimizer = factory(model.parameters())
+    for seed in range(steps):
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+    return optimizer
+
+
+def training(model: nn.Module, factory: Factory = torch.optim.AdamW, steps: int = 3) -> dict[str, Any]:
+    """A training checkpoint: the model and its optimizer after some steps, as most people save them."""
+    optimizer = trained(model, factory, steps)
+    return copy.deepcopy({"epoch": 3, "model": model.state_dict(), "optimizer": optimizer.state_dict()})
