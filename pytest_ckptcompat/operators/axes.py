@@ -65,8 +65,8 @@ class Axes(KeyWise):
         """Every element has moved to where its index, put into the new order, says."""
 
         def faults() -> Iterator[str]:
-            for key in keys.select(self.key, before.keys()):
-                if isinstance(before[key], torch.Tensor) and self._fits(key, before, target):
+            for key in self.tensors(before):
+                if self._fits(key, before, target):
                     old, new = materialise(before[key]), materialise(after[key])
                     for axis, came in enumerate(self.order):
                         if new.shape[axis] != old.shape[came]:

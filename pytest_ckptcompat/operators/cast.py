@@ -73,9 +73,7 @@ class cast(KeyWise):
         rounding = Rounding()
 
         def faults() -> Iterator[str]:
-            for key in keys.select(self.key, before.keys()):
-                if not isinstance(before[key], torch.Tensor):
-                    continue
+            for key in self.tensors(before):
                 old, new = materialise(before[key]), materialise(after[key])
                 dtype = self._wanted(key, old, target)
                 if dtype is None:

@@ -93,8 +93,8 @@ class inflate(KeyWise):
         """The frames add up to the old kernel: all alike, or all zero but the middle one."""
 
         def faults() -> Iterator[str]:
-            for key in keys.select(self.key, before.keys()):
-                time = self._frames(key, before, target) if isinstance(before[key], torch.Tensor) else None
+            for key in self.tensors(before):
+                time = self._frames(key, before, target)
                 if time is not None:
                     yield from self._faults(key, materialise(before[key]), materialise(after[key]), time)
 

@@ -60,6 +60,10 @@ class KeyWise(Operator):
             raise self.unused(self.key, f"changes nothing: {self._as_it_is(keys[0], state, target)}")
         return plan
 
+    def tensors(self, state: State) -> list[str]:
+        """The tensors that `key` names, for the proof."""
+        return [key for key in select(self.key, state.keys()) if isinstance(state[key], torch.Tensor)]
+
     def follows(self, earlier: Operator, state: State) -> bool:
         """Tied tensors were moved along by the same operator on another of their names."""
         if (

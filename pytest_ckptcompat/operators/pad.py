@@ -54,7 +54,7 @@ class pad(KeyWise):
             raise RecipeError("pad: sizes wants pairs of numbers of zeros", key=self.key)
 
     def caveat(self, state: State, target: State) -> str:
-        for key in keys.select(self.key, state.keys()):
+        for key in self.tensors(state):
             for dim, (before, behind) in enumerate(self._margins(key, state, target)):
                 if (dim < 2 and before) or (dim >= 2 and before != behind):
                     return f"{self} moves {('outputs', 'inputs')[dim] if dim < 2 else 'the kernel'} of {key}"
@@ -98,7 +98,7 @@ class pad(KeyWise):
         """The old tensor is there, bit for bit, and everything around it is zero."""
 
         def faults() -> Iterator[str]:
-            for key in keys.select(self.key, before.keys()):
+            for key in self.tensors(before):
                 margins = self._margins(key, before, target)
                 if any(map(any, margins)):
                     yield from self._faults(key, materialise(before[key]), materialise(after[key]), margins)

@@ -100,8 +100,8 @@ class reduce(KeyWise):
         """Each row is the mean, or the sum, of those that it stands for."""
 
         def faults() -> Iterator[str]:
-            for key in keys.select(self.key, before.keys()):
-                sizes = self._sizes(key, before, target) if isinstance(before[key], torch.Tensor) else None
+            for key in self.tensors(before):
+                sizes = self._sizes(key, before, target)
                 if sizes is not None:
                     yield from self._faults(key, materialise(before[key]), materialise(after[key]), *sizes)
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from pytest_ckptcompat import keys
 from pytest_ckptcompat.errors import RecipeError
 from pytest_ckptcompat.reading.stored import materialise
 from pytest_ckptcompat.tensors import shown
@@ -158,8 +157,8 @@ class resample(KeyWise):
         """Prefix tokens are kept, and the grid is the old one times matrices that resize each side."""
 
         def faults() -> Iterator[str]:
-            for key in keys.select(self.key, before.keys()):
-                grid = self._grid(key, before, target) if isinstance(before[key], torch.Tensor) else None
+            for key in self.tensors(before):
+                grid = self._grid(key, before, target)
                 if grid is not None:
                     yield from self._faults(key, grid, materialise(before[key]), materialise(after[key]))
 

@@ -85,8 +85,8 @@ class scale(KeyWise):
         """Every element is the old one times its factor, but for the rounding of its dtype."""
 
         def faults() -> Iterator[str]:
-            for key in keys.select(self.key, before.keys()):
-                if not isinstance(before[key], torch.Tensor) or self._misfit(before[key]):
+            for key in self.tensors(before):
+                if self._misfit(before[key]):
                     continue
                 old, new = materialise(before[key]), materialise(after[key])
                 if new.shape != old.shape:

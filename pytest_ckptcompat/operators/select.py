@@ -138,8 +138,8 @@ class select(KeyWise):
 
         def faults() -> Iterator[str]:
             nonlocal count
-            for key in keys.select(self.key, before.keys()):
-                if not isinstance(before[key], torch.Tensor) or self._misfit(tuple(before[key].shape)):
+            for key in self.tensors(before):
+                if self._misfit(tuple(before[key].shape)):
                     continue
                 old, new = materialise(before[key]), materialise(after[key])
                 if new.shape[self.dim] != len(self.rows):

@@ -16,7 +16,7 @@ from pytest_ckptcompat.tensors import shown
 from .arguments import python
 from .globs import alike, filled, stars
 from .growing import drawn, generator, promise
-from .keywise import shape
+from .keywise import shape, tied
 from .operator import Operator
 from .plan import Plan, State, Write, memory
 from .units import Split, Units, shares
@@ -98,9 +98,7 @@ class widen(Operator):
     # -- at work -------------------------------------------------------------------------------------------
 
     def plan(self, state: State, target: State) -> Plan:
-        ties: dict[object, list[str]] = {}
-        for key, value in state.items():
-            ties.setdefault(memory(value), []).append(key)
+        ties = tied(state)
         plan: dict[str, list[Write]] = {}
         for units in self._layers(state, target):
             for key in chain(units.rows, units.columns):
