@@ -151,6 +151,7 @@ def test_other_dtypes(mode: Any, sizes: tuple[int, ...], dtype: torch.dtype) -> 
     "fault",
     [
         lambda w: torch.cat([w[:, :1] * 1.001, w[:, 1:]], 1),
+        lambda w: torch.cat([w[:, :1], w[:, 1:] * 1.001], 1),
         lambda w: torch.cat([w[:, :1], w[:, 1:].flip(1)], 1),
         lambda w: torch.cat([w[:, :1], w[:, 1:].unflatten(1, (9, 9)).transpose(1, 2).flatten(1, 2)], 1),
         lambda w: torch.cat([w[:, 1:], w[:, :1]], 1),
