@@ -11,6 +11,7 @@ import pytest
 
 from .case import Case, Named
 from .errors import RecipeError
+from .lines import Lines
 from .session import CASE, PATHS, named
 from .sources import ids
 from .waivers import allow
@@ -19,7 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_HEADING = re.compile(r"^[ \t]*\[\[[ \t]*check[ \t]*\]\]", re.MULTILINE)
+
+class _MisstatedError(ValueError):
+    """What is wrong with a table, and where in it: ``("recipe", 0)`` and a key of that, or of the check."""
+
+    def __init__(self, text: str, table: dict[str, Any], inner: tuple[str, int] | None = None) -> None:
+        super().__init__(text)
+        self.inner = inner
+        said = re.findall(r"\w+", re.sub(r"^allow\(.*?\): ", "", text))
+        self.key = next((word for word in said[:7] if word in table), "")
 
 
 class CheckFile(pytest.File):
@@ -36,24 +45,26 @@ class CheckFile(pytest.File):
             content = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise self.CollectError(f"{self.path}: {error}") from None
+        tables = content.get("check", [])
+        lines = Lines(text, len(tables) if isinstance(tables, list) else 0)
         for key in content:
             if key != "check":
-                raise self.CollectError(f"{self.path}: unknown {key!r}: every table is a [[check]]")
-        lines = [text.count("\n", 0, found.start()) + 1 for found in _HEADING.finditer(text)]
-        tables = content.get("check", [])
+                hint = f"write [[check.{key}]], below its [[check]]" if key in _INNER else _EVERY
+                raise self.CollectError(f"{self.path}:{lines.top(key)}: unknown {key!r}: {hint}")
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-            raise self.CollectError(f"{self.path}: write [[check]], not [check]")
+            raise self.CollectError(f"{self.path}:{lines.top('check')}: write [[check]], not [check]")
         names: set[str] = set()
         for number, table in enumerate(tables):
-            line = lines[number] if len(lines) == len(tables) else 1
             try:
                 name, case = _declared(table, number)
                 if name in names:
-                    raise ValueError(f"there are two checks called {name!r}")
-            except ValueError as error:
-                raise self.CollectError(f"{self.path}:{line}: [[check]]: {error}") from None
+                    raise _MisstatedError(f"name: there are two checks called {name!r}", table)
+            except _MisstatedError as error:
+                line = lines.of(number, error.inner, error.key)
+                heading = f"check.{error.inner[0]}" if error.inner else "check"
+                raise self.CollectError(f"{self.path}:{line}: [[{heading}]]: {error}") from None
             names.add(name)
-            yield from self._items(name, case, line)
+            yield from self._items(name, case, lines.of(number))
 
     def _items(self, name: str, case: Case, line: int) -> Iterator[CheckItem]:
         alone = CheckItem.from_parent(self, name=name, case=case, paths=[], line=line)
@@ -93,40 +104,52 @@ def _declared(table: dict[str, Any], number: int) -> tuple[str, Case]:
     """The name and the case of a table.
 
     Raises:
-        ValueError: a key is unknown, missing or of a wrong type.
+        _MisstatedError: a key is unknown, missing or of a wrong type.
     """
-    table = dict(table)
-    name = table.pop("name", f"check-{number + 1}")
+    arguments = dict(table)
+    name = arguments.pop("name", f"check-{number + 1}")
     if not isinstance(name, str) or not name:
-        raise ValueError(f"name wants a text, not {name!r}")
+        raise _MisstatedError(f"name wants a text, not {name!r}", table)
+    for inner in _INNER:
+        value = table.get(inner, [])
+        tables = isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+        if not tables and not (inner == "recipe" and isinstance(value, str)):
+            raise _MisstatedError(f"{inner} wants tables: write [[check.{inner}]]", table)
     if isinstance(table.get("recipe"), list):
-        table["recipe"] = _recipe(table["recipe"])
+        arguments["recipe"] = _recipe(table["recipe"])
     if "allow" in table:
-        table["allow"] = [_waiver(entry) for entry in _tables("allow", table["allow"])]
+        arguments["allow"] = [_waiver(entry, place) for place, entry in enumerate(table["allow"])]
     if isinstance(table.get("optimizer"), str):
-        table["optimizer"] = Named(table["optimizer"])
-    return name, Case.of(**table)
+        arguments["optimizer"] = Named(table["optimizer"])
+    try:
+        return name, Case.of(**arguments)
+    except ValueError as error:
+        raise _MisstatedError(str(error), table) from None
 
 
-def _recipe(tables: Any) -> Any:
+_INNER = ("recipe", "allow")
+_EVERY = "every table is a [[check]]"
+
+
+def _recipe(tables: list[dict[str, Any]]) -> Any:
     from .recipe import Recipe
 
+    recipe = Recipe()
+    for count, table in enumerate(tables, 1):
+        try:
+            recipe = Recipe.from_tables(tables[:count])
+        except RecipeError as error:
+            raise _MisstatedError(str(error), table, ("recipe", count - 1)) from None
+    return recipe
+
+
+def _waiver(entry: dict[str, Any], place: int) -> Any:
+    unknown = [key for key in entry if key not in ("rule", "key", "reason", "until")]
     try:
-        return Recipe.from_tables(_tables("recipe", tables))
-    except RecipeError as error:
-        raise ValueError(f"recipe: {error}") from None
-
-
-def _waiver(entry: dict[str, Any]) -> Any:
-    unknown = set(entry) - {"rule", "key", "reason", "until"}
-    if unknown:
-        raise ValueError(f"allow: unknown {min(unknown)!r}: known are rule, key, reason, until")
-    if "rule" not in entry or "reason" not in entry:
-        raise ValueError("allow wants at least rule and reason")
-    return allow(entry["rule"], entry.get("key", "*"), reason=entry["reason"], until=entry.get("until"))
-
-
-def _tables(name: str, value: Any) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise ValueError(f"{name} wants tables: write [[check.{name}]]")
-    return value
+        if unknown:
+            raise ValueError(f"allow: unknown {unknown[0]!r}: known are rule, key, reason, until")
+        if "rule" not in entry or "reason" not in entry:
+            raise ValueError("allow wants at least rule and reason")
+        return allow(entry["rule"], entry.get("key", "*"), reason=entry["reason"], until=entry.get("until"))
+    except ValueError as error:
+        raise _MisstatedError(str(error), entry, ("allow", place)) from None

@@ -56,13 +56,18 @@ def ids(paths: Sequence[str]) -> list[str]:
 
 
 class Shelf:
-    """Checkpoints that were opened in this run, so that no header is read twice."""
+    """Checkpoints that were opened in this run, so that no header is read twice.
+
+    Attributes:
+        rewritten: the lock files that ``--ckpt-lock-update`` has changed.
+    """
 
     def __init__(self, limits: Limits, hook: HookRelay, *, update_locks: bool = False) -> None:
         self._limits = limits
         self._hook = hook
         self._update_locks = update_locks
         self._opened: dict[str, Contents | CheckpointError] = {}
+        self.rewritten: list[str] = []
 
     def contents(self, path: str) -> Contents:
         """What is in the file, its header read now or earlier.
@@ -90,7 +95,10 @@ class Shelf:
         if self._update_locks and contents.header.format == "lock":
             from .lock import update
 
+            before = Path(path).read_bytes()
             update(path, self._limits)
+            if Path(path).read_bytes() != before:
+                self.rewritten.append(path)
             contents = read_contents(path, limits=self._limits, hook=self._hook)
         return contents
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .session import REPORTS, settings
+from .session import REPORTS, settings, shelf
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -52,8 +52,11 @@ class Summary:
             return
         if not self._config.option.ckpt_report or _another_rank_writes():
             return
+        from .keys import natural
         from .outcomes import write
 
+        if self._config.getoption("numprocesses", None):  # as they came in, each run would have another order
+            self._checks.sort(key=lambda each: natural(each[0]))
         for kind, path in settings(self._config).reports:
             try:
                 write(kind, path, self._checks)
@@ -84,6 +87,11 @@ class Summary:
         counts = [f"{len(passed)} of {len(self._checks)} checks passed"] if self._checks else []
         if self._without:
             counts.append(f"{self._without} skipped: no checkpoint (--ckpt, --ckpt-required)")
+        if chosen.update_locks:
+            changed = ", ".join(shelf(self._config).rewritten)
+            counts.append(
+                f"locks rewritten: {changed} (git diff shows how)" if changed else "no lock changed"
+            )
         if counts:
             terminalreporter.line("; ".join(counts))
         for text in self._unwritten:

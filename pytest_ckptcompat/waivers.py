@@ -42,7 +42,9 @@ def allow(rule: str, key: str = "*", *, reason: str, until: str | date | None = 
     Raises:
         ValueError: the rule is unknown or no finding, the reason empty, or the date no date.
     """
-    if rule not in RULES or rule in _OF_WAIVERS:
+    if not isinstance(key, str):
+        raise ValueError(f"allow: key wants a key or a glob, not {key!r}")
+    if not isinstance(rule, str) or rule not in RULES or rule in _OF_WAIVERS:
         raise ValueError(f"allow: no rule {rule!r} that can be waived; 'ckptcompat rules' lists them")
     if not isinstance(reason, str) or not reason.strip():
         raise ValueError(f"allow({rule!r}, {key!r}): say why: reason=...")

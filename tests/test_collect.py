@@ -1,6 +1,18 @@
 """``ckptcompat.toml``: the gate without a line of test code."""
 
+import json
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
 import pytest
+from readme import ROOT, block
+
+import pytest_ckptcompat
+from pytest_ckptcompat.case import Case
+from pytest_ckptcompat.collect import _declared
+from pytest_ckptcompat.operators import OPERATORS
+from pytest_ckptcompat.rules import RULES
 
 CHECK = """
 [[check]]
@@ -97,7 +109,7 @@ def test_the_model_is_importable_from_beside_the_file(project):
         ("[[checks]]\nmodel = 'nets:V1'", "unknown 'checks'"),
         (
             "\n\n[[check]]\nmodel = 'nets:V1'\ninput = '3x6'",
-            "ckptcompat.toml:3: [[check]]: unknown argument input=",
+            "ckptcompat.toml:5: [[check]]: unknown argument input=",
         ),
         ("[[check]]\nname = 'a'", "model= is missing"),
         ("[[check]]\nmodel = 'nets.V1'", "write 'package.module:name'"),
@@ -107,6 +119,30 @@ def test_the_model_is_importable_from_beside_the_file(project):
         ("[[check]]\nmodel = 'nets:V1'\n[check.recipe]\nop = 'tile'", "recipe"),
         ("[[check]]\nmodel = 'nets:V1'\n[[check.allow]]\nrule = 'missing-key'", "at least rule and reason"),
         ("[[check]]\nmodel = 'nets:V1'\n[[check.allow]]\nrules = 'missing-key'", "allow: unknown 'rules'"),
+        (
+            "[[check]]\nmodel = 'nets:V1'\n\n[[recipe]]\nop = 'tile'",
+            "toml:4: unknown 'recipe': write [[check.recipe]]",
+        ),
+        ("[[check]]\nmodel = 'nets:V1'\n[other]\nx = 1", "toml:3: unknown 'other'"),
+        ("stray = 1\n[[check]]\nmodel = 'nets:V1'", "toml:1: unknown 'stray'"),
+        (
+            "[[check]]\nmodel = 'nets:V1'\n[[check.recipe]]\nop = 'tile'\nkey = 'a'\ndim = 0\n"
+            "[[check.recipe]]\nop = 'tile'\n# note\nkeys = 'b'\ndim = 0",
+            "toml:10: [[check.recipe]]: tile: unknown 'keys': did you mean 'key'?",
+        ),
+        (
+            "[[check]]\nmodel = 'nets:V1'\n[[check]]\nname = 'b'\nmodel = 'nets:V1'\n"
+            "[[check.allow]]\nrule = 'missing-key'\nkey = 3\nreason = 'r'",
+            "toml:8: [[check.allow]]: allow: key wants a key or a glob, not 3",
+        ),
+        (
+            "[[check]]\nmodel = 'nets:V1'\nrecipe = [\n  { op = 'tile', key = 'a', dim = 'x' }]",
+            "toml:3: [[check.recipe]]: tile: dim wants a whole number",
+        ),
+        (
+            '[[check]]\nname = """\n[[check]]\n"""\nmodel = \'nets:V1\'\nkey = 1',
+            "toml:1: [[check]]: unknown argument key=",  # a heading inside a text: no line is better than a wrong one
+        ),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(project, text, told):
@@ -139,15 +175,59 @@ def test_an_optimizer_is_named_too(project):
     assert "optimizer-missing" in out(result)
 
 
-def test_the_schema_for_editors_knows_what_a_table_may_hold():
-    import json
-    from dataclasses import fields
-    from pathlib import Path
+def test_many_releases_at_once_are_reported_in_their_order(project):
+    for version in (2, 10, 9, 1):
+        (project.path / f"r{version}.pth").write_bytes((project.path / "v1.pth").read_bytes())
+    toml(project, CHECK.replace('"v1.pth"', '"r*.pth"'))
+    project.runpytest("-n2", "--ckpt-report=json:run.json").assert_outcomes(passed=4)
+    checks = json.loads((project.path / "run.json").read_text())["checks"]
+    names = [check["nodeid"].partition("::")[2] for check in checks]
+    assert names == ["grown[r1.pth]", "grown[r2.pth]", "grown[r9.pth]", "grown[r10.pth]"]
 
-    import pytest_ckptcompat
-    from pytest_ckptcompat.case import Case
 
-    path = Path(pytest_ckptcompat.__file__).parent / "ckptcompat.schema.json"
-    table = json.loads(path.read_text())["properties"]["check"]["items"]
-    assert set(table["properties"]) == {"name", *(field.name for field in fields(Case))}
-    assert table["additionalProperties"] is False
+# -- the schema for editors --------------------------------------------------------------------------------
+
+SCHEMA = json.loads((Path(pytest_ckptcompat.__file__).parent / "ckptcompat.schema.json").read_text())
+TABLE = SCHEMA["properties"]["check"]["items"]
+
+
+def test_the_schema_knows_what_a_table_may_hold():
+    assert set(TABLE["properties"]) == {"name", *(field.name for field in fields(Case))}
+    assert TABLE["additionalProperties"] is False
+    tables = TABLE["properties"]["recipe"]["oneOf"][1]["items"]["properties"]
+    assert tables["op"]["examples"] == sorted(OPERATORS)
+    rules = TABLE["properties"]["allow"]["items"]["properties"]["rule"]["enum"]
+    assert rules == [rule for rule in RULES if not rule.startswith("waiver-")]
+
+
+FIVE = block("gate: five lines")
+SHOWN = [
+    *(path.read_text(encoding="utf-8") for path in sorted((ROOT / "examples").rglob("ckptcompat.toml"))),
+    *(FIVE, FIVE + block("gate: recipe"), block("gate: releases"), CHECK),
+]
+
+
+@pytest.mark.parametrize("text", SHOWN)
+def test_the_schema_takes_what_we_show(text):
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.validate(tomllib.loads(text), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        'input = "3x6"', 'direction = "both"', 'device = "gpu"', 'model = "nets.V1"', "ckpt = 3", "protect = 3",
+        '[[check.recipe]]\nkey = "a"', '[[check.allow]]\nrule = "missing-key"',
+        '[[check.allow]]\nrule = "missing-keys"\nreason = "r"',
+        '[[check.allow]]\nrules = "missing-key"\nreason = "r"',
+    ],
+)  # fmt: skip
+def test_the_schema_refuses_what_the_run_refuses(more):
+    jsonschema = pytest.importorskip("jsonschema")
+    model = "" if more.startswith("model") else 'model = "nets:V1"\n'
+    content = tomllib.loads(f"[[check]]\n{model}{more}")
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(content, SCHEMA)
+    with pytest.raises(ValueError, match=r"\w"):
+        _declared(content["check"][0], 0)

@@ -136,10 +136,14 @@ def test_lock_update(project):
     write_lock(lock, lock_of_checkpoint(open_checkpoint(str(project.path / "v1.pth")), lock))
     torch.save({"head.weight": torch.zeros(4, 9)}, project.path / "v1.pth")
     project.runpytest("--ckpt=v1.ckpt.json").assert_outcomes(passed=1)
-    project.runpytest("--ckpt=v1.ckpt.json", "--ckpt-lock-update").assert_outcomes(failed=1)
+    result = project.runpytest("--ckpt=v1.ckpt.json", "--ckpt-lock-update")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*locks rewritten: v1.ckpt.json (git diff shows how)"])
     assert json.loads((project.path / "v1.ckpt.json").read_text())["tensors"] == {
         "head.weight": ["float32", [4, 9]]
     }
+    result = project.runpytest("--ckpt=v1.ckpt.json", "--ckpt-lock-update")
+    result.stdout.fnmatch_lines(["*no lock changed"])
     result = project.runpytest("--ckpt=v1.ckpt.json", "--ckpt-lock-update", "-n2")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
 

@@ -36,8 +36,25 @@ def rules(report):
 
 
 def test_a_change_that_can_be_rolled_back(net):
-    for direction in ("backward", "forward", "full"):
-        assert check(Boxes, net, direction=direction).ok
+    reports = {
+        direction: check(Boxes, net, direction=direction) for direction in ("backward", "forward", "full")
+    }
+    assert all(report.ok for report in reports.values())
+    assert {direction: report.verdict for direction, report in reports.items()} == {
+        "backward": "net.pth fits networks.Boxes: 28 of 28 keys match",
+        "forward": "net.pth: a rollback from networks.Boxes is possible",
+        "full": "net.pth fits networks.Boxes: 28 of 28 keys match, and a rollback is possible",
+    }
+
+
+def test_the_verdict_says_that_it_is_the_rollback_that_fails(net):
+    verdict = check(Grown, net, direction="forward").verdict
+    counts = "2 mismatched, 0 missing, 0 unexpected for the released model"
+    assert verdict == f"net.pth: no rollback from networks.Grown: {counts}"
+    from pytest_ckptcompat import Recipe, tile
+
+    grown = check(Grown, net, direction="full", recipe=Recipe(tile("out2.*", dim=0)))
+    assert grown.verdict == f"net.pth fits networks.Grown, but no rollback from it: {counts}"
 
 
 def test_a_grown_head_fails_a_rollback_though_the_recipe_loads(net):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,10 @@ class Report:
     def verdict(self) -> str:
         """The one line for a summary: what was found first, and how much."""
         if self.ok:
-            return f"{self.checkpoint} fits {self.model}{self._how()}: {self._kept()}"
+            if not self.total and self._rolls_back:
+                return f"{self.checkpoint}: a rollback from {self.model} is possible"
+            rollback = ", and a rollback is possible" if self._rolls_back else ""
+            return f"{self.checkpoint} fits {self.model}{self._how()}: {self._kept()}{rollback}"
         first = self.errors[0]
         if not self.checkpoint:
             return f"{self.model}: {_one_line(first)}"
@@ -96,6 +100,18 @@ class Report:
             return f"{self.checkpoint} does not fit {self.model}: {why}{counts} ({self._kept()})"
         if first.rule in _UNREAD:
             return f"{self.checkpoint} was not checked against {self.model}: {_one_line(first)}"
+        if first.rule.startswith("rollback-"):
+            found = Counter(each.rule.removeprefix("rollback-") for each in self.errors)
+            counts = (
+                f"{found['mismatch']} mismatched, {found['missing']} missing, "
+                f"{found['unexpected']} unexpected for the released model"
+            )
+            fits = (
+                f" fits {self.model}, but no rollback from it"
+                if self.total
+                else f": no rollback from {self.model}"
+            )
+            return f"{self.checkpoint}{fits}: {counts}"
         more = len(self.errors) - 1
         others = f" (and {more} more)" if more else ""
         fits = f"fits {self.model}, but" if self.total else "fails:"
@@ -177,6 +193,10 @@ class Report:
         from .terminal import render
 
         return render(self)
+
+    @property
+    def _rolls_back(self) -> bool:
+        return any(stage.name == "compare-forward" and stage.status == "passed" for stage in self.stages)
 
     def _how(self) -> str:
         return " with the recipe" if self.recipe else ""
