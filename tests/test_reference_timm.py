@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_ckptcompat import Recipe
-from pytest_ckptcompat.operators import repeat_channels, resample
+from pytest_ckptcompat import Recipe, open_checkpoint
+from pytest_ckptcompat.apply import apply
+from pytest_ckptcompat.operators import repeat_channels, resample, tile
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 models = pytest.importorskip("timm.models")
 layers = pytest.importorskip("timm.layers")
@@ -71,3 +77,29 @@ def test_patch_kernels_of_another_size_are_timms(seed: int, side: int, size: tup
     ours = applied(resample("x", size=size, mode="pinv"), kernel, 4, 3, *size)
     theirs = layers.resample_patch_embed(kernel, list(size))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+
+
+def test_timm_loads_what_apply_writes(tmp_path: Path) -> None:
+    """A vision transformer for larger pictures of more channels and more classes, through timm's own loader."""
+    timm = pytest.importorskip("timm")
+    small = {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 16}
+    larger = {"img_size": 64, "in_chans": 5, "num_classes": 6, **small}
+    old = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=4, **small)
+    torch.save({"state_dict": old.state_dict(), "arch": "vit"}, tmp_path / "old.pth.tar")
+    recipe = Recipe(
+        resample("pos_embed", prefix_tokens=1),
+        repeat_channels("patch_embed.proj.weight"),
+        tile("head.*", dim=0),
+    )
+    new = timm.create_model("vit_tiny_patch16_224", **larger)
+    apply(open_checkpoint(tmp_path / "old.pth.tar"), new, recipe, tmp_path / "new.pth.tar")
+    loaded = timm.create_model(
+        "vit_tiny_patch16_224", checkpoint_path=str(tmp_path / "new.pth.tar"), **larger
+    )
+    theirs = layers.resample_abs_pos_embed(old.pos_embed, [4, 4])
+    torch.testing.assert_close(loaded.pos_embed, theirs, rtol=1e-5, atol=1e-6)
+    assert torch.equal(
+        loaded.patch_embed.proj.weight, models.adapt_input_conv(5, old.patch_embed.proj.weight)
+    )
+    assert torch.equal(loaded.head.weight, torch.cat([old.head.weight, old.head.weight[:2]]))
+    assert torch.equal(loaded.norm.weight, old.norm.weight)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from pytest_ckptcompat.operators import append, concat, insert_block, reduce, split, transpose
+from pytest_ckptcompat import open_checkpoint
+from pytest_ckptcompat.apply import apply
+from pytest_ckptcompat.operators import append, concat, insert_block, reduce, split, tie, transpose
 from pytest_ckptcompat.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 transformers = pytest.importorskip("transformers")
 
@@ -132,3 +137,22 @@ def test_conv1d_of_gpt2_is_a_linear_transposed() -> None:
     linear.load_state_dict(Recipe(transpose("*.h.*.weight")).apply(gpt2.state_dict(), linear.state_dict()))
     gpt2, linear = gpt2.double().eval(), linear.double().eval()
     torch.testing.assert_close(logits(linear, tokens()), logits(gpt2, tokens()), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("shards", ["1GB", "8KB"])
+def test_from_pretrained_loads_what_apply_writes(tmp_path: Path, shards: str) -> None:
+    """From a file of theirs, sharded or not, to a file of theirs: words and a block more, the same logits."""
+    old = llama(tie_word_embeddings=True)
+    old.save_pretrained(tmp_path / "old", max_shard_size=shards)
+    (single,) = list((tmp_path / "old").glob("model.safetensors")) or [tmp_path / "old"]
+    new = llama(tie_word_embeddings=True, vocab_size=40, num_hidden_layers=4)
+    recipe = Recipe(
+        append("model.embed_tokens.weight", dim=0, init="mean"),
+        insert_block("model.layers.2", at=3, zero=["self_attn.o_proj.*", "mlp.down_proj.*"]),
+        tie(["model.embed_tokens.weight", "lm_head.weight"]),  # of tied tensors their files hold one
+    )
+    new.config.save_pretrained(tmp_path / "new")
+    apply(open_checkpoint(single), new, recipe, tmp_path / "new" / "model.safetensors")
+    loaded = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "new", dtype=torch.float64).eval()
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    torch.testing.assert_close(logits(loaded, tokens())[..., :37], logits(old, tokens()), rtol=0, atol=1e-9)
