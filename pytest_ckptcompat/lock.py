@@ -107,7 +107,11 @@ def update(path: str, limits: Limits) -> None:
         known = False
     if not known:
         raise CheckpointError(f"{escape(path)} does not say what it was made of: lock it anew")
-    write_lock(path, _made_anew(path, source, limits))
+    try:
+        content = _made_anew(path, source, limits)
+    except CheckpointError as error:
+        raise CheckpointError(f"{escape(path)} can't be made anew: {error}") from None
+    write_lock(path, content)
 
 
 def _made_anew(path: str, source: Mapping[str, Any], limits: Limits) -> Content:
