@@ -331,6 +331,16 @@ def test_moments_are_those_of_the_new_networks_own_gradients(split: str) -> None
         assert bool((squares >= 0.001 * gradient**2 - 1e-14).all())
 
 
+def test_a_copy_that_counts_nothing_does_not_begin_with_a_second_moment_of_zero() -> None:
+    """It has no gradient yet; with a zero there its first real step would be a leap."""
+    operator = widen("one", ["two"], to=3, split="zero")
+    old = {"one.weight": torch.tensor([[1.0], [4.0]]), "two.weight": torch.ones(1, 2)}
+    [write] = operator.edit(old, {}).plan["one.weight"]
+    assert write.carry is not None
+    assert write.carry(True, old["one.weight"]).flatten().tolist() == [1, 4, 1]
+    assert write.carry(False, old["one.weight"]).flatten().tolist() == [1, 4, 0]
+
+
 @pytest.mark.parametrize(
     ("operator", "text"),
     [
