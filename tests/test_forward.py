@@ -344,8 +344,37 @@ def test_autocast_is_given_its_tolerance(on_second_pass):
     assert "allowed 5e-02, autocast" in outcome.detail
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), SystemExit(1)])
+def test_a_disagreement_is_told_even_if_a_further_pass_raises(on_second_pass, error):
+    def once(x):
+        number = next(on_second_pass)
+        if number > 1:
+            raise error
+        return x + number
+
+    outcome = forward(Computes(once), ONE, "cuda")
+    assert outcome.status == "failed"
+    assert outcome.findings[0].rule == "forward-disagree"
+
+
+def test_a_lost_context_is_told_once(monkeypatch):
+    """By the pass that lost it, and not again when the memory is to be given back."""
+
+    def lost():
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lost)
+    release()
+
+
 class TestCuda:
     pytestmark = gpu
+
+    @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two cards")
+    def test_a_model_that_put_itself_on_the_first_card_runs_on_the_second(self):
+        outcome = forward(nn.Linear(4, 4).cuda(), ONE, "cuda:1")
+        assert outcome.status == "passed", outcome.detail
 
     def test_a_pass_tells_card_time_memory_and_agreement(self):
         model = Net()

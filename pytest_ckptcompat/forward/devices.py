@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
+from contextlib import suppress
 from typing import Self
 
 import torch
@@ -64,7 +65,8 @@ def release() -> None:
     """Give back the memory of models and outputs that nothing refers to any more, on the card too."""
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # a kernel that failed has taken the context along; that was told
+            torch.cuda.empty_cache()
 
 
 class Meter:
