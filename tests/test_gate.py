@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import sys
 from textwrap import indent
 from typing import Any
 
@@ -23,6 +24,7 @@ NORM = "nn.BatchNorm2d(to), "
 def repository(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """As it was when net.pth was released: the code of that day, the lock, the README's five lines."""
     monkeypatch.syspath_prepend(str(pytester.path))
+    monkeypatch.delitem(sys.modules, "onet", raising=False)  # another test's
     for name in ("onet.py", "net.pth"):
         shutil.copy(ROOT / "examples/onet" / name, pytester.path)
     edit(pytester, TODAY, RELEASED)

@@ -22,6 +22,9 @@ def onet(monkeypatch):
     folder = ROOT / "examples" / "onet"
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "onet", raising=False)
+    yield
+    sys.modules.pop("onet", None)  # other tests edit copies of it
 
 
 # -- blocks ------------------------------------------------------------------------------------------------
