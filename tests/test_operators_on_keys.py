@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from proving import statuses
 from torch import nn
 
 from pytest_ckptcompat.errors import RecipeError
@@ -33,7 +34,11 @@ def carried(operator: Operator, state: State, expected: dict[str, str]) -> None:
     for key, old in expected.items():
         assert new[key] is state[old]
         assert torch.equal(state[old], before[old])
-    assert {promise.status for promise in operator.prove(state, new, {})} == {"kept"}
+    assert statuses(operator, state, new, {}) == ["kept"]
+    for key in operator.keys if isinstance(operator, tie) else new:  # of others, a tie promises nothing
+        if new[key].numel():
+            assert statuses(operator, state, {**new, key: new[key] + 1e-9}, {}) == ["broken"]
+        assert statuses(operator, state, {name: new[name] for name in new if name != key}, {}) == ["broken"]
 
 
 @few

@@ -72,9 +72,11 @@ class tie(Operator):
         def faults() -> Iterator[str]:
             for first, others in self._groups(before):
                 for other in others:
-                    if other not in after or memory(after[other]) != memory(after[first]):
+                    if not (
+                        first in after and other in after and memory(after[other]) == memory(after[first])
+                    ):
                         yield f"{escape(other)} does not share the memory of {escape(first)}"
-                if isinstance(before[first], torch.Tensor):
+                if isinstance(before[first], torch.Tensor) and first in after:
                     yield from differing(first, before[first], after[first])
 
         return [promise(f"{self}: shared", faults())]
