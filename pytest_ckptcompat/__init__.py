@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .check import check
     from .checkpoint import Checkpoint, open_checkpoint
     from .errors import CheckpointError, RecipeError
     from .operators.append import append
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from .operators.tie import tie
     from .operators.tile import tile
     from .operators.widen import widen
+    from .pipeline import check
     from .recipe import Recipe
     from .reports.report import Report
     from .rules import Finding, Stage
@@ -50,7 +50,7 @@ _HOMES = {
     "allow": "waivers",
     "append": "operators",
     "cast": "operators",
-    "check": "check",
+    "check": "pipeline",
     "concat": "operators",
     "custom": "operators",
     "drop": "operators",

@@ -130,7 +130,7 @@ def _diff(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from .case import Case, Named
-    from .check import Check
+    from .pipeline import Check
     from .recipe import Recipe
     from .reports.terminal import render
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .case import Case
-    from .check import Check
     from .checkpoint import Checkpoint
     from .collect import CheckFile
+    from .pipeline import Check
     from .reports.report import Report
     from .reports.unread import Unread
 

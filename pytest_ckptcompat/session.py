@@ -12,8 +12,8 @@ import pytest
 
 if TYPE_CHECKING:
     from .case import Case
-    from .check import Check
     from .checkpoint import Checkpoint
+    from .pipeline import Check
     from .reports.report import Report
     from .settings import Settings
     from .sources import Shelf
@@ -87,7 +87,7 @@ def run(
 
     with warnings.catch_warnings():  # as it is imported, torch misses numpy, which nobody needs here
         warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
-        from .check import Check
+        from .pipeline import Check
     from .reading.progress import shown_on
     from .screen import Terminal
     from .sources import expand

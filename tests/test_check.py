@@ -9,7 +9,7 @@ from torch import nn
 
 from pytest_ckptcompat import Recipe, allow, check, open_checkpoint, tile
 from pytest_ckptcompat.case import Case
-from pytest_ckptcompat.check import Check
+from pytest_ckptcompat.pipeline import Check
 
 GROW = Recipe(tile("out2.*", dim=0))
 INPUTS = (2, 3, 8, 8)

@@ -106,3 +106,13 @@ def test_nothing_imports_the_plugin():
         text = path.read_text()
         assert "from .plugin" not in text, path
         assert "import plugin" not in text, path
+
+
+def test_no_module_hides_a_public_name():
+    """Importing `pytest_ckptcompat.x` sets the package's attribute `x` to the module."""
+    from pkgutil import iter_modules
+
+    import pytest_ckptcompat
+
+    modules = {module.name for module in iter_modules(pytest_ckptcompat.__path__)}
+    assert modules.isdisjoint(pytest_ckptcompat.__all__)

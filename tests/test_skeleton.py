@@ -21,6 +21,7 @@ from pytest_ckptcompat.case import Case
 from pytest_ckptcompat.forward.inputs import Inputs
 from pytest_ckptcompat.forward.seeds import seeded
 from pytest_ckptcompat.models import blueprint
+from pytest_ckptcompat.pipeline import Check
 from pytest_ckptcompat.skeleton import skeleton
 
 
@@ -385,8 +386,6 @@ def large(tmp_path_factory):
 
 
 def checked_model(path, model=Large):
-    from pytest_ckptcompat.check import Check
-
     check = Check(Case.of(model=model), str(path), lambda key: open_checkpoint(path, key), wants_model=True)
     assert check.run().ok
     return check.model
