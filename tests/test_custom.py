@@ -50,6 +50,18 @@ def test_what_a_function_did_is_told_from_the_tensors_that_it_gave_back() -> Non
     assert growth.state_dict._metadata == old._metadata  # type: ignore[attr-defined]
 
 
+def test_what_it_does_not_touch_and_is_not_there_or_not_the_same_is_caught() -> None:
+    old = boxes()
+    kept = custom(dict, touches=["out2.weight"])
+    assert statuses(kept, old, dict(old)) == ["kept", "unchecked"]
+    assert statuses(kept, old, {**old, "out2.weight": torch.zeros(1)}) == ["kept", "unchecked"]
+    assert statuses(kept, old, {**old, "out1.bias": old["out1.bias"] + 1}) == ["broken", "unchecked"]
+    assert statuses(kept, old, {key: old[key] for key in old if key != "out1.bias"}) == [
+        "broken",
+        "unchecked",
+    ]
+
+
 def test_it_runs_on_meta_tensors_and_between_other_operators() -> None:
     target = {f"net.{key}": value for key, value in Boxes(14).state_dict().items()}
     recipe = Recipe(HALVED, tile("net.out2.*", dim=0))
