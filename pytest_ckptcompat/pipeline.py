@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from . import protection
 from .case import Case
 from .checkpoint import Checkpoint, open_checkpoint
 from .compare import Comparison, compare
@@ -17,7 +18,7 @@ from .errors import CheckpointError, RecipeError
 from .forward.inputs import Inputs
 from .forward.real import Outcome, forward
 from .forward.rehearsal import rehearse
-from .keys import escape, nearest, select
+from .keys import escape
 from .memory import shown as size_shown
 from .memory import weights
 from .models import Blueprint, ModelError, blueprint, meta_copy, raised
@@ -161,7 +162,8 @@ class Check:
     def _apply_recipe(self) -> None:
         self._recipe = Recipe()
         self._growth = self._recipe.run(self._ckpt.meta(), self._schema.state_dict())
-        self._hold_protect()
+        keys = list(dict.fromkeys([*self._ckpt, *self._schema.state_dict()]))
+        self._findings += protection.unknown(self.case.protect, keys)
         self._hold_source()
         if self.case.recipe is None:
             return self._stage("recipe", "skipped", "none declared")
@@ -171,20 +173,10 @@ class Check:
         except RecipeError as error:
             return self._fail("recipe", finding(error.rule, error.key, message=str(error)))
         self._recipe = declared
-        self._protect()
+        self._findings += protection.broken(self.case.protect, self._growth.touched)
         renamed = {key for key, old in self._growth.origin.items() if old != key}
         changed = len(renamed | self._growth.touched.keys())
         return self._stage("recipe", "passed", f"changes {changed} of {len(self._growth.state_dict)} keys")
-
-    def _hold_protect(self) -> None:
-        """A pattern of ``protect`` that names nothing protects nothing: a typo must not pass."""
-        keys = list(dict.fromkeys([*self._ckpt, *self._schema.state_dict()]))
-        for pattern in self.case.protect:
-            if not select(pattern, keys):
-                near = ", ".join(map(escape, nearest(pattern, keys)))
-                hint = f"; nearest are {near}" if near else ""
-                message = f"protect names no key of checkpoint or model{hint}"
-                self._findings.append(finding("recipe-protected-key", pattern, message=message))
 
     def _hold_source(self) -> None:
         """A ``source_model`` that the checkpoint was not made for proves nothing; its header tells."""
@@ -199,19 +191,6 @@ class Check:
             self._findings.append(finding("source-model-error", message=wrong))
         else:
             self._released = source
-
-    def _protect(self) -> None:
-        """What ``protect`` names stays as it was: no operator may touch it, whatever the values are."""
-        for pattern in self.case.protect:
-            for key in select(pattern, list(self._growth.touched)):
-                operators = ", ".join(map(str, self._growth.touched[key]))
-                self._findings.append(
-                    finding(
-                        "recipe-protected-key",
-                        key,
-                        message=f"{operators} touches it, and protect has {pattern!r}",
-                    )
-                )
 
     def _compare(self) -> None:
         if self.case.direction != "backward":

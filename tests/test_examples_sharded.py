@@ -14,6 +14,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "sharded"
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+@pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="FSDP2 of torch 2.6 needs a card")
 def test_two_ranks_load_what_four_ranks_saved(tmp_path):
     """A distributed checkpoint is compared, loaded and run, whole and into a model sharded by FSDP2."""
     folder = shutil.copytree(EXAMPLE, tmp_path / "sharded", ignore=shutil.ignore_patterns("__pycache__"))

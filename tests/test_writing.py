@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
 EVERYWHERE = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.float8_e4m3fn,
-    torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float8_e8m0fnu, torch.int64,
+    torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.int64,
     torch.int32, torch.int16, torch.int8, torch.uint64, torch.uint32, torch.uint16, torch.uint8, torch.bool,
 ]  # fmt: skip
+if hasattr(torch, "float8_e8m0fnu"):  # younger than torch 2.6
+    EVERYWHERE.append(torch.float8_e8m0fnu)
 
 
 def tensors(*more: torch.dtype) -> OrderedDict[str, torch.Tensor]:
