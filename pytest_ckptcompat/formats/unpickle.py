@@ -34,7 +34,7 @@ EMPTY_TUPLE, TUPLE1, TUPLE2, TUPLE = 0x29, 0x85, 0x86, 0x74
 
 _U16, _I32, _U32 = (Struct(form).unpack_from for form in ("<H", "<i", "<I"))
 _BATCH = 4096
-_RARE = 40
+_RARE = 80
 """What an operation that is not inlined is charged beside its memory, since it takes longer."""
 
 _TRUNCATED = "its pickle is truncated"

@@ -17,7 +17,7 @@ class Limits:
 
     Attributes:
         pickle_bytes: bytes of one pickle.
-        pickle_opcodes: operations of one pickle.
+        pickle_opcodes: operations of one pickle; torch writes 30 for a tensor, 40 for a parameter.
         pickle_memory: bytes of the objects that one pickle describes, estimated.
         tensors: of one checkpoint.
         zip_entries: of one zip archive.
@@ -32,7 +32,7 @@ class Limits:
     """
 
     pickle_bytes: int = 64 << 20
-    pickle_opcodes: int = 10_000_000
+    pickle_opcodes: int = 6_000_000
     pickle_memory: int = 256 << 20
     tensors: int = 250_000
     zip_entries: int = 250_000
