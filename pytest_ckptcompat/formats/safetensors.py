@@ -107,7 +107,8 @@ def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
     limits.check("safetensors_header", length, f"its safetensors header has {length} bytes")
     if 8 + length > file.size:
         raise CheckpointError(
-            f"it is truncated: its header should have {length} bytes, and the whole file has {file.size}"
+            f"it is truncated: its header should have {length} bytes, and the whole file has {file.size}; "
+            "copy or download it again"
         )
     reader = _Reader(file.read_at(8, length), limits)
     reader.read()

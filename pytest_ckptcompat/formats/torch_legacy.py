@@ -88,7 +88,7 @@ class _Pickles:
     def _read_more(self) -> None:
         have, most = len(self._data), self._limits.pickle_bytes
         if have >= self._file.size:
-            raise CheckpointError("it is truncated within its header") from None
+            raise CheckpointError("it is truncated within its header; copy or download it again") from None
         if have >= most:
             self._limits.check("pickle_bytes", have + 1, "its pickles are too long")
         self._data = self._file.read_at(0, min(self._file.size, 4 * have, most))

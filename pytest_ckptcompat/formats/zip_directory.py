@@ -121,7 +121,10 @@ def _find_directory(file: File | Part) -> tuple[int, int, int]:
         tail = file.read_at(start, file.size - start)
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) - at < _END.size:
-        raise CheckpointError("the zip archive is truncated: its end, where the directory stands, is missing")
+        raise CheckpointError(
+            "the zip archive is truncated: its end, where the directory stands, is missing; "
+            "copy or download it again"
+        )
     _, disk, first_disk, here, count, size, offset, comment = _END.unpack_from(tail, at)
     if at + _END.size + comment != len(tail):
         raise CheckpointError(
