@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run_python(code: str, *, memory: int | None = None, seconds: float = 60) -> str:
-    """What `code` prints, in a fresh interpreter that imports this package.
+    """What `code` prints, in a fresh interpreter that imports this package, and the helpers of these tests.
 
     Args:
         code: Python source.
@@ -25,7 +25,7 @@ def run_python(code: str, *, memory: int | None = None, seconds: float = 60) -> 
         resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 1))
 
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"],
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'tests')]}\n{code}"],
         capture_output=True,
         text=True,
         preexec_fn=confine,

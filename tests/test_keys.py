@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import re
-import time
 from itertools import product
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pace import within
 
 from pytest_ckptcompat.keys import escape, group, matches, natural, nearest, printable, select
 
@@ -101,9 +101,8 @@ def test_repeated_keys_count_once() -> None:
     ids=["regular", "irregular", "deep"],
 )
 def test_a_hundred_thousand_keys_group_at_once(keys: list[str]) -> None:
-    start = time.process_time()
-    groups = group(keys)
-    assert time.process_time() - start < 4
+    with within(5):
+        groups = group(keys)
     assert sum(len(found.keys) for found in groups) == len(keys)
 
 
@@ -151,9 +150,8 @@ def test_nearest_stays_quick_on_many_and_on_long_keys() -> None:
     keys = [f"layers.{i}.mlp.experts.{j}.w.weight" for i in range(100) for j in range(500)] + [
         "x" * 1_000_000
     ]
-    start = time.process_time()
-    assert nearest("layers.7.mlp.expert.9.w.weight", keys)[0] == "layers.7.mlp.experts.9.w.weight"
-    assert time.process_time() - start < 3
+    with within(2):
+        assert nearest("layers.7.mlp.expert.9.w.weight", keys)[0] == "layers.7.mlp.experts.9.w.weight"
 
 
 def test_natural_order() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from pace import within
 from torch import nn
 
 from pytest_ckptcompat import operators
@@ -467,7 +467,6 @@ def test_two_thousand_keys_take_well_under_a_second() -> None:
     }
     new = {key.removeprefix("module.").replace("layers", "blocks"): value for key, value in old.items()}
     new["blocks.3.c"] = torch.empty(16, 8, device="meta")
-    start = time.process_time()
-    recipe = suggest(old, new, lambda recipe: True)
-    assert time.process_time() - start < 2
+    with within(1):
+        recipe = suggest(old, new, lambda recipe: True)
     assert recipe is not None

@@ -62,6 +62,20 @@ def test_a_pickle_that_is_cut_is_truncated(value: Any, protocol: int) -> None:
             described(data[:length])
 
 
+@settings(deadline=None)
+@given(value=values, protocol=st.integers(0, 5), cuts=st.sets(st.floats(0, 1), max_size=5))
+def test_a_pickle_that_comes_in_pieces(value: Any, protocol: int, cuts: set[float]) -> None:
+    data = pickle.dumps(value, protocol=protocol)
+    lengths = [int(cut * (len(data) - 1)) for cut in sorted(cuts)]
+    machine = Machine(data[: lengths[0]] if lengths else b"", names=PlainNames(DEFAULT).names, limits=DEFAULT)
+    for length in [*lengths[1:], len(data)]:
+        with pytest.raises(Truncated):
+            machine.load()
+        machine.extend(data[:length])
+    assert repr(machine.load()) == repr(plain(value))
+    assert machine.position == len(data)
+
+
 @pytest.mark.parametrize("protocol", range(6))
 def test_containers_of_python(protocol: int) -> None:
     shared = ["shared"]

@@ -59,6 +59,9 @@ class Scanner:
         self._tokens -= 1
         if self._tokens < 0:
             raise exceeded("json_tokens", self._limits.json_tokens, f"{self._what} has too many parts")
+        byte = self.data[self.position : self.position + 1]
+        if byte > b" ":
+            return byte
         match = _SPACE.match(self.data, self.position)
         assert match
         self.position = match.end()

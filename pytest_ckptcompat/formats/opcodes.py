@@ -296,7 +296,6 @@ TABLE: dict[int, Callable[[Machine], None]] = {
     ord("]"): lambda machine: _push(machine, [], 64),
     ord("}"): lambda machine: _push(machine, Dict(), 112),
     0x8F: lambda machine: _push(machine, [], 64),  # EMPTY_SET: a list, since nothing of a file is hashed
-    ord("G"): lambda machine: _push(machine, unpack(">d", machine.take(8))[0]),
     ord("I"): _int,
     ord("L"): _long,
     ord("F"): lambda machine: _push(machine, float(_number(machine))),

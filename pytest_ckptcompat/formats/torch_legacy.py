@@ -66,19 +66,20 @@ class _Pickles:
 
     def load(self) -> Any:
         """The object of the next pickle; more of the file is read where it goes on behind what was read."""
+        self.tensors = tensors = Tensors(self._limits, untyped=False)
+        machine = Machine(
+            self._data,
+            names=tensors.names,
+            persistent=tensors.storage,
+            limits=self._limits,
+            start=self.position,
+        )
         while True:
-            self.tensors = tensors = Tensors(self._limits, untyped=False)
-            machine = Machine(
-                self._data,
-                names=tensors.names,
-                persistent=tensors.storage,
-                limits=self._limits,
-                start=self.position,
-            )
             try:
                 loaded = machine.load()
             except Truncated:
                 self._read_more()
+                machine.extend(self._data)
                 continue
             self._limits.check("pickle_bytes", machine.position, "its pickles are too long")
             self.position = machine.position

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     Rebuild = Callable[[tuple[Any, ...]], object]
 
 # The opcodes that make up nearly all of a checkpoint's pickle.
-MARK, STOP, REDUCE, BINPERSID = 0x28, 0x2E, 0x52, 0x51
+MARK, STOP, REDUCE, BINPERSID, BINFLOAT = 0x28, 0x2E, 0x52, 0x51, 0x47
 BINGET, LONG_BINGET, BINPUT, LONG_BINPUT, MEMOIZE = 0x68, 0x6A, 0x71, 0x72, 0x94
 BININT, BININT1, BININT2, NEWFALSE, BINUNICODE = 0x4A, 0x4B, 0x4D, 0x89, 0x58
 EMPTY_TUPLE, TUPLE1, TUPLE2, TUPLE = 0x29, 0x85, 0x86, 0x74
 
-_U16, _I32, _U32 = (Struct(form).unpack_from for form in ("<H", "<i", "<I"))
+_U16, _I32, _U32, _F64 = (Struct(form).unpack_from for form in ("<H", "<i", "<I", ">d"))
 _BATCH = 4096
 _RARE = 80
 """What an operation that is not inlined is charged beside its memory, since it takes longer."""
@@ -82,12 +82,23 @@ class Machine:
         self.outer: list[list[Any]] = []
         self.memo: list[Any] = []
         self.memory = limits.pickle_memory
+        self._begun = start
+        self._left = limits.pickle_opcodes
+
+    def extend(self, data: bytes) -> None:
+        """Take more of the bytes, where `load` found too few; the next `load` goes on where that one ended.
+
+        Args:
+            data: what it had, and more.
+        """
+        self.data = data
+        self.position = self._begun
 
     def load(self) -> Any:
         """Run the pickle and describe its object.
 
         Raises:
-            Truncated: the bytes end before the pickle does.
+            Truncated: the bytes end before the pickle does; see `extend`.
             CheckpointError: it is no valid pickle, or goes beyond a cap.
         """
         try:
@@ -107,14 +118,14 @@ class Machine:
         """The loop. Its commonest branches are inlined: 100,000 keys take 3.5 million operations."""
         data, position, memory = self.data, self.position, self.memory
         stack, outer, memo = self.stack, self.outer, self.memo
-        limits = self.limits
-        done = 0
+        begun = position
         try:
-            while done < limits.pickle_opcodes:
+            while self._left:
                 self._check(memory)
-                batch = min(_BATCH, limits.pickle_opcodes - done)
-                done += batch
+                batch = min(_BATCH, self._left)
+                self._left -= batch
                 for _ in range(batch):
+                    begun = position
                     opcode = data[position]
                     position += 1
                     if opcode == LONG_BINPUT:
@@ -189,6 +200,10 @@ class Machine:
                         memory -= 64
                         last = stack.pop()
                         stack[-1] = (stack[-1], last)
+                    elif opcode == BINFLOAT:
+                        memory -= 32
+                        stack.append(_F64(data, position)[0])
+                        position += 8
                     elif opcode == STOP:
                         self._check(memory)
                         return stack.pop()
@@ -198,8 +213,9 @@ class Machine:
                         opcodes.TABLE.get(opcode, opcodes.unknown)(self)
                         stack, position, memory = self.stack, self.position, self.memory
         finally:
-            self.position = position
-        raise exceeded("pickle_opcodes", limits.pickle_opcodes, "the pickle has too many operations")
+            self.stack, self.position, self.memory, self._begun = stack, position, memory, begun
+        limit = self.limits.pickle_opcodes
+        raise exceeded("pickle_opcodes", limit, "the pickle has too many operations")
 
     def _check(self, memory: int) -> None:
         limits = self.limits

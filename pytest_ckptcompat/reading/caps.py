@@ -41,7 +41,7 @@ class Limits:
     dims: int = 64
     nesting: int = 1000
     safetensors_header: int = 100_000_000
-    json_tokens: int = 2_500_000
+    json_tokens: int = 2_000_000
     index: int = 64 << 20
     files: int = 10_000
 

@@ -92,8 +92,8 @@ def _section(table: Sequence[Row], side: str, width: int, verbosity: int, room: 
     lines: list[str] = []
     cut: list[Row] = []
     for row in sentences:
-        said = _said(f"{row.rule}: {row.message}".removesuffix(": "), width, verbosity)
-        if lines and len(lines) + len(said) > room // 2:
+        said = [] if cut else _said(f"{row.rule}: {row.message}".removesuffix(": "), width, verbosity)
+        if cut or (lines and len(lines) + len(said) > room // 2):
             cut.append(row)
         else:
             lines += said
@@ -290,7 +290,7 @@ def _code(character: str) -> str:
 def _said(text: str, width: int, verbosity: int, hanging: str = "    ") -> list[str]:
     """A sentence in lines of at most `width` columns; at verbosity 0, two of them."""
     text = printable(text)
-    if not all(map(one_column, text)):
+    if not (text.isascii() or all(map(one_column, text))):
         width //= 2  # room for characters that take two columns
     if "::" in text:
         width -= len(r"\x3a")
