@@ -15,7 +15,8 @@ from .formats.faults import what_it_is
 from .formats.header import Header
 from .keys import escape
 from .reading.caps import DEFAULT, Limits
-from .reading.files import Files, about, display, is_url, kind_of, local
+from .reading.files import Files
+from .reading.paths import about, display, is_url, kind_of, local
 from .reading.progress import Progress
 from .tensors import TensorSpec
 from .wrappers import find_state_dict, flatten, metadata_of, state_dict_at

@@ -189,7 +189,7 @@ def _part(value: Any) -> str:
 
 
 def _relative(path: str, output: str) -> str:
-    from .reading.files import is_url
+    from .reading.paths import is_url
 
     if is_url(path):
         return path

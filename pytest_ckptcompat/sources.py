@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from .errors import CheckpointError
-from .reading.files import is_url
+from .reading.paths import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

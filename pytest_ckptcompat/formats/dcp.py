@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from pytest_ckptcompat.errors import CheckpointError
 from pytest_ckptcompat.hookspecs import hookimpl
 from pytest_ckptcompat.keys import escape
-from pytest_ckptcompat.reading.files import Part, inside, names_in
+from pytest_ckptcompat.reading.files import Part
+from pytest_ckptcompat.reading.paths import inside, names_in
 from pytest_ckptcompat.tensors import Chunk, TensorSpec, contiguous_stride
 
 from .header import Header

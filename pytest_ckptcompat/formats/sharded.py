@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pytest_ckptcompat.errors import CheckpointError
 from pytest_ckptcompat.hookspecs import hookimpl
 from pytest_ckptcompat.keys import escape
-from pytest_ckptcompat.reading.files import beside, inside, names_in
+from pytest_ckptcompat.reading.paths import beside, inside, names_in
 from pytest_ckptcompat.tensors import TensorSpec
 
 from . import safetensors, torch_legacy, torch_zip

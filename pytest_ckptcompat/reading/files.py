@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
-import re
 import stat
-from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_ckptcompat.errors import CheckpointError
-from pytest_ckptcompat.keys import escape
+
+from .paths import display, is_url, kind_of, unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -21,9 +19,6 @@ if TYPE_CHECKING:
     from .progress import Progress
 
 _PIECE = 1 << 30
-_MOST_NAMES = 100_000
-_SECRETS = re.compile(r"(://)[^/@]*@")
-_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+(://|::)")
 
 
 class Fingerprint(NamedTuple):
@@ -251,80 +246,6 @@ class Files:
         return file
 
 
-def beside(path: str, name: str) -> str:
-    """The path of a file in the folder of another one; for a folder, `path` ends with a slash."""
-    return path[: path.rfind("/") + 1] + name if is_url(path) else os.path.join(os.path.dirname(path), name)  # noqa: PTH118, PTH120  # paths stay text
-
-
-def inside(folder: str, name: str) -> str:
-    """The path of a file in a folder."""
-    return beside(folder.rstrip("/") + "/", name)
-
-
-def names_in(folder: str) -> list[str]:
-    """The names of what is in a folder, at most a hundred thousand.
-
-    Raises:
-        CheckpointError: it can't be read.
-    """
-    if is_url(folder):
-        from .remote import names_behind
-
-        return names_behind(folder)
-    try:
-        with os.scandir(folder) as found:
-            return [entry.name for entry in islice(found, _MOST_NAMES)]
-    except (OSError, ValueError) as error:
-        raise _unreachable(folder, error) from None
-
-
-def is_url(path: str) -> bool:
-    """Whether a path is an fsspec URL (``s3://bucket/net.pth``), not a local one."""
-    return bool(_URL.match(path))
-
-
-def local(path: str) -> str:
-    """The path that a ``file://`` URL means; any other path as it is."""
-    return re.sub(r"^(file|local)://", "", path)
-
-
-def display(path: str) -> str:
-    """A path as it is shown: safe to print, and a URL without its password and its signature."""
-    if is_url(path):
-        path = _SECRETS.sub(r"\1", path).partition("?")[0]
-    return escape(path)
-
-
-def about(path: str, error: CheckpointError) -> CheckpointError:
-    """The error, saying of which file it is."""
-    shown = display(path)
-    text = str(error)
-    return error if shown in text else CheckpointError(f"{shown}: {text}")
-
-
-def kind_of(path: str) -> str:
-    """``"file"`` or ``"folder"``, looked at without opening it. A URL that ends with a slash is a folder.
-
-    Raises:
-        CheckpointError: there is nothing, or it is a pipe, a device or a socket.
-    """
-    if is_url(path):
-        from .remote import kind_of_url
-
-        return kind_of_url(path)
-    shown = display(path)
-    try:
-        mode = os.stat(path).st_mode  # noqa: PTH116  # a path may be anything, a lone surrogate included
-    except (OSError, ValueError) as error:
-        raise _unreachable(path, error) from None
-    if stat.S_ISDIR(mode):
-        return "folder"
-    if not stat.S_ISREG(mode):
-        names = {stat.S_IFIFO: "a pipe (FIFO)", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-        raise CheckpointError(f"{shown} is {names.get(stat.S_IFMT(mode), 'a socket')}, not a checkpoint file")
-    return "file"
-
-
 def _open_regular(path: str) -> tuple[int, Fingerprint]:
     """Open a regular file, without waiting for a pipe that was put in its place meanwhile."""
     if kind_of(path) == "folder":
@@ -332,7 +253,7 @@ def _open_regular(path: str) -> tuple[int, Fingerprint]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError) as error:
-        raise _unreachable(path, error) from None
+        raise unreachable(path, error) from None
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
@@ -340,20 +261,6 @@ def _open_regular(path: str) -> tuple[int, Fingerprint]:
             f"{display(path)} is no regular file any more: it was replaced while it was opened"
         )
     return descriptor, Fingerprint.of(status)
-
-
-def _unreachable(path: str, error: OSError | ValueError) -> CheckpointError:
-    shown = display(path)
-    reasons = {
-        errno.ENOENT: f"{shown} does not exist",
-        errno.ENOTDIR: f"{shown} does not exist: a part of the path is a file, not a folder",
-        errno.EACCES: f"{shown}: no permission to read it",
-        errno.EPERM: f"{shown}: no permission to read it",
-        errno.ELOOP: f"{shown} is a symbolic link that leads back to itself",
-        errno.ENAMETOOLONG: f"{shown} is too long for a path",
-    }
-    code = error.errno if isinstance(error, OSError) else None
-    return CheckpointError(reasons.get(code or 0, f"{shown} can't be opened: {escape(str(error))}"))
 
 
 def changed(path: str) -> CheckpointError:

@@ -9,7 +9,8 @@ from pytest_ckptcompat.errors import CheckpointError
 from pytest_ckptcompat.keys import escape, nearest
 
 from . import web
-from .files import File, about, changed, display
+from .files import File, changed
+from .paths import about, display
 from .progress import Progress
 
 if TYPE_CHECKING:

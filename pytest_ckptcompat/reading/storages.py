@@ -10,7 +10,8 @@ from pytest_ckptcompat.formats.torch_zip import read_archive
 from pytest_ckptcompat.formats.zip_directory import data_offset
 from pytest_ckptcompat.tensors import Chunk, Member, TensorSpec
 
-from .files import Part, display
+from .files import Part
+from .paths import display
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,7 +14,7 @@ from pytest_ckptcompat.keys import escape
 from pytest_ckptcompat.tensors import TensorSpec
 from pytest_ckptcompat.wrappers import at, path_to
 
-from .files import display
+from .paths import display
 from .reader import PIECE, buffer, copy, memory_of, new, read, span, view
 from .storages import Storages
 from .stored import StoredTensor, materialise
