@@ -383,7 +383,7 @@ class Check:
 
     def _fail(self, name: str, found: Finding) -> None:
         self._findings.append(found)
-        self._stage(name, "failed", found.message)
+        self._stage(name, "failed", found.rule)
 
     def _ran(self, name: str, outcome: Outcome) -> None:
         self._findings += outcome.findings

@@ -63,6 +63,12 @@ def test_the_verdict_of_what_could_not_be_checked():
     assert report.verdict == "x.pth was not checked against onet.Net: x.pth does not exist"
 
 
+def test_the_verdict_names_the_checkpoint_once():
+    found = finding("no-checkpoint", message="runs/x.pth: it is empty: copy it again")
+    verdict = Report("x.pth", "onet.Net", findings=[found]).verdict
+    assert verdict == "x.pth was not checked against onet.Net: it is empty: copy it again"
+
+
 def test_warnings_and_waived_findings_do_not_fail():
     found = [finding("dtype-mismatch", "a"), Finding("missing-key", "off", "b")]
     assert Report("n", "m", findings=found).ok

@@ -99,7 +99,9 @@ class Report:
             )
             return f"{self.checkpoint} does not fit {self.model}: {why}{counts} ({self._kept()})"
         if first.rule in _UNREAD:
-            return f"{self.checkpoint} was not checked against {self.model}: {_one_line(first)}"
+            path, _, reason = _one_line(first).partition(": ")
+            why = reason if path.endswith(self.checkpoint) and reason else _one_line(first)
+            return f"{self.checkpoint} was not checked against {self.model}: {why}"
         if first.rule.startswith("rollback-"):
             found = Counter(each.rule.removeprefix("rollback-") for each in self.errors)
             counts = (
