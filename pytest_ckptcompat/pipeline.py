@@ -173,10 +173,8 @@ class Check:
         except RecipeError as error:
             return self._fail("recipe", finding(error.rule, error.key, message=str(error)))
         self._recipe = declared
-        self._findings += protection.broken(self.case.protect, self._growth.touched)
-        renamed = {key for key, old in self._growth.origin.items() if old != key}
-        changed = len(renamed | self._growth.touched.keys())
-        return self._stage("recipe", "passed", f"changes {changed} of {len(self._growth.state_dict)} keys")
+        self._findings += protection.broken(self.case.protect, self._growth)
+        return self._stage("recipe", "passed", self._growth.summary)
 
     def _hold_source(self) -> None:
         """A ``source_model`` that the checkpoint was not made for proves nothing; its header tells."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .keys import escape, nearest, select
 from .rules import Finding, finding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
+
+    from .recipe import Growth
 
 
 def unknown(patterns: Iterable[str], keys: Sequence[str]) -> list[Finding]:
@@ -23,18 +25,23 @@ def unknown(patterns: Iterable[str], keys: Sequence[str]) -> list[Finding]:
     return found
 
 
-def broken(patterns: Iterable[str], touched: Mapping[str, Sequence[Any]]) -> list[Finding]:
-    """Protected keys among those that operators touch, whatever their values are.
+def broken(patterns: Iterable[str], growth: Growth) -> list[Finding]:
+    """Protected keys that operators touch, whatever their values are.
 
-    Args:
-        patterns: of ``protect=``.
-        touched: key -> the operators that touch it.
+    A key of the checkpoint is protected under whatever name it is given: its tensor must still be there,
+    untouched. A key of the model is protected by the name that it has in the end.
     """
+    untouched = {old for key, old in growth.origin.items() if key not in growth.touched}
+    touched = dict(growth.touched)
+    for key, olds in growth.sources.items():
+        for old in olds:
+            if old not in untouched:
+                touched.setdefault(old, growth.touched.get(key, ()))
     return [
         finding(
             "recipe-protected-key",
             key,
-            message=f"{', '.join(map(str, touched[key]))} touches it, and protect has {pattern!r}",
+            message=f"touched by {', '.join(map(str, touched[key]))}, and protect has {pattern!r}",
         )
         for pattern in patterns
         for key in select(pattern, list(touched))

@@ -39,6 +39,15 @@ class Growth:
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
     unkept: str = ""
 
+    @property
+    def summary(self) -> str:
+        """How many keys are others than before, by name or by value, and how many went without a trace."""
+        keys = self.state_dict.keys()
+        changed = [key for key in keys if key in self.touched or self.origin[key] != key]
+        dropped = self.touched.keys() - keys - {old for olds in self.sources.values() for old in olds}
+        also = f", drops {len(dropped)}" if dropped else ""
+        return f"changes {len(changed)} of {len(keys)} keys{also}"
+
 
 @dataclass(frozen=True)
 class Step:
