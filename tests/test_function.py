@@ -188,7 +188,52 @@ def test_a_grown_vocabulary_is_judged_on_the_old_tokens() -> None:
     assert (promise.status, findings) == ("kept", [])
     with torch.no_grad():
         new.embed.weight[3, 0] += 0.1
+    assert promise.detail.endswith(" on 3 batches, ids below 11")
     assert judged(old, new, tokens)[0].detail.startswith("output['logits']: ")
+
+
+class Typed(nn.Module):
+    """Words and their types, as of BERT; `most` is the last word that it knows how to read."""
+
+    def __init__(self, words: int, types: int, name: str = "bert", most: int = 99) -> None:
+        super().__init__()
+        embeddings = {"words": nn.Embedding(words, 8), "types": nn.Embedding(types, 8)}
+        self.add_module(name, nn.ModuleDict(embeddings))
+        self.head = nn.Linear(8, 5)
+        self.name, self.most = name, most
+
+    def forward(self, words: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
+        embeddings = self.get_submodule(self.name)
+        known = (words <= self.most).unsqueeze(-1)
+        return self.head(embeddings.words(words) * known + embeddings.types(types))  # type: ignore[operator]
+
+
+def typed(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    generator = torch.Generator().manual_seed(seed)
+    words, types = (torch.randint(most, (4, 16), generator=generator) for most in (100, 3))
+    return (words, types), {}
+
+
+@pytest.mark.parametrize("most", [99, 60])
+@pytest.mark.parametrize("name", ["bert", "model"])
+@pytest.mark.parametrize("told", [True, False])
+def test_each_input_is_bounded_by_the_vocabulary_it_is_looked_up_in(name: str, told: bool, most: int) -> None:
+    """A vocabulary of types that grows leaves all words as they are, whatever the embeddings are called now."""
+    old, new = Typed(100, 2), Typed(100, 3, name, most)
+    rows = torch.cat([old.bert.types.weight.detach(), torch.randn(1, 8)])  # type: ignore[union-attr]
+    state = {key.replace("bert.", f"{name}."): value for key, value in old.state_dict().items()}
+    new.load_state_dict(state | {f"{name}.types.weight": rows})
+    renamed = {key: key.replace("bert.", f"{name}.") for key in old.state_dict()} if told else {}
+    promise = judged(old, new, typed, renamed=renamed)[0]
+    assert promise.status == ("kept" if most == 99 else "broken")
+    if most == 99:
+        assert promise.detail == "max |Δ| 0 on 3 batches, ids below 2"
+
+
+def test_a_mere_rename_bounds_no_ids() -> None:
+    old, new = Typed(100, 3), Typed(100, 3, "model", 60)
+    new.load_state_dict({key.replace("bert.", "model."): value for key, value in old.state_dict().items()})
+    assert judged(old, new, typed)[0].status == "broken"
 
 
 def test_rows_that_moved_are_compared_where_they_are_now() -> None:
@@ -210,7 +255,9 @@ def test_rows_that_were_permuted_are_compared_where_they_are_now() -> None:
     order = [2, 0, 3, 1]
     new = grown(old, Boxes(), out2__weight=lambda w: w[order], out2__bias=lambda w: w[order])
     rows: Rows = {(4, 4): (order, [0, 1, 2, 3])}
-    assert judged(old, new, rows=rows)[0].status == "kept"
+    promise, _ = judged(old, new, rows=rows)
+    assert promise.status == "kept"
+    assert promise.detail.endswith(", rows of output[1] where they are now")
     assert judged(old, new)[0].status == "broken"
 
 

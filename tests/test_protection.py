@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from torch import nn
 
 from pytest_ckptcompat import Recipe
 from pytest_ckptcompat.operators import concat, drop, insert_block, rename, scale, split, tile
 from pytest_ckptcompat.protection import broken, unknown
-from pytest_ckptcompat.recipe import Growth
+
+if TYPE_CHECKING:
+    from pytest_ckptcompat.recipe import Growth
 
 
 def layers(**sizes: tuple[int, int]) -> nn.Module:

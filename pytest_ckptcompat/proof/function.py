@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ def function_kept(
     *,
     precision: torch.dtype = torch.float32,
     rows: Rows | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> Verdict:
     """Whether two models agree on seeded batches, in the region of each output that existed before.
 
@@ -54,6 +56,7 @@ def function_kept(
             that grew are brought into the old one, since there was no function to keep.
         precision: the coarsest dtype in which the recipe computed weights.
         rows: where the rows of a dimension went that was not simply extended at its end.
+        renamed: old key -> new key, of tensors that have another name now.
 
     Returns:
         The promise (``unchecked``, with the reason, where the two can't be compared), and its finding where
@@ -70,7 +73,8 @@ def function_kept(
             found = finding("source-model-error", message=str(error))
             return Promise(NAME, "unchecked", error.reason), [found]
         try:
-            return _compared(before, model, batches, arithmetic, precision, rows or {})
+            ids = Ids.of(before, model, rows or {}, renamed or {}, batches(0))
+            return _compared(before, model, batches, arithmetic, precision, rows or {}, ids)
         except (Exception, SystemExit) as error:
             reason = f"the forward pass raised {raised(error)}"
     return _unchecked(reason)
@@ -106,8 +110,8 @@ def _compared(
     arithmetic: Arithmetic,
     precision: torch.dtype,
     rows: Rows,
+    ids: Ids,
 ) -> Verdict:
-    ids = Ids.of(before, model, rows)
     pairs = [ids.pair(batches(seed)) for seed in range(BATCHES)]
     before = before.to(arithmetic.device)
     if arithmetic.wide:
@@ -120,7 +124,7 @@ def _compared(
     precision = coarser(precision, coarser(old.lowest, new.lowest))
     if tolerance(precision) >= _ANYTHING:
         return _unchecked(f"{_name(precision)} is too coarse to tell")
-    promise, findings = _verdict(old, new, precision, rows, arithmetic)
+    promise, findings = _verdict(old, new, precision, rows, arithmetic, ids.note)
     if findings and ids.moved is not None:  # not every integer is the number of a word
         return _unchecked("words have other numbers now, and the inputs can't be told apart")
     return promise, findings
@@ -137,8 +141,8 @@ def _not_finite(found: Mapping[str, torch.Tensor]) -> bool:
 
 
 @dataclass(frozen=True)
-class _Miss:
-    """An output that is off by more than is allowed, and by how many times as much."""
+class _Gap:
+    """How far off an output is, and how many times as far as is allowed."""
 
     times: float
     apart: Difference
@@ -149,35 +153,43 @@ class _Miss:
 
 
 def _verdict(
-    old: Outputs, new: Outputs, precision: torch.dtype, rows: Rows, arithmetic: Arithmetic
+    old: Outputs, new: Outputs, precision: torch.dtype, rows: Rows, arithmetic: Arithmetic, note: str
 ) -> Verdict:
-    misses, most, alone = [], 0.0, set[str]()
     allowed = tolerance(precision)
     modes = [mode for mode in old.modes if mode in new.modes]
+    ways: dict[str, defaultdict[int, list[_Gap]]] = {}
     for mode in modes:
         for batch, (before, after) in enumerate(zip(old.modes[mode], new.modes[mode], strict=True)):
-            pairs = {path: _paired(path, expected, after, rows) for path, expected in before.items()}
-            alone.update(path for path in pairs if not pairs[path])
-            if len(alone) == len(pairs):
-                return _unchecked("no output of the new model can be paired with an old one")
-            for path, places in pairs.items():
-                if not places:
-                    continue
-                # Statistics of a small batch amplify rounding.
-                apart = [_apart(*place, allowed * (10 if mode == "train" else 1)) for place in places]
-                times, difference, scale = min(apart, key=lambda each: each[0])
-                if times > 1:
-                    misses.append(_Miss(times, difference, scale, path, batch, mode))
-                else:
-                    most = max(most, difference.size)
-    if misses and (old.random or new.random):
-        return _unchecked("the forward pass draws random numbers")
-    if misses:
-        return _broken(max(misses, key=lambda miss: miss.times), allowed, arithmetic)
-    without = f", without output{min(alone)}" if alone else ""
-    rounded = f", up to {_name(precision)}'s rounding" if allowed > tolerance(torch.float32) else ""
+            for path, expected in before.items():
+                found = ways.setdefault(path, defaultdict(list))
+                for way, place in enumerate(_paired(path, expected, after, rows)):
+                    # Statistics of a small batch amplify rounding.
+                    apart = _apart(*place, allowed * (10 if mode == "train" else 1))
+                    found[way].append(_Gap(*apart, path, batch, mode))
+    alone = [path for path, found in ways.items() if not found]
+    if len(alone) == len(ways):
+        return _unchecked("no output of the new model can be paired with an old one")
+    # An output lies where it did, or else where its rows have moved to: in all batches the same way.
+    chosen = {path: min(found, key=lambda way: _worst(found[way])) for path, found in ways.items() if found}
+    gaps = [gap for path, way in chosen.items() for gap in ways[path][way]]
+    if _worst(gaps) > 1:
+        if old.random or new.random:
+            return _unchecked("the forward pass draws random numbers")
+        return _broken(max(gaps, key=lambda gap: gap.times), allowed, arithmetic)
+    moved = [path for path, way in chosen.items() if way]
+    notes = [
+        note,
+        f", up to {_name(precision)}'s rounding" if allowed > tolerance(torch.float32) else "",
+        f", rows of {', '.join(f'output{path}' for path in moved)} where they are now" if moved else "",
+        f", without output{min(alone)}" if alone else "",
+    ]
+    most = max(gap.apart.size for gap in gaps)
     batches = f"on {BATCHES} batches{_modes(old, modes)}"
-    return Promise(NAME, "kept", f"max |Δ| {magnitude(most)} {batches}{rounded}{without}"), []
+    return Promise(NAME, "kept", f"max |Δ| {magnitude(most)} {batches}{''.join(notes)}"), []
+
+
+def _worst(gaps: list[_Gap]) -> float:
+    return max(gap.times for gap in gaps)
 
 
 def _paired(
@@ -203,7 +215,7 @@ def _modes(old: Outputs, modes: list[str]) -> str:
     return ", eval alone" if old.batchnorm else ""
 
 
-def _broken(miss: _Miss, allowed: float, arithmetic: Arithmetic) -> Verdict:
+def _broken(miss: _Gap, allowed: float, arithmetic: Arithmetic) -> Verdict:
     output = f"output{miss.path}"
     message = (
         f"the function is not kept: {output} differs, {miss.apart}; its largest old value is "

@@ -290,7 +290,13 @@ def _function(
         yield Promise(FUNCTION, "unchecked", "no inputs declared"), []
     else:
         yield function_kept(
-            source, old, model, batches, precision=_precision(growth, model), rows=rows_moved(growth, old)
+            source,
+            old,
+            model,
+            batches,
+            precision=_precision(growth, model),
+            rows=rows_moved(growth, old),
+            renamed={old: new for new, old in growth.origin.items() if old is not None and old != new},
         )
 
 
