@@ -219,7 +219,8 @@ class Check:
         def loads(further: Recipe) -> bool:
             return compare(self._schema, further.run(self._growth.state_dict, target).state_dict).fits
 
-        further = suggest(self._growth.state_dict, target, loads)
+        modules = dict(self._schema.named_modules(remove_duplicate=False))
+        further = suggest(self._growth.state_dict, target, loads, modules)
         return None if further is None else Recipe(*self._recipe.operators, *further.operators)
 
     def _load(self) -> None:
@@ -311,6 +312,7 @@ class Check:
             source=source,
             batches=None if inputs is None else inputs.batch,
             protect=self.case.protect,
+            missing=self._comparison.missing,
         )
         self._promises += promises
         self._findings += found

@@ -7,13 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pace import within
+from torch import nn
 
+from pytest_ckptcompat.suggest.layers import NO_MODULES
 from pytest_ckptcompat.suggest.likeness import likeness
 from pytest_ckptcompat.suggest.renaming import renames
 from pytest_ckptcompat.suggest.steps import cover
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
+
+    from pytest_ckptcompat.suggest.steps import Step
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -40,9 +44,11 @@ def steps_of(checkpoint: Shapes, model: Shapes) -> list[tuple[str, ...]]:
     return [(step.operator, *step.arguments) for step in steps]
 
 
-def mapping(checkpoint: Shapes, model: Shapes) -> dict[str, str]:
+def mapping(
+    checkpoint: Shapes, model: Shapes, modules: Mapping[str, nn.Module] = NO_MODULES
+) -> dict[str, str]:
     """Every key of the checkpoint, and what it is called at the end."""
-    _, renamed = renames(checkpoint, model)
+    _, renamed = renames(checkpoint, model, modules)
     return dict(zip(checkpoint, renamed, strict=True))
 
 
@@ -155,7 +161,70 @@ def test_layers_move_up_or_down_where_others_without_weights_came_or_went(gone: 
     close = {f"net.{i}.{leaf}": shape for i in range(4) for leaf, shape in dense[i].items()}
     wide = {f"net.{2 * i}.{leaf}": shape for i in range(4) for leaf, shape in dense[i].items()}
     checkpoint, model = (wide, close) if gone else (close, wide)
-    assert mapping(checkpoint, model) == dict(zip(checkpoint, model, strict=True))
+    row = {"net": nn.Sequential(*(nn.Identity() for _ in range(4 if gone else 7)))}
+    assert mapping(checkpoint, model, row) == dict(zip(checkpoint, model, strict=True))
+
+
+HEAD_SHAPES: Shapes = {"weight": (4, 8, 1, 1), "bias": (4,)}
+
+
+def heads(numbers: Iterable[int], shapes: Callable[[int], Shapes] = lambda place: HEAD_SHAPES) -> Shapes:
+    return {
+        f"heads.{number}.{leaf}": shape
+        for place, number in enumerate(numbers)
+        for leaf, shape in shapes(place).items()
+    }
+
+
+@pytest.mark.parametrize("container", [nn.ModuleDict, nn.ModuleList, nn.Module, None])
+@pytest.mark.parametrize("wrapper", ["", "module."])
+@pytest.mark.parametrize(("old", "new"), [((8, 16, 32), (16, 32, 64)), ((0, 1, 2), (1, 2, 3))])
+def test_what_fits_under_its_number_is_not_moved_unless_numbers_are_places(
+    container: type[nn.Module] | None, wrapper: str, old: tuple[int, ...], new: tuple[int, ...]
+) -> None:
+    modules = {"heads": container()} if container else NO_MODULES
+    found = mapping(called(lambda key: wrapper + key, heads(old)), heads(new), modules)
+    assert found == {wrapper + key: key for key in heads(old)}
+
+
+@pytest.mark.parametrize("container", [nn.ModuleDict, nn.ModuleList])
+def test_numbers_change_where_shapes_say_so(container: type[nn.Module]) -> None:
+    def shapes(place: int) -> Shapes:
+        return {"weight": (4, 8 << place), "bias": (4,)}
+
+    checkpoint, model = heads((8, 16, 32), shapes), heads((16, 32, 64), shapes)
+    found = mapping(checkpoint, model, {"heads": container()})
+    assert found == dict(zip(checkpoint, model, strict=True))
+
+
+def test_names_of_which_none_is_left_are_not_matched_by_their_order() -> None:
+    assert steps_of_heads(nn.ModuleDict()) == []
+    assert steps_of_heads(nn.ModuleList()) != []
+
+
+def steps_of_heads(container: nn.Module) -> list[Step]:
+    return renames(heads((8, 16)), heads((32, 64)), {"heads": container})[0]
+
+
+def test_layers_that_were_numbered_from_one_in_their_names() -> None:
+    checkpoint = called(lambda key: key.replace("heads.", "head"), heads((1, 2, 3)))
+    model = heads((0, 1, 2))
+    found = mapping(checkpoint, model, {"heads": nn.ModuleList()})
+    assert found == dict(zip(checkpoint, model, strict=True))
+
+
+@pytest.mark.parametrize("leaves", [("weight",), ("weight", "bias")])
+def test_a_numbered_name_does_not_pass_by_one_that_stays(leaves: tuple[str, ...]) -> None:
+    def norms(*numbers: int) -> Shapes:
+        return {f"blocks.{i}.norm{n}.{leaf}": (8,) for i in range(3) for n in numbers for leaf in leaves}
+
+    assert steps_of(norms(1, 2), norms(2, 3)) == []
+    assert steps_of(norms(1), norms(3)) == [("rename", "*.norm1.*", "*.norm3.*")]
+
+
+def test_a_weight_never_becomes_a_bias() -> None:
+    assert steps_of({**ENCODER, "one.weight": (8,)}, {**ENCODER, "one.bias": (8,)}) == []
+    assert steps_of({**ENCODER, "one.gamma": (8,)}, {**ENCODER, "one.weight": (8,)}) != []
 
 
 def test_a_key_that_is_renamed_and_grown_is_found_by_its_name() -> None:

@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
 
 def suggested(state_dict: Mapping[str, Tensor], model: nn.Module) -> Recipe | None:
-    """What a check would suggest, from shapes alone."""
+    """What a check would suggest, from shapes and the model's modules alone."""
     schema = meta_copy(model)
     shapes = OrderedDict((key, value.to("meta")) for key, value in state_dict.items())
     target = schema.state_dict()
-    return suggest(shapes, target, lambda recipe: compare(schema, recipe.apply(shapes, target)).fits)
+    modules = dict(schema.named_modules(remove_duplicate=False))
+    return suggest(shapes, target, lambda recipe: compare(schema, recipe.apply(shapes, target)).fits, modules)
 
 
 def pasted(recipe: Recipe, width: int = 80) -> Recipe:
@@ -400,6 +401,225 @@ def test_a_convolution_widens_with_its_norm() -> None:
     assert_loads(old, new)
     batch = torch.randn(2, 3, 8, 8)
     assert torch.allclose(old(batch), new(batch), atol=1e-5)
+
+
+# -- right or absent: the old outputs as the oracle ----------------------------------------------------------
+
+
+def assert_old_outputs_first(old: nn.Module, new: nn.Module, shape: tuple[int, ...]) -> Recipe:
+    recipe = assert_loads(old, new)
+    x = torch.randn(shape)
+    before, after = old.eval()(x), new.eval()(x)
+    torch.testing.assert_close(after[:, : before.shape[1]], before)
+    return recipe
+
+
+def assert_refused(old: nn.Module, new: nn.Module) -> None:
+    assert suggested(old.state_dict(), new) is None
+
+
+class OwnTransposed(nn.Module):
+    """A transposed convolution that is none of torch's classes."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs, size, size))
+        self.bias = nn.Parameter(torch.randn(outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv_transpose2d(x, self.weight, self.bias)
+
+
+@pytest.mark.parametrize("up", [nn.ConvTranspose2d, OwnTransposed])
+@pytest.mark.parametrize(("few", "many"), [(1, 3), (4, 8), (3, 16)])
+def test_outputs_of_a_transposed_convolution(up: type[nn.Module], few: int, many: int) -> None:
+    def net(outputs: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), up(16, outputs, 2))
+
+    recipe = assert_old_outputs_first(net(few), net(many), (2, 3, 8, 8))
+    assert repr(recipe) == 'Recipe(tile("2.weight", dim=1), tile("2.bias", dim=0))'
+    old, new = net(many), net(few)
+    assert_loads(old, new)
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(new(x), old(x)[:, :few])
+
+
+def test_a_transposed_convolution_without_bias_is_told_by_its_class() -> None:
+    def net(outputs: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ConvTranspose2d(16, outputs, 2, bias=False))
+
+    assert_old_outputs_first(net(1), net(3), (2, 3, 8, 8))
+
+
+def test_a_layer_of_an_unknown_kind_is_not_read_either_way() -> None:
+    def net(outputs: int) -> nn.Module:
+        return nn.Sequential(OwnTransposed(16, outputs, 2, bias=False), nn.ReLU())
+
+    assert_refused(net(1), net(3))
+
+
+@pytest.mark.parametrize("hidden", [4, 16])
+def test_a_transposed_convolution_that_takes_more_is_not_guessed(hidden: int) -> None:
+    def net(hidden: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, hidden, 3), nn.ReLU(), nn.ConvTranspose2d(hidden, 4, 2))
+
+    assert_refused(net(hidden), net(2 * hidden))
+
+
+def test_a_transposed_convolution_that_gives_more_to_another_layer_is_not_guessed() -> None:
+    def net(hidden: int) -> nn.Module:
+        return nn.Sequential(nn.ConvTranspose2d(3, hidden, 2), nn.ReLU(), nn.Conv2d(hidden, 5, 3))
+
+    assert_refused(net(4), net(8))
+    assert_refused(net(8), net(4))
+
+
+def grouped(hidden: int = 4, groups: int = 2, outputs: int = 4) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, hidden, 3), nn.ReLU(), nn.Conv2d(hidden, outputs, 3, groups=groups))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (grouped(4), grouped(8)),
+        (grouped(16), grouped(32)),
+        (grouped(8), grouped(4)),
+        (grouped(outputs=4), grouped(outputs=8)),
+        (grouped(outputs=8), grouped(outputs=4)),
+        (grouped(8, 4), grouped(8, 2)),
+        (grouped(8, 8, 8), grouped(8, 1, 8)),
+        (grouped(8, 1, 8), grouped(8, 8, 8)),
+        (grouped(4, 2), grouped(8, 1)),
+    ],
+    ids=lambda net: str(net[2]),
+)
+def test_groups_are_not_mixed(old: nn.Module, new: nn.Module) -> None:
+    assert_refused(old, new)
+
+
+@pytest.mark.parametrize(("few", "many"), [(2, 4), (3, 4), (4, 12), (8, 12)])
+def test_few_channels_that_are_no_picture_are_hidden_units(few: int, many: int) -> None:
+    def net(hidden: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, hidden, 3), nn.ReLU(), nn.Conv2d(hidden, 5, 3))
+
+    recipe = assert_old_outputs_first(net(few), net(many), (2, 3, 8, 8))
+    assert repr(recipe) == 'Recipe(widen("0", ["2"]))'
+    assert_refused(net(many), net(few))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.Identity])
+def test_a_depthwise_convolution_widens_along(norm: type[nn.Module]) -> None:
+    def net(hidden: int) -> nn.Module:
+        return nn.Sequential(
+            *(nn.Conv2d(6, hidden, 1), norm(hidden), nn.ReLU6()),
+            *(nn.Conv2d(hidden, hidden, 3, groups=hidden), norm(hidden), nn.ReLU6()),
+            nn.Conv2d(hidden, 6, 1),
+        )
+
+    assert_old_outputs_first(net(8), net(12), (2, 6, 8, 8))
+
+
+def with_norm(norm: Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:
+    return lambda hidden: nn.Sequential(nn.Linear(6, hidden), norm(hidden), nn.ReLU(), nn.Linear(hidden, 5))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d, lambda hidden: nn.PReLU(hidden)],
+    ids=["layer", "rms", "batch", "slopes"],
+)
+def test_units_under_a_norm_that_are_copied_equally_often(norm: Callable[[int], nn.Module]) -> None:
+    net = with_norm(norm)
+    assert_old_outputs_first(net(8), net(16), (3, 6))
+
+
+@pytest.mark.parametrize(
+    ("norm", "more"),
+    [
+        (nn.LayerNorm, 12),
+        (nn.RMSNorm, 12),
+        (lambda n: nn.GroupNorm(2, n), 16),
+        (lambda n: nn.GroupNorm(4, n), 12),
+    ],
+    ids=["layer", "rms", "two groups", "four groups"],
+)
+def test_units_whose_norm_would_see_other_statistics_are_not_copied(
+    norm: Callable[[int], nn.Module], more: int
+) -> None:
+    net = with_norm(norm)
+    assert_refused(net(8), net(more))
+
+
+class Twins(nn.Module):
+    """Two branches side by side, and one layer that takes both in."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(6, hidden), nn.Linear(6, hidden)
+        self.out = nn.Linear(2 * hidden, 5)
+
+
+def test_columns_of_two_branches_are_not_those_of_one() -> None:
+    assert_refused(Twins(4), Twins(6))
+
+
+class Gated(nn.Module):
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(6, hidden), nn.Linear(6, hidden), nn.Linear(hidden, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(torch.sigmoid(self.gate(x)) * self.up(x))
+
+
+def test_a_gated_layer_widens_with_its_gate() -> None:
+    assert_old_outputs_first(Gated(8), Gated(12), (3, 6))
+
+
+def test_heads_of_attention_are_not_counted_by_rows() -> None:
+    assert_refused(blocks("q k v", shared=8), blocks("q k v", shared=4))
+    assert_refused(blocks("qkv", shared=4), blocks("qkv", shared=8))
+
+
+def autoencoder(width: int, hidden: int, bias: bool) -> nn.Module:
+    return Holder(enc=nn.Linear(width, hidden, bias), dec=nn.Linear(hidden, width, bias))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_sizes_that_changed_places_are_no_transposition(bias: bool) -> None:
+    assert_refused(autoencoder(4, 8, bias), autoencoder(8, 4, bias))
+
+
+def test_a_transposition_that_no_bias_tells_is_not_guessed() -> None:
+    assert_refused(Holder(fc=nn.Linear(4, 8, bias=False)), Holder(fc=nn.Linear(8, 4, bias=False)))
+
+
+def test_a_square_layer_beside_transposed_ones_may_have_been_turned_too() -> None:
+    old = Holder(body=Conv1D(8, 24), pooler=Conv1D(24, 24))
+    new = Holder(body=nn.Linear(8, 24), pooler=nn.Linear(24, 24))
+    assert_refused(old, new)
+
+
+def pyramid(strides: tuple[int, ...]) -> nn.Module:
+    return Holder(heads=nn.ModuleDict({str(stride): nn.Conv2d(8, 4, 1) for stride in strides}))
+
+
+def test_heads_that_are_named_by_their_stride_keep_it() -> None:
+    assert_refused(pyramid((8, 16, 32)), pyramid((16, 32, 64)))
+    assert_refused(pyramid((8, 16)), pyramid((32, 64)))
+    old, new = pyramid((8, 16, 32)), pyramid((16, 32))
+    assert repr(assert_loads(old, new)) == 'Recipe(drop("heads.8.*"))'
+    assert torch.equal(new.heads["16"].weight, old.heads["16"].weight)
+
+
+def test_a_layer_before_all_others_shifts_them() -> None:
+    def net(*before: nn.Module) -> nn.Sequential:
+        return nn.Sequential(*before, *(nn.Linear(6, 6) for _ in range(4)))
+
+    old, new = net(), net(nn.Flatten())
+    assert_loads(old, new)
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(new(x), old(x))
 
 
 def test_the_averaged_copy_beside_the_model_is_not_taken_for_it() -> None:

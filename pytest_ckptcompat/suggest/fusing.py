@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Place = tuple[str, str]
 """What stands before the names of a layer's three projections, and the leaf behind them."""
 
-_APART = (
+APART = (
     ("q", "k", "v"),
     ("query", "key", "value"),
     ("q_proj", "k_proj", "v_proj"),
@@ -35,6 +35,7 @@ _APART = (
 _JOINED = ("qkv.", "qkv_proj.", "Wqkv.", "to_qkv.", "in_proj.", "in_proj_")
 # Head by head, or in columns as in GPT-2: shapes do not tell how.
 _WOVEN = ("query_key_value.", "linear_qkv.", "c_attn.")
+FUSED = frozenset(name.rstrip("._") for name in _JOINED + _WOVEN)
 _LEAF = "(weight|bias)"
 MOST_STEPS = 8
 
@@ -93,7 +94,7 @@ def _joint(shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
 
 
 def _apart(shapes: Shapes) -> list[_Style]:
-    return _styles(shapes, [tuple(f"{name}." for name in names) for names in _APART])
+    return _styles(shapes, [tuple(f"{name}." for name in names) for names in APART])
 
 
 def _joined(shapes: Shapes) -> list[_Style]:

@@ -7,24 +7,34 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from .evidence import Evidence, Families, gathered, set_apart
+from .layers import NO_MODULES
 from .moves import MOST_STEPS, Move, move
 from .numbering import renumbered
-from .templates import Indices, Shape, Shapes, Substitution, Template, by_template, indices
+from .templates import Indices, Shape, Shapes, Substitution, Template, by_template, indices, template
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
+    from .layers import Modules
     from .steps import Step
 
 MOST_PAIRS = 60_000
+_LEAVES = {"weight", "bias", "running_mean", "running_var"}
+"""None of them ever became another."""
 
 
-def renames(checkpoint: Shapes, model: Shapes) -> tuple[list[Step], dict[str, Shape]]:
-    """Steps that rename keys of the checkpoint into keys of the model, and the checkpoint after them."""
+def renames(
+    checkpoint: Shapes, model: Shapes, modules: Modules = NO_MODULES
+) -> tuple[list[Step], dict[str, Shape]]:
+    """Steps that rename keys of the checkpoint into keys of the model, and the checkpoint after them.
+
+    The model's `modules`, by their paths, tell whether numbers of layers are their places or their names.
+    """
     current = dict(checkpoint)
     steps: list[Step] = []
     while len(steps) < MOST_STEPS:
-        found = _next_move(current, model)
+        origin = dict(zip(current, checkpoint, strict=True))
+        found = _next_move(current, model, modules, origin)
         if found is None:
             break
         steps += found.steps
@@ -32,11 +42,11 @@ def renames(checkpoint: Shapes, model: Shapes) -> tuple[list[Step], dict[str, Sh
     return steps, current
 
 
-def _next_move(current: Shapes, model: Shapes) -> Move | None:
+def _next_move(current: Shapes, model: Shapes, modules: Modules, origin: Mapping[str, str]) -> Move | None:
     if all(key in model for key in current) or all(key in current for key in model):
         return None
     return (
-        renumbered(current, model)
+        renumbered(current, model, modules, origin)
         or substituted(current, model)
         or substituted(current, model, reshaped=True)
     )
@@ -52,12 +62,28 @@ def substituted(current: Shapes, model: Shapes, *, reshaped: bool = False) -> Mo
     """
     evidence = sorted(_evidence(current, model, reshaped), key=lambda each: each.rank, reverse=True)
     set_apart(evidence)
+    stay = {(template(key), shape) for key, shape in current.items() if model.get(key) == shape}
     for each in evidence:
-        if each.convinces(current, model, reshaped) and not each.rivalled(evidence):
+        if (
+            each.convinces(current, model, reshaped)
+            and not each.rivalled(evidence)
+            and not _passes_by(each.names, current, stay)
+        ):
             found = move(each.names, each.substitution, current, model)
             if found is not None:
                 return found
     return None
+
+
+def _passes_by(names: Mapping[str, str], current: Shapes, stay: Collection[tuple[Template, Shape]]) -> bool:
+    """Whether a ``conv1`` would become ``conv3`` beside a ``conv2`` that stays.
+
+    One may be gone and the other new, or each may have become the next.
+    """
+    return any(
+        template(key) == template(name) and (template(key), current[key]) in stay
+        for key, name in names.items()
+    )
 
 
 def _evidence(current: Shapes, model: Shapes, reshaped: bool) -> list[Evidence]:
@@ -110,7 +136,11 @@ def _alike(
         for length in range(3):
             others = found.get((numbers, current[key], parts[len(parts) - length :]), [])
             if len(others) <= room:
-                yield from ((parts, other) for other in others)
+                yield from (
+                    (parts, other)
+                    for other in others
+                    if parts[-1] == other[-1] or not {parts[-1], other[-1]} <= _LEAVES
+                )
                 break
 
 

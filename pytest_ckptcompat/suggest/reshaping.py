@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import isqrt
+from typing import TYPE_CHECKING
 
+from torch import nn
+
+from .layers import NO_MODULES, layers_of, module_of, projects, unitwise
 from .steps import Step, cover
-from .templates import Shapes, template
+from .templates import template
+from .widening import differing, widened
 
-Sizes = tuple[int, ...]
-Changes = Mapping[str, tuple[Sizes, Sizes]]
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
-MOST_WIDENED = 8
+    from .layers import Layer, Modules
+    from .templates import Shapes
+    from .widening import Sizes
+
 MOST_LISTED = 1000
 """Rows that a suggestion lists one by one; nobody would read more."""
 _POSITIONS = re.compile(
@@ -23,8 +31,14 @@ _VOCABULARY = re.compile(
 )
 
 
-def reshapes(checkpoint: Shapes, model: Shapes) -> list[Step] | None:
+def reshapes(checkpoint: Shapes, model: Shapes, modules: Modules = NO_MODULES) -> list[Step] | None:
     """Steps that give every key of the checkpoint the shape that it has in the model.
+
+    Args:
+        checkpoint: the checkpoint's keys, by the names that the model has for them.
+        model: the model's.
+        modules: its modules by their paths, as far as they are known; where a weight's is not, its bias tells
+            which dimension counts the outputs.
 
     Returns:
         None where one of the keys changed in a way for which no operator stands out.
@@ -34,49 +48,110 @@ def reshapes(checkpoint: Shapes, model: Shapes) -> list[Step] | None:
         new = model.get(key)
         if old is not None and new is not None and old != new:
             changed[key] = old, new
-    widened, widen = _widened(changed)
-    pictures = any(shape is not None and len(shape) == 4 for shape in checkpoint.values())
+    if not changed:
+        return []
+    layers = layers_of(checkpoint, model, modules)
+    wider = widened(changed, layers, checkpoint, modules)
+    if wider is None:
+        return None
+    grown, widen = wider
+    look = _Look(checkpoint, model, modules, layers)
     steps: dict[str, Step] = {}
     for key, (old, new) in changed.items():
-        if key not in widened:
-            step = _step(key, old, new, pictures)
+        if key not in grown:
+            step = look.step(key, old, new)
             if step is None:
                 return None
             steps[key] = step
     transposed = [key for key, step in steps.items() if step.operator == "transpose"]
-    square = _square_too(transposed, checkpoint)
-    if square is None:
+    square = _square_too(transposed, checkpoint, modules)
+    if square is None or (transposed and not any(look.bias_stays(key) for key in transposed)):
         return None
     steps |= {key: Step("transpose", ()) for key in square}
     return [*_merged(steps, list(checkpoint)), *widen]
 
 
-def _step(key: str, old: Sizes, new: Sizes, pictures: bool) -> Step | None:
-    """The operator for one key, its name left out. Where a model sees `pictures`, positions are a grid."""
-    if len(old) == 2 and old == new[::-1]:
-        return Step("transpose", ())
-    dims = _differing(old, new)
-    if _larger_kernel(key, old, new, dims):
-        return Step("pad", ())
-    if len(dims) != 1:
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """The operator for one key, from all that its neighbours tell."""
+
+    checkpoint: Shapes
+    model: Shapes
+    modules: Modules
+    layers: Mapping[str, Layer]
+
+    def step(self, key: str, old: Sizes, new: Sizes) -> Step | None:
+        """The operator, its key left out; None where none stands out."""
+        if len(old) == 2 and old == new[::-1]:
+            return Step("transpose", ()) if self._bias_fits(key) else None
+        dims = differing(old, new)
+        if _larger_kernel(key, old, new, dims):
+            return Step("pad", ())
+        if len(dims) != 1:
+            return None
+        (dim,) = dims
+        if _POSITIONS.search(key):
+            # A text may have 1024 positions as well: a square number alone says little. In a model that
+            # sees pictures, it says enough.
+            pictures = any(shape is not None and len(shape) == 4 for shape in self.checkpoint.values())
+            fewest_tokens = 0 if pictures or "relative" in key else 1
+            if step := _resampled(old[dim], new[dim], fewest_tokens):
+                return step
+        if key in self.layers:
+            return self._of_layer(key, old, new, dim)
+        if dim == 0 and not self._woven(key, old[0], new[0]):
+            return _resized(key, old[0], new[0], 0)
+        if dim == 1 and len(old) == 3 and old[0] == 1:
+            return _resized(key, old[1], new[1], 1)
         return None
-    (dim,) = dims
-    if _POSITIONS.search(key):
-        # A text may have 1024 positions as well: a square number alone says little.
-        fewest_tokens = 0 if pictures or "relative" in key else 1
-        if step := _resampled(old[dim], new[dim], fewest_tokens):
-            return step
-    if dim == 1 and len(old) >= 3 and min(old[1], new[1]) <= 4:
-        return _stem(old[1], new[1])
-    if dim == 0 or (dim == 1 and len(old) == 3 and old[0] == 1):
-        return _resized(key, old[dim], new[dim], dim)
-    return None
 
+    def _of_layer(self, key: str, old: Sizes, new: Sizes, dim: int) -> Step | None:
+        layer = self.layers[key]
+        depthwise = old[1] == new[1] == 1 and layer.groups == new[0]
+        if not (layer.takes_all or (depthwise and dim == 0)):
+            return None  # outputs that came or went would move all others to other groups
+        if dim == layer.outputs or (dim == 0 and layer.outputs is None):
+            return None if projects(key, self.model) else _resized(key, old[dim], new[dim], dim)
+        picture = dim == 1 and layer.outputs == 0 and len(old) >= 3 and min(old[1], new[1]) <= 4
+        return _stem(old[1], new[1]) if picture and not self._fed(key, old[1], new[1]) else None
 
-def _differing(old: Sizes, new: Sizes) -> list[int]:
-    if len(old) != len(new):
-        return []
-    return [dim for dim, (one, other) in enumerate(zip(old, new, strict=True)) if one != other]
+    def _fed(self, key: str, old: int, new: int) -> bool:
+        """Whether the inputs of a convolution may be another's outputs, and no picture's channels.
+
+        They are as many, or as many in each group: and then the number of groups may have changed.
+        """
+        outputs, grouped = self.checkpoint[key], self.layers[key].groups == 0
+        if outputs is not None and old == 1 and outputs[0] == new > 4:
+            return True  # it may have been a depthwise one
+        for other, layer in self.layers.items():
+            if other == key:
+                return False
+            before, after = self.checkpoint[other], self.model[other]
+            if before is None or after is None:
+                continue
+            dim = layer.outputs or 0
+            whole = after[dim] % new == 0 if grouped else after[dim] == new
+            if whole and before[dim] % old == 0:
+                return True
+        return False
+
+    def _woven(self, key: str, old: int, new: int) -> bool:
+        """Whether it is no vector of which rows can be copied one by one: of a norm over all of them."""
+        module = self.modules.get(module_of(key))
+        over_all = isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm))
+        if over_all and not unitwise(module_of(key), (old, new), self.checkpoint, self.modules):
+            return True
+        return projects(key, self.model)
+
+    def _bias_fits(self, key: str) -> bool:
+        """Whether the bias beside a weight, if it has one, can stay."""
+        bias = f"{module_of(key)}.bias"
+        return self.checkpoint.get(bias) == self.model.get(bias)
+
+    def bias_stays(self, key: str) -> bool:
+        """Whether there is a bias that counts one dimension of the weight: its outputs, before and after."""
+        bias, weight = self.checkpoint.get(f"{module_of(key)}.bias"), self.checkpoint[key]
+        return bias is not None and weight is not None and len(bias) == 1 and bias[0] in weight
 
 
 def _larger_kernel(key: str, old: Sizes, new: Sizes, dims: Sequence[int]) -> bool:
@@ -124,78 +199,7 @@ def _resampled(old: int, new: int, fewest_tokens: int) -> Step | None:
     return None
 
 
-# -- changes that concern several modules -------------------------------------------------------------------
-
-
-def _widened(changed: Changes) -> tuple[set[str], list[Step]]:
-    """Hidden layers that got more units: one module gives them, others take them.
-
-    Returns:
-        The keys that the steps are about, and the steps.
-    """
-    rows = {key: sizes for key, sizes in changed.items() if _differing(*sizes) == [0]}
-    columns = {
-        key: sizes
-        for key, sizes in changed.items()
-        if _differing(*sizes) == [1]
-        and _module(key)
-        and (len(sizes[0]) == 2 or min(sizes[0][1], sizes[1][1]) > 4)
-    }
-    order = {key: place for place, key in enumerate(changed)}
-    producers = [key for key, (old, _) in rows.items() if len(old) > 1 and _module(key)]
-    keys: set[str] = set()
-    steps: list[Step] = []
-    for key in producers:
-        old, new = (sizes[0] for sizes in rows[key])
-        consumers = [
-            other
-            for other, sizes in columns.items()
-            if other not in keys
-            and order[other] > order[key]
-            and _follows(old, new, sizes[0][1], sizes[1][1])
-            and _next_producer(key, other, producers, rows, order) is None
-        ]
-        if new > old and consumers:
-            along = [
-                other
-                for other, sizes in rows.items()
-                if (sizes[0][0], sizes[1][0]) == (old, new)
-                and order[key] < order[other] < order[consumers[-1]]
-                and len(sizes[0]) == 1
-            ]
-            norms = list(dict.fromkeys(_module(other) for other in along if _module(other) != _module(key)))
-            options = {"norms": norms} if norms else {}
-            steps.append(Step("widen", (_module(key), [_module(other) for other in consumers]), options))
-            keys.update([key, *consumers, *along])
-    return (keys, steps) if len(steps) <= MOST_WIDENED else (set(), [])
-
-
-def _follows(old: int, new: int, columns: int, columns_after: int) -> bool:
-    """Whether so many columns are those of the units, each as often as the other (behind a flatten)."""
-    return columns % old == 0 and columns_after == columns // old * new
-
-
-def _next_producer(
-    key: str, consumer: str, producers: Iterable[str], rows: Changes, order: Mapping[str, int]
-) -> str | None:
-    """Another module that gives as many units, between the two."""
-    return next(
-        (
-            other
-            for other in producers
-            if order[key] < order[other] < order[consumer] and rows[other][0][0] == rows[key][0][0]
-        ),
-        None,
-    )
-
-
-def _module(key: str) -> str:
-    """The module of a weight; ``""`` for anything else."""
-    module, _, leaf = key.rpartition(".")
-    return module if leaf in ("weight", "bias", "running_mean", "running_var") else ""
-
-
-def _square_too(transposed: Sequence[str], checkpoint: Shapes) -> list[str] | None:
+def _square_too(transposed: Sequence[str], checkpoint: Shapes, modules: Modules) -> list[str] | None:
     """Square weights that were transposed along: their shape can't tell, but their name does.
 
     Returns:
@@ -209,7 +213,9 @@ def _square_too(transposed: Sequence[str], checkpoint: Shapes) -> list[str] | No
             continue
         if tuple(key.split(".")[-2:]) in leaves:
             square.append(key)
-        elif transposed and template(key)[:-2] in blocks:
+        elif transposed and (
+            template(key)[:-2] in blocks or isinstance(modules.get(module_of(key)), nn.Linear)
+        ):
             return None
     return square
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .fusing import fuses
+from .layers import NO_MODULES
 from .renaming import renames
 from .reshaping import reshapes
 from .steps import Step, cover
@@ -14,41 +15,48 @@ if TYPE_CHECKING:
 
     from pytest_ckptcompat.recipe import Recipe
 
+    from .layers import Modules
     from .templates import Shape, Shapes
 
 
 def suggest(
-    checkpoint: Mapping[str, Any], target: Mapping[str, Any], verify: Callable[[Recipe], bool]
+    checkpoint: Mapping[str, Any],
+    target: Mapping[str, Any],
+    verify: Callable[[Recipe], bool],
+    modules: Modules = NO_MODULES,
 ) -> Recipe | None:
     """A recipe that makes the checkpoint load into the model, or None where there is none to be confident of.
 
-    It is told from keys and shapes alone: wrapper prefixes, renamed modules and leaves, layers that got other
-    numbers, projections that were joined or split, grown and shrunk rows, another number of input channels,
-    larger kernels, position embeddings of another grid, transposed weights, names of one tensor, and whatever
-    of these come together. Keys that the model lacks are dropped only if nothing else is left to be done.
-    What the model needs and the checkpoint lacks is never made up, and where two answers are as good as each
-    other, neither is given.
+    It is told from keys and shapes, and from what the model's modules are: wrapper prefixes, renamed modules
+    and leaves, layers that got other numbers, projections that were joined or split, grown and shrunk rows,
+    another number of input channels, larger kernels, position embeddings of another grid, transposed weights,
+    names of one tensor, and whatever of these come together. Keys that the model lacks are dropped only if
+    nothing else is left to be done. What the model needs and the checkpoint lacks is never made up, and where
+    two answers are as good as each other, neither is given.
 
     Args:
         checkpoint: the state dict's keys, each with something that has a shape.
         target: the model's, likewise.
         verify: whether the checkpoint loads with a recipe; asked at most twice, and before one is given.
+        modules: the model's modules by their paths. They tell which dimension of a weight counts outputs, in
+            how many groups, and whether the numbers of layers are their places or their names; without them,
+            less is suggested.
     """
-    for steps in _answers(_shapes(checkpoint), target):
+    for steps in _answers(_shapes(checkpoint), target, modules):
         recipe = _recipe(steps)
         if recipe is not None and _verified(recipe, verify):
             return recipe
     return None
 
 
-def _answers(checkpoint: Shapes, target: Mapping[str, Any]) -> Iterator[list[Step]]:
+def _answers(checkpoint: Shapes, target: Mapping[str, Any], modules: Modules) -> Iterator[list[Step]]:
     model = _shapes(target)
     projections = fuses(checkpoint, model)
     if projections is None:
         return
     fusing, fused = projections
-    renaming, renamed = renames(fused, model)
-    reshaping = reshapes(renamed, model)
+    renaming, renamed = renames(fused, model, modules)
+    reshaping = reshapes(renamed, model, modules)
     if reshaping is None:
         return
     ties = _ties(renamed, model, target)
