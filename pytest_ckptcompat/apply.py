@@ -14,8 +14,9 @@ from . import memory
 from .compare import compare
 from .keys import escape
 from .operators.plan import memory as place
+from .optimizer.evidence import evidence
 from .optimizer.growth import grown
-from .optimizer.naming import candidates, naming, tied_names
+from .optimizer.naming import naming, tied_names
 from .optimizer.rewriting import regrouped, rewritten
 from .optimizer.state import Saved, misfits, saved_states
 from .reading.stored import StoredTensor
@@ -117,14 +118,16 @@ def _hold_fit(state_dict: Mapping[str, Any], model: nn.Module) -> None:
 
 
 def _values(state_dict: Mapping[str, Any], model: nn.Module) -> OrderedDict[str, Any]:
-    """The grown state dict to be written. One memory stays one only under names that the model ties as well.
+    """The grown state dict to be written, in the model's order: the order that its optimizer is numbered in.
 
-    A block that was copied is the same memory as the block it is a copy of, and a parameter of its own.
+    One memory stays one only under names that the model ties as well. A block that was copied is the same
+    memory as the block it is a copy of, and a parameter of its own.
     """
     owners = {key: id(tensor) for key, tensor in model.state_dict(keep_vars=True).items()}
+    ordered = {key: state_dict[key] for key in [*owners, *state_dict] if key in state_dict}
     return OrderedDict(
         (key, _value(value, owners.get(key, key)) if isinstance(value, torch.Tensor) else value)
-        for key, value in state_dict.items()
+        for key, value in ordered.items()
     )
 
 
@@ -204,7 +207,8 @@ def _regrown(
     old = checkpoint.meta()
     parameters = dict(model.named_parameters())
     shapes = {key: tuple(value.shape) for key, value in old.items() if isinstance(value, torch.Tensor)}
-    names = naming(saved, candidates([list(parameters)], growth.origin, old, model), shapes)
+    told = evidence(lambda named: [list(named)], growth.origin, old, model)
+    names = naming(saved, told.candidates, shapes, told.doubts)
     state = grown(recipe, saved.named(names), old, model.state_dict(), checkpoint.materialise)
     tied = tied_names(model)
     placed = {tied.get(name, name): slots for name, slots in state.items()}

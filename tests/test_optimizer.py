@@ -273,7 +273,8 @@ def test_what_the_file_names_itself_needs_no_source() -> None:
     saved = copy.deepcopy({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
     promises, findings = judged(torch.optim.Adam, saved)
     assert statuses(promises) == {"optimizer state": "kept", "optimizer step": "kept"}
-    assert findings == []
+    assert [(found.rule, found.severity) for found in findings] == [("optimizer-error", "warn")]
+    assert "goes by position" in findings[0].message
 
 
 def test_whose_state_it_is_must_be_told() -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
+from pytest_ckptcompat.keys import escape
 from pytest_ckptcompat.proof.difference import magnitude
 from pytest_ckptcompat.rules import Finding, finding
 from pytest_ckptcompat.tensors import shown
 
-from .state import ELEMENTWISE, NONNEGATIVE, State, misfits
+from .naming import tied_names
+from .state import ELEMENTWISE, NONNEGATIVE, Naming, Saved, State, misfits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -98,6 +104,51 @@ def _needed(optimizer: torch.optim.Optimizer) -> set[str]:
     if kind == "SGD" and not any(group["momentum"] for group in optimizer.param_groups):
         return set()
     return _NEEDED.get(kind, set())
+
+
+def displaced(
+    saved: Saved,
+    names: Naming,
+    groups: Naming,
+    origin: Mapping[str, str | None],
+    old: Mapping[str, Any],
+    model: nn.Module,
+) -> list[Finding]:
+    """State that torch's own ``load_state_dict`` would give to another parameter, and say nothing.
+
+    It goes by position, whatever names the file has, and refuses only groups of other lengths. Where shapes
+    differ the next step raises; where they are the same nothing ever does.
+
+    Args:
+        saved: the state as it lies in the checkpoint.
+        names: the old names of each group's parameters.
+        groups: the new ones, as the new optimizer has them.
+        origin: new key -> the old key that it comes from, or None.
+        old: the old state dict.
+        model: the new model.
+    """
+    if list(map(len, groups)) != saved.lengths or any(isinstance(i, str) for i in saved.groups[0].ids):
+        return []  # torch refuses it; what is filed by name is loaded by name
+    tied, came = tied_names(model), defaultdict[str, set[str | None]](set)
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        came[tied.get(name, name)].add(origin.get(name, name))
+    parameters, state = dict(model.named_parameters()), saved.named(names)
+    places = zip(chain(*names), chain(*groups), strict=True)
+    wrong = [
+        (new, before)
+        for before, new in places
+        if before in state and None not in came[new] and before not in came[new]
+        if old[before].shape == parameters[new].shape
+    ]
+    if not wrong:
+        return []
+    new, before = wrong[0]
+    text = (
+        f"torch's load_state_dict goes by position and would give {len(wrong)} parameters the state of "
+        f"another of the same shape, this one that of {escape(before)}: renumber it first (`ckptcompat apply` "
+        "does, for an optimizer of model.parameters())"
+    )
+    return [replace(finding("optimizer-error", new, message=text), severity="warn")]
 
 
 def restarts(before: State, after: State, betas: Mapping[str, tuple[float, float]]) -> Iterator[Finding]:

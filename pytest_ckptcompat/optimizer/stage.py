@@ -12,8 +12,9 @@ from pytest_ckptcompat.proof.difference import same_bits
 from pytest_ckptcompat.rules import Finding, Promise, finding
 
 from . import faults
+from .evidence import Evidence, evidence
 from .growth import grown
-from .naming import candidates, one_state, tied_names
+from .naming import one_state, tied_names
 from .state import Naming, Saved, State, saved_states
 from .trial import Factory, OptimizerError, ghosts, made, step
 
@@ -87,9 +88,8 @@ def judged(
     try:
         parameters = dict(model.named_parameters())
         optimizer, groups = made(factory, ghosts(parameters))
-        before_groups = None if source is None else made(factory, ghosts(dict(source.named_parameters())))[1]
-        named = candidates(groups, origin, old, model, before_groups)
-        saved, names = _meant(saved_states(wrapper), named, old)
+        told = evidence(lambda named: _groups(factory, named), origin, old, model, source)
+        saved, names = _meant(saved_states(wrapper), told, old)
         stored = saved.named(names)
         _none(faults.misshapen(stored, old))
         before = _read(stored, materialise)
@@ -102,6 +102,7 @@ def judged(
             _unchecked(STATE, reason)
         _none(faults.incomplete(optimizer, after))
         promises.append(_kept(optimizer, groups, _by_new_name(before, came), after))
+        findings += faults.displaced(saved, names, groups, origin, old, model)
         findings += faults.restarts(
             _by_new_name(before, came), after, _by_new_name(_betas(saved, names), came)
         )
@@ -138,12 +139,20 @@ def _none(wrong: list[Finding]) -> None:
         raise _StoppedError(Promise(STATE, "broken", detail), wrong)
 
 
-def _meant(found: list[Saved], named: Mapping[str, Naming], old: Mapping[str, Any]) -> tuple[Saved, Naming]:
+def _groups(factory: Factory, parameters: Mapping[str, nn.Parameter]) -> Naming | None:
+    """The names of each group's parameters; None if the factory does not take these, as one going by name."""
+    try:
+        return made(factory, ghosts(parameters))[1]
+    except OptimizerError:
+        return None
+
+
+def _meant(found: list[Saved], told: Evidence, old: Mapping[str, Any]) -> tuple[Saved, Naming]:
     if not found:
         missing = finding("optimizer-missing", message="the checkpoint has no optimizer state")
         _unchecked(STATE, "the checkpoint has none", missing)
     try:
-        return one_state(found, named, old)
+        return one_state(found, told.candidates, old, told.doubts)
     except LookupError as reason:
         _unchecked(STATE, "whose it is can't be told", finding("optimizer-error", message=str(reason)))
 
