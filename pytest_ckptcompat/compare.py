@@ -66,7 +66,7 @@ def compare(model: nn.Module, state_dict: Mapping[str, Any]) -> Comparison:
     beside a mismatch is no limit: its lists are read where they are filled.
     """
     trial = meta_copy(model)
-    heard = _strict_load(trial, state_dict)
+    heard, passed = _strict_load(trial, state_dict)
     expected = model.state_dict()
     missing = list(dict.fromkeys(heard.missing))
     unexpected = list(dict.fromkeys(heard.unexpected))
@@ -85,7 +85,7 @@ def compare(model: nn.Module, state_dict: Mapping[str, Any]) -> Comparison:
     ]
     fitting = {key: _shown(value) for key, value in expected.items() if key not in wrong}
     # Of a state dict that does not fit, a key that torch fills in itself (num_batches_tracked) is no match.
-    right = (expected.keys() & state_dict.keys() if wrong else keys) - wrong
+    right = (expected.keys() & state_dict.keys() if wrong else keys) - wrong - passed
     total = len(keys | wrong)
     return Comparison(missing, unexpected, mismatched, len(right), total, findings, fitting)
 
@@ -121,8 +121,11 @@ _MISSING = "Missing key(s) in state_dict: "
 _UNEXPECTED = "Unexpected key(s) in state_dict: "
 
 
-def _strict_load(model: nn.Module, state_dict: Mapping[str, Any]) -> _Heard:
+def _strict_load(model: nn.Module, state_dict: Mapping[str, Any]) -> tuple[_Heard, set[str]]:
     """Load strictly, listening to the lists that ``load_state_dict`` hands to every module's loader.
+
+    Given are what torch holds against the state dict, and keys that it heard of and let pass, as it does for
+    a model that makes every load of itself a lenient one.
 
     There is one set of lists for each load that goes on: a wrapper may leave it all to the module that it
     wraps, and a module load a part of itself, strictly or not. Which of them counts, the error tells.
@@ -137,10 +140,11 @@ def _strict_load(model: nn.Module, state_dict: Mapping[str, Any]) -> _Heard:
     except (Exception, SystemExit) as error:
         for lists in heard.values():
             if lists.made(error):
-                return lists.counted()
+                return lists.counted(), set()
         root = next(iter(heard.values()), _Heard())
-        return _Heard(root.missing, root.unexpected, [*root.errors, raised(error)])
-    return _Heard()
+        return _Heard(root.missing, root.unexpected, [*root.errors, raised(error)]), set()
+    root = next(iter(heard.values()), _Heard())
+    return _Heard(), {*root.missing, *root.unexpected}
 
 
 def _listening(loader: Callable[..., None], heard: dict[int, _Heard]) -> Callable[..., None]:

@@ -18,7 +18,7 @@ from .proof.difference import same_bits
 from .rules import Finding, Promise, finding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
 NAME = "loaded whole"
 
@@ -32,23 +32,22 @@ class Loading:
             tied tensor may have several.
         written: names that were written in any way.
         altered: names that the model's own code wrote besides such copies.
-        missing: names that the load itself reported as missing; a strict load has none.
-        names: every other name, whether or not it is in the model's state dict.
+        names: what is to be loaded, whether or not it is in the model's state dict.
         saved: those that are.
     """
 
     sources: Mapping[str, tuple[str, ...]]
     written: frozenset[str]
     altered: frozenset[str]
-    missing: frozenset[str]
     names: tuple[str, ...]
     saved: frozenset[str]
 
 
-def listen(model: nn.Module, state_dict: Mapping[str, Any]) -> Loading | None:
+def listen(model: nn.Module, state_dict: Mapping[str, Any], missing: Collection[str] = ()) -> Loading | None:
     """Load a state dict into a copy without memory and note what is written; None if the load raises there.
 
-    `model` is left as it was and no value is read: what is noted are the calls that write.
+    `model` is left as it was and no value is read: what is noted are the calls that write. `missing` are the
+    keys that a strict load would miss, so that nobody expects them to be loaded.
     """
     trial = meta_copy(model)
     held, saved = _held(trial)
@@ -57,7 +56,7 @@ def listen(model: nn.Module, state_dict: Mapping[str, Any]) -> Loading | None:
     with _Listener() as heard, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            reported = trial.load_state_dict(state, strict=False)
+            trial.load_state_dict(state, strict=False)
         except (Exception, SystemExit):
             return None
     after, _ = _held(trial)
@@ -79,9 +78,8 @@ def listen(model: nn.Module, state_dict: Mapping[str, Any]) -> Loading | None:
             altered.add(name)
         if keys or unheard or now._version != version:
             written.add(name)
-    missing = frozenset(getattr(reported, "missing_keys", ()))
     names = tuple(name for name in before if name not in missing)
-    return Loading(sources, frozenset(written), frozenset(altered), missing, names, frozenset(saved))
+    return Loading(sources, frozenset(written), frozenset(altered), names, frozenset(saved))
 
 
 def _copies(heard: _Listener, keys: Mapping[int, str]) -> dict[_Place, list[str]]:

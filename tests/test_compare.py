@@ -2,6 +2,7 @@
 
 import re
 from collections import OrderedDict
+from typing import Any
 
 import pytest
 import torch
@@ -299,3 +300,13 @@ def edited(draw):
 @given(edited())
 def test_random_trees_and_edits_give_torchs_verdict(pair):
     check_equal(*pair)
+
+
+def test_what_a_lenient_model_lets_pass_is_no_match() -> None:
+    class Lenient(nn.Linear):
+        def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+            return super().load_state_dict(state_dict, False, assign)
+
+    found = compare(Lenient(3, 2), {"weight": torch.empty(2, 3, device="meta"), "other": torch.empty(0)})
+    assert found.fits  # as torch has it
+    assert (found.matched, found.total) == (1, 3)

@@ -97,6 +97,31 @@ def test_the_story_is_kept() -> None:
     assert promises["scale of new rows"].status == "kept"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_that_are_copied_are_no_excuse_for_another_function(dtype: torch.dtype) -> None:
+    """The checkpoint is coarse, but nothing was computed in it: both models run in float64."""
+
+    class Louder(Boxes):
+        def forward(self, x: torch.Tensor) -> Any:
+            score, box = super().forward(x)
+            return score, box * 1.001
+
+    old = settle(Boxes().to(dtype)).state_dict()
+
+    def batch(seed: int) -> Any:
+        return (images(seed)[0][0].to(dtype),), {}
+
+    for make, status in ((Boxes, "kept"), (Louder, "broken")):
+        promises, _ = judged(
+            GROW,
+            old,
+            lambda: make(14).to(dtype),  # noqa: B023  # called at once
+            source=lambda: Boxes().to(dtype),
+            batches=batch,
+        )
+        assert promises["function kept"].status == status
+
+
 @pytest.mark.parametrize("init", ["zeros", "mean", "kaiming_uniform", "multivariate_normal"])
 def test_appended_rows_are_kept(init: Any) -> None:
     old = settle(Boxes()).state_dict()
@@ -199,7 +224,7 @@ def test_keys_that_a_waiver_lets_pass_are_no_broken_promise() -> None:
     old = settle(Boxes()).state_dict()
     old["aux.weight"] = torch.ones(3)
     del old["out1.bias"]
-    promises, findings = judged(GROW, old, lambda: Boxes(14), strict=False)
+    promises, findings = judged(GROW, old, lambda: Boxes(14), strict=False, missing=["out1.bias"])
     assert findings == []
     assert promises["loaded whole"].detail == "27 tensors"
 
@@ -221,7 +246,7 @@ def test_a_model_that_renames_on_loading_is_no_broken_promise() -> None:
     promises, findings = judged(GROW, old, lambda: _out2(Renaming(), 14), source=Sourced, batches=images)
     assert findings == []
     assert statuses(promises) == {"kept"}
-    assert promises["untouched"].detail == "25 keys bit-equal, 1 through the model's own loader"
+    assert promises["untouched"].detail == "25 keys bit-equal, 1 left to the model's own loader"
 
 
 def _out2(model: Boxes, rows: int) -> Boxes:
@@ -245,7 +270,42 @@ def test_a_model_that_changes_what_it_loaded_is_no_broken_promise() -> None:
     promises, findings = judged(GROW, old, lambda: Folding(14), source=Folding, batches=images)
     assert findings == []
     assert statuses(promises) == {"kept"}
-    assert promises["untouched"].detail == "25 keys bit-equal, 1 through the model's own loader"
+    assert promises["untouched"].detail == "25 keys bit-equal, 1 left to the model's own loader"
+
+
+def _zero(module: Any, keys: Any) -> None:
+    module.out1.weight.data.zero_()
+
+
+def test_a_loader_must_not_write_into_what_is_protected() -> None:
+    class Zeroing(Boxes):
+        def __init__(self, out2: int = 4) -> None:
+            super().__init__(out2)
+            self.register_load_state_dict_post_hook(_zero)
+
+    old = settle(Boxes()).state_dict()
+    [found] = judged(GROW, old, lambda: Zeroing(14), protect=("out1.*",))[1]
+    assert (found.rule, found.key) == ("recipe-protected-key", "out1.weight")
+
+
+def test_a_model_that_makes_every_load_a_lenient_one_is_not_loaded_whole() -> None:
+    class Lenient(Boxes):
+        def __init__(self) -> None:
+            super().__init__(14)
+            self.extra = nn.Linear(8, 8)
+
+        def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+            return super().load_state_dict(state_dict, False, assign)
+
+    promises, findings = judged(GROW, settle(Boxes()).state_dict(), Lenient)
+    assert promises["loaded whole"].status == "broken"
+    assert [(found.rule, found.key) for found in findings] == [
+        ("unloaded-parameter", "extra.weight"),
+        ("unloaded-parameter", "extra.bias"),
+    ]
+    # Where a strict load would miss them, and that was waived, nobody expects them.
+    waived = judged(GROW, settle(Boxes()).state_dict(), Lenient, missing=["extra.weight", "extra.bias"])
+    assert waived[1] == []
 
 
 def test_dropped_keys_are_no_loss() -> None:

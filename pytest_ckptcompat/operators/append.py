@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pytest_ckptcompat.reading.stored import materialise
 
@@ -48,6 +48,8 @@ class append(KeyWise):
             mean for second ones, so that the first updates are not large; ``zeros``; ``reset`` starts the
             tensor's state anew.
     """
+
+    rounds: ClassVar[bool] = False
 
     dim: int
     n: int | None = None

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
@@ -31,6 +31,8 @@ class Axes(KeyWise):
 
     A tensor that already has the model's shape, and would not have it any more, is passed by.
     """
+
+    rounds: ClassVar[bool] = False
 
     @property
     def order(self) -> tuple[int, ...]:

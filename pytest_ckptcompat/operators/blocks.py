@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 
@@ -59,6 +59,8 @@ class insert_block(Operator):
         zero: keys or globs, relative to the block: tensors of the copy that are zero.
         optim: optimizer state of the copy: ``reset`` starts it anew; ``copy`` copies it too.
     """
+
+    rounds: ClassVar[bool] = False
 
     copy_from: str
     at: int
@@ -197,6 +199,8 @@ class stack(Operator):
         times: how often they stand there afterwards; as often as the model has them, if it is left out.
         optim: optimizer state of the repeated blocks: ``reset`` starts it anew; ``copy`` repeats it too.
     """
+
+    rounds: ClassVar[bool] = False
 
     layers: str
     times: int | None = None

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -29,6 +29,8 @@ class drop(Operator):
     Attributes:
         pattern: an exact key or a glob.
     """
+
+    rounds: ClassVar[bool] = False
 
     pattern: str
 

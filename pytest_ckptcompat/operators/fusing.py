@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
@@ -37,6 +37,8 @@ class concat(Operator):
         dim: along which they are joined.
         optim: optimizer state: ``copy`` joins it as well, ``reset`` starts it anew.
     """
+
+    rounds: ClassVar[bool] = False
 
     keys: tuple[str, ...]
     to: str
@@ -107,6 +109,8 @@ class split(Operator):
         sizes: of the parts; the model's if they are left out, or equal ones if it does not have them.
         optim: optimizer state: ``copy`` cuts it as well, ``reset`` starts it anew.
     """
+
+    rounds: ClassVar[bool] = False
 
     key: str
     to: tuple[str, ...]

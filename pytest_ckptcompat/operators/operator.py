@@ -35,9 +35,12 @@ class Operator:
 
     Attributes:
         unkept: why the operator does not claim that the model's function is kept; ``""`` if it claims it.
+        rounds: whether it computes values, which are rounded to the tensor's dtype; False for one that moves,
+            copies or leaves out values alone.
     """
 
     unkept: ClassVar[str] = ""
+    rounds: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the arguments' types.

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch.nn import functional
@@ -43,6 +43,8 @@ class pad(KeyWise):
         optim: optimizer state: ``copy`` puts zeros around first moments and their mean around second ones;
             ``reset`` starts the tensor's state anew.
     """
+
+    rounds: ClassVar[bool] = False
 
     sizes: tuple[int, ...] | None = None
     mode: Literal["centre", "end"] = "centre"

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, repr=False)
 class Renaming(Operator):
     """An operator that gives keys other names; every tensor stays the same object."""
+
+    rounds: ClassVar[bool] = False
 
     def named(self, key: str) -> str:
         """What the operator calls a key."""

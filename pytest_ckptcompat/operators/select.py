@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
@@ -47,6 +47,8 @@ class select(KeyWise):
         optim: optimizer state: ``copy`` takes the rows along, and new ones get zeros for first moments and
             the old rows' mean for second ones; ``reset`` starts the tensor's state anew.
     """
+
+    rounds: ClassVar[bool] = False
 
     dim: int
     index: tuple[int, ...] | None = None

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -32,6 +32,8 @@ class tie(Operator):
         keys: exact keys or globs whose stars stand for the same. The first must be there; others that are get
             its tensor instead of their own, and those that are not come into being.
     """
+
+    rounds: ClassVar[bool] = False
 
     keys: tuple[str, ...]
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
@@ -38,6 +38,8 @@ class tile(KeyWise):  # operators are named as recipes spell them
         optim: optimizer state of the new rows: ``copy`` repeats the old rows' as the weights are, ``zeros``
             fills in zeros, ``reset`` starts the tensor's state anew.
     """
+
+    rounds: ClassVar[bool] = False
 
     dim: int
     to: int | None = None

@@ -47,6 +47,7 @@ def verify(
     source: Callable[[], nn.Module] | None = None,
     batches: Callable[[int], Batch] | None = None,
     protect: Sequence[str] = (),
+    missing: Sequence[str] = (),
 ) -> tuple[list[Promise], list[Finding]]:
     """Whether everything holds that a recipe and the load after it promise.
 
@@ -62,13 +63,14 @@ def verify(
         source: builds the model that the checkpoint was made for; without it, its function is not compared.
         batches: seed -> the arguments of ``forward``.
         protect: patterns of keys that must be as they were.
+        missing: keys that the grown state dict lacks by torch's strict verdict, which was waived.
 
     Returns:
         One promise for each row of the report's table, and a finding for each that is broken.
     """
     promises: list[Promise] = []
     findings: list[Finding] = []
-    loading = listen(model, growth.state_dict)
+    loading = listen(model, growth.state_dict, missing)
     for promise, found in (
         *_transferred(growth, old, model, loading, protect),
         *_proved(recipe, growth, old, model),
@@ -86,7 +88,7 @@ def _transferred(
     growth: Growth, old: Mapping[str, Any], model: nn.Module, loading: Loading | None, protect: Sequence[str]
 ) -> Iterator[Checked]:
     """What arrived in the model: untouched keys as the old checkpoint has them, others as they were grown."""
-    arrived = _arrived(growth.state_dict, loading)
+    arrived = _arrived(growth.state_dict, loading, protect)
     untouched = {
         key: old[came]
         for key, came in growth.origin.items()
@@ -99,13 +101,18 @@ def _transferred(
         yield _compared(GROWN, "as it was grown", grown, arrived, model, protect)
 
 
-def _arrived(state_dict: Mapping[str, Any], loading: Loading | None) -> dict[str, list[str]]:
-    """Key -> the names that hold its tensor as it is. Of several keys for one name the last one stays."""
+def _arrived(
+    state_dict: Mapping[str, Any], loading: Loading | None, protect: Sequence[str]
+) -> dict[str, list[str]]:
+    """Key -> the names that should hold its tensor as it is. Of several keys for one name the last one stays.
+
+    Where the model's own code goes on to write, it may: but into what is protected.
+    """
     if loading is None:
         return {key: [key] for key in state_dict}
     arrived: dict[str, list[str]] = {}
     for name, keys in loading.sources.items():
-        if name not in loading.altered:
+        if name not in loading.altered or any(matches(pattern, keys[-1]) for pattern in protect):
             arrived.setdefault(keys[-1], []).append(name)
     overwritten = {key for keys in loading.sources.values() for key in keys[:-1]}
     return arrived | {key: [] for key in overwritten if key not in arrived}
@@ -150,7 +157,7 @@ def _compared(
     if rounded:
         told.append(f"{_keys(len(rounded))} rounded to {to}, by up to {magnitude(max(rounded.values()))}")
     if elsewhere:
-        told.append(f"{elsewhere} through the model's own loader")
+        told.append(f"{elsewhere} left to the model's own loader")
     return Promise(name, "kept", ", ".join(told)), []
 
 
@@ -307,7 +314,7 @@ def _precision(growth: Growth, model: nn.Module) -> torch.dtype:
     for key, value in growth.state_dict.items():
         if not _is_float(value):
             continue
-        if key in growth.touched:
+        if any(operator.rounds for operator in growth.touched.get(key, ())):
             precision = coarser(precision, value.dtype)
         if _is_float(there := held.get(key)) and coarser(value.dtype, there.dtype) != value.dtype:
             precision = coarser(precision, there.dtype)
