@@ -145,8 +145,8 @@ def displaced(
     new, before = wrong[0]
     text = (
         f"torch's load_state_dict goes by position and would give {len(wrong)} parameters the state of "
-        f"another of the same shape, this one that of {escape(before)}: renumber it first (`ckptcompat apply` "
-        "does, for an optimizer of model.parameters())"
+        f"another of the same shape, this one that of {escape(before)}: renumber it first "
+        "(`ckptcompat apply` does, for an optimizer of model.parameters())"
     )
     return [replace(finding("optimizer-error", new, message=text), severity="warn")]
 
