@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import TYPE_CHECKING
 
-from .keys import matches
+from .keys import escape, matches, nearest
 from .rules import RULES, Finding, Severity, finding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,8 @@ def settle(
             message = f"{waiver} ended on {waiver.until}: {waiver.reason}"
             settled.append(_about(waiver, "waiver-expired", message, severities))
         elif waiver not in used and judged(waiver.rule):
-            settled.append(_about(waiver, "waiver-unused", f"{waiver} waives nothing: remove it", severities))
+            message = f"{waiver} {_missed(waiver, findings, used)}"
+            settled.append(_about(waiver, "waiver-unused", message, severities))
     return [found for found in settled if found.severity != "off" or found.message.startswith("waived: ")]
 
 
@@ -107,6 +108,34 @@ def severities_of(lines: Iterable[str]) -> dict[str, Severity]:
 
 _SEVERITIES: dict[str, Severity] = {"error": "error", "warn": "warn", "off": "off"}
 _OF_WAIVERS = {"waiver-unused", "waiver-expired"}
+
+
+def _missed(waiver: Waiver, findings: Sequence[Finding], used: Collection[Waiver]) -> str:
+    """Why a waiver covers nothing, and what to do: its key may be mistyped, or its time is over."""
+    alike = [found for found in findings if found.rule == waiver.rule]
+    if not alike:
+        return "waives nothing: remove it"
+    count = f"{len(alike)} {waiver.rule} finding{'s' * (len(alike) > 1)}"
+    keys = [found.key for found in alike if not any(other.covers(found) for other in used)]
+    if not keys:
+        return f"waives nothing, other waivers cover the {count}: remove it"
+    near = nearest(waiver.key, _patterns_like(waiver.key, keys), 1)
+    if near:
+        hint = f"did you mean '{escape(near[0], 80)}'?"
+    else:
+        hint = f"the first is on '{escape(keys[0], 80)}'" if keys[0] else "they have no key: leave it out"
+    return f"matches none of the {count}: {hint}"
+
+
+def _patterns_like(pattern: str, keys: Iterable[str]) -> Iterable[str]:
+    """The keys; for a pattern such as ``aux.*``, as many parts of each, with the star that follows them."""
+    if not pattern.endswith(".*"):
+        return dict.fromkeys(keys)
+    depth = pattern.count(".")
+    parts = [(key, key.split(".")) for key in keys]
+    return dict.fromkeys(
+        ".".join([*split[:depth], "*"]) if len(split) > depth else key for key, split in parts
+    )
 
 
 def _about(waiver: Waiver, rule: str, message: str, severities: Mapping[str, Severity]) -> Finding:

@@ -30,6 +30,45 @@ def test_an_unused_waiver_fails():
     assert (found.rule, found.severity, found.key) == ("waiver-unused", "error", "aux.*")
 
 
+EXTRA = [finding("missing-key", key) for key in ("extra.weight", "extra.bias", "head.1.weight", "scale")]
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("extr.*", "did you mean 'extra.*'?"),
+        ("haed.1.*", "did you mean 'head.1.*'?"),
+        ("head.2.*", "did you mean 'head.1.*'?"),
+        ("extra.wieght", "did you mean 'extra.weight'?"),
+        ("scale.*", "did you mean 'scale'?"),
+        ("zzz", "the first is on 'extra.weight'"),
+    ],
+)
+def test_a_mistyped_waiver_is_told_what_was_meant_and_not_to_be_removed(key, hint):
+    *_, found = settle(EXTRA, [allow("missing-key", key, reason="r")], today=TODAY)
+    assert found.rule == "waiver-unused"
+    assert (
+        found.message == f"allow('missing-key', {key!r}) matches none of the 4 missing-key findings: {hint}"
+    )
+
+
+def test_only_a_waiver_without_findings_left_is_to_be_removed():
+    stale = allow("missing-key", "aux.*", reason="r")
+    *_, found = settle([AUX], [stale], today=TODAY)
+    assert found.message == "allow('missing-key', 'aux.*') waives nothing: remove it"
+    *_, found = settle([HEAD], [allow("missing-key", "head.*", reason="r"), stale], today=TODAY)
+    assert found.message.endswith("waives nothing, other waivers cover the 1 missing-key finding: remove it")
+
+
+def test_the_hint_of_a_mistyped_waiver_is_safe_to_print():
+    hostile = finding("unexpected-key", "aux\x1b[31m.weight\n::error::" + "x" * 9000)
+    *_, found = settle([hostile], [allow("unexpected-key", "axu*", reason="r")], today=TODAY)
+    assert found.message.isprintable()
+    assert len(found.message) < 250
+    *_, found = settle([finding("load-error")], [allow("load-error", "aux", reason="r")], today=TODAY)
+    assert found.message.endswith("1 load-error finding: they have no key: leave it out")
+
+
 def test_a_waiver_of_a_rule_that_was_not_judged_is_not_unused():
     waiver = allow("non-finite-value", "*", reason="r")
     assert settle([], [waiver], today=TODAY, judged=lambda rule: rule != "non-finite-value") == []
