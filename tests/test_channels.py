@@ -149,6 +149,12 @@ def test_a_stem_for_more_channels(few: int, channels: int, kernel: int, seed: in
         assert promise.detail.endswith(f"as {few} does not divide {channels}")
 
 
+def test_outputs_of_a_transposed_convolution_are_no_input_channels() -> None:
+    old, new = nn.ConvTranspose2d(16, 1, 2), nn.ConvTranspose2d(16, 3, 2)
+    with pytest.raises(RecipeError, match=r'counts its outputs.*tile\("weight", dim=1\)'):
+        repeat_channels("weight").apply(old.state_dict(), new.state_dict())
+
+
 @pytest.mark.parametrize(
     "fault",
     [

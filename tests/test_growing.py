@@ -45,6 +45,45 @@ def test_tile_for_any_shape_and_dtype(sizes: list[int], data: st.DataObject, dty
     assert statuses(operator, old, new, {}) == ["kept", "kept"]
 
 
+def up(outputs: int = 3, inputs: int = 8, bias: bool = True) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, inputs, 3), nn.ConvTranspose2d(inputs, outputs, 2, bias=bias))
+
+
+OUT = [tile("1.weight", dim=1), tile("1.bias", dim=0)]
+
+
+@pytest.mark.parametrize("operators", [OUT, OUT[::-1], [tile("1.weight", dim=-3), OUT[1]]])
+@pytest.mark.parametrize("outputs", [5, 9, 12])
+def test_repeated_outputs_of_a_transposed_convolution_leave_the_old_ones(
+    operators: list[tile], outputs: int
+) -> None:
+    old, new = up(), up(outputs)
+    growth = Recipe(*operators).run(old.state_dict(), new.state_dict())
+    assert growth.unkept == ""
+    new.load_state_dict(growth.state_dict)
+    x = torch.randn(2, 3, 9, 9)
+    torch.testing.assert_close(new(x)[:, :3], old(x))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "operators", "claim"),
+    [
+        (up(), up(inputs=16), [tile("0.*", dim=0), tile("1.weight", dim=0)], "repeats inputs"),
+        (up(bias=False), up(5, bias=False), [tile("1.weight", dim=1)], "as far as shapes tell"),
+        (nn.Linear(4, 3), nn.Linear(8, 3), [tile("weight", dim=1)], "repeats inputs"),
+        (nn.Linear(4, 3), nn.Linear(8, 3), [tile("weight", dim=-1)], "repeats inputs"),
+        (nn.Linear(4, 3), nn.Linear(4, 6), [tile("*", dim=0)], ""),
+        (nn.Linear(4, 3), nn.Linear(4, 6), [tile("weight", dim=-2), tile("bias", dim=-1)], ""),
+    ],
+)
+def test_repeated_inputs_are_not_said_to_keep_the_function(
+    old: nn.Module, new: nn.Module, operators: list[tile], claim: str
+) -> None:
+    growth = Recipe(*operators).run(old.state_dict(), new.state_dict())
+    assert claim in growth.unkept
+    assert bool(claim) == bool(growth.unkept)
+
+
 def test_noise_is_seeded_differs_between_tensors_and_leaves_old_rows_alone() -> None:
     old = OrderedDict(a=torch.zeros(3, 50), b=torch.zeros(3, 50))
     one, again, other = (

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
+from .keywise import shape
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from .plan import State
 
 Shape: TypeAlias = tuple[int, ...] | None
 
@@ -25,11 +29,16 @@ def outputs_dim(key: str, old: Callable[[str], Shape], new: Callable[[str], Shap
     bias = f"{module}.bias" if module else "bias"
     if leaf != "weight":
         return None
-    for shape in (new, old):  # a recipe may have changed one of the two already; the model's belong together
-        weight, length = shape(key), shape(bias)
+    for sizes in (new, old):  # a recipe may have changed one of the two already; the model's belong together
+        weight, length = sizes(key), sizes(bias)
         if weight is None or length is None or len(weight) < 2 or len(length) != 1:
             return None
         found = [dim for dim in (0, 1) if weight[dim] == length[0]]
         if len(found) == 1:
             return found[0]
     return None
+
+
+def outputs_of(key: str, state: State, target: State) -> int | None:
+    """`outputs_dim` of a weight in a state dict, for a model that has `target`."""
+    return outputs_dim(key, lambda name: shape(state.get(name)), lambda name: shape(target.get(name)))

@@ -13,8 +13,10 @@ from pytest_ckptcompat.proof.difference import magnitude
 from pytest_ckptcompat.reading.stored import materialise
 from pytest_ckptcompat.rules import Promise
 
+from .arguments import python
 from .growing import differing, grown, promise, resized, wide
 from .keywise import Change, KeyWise, missized, size_after
+from .orientation import outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +52,9 @@ class repeat_channels(KeyWise):
         old = state[key].shape[1]
         if size < old or old == 0:
             raise self.unfit(key, f"it has {old} channels and is to have {size}: reduce makes fewer")
+        if outputs_of(key, state, target) == 1:
+            how = f"tile({python(key)}, dim=1) and tile of its bias, dim=0, make more of those"
+            raise self.unfit(key, f"dimension 1 counts its outputs, as its bias tells: {how}")
 
         def repeated(tensor: torch.Tensor, factor: float) -> torch.Tensor:
             if tensor.is_meta:

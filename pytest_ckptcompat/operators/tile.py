@@ -13,6 +13,7 @@ from pytest_ckptcompat.reading.stored import materialise
 
 from .growing import bits, differing, drawn, grown, joined, old_rows_kept, promise
 from .keywise import Change, KeyWise, missized, size_after
+from .orientation import outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +28,8 @@ class tile(KeyWise):  # operators are named as recipes spell them
     """Grow a dimension by repeating what is there: new row i is old row ``i mod n``.
 
     ``Linear(256, 4)`` grown to 14 outputs is ``cat([w, w, w, w[0:2]])``, and so is its bias. The old rows
-    keep their places, so a grown output layer gives the old outputs as it did.
+    keep their places, so a grown output layer gives the old outputs as it did. A transposed convolution has
+    its outputs in ``dim=1``, and those of its bias in ``dim=0``.
 
     Attributes:
         key: an exact key or a glob.
@@ -47,10 +49,14 @@ class tile(KeyWise):  # operators are named as recipes spell them
     seed: int = 0
     optim: Literal["copy", "zeros", "reset"] = "copy"
 
-    @property
-    def unkept(self) -> str:  # type: ignore[override]
+    def caveat(self, state: State, target: State) -> str:
         """Repeated inputs count more than once; repeated outputs stand beside the old ones."""
-        return "" if self.dim == 0 else f"{self} repeats inputs"
+        for key in self.tensors(state):
+            if self.change(key, state, target) is not None:
+                outputs = outputs_of(key, state, target)
+                if self.dim % state[key].dim() != (outputs or 0):
+                    return f"{self} repeats inputs{'' if outputs is not None else ', as far as shapes tell'}"
+        return ""
 
     def change(self, key: str, state: State, target: State) -> Change | None:
         size = size_after(self, key, self.dim, self.to, state, target)
