@@ -550,6 +550,41 @@ def test_units_whose_norm_would_see_other_statistics_are_not_copied(
     assert_refused(net(8), net(more))
 
 
+def test_a_model_that_is_one_layer() -> None:
+    x = torch.randn(2, 16, 8, 8)
+    old, new = nn.ConvTranspose2d(16, 1, 2), nn.ConvTranspose2d(16, 3, 2)
+    assert_loads(old, new)
+    torch.testing.assert_close(new(x)[:, :1], old(x))
+    assert_refused(nn.ConvTranspose2d(8, 4, 2), nn.ConvTranspose2d(16, 4, 2))
+    assert_refused(nn.Conv2d(8, 4, 2, groups=2), nn.Conv2d(8, 8, 2, groups=2))
+    assert repr(assert_loads(nn.Conv2d(3, 8, 3), nn.Conv2d(4, 8, 3))) == 'Recipe(repeat_channels("weight"))'
+
+
+WEIGHT_NORMS = [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("normed", WEIGHT_NORMS)
+def test_outputs_under_a_weight_norm(normed: Callable[[nn.Module], nn.Module]) -> None:
+    old, new = nn.Sequential(normed(nn.Conv2d(3, 4, 3))), nn.Sequential(normed(nn.Conv2d(3, 6, 3)))
+    assert_old_outputs_first(old, new, (2, 3, 8, 8))
+    old, new = (nn.Sequential(normed(nn.ConvTranspose2d(n, 4, 3))) for n in (3, 6))
+    assert_refused(old, new)
+    old, new = (nn.Sequential(normed(nn.ConvTranspose2d(3, n, 3))) for n in (3, 6))
+    assert_refused(old, new)
+
+
+@pytest.mark.filterwarnings("ignore:.*spectral_norm:FutureWarning")
+@pytest.mark.parametrize("normed", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_rows_under_a_spectral_norm_are_not_copied(normed: Callable[[nn.Module], nn.Module]) -> None:
+    assert_refused(*(nn.Sequential(normed(nn.Linear(6, n))) for n in (4, 8)))
+    assert_refused(*(nn.Sequential(normed(nn.Linear(6, n))) for n in (8, 4)))
+
+
+def test_a_layer_norm_over_several_dimensions_is_no_weight() -> None:
+    assert_refused(nn.Sequential(nn.LayerNorm((4, 6))), nn.Sequential(nn.LayerNorm((6, 6))))
+
+
 class Twins(nn.Module):
     """Two branches side by side, and one layer that takes both in."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
@@ -45,18 +46,26 @@ def layers_of(checkpoint: Shapes, model: Shapes, modules: Modules) -> dict[str, 
     found = {}
     for key, old in checkpoint.items():
         new = model.get(key)
-        if old is not None and new is not None and len(old) == len(new) > 1 and module_of(key):
-            found[key] = _layer(key, checkpoint, model, modules)
+        if old is not None and new is not None and len(old) == len(new) > 1:
+            weight = _WEIGHT.fullmatch(key)
+            module = modules.get(weight[1] or "") if weight else None
+            if weight and not isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+                found[key] = _layer(key, module, checkpoint, model)
     return found
 
 
-def _layer(key: str, checkpoint: Shapes, model: Shapes, modules: Modules) -> Layer:
-    module = modules.get(module_of(key))
+def _layer(key: str, module: nn.Module | None, checkpoint: Shapes, model: Shapes) -> Layer:
     if isinstance(module, _ConvNd):
         return Layer(1 if module.transposed and module.groups == 1 else 0, module.groups)
     if isinstance(module, (nn.Linear, nn.Embedding, nn.EmbeddingBag)):
         return Layer(0, 1)
     return Layer(outputs_dim(key, checkpoint.get, model.get))
+
+
+_WEIGHT = re.compile(
+    r"(?:(.*)\.)?(?:weight|weight_[gv]|weight_orig|parametrizations\.weight\.original[01]?)", re.DOTALL
+)
+"""A layer's weight, as it is or in the parts of a weight norm or a spectral norm; before it, the module."""
 
 
 def module_of(key: str) -> str:

@@ -26,6 +26,8 @@ MOST_LISTED = 1000
 _POSITIONS = re.compile(
     r"(?:^|[._])(?:abs_|rel_)?pos(?:ition|itional|itions)?(?:[._]|$)|pos_?emb|position_bias", re.IGNORECASE
 )
+_SPECTRAL = {"weight_u", "weight_v", "_u", "_v"}
+"""Vectors of unit length from which a spectral norm is computed."""
 _VOCABULARY = re.compile(
     r"(?:^|[._])(?:wte|lm_head|(?:\w+_)?emb(?:ed|edding|eddings)?(?:_tokens|_in)?)(?:[.]|$)", re.IGNORECASE
 )
@@ -110,9 +112,12 @@ class _Look:
         depthwise = old[1] == new[1] == 1 and layer.groups == new[0]
         if not (layer.takes_all or (depthwise and dim == 0)):
             return None  # outputs that came or went would move all others to other groups
+        plain = key.rpartition(".")[2] == "weight"  # and no part of one, that is divided by its norm
         if dim == layer.outputs or (dim == 0 and layer.outputs is None):
-            return None if projects(key, self.model) else _resized(key, old[dim], new[dim], dim)
-        picture = dim == 1 and layer.outputs == 0 and len(old) >= 3 and min(old[1], new[1]) <= 4
+            if projects(key, self.model) or (dim and not plain):
+                return None
+            return _resized(key, old[dim], new[dim], dim)
+        picture = plain and dim == 1 and layer.outputs == 0 and len(old) >= 3 and min(old[1], new[1]) <= 4
         return _stem(old[1], new[1]) if picture and not self._fed(key, old[1], new[1]) else None
 
     def _fed(self, key: str, old: int, new: int) -> bool:
@@ -136,7 +141,9 @@ class _Look:
         return False
 
     def _woven(self, key: str, old: int, new: int) -> bool:
-        """Whether it is no vector of which rows can be copied one by one: of a norm over all of them."""
+        """Whether it is no vector of which rows can be copied one by one: its norm is over all of them."""
+        if key.rpartition(".")[2] in _SPECTRAL:
+            return True
         module = self.modules.get(module_of(key))
         over_all = isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm))
         if over_all and not unitwise(module_of(key), (old, new), self.checkpoint, self.modules):
@@ -145,13 +152,17 @@ class _Look:
 
     def _bias_fits(self, key: str) -> bool:
         """Whether the bias beside a weight, if it has one, can stay."""
-        bias = f"{module_of(key)}.bias"
+        bias = _bias(key)
         return self.checkpoint.get(bias) == self.model.get(bias)
 
     def bias_stays(self, key: str) -> bool:
         """Whether there is a bias that counts one dimension of the weight: its outputs, before and after."""
-        bias, weight = self.checkpoint.get(f"{module_of(key)}.bias"), self.checkpoint[key]
+        bias, weight = self.checkpoint.get(_bias(key)), self.checkpoint[key]
         return bias is not None and weight is not None and len(bias) == 1 and bias[0] in weight
+
+
+def _bias(key: str) -> str:
+    return ".".join([*key.split(".")[:-1], "bias"])
 
 
 def _larger_kernel(key: str, old: Sizes, new: Sizes, dims: Sequence[int]) -> bool:

@@ -36,10 +36,10 @@ def widened(
     columns = {
         key: sizes
         for key, sizes in changed.items()
-        if key in layers and differing(*sizes) == [1] and layers[key].takes_all and layers[key].outputs != 1
+        if _in_rows(key, layers) and differing(*sizes) == [1] and layers[key].takes_all
     }
     order = {key: place for place, key in enumerate(changed)}
-    producers = [key for key in rows if key in layers and layers[key].outputs != 1]
+    producers = [key for key in rows if _in_rows(key, layers)]
     keys: set[str] = set()
     steps: list[Step] = []
     for key in producers:
@@ -69,6 +69,11 @@ def widened(
             steps.append(Step("widen", (module_of(key), [module_of(other) for other in consumers]), options))
             keys.update([key, *consumers, *along])
     return (keys, steps) if len(steps) <= MOST_WIDENED else (set(), [])
+
+
+def _in_rows(key: str, layers: Mapping[str, Layer]) -> bool:
+    """Whether it is a module's weight, as it is, with a row for each output."""
+    return bool(module_of(key)) and key in layers and layers[key].outputs != 1
 
 
 def differing(old: Sizes, new: Sizes) -> list[int]:
