@@ -71,8 +71,10 @@ def _paths(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(values, Sequence) or not values:
         raise ValueError(f"{name}= wants a path or a list of paths, {_not(value)}")
     for path in values:
-        if not isinstance(path, (str, PathLike)) or not str(fspath(path)):
+        if not isinstance(path, (str, PathLike)):
             raise ValueError(f"{name}= wants paths, {_not(path)}")
+        if not str(fspath(path)).strip():
+            raise ValueError(f"{name}= is empty: name a checkpoint")
     return tuple(str(fspath(path)) for path in values)
 
 
@@ -115,11 +117,11 @@ def _waivers(name: str, value: Any) -> tuple[Waiver, ...]:
     return tuple(values)
 
 
+@dataclass(frozen=True)
 class Named:
-    """A callable that is named in a file, or in a command, and imported when it is called."""
+    """A callable that is given by its name, ``"package.module:name"``, and imported when it is called."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    name: str
 
     def __call__(self, parameters: Any) -> Any:
         """Import it, and call it."""
@@ -142,10 +144,31 @@ def device_name(name: str, value: Any) -> str:
     return str(value)
 
 
-def _callable(name: str, value: Any) -> Any:
+def _optimizer(name: str, value: Any) -> Any:
+    if isinstance(value, str):
+        module, _, path = value.partition(":")
+        if not module or not path:
+            raise ValueError(f"{name}={value!r}: write {_meant(value)!r}")
+        return Named(value)
     if not callable(value):
-        raise ValueError(f"{name}= wants a callable (parameters) -> Optimizer, {_not(value)}")
+        raise ValueError(f"{name}= wants a callable (parameters) -> Optimizer or its name, {_not(value)}")
     return value
+
+
+def _meant(text: str) -> str:
+    """What may be meant by an optimizer's name without a colon: ``Adam``, ``torch.optim.Adam``."""
+    module, _, name = text.rpartition(".")
+    if module.replace(".", "_").isidentifier() and name.isidentifier():
+        return f"{module}:{name}"
+    known = {each.lower(): each for each in _OPTIMIZERS}
+    return f"torch.optim:{known.get(text.strip(' :.').lower(), 'AdamW')}"
+
+
+_OPTIMIZERS = (
+    *("Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "LBFGS", "Muon", "NAdam"),
+    *("RAdam", "RMSprop", "Rprop", "SGD", "SparseAdam"),
+)
+"""Those of torch: a hint alone, for which torch is not imported."""
 
 
 def _direction(name: str, value: Any) -> str:
@@ -168,6 +191,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "protect": _patterns,
     "allow": _waivers,
     "device": device_name,
-    "optimizer": _callable,
+    "optimizer": _optimizer,
     "direction": _direction,
 }

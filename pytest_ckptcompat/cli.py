@@ -129,7 +129,7 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from .case import Case, Named
+    from .case import Case
     from .pipeline import Check
     from .recipe import Recipe
     from .reports.terminal import render
@@ -143,7 +143,7 @@ def _check(options: argparse.Namespace) -> int:
         state_dict_key=options.key,
         protect=tuple(options.protect),
         device=options.device,
-        optimizer=None if options.optimizer is None else Named(options.optimizer),
+        optimizer=options.optimizer,
     )
     check = Check(
         case, options.ckpt, lambda key: _opened(options.ckpt, options), require_cuda=options.require_cuda

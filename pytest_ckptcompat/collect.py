@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .case import Case, Named
+from .case import Case
 from .errors import RecipeError
 from .lines import Lines
 from .session import CASE, PATHS, named
@@ -119,8 +119,6 @@ def _declared(table: dict[str, Any], number: int) -> tuple[str, Case]:
         arguments["recipe"] = _recipe(table["recipe"])
     if "allow" in table:
         arguments["allow"] = [_waiver(entry, place) for place, entry in enumerate(table["allow"])]
-    if isinstance(table.get("optimizer"), str):
-        arguments["optimizer"] = Named(table["optimizer"])
     try:
         return name, Case.of(**arguments)
     except ValueError as error:

@@ -78,10 +78,13 @@ class Settings:
 
 def _paths(config: pytest.Config) -> list[str]:
     given = config.getoption("ckpt")
-    if given is not None:
-        return unique(path for name in given for path in expand(name, [Path.cwd()]))
+    names = config.getini("ckpt") if given is None else given
+    if not all(name.strip() for name in names):
+        where = "the ini key ckpt" if given is None else "--ckpt"
+        raise ValueError(f"{where} is empty: name a checkpoint, or leave it out (an unset variable?)")
     beside = config.inipath.parent if config.inipath else config.rootpath
-    return unique(path for name in config.getini("ckpt") for path in expand(name, [beside]))
+    folder = beside if given is None else Path.cwd()
+    return unique(path for name in names for path in expand(name, [folder]))
 
 
 def _report(text: str) -> tuple[str, Path]:

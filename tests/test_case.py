@@ -1,6 +1,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch.optim import SGD
 
 from pytest_ckptcompat.case import Case
 from pytest_ckptcompat.waivers import allow
@@ -44,10 +46,34 @@ def test_none_is_the_default():
         ({"model": model, "device": "gpu"}, "device='gpu' is no device: auto, cpu"),
         ({"model": model, "device": "cuda:x"}, "is no device"),
         ({"model": model, "device": "cpu:0"}, "is no device"),
-        ({"model": model, "optimizer": "adam"}, "optimizer= wants a callable"),
+        (
+            {"model": model, "optimizer": 3},
+            "optimizer= wants a callable (parameters) -> Optimizer or its name",
+        ),
+        ({"model": model, "optimizer": "Adam"}, "optimizer='Adam': write 'torch.optim:Adam'"),
+        ({"model": model, "optimizer": "rmsprop"}, "optimizer='rmsprop': write 'torch.optim:RMSprop'"),
+        (
+            {"model": model, "optimizer": "torch.optim.SGD"},
+            "optimizer='torch.optim.SGD': write 'torch.optim:SGD'",
+        ),
+        ({"model": model, "optimizer": "my own"}, "optimizer='my own': write 'torch.optim:AdamW'"),
+        ({"model": model, "optimizer": ""}, "optimizer='': write 'torch.optim:AdamW'"),
     ],
 )
 def test_what_is_wrong_is_named(arguments, text):
     with pytest.raises(ValueError, match=r".") as error:
         Case.of(**arguments)
     assert text in str(error.value)
+
+
+def test_an_optimizer_is_given_by_name_or_as_it_is():
+    named, given = (Case.of(model=model, optimizer=each).optimizer for each in ("torch.optim:SGD", SGD))
+    weight = torch.nn.Parameter(torch.zeros(2))
+    assert type(named([weight])) is type(given([weight])) is SGD
+
+
+def test_the_optimizers_that_are_hinted_at_are_torchs():
+    here = {name.lower(): name for name, each in vars(torch.optim).items() if isinstance(each, type)}
+    for name in here.keys() - {"optimizer"}:
+        with pytest.raises(ValueError, match=f"write 'torch.optim:{here[name]}'"):
+            Case.of(model=model, optimizer=name)

@@ -118,6 +118,22 @@ def test_what_could_not_be_checked_is_2(folder, capsys, arguments):
     assert text
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ["check", "net.pth", "networks:Boxes", "--optimizer", "Adam"],
+            "optimizer='Adam': write 'torch.optim:Adam'",
+        ),
+        (["show", ""], "a checkpoint's path is empty: name one (an unset variable?)"),
+        (["diff", "net.pth", "--against="], "a checkpoint's path is empty: name one (an unset variable?)"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_told_once(folder, capsys, arguments, told):
+    assert main(arguments) == 2
+    assert capsys.readouterr() == ("", f"ckptcompat: {told}\n")
+
+
 def test_a_recipe_that_does_not_apply_is_1(folder, capsys):
     (folder / "typo.toml").write_text(RECIPE.replace("out2", "out3"))
     assert main(["check", "net.pth", "networks:Grown", "--recipe", "typo.toml"]) == 1

@@ -113,6 +113,11 @@ def test_the_model_is_importable_from_beside_the_file(project):
         ),
         ("[[check]]\nname = 'a'", "model= is missing"),
         ("[[check]]\nmodel = 'nets.V1'", "write 'package.module:name'"),
+        (
+            "[[check]]\nmodel = 'nets:V1'\noptimizer = 'Adam'",
+            "toml:3: [[check]]: optimizer='Adam': write 'torch.optim:Adam'",
+        ),
+        ("[[check]]\nckpt = ''\nmodel = 'nets:V1'", "toml:2: [[check]]: ckpt= is empty: name a checkpoint"),
         ("[[check]]\nname = 3\nmodel = 'nets:V1'", "name wants a text"),
         ("[[check]]\nname = 'a'\nmodel = 'nets:V1'\n" * 2, "two checks called 'a'"),
         ("[[check]]\nmodel = 'nets:V1'\n[[check.recipe]]\nop = 'tiles'\nkey = 'a'", "did you mean 'tile'?"),
@@ -217,7 +222,7 @@ def test_the_schema_takes_what_we_show(text):
 @pytest.mark.parametrize(
     "more",
     [
-        'input = "3x6"', 'direction = "both"', 'device = "gpu"', 'model = "nets.V1"', "ckpt = 3", "protect = 3",
+        'input = "3x6"', 'direction = "both"', 'device = "gpu"', 'model = "nets.V1"', "ckpt = 3", "protect = 3", 'optimizer = "Adam"',
         '[[check.recipe]]\nkey = "a"', '[[check.allow]]\nrule = "missing-key"',
         '[[check.allow]]\nrule = "missing-keys"\nreason = "r"',
         '[[check.allow]]\nrules = "missing-key"\nreason = "r"',

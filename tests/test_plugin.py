@@ -391,6 +391,18 @@ def test_reports_of_the_whole_run(project, workers):
     assert "</html>" in (project.path / "r.html").read_text()
 
 
+def test_an_empty_path_is_no_checkpoint_and_is_refused_at_once(project):
+    marked(project, "model=V1")
+    for option in ("--ckpt=", "--ckpt= "):
+        result = project.runpytest("--ckpt=v1.pth", option)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        assert "ERROR: --ckpt is empty: name a checkpoint, or leave it out" in "\n".join(result.errlines)
+    (project.path / "pyproject.toml").write_text('[tool.pytest.ini_options]\nckpt = [""]\n')
+    result = project.runpytest()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "ERROR: the ini key ckpt is empty" in "\n".join(result.errlines)
+
+
 @pytest.mark.parametrize("option", ["xml:r", "json", "json:", "json:none/r.json", "json:."])
 def test_a_report_that_cant_be_written_is_refused_at_once(project, option):
     result = project.runpytest(f"--ckpt-report={option}")

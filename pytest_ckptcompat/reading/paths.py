@@ -73,6 +73,8 @@ def kind_of(path: str) -> str:
     Raises:
         CheckpointError: there is nothing, or it is a pipe, a device or a socket.
     """
+    if not path.strip():
+        raise CheckpointError("a checkpoint's path is empty: name one (an unset variable?)")
     if is_url(path):
         from .remote import kind_of_url
 
