@@ -99,7 +99,7 @@ def _recognised(path: str, file: Any, files: Files, limits: Limits, hook: HookRe
             f"{display(path)} is a folder that holds no sharded or distributed checkpoint: name a file"
         )
     head = file.read_at(0, min(file.size, _HEAD))
-    raise CheckpointError(f"{display(path)} is {what_it_is(head, file.size)}")
+    raise CheckpointError(f"{display(path)} is {what_it_is(head, file.size, path)}")
 
 
 def _by_others(hook: HookRelay | None, arguments: dict[str, Any]) -> Header | None:

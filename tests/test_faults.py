@@ -60,8 +60,13 @@ CONTENT = {
     "7z": (b"7z\xbc\xaf\x27\x1c\0\4", "is a 7z archive"),
     "tar": (tar("weights/net.pth"), "is a tar archive: unpack it"),
     "the tar layout of torch 0.3": (tar("sys_info", "pickle", "tensors", "storages"), "torch before 0.4, which is not read"),
-    "JSON": (b'{"architectures": ["Net"]}', "is JSON text, but no index"),
+    "JSON": (b'{"architectures": ["Net"]}', "is JSON text, but no checkpoint and no lock file: name the file that"),
     "a JSON list": (b"[1, 2]", "is JSON text"),
+    "damaged JSON": (b'{"a": ', "is JSON text, but no checkpoint"),
+    "a file in conflict": (
+        b"import torch\n<<<<<<< HEAD\na\n=======\nb\n>>>>>>> main\n",
+        "is a text file that has conflict markers of git at line 2: resolve them",
+    ),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "is an HDF5 file"),
     "GGUF": (b"GGUF\x03\0\0\0" + bytes(100), "is a GGUF file"),
     "NumPy": (array(), r"is a NumPy array \(.npy\)"),
@@ -91,6 +96,54 @@ def test_content_is_known_for_what_it_is(tmp_path: Path, what: str) -> None:
         open_checkpoint(path)
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
+
+
+LOCK = b'{\n  "ckptcompat_lock": 1,\n  "tensors": {\n    "w": ["float32", [1]]\n  }\n}\n'
+AGAIN = "write it again with 'ckptcompat lock'"
+CONFLICT = (
+    b"<<<<<<< HEAD\n%b=======\n%b>>>>>>> a branch with a name that is longer than the beginning that tells\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"{bad", f"is a damaged lock file: it does not begin as lock files do; {AGAIN}"),
+        (b'{"a": 1}', f"is a damaged lock file: it does not begin as lock files do; {AGAIN}"),
+        (LOCK[:-4], rf": a damaged lock file: Expecting .* line 5 .*; {AGAIN}"),
+        (LOCK.replace(b'"float32"', b"1"), rf": a damaged lock file: w is \[1, \[1\]\]; {AGAIN}"),
+        (
+            CONFLICT % (LOCK, LOCK),
+            f"a damaged lock file: it has conflict markers of git at line 1: resolve them, or {AGAIN}",
+        ),
+        (
+            LOCK.replace(b'    "w', CONFLICT % (b'    "a', b'    "w')),
+            f"a damaged lock file: it has conflict markers of git at line 4: resolve them, or {AGAIN}",
+        ),
+    ],
+)
+def test_a_damaged_lock_file_is_called_one(tmp_path: Path, data: bytes, told: str) -> None:
+    path = tmp_path / "net.ckpt.json"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=told) as error:
+        open_checkpoint(path)
+    assert str(error.value).count("a damaged lock file") == 1
+    assert str(error.value).isprintable()
+
+
+def test_a_name_chooses_the_words_alone(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_bytes(b'{"a": 1}')
+    with pytest.raises(CheckpointError, match="is JSON text, but no index of a sharded checkpoint"):
+        open_checkpoint(path)
+    path.write_bytes(b"{bad")
+    with pytest.raises(CheckpointError, match="the index is damaged at its byte 1: a string is missing"):
+        open_checkpoint(path)
+    path.write_bytes(LOCK)
+    assert open_checkpoint(path).format == "lock"
+    torch.save({"w": torch.ones(1)}, tmp_path / "net.pth")
+    (tmp_path / "net.ckpt.json").write_text('{"weight_map": {"w": "net.pth"}}')
+    assert open_checkpoint(tmp_path / "net.ckpt.json").format == "sharded torch-zip"
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ REFUSED = {
     ),
     "values cut": (
         {"a": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]}},
-        "truncated: 32 bytes of values",
+        "truncated: 32 bytes of values should follow, and 16 do; copy or download it again",
     ),
     "text behind": (b'{"a":' + TEXT + b"} x", "something follows"),
     "no end": (b'{"a":' + TEXT, "',' is missing"),

@@ -17,25 +17,31 @@ _BEGINNINGS = (
     (rb"\x89HDF\r\n", f"an HDF5 file (Keras?): convert it to PyTorch, and {_SAVE}"),
     (rb"GGUF", "a GGUF file (llama.cpp): check the PyTorch checkpoint it was made from"),
     (rb"\x93NUMPY", f"a NumPy array (.npy): {_SAVE}"),
-    (rb"\s*[{\[]", "JSON text, but no index of a sharded checkpoint: name the file that holds the weights"),
     (rb"\xef\xbb\xbf", "a text file (it begins with a byte order mark)"),
 )
 _MARKUP = re.compile(rb"\s*(<!doctype html|<html|<head|<body|<\?xml|<error)", re.IGNORECASE)
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _TEXT = re.compile(rb"[\t\n\r\x20-\x7e]{16,}\Z")
 
+_CONFLICT = re.compile(rb"^<{7} ", re.MULTILINE)
+_JSON = re.compile(rb"\s*[{\[]")
+_AGAIN = "write it again with 'ckptcompat lock'"
+
 _TAR_NAMES = (b"sys_info", b"pickle", b"tensors", b"storages")
 
 
-def what_it_is(head: bytes, size: int) -> str:
+def what_it_is(head: bytes, size: int, name: str) -> str:
     """The end of a sentence about a file in no known format: ``<path> is ...``.
 
     Args:
         head: its first bytes, up to 4096.
         size: all its bytes.
+        name: its name or path, which tells what it was to be.
     """
     if size == 0:
         return "empty (0 bytes): the download or the copy failed, or the disk was full; fetch it again"
+    if _CONFLICT.search(head) and b"\0" not in head:
+        return damaged_lock("", head) if name.endswith(".ckpt.json") else f"a text file that {_merged(head)}"
     if _MARKUP.match(head):
         return (
             "a web page (HTML or XML), not a checkpoint: the download got an error or a login; fetch it again"
@@ -43,6 +49,8 @@ def what_it_is(head: bytes, size: int) -> str:
     for pattern, told in _BEGINNINGS:
         if re.match(pattern, head):
             return told
+    if _JSON.match(head):
+        return _json(name)
     if head[257:262] == b"ustar" or head.split(b"\0", 1)[0] in _TAR_NAMES:
         return _tar(head)
     if head.startswith(b"PK"):
@@ -56,6 +64,28 @@ def what_it_is(head: bytes, size: int) -> str:
     if _TEXT.match(head):
         return "a text file, not a checkpoint"
     return "in no known format: neither PyTorch (.pth, .pt, .ckpt) nor safetensors nor a sharded checkpoint"
+
+
+def damaged_lock(why: str, data: bytes) -> str:
+    """What is said of a lock file that can't be read: `why`, or that git left its conflict markers in it."""
+    if _CONFLICT.search(data):
+        return f"a damaged lock file: it {_merged(data)}, or {_AGAIN}"
+    return f"a damaged lock file: {why}; {_AGAIN}"
+
+
+def _merged(data: bytes) -> str:
+    found = _CONFLICT.search(data)
+    assert found
+    line = data.count(b"\n", 0, found.start()) + 1
+    return f"has conflict markers of git at line {line}: resolve them"
+
+
+def _json(name: str) -> str:
+    if name.endswith(".ckpt.json"):
+        return damaged_lock("it does not begin as lock files do", b"")
+    if name.endswith(".index.json"):
+        return "JSON text, but no index of a sharded checkpoint: it has no 'weight_map'; copy it again"
+    return "JSON text, but no checkpoint and no lock file: name the file that holds the weights"
 
 
 def _tar(head: bytes) -> str:

@@ -10,6 +10,7 @@ from pytest_ckptcompat.keys import escape
 from pytest_ckptcompat.lock import MARK, VERSION, metadata_of
 from pytest_ckptcompat.tensors import TensorSpec, contiguous_stride
 
+from .faults import damaged_lock
 from .header import Header
 from .inert import Dict
 from .json_scan import loads
@@ -28,17 +29,18 @@ def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
     if file is None or _HEAD not in file.read_at(0, min(64, file.size)):
         return None
     limits.check("index", file.size, f"a lock file of {file.size} bytes")
+    data = file.read_at(0, file.size)
     try:
-        content = loads(file.read_at(0, file.size), limits)
+        content = loads(data, limits)
     except CheckpointError:
         raise
     except ValueError as error:
-        raise CheckpointError(f"a damaged lock file: {escape(str(error), 120)}") from None
+        raise CheckpointError(damaged_lock(escape(str(error), 120), data)) from None
     if not isinstance(content, dict) or content.get(MARK) != VERSION:
         raise CheckpointError(f"a lock file of another version than {VERSION}: update pytest-ckptcompat")
     rows = content.get("tensors")
     if not isinstance(rows, dict):
-        raise CheckpointError("a damaged lock file: it has no table 'tensors'")
+        raise _damaged("it has no table 'tensors'")
     limits.check("tensors", len(rows), f"{len(rows)} tensors")
     storages = _storages(content.get("ties"), rows)
     tree = Dict()
@@ -59,9 +61,7 @@ def _storages(ties: Any, rows: dict[str, Any]) -> dict[str, str]:
     for tied in ties if isinstance(ties, list) else ():
         for key in tied if isinstance(tied, list) else ():
             if key not in rows:
-                raise CheckpointError(
-                    f"a damaged lock file: the tied key {escape(str(key), 60)} is not in it"
-                )
+                raise _damaged(f"the tied key {escape(str(key), 60)} is not in it")
             storages[key] = tied[0]
     return storages
 
@@ -74,4 +74,8 @@ def _spec(key: str, row: Any, storage: str, limits: Limits) -> TensorSpec:
             return TensorSpec(
                 dtype, shape, contiguous_stride(shape), 0, storage, note=str(note[0]) if note else ""
             )
-    raise CheckpointError(f"a damaged lock file: {escape(key, 60)} is {escape(str(row), 60)}")
+    raise _damaged(f"{escape(key, 60)} is {escape(str(row), 60)}")
+
+
+def _damaged(why: str) -> CheckpointError:
+    return CheckpointError(damaged_lock(why, b""))

@@ -277,7 +277,10 @@ class _Reader:
                 )
             position = end
         if position > room:
-            raise CheckpointError(f"it is truncated: {position} bytes of values should follow, and {room} do")
+            raise CheckpointError(
+                f"it is truncated: {position} bytes of values should follow, and {room} do; "
+                "copy or download it again"
+            )
         if position < room:
             raise CheckpointError(f"{room - position} bytes follow its last tensor: it is damaged")
 

@@ -58,7 +58,10 @@ def _shards(file: File, limits: Limits) -> dict[str, str] | None:
     if file.size > limits.index and b"weight_map" not in file.read_at(0, min(4096, file.size)):
         return None
     limits.check("index", file.size, f"the index has {file.size} bytes")
-    scanner = Scanner(file.read_at(0, file.size), "the index", limits)
+    data = file.read_at(0, file.size)
+    if b'weight_map"' not in data and not file.path.endswith(_SUFFIX):
+        return None  # whatever is wrong with it, it is not an index that is wrong
+    scanner = Scanner(data, "the index", limits)
     shards: dict[str, str] | None = None
     for name in scanner.members():
         if name != "weight_map":
@@ -129,6 +132,7 @@ def _header(path: str, name: str, files: Files, limits: Limits) -> Header:
                 header: Header | None = known.pytest_ckptcompat_open(file=file, limits=limits)
                 if header is not None:
                     return header
-            raise CheckpointError(f"it is {what_it_is(file.read_at(0, min(4096, file.size)), file.size)}")
+            head = file.read_at(0, min(4096, file.size))
+            raise CheckpointError(f"it is {what_it_is(head, file.size, name)}")
     except CheckpointError as error:
         raise CheckpointError(f"shard {escape(name)}: {error}") from None
