@@ -32,7 +32,7 @@ from .rollback import rollback
 from .rules import Finding, Promise, Severity, Stage, Status, finding
 from .skeleton import skeleton
 from .soundness import not_finite, tied_conflicts
-from .suggest import suggest
+from .suggest import repair
 from .waivers import settle
 
 if TYPE_CHECKING:
@@ -169,9 +169,15 @@ class Check:
             return self._stage("recipe", "skipped", "none declared")
         try:
             declared = _recipe(self.case.recipe)
+        except RecipeError as error:
+            self._fail("recipe", finding(error.rule, error.key, message=str(error)))
+            raise Stopped("the recipe can't be read") from None
+        try:
             self._growth = declared.run(self._ckpt.meta(), self._schema.state_dict())
         except RecipeError as error:
-            return self._fail("recipe", finding(error.rule, error.key, message=str(error)))
+            self._fail("recipe", finding(error.rule, error.key, message=str(error)))
+            self._suggestion, _ = self._suggested(declared)
+            raise Stopped("the recipe does not apply") from None
         self._recipe = declared
         self._findings += protection.broken(self.case.protect, self._growth)
         return self._stage("recipe", "passed", self._growth.summary)
@@ -198,9 +204,10 @@ class Check:
         self._comparison = compare(self._schema, self._growth.state_dict)
         self._findings += self._comparison.findings
         count = f"{self._comparison.matched} of {self._comparison.total} keys match"
-        self._stage("compare", "passed" if self._comparison.fits else "failed", count)
-        if not self._comparison.fits:
-            self._suggestion = self._suggested()
+        if self._comparison.fits:
+            return self._stage("compare", "passed", count)
+        self._suggestion, trouble = self._suggested(self._recipe)
+        return self._stage("compare", "failed", count + trouble)
 
     def _roll_back(self) -> None:
         source = self._source()
@@ -213,15 +220,18 @@ class Check:
         told = f"the released model on today's keys: {len(found)} differ, {judge}"
         self._stage("compare-forward", "failed" if _errors(found) else "passed", told)
 
-    def _suggested(self) -> Recipe | None:
-        target = self._schema.state_dict()
+    def _suggested(self, declared: Recipe) -> tuple[Recipe | None, str]:
+        """A recipe that would load; or none, and why not if that is no lack of ideas: the verdict stands."""
+        target, raw = self._schema.state_dict(), self._ckpt.meta()
 
-        def loads(further: Recipe) -> bool:
-            return compare(self._schema, further.run(self._growth.state_dict, target).state_dict).fits
+        def loads(recipe: Recipe) -> bool:
+            return compare(self._schema, recipe.apply(raw, target)).fits
 
-        modules = dict(self._schema.named_modules(remove_duplicate=False))
-        further = suggest(self._growth.state_dict, target, loads, modules)
-        return None if further is None else Recipe(*self._recipe.operators, *further.operators)
+        try:
+            modules = dict(self._schema.named_modules(remove_duplicate=False))
+            return repair(declared, raw, target, loads, modules), ""
+        except Exception as error:
+            return None, f"; no suggestion, an error of pytest-ckptcompat itself: {raised(error)}"
 
     def _load(self) -> None:
         if _errors(self._settled()):

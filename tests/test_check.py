@@ -7,8 +7,9 @@ import torch
 from networks import Boxes, Grown, Words, settle
 from torch import nn
 
-from pytest_ckptcompat import Recipe, allow, check, open_checkpoint, tile
+from pytest_ckptcompat import Recipe, allow, check, open_checkpoint, pipeline, tile
 from pytest_ckptcompat.case import Case
+from pytest_ckptcompat.operators import drop
 from pytest_ckptcompat.pipeline import Check
 
 GROW = Recipe(tile("out2.*", dim=0))
@@ -84,11 +85,32 @@ def test_a_model_that_cant_be_built_is_a_finding(net):
     assert rules(check(lambda: 3, net)) == {"model-error"}
 
 
-def test_a_recipe_that_does_not_apply_is_a_finding_beside_the_comparison(net):
+def test_of_a_recipe_that_does_not_apply_the_error_alone_is_told_and_what_would_do_instead(net):
+    """Without it the checkpoint would be compared as nobody means to load it."""
     report = check(Grown, net, recipe=Recipe(tile("out3.*", dim=0)))
-    assert rules(report) == {"recipe-unused-op", "shape-mismatch"}
-    assert "out2" in str(report)
-    assert stages(report)["recipe"] == "failed"
+    assert rules(report) == {"recipe-unused-op"}
+    assert (stages(report)["recipe"], stages(report)["compare"]) == ("failed", "skipped")
+    assert report.verdict.startswith("net.pth was not checked against networks.Grown: out3.*: ")
+    assert report.suggestion == GROW
+    assert "this recipe, instead of the one declared, would make it load:\n" in str(report)
+
+
+def test_an_operator_too_many_is_left_out_of_the_suggestion(net):
+    report = check(Grown, net, recipe=Recipe(*GROW.operators, drop("aux.*")))
+    assert report.suggestion == GROW
+    report = check(Boxes, net, recipe=GROW)
+    assert report.suggestion == Recipe()
+    assert "\nwithout a recipe it would load\n" in str(report)
+    assert "Without a recipe it would load." in report.to_markdown()
+
+
+def test_a_fault_in_the_suggestions_leaves_the_verdict(net, monkeypatch):
+    monkeypatch.setattr(pipeline, "repair", lambda *_: 1 / 0)
+    report = check(Grown, net)
+    assert rules(report) == {"shape-mismatch"}
+    assert report.suggestion is None
+    [compared] = [stage for stage in report.stages if stage.name == "compare"]
+    assert "no suggestion, an error of pytest-ckptcompat itself: ZeroDivisionError" in compared.detail
 
 
 def test_a_protected_key_names_the_operator_and_the_key(net):
@@ -208,12 +230,6 @@ def test_shapes_after_a_recipe_are_not_said_to_be_the_checkpoints(net):
     assert report.stages[-2].detail == "the checkpoint does not fit after the recipe"
 
 
-def test_a_recipe_that_was_not_applied_left_the_checkpoint_as_it_was(net):
-    report = check(Grown, net, recipe=Recipe(tile("nothing.*", dim=0)))
-    assert "key          checkpoint    model" in str(report)
-    assert ("shape-mismatch", "(4,) f32") in {(each.rule, each.checkpoint) for each in report.findings}
-
-
 def test_bad_inputs_are_one_error(net):
     with pytest.raises(ValueError, match="inputs"):
         check(Boxes, net, inputs="two")
@@ -227,11 +243,6 @@ def test_protect_that_names_nothing_fails(net):
     assert {stage.detail for stage in report.stages if stage.name == "load"} == {
         "an error was found before it"
     }
-
-
-def test_the_verdict_tells_a_recipe_that_does_not_apply_first(net):
-    report = check(Grown, net, recipe=Recipe(tile("out3.*", dim=0)))
-    assert report.verdict.startswith("net.pth does not fit networks.Grown: recipe-unused-op: out3.*: ")
 
 
 def test_outputs_that_are_nan_are_no_kept_function(tmp_path):

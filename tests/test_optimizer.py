@@ -308,14 +308,20 @@ def test_of_several_states_the_one_that_fits_is_taken() -> None:
     )
 
 
-def test_another_kind_of_optimizer_is_a_choice_and_said() -> None:
-    saved = training(settle(Boxes()), FACTORIES["sgd"])
-    [promise], findings = judged(torch.optim.Adam, saved)
-    assert (promise.status, promise.detail) == (
-        "unchecked",
-        "momentum_buffer is not the state of Adam, which starts anew",
-    )
-    assert findings == []
+@pytest.mark.parametrize(
+    ("then", "now", "reason"),
+    [
+        ("sgd", torch.optim.Adam, "momentum_buffer is not the state of Adam"),
+        ("adam", torch.optim.SGD, "exp_avg, exp_avg_sq is not the state of SGD"),
+        ("adam", torch.optim.RMSprop, "exp_avg, exp_avg_sq is not the state of RMSprop"),
+    ],
+)
+def test_another_kind_of_optimizer_is_a_choice_and_said(then: str, now: Any, reason: str) -> None:
+    saved = training(settle(Boxes()), FACTORIES[then])
+    [promise], [found] = judged(now, saved)
+    assert (promise.status, promise.detail) == ("unchecked", reason)
+    assert (found.rule, found.severity) == ("optimizer-error", "warn")
+    assert found.message.startswith(f"{reason}: start it anew;")
 
 
 def test_state_that_lacks_a_part_for_one_parameter_is_caught() -> None:

@@ -80,11 +80,17 @@ def _impossible(slot: str, value: Any) -> str:
 
 def foreign(optimizer: torch.optim.Optimizer, state: State) -> str:
     """Why the state is not of this kind of optimizer, or ``""``: going on with another kind is a choice."""
-    needed = _needed(optimizer)
+    kind = type(optimizer).__name__
     has = {slot for slots in state.values() for slot in slots if slot in ELEMENTWISE}
-    if not needed or not has or needed <= has:
+    if not has or kind not in _NEEDED or (_needed(optimizer) <= has and has & _NEEDED[kind]):
         return ""
-    return f"{', '.join(sorted(has))} is not the state of {type(optimizer).__name__}, which starts anew"
+    return f"{', '.join(sorted(has))} is not the state of {kind}"
+
+
+def changed_kind(reason: str) -> Finding:
+    """That training goes on with another kind of optimizer, which torch notices late or never."""
+    text = f"{reason}: start it anew; torch's load_state_dict takes it all the same, and the next step may fail"
+    return replace(finding("optimizer-error", message=text), severity="warn")
 
 
 def incomplete(optimizer: torch.optim.Optimizer, state: State) -> list[Finding]:

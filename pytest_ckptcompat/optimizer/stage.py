@@ -99,7 +99,7 @@ def judged(
         _none(faults.left_behind(after, parameters, _by_new_name(old, came)))
         _none(faults.impossible(after))
         if reason := faults.foreign(optimizer, after):
-            _unchecked(STATE, reason)
+            _unchecked(STATE, reason, faults.changed_kind(reason))
         _none(faults.incomplete(optimizer, after))
         promises.append(_kept(optimizer, groups, _by_new_name(before, came), after))
         findings += faults.displaced(saved, names, groups, origin, old, model)

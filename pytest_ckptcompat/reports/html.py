@@ -148,13 +148,13 @@ def _sentences(found: Sequence[Leaf]) -> str:
 
 
 def _suggestion(place: int, report: Report) -> str:
-    if report.suggestion is None:
-        return ""
+    if not report.advice.endswith(":"):
+        return _tag("h3", report.advice.removesuffix(".")) if report.advice else ""
     python = "\n".join(pasted(repr(report.suggestion), 100))
     toml = report.suggested_toml
     return "\n".join(
         [
-            _tag("h3", "This recipe would make it load"),
+            _tag("h3", report.advice.removesuffix(":")),
             _tag("pre", _tag("code", quoted(python), id=f"python-{place}")),
             _tag("button", "copy", type="button", data_copy=f"python-{place}", hidden=True),
             _tag(

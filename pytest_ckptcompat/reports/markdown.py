@@ -117,14 +117,14 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _suggestion(report: Report) -> list[str]:
-    if report.suggestion is None:
-        return []
+    if not report.advice.endswith(":"):
+        return [report.advice] if report.advice else []
     python = "\n".join(pasted(repr(report.suggestion), 100))
     toml = report.suggested_toml.strip()
     if len(python) + len(toml) > _MOST_BYTES // 4:
         return ["A recipe would make it load; it is too long to show here; the JSON report has it."]
     return [
-        "This recipe would make it load:",
+        report.advice,
         _block("python", python),
         *_details("As TOML, for a recipe file", _block("toml", toml) if toml else ""),
     ]

@@ -98,7 +98,7 @@ class Report:
                 (f"{f.rule}: {_one_line(f)}; " for f in self.errors if f.rule.startswith("recipe-")), ""
             )
             return f"{self.checkpoint} does not fit {self.model}: {why}{counts} ({self._kept()})"
-        if first.rule in _UNREAD:
+        if first.rule in _UNREAD or (first.rule.startswith("recipe-") and not self.total):
             path, _, reason = _one_line(first).partition(": ")
             why = reason if path.endswith(self.checkpoint) and reason else _one_line(first)
             return f"{self.checkpoint} was not checked against {self.model}: {why}"
@@ -124,6 +124,16 @@ class Report:
         """What findings hold against the model: ``checkpoint``, or what the recipe made of it."""
         applied = any(stage.name == "recipe" and stage.status == "passed" for stage in self.stages)
         return "after recipe" if applied else "checkpoint"
+
+    @property
+    def advice(self) -> str:
+        """What the suggestion is, as a sentence; ``""`` where there is none."""
+        if self.suggestion is None:
+            return ""
+        if self.recipe and repr(self.suggestion) == "Recipe()":
+            return "Without a recipe it would load."
+        instead = ", instead of the one declared," if self.recipe else ""
+        return f"This recipe{instead} would make it load:"
 
     @property
     def suggested_toml(self) -> str:

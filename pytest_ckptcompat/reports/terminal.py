@@ -219,11 +219,14 @@ def _indented(text: str, width: int) -> list[str]:
 def _suggestion(report: Report, width: int, verbosity: int, where: str) -> list[str]:
     if report.suggestion is None:
         return []
+    advice = report.advice[0].lower() + report.advice[1:]
+    if not advice.endswith(":"):
+        return ["", advice.removesuffix(".")]
     lines = pasted(repr(report.suggestion), width - 4)
     most = {0: 10, 1: 100}.get(verbosity, len(lines))
     if len(lines) > most:
         lines = [*lines[: most - 1], f"# ... {len(lines) - most + 1} more lines: {where}"]
-    return ["", "this recipe would make it load:", *(f"    {line}" for line in lines)]
+    return ["", advice, *(f"    {line}" for line in lines)]
 
 
 def _as_tables(report: Report, width: int, verbosity: int, table: str) -> list[str]:
