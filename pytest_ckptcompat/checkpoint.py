@@ -16,7 +16,7 @@ from .formats.header import Header
 from .keys import escape
 from .reading.caps import DEFAULT, Limits
 from .reading.files import Files
-from .reading.paths import about, display, is_url, kind_of, local
+from .reading.paths import about, display, is_url, kind_of_named, local, only_file_in
 from .reading.progress import Progress
 from .tensors import TensorSpec
 from .wrappers import find_state_dict, flatten, metadata_of, state_dict_at
@@ -58,7 +58,7 @@ def read_contents(
     path = local(os.fspath(path))
     files = Files()
     with _collector_paused():
-        if kind_of(path) == "folder":
+        if kind_of_named(path) == "folder":
             return Contents(path, _recognised(path, None, files, limits, hook), files, limits)
         with files.open(path) as file:
             try:
@@ -95,8 +95,10 @@ def _recognised(path: str, file: Any, files: Files, limits: Limits, hook: HookRe
     except CheckpointError as error:
         raise about(path, error) from None
     if file is None:
+        only = only_file_in(path)
+        hint = f"did you mean {display(only)}?" if only else "name a file"
         raise CheckpointError(
-            f"{display(path)} is a folder that holds no sharded or distributed checkpoint: name a file"
+            f"{display(path)} is a folder that holds no sharded or distributed checkpoint: {hint}"
         )
     head = file.read_at(0, min(file.size, _HEAD))
     raise CheckpointError(f"{display(path)} is {what_it_is(head, file.size, path)}")

@@ -154,6 +154,57 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "file" / "net.pth")
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("nte_v2.pth", "net_v2.pth"),
+        ("net_v2.pt", "net_v2.pth"),
+        ("net_v1.pth", "net_v2.pth"),
+        ("Resnet.safetensors", "resnet.pth"),
+        ("weihgts", "weights"),
+        ("nothing_like_it.pth", ""),
+        ("train.pth", ""),  # the script is no checkpoint
+    ],
+)
+def test_of_a_path_that_does_not_exist_the_likest_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, meant: str
+) -> None:
+    for name in ("net_v2.pth", "resnet.pth", "resnet.txt", "train.py"):
+        (tmp_path / name).touch()
+    (tmp_path / "weights").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for folder in ("", f"{tmp_path}/"):
+        with pytest.raises(CheckpointError) as error:
+            open_checkpoint(f"{folder}{typed}")
+        hint = f": did you mean {folder}{meant}?" if meant else ""
+        assert str(error.value) == f"{folder}{typed} does not exist{hint}"
+
+
+def test_a_name_that_is_hinted_at_is_safe_to_print(tmp_path: Path) -> None:
+    (tmp_path / "network\x1b[m\n.pth").touch()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "network\x1b[m\n.pth").touch()
+    for path in (tmp_path / "network.pth", tmp_path / "sub"):
+        with pytest.raises(CheckpointError, match="did you mean") as error:
+            open_checkpoint(path)
+        assert str(error.value).isprintable()
+
+
+def test_a_folder_of_very_many_files_is_not_looked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pytest_ckptcompat.reading import paths
+
+    monkeypatch.setattr(paths, "_MOST_COMPARED", 3)
+    for number in range(9):
+        (tmp_path / f"other{number}.pth").touch()
+    asked = list[str]()
+    monkeypatch.setattr(paths, "nearest", lambda name, keys, n: asked.extend(keys) or [])
+    with pytest.raises(CheckpointError, match=r"net\.pth does not exist$"):
+        open_checkpoint(tmp_path / "net.pth")
+    assert len(asked) == 3
+
+
 def test_paths_that_are_none() -> None:
     for path in ("net\0.pth", "n" * 5000, "", "\udcff.pth"):
         with pytest.raises(CheckpointError):
@@ -161,7 +212,14 @@ def test_paths_that_are_none() -> None:
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is a folder that holds no sharded"):
+    with pytest.raises(CheckpointError, match=r"is a folder that holds no sharded .*: name a file$"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "config.json").touch()
+    (tmp_path / "net.pth").touch()
+    with pytest.raises(CheckpointError, match=r"is a folder .*: did you mean .*/net\.pth\?$"):
+        open_checkpoint(f"{tmp_path}/")
+    (tmp_path / "other.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"is a folder that holds no sharded .*: name a file$"):
         open_checkpoint(tmp_path)
 
 
