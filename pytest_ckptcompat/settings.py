@@ -92,9 +92,11 @@ def _report(text: str) -> tuple[str, Path]:
     if kind not in FORMATS or not name:
         raise ValueError(f"--ckpt-report {text!r}: write json:PATH, markdown:PATH or html:PATH")
     path = Path(name).absolute()
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else f"can't be written: there is no folder {path.parent}"
-        raise ValueError(f"--ckpt-report {text!r}: {name} {what}")
+    if path.is_dir():
+        raise ValueError(f"--ckpt-report {text!r}: {name} is a folder")
+    above = next(folder for folder in path.parents if folder.exists())  # what is missing below it is made
+    if not above.is_dir():
+        raise ValueError(f"--ckpt-report {text!r}: {name} can't be written: {above} is a file, not a folder")
     return kind, path
 
 

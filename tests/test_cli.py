@@ -147,7 +147,7 @@ def test_a_limit_can_be_raised(folder, capsys):
     assert "tensors=3" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["grown.pth", "grown.safetensors"])
+@pytest.mark.parametrize("name", ["grown.pth", "grown.safetensors", "a/new/folder/grown.pth"])
 def test_apply_writes_what_the_new_model_loads(folder, capsys, name):
     assert main(["apply", "net.pth", "networks:Grown", "--recipe", "grow.toml", "-o", name]) == 0
     assert f"{name}: 28 tensors" in capsys.readouterr().out
@@ -167,7 +167,8 @@ def test_apply_writes_what_the_new_model_loads(folder, capsys, name):
     [
         (RECIPE.replace("out2", "out3"), "o.pth", 1),
         (RECIPE.replace("out2.*", "out2.weight"), "o.pth", 1),
-        (RECIPE, "none/o.pth", 2),
+        (RECIPE, "net.pth/o.pth", 2),
+        (RECIPE.replace("out2", "out3"), "none/o.pth", 1),
         (RECIPE, "o.zip", 2),
         ("recipe", "o.pth", 2),
     ],

@@ -120,7 +120,10 @@ def test_the_command_and_its_hash(folder, capsys):
     assert main(["diff", "boxes.pth", "--against", "h.ckpt.json"]) == 0
     assert main(["lock", "h.ckpt.json", "-o", "i.ckpt.json"]) == 2
     assert "a lock file already" in capsys.readouterr().err
-    assert main(["lock", "boxes.pth", "-o", "none/h.ckpt.json"]) == 2
+    assert main(["lock", "boxes.pth", "-o", "boxes.pth/h.ckpt.json"]) == 2
+    assert "boxes.pth/h.ckpt.json can't be written: Not a directory" in capsys.readouterr().err
+    assert main(["lock", "boxes.pth", "-o", "new/h.ckpt.json"]) == 0
+    assert json.loads((folder / "new/h.ckpt.json").read_text())["source"]["checkpoint"] == "../boxes.pth"
 
 
 def test_lock_update(project):

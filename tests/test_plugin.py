@@ -403,11 +403,19 @@ def test_an_empty_path_is_no_checkpoint_and_is_refused_at_once(project):
     assert "ERROR: the ini key ckpt is empty" in "\n".join(result.errlines)
 
 
-@pytest.mark.parametrize("option", ["xml:r", "json", "json:", "json:none/r.json", "json:."])
+@pytest.mark.parametrize("option", ["xml:r", "json", "json:", "json:v1.pth/r.json", "json:."])
 def test_a_report_that_cant_be_written_is_refused_at_once(project, option):
     result = project.runpytest(f"--ckpt-report={option}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "--ckpt-report" in "\n".join(result.errlines)
+
+
+def test_the_folder_of_a_report_is_made(project):
+    marked(project, "model=V1")
+    reports = [f"--ckpt-report={kind}:out/new/r.{kind}" for kind in ("json", "markdown", "html")]
+    project.runpytest("--ckpt=v1.pth", *reports).assert_outcomes(passed=1)
+    assert json.loads((project.path / "out/new/r.json").read_text())["checks"][0]["ok"] is True
+    assert len(list((project.path / "out/new").iterdir())) == 3
 
 
 def test_the_report_hook(project):

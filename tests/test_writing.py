@@ -296,9 +296,25 @@ def test_a_link_is_written_through(tmp_path: Path) -> None:
     assert target.read_bytes() == b"new"
 
 
-def test_a_missing_folder_is_an_os_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "nowhere" / "out.pth"):
-        pass
+def test_missing_folders_are_made_and_taken_back_if_nothing_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "some" / "where" / "out.pth"
+
+    def fail_midway() -> None:
+        with whole_file(path):
+            raise ValueError
+
+    with pytest.raises(ValueError, match=r"^$"):
+        fail_midway()
+    assert list(tmp_path.iterdir()) == []
+    with whole_file(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+    with pytest.raises(ValueError, match=r"^$"):
+        fail_midway()
+    assert path.read_bytes() == b"new"
+    for below in (path / "x.pth", path / "below" / "x.pth"):
+        with pytest.raises(NotADirectoryError), whole_file(below):
+            pass
 
 
 def test_storage_types_of_torch_are_known() -> None:

@@ -18,12 +18,16 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A file open for writing that takes the place of `path` once the body is through, all at once.
 
     It is written beside its place under a temporary name and flushed to the disk first. If the body raises,
-    nothing is left and an old file at `path` is as it was. A link is written through.
+    nothing is left and an old file at `path` is as it was. A link is written through. Folders that are
+    missing are made.
 
     Raises:
-        OSError: the folder is missing or can't be written, or the disk is full.
+        OSError: a folder can't be made or written, or the disk is full.
     """
     place = Path(os.path.realpath(path))
+    made = [folder for folder in place.parents if not folder.exists()]
+    if made:
+        made[0].mkdir(parents=True, exist_ok=True)
     temporary = place.with_name(f".{place.name[:100]}.{secrets.token_hex(6)}.tmp")
     mode = place.stat().st_mode & 0o777 if place.exists() else 0o666  # less what the umask takes
     try:
@@ -35,6 +39,9 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        with contextlib.suppress(OSError):  # the folder of another writer, who came meanwhile, stays
+            for folder in made:
+                folder.rmdir()
         raise
     _flush_folder(place.parent)
 
