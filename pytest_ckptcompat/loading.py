@@ -131,6 +131,8 @@ def loaded_whole(
         return Promise(NAME, "broken", f"not loaded: {findings[0].key}{more} of {len(names)}"), findings
     if suspects and (build is None or reason):
         return Promise(NAME, "unchecked", reason or f"{len(suspects)} tensors were not seen to be loaded"), []
+    if not names:
+        return Promise(NAME, "unchecked", "the checkpoint has nothing of the model"), []
     return Promise(NAME, "kept", f"{len(names)} tensors"), []
 
 

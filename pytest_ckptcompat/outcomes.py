@@ -6,6 +6,7 @@ import json
 import textwrap
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from _pytest._code.code import ReprEntryNative, ReprExceptionInfo, ReprFileLocation, ReprTracebackNative
@@ -14,13 +15,16 @@ from .collect import CheckItem
 from .keys import escape
 from .reports import terminal
 from .reports.report import SCHEMA_VERSION, Report
+from .reports.rows import rows
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import pytest
     from _pytest._io import TerminalWriter
 
+    from .rules import Severity
     from .settings import Settings
 
 
@@ -65,14 +69,28 @@ def told(check: dict[str, Any], width: int, *, in_full: bool) -> list[str]:
             for each in report.stages
             if each.name.startswith("forward")
         ]
-        told += [
-            f"warning: {each.rule}: " + " ".join(filter(None, (escape(each.key), each.message)))
-            for each in report.findings
-            if each.severity == "warn"
-        ]
+        told += [*_noted(report, "off", ""), *_noted(report, "warn", "warning: ")]
         for text in told:
             lines += textwrap.wrap(text, width - 4, subsequent_indent="  ")
     return lines
+
+
+def _noted(report: Report, severity: Severity, word: str) -> Iterator[str]:
+    """Findings that do not fail the check, in a few lines for each rule."""
+    table = rows(found for found in report.findings if found.severity == severity)
+    for rule, of_rule in groupby(table, key=lambda row: row.rule):
+        shown = list(of_rule)
+        for row in shown[:_MOST_ROWS]:
+            times = f" {_TIMES}{len(row.keys):,}" if len(row.keys) > 1 else ""
+            sides = " -> ".join(filter(None, (row.checkpoint, row.model)))
+            parts = escape(row.pattern) + times, sides, row.message
+            yield f"{word}{rule}: {', '.join(filter(None, parts))}"
+        if more := sum(len(row.keys) for row in shown[_MOST_ROWS:]):
+            yield f"{word}{rule}: {more:,} more, which --ckpt-report lists"
+
+
+_MOST_ROWS = 3
+_TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def _unverified(report: Report) -> list[str]:

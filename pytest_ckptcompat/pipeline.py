@@ -322,7 +322,7 @@ class Check:
             source=source,
             batches=None if inputs is None else inputs.batch,
             protect=self.case.protect,
-            missing=self._comparison.missing,
+            waived=[*self._comparison.missing, *self._comparison.unexpected],
         )
         self._promises += promises
         self._findings += found

@@ -278,3 +278,24 @@ def test_a_partial_is_called_what_it_calls(tmp_path):
 
     torch.save(Boxes().state_dict(), tmp_path / "net.pth")
     assert check(partial(partial(Boxes, 4), hidden=8), tmp_path / "net.pth").model == "networks.Boxes"
+
+
+def test_a_checkpoint_of_which_nothing_is_loaded_is_not_called_verified(tmp_path):
+    def linear():
+        return nn.Linear(2, 2)
+
+    path = saved(tmp_path / "words.pth", Words().state_dict())
+    everything = [allow(rule, reason="for the test") for rule in ("missing-key", "unexpected-key")]
+    report = check(linear, path, inputs=(1, 2), allow=everything)
+    assert report.ok
+    assert "but for 19 waived findings: 0 of 19 keys match" in report.verdict
+    assert [(promise.name, promise.status) for promise in report.promises] == [("loaded whole", "unchecked")]
+
+
+def test_of_waived_keys_the_others_are_verified(tmp_path):
+    state = settle(Boxes()).state_dict()
+    state["aux.weight"] = torch.ones(3)
+    report = check(Boxes, saved(tmp_path / "aux.pth", state), inputs=INPUTS,
+                   allow=[allow("unexpected-key", "aux.*", reason="old head")])  # fmt: skip
+    details = {promise.name: (promise.status, promise.detail) for promise in report.promises}
+    assert details == {"untouched": ("kept", "28 keys bit-equal"), "loaded whole": ("kept", "28 tensors")}

@@ -69,6 +69,14 @@ def test_the_verdict_names_the_checkpoint_once():
     assert verdict == "x.pth was not checked against onet.Net: it is empty: copy it again"
 
 
+def test_the_verdict_does_not_hide_what_was_waived():
+    found = [
+        Finding("missing-key", "off", f"extra.{leaf}", message="waived: new") for leaf in ("weight", "bias")
+    ]
+    report = Report("net.pth", "onet.Net", matched=4, total=6, findings=found)
+    assert report.verdict == "net.pth fits onet.Net, but for 2 waived findings: 4 of 6 keys match"
+
+
 def test_warnings_and_waived_findings_do_not_fail():
     found = [finding("dtype-mismatch", "a"), Finding("missing-key", "off", "b")]
     assert Report("n", "m", findings=found).ok

@@ -224,7 +224,7 @@ def test_keys_that_a_waiver_lets_pass_are_no_broken_promise() -> None:
     old = settle(Boxes()).state_dict()
     old["aux.weight"] = torch.ones(3)
     del old["out1.bias"]
-    promises, findings = judged(GROW, old, lambda: Boxes(14), strict=False, missing=["out1.bias"])
+    promises, findings = judged(GROW, old, lambda: Boxes(14), strict=False, waived=["out1.bias"])
     assert findings == []
     assert promises["loaded whole"].detail == "27 tensors"
 
@@ -304,7 +304,7 @@ def test_a_model_that_makes_every_load_a_lenient_one_is_not_loaded_whole() -> No
         ("unloaded-parameter", "extra.bias"),
     ]
     # Where a strict load would miss them, and that was waived, nobody expects them.
-    waived = judged(GROW, settle(Boxes()).state_dict(), Lenient, missing=["extra.weight", "extra.bias"])
+    waived = judged(GROW, settle(Boxes()).state_dict(), Lenient, waived=["extra.weight", "extra.bias"])
     assert waived[1] == []
 
 

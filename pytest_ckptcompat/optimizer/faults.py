@@ -89,7 +89,7 @@ def foreign(optimizer: torch.optim.Optimizer, state: State) -> str:
 
 def changed_kind(reason: str) -> Finding:
     """That training goes on with another kind of optimizer, which torch notices late or never."""
-    text = f"{reason}: start it anew; torch's load_state_dict takes it all the same, and the next step may fail"
+    text = f"{reason}: start it anew; torch's load_state_dict takes it, and the next step may fail"
     return replace(finding("optimizer-error", message=text), severity="warn")
 
 

@@ -47,7 +47,7 @@ def verify(
     source: Callable[[], nn.Module] | None = None,
     batches: Callable[[int], Batch] | None = None,
     protect: Sequence[str] = (),
-    missing: Sequence[str] = (),
+    waived: Sequence[str] = (),
 ) -> tuple[list[Promise], list[Finding]]:
     """Whether everything holds that a recipe and the load after it promise.
 
@@ -63,16 +63,16 @@ def verify(
         source: builds the model that the checkpoint was made for; without it, its function is not compared.
         batches: seed -> the arguments of ``forward``.
         protect: patterns of keys that must be as they were.
-        missing: keys that the grown state dict lacks by torch's strict verdict, which was waived.
+        waived: keys that are missing or unexpected by torch's strict verdict, which was waived.
 
     Returns:
         One promise for each row of the report's table, and a finding for each that is broken.
     """
     promises: list[Promise] = []
     findings: list[Finding] = []
-    loading = listen(model, growth.state_dict, missing)
+    loading = listen(model, growth.state_dict, waived)
     for promise, found in (
-        *_transferred(growth, old, model, loading, protect),
+        *_transferred(growth, old, model, loading, protect, set(waived)),
         *_proved(recipe, growth, old, model),
         loaded_whole(model, growth.state_dict, loading, build),
         *_finite(growth, old),
@@ -85,16 +85,24 @@ def verify(
 
 
 def _transferred(
-    growth: Growth, old: Mapping[str, Any], model: nn.Module, loading: Loading | None, protect: Sequence[str]
+    growth: Growth,
+    old: Mapping[str, Any],
+    model: nn.Module,
+    loading: Loading | None,
+    protect: Sequence[str],
+    waived: set[str],
 ) -> Iterator[Checked]:
     """What arrived in the model: untouched keys as the old checkpoint has them, others as they were grown."""
     arrived = _arrived(growth.state_dict, loading, protect)
+    loaded = growth.state_dict.keys() - waived
     untouched = {
         key: old[came]
         for key, came in growth.origin.items()
-        if key in growth.state_dict and key not in growth.touched and came is not None
+        if key in loaded and key not in growth.touched and came is not None
     }
-    grown = {key: value for key, value in growth.state_dict.items() if key in growth.touched}
+    grown = {
+        key: value for key, value in growth.state_dict.items() if key in growth.touched and key in loaded
+    }
     if untouched:
         yield _compared(UNTOUCHED, "as it was", untouched, arrived, model, protect)
     if grown:
@@ -152,13 +160,13 @@ def _compared(
         return _changed(name, as_it_was, apart, protect)
     to = ", ".join(sorted(casts))
     told = []
-    if equal or not rounded:
+    if equal:
         told.append(f"{_keys(equal)} bit-equal" + (f" (cast to {to})" if casts and not rounded else ""))
     if rounded:
         told.append(f"{_keys(len(rounded))} rounded to {to}, by up to {magnitude(max(rounded.values()))}")
     if elsewhere:
         told.append(f"{elsewhere} left to the model's own loader")
-    return Promise(name, "kept", ", ".join(told)), []
+    return Promise(name, "kept" if equal or rounded else "unchecked", ", ".join(told) or "no tensors"), []
 
 
 def _keys(count: int) -> str:

@@ -85,7 +85,7 @@ class Report:
             if not self.total and self._rolls_back:
                 return f"{self.checkpoint}: a rollback from {self.model} is possible"
             rollback = ", and a rollback is possible" if self._rolls_back else ""
-            return f"{self.checkpoint} fits {self.model}{self._how()}: {self._kept()}{rollback}"
+            return f"{self.checkpoint} fits {self.model}{self._how()}{self._but}: {self._kept()}{rollback}"
         first = self.errors[0]
         if not self.checkpoint:
             return f"{self.model}: {_one_line(first)}"
@@ -209,6 +209,11 @@ class Report:
     @property
     def _rolls_back(self) -> bool:
         return any(stage.name == "compare-forward" and stage.status == "passed" for stage in self.stages)
+
+    @property
+    def _but(self) -> str:
+        waived = sum(found.severity == "off" for found in self.findings)
+        return f", but for {waived:,} waived finding{'' if waived == 1 else 's'}" if waived else ""
 
     def _how(self) -> str:
         return " with the recipe" if self.recipe else ""
