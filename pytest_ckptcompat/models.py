@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import inspect
 import sys
 from collections import ChainMap
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from types import NoneType
@@ -17,10 +18,12 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from . import memory
 from .forward.seeds import DRAWN, seeded
+from .keys import escape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 
 class ModelError(Exception):
@@ -46,38 +49,57 @@ class Blueprint:
     def schema(self) -> nn.Module:
         """The model on the meta device: every shape and dtype, no memory.
 
-        A model whose constructor computes with values (``.item()``, ``.tolist()``) can't be built there; it
-        is built for real and its parameters are then replaced.
+        A model whose constructor computes with values (``.item()``, ``.tolist()``) can't be built there, and
+        one that goes on where torch lacks an operation there may lack parameters (``orthogonal`` does). Such
+        a model is built for real, if memory allows, and its parameters are then replaced.
 
         Raises:
             ModelError: as `build`.
         """
+        unfilled = _Unfilled()
         try:
-            with torch.device("meta"), _Unfilled():
+            with torch.device("meta"), unfilled:
                 model = self._made()
         except ModelError:
             model = self.build()
+        else:
+            room = memory.free()
+            if unfilled.lacking and (room is None or memory.weights(model) < room):
+                model = self.build()
         return meta_copy(model)
 
     def _made(self) -> nn.Module:
         try:
             model = self.make()
         except (Exception, SystemExit) as error:
-            raise ModelError(f"{self.name}: {raised(error)}") from error
+            hint = _NO_ARGUMENTS if isinstance(error, TypeError) and _needs_arguments(self.make) else ""
+            raise ModelError(f"{self.name}: {raised(error)}{hint}") from error
         if not isinstance(model, nn.Module):
             raise ModelError(f"{self.name} gave {type(model).__name__}, not an nn.Module")
         return model
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves out what fills meta tensors with values they can't have: torch imports its compiler for that."""
+    """Leaves out what fills meta tensors with values they can't have: torch imports its compiler for that.
+
+    Attributes:
+        lacking: whether an operation was called that torch does not have on meta.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lacking = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
         if func not in _FILLS:
-            return func(*args, **kwargs)
+            try:
+                return func(*args, **kwargs)
+            except NotImplementedError:
+                self.lacking = True
+                raise
         tensor, *others = args or [kwargs.pop("tensor", None)]
         numbers = all(isinstance(each, (int, float, NoneType)) for each in (*others, *kwargs.values()))
         if not (numbers and tensor.is_meta and tensor.dtype in DRAWN):
@@ -121,10 +143,10 @@ def imported(name: str) -> Any:
     if not module_name or not path:
         raise ModelError(f"{name!r} is no model name: write 'package.module:name'")
     try:
-        found: Any = import_module(module_name)
+        found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise ModelError(f"{name}: there is no module {error.name!r} on sys.path") from error
+            raise ModelError(f"{name}: there is no module {error.name!r} {_tried(error.name)}") from error
         raise ModelError(f"{name}: importing {module_name} failed: {raised(error)}") from error
     except (Exception, SystemExit) as error:
         raise ModelError(f"{name}: importing {module_name} failed: {raised(error)}") from error
@@ -134,6 +156,45 @@ def imported(name: str) -> Any:
         except AttributeError:
             raise ModelError(f"{name}: {module_name} has no {path!r}") from None
     return found
+
+
+def _tried(module: str) -> str:
+    """Where a module was looked for in vain, and what to do."""
+    package = sys.modules.get(module.rpartition(".")[0])
+    if package is not None:
+        return f"in {_listed(getattr(package, '__path__', ()))}"
+    installed = {str(Path(prefix).resolve()) for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix)}
+    own = [
+        entry
+        for entry in dict.fromkeys(sys.path)
+        if Path(entry).is_dir() and installed.isdisjoint(map(str, Path(entry).resolve().parents))
+    ]
+    return (
+        f"in {_listed(own) or 'any folder'}, and none is installed: install its package, or add its folder "
+        "(pytest's ini key pythonpath; or move ckptcompat.toml beside it)"
+    )
+
+
+def _listed(folders: Iterable[str]) -> str:
+    """Folders as a person would write them, the first few."""
+    here = Path.cwd()
+    paths = [Path(here, folder) for folder in folders]
+    shown = [str(path.relative_to(here) if path.is_relative_to(here) else path) for path in paths]
+    more = f" and {len(shown) - 4} more" if len(shown) > 4 else ""
+    return ", ".join(escape(each, 80) for each in dict.fromkeys(shown[:4])) + more
+
+
+def _needs_arguments(make: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(make).bind()
+    except TypeError:
+        return True
+    except ValueError:  # what is written in C has no signature
+        return False
+    return False
+
+
+_NO_ARGUMENTS = "; name a function that takes no arguments and returns the model"
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
@@ -173,8 +234,11 @@ def raised(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Where it happened: the innermost line that belongs neither to torch nor to this package."""
-    skipped = (str(Path(__file__).parent), str(Path(torch.__file__).parent), "<")
+    """Where it happened: the innermost line that is none of torch, this package, or Python's importing."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return ""  # its text tells file and line
+    ours = (Path(each).parent for each in (__file__, torch.__file__, importlib.__file__))
+    skipped = (*map(str, ours), "<")
     place, trace = "", error.__traceback__
     while trace is not None:
         filename = trace.tb_frame.f_code.co_filename

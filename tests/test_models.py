@@ -83,3 +83,52 @@ def test_shapes_alone_need_no_compiler(tmp_path):
     command = [sys.executable, "-c", SHAPES_ONLY, str(tmp_path / "net.pth")]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stdout.split() == []
+
+
+class Sized(nn.Module):
+    def __init__(self, width, depth):
+        super().__init__()
+
+
+def test_a_model_that_wants_arguments_is_told_what_to_name_instead():
+    for make in (Sized, lambda width: Sized(width, 1)):
+        with pytest.raises(
+            ModelError, match=r"missing .* 'width'.*; name a function that takes no arguments"
+        ):
+            blueprint(make).build()
+    with pytest.raises(ModelError, match="missing 2 required positional arguments") as error:
+        blueprint(lambda: Sized()).build()  # takes none, and is wrong within
+    assert "name a function" not in str(error.value)
+
+
+def test_where_a_module_was_looked_for(tmp_path, monkeypatch):
+    (tmp_path / "gates").mkdir()
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop/__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "gates"), "", *sys.path])
+    with pytest.raises(ModelError) as error:
+        blueprint("shopp.lit:Net")
+    told = str(error.value)
+    assert told.startswith("shopp.lit:Net: there is no module 'shopp' in gates, .")
+    assert (
+        "and none is installed: install its package, or add its folder (pytest's ini key pythonpath" in told
+    )
+    assert "site-packages" not in told
+    assert told.isprintable()
+    with pytest.raises(ModelError, match=r"^shop\.lit:Net: there is no module 'shop\.lit' in shop$"):
+        blueprint("shop.lit:Net")
+    sys.modules.pop("shop")
+
+
+def test_faults_of_a_users_module_are_placed_in_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "unfinished.py").write_text("import torch\ndef Net(:\n")
+    with pytest.raises(ModelError, match=r"SyntaxError: invalid syntax \(unfinished\.py, line 2\)$"):
+        blueprint("unfinished:Net")
+    (tmp_path / "lazy.py").write_text("import importlib\n\nimportlib.import_module('unfinished')\n")
+    with pytest.raises(ModelError, match=r"SyntaxError: invalid syntax \(unfinished\.py, line 2\)$"):
+        blueprint("lazy:Net")
+    (tmp_path / "lazy2.py").write_text("import importlib\n\nimportlib.import_module('nowhere_at_all')\n")
+    with pytest.raises(ModelError, match=r"No module named 'nowhere_at_all' \(lazy2\.py:3\)$"):
+        blueprint("lazy2:Net")
