@@ -382,14 +382,23 @@ def test_defaults_are_left_out() -> None:
             "operator 1 of the recipe: unknown op 'strip_prefx': did you mean 'strip_prefix'?",
         ),
         ('[[recipe]]\nkey = "a"', "operator 1 of the recipe: op is missing: known are add_prefix, append"),
-        ('[[recipe]]\nop = "tile"\nkey = "a"', "tile: dim is missing"),
+        ('[[recipe]]\nop = "tile"\nkey = "a"', "tile: dim is missing: tile(key, dim, to=None, "),
+        (
+            '[[recipe]]\nop = "tile"',
+            "tile: key and dim are missing: tile(key, dim, to=None, noise_std=0.0, seed=0",
+        ),
+        ('[[recipe]]\nop = "drop"\nkey = "aux.*"', "drop: unknown 'key': drop(pattern)"),
+        (
+            '[[recipe]]\nop = "reduce"\nkey = "a"',
+            "reduce: dim and groups are missing: reduce(key, dim, groups, reduction='mean'",
+        ),
         (
             '[[recipe]]\nop = "tile"\nkey = "a"\ndim = 0\nsize = 3',
-            "tile: unknown 'size': known are key, dim, to",
+            "tile: unknown 'size': tile(key, dim, to=None, ",
         ),
         (
             '[[recipe]]\nop = "tile"\nkey = "a"\ndim = 0\nnoise = 3',
-            "tile: unknown 'noise': did you mean 'noise_std'?",
+            "tile: unknown 'noise': did you mean 'noise_std'? It is tile(key, dim, to=None, ",
         ),
         ('recipe = "tile"', r"a recipe is a list of tables: write [[recipe]]"),
         ('[[recipes]]\nop = "tile"', "unknown 'recipes' in a recipe"),

@@ -92,12 +92,23 @@ class Operator:
         for name in arguments:
             if name not in names:
                 near = nearest(name, names, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
-                raise RecipeError(f"{cls.__name__}: unknown {escape(name)!r}: {hint}")
-        for name, field in names.items():
-            if field.default is MISSING and name not in arguments:
-                raise RecipeError(f"{cls.__name__}: {name} is missing")
+                hint = f"did you mean {near[0]!r}? It is " if near else ""
+                raise RecipeError(f"{cls.__name__}: unknown {escape(name)!r}: {hint}{cls._signature()}")
+        required = [name for name, field in names.items() if field.default is MISSING]
+        if absent := [name for name in required if name not in arguments]:
+            are = "are" if len(absent) > 1 else "is"
+            raise RecipeError(f"{cls.__name__}: {' and '.join(absent)} {are} missing: {cls._signature()}")
         return cls(**{names[name].name: value for name, value in arguments.items()})
+
+    @classmethod
+    def _signature(cls) -> str:
+        """``tile(key, dim, to=None)``: the arguments by the names that they have in tables."""
+        arguments = (
+            _IN_TABLES.get(field.name, field.name)
+            + ("" if field.default is MISSING else f"={field.default!r}")
+            for field in fields(cls)
+        )
+        return f"{cls.__name__}({', '.join(arguments)})"
 
     def plan(self, state: State, target: State) -> Plan:
         """What becomes of each key that the operator changes, told from keys and shapes alone.
