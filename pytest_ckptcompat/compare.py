@@ -50,11 +50,17 @@ class Comparison:
     fitting: dict[str, str] = field(default_factory=dict)
 
     @property
+    def needs_values(self) -> bool:
+        """Whether the model's own loader looked at values, which tensors on the meta device do not have."""
+        return any(f.rule == "load-error" and _NO_VALUES.search(f.message) for f in self.findings)
+
+    @property
     def fits(self) -> bool:
         """Whether torch loads the state dict strictly."""
         return not any(f.rule in _STRICT for f in self.findings)
 
 
+_NO_VALUES = re.compile(r"\bmeta tensors?\b|\bmeta device\b|'Meta' backend|Meta tensor")
 _STRICT = {"missing-key", "unexpected-key", "shape-mismatch", "load-error"}
 
 
@@ -131,8 +137,11 @@ def _strict_load(model: nn.Module, state_dict: Mapping[str, Any]) -> tuple[_Hear
     wraps, and a module load a part of itself, strictly or not. Which of them counts, the error tells.
     """
     heard: dict[int, _Heard] = {}
-    for module in model.modules():
-        module._load_from_state_dict = _listening(module._load_from_state_dict, heard)  # type: ignore[method-assign]
+    for name, module in model.named_modules(remove_duplicate=False):
+        module._load_from_state_dict = _listening(module._load_from_state_dict, heard)
+        extra = state_dict.get(f"{name}._extra_state".removeprefix("."))
+        if extra is None or (isinstance(extra, torch.Tensor) and extra.is_meta):
+            module.set_extra_state = _ignored  # it may look at what is not there
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -145,6 +154,10 @@ def _strict_load(model: nn.Module, state_dict: Mapping[str, Any]) -> tuple[_Hear
         return _Heard(root.missing, root.unexpected, [*root.errors, raised(error)]), set()
     root = next(iter(heard.values()), _Heard())
     return _Heard(), {*root.missing, *root.unexpected}
+
+
+def _ignored(state: Any) -> None:
+    pass
 
 
 def _listening(loader: Callable[..., None], heard: dict[int, _Heard]) -> Callable[..., None]:

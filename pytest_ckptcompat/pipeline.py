@@ -26,6 +26,7 @@ from .optimizer import check_optimizer
 from .proof.source import misfit
 from .proof.unverified import unverified
 from .proof.verify import verify
+from .reading.stored import materialise
 from .recipe import Growth, Recipe
 from .reports.report import Report
 from .rollback import rollback
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 STAGES = ("open", "recipe", "compare", "load", "verify", "forward", "optimizer")
+
+_SMALL = 4096
+"""Elements of a tensor that a loader may look at: a version, a scale, a table."""
 
 _LARGE = 64 << 20
 """Bytes of weights, above which it takes noticeable time to draw random ones first."""
@@ -202,6 +206,12 @@ class Check:
         if self.case.direction == "forward":
             raise Stopped("direction=forward looks at the released model alone")
         self._comparison = compare(self._schema, self._growth.state_dict)
+        if self._comparison.needs_values:
+            try:
+                self._comparison = self._compared_by_values()
+            except CheckpointError as error:
+                self._fail("compare", finding("no-checkpoint", message=str(error)))
+                raise Stopped("the values can't be read") from None
         self._findings += self._comparison.findings
         count = f"{self._comparison.matched} of {self._comparison.total} keys match"
         if self._comparison.fits:
@@ -209,10 +219,29 @@ class Check:
         self._suggestion, trouble = self._suggested(self._recipe)
         return self._stage("compare", "failed", count + trouble)
 
+    def _compared_by_values(self) -> Comparison:
+        """Once more, with the values of what is small: version numbers, scales, and the like."""
+        if self._ckpt.format == "lock":
+            why = (
+                "the model's own loader looks at values, and a lock has none: check against the checkpoint; "
+            )
+            found = [
+                replace(each, message=why + each.message) if each.rule == "load-error" else each
+                for each in self._comparison.findings
+            ]
+            return replace(self._comparison, findings=found)
+        grown = self._recipe.run(self._ckpt.stored(), self._schema.state_dict()).state_dict
+        for key, value in self._growth.state_dict.items():
+            if isinstance(value, torch.Tensor) and value.numel() > _SMALL:
+                grown[key] = value
+            else:
+                grown[key] = materialise(grown[key])
+        return compare(self._schema, grown)
+
     def _roll_back(self) -> None:
         source = self._source()
         released = None if source is None else meta_copy(source())
-        found = rollback(self._ckpt, self._schema.state_dict(), released)
+        found = rollback(self._ckpt.meta(), self._schema.state_dict(), released)
         if self._recipe.operators:
             found = [replace(each, message="the checkpoint as it is, without the recipe") for each in found]
         self._findings += found

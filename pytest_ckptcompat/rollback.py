@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from .tensors import TensorSpec
-
 Direction = Literal["backward", "forward", "full"]
 
 RULES_OF = {
@@ -30,13 +28,13 @@ RULES_OF = {
 
 
 def rollback(
-    released: Mapping[str, TensorSpec], today: Mapping[str, Any], source: nn.Module | None = None
+    released: Mapping[str, Any], today: Mapping[str, Any], source: nn.Module | None = None
 ) -> list[Finding]:
     """What keeps the released model from strictly loading a checkpoint of today's model.
 
     Args:
-        released: the released checkpoint or its lock: key -> row of the table.
-        today: the state dict of today's model, on the meta device.
+        released: the state dict of the released checkpoint or of its lock, on the meta device.
+        today: that of today's model, likewise.
         source: the released model on the meta device, where its code is at hand: its own loader then judges.
             Without it, it is taken to want exactly the keys and shapes of its checkpoint.
     """
@@ -45,16 +43,19 @@ def rollback(
         return [_turned(each) for each in found if each.rule in RULES_OF]
     findings = []
     for key in [*released, *(key for key in today if key not in released)]:
-        old, new = released.get(key), today.get(key)
-        old_side = "" if old is None else shown(old.shape, old.dtype)
-        new_side = "" if new is None or not hasattr(new, "shape") else _of(new)
-        if new is None:
-            findings.append(finding("rollback-missing", key, old_side, ""))
-        elif old is None:
-            findings.append(finding("rollback-unexpected", key, "", new_side))
-        elif old.shape != tuple(new.shape):
-            findings.append(finding("rollback-mismatch", key, old_side, new_side))
+        old, new = _shape(released.get(key)), _shape(today.get(key))
+        if key not in today:
+            findings.append(finding("rollback-missing", key, _of(released[key]), ""))
+        elif key not in released:
+            findings.append(finding("rollback-unexpected", key, "", _of(today[key])))
+        elif None not in (old, new) and old != new:
+            findings.append(finding("rollback-mismatch", key, _of(released[key]), _of(today[key])))
     return findings
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """None for what is no tensor, such as a module's extra state."""
+    return tuple(value.shape) if hasattr(value, "shape") else None
 
 
 def _turned(found: Finding) -> Finding:
@@ -63,5 +64,6 @@ def _turned(found: Finding) -> Finding:
     return replace(turned, message=found.message)
 
 
-def _of(tensor: Any) -> str:
-    return shown(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+def _of(value: Any) -> str:
+    shape = _shape(value)
+    return "" if shape is None else shown(shape, str(value.dtype).removeprefix("torch."))

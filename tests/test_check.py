@@ -9,6 +9,7 @@ from torch import nn
 
 from pytest_ckptcompat import Recipe, allow, check, open_checkpoint, pipeline, tile
 from pytest_ckptcompat.case import Case
+from pytest_ckptcompat.cli import main
 from pytest_ckptcompat.operators import drop
 from pytest_ckptcompat.pipeline import Check
 
@@ -299,3 +300,68 @@ def test_of_waived_keys_the_others_are_verified(tmp_path):
                    allow=[allow("unexpected-key", "aux.*", reason="old head")])  # fmt: skip
     details = {promise.name: (promise.status, promise.detail) for promise in report.promises}
     assert details == {"untouched": ("kept", "28 keys bit-equal"), "loaded whole": ("kept", "28 tensors")}
+
+
+class Versioned(nn.Linear):
+    """Looks at a value while it loads, as models do that renamed keys between versions."""
+
+    def __init__(self):
+        super().__init__(3, 2)
+        self.register_buffer("version", torch.tensor([3.0]))
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest):
+        if state_dict[f"{prefix}version"].item() < 2:
+            state_dict[f"{prefix}weight"] = state_dict.pop(f"{prefix}kernel")
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def test_a_loader_that_looks_at_a_value_gets_it(tmp_path):
+    state = Versioned().state_dict()
+    assert check(Versioned, saved(tmp_path / "v3.pth", state), inputs=(1, 3)).ok
+    state["version"][0], state["kernel"] = 1, state.pop("weight")
+    report = check(Versioned, saved(tmp_path / "v1.pth", state), inputs=(1, 3))
+    assert report.ok, str(report)
+    del state["bias"]
+    report = check(Versioned, saved(tmp_path / "bad.pth", state))
+    assert (report.missing, report.unexpected, rules(report)) == (["bias"], [], {"missing-key"})
+
+
+def test_a_lock_has_no_value_to_look_at(tmp_path):
+    path = saved(tmp_path / "v3.pth", Versioned().state_dict())
+    lock = tmp_path / "v3.ckpt.json"
+    assert main(["lock", str(path), "-o", str(lock)]) == 0
+    report = check(Versioned, lock)
+    assert rules(report) == {"load-error"}
+    assert report.verdict.startswith(
+        "v3.ckpt.json does not load into test_check.Versioned: the model's own loader "
+    )
+    assert "check against the checkpoint" in report.verdict
+
+
+class Stateful(nn.Linear):
+    """Has state that is no tensor, or one that it looks at."""
+
+    def __init__(self, state=None):
+        super().__init__(3, 2)
+        self.state = state
+
+    def get_extra_state(self):
+        return self.state
+
+    def set_extra_state(self, state):
+        self.state = {"k": state["k"]} if isinstance(self.state, dict) else torch.tensor(int(state))
+
+
+@pytest.mark.parametrize("state", [{"k": 1}, torch.tensor(4)], ids=["dict", "tensor"])
+def test_extra_state_fits_in_both_directions_from_file_and_lock(tmp_path, state):
+    def model():
+        return Stateful(state)
+
+    path = saved(tmp_path / "net.pth", model().state_dict())
+    lock = tmp_path / "net.ckpt.json"
+    assert main(["lock", str(path), "-o", str(lock)]) == 0
+    for each in (path, lock):
+        report = check(model, each, inputs=(1, 3), direction="full")
+        assert report.ok, str(report)
+        without = check(lambda: nn.Linear(3, 2), each, direction="forward")
+        assert [(found.rule, found.key) for found in without.errors] == [("rollback-missing", "_extra_state")]

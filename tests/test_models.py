@@ -132,3 +132,15 @@ def test_faults_of_a_users_module_are_placed_in_it(tmp_path, monkeypatch):
     (tmp_path / "lazy2.py").write_text("import importlib\n\nimportlib.import_module('nowhere_at_all')\n")
     with pytest.raises(ModelError, match=r"No module named 'nowhere_at_all' \(lazy2\.py:3\)$"):
         blueprint("lazy2:Net")
+
+
+@pytest.mark.parametrize("name", ["orthogonal", "spectral_norm", "weight_norm"])
+def test_parameters_that_a_constructor_makes_of_values_are_in_the_schema(name):
+    """torch's parametrizations go on where an operation is missing on meta, and leave parameters out."""
+
+    def model():
+        return nn.Sequential(nn.Linear(4, 8), getattr(nn.utils.parametrizations, name)(nn.Linear(8, 4)))
+
+    real, schema = model().state_dict(), blueprint(model).schema().state_dict()
+    assert {key: value.shape for key, value in schema.items()} == {k: v.shape for k, v in real.items()}
+    assert all(value.is_meta for value in schema.values())

@@ -97,6 +97,9 @@ class Report:
             why = next(
                 (f"{f.rule}: {_one_line(f)}; " for f in self.errors if f.rule.startswith("recipe-")), ""
             )
+            if not (self.mismatched or self.missing or self.unexpected):
+                error = next(found for found in self.errors if found.rule in _FIT)
+                return f"{self.checkpoint} does not load into {self.model}: {why}{_one_line(error)}"
             return f"{self.checkpoint} does not fit {self.model}: {why}{counts} ({self._kept()})"
         if first.rule in _UNREAD or (first.rule.startswith("recipe-") and not self.total):
             path, _, reason = _one_line(first).partition(": ")
