@@ -258,6 +258,16 @@ def test_stacked_blocks_are_the_old_ones_in_turn(count: int, times: int, told: b
     assert operator.unkept
 
 
+def test_blocks_are_counted_by_the_names_that_they_have_then() -> None:
+    old = settle(Deep(2)).state_dict()
+    target = {key.replace("layers.", "blocks."): value for key, value in Deep(6).state_dict().items()}
+    for operators in (
+        (stack("layers"), rename("layers.*", "blocks.*")),
+        (rename("layers.*", "blocks.*"), stack("blocks")),
+    ):
+        assert set(Recipe(*operators).apply(old, target)) == set(target)
+
+
 @pytest.mark.parametrize(
     "fault",
     [

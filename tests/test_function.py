@@ -192,6 +192,22 @@ def test_a_grown_vocabulary_is_judged_on_the_old_tokens() -> None:
     assert judged(old, new, tokens)[0].detail.startswith("output['logits']: ")
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch has another way now; models have this one
+def test_weights_that_are_computed_before_each_forward_pass_are_copied_along() -> None:
+    def normed() -> nn.Module:
+        return nn.utils.weight_norm(settle(nn.Conv2d(3, 4, 3)))
+
+    old, new = normed(), normed()
+    for model in (old, new):
+        model(images(0)[0][0])  # its weight is no leaf now, and torch has no deepcopy of such
+    state = {key: value.detach().clone() for key, value in old.state_dict().items()}
+    new.load_state_dict(state)
+    assert function_kept(normed, state, new, images)[0].status == "kept"
+    with torch.no_grad():
+        new.weight_g[0] *= 1.01  # type: ignore[operator,index]
+    assert function_kept(normed, state, new, images)[0].status == "broken"
+
+
 class Typed(nn.Module):
     """Words and their types, as of BERT; `most` is the last word that it knows how to read."""
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -18,7 +19,7 @@ from .operator import Operator
 from .plan import Plan, State, Write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from pytest_ckptcompat.rules import Promise
 
@@ -223,14 +224,20 @@ class stack(Operator):
         count = 1 + max(number for number, _ in inside.values())
         last = [*inside][-1]
         writes = [Write(last, (last,))]
-        for turn in range(1, self._turns(count, target)):
+        rests = {rest for _, rest in inside.values()}
+        for turn in range(1, self._turns(count, rests, target)):
             writes += self._turn(turn * count, inside, state)
         return {last: writes}
 
-    def _turns(self, count: int, target: State) -> int:
+    def _turns(self, count: int, rests: Iterable[str], target: State) -> int:
         if self.times is not None:
             return self.times
-        wanted = len({number for number, _ in places(self.layers, target).values()})
+        # Asked for by name, since operators that follow may give the model's blocks another.
+        numbers = itertools.takewhile(
+            lambda number: any(f"{self.layers}.{number}.{rest}" in target for rest in rests),
+            itertools.count(),
+        )
+        wanted = len(list(numbers))
         if wanted % count or wanted // count < 2:
             raise self.unfit(
                 self.layers, f"there are {count} blocks and the model has {wanted}, which is no multiple"

@@ -81,6 +81,12 @@ def twin(model: nn.Module, arithmetic: Arithmetic) -> nn.Module:
         )
     for buffer in model.buffers():
         memo[id(buffer)] = _copied(buffer, arithmetic)
+    for module in model.modules():
+        for value in vars(module).values():
+            if (
+                isinstance(value, torch.Tensor) and not value.is_leaf
+            ):  # computed, as by weight_norm: no deepcopy
+                memo[id(value)] = _copied(value, arithmetic)
     return copy.deepcopy(model, memo)
 
 
