@@ -93,15 +93,15 @@ class Operator:
             if name not in names:
                 near = nearest(name, names, 1)
                 hint = f"did you mean {near[0]!r}? It is " if near else ""
-                raise RecipeError(f"{cls.__name__}: unknown {escape(name)!r}: {hint}{cls._signature()}")
+                raise RecipeError(f"{cls.__name__}: unknown {escape(name)!r}: {hint}{cls.signature()}")
         required = [name for name, field in names.items() if field.default is MISSING]
         if absent := [name for name in required if name not in arguments]:
             are = "are" if len(absent) > 1 else "is"
-            raise RecipeError(f"{cls.__name__}: {' and '.join(absent)} {are} missing: {cls._signature()}")
+            raise RecipeError(f"{cls.__name__}: {' and '.join(absent)} {are} missing: {cls.signature()}")
         return cls(**{names[name].name: value for name, value in arguments.items()})
 
     @classmethod
-    def _signature(cls) -> str:
+    def signature(cls) -> str:
         """``tile(key, dim, to=None)``: the arguments by the names that they have in tables."""
         arguments = (
             _IN_TABLES.get(field.name, field.name)
