@@ -365,3 +365,12 @@ def test_extra_state_fits_in_both_directions_from_file_and_lock(tmp_path, state)
         assert report.ok, str(report)
         without = check(lambda: nn.Linear(3, 2), each, direction="forward")
         assert [(found.rule, found.key) for found in without.errors] == [("rollback-missing", "_extra_state")]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="auto runs on the card")
+def test_what_fails_on_the_cpu_and_in_the_rehearsal_is_told_once(net):
+    report = check(Boxes, net, inputs=(2, 4, 8, 8))
+    [found] = report.errors
+    assert found.rule == "forward-error"
+    assert (stages(report)["forward"], stages(report)["forward-cuda"]) == ("failed", "failed")
+    assert str(report).count(found.message[:40]) <= 2  # the verdict, and the finding

@@ -154,7 +154,7 @@ def test_wrong_arguments_and_inputs_that_raise():
     assert rehearse(Computes(), Inputs.parse({"y": (2, 4)})).status == "failed"
     outcome = rehearse(Computes(), Inputs.parse(lambda: 1 / 0))
     assert outcome.status == "failed"
-    assert "inputs callable raised" in outcome.detail
+    assert "inputs callable raised" in outcome.findings[0].message
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -395,7 +395,7 @@ def test_a_device_chosen_where_there_was_no_card_is_no_fault(arguments, status, 
     model = Placed(**arguments)
     outcome = rehearse(model, ONE)
     assert outcome.status == status, outcome.detail
-    assert text in outcome.detail
+    assert text in outcome.findings[0].message if status == "failed" else text in outcome.detail
     assert "cpu" in str(model.config.device if "config" in arguments else model.device)
 
 

@@ -230,7 +230,7 @@ def _room(device: torch.device) -> str:
 
 
 def _failed(device: torch.device, found: Finding) -> Outcome:
-    return Outcome("failed", f"on {device}: {found.message}", [found])
+    return Outcome("failed", f"on {device}: {found.rule}", [found])
 
 
 def _places(model: nn.Module) -> set[torch.device]:

@@ -150,4 +150,4 @@ def _skipped(reason: str, attempt: _Attempt) -> Outcome:
 
 
 def _failed(device: str, found: Finding) -> Outcome:
-    return Outcome("failed", f"{device}, rehearsed: {found.message}", [found])
+    return Outcome("failed", f"{device}, rehearsed: {found.rule}", [found])
