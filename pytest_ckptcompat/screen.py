@@ -19,7 +19,7 @@ class Terminal:
 
     def watched(self) -> bool:
         """Whether it is a terminal."""
-        return self._reporter is not None and bool(self._reporter.isatty())
+        return self._reporter is not None and bool(self._reporter.isatty)  # a bool before pytest 9
 
     def show(self, text: str) -> None:
         """Write the line below the one where the tests' letters are, over what it was."""
