@@ -141,7 +141,7 @@ def _strict_load(model: nn.Module, state_dict: Mapping[str, Any]) -> tuple[_Hear
         module._load_from_state_dict = _listening(module._load_from_state_dict, heard)
         extra = state_dict.get(f"{name}._extra_state".removeprefix("."))
         if extra is None or (isinstance(extra, torch.Tensor) and extra.is_meta):
-            module.set_extra_state = _ignored  # it may look at what is not there
+            module.set_extra_state = _without_values(module.set_extra_state)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -156,8 +156,15 @@ def _strict_load(model: nn.Module, state_dict: Mapping[str, Any]) -> tuple[_Hear
     return _Heard(), {*root.missing, *root.unexpected}
 
 
-def _ignored(state: Any) -> None:
-    pass
+def _without_values(setter: Callable[[Any], None]) -> Callable[[Any], None]:
+    def set_extra_state(state: Any) -> None:
+        try:
+            setter(state)
+        except Exception as error:
+            if state is not None and not _NO_VALUES.search(str(error)):
+                raise  # it is not that it looked at what is not there
+
+    return set_extra_state
 
 
 def _listening(loader: Callable[..., None], heard: dict[int, _Heard]) -> Callable[..., None]:

@@ -74,7 +74,8 @@ def ours(schema: nn.Module, state: State) -> Verdict:
     verdict = Verdict(found.missing, found.unexpected, found.mismatched, others)
     assert found.fits == (verdict == ([], [], [], 0))
     assert found.matched <= found.total
-    assert (found.matched == found.total) == (not any(verdict[:3])), "a count that belies the verdict"
+    if any(verdict[:3]):  # what a lenient model lets pass is in neither
+        assert found.matched < found.total, "a count that belies the verdict"
     return verdict
 
 
