@@ -139,8 +139,8 @@ def _strict_load(model: nn.Module, state_dict: Mapping[str, Any]) -> tuple[_Hear
     heard: dict[int, _Heard] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         module._load_from_state_dict = _listening(module._load_from_state_dict, heard)
-        extra = state_dict.get(f"{name}._extra_state".removeprefix("."))
-        if extra is None or (isinstance(extra, torch.Tensor) and extra.is_meta):
+        extra = f"{name}._extra_state".removeprefix(".")
+        if extra in state_dict:
             module.set_extra_state = _without_values(module.set_extra_state)
     try:
         with warnings.catch_warnings():
