@@ -427,3 +427,12 @@ def test_progress_waits_before_it_is_shown(memory: Any, monkeypatch: pytest.Monk
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr(progress, "_AFTER", 60)
     assert _fetch_twice(memory, monkeypatch, Terminal()) == ""
+
+
+def test_a_file_that_could_not_be_opened_can_be_forgotten() -> None:
+    """Python closes what it forgets, however far it came."""
+    file = remote.RemoteFile.__new__(remote.RemoteFile)
+    with pytest.raises(CheckpointError):
+        file.__init__("memory://nothing/here.pth", {})  # type: ignore[misc]
+    file.close()
+    assert file.closed

@@ -41,15 +41,16 @@ class RemoteFile(File):
     """A file behind a URL. Its last small reads are kept, since the parts of a header lie close together."""
 
     remote = True
+    _raw: Any = None
 
     def __init__(self, url: str, progress: dict[str, Progress]) -> None:
+        self._blocks: dict[int, bytes] = {}
         with _told(url):
             self._system, self._name = _found(url)
             self.fingerprint = self._status(url)
-            self._raw: Any = self._system.open(self._name, "rb", cache_type="none")
+            self._raw = self._system.open(self._name, "rb", cache_type="none")
         super().__init__(url, self.fingerprint.size)
         self.progress: Progress = progress.setdefault(url, Progress(display(url), self.size))
-        self._blocks: dict[int, bytes] = {}
 
     def check_unchanged(self) -> None:
         """Ask for the file's size and version again; errors as for any file."""
@@ -59,8 +60,8 @@ class RemoteFile(File):
             raise changed(self.path)
 
     def close(self) -> None:
-        """Close it; closing twice is fine."""
-        if not self.closed:
+        """Close it; closing twice is fine, and so is closing one that could not be opened, as Python does."""
+        if self._raw is not None:
             self._raw.close()
             self._blocks.clear()
         super().close()
