@@ -212,6 +212,9 @@ class Check:
             except CheckpointError as error:
                 self._fail("compare", finding("no-checkpoint", message=str(error)))
                 raise Stopped("the values can't be read") from None
+            except RecipeError as error:
+                self._fail("compare", finding(error.rule, error.key, message=str(error)))
+                raise Stopped("the recipe does not apply to the values") from None
         self._findings += self._comparison.findings
         count = f"{self._comparison.matched} of {self._comparison.total} keys match"
         if self._comparison.fits:

@@ -10,7 +10,7 @@ from torch import nn
 from pytest_ckptcompat import Recipe, allow, check, open_checkpoint, pipeline, tile
 from pytest_ckptcompat.case import Case
 from pytest_ckptcompat.cli import main
-from pytest_ckptcompat.operators import drop
+from pytest_ckptcompat.operators import custom, drop
 from pytest_ckptcompat.pipeline import Check
 
 GROW = Recipe(tile("out2.*", dim=0))
@@ -324,6 +324,19 @@ def test_a_loader_that_looks_at_a_value_gets_it(tmp_path):
     del state["bias"]
     report = check(Versioned, saved(tmp_path / "bad.pth", state))
     assert (report.missing, report.unexpected, rules(report)) == (["bias"], [], {"missing-key"})
+
+
+def test_a_step_that_fails_on_values_alone_is_told_where_the_loader_looks_at_one(tmp_path):
+    def picky(state):
+        if not state["weight"].is_meta:
+            raise ValueError("not these weights")
+        return {**state, "weight": state["weight"] * 2}
+
+    path = saved(tmp_path / "v3.pth", Versioned().state_dict())
+    report = check(Versioned, path, recipe=Recipe(custom(picky, touches=["weight"])))
+    assert rules(report) == {"recipe-error"}
+    assert "not these weights" in report.verdict
+    assert stages(report)["load"] == "skipped"
 
 
 def test_a_lock_has_no_value_to_look_at(tmp_path):

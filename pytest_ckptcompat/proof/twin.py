@@ -83,9 +83,8 @@ def twin(model: nn.Module, arithmetic: Arithmetic) -> nn.Module:
         memo[id(buffer)] = _copied(buffer, arithmetic)
     for module in model.modules():
         for value in vars(module).values():
-            if (
-                isinstance(value, torch.Tensor) and not value.is_leaf
-            ):  # computed, as by weight_norm: no deepcopy
+            # Computed, as by weight_norm: torch has no deepcopy of such, and the forward pass makes it anew.
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
                 memo[id(value)] = _copied(value, arithmetic)
     return copy.deepcopy(model, memo)
 
