@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pytest_ckptcompat.checkpoint import open_checkpoint
-from pytest_ckptcompat.models import Blueprint, blueprint
-from pytest_ckptcompat.operators import tile
-from pytest_ckptcompat.recipe import Recipe
-from pytest_ckptcompat.skeleton import skeleton
+from pytest_ckptcompat.checkpoint.checkpoint import open_checkpoint
+from pytest_ckptcompat.models.blueprint import Blueprint, blueprint
+from pytest_ckptcompat.models.skeleton import skeleton
+from pytest_ckptcompat.recipes.operators.tile import tile
+from pytest_ckptcompat.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from pytest_ckptcompat.compare import compare
 from pytest_ckptcompat.forward.inputs import Inputs
 from pytest_ckptcompat.forward.rehearsal import rehearse
-from pytest_ckptcompat.models import blueprint
+from pytest_ckptcompat.models.blueprint import blueprint
+from pytest_ckptcompat.verification.comparison import compare
 
 
 class RMSNorm(nn.Module):

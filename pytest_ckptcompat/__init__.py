@@ -9,80 +9,87 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .checkpoint import Checkpoint, open_checkpoint
-    from .errors import CheckpointError, RecipeError
-    from .operators.append import append
-    from .operators.axes import permute, transpose
-    from .operators.blocks import insert_block, stack
-    from .operators.cast import cast
-    from .operators.custom import custom
-    from .operators.drop import drop
-    from .operators.fusing import concat, split
-    from .operators.inflate import inflate
-    from .operators.pad import pad
-    from .operators.prefixes import add_prefix, strip_prefix
-    from .operators.reduce import reduce
-    from .operators.renaming import rename
-    from .operators.repeat_channels import repeat_channels
-    from .operators.resample import resample
-    from .operators.scale import scale
-    from .operators.select import select
-    from .operators.tie import tie
-    from .operators.tile import tile
-    from .operators.widen import widen
-    from .pipeline import check
-    from .recipe import Recipe
-    from .reports.report import Report
-    from .rules import Finding, Stage
-    from .tensors import TensorSpec
-    from .waivers import allow
+    from .checkpoint.checkpoint import Checkpoint, open_checkpoint
+    from .checks.check import check
+    from .checks.waivers import allow
+    from .core.errors import CheckpointError, RecipeError
+    from .core.findings import Finding, Stage
+    from .core.tensor_spec import TensorSpec
+    from .recipes.base import Edit, Operator
+    from .recipes.operators.append import append
+    from .recipes.operators.axes import permute, transpose
+    from .recipes.operators.blocks import insert_block, stack
+    from .recipes.operators.cast import cast
+    from .recipes.operators.custom import custom
+    from .recipes.operators.drop import drop
+    from .recipes.operators.fusing import concat, split
+    from .recipes.operators.inflate import inflate
+    from .recipes.operators.pad import pad
+    from .recipes.operators.reduce import reduce
+    from .recipes.operators.rename import add_prefix, rename, strip_prefix
+    from .recipes.operators.repeat_channels import repeat_channels
+    from .recipes.operators.resample import resample
+    from .recipes.operators.scale import scale
+    from .recipes.operators.select import select
+    from .recipes.operators.tie import tie
+    from .recipes.operators.tile import tile
+    from .recipes.operators.widen import widen
+    from .recipes.plan import Write
+    from .recipes.recipe import Recipe
+    from .report.report import Report
 
 _HOMES = {
-    "Checkpoint": "checkpoint",
-    "CheckpointError": "errors",
-    "Finding": "rules",
-    "Recipe": "recipe",
-    "RecipeError": "errors",
-    "Report": "reports.report",
-    "Stage": "rules",
-    "TensorSpec": "tensors",
-    "add_prefix": "operators",
-    "allow": "waivers",
-    "append": "operators",
-    "cast": "operators",
-    "check": "pipeline",
-    "concat": "operators",
-    "custom": "operators",
-    "drop": "operators",
-    "inflate": "operators",
-    "insert_block": "operators",
-    "open_checkpoint": "checkpoint",
-    "pad": "operators",
-    "permute": "operators",
-    "reduce": "operators",
-    "rename": "operators",
-    "repeat_channels": "operators",
-    "resample": "operators",
-    "scale": "operators",
-    "select": "operators",
-    "split": "operators",
-    "stack": "operators",
-    "strip_prefix": "operators",
-    "tie": "operators",
-    "tile": "operators",
-    "transpose": "operators",
-    "widen": "operators",
+    "Checkpoint": "checkpoint.checkpoint",
+    "CheckpointError": "core.errors",
+    "Edit": "recipes.base",
+    "Finding": "core.findings",
+    "Operator": "recipes.base",
+    "Recipe": "recipes.recipe",
+    "RecipeError": "core.errors",
+    "Report": "report.report",
+    "Stage": "core.findings",
+    "TensorSpec": "core.tensor_spec",
+    "Write": "recipes.plan",
+    "add_prefix": "recipes.operators",
+    "allow": "checks.waivers",
+    "append": "recipes.operators",
+    "cast": "recipes.operators",
+    "check": "checks.check",
+    "concat": "recipes.operators",
+    "custom": "recipes.operators",
+    "drop": "recipes.operators",
+    "inflate": "recipes.operators",
+    "insert_block": "recipes.operators",
+    "open_checkpoint": "checkpoint.checkpoint",
+    "pad": "recipes.operators",
+    "permute": "recipes.operators",
+    "reduce": "recipes.operators",
+    "rename": "recipes.operators",
+    "repeat_channels": "recipes.operators",
+    "resample": "recipes.operators",
+    "scale": "recipes.operators",
+    "select": "recipes.operators",
+    "split": "recipes.operators",
+    "stack": "recipes.operators",
+    "strip_prefix": "recipes.operators",
+    "tie": "recipes.operators",
+    "tile": "recipes.operators",
+    "transpose": "recipes.operators",
+    "widen": "recipes.operators",
 }
 
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "Edit",
     "Finding",
+    "Operator",
     "Recipe",
     "RecipeError",
     "Report",
     "Stage",
     "TensorSpec",
+    "Write",
     "add_prefix",
     "allow",
     "append",

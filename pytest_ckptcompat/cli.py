@@ -10,12 +10,12 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from .errors import CheckpointError, RecipeError
+from .core.errors import CheckpointError, RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .checkpoint import Checkpoint
+    from .checkpoint.checkpoint import Checkpoint
 
 OK, INCOMPATIBLE, UNCHECKED = 0, 1, 2
 
@@ -106,14 +106,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _opened(path: str, options: argparse.Namespace) -> Checkpoint:
-    from .checkpoint import open_checkpoint
-    from .reading.caps import Limits
+    from .checkpoint.checkpoint import open_checkpoint
+    from .core.limits import Limits
 
     return open_checkpoint(path, options.key, limits=Limits.parse(options.limit))
 
 
 def _show(options: argparse.Namespace) -> int:
-    from .listing import listed, listed_json
+    from .report.listing import listed, listed_json
 
     ckpt = _opened(options.ckpt, options)
     print(listed_json(ckpt) if options.json else listed(ckpt))
@@ -121,7 +121,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _diff(options: argparse.Namespace) -> int:
-    from .listing import changes, contrasted, contrasted_json
+    from .report.listing import changes, contrasted, contrasted_json
 
     new, old = _opened(options.new, options), _opened(options.against, options)
     print(contrasted_json(old, new) if options.json else contrasted(old, new))
@@ -129,10 +129,10 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from .case import Case
-    from .pipeline import Check
-    from .recipe import Recipe
-    from .reports.terminal import render
+    from .checks.arguments import Case
+    from .checks.check import Check
+    from .recipes.recipe import Recipe
+    from .report.terminal import render
 
     _importable()
     case = Case.of(
@@ -180,7 +180,8 @@ def _inputs(texts: list[str] | None) -> object:
 
 
 def _lock(options: argparse.Namespace) -> int:
-    from .lock import lock_of_checkpoint, lock_of_model, write_lock
+    from .checkpoint.lock_writer import lock_of_checkpoint, write_lock
+    from .checks.locks import lock_of_model
 
     is_model = ":" in options.source and "://" not in options.source and not os.path.lexists(options.source)
     if is_model:
@@ -193,9 +194,10 @@ def _lock(options: argparse.Namespace) -> int:
 
 
 def _apply(options: argparse.Namespace) -> int:
-    from .apply import MisfitError, apply
-    from .models import ModelError, blueprint
-    from .recipe import Recipe
+    from .checks.apply import MisfitError, apply
+    from .core.errors import ModelError
+    from .models.blueprint import blueprint
+    from .recipes.recipe import Recipe
 
     _importable()
     try:
@@ -215,7 +217,7 @@ def _apply(options: argparse.Namespace) -> int:
 
 
 def _rules(options: argparse.Namespace) -> int:
-    from .rules import RULES
+    from .core.rules import RULES
 
     if options.json:
         print(

@@ -13,8 +13,8 @@ from readme import BLOCKS, ROOT, TEXT, block, commands
 import pytest_ckptcompat
 from pytest_ckptcompat import Recipe, check
 from pytest_ckptcompat.cli import main
-from pytest_ckptcompat.operators import OPERATORS
-from pytest_ckptcompat.rules import RULES
+from pytest_ckptcompat.core.rules import RULES
+from pytest_ckptcompat.recipes.operators import OPERATORS
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def onet(monkeypatch):
 
 def test_no_block_is_left_out():
     """Each has a name, in the comment before it, and a test that asks for it by that name."""
-    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py"))
     names = [each.name for each in BLOCKS]
     assert TEXT.count("\n```") == 2 * len(BLOCKS)
     assert len(set(names)) == len(names)

@@ -9,8 +9,7 @@ import pytest
 from decoder import Decoder
 from sorting import accuracy, draw, optimizer
 
-from pytest_ckptcompat import Recipe
-from pytest_ckptcompat.operators import insert_block
+from pytest_ckptcompat import Recipe, insert_block
 
 OUTPUTS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")  # what a block adds to the stream
 

@@ -10,8 +10,7 @@ import torch
 from decoder import Decoder
 from sorting import draw, loss, optimizer, train
 
-from pytest_ckptcompat import Recipe
-from pytest_ckptcompat.operators import reduce
+from pytest_ckptcompat import Recipe, reduce
 
 # Heads that are to be one are averaged (Ainslie et al., GQA, 2023). That changes what the model says, and the
 # report says so: it has to be trained on a little.

@@ -10,8 +10,7 @@ import torch
 from decoder import LETTERS, SYMBOLS, Decoder
 from sorting import accuracy, draw, optimizer
 
-from pytest_ckptcompat import Recipe
-from pytest_ckptcompat.operators import append
+from pytest_ckptcompat import Recipe, append
 
 # The head is tied to the embedding and moves along. New words begin at the mean of the old ones: with rows of
 # another scale they would be said far too often, or hardly ever (Hewitt, 2021).

@@ -9,8 +9,7 @@ import pytest
 from shapes import accuracy, draw
 from vit import ViT
 
-from pytest_ckptcompat import Recipe
-from pytest_ckptcompat.operators import repeat_channels, resample
+from pytest_ckptcompat import Recipe, repeat_channels, resample
 
 BETTER_CAMERA = Recipe(
     repeat_channels("patch_embed.weight"),  # infrared begins as red, all channels scaled by 3/4

@@ -8,22 +8,14 @@ What a format of your own is made of can be imported from here, and stays: ``Hea
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING
-
-from pluggy import PluginManager
-
-from pytest_ckptcompat.errors import CheckpointError
-from pytest_ckptcompat.hookspecs import hookimpl
-from pytest_ckptcompat.keys import escape
-from pytest_ckptcompat.reading.caps import Limits
-from pytest_ckptcompat.reading.files import File, Files
-from pytest_ckptcompat.tensors import ITEMSIZE, Extent, TensorSpec, contiguous_stride
-
-from .header import Header
-
-if TYPE_CHECKING:
-    from pluggy import HookRelay
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.header import Header
+from pytest_ckptcompat.core.hooks import hookimpl
+from pytest_ckptcompat.core.limits import Limits
+from pytest_ckptcompat.core.tensor_spec import ITEMSIZE, Extent, TensorSpec, contiguous_stride
+from pytest_ckptcompat.files.file import File
+from pytest_ckptcompat.files.files import Files
 
 __all__ = [
     "ITEMSIZE",
@@ -34,42 +26,7 @@ __all__ = [
     "Header",
     "Limits",
     "TensorSpec",
-    "built_in",
     "contiguous_stride",
     "escape",
     "hookimpl",
-    "installed",
-    "register",
 ]
-
-ENTRY_POINTS = "pytest_ckptcompat"
-"""The entry point group of packages that add formats."""
-
-
-def register(manager: PluginManager) -> None:
-    """Add the hook's specification and the formats that come with the plugin to a plugin manager."""
-    from pytest_ckptcompat import hookspecs
-
-    from . import dcp, lock, safetensors, sharded, torch_legacy, torch_zip
-
-    manager.add_hookspecs(hookspecs)
-    # The last one that is registered is asked first.
-    for module in (dcp, sharded, lock, safetensors, torch_legacy, torch_zip):
-        manager.register(module, f"ckptcompat-{module.__name__.rpartition('.')[2]}")
-
-
-@cache
-def built_in() -> HookRelay:
-    """The hook outside pytest, with the formats that come with the plugin."""
-    manager = PluginManager("pytest")
-    register(manager)
-    return manager.hook
-
-
-@cache
-def installed() -> HookRelay:
-    """The hook outside pytest, with the formats of installed packages too."""
-    manager = PluginManager("pytest")
-    register(manager)
-    manager.load_setuptools_entrypoints(ENTRY_POINTS)
-    return manager.hook

@@ -10,24 +10,25 @@ import re
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from pytest_ckptcompat.errors import CheckpointError
-from pytest_ckptcompat.hookspecs import hookimpl
-from pytest_ckptcompat.keys import escape
-from pytest_ckptcompat.reading.files import Part
-from pytest_ckptcompat.reading.paths import inside, names_in
-from pytest_ckptcompat.tensors import Chunk, TensorSpec, contiguous_stride
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.header import Header
+from pytest_ckptcompat.core.hooks import hookimpl
+from pytest_ckptcompat.core.tensor_spec import Chunk, TensorSpec, contiguous_stride
+from pytest_ckptcompat.files.file import Part
+from pytest_ckptcompat.files.folders import names_in
+from pytest_ckptcompat.files.paths import inside
 
-from .header import Header
-from .inert import Branch, Branches, Dict, Global, Stub
-from .rebuild import Tensors, dtype_of
+from .pickle_machine import Machine
+from .pickle_stubs import Branch, Branches, Dict, Global, Stub
 from .sharded import check_inside
+from .torch_names import Tensors, dtype_of
 from .torch_zip import read_archive
-from .unpickle import Machine
 
 if TYPE_CHECKING:
-    from pytest_ckptcompat.reading.caps import Limits
-    from pytest_ckptcompat.reading.files import Files
-    from pytest_ckptcompat.tensors import Extent
+    from pytest_ckptcompat.core.limits import Limits
+    from pytest_ckptcompat.core.tensor_spec import Extent
+    from pytest_ckptcompat.files.files import Files
 
 _INDEX = ".metadata"
 _EXPECTED = re.compile(

@@ -1,25 +1,60 @@
-"""Lock files: keys, shapes and dtypes of a checkpoint or model whose values are elsewhere."""
+"""Lock files: keys, shapes, dtypes and ties as JSON."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from pytest_ckptcompat.errors import CheckpointError
-from pytest_ckptcompat.hookspecs import hookimpl
-from pytest_ckptcompat.keys import escape
-from pytest_ckptcompat.lock import MARK, VERSION, metadata_of
-from pytest_ckptcompat.tensors import TensorSpec, contiguous_stride
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.header import Header
+from pytest_ckptcompat.core.hooks import hookimpl
+from pytest_ckptcompat.core.keys import natural
+from pytest_ckptcompat.core.tensor_spec import TensorSpec, contiguous_stride
 
-from .faults import damaged_lock
-from .header import Header
-from .inert import Dict
-from .json_scan import loads
+from .diagnosis import damaged_lock
+from .json_header import loads
+from .pickle_stubs import Dict
 
 if TYPE_CHECKING:
-    from pytest_ckptcompat.reading.caps import Limits
-    from pytest_ckptcompat.reading.files import File
+    from collections.abc import Iterable, Mapping
+
+    from pytest_ckptcompat.core.limits import Limits
+    from pytest_ckptcompat.files.file import File
+
+MARK = "ckptcompat_lock"
+
+VERSION = 1
+
+
+def versions(metadata: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The versions in a state dict's ``_metadata`` that are not 1; None where there is no such."""
+    if metadata is None:
+        return None
+    found = {
+        module: about.get("version")
+        for module, about in metadata.items()
+        if isinstance(about, dict) and module
+    }
+    return {module: found[module] for module in sorted(found, key=natural) if found[module] not in (1, None)}
+
+
+def metadata_of(found: Mapping[str, Any] | None, keys: Iterable[str]) -> OrderedDict[str, Any] | None:
+    """The ``_metadata`` that `versions` was made of: modules have version 1, but those named."""
+    if found is None:
+        return None
+    metadata: OrderedDict[str, Any] = OrderedDict({"": {"version": 1}})
+    for key in keys:
+        parts = key.split(".")[:-1]
+        for depth in range(1, len(parts) + 1):
+            metadata.setdefault(".".join(parts[:depth]), {"version": 1})
+    for module, version in found.items():
+        metadata[module] = {"version": version}
+    return metadata
+
 
 FORMAT = "lock"
+
 _HEAD = f'"{MARK}"'.encode()
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from pytest_ckptcompat.keys import escape
+from pytest_ckptcompat.core.escape import escape
 
 if TYPE_CHECKING:
-    from .unpickle import Machine
+    from .pickle_machine import Machine
 
 _KINDS = "BFloat16|Bool|Byte|Char|Double|Float|Half|Int|Long|Short"
 _SAFE = re.compile(

@@ -12,18 +12,18 @@ from itertools import islice, permutations
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_ckptcompat.errors import CheckpointError
-from pytest_ckptcompat.hookspecs import hookimpl
-from pytest_ckptcompat.keys import escape
-from pytest_ckptcompat.tensors import Extent, TensorSpec, contiguous_stride
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.header import Header
+from pytest_ckptcompat.core.hooks import hookimpl
+from pytest_ckptcompat.core.tensor_spec import Extent, TensorSpec, contiguous_stride
 
-from .header import Header
-from .inert import Dict
-from .json_scan import Scanner
+from .json_header import Scanner
+from .pickle_stubs import Dict
 
 if TYPE_CHECKING:
-    from pytest_ckptcompat.reading.caps import Limits
-    from pytest_ckptcompat.reading.files import File
+    from pytest_ckptcompat.core.limits import Limits
+    from pytest_ckptcompat.files.file import File
 
 _DTYPES = {
     "F64": ("float64", 64), "F32": ("float32", 32), "F16": ("float16", 16), "BF16": ("bfloat16", 16),

@@ -5,22 +5,24 @@ from __future__ import annotations
 import posixpath
 from typing import TYPE_CHECKING
 
-from pytest_ckptcompat.errors import CheckpointError
-from pytest_ckptcompat.hookspecs import hookimpl
-from pytest_ckptcompat.keys import escape
-from pytest_ckptcompat.reading.paths import beside, inside, names_in
-from pytest_ckptcompat.tensors import TensorSpec
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.header import Header
+from pytest_ckptcompat.core.hooks import hookimpl
+from pytest_ckptcompat.core.tensor_spec import TensorSpec
+from pytest_ckptcompat.files.folders import names_in
+from pytest_ckptcompat.files.paths import beside, inside
 
 from . import safetensors, torch_legacy, torch_zip
-from .faults import what_it_is
-from .header import Header
-from .inert import Dict
-from .json_scan import Scanner
+from .diagnosis import what_it_is
+from .json_header import Scanner
+from .pickle_stubs import Dict
 
 if TYPE_CHECKING:
-    from pytest_ckptcompat.reading.caps import Limits
-    from pytest_ckptcompat.reading.files import File, Files
-    from pytest_ckptcompat.tensors import Extent
+    from pytest_ckptcompat.core.limits import Limits
+    from pytest_ckptcompat.core.tensor_spec import Extent
+    from pytest_ckptcompat.files.file import File
+    from pytest_ckptcompat.files.files import Files
 
 _SUFFIX = ".index.json"
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_ckptcompat.errors import CheckpointError
-from pytest_ckptcompat.hookspecs import hookimpl
-from pytest_ckptcompat.keys import escape
-from pytest_ckptcompat.tensors import Extent
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.header import Header
+from pytest_ckptcompat.core.hooks import hookimpl
+from pytest_ckptcompat.core.tensor_spec import Extent
 
-from .header import Header
-from .rebuild import Tensors
+from .pickle_machine import Machine, Truncated
 from .safe_names import refused
-from .unpickle import Machine, Truncated
+from .torch_names import Tensors
 
 if TYPE_CHECKING:
-    from pytest_ckptcompat.reading.caps import Limits
-    from pytest_ckptcompat.reading.files import File
+    from pytest_ckptcompat.core.limits import Limits
+    from pytest_ckptcompat.files.file import File
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _MAGIC_TEXTS = (

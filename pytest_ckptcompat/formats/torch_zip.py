@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from pytest_ckptcompat.errors import CheckpointError
-from pytest_ckptcompat.hookspecs import hookimpl
-from pytest_ckptcompat.keys import escape
-from pytest_ckptcompat.tensors import Extent, Member
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.header import Header
+from pytest_ckptcompat.core.hooks import hookimpl
+from pytest_ckptcompat.core.tensor_spec import Extent, Member
 
-from .header import Header
-from .rebuild import Tensors
+from .pickle_machine import Machine
 from .safe_names import refused
-from .unpickle import Machine
+from .torch_names import Tensors
 from .zip_directory import Entry, check_stored, data_offset, read_directory, read_member
 
 if TYPE_CHECKING:
-    from pytest_ckptcompat.reading.caps import Limits
-    from pytest_ckptcompat.reading.files import File, Part
+    from pytest_ckptcompat.core.limits import Limits
+    from pytest_ckptcompat.files.file import File, Part
 
-    from .inert import Storage
+    from .pickle_stubs import Storage
 
 
 @hookimpl(tryfirst=True)

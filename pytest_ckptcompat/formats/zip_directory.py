@@ -10,14 +10,14 @@ from itertools import pairwise
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_ckptcompat.errors import CheckpointError
-from pytest_ckptcompat.keys import escape
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.escape import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_ckptcompat.reading.caps import Limits
-    from pytest_ckptcompat.reading.files import File, Part
+    from pytest_ckptcompat.core.limits import Limits
+    from pytest_ckptcompat.files.file import File, Part
 
 _END = Struct("<4s4H2IH")
 _END64 = Struct("<4sQ2H2I4Q")

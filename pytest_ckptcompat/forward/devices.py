@@ -10,7 +10,7 @@ from typing import Self
 
 import torch
 
-from pytest_ckptcompat.memory import shown as size_shown
+from pytest_ckptcompat.core.memory import shown as size_shown
 
 NO_DRIVER = (
     "Found no NVIDIA driver",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pytest_ckptcompat.tensors import ITEMSIZE
+from pytest_ckptcompat.core.tensor_spec import ITEMSIZE
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +117,7 @@ class Inputs:
         """
         import torch
 
-        from .nested import moved
+        from pytest_ckptcompat.tensors.nested import moved
 
         if self.make is not None:
             args, kwargs = _called(self.make, seed)
@@ -137,9 +137,8 @@ class Inputs:
 def _called(make: Callable[[], Any], seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     import torch
 
-    from pytest_ckptcompat.models import raised
-
-    from .seeds import seeded
+    from pytest_ckptcompat.core.errors import raised
+    from pytest_ckptcompat.tensors.seeds import seeded
 
     try:
         with seeded(seed):

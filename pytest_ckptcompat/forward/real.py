@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from contextlib import nullcontext, suppress
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from pytest_ckptcompat.memory import shown as size_shown
-from pytest_ckptcompat.rules import Finding, finding
+from pytest_ckptcompat.core.findings import Finding, finding
+from pytest_ckptcompat.core.memory import shown as size_shown
+from pytest_ckptcompat.forward.outcome import Outcome, evaluating
+from pytest_ckptcompat.tensors.nested import mapped, moved
+from pytest_ckptcompat.tensors.seeds import seeded
 
-from .agreement import Gap, gap, tolerance
-from .blame import Place, cause, failure, first_module
 from .devices import Meter, asks_for_card, cuda_device
-from .nested import mapped, moved
-from .outputs import bad_values, not_finite, shown
-from .seeds import seeded
+from .locate import Place, cause, failure, first_module
+from .outputs import Gap, bad_values, gap, not_finite, shown, tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from .inputs import Inputs
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a forward pass went.
-
-    Attributes:
-        status: ``passed``, ``failed``, ``rehearsed`` or ``skipped``.
-        detail: one line: where it ran and what came out (``on cpu: (2, 1), (2, 14)``), or why it did not.
-        findings: what is wrong; empty unless it failed.
-        outputs: what the model gave, with its tensors on the CPU; None where nothing was computed.
-        seconds: wall time of the pass; on a card, of the first one there.
-        peak_bytes: the most memory the pass held on the card, weights included; 0 on the CPU.
-    """
-
-    status: Literal["passed", "failed", "rehearsed", "skipped"]
-    detail: str
-    findings: list[Finding] = field(default_factory=list)
-    outputs: Any = None
-    seconds: float = 0.0
-    peak_bytes: int = 0
 
 
 def forward(model: nn.Module, inputs: Inputs, device: str = "cpu", *, or_skip: bool = False) -> Outcome:
@@ -74,19 +52,6 @@ def forward(model: nn.Module, inputs: Inputs, device: str = "cpu", *, or_skip: b
     expected = _run(model, inputs, torch.device("cpu")) if _places(model) <= {torch.device("cpu")} else None
     outcome = _run(model, inputs, target)
     return _compared(model, inputs, target, expected, outcome) if outcome.status == "passed" else outcome
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run with the model in eval mode and no gradients; every module's mode is then set back as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            model.eval()
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _run(model: nn.Module, inputs: Inputs, device: torch.device, *, or_skip: bool = False) -> Outcome:

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from pytest_ckptcompat.rules import Finding, finding
+from pytest_ckptcompat.core.findings import Finding, finding
+from pytest_ckptcompat.tensors.seeds import seeded
 
-from .blame import blame, cause, failure
-from .card import Card, Unrehearsable
-from .limits import limit
+from .cuda_rules import MixedDevices
+from .fake_cuda import Card, Unrehearsable
+from .locate import blame, cause, failure
+from .outcome import Outcome, evaluating
 from .outputs import shown
-from .real import Outcome, evaluating
-from .refusal import MixedDevices
-from .seeds import seeded
+from .unrehearsable import limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable

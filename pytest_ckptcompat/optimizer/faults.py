@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pytest_ckptcompat.keys import escape
-from pytest_ckptcompat.proof.difference import magnitude
-from pytest_ckptcompat.rules import Finding, finding
-from pytest_ckptcompat.tensors import shown
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.findings import Finding, finding
+from pytest_ckptcompat.core.tensor_spec import shown
+from pytest_ckptcompat.tensors.difference import magnitude
 
 from .naming import tied_names
 from .state import ELEMENTWISE, NONNEGATIVE, Naming, Saved, State, misfits

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pytest_ckptcompat.keys import escape
+from pytest_ckptcompat.core.escape import escape
 
 from .state import Naming, Saved, Shape, State, misfits
 

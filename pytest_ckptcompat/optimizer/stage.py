@@ -7,22 +7,23 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import nn
 
-from pytest_ckptcompat import memory
-from pytest_ckptcompat.proof.difference import same_bits
-from pytest_ckptcompat.rules import Finding, Promise, finding
+from pytest_ckptcompat.core import memory
+from pytest_ckptcompat.core.findings import Finding, Promise, finding
+from pytest_ckptcompat.tensors.difference import same_bits
+from pytest_ckptcompat.tensors.footprint import tensors
 
 from . import faults
-from .evidence import Evidence, evidence
 from .growth import grown
 from .naming import one_state, tied_names
+from .parameter_order import Evidence, evidence
 from .state import Naming, Saved, State, saved_states
 from .trial import Factory, OptimizerError, ghosts, made, step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from pytest_ckptcompat.checkpoint import Checkpoint
-    from pytest_ckptcompat.recipe import Recipe
+    from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
+    from pytest_ckptcompat.recipes.recipe import Recipe
 
 STATE, STEP = "optimizer state", "optimizer step"
 
@@ -158,7 +159,7 @@ def _meant(found: list[Saved], told: Evidence, old: Mapping[str, Any]) -> tuple[
 
 
 def _read(state: State, materialise: Callable[[Any], torch.Tensor]) -> State:
-    needed = memory.tensors(value for slots in state.values() for value in slots.values())
+    needed = tensors(value for slots in state.values() for value in slots.values())
     room = memory.free()
     if room is not None and needed > room:
         _unchecked(STATE, f"it takes {memory.shown(needed)}, {memory.shown(room)} are free")
@@ -227,7 +228,7 @@ def _step(
     saved: Saved,
     materialise: Callable[[Any], torch.Tensor],
 ) -> None:
-    needed = 2 * memory.tensors(parameters.values())  # copies and their gradients
+    needed = 2 * tensors(parameters.values())  # copies and their gradients
     room = memory.free()
     if room is not None and needed > room:
         _unchecked(STEP, f"a copy takes {memory.shown(needed)}, {memory.shown(room)} are free")

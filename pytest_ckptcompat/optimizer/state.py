@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_ckptcompat.keys import escape
+from pytest_ckptcompat.core.escape import escape
 
 Shape = tuple[int, ...]
 

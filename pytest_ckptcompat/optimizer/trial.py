@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_ckptcompat.forward.seeds import seeded
-from pytest_ckptcompat.models import raised
+from pytest_ckptcompat.core.errors import raised
+from pytest_ckptcompat.tensors.seeds import seeded
 
 Factory = Callable[[Any], torch.optim.Optimizer]
 Parameters = Mapping[str, nn.Parameter]

@@ -1,6 +1,5 @@
 """What to do about a checkpoint that does not fit: a recipe, tried before it is given."""
 
-from .repair import repair
-from .search import suggest
+from .search import repair, suggest
 
 __all__ = ["repair", "suggest"]

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_ckptcompat.keys import select
+from pytest_ckptcompat.core.keys import select
 
 from .steps import Step
 from .templates import template

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from pytest_ckptcompat.operators.orientation import outputs_dim
+from pytest_ckptcompat.recipes.per_tensor import outputs_dim
 
 from .fusing import APART, FUSED
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.recipes.recipe import Recipe
+
 from .fusing import fuses
 from .layers import NO_MODULES
 from .renaming import renames
@@ -12,8 +15,6 @@ from .steps import Step, cover
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-
-    from pytest_ckptcompat.recipe import Recipe
 
     from .layers import Modules
     from .templates import Shape, Shapes
@@ -72,7 +73,7 @@ def _answers(checkpoint: Shapes, target: Mapping[str, Any], modules: Modules) ->
 
 def _ties(renamed: Shapes, model: Shapes, target: Mapping[str, Any]) -> list[list[str]]:
     """Keys that the checkpoint lacks, behind the key that it has of the same tensor of the model."""
-    from pytest_ckptcompat.operators.plan import memory
+    from pytest_ckptcompat.tensors.difference import memory
 
     missing = [key for key in model if key not in renamed and model[key] is not None]
     if not missing:
@@ -101,9 +102,9 @@ def _shape(value: Any) -> Shape:
 
 
 def _recipe(steps: list[Step]) -> Recipe | None:
-    from pytest_ckptcompat.errors import RecipeError
-    from pytest_ckptcompat.operators import OPERATORS
-    from pytest_ckptcompat.recipe import Recipe
+    from pytest_ckptcompat.core.errors import RecipeError
+    from pytest_ckptcompat.recipes.operators import OPERATORS
+    from pytest_ckptcompat.recipes.recipe import Recipe
 
     try:
         return Recipe(*(OPERATORS[step.operator](*step.arguments, **step.options) for step in steps))
@@ -112,9 +113,56 @@ def _recipe(steps: list[Step]) -> Recipe | None:
 
 
 def _verified(recipe: Recipe, verify: Callable[[Recipe], bool]) -> bool:
-    from pytest_ckptcompat.errors import RecipeError
+    from pytest_ckptcompat.core.errors import RecipeError
 
     try:
         return verify(recipe)
     except RecipeError:
         return False
+
+
+def repair(
+    declared: Recipe,
+    checkpoint: Mapping[str, Any],
+    target: Mapping[str, Any],
+    verify: Callable[[Recipe], bool],
+    modules: Modules = NO_MODULES,
+) -> Recipe | None:
+    """The recipe without one of its operators, without any, or with more after them; None if none will do.
+
+    Where the recipe does not even apply, what is suggested starts from the checkpoint as it is.
+
+    Args:
+        declared: the recipe; an empty one where there is none.
+        checkpoint: the old state dict, on the meta device.
+        target: the model's.
+        verify: whether the checkpoint loads with a recipe that applies.
+        modules: the model's modules by their paths.
+    """
+
+    def loads(recipe: Recipe) -> bool:
+        try:
+            return verify(recipe)
+        except RecipeError:
+            return False
+
+    for fewer in _fewer(declared):
+        if loads(fewer):
+            return fewer
+    try:
+        grown: Mapping[str, Any] = declared.apply(checkpoint, target)
+    except RecipeError:
+        declared, grown = Recipe(), checkpoint
+    further = suggest(grown, target, lambda more: loads(_both(declared, more)), modules)
+    return None if further is None else _both(declared, further)
+
+
+def _fewer(recipe: Recipe) -> Iterator[Recipe]:
+    for place in range(len(recipe.operators)):
+        yield Recipe(*recipe.operators[:place], *recipe.operators[place + 1 :])
+    if len(recipe.operators) > 1:
+        yield Recipe()
+
+
+def _both(first: Recipe, then: Recipe) -> Recipe:
+    return Recipe(*first.operators, *then.operators)

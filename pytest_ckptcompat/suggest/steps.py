@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pytest_ckptcompat.keys import select
+from pytest_ckptcompat.core.keys import select
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One operator: its name in `pytest_ckptcompat.operators`, and its arguments."""
+    """One operator: its name in `pytest_ckptcompat.recipes.operators`, and its arguments."""
 
     operator: str
     arguments: tuple[Any, ...]

@@ -1,0 +1,264 @@
+"""Opening a checkpoint: which format, which state dict inside, values on demand."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.limits import DEFAULT, Limits
+from pytest_ckptcompat.core.tensor_spec import TensorSpec
+from pytest_ckptcompat.files.files import Files
+from pytest_ckptcompat.files.folders import kind_of_named
+from pytest_ckptcompat.files.paths import about, display, is_url, local
+from pytest_ckptcompat.files.progress import Progress
+from pytest_ckptcompat.formats.registry import _recognised
+
+from .entries import flatten, metadata_of
+from .wrappers import find_state_dict, state_dict_at
+
+if TYPE_CHECKING:
+    from collections import OrderedDict
+
+    import torch
+    from pluggy import HookRelay
+
+    from pytest_ckptcompat.core.header import Header
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str],
+    state_dict_key: str | None = None,
+    *,
+    limits: Limits = DEFAULT,
+    hook: HookRelay | None = None,
+) -> Checkpoint:
+    """Open a checkpoint by its header; no value is read, and torch is not imported.
+
+    Args:
+        path: a file, the folder or the index of a sharded or distributed checkpoint, or an fsspec URL.
+        state_dict_key: dotted path to the state dict inside; without it the usual wrappers are tried.
+        limits: caps on what a header may hold.
+        hook: pytest's, whose plugins are asked for formats that neither we nor installed packages know.
+
+    Raises:
+        CheckpointError: it can't be read; the text says why and what to do.
+    """
+    return read_contents(path, limits=limits, hook=hook).checkpoint(state_dict_key)
+
+
+def read_contents(
+    path: str | os.PathLike[str], *, limits: Limits = DEFAULT, hook: HookRelay | None = None
+) -> Contents:
+    """Read the header of a checkpoint, whatever is in it. Arguments and errors as for `open_checkpoint`."""
+    path = local(os.fspath(path))
+    files = Files()
+    with _collector_paused():
+        if kind_of_named(path) == "folder":
+            return Contents(path, _recognised(path, None, files, limits, hook), files, limits)
+        with files.open(path) as file:
+            try:
+                header = _recognised(path, file, files, limits, hook)
+            except (OSError, EOFError, MemoryError) as error:
+                reason = escape(str(error) or type(error).__name__)
+                raise CheckpointError(f"{display(path)} can't be read: {reason}") from None
+    return Contents(path, header, files, limits)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Leave cyclic garbage alone for a while: a header is many small objects, looked through in vain.
+
+    It takes a third of the time of a header with 100,000 keys.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A checkpoint's header: the whole outer object, before a state dict is picked from it.
+
+    Attributes:
+        path: as it was given.
+        header: what its format read.
+        files: the files behind it.
+        limits: the caps it was read under.
+    """
+
+    path: str
+    header: Header
+    files: Files
+    limits: Limits = DEFAULT
+
+    def checkpoint(self, state_dict_key: str | None = None) -> Checkpoint:
+        """Pick the state dict.
+
+        Args:
+            state_dict_key: dotted path to it; without it the usual wrappers are tried.
+
+        Raises:
+            CheckpointError: there is none, or there are several that are equally good.
+        """
+        try:
+            if state_dict_key is None:
+                key, node = find_state_dict(self.header.tree, self.limits)
+            else:
+                key, node = state_dict_key, state_dict_at(self.header.tree, state_dict_key)
+            entries = flatten(node, self.limits)
+            if not any(isinstance(value, TensorSpec) for value in entries.values()):
+                raise CheckpointError(
+                    f"{escape(key)!r} holds no tensor" if key else "there is no tensor in it"
+                )
+        except CheckpointError as error:
+            raise about(self.path, error) from None
+        return Checkpoint(self, key, entries, metadata_of(node))
+
+
+class Checkpoint(Mapping[str, TensorSpec]):
+    """A state dict on disk: key -> dtype, shape, stride; values are read when they are asked for.
+
+    Attributes:
+        path: of the file or folder, as it was given.
+        state_dict_key: dotted path to the state dict inside, found or given; ``""`` for the outer object.
+        metadata: torch's ``_metadata`` of the state dict, or None.
+        entries: key -> `TensorSpec`, or a plain value where it is no tensor; in the file's order.
+    """
+
+    def __init__(
+        self,
+        contents: Contents,
+        state_dict_key: str,
+        entries: dict[str, object],
+        metadata: dict[str, object] | None,
+    ) -> None:
+        self.path = contents.path
+        self.state_dict_key = state_dict_key
+        self.metadata = metadata
+        self.entries = entries
+        self._contents = contents
+        only_tensors = set(map(type, entries.values())) == {TensorSpec}
+        self._specs: Mapping[str, TensorSpec] = (
+            cast("dict[str, TensorSpec]", entries)
+            if only_tensors
+            else {key: value for key, value in entries.items() if isinstance(value, TensorSpec)}
+        )
+
+    def __getitem__(self, key: str) -> TensorSpec:
+        return self._specs[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint {self.name}: {self.format}, {len(self)} tensors>"
+
+    @property
+    def name(self) -> str:
+        """Last part of the path, safe to print."""
+        path = self.path.partition("?")[0] if is_url(self.path) else self.path
+        return escape(path.rstrip("/\\").rpartition("/")[2] or path)
+
+    @property
+    def format(self) -> str:
+        """Short name of the format."""
+        return self._contents.header.format
+
+    @property
+    def objects(self) -> dict[str, object]:
+        """Key -> plain value of what is no tensor in the state dict (an ``_extra_state``)."""
+        return {key: value for key, value in self.entries.items() if not isinstance(value, TensorSpec)}
+
+    @property
+    def ties(self) -> list[tuple[str, ...]]:
+        """Keys that share storage, offset, shape and stride, in the file's order."""
+        tied: dict[tuple[object, ...], list[str]] = {}
+        for key, spec in self._specs.items():
+            if spec.storage:
+                tied.setdefault((spec.storage, spec.offset, spec.shape, spec.stride), []).append(key)
+        return [tuple(keys) for keys in tied.values() if len(keys) > 1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors; of tied ones once."""
+        twice = sum(self[key].nbytes for keys in self.ties for key in keys[1:])
+        return sum(spec.nbytes for spec in self._specs.values()) - twice
+
+    @property
+    def unsafe(self) -> str:
+        """Why ``torch.load(weights_only=True)`` would refuse the file, or ``""``."""
+        return self._contents.header.unsafe
+
+    @property
+    def wrapper(self) -> object:
+        """The whole outer object as plain data: dicts, lists, numbers, strings, `Stub`, `TensorSpec`."""
+        return self._contents.header.tree
+
+    @property
+    def contents(self) -> Contents:
+        """The header that this state dict was picked from."""
+        return self._contents
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes really read from the file so far."""
+        return self._contents.files.bytes_read
+
+    @contextmanager
+    def progress(self) -> Iterator[None]:
+        """Show, where somebody watches, how much of all values was read inside."""
+        files, whole = self._contents.files, Progress(self.name, self.nbytes)
+        files.progress = whole
+        try:
+            with whole:
+                yield
+        finally:
+            files.progress = None
+
+    # -- values; torch is imported here --------------------------------------------------------------------
+
+    def tensor(self, key: str) -> torch.Tensor:
+        """The values of one key, read now, in memory of their own.
+
+        Raises:
+            KeyError: there is no such tensor.
+            CheckpointError: the values can't be read.
+        """
+        return self.materialise(self[key])
+
+    def materialise(self, spec: TensorSpec) -> torch.Tensor:
+        """The values of any tensor of `wrapper`; errors as for `tensor`."""
+        from .values import Values
+
+        return Values(self._contents).tensor(spec)
+
+    def state_dict(self) -> OrderedDict[str, Any]:
+        """All values, equal to what ``torch.load`` gives: ties share storage, ``_metadata`` is set."""
+        from .values import Values
+
+        return Values(self._contents).state_dict(self)
+
+    def meta(self) -> OrderedDict[str, Any]:
+        """The state dict on the meta device: shapes, strides, dtypes and ties; nothing is read."""
+        from .values import Values
+
+        return Values(self._contents).meta(self)
+
+    def stored(self) -> OrderedDict[str, Any]:
+        """The state dict with its values still on disk: each is read where it is copied to or looked at."""
+        from .values import Values
+
+        return Values(self._contents).stored(self)

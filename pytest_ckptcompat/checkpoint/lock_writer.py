@@ -1,0 +1,118 @@
+"""Write keys, shapes and dtypes of a checkpoint as a lock file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.keys import natural
+from pytest_ckptcompat.files.atomic_write import whole_file
+from pytest_ckptcompat.formats.lock import MARK, VERSION, versions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from .checkpoint import Checkpoint
+
+Content = dict[str, Any]
+
+
+def lock_of_checkpoint(ckpt: Checkpoint, output: str, *, sha256: bool = False) -> Content:
+    """The lock of a checkpoint, from its header.
+
+    Args:
+        ckpt: opened; no value of it is read.
+        output: where the lock will lie: the checkpoint's path is noted relative to it.
+        sha256: note the hash of the file's bytes too, for which all of it is read.
+
+    Raises:
+        CheckpointError: `ckpt` is a lock itself, or `sha256` is asked of what is no single file.
+    """
+    if ckpt.format == "lock":
+        raise CheckpointError(f"{ckpt.name} is a lock file already")
+    source: Content = {
+        "checkpoint": _relative(ckpt.path, output),
+        "format": ckpt.format,
+        "nbytes": ckpt.nbytes,
+    }
+    if ckpt.state_dict_key:
+        source["state_dict_key"] = ckpt.state_dict_key
+    if sha256:
+        source["sha256"] = _sha256(ckpt.path)
+    tensors = {
+        key: [spec.dtype, list(spec.shape), *([spec.note] if spec.note else [])] for key, spec in ckpt.items()
+    }
+    return _content(source, tensors, ckpt.ties, ckpt.objects, ckpt.metadata)
+
+
+def write_lock(path: str, content: Content) -> None:
+    """Write a lock file, whole or not at all.
+
+    Raises:
+        CheckpointError: it can't be written.
+    """
+    try:
+        with whole_file(path) as file:
+            file.write(_text(content).encode("ascii"))
+    except OSError as error:
+        raise CheckpointError(f"{escape(path)} can't be written: {error.strerror or error}") from None
+
+
+def _content(
+    source: Content,
+    tensors: Mapping[str, Any],
+    ties: Iterable[Iterable[str]],
+    objects: Iterable[str],
+    metadata: Mapping[str, Any] | None,
+) -> Content:
+    return {
+        MARK: VERSION,
+        "source": source,
+        "versions": versions(metadata),
+        "ties": sorted((sorted(keys, key=natural) for keys in ties), key=lambda keys: natural(keys[0])),
+        "objects": sorted(objects, key=natural),
+        "tensors": {key: tensors[key] for key in sorted(tensors, key=natural)},
+    }
+
+
+def _text(content: Content) -> str:
+    """JSON with one key a line."""
+    return (
+        "{\n"
+        + ",\n".join(f"  {json.dumps(name)}: {_part(value)}" for name, value in content.items())
+        + "\n}\n"
+    )
+
+
+def _part(value: Any) -> str:
+    if not isinstance(value, (dict, list)) or not value:
+        return json.dumps(value)
+    if isinstance(value, dict):
+        rows = [f"{json.dumps(key)}: {json.dumps(row)}" for key, row in value.items()]
+        opening, closing = "{}"
+    else:
+        rows = [json.dumps(row) for row in value]
+        opening, closing = "[]"
+    return f"{opening}\n    " + ",\n    ".join(rows) + f"\n  {closing}"
+
+
+def _relative(path: str, output: str) -> str:
+    from pytest_ckptcompat.files.paths import is_url
+
+    if is_url(path):
+        return path
+    folder = os.path.dirname(os.path.abspath(output))  # noqa: PTH100, PTH120  # links stay what they are
+    return os.path.relpath(path, folder).replace(os.sep, "/")
+
+
+def _sha256(path: str) -> str:
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"--sha256: {escape(path)}: {error.strerror or error}") from None

@@ -1,0 +1,108 @@
+"""Reads ranges of a checkpoint's storages, without torch."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.tensor_spec import Chunk, Member, TensorSpec
+from pytest_ckptcompat.files.file import Part
+from pytest_ckptcompat.files.paths import display
+from pytest_ckptcompat.formats.torch_zip import read_archive
+from pytest_ckptcompat.formats.zip_directory import data_offset
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+    from typing import Self
+
+    from pytest_ckptcompat.core.tensor_spec import Extent
+    from pytest_ckptcompat.files.file import File
+
+    from .checkpoint import Contents
+
+    Source = Callable[[int, memoryview], None]
+    """Fills a buffer with the bytes of one storage from its byte `start` on."""
+
+
+class Storages:
+    """The storages of one checkpoint, open for reading: a context manager."""
+
+    def __init__(self, contents: Contents) -> None:
+        self._contents = contents
+        self._open: dict[str, File] = {}
+        self._closing = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.__exit__(kind, error, trace)
+
+    def in_chunks(self, storage: str) -> bool:
+        """Whether a storage is one tensor in several blocks."""
+        return isinstance(self._extents(storage)[0], Chunk)
+
+    def source(self, storage: str) -> Source:
+        """What reads a storage that is not in chunks.
+
+        Raises:
+            CheckpointError: it has no bytes to read; reading raises it too.
+        """
+        (extent,) = self._extents(storage)
+        return _source(self._file(extent.file), extent)
+
+    def chunks(self, spec: TensorSpec) -> Iterator[tuple[Chunk, Source, TensorSpec]]:
+        """The blocks of a tensor, each with what reads it, and how its values lie there.
+
+        Raises:
+            CheckpointError: one is not what the index says.
+        """
+        for chunk in self._extents(spec.storage):
+            assert isinstance(chunk, Chunk)
+            yield (chunk, *self._opened(chunk, spec.dtype))
+
+    def _opened(self, chunk: Chunk, dtype: str) -> tuple[Source, TensorSpec]:
+        part = Part(self._file(chunk.file), chunk.offset, chunk.nbytes)
+        try:
+            header = read_archive(part, self._contents.limits)
+            spec = None if header is None else header.tree
+            if (
+                header is None
+                or not isinstance(spec, TensorSpec)
+                or (spec.dtype, spec.shape) != (dtype, chunk.size)
+            ):
+                raise CheckpointError("a block of a tensor is not what the index says")
+        except CheckpointError as error:
+            raise CheckpointError(f"{display(chunk.file)}, at byte {chunk.offset}: {error}") from None
+        return _source(part, header.storages[spec.storage][0]), spec
+
+    def _extents(self, storage: str) -> tuple[Extent, ...]:
+        found = self._contents.header.storages.get(storage, ())
+        if not found:
+            name = display(self._contents.path)
+            raise CheckpointError(
+                f"{name} holds no values that could be read ({self._contents.header.format})"
+            )
+        return found
+
+    def _file(self, path: str) -> File:
+        if path not in self._open:
+            self._open[path] = self._closing.enter_context(self._contents.files.open(path))
+        return self._open[path]
+
+
+def _source(file: File | Part, extent: Extent) -> Source:
+    begin = extent.offset
+    if isinstance(extent, Member):
+        begin = data_offset(file, extent.name, extent.offset, extent.nbytes)
+
+    def read(start: int, into: memoryview) -> None:
+        if start + into.nbytes > extent.nbytes:
+            raise CheckpointError(f"{display(file.path)}: a tensor reaches beyond its storage")
+        file.readinto_at(begin + start, into)
+
+    return read

@@ -1,0 +1,69 @@
+"""The other direction: whether the released model could read a checkpoint of today's.
+
+The words are those of schema registries: *backward* is new code on old data (what every check is about),
+*forward* is old code on new data, which a rollback needs, *full* is both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pytest_ckptcompat.core.findings import Finding, finding
+from pytest_ckptcompat.core.tensor_spec import shown
+from pytest_ckptcompat.verification.comparison import compare
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
+Direction = Literal["backward", "forward", "full"]
+
+RULES_OF = {
+    "missing-key": "rollback-missing",
+    "unexpected-key": "rollback-unexpected",
+    "shape-mismatch": "rollback-mismatch",
+}
+
+
+def rollback(
+    released: Mapping[str, Any], today: Mapping[str, Any], source: nn.Module | None = None
+) -> list[Finding]:
+    """What keeps the released model from strictly loading a checkpoint of today's model.
+
+    Args:
+        released: the state dict of the released checkpoint or of its lock, on the meta device.
+        today: that of today's model, likewise.
+        source: the released model on the meta device, where its code is at hand: its own loader then judges.
+            Without it, it is taken to want exactly the keys and shapes of its checkpoint.
+    """
+    if source is not None:
+        found = compare(source, today).findings
+        return [_turned(each) for each in found if each.rule in RULES_OF]
+    findings = []
+    for key in [*released, *(key for key in today if key not in released)]:
+        old, new = _shape(released.get(key)), _shape(today.get(key))
+        if key not in today:
+            findings.append(finding("rollback-missing", key, _of(released[key]), ""))
+        elif key not in released:
+            findings.append(finding("rollback-unexpected", key, "", _of(today[key])))
+        elif None not in (old, new) and old != new:
+            findings.append(finding("rollback-mismatch", key, _of(released[key]), _of(today[key])))
+    return findings
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """None for what is no tensor, such as a module's extra state."""
+    return tuple(value.shape) if hasattr(value, "shape") else None
+
+
+def _turned(found: Finding) -> Finding:
+    """The released side stays the checkpoint's column, whoever reads."""
+    turned = finding(RULES_OF[found.rule], found.key, found.model, found.checkpoint)
+    return replace(turned, message=found.message)
+
+
+def _of(value: Any) -> str:
+    shape = _shape(value)
+    return "" if shape is None else shown(shape, str(value.dtype).removeprefix("torch."))

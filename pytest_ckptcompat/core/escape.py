@@ -1,0 +1,91 @@
+"""Text from files made safe to print."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def escape(text: str, limit: int | None = 240) -> str:
+    r"""Text from a file, on one line, in characters that only show.
+
+    Control and format characters (newlines, escape sequences, marks that reverse the writing direction or
+    join the character before, lone surrogates) become ``\n``, ``\x1b``, ``\u202e``, and a backslash is
+    doubled, so that two texts never look the same. What continuous integration takes for a command
+    (``::error::`` at the start of a line, ``##[group]``, ``##vso[...]``) is broken up.
+
+    Args:
+        text: anything.
+        limit: the most characters of the result, at least 40; the middle is cut out, with the count of what
+            is missing. None: no limit.
+    """
+    short = limit is None or len(text) <= limit
+    if short and text.isascii() and text.isprintable() and not _UNSAFE.search(text):
+        return text
+    room = len(text) * _WIDEST if limit is None else max(limit, 40)
+    whole = _fill(text, range(len(text)), room)
+    return "".join(whole if len(whole) == len(text) else _cut(text, room))
+
+
+def printable(text: str) -> str:
+    """Text of our own on one line.
+
+    It was made safe where it was made; should that have been forgotten, what does not print is escaped.
+    """
+    line = " ".join(text.split())
+    if line.isprintable() and not _COMMAND.search(line):
+        return line
+    line = "".join(character if character.isprintable() else _code(character) for character in line)
+    return _COMMAND.sub(lambda mark: _hex(mark[0]), line)
+
+
+def _hex(character: str) -> str:
+    return f"\\x{ord(character):02x}"
+
+
+_COMMAND = re.compile(r"^:(?=:)|#(?=#)")
+
+_UNSAFE = re.compile(r"^ *::|##|\\")
+
+_WIDEST = len(r"\U0010ffff")
+
+
+def _visible(text: str, place: int) -> str:
+    character = text[place]
+    if character == "\\":
+        return r"\\"
+    if character == "#" and text[place + 1 : place + 2] == "#":
+        return _hex(character)
+    if character == ":" and text[place + 1 : place + 2] == ":" and not text[:place].strip():
+        return _hex(character)
+    if character.isprintable() and unicodedata.category(character) not in ("Mn", "Me"):
+        return character
+    return _code(character)
+
+
+def _code(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _cut(text: str, room: int) -> list[str]:
+    """The two ends of a long text, with the count of characters left out between them."""
+    room -= len(f"…(+{len(text)} characters)…")
+    head = _fill(text, range(len(text)), room - room // 3)
+    tail = _fill(text, reversed(range(len(text))), room // 3)[::-1]
+    return [*head, f"…(+{len(text) - len(head) - len(tail)} characters)…", *tail]
+
+
+def _fill(text: str, places: Iterable[int], room: int) -> list[str]:
+    """As many characters, escaped, as there is room for."""
+    taken: list[str] = []
+    for place in places:
+        shown = _visible(text, place)
+        room -= len(shown)
+        if room < 0:
+            break
+        taken.append(shown)
+    return taken

@@ -1,0 +1,48 @@
+"""What a format reads out of a checkpoint's header."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .tensor_spec import ITEMSIZE, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .tensor_spec import Extent
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A checkpoint without its values.
+
+    Attributes:
+        format: a short name for reports: ``"safetensors"``.
+        tree: the outer object: dicts, lists, plain values and `Stub` objects, with a `TensorSpec` for each
+            tensor. A dict of key -> `TensorSpec` is enough. A `Branch` stands for the dots in keys.
+        storages: name of a storage (`TensorSpec.storage`) -> where its bytes lie: one extent, or chunks with
+            their places.
+        unsafe: why ``torch.load(weights_only=True)`` would refuse the file, or ``""``.
+    """
+
+    format: str
+    tree: object
+    storages: Mapping[str, tuple[Extent, ...]] = field(default_factory=dict)
+    unsafe: str = ""
+
+    def fault(self) -> str:
+        """What makes a header of others unusable, or ``""``: a slip of theirs is told where it was made."""
+        pending = [self.tree]
+        while pending:
+            node = pending.pop()
+            if isinstance(node, dict):
+                pending.extend(node.values())
+            elif isinstance(node, TensorSpec):
+                if len(node.stride) != len(node.shape):
+                    return f"a tensor has shape {node.shape}, and stride {node.stride}"
+                if node.dtype not in ITEMSIZE and not node.note:
+                    return f"a tensor has dtype {node.dtype!r:.80}, which torch has not"
+                if node.storage and node.storage not in self.storages:
+                    return f"a tensor lies in storage {node.storage!r:.80}, and it is not told where that is"
+        return ""

@@ -1,0 +1,66 @@
+"""Import ``"package.module:name"``, and say what was tried where that fails."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_ckptcompat.core.errors import ModelError, raised
+
+from .escape import escape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def imported(name: str) -> Any:
+    """The object that ``"package.module:name"`` names.
+
+    Raises:
+        ModelError: the form is wrong, the module does not import, or it has no such name.
+    """
+    module_name, _, path = name.partition(":")
+    if not module_name or not path:
+        raise ModelError(f"{name!r} is no model name: write 'package.module:name'")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise ModelError(f"{name}: there is no module {error.name!r} {_tried(error.name)}") from error
+        raise ModelError(f"{name}: importing {module_name} failed: {raised(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"{name}: importing {module_name} failed: {raised(error)}") from error
+    for part in path.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise ModelError(f"{name}: {module_name} has no {path!r}") from None
+    return found
+
+
+def _tried(module: str) -> str:
+    """Where a module was looked for in vain, and what to do."""
+    package = sys.modules.get(module.rpartition(".")[0])
+    if package is not None:
+        return f"in {_listed(getattr(package, '__path__', ()))}"
+    installed = {str(Path(prefix).resolve()) for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix)}
+    own = [
+        entry
+        for entry in dict.fromkeys(sys.path)
+        if Path(entry).is_dir() and installed.isdisjoint(map(str, Path(entry).resolve().parents))
+    ]
+    return (
+        f"in {_listed(own) or 'any folder'}, and none is installed: install its package, or add its folder "
+        "(pytest's ini key pythonpath; or move ckptcompat.toml beside it)"
+    )
+
+
+def _listed(folders: Iterable[str]) -> str:
+    """Folders as a person would write them, the first few."""
+    here = Path.cwd()
+    paths = [Path(here, folder) for folder in folders]
+    shown = [str(path.relative_to(here) if path.is_relative_to(here) else path) for path in paths]
+    more = f" and {len(shown) - 4} more" if len(shown) > 4 else ""
+    return ", ".join(escape(each, 80) for each in dict.fromkeys(shown[:4])) + more

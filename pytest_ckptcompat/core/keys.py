@@ -1,0 +1,81 @@
+"""Patterns of keys."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import heapq
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+
+def matches(pattern: str, key: str) -> bool:
+    """Whether `pattern` is `key` itself, or a glob that covers it.
+
+    Globs are those of `fnmatch`, case-sensitive: ``*`` (dots and newlines too), ``?``, ``[seq]``, ``[!seq]``.
+    """
+    return pattern == key or fnmatch.fnmatchcase(key, pattern)
+
+
+def select(pattern: str, keys: Collection[str]) -> list[str]:
+    """The keys that `pattern` names, in their order.
+
+    A pattern that is itself a key names that key alone, so a key such as ``blocks[0].weight`` can be named.
+    """
+    if pattern in keys:
+        return [pattern]
+    return [key for key in keys if fnmatch.fnmatchcase(key, pattern)]
+
+
+def nearest(name: str, keys: Iterable[str], n: int = 3) -> list[str]:
+    """The at most `n` keys that look most like a name or glob that matches nothing, the likeliest first."""
+    wanted = _parts(_GLOB.sub("", name))
+    # Comparing text is slow: of many keys, only those that share most parts are compared letter by letter.
+    candidates = heapq.nlargest(64, keys, key=lambda key: _shared_parts(wanted, _parts(key)))
+    ranked = sorted(candidates, key=lambda key: (-_likeness(name, key), natural(key)))
+    return [key for key in ranked if _likeness(name, key) >= 0.6][:n]
+
+
+_GLOB = re.compile(r"[*?\[\]!]+")
+
+_LETTERS = re.compile(r"[a-zA-Z]+|[0-9]+|[^a-zA-Z0-9.]+")
+
+
+def _parts(key: str) -> list[str]:
+    return _LETTERS.findall(key[:_MOST_COMPARED])
+
+
+def _shared_parts(wanted: list[str], parts: list[str]) -> float:
+    shared = len(set(wanted) & set(parts)) - 0.1 * abs(len(wanted) - len(parts))
+    beginnings = {part[:2] for part in wanted} & {part[:2] for part in parts}
+    return shared + 0.5 * len(beginnings)
+
+
+def _likeness(name: str, key: str) -> float:
+    """From 0 to 1. Where a glob is open at an end, anything goes: only as much of the key counts."""
+    name, key = name[:_MOST_COMPARED], key[:_MOST_COMPARED]
+    if name.endswith("*"):
+        name = name[:-1]
+        key = key[: len(name)]
+    elif name.startswith("*"):
+        name = name[1:]
+        key = key[-len(name) :]
+    return difflib.SequenceMatcher(None, name, key, autojunk=False).ratio()
+
+
+_MOST_COMPARED = 200
+
+
+def natural(key: str) -> tuple[tuple[object, ...], str]:
+    """A sort key under which ``layers.2`` comes before ``layers.10``."""
+    parts: list[object] = list(_DIGITS.split(key))
+    for place in range(1, len(parts), 2):
+        number = str(parts[place]).lstrip("0")
+        parts[place] = (len(number), number)  # as an int, but for any number of digits
+    return tuple(parts), key
+
+
+_DIGITS = re.compile(r"([0-9]+)")

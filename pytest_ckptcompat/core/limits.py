@@ -1,0 +1,89 @@
+"""How much of a file's header is read before it is taken for an attack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+from .errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Caps on what a header may hold; below the defaults, reading stays under 5 s and 512 MB.
+
+    Attributes:
+        pickle_bytes: bytes of one pickle.
+        pickle_opcodes: operations of one pickle; torch writes 30 for a tensor, 40 for a parameter.
+        pickle_memory: bytes of the objects that one pickle describes, estimated.
+        tensors: of one checkpoint.
+        zip_entries: of one zip archive.
+        key_bytes: UTF-8 bytes of one key.
+        global_bytes: UTF-8 bytes of a class or function name in a pickle.
+        dims: dimensions of one tensor.
+        nesting: depth of nested containers.
+        safetensors_header: bytes of a safetensors header.
+        json_tokens: of one JSON text, those aside that are read entry by entry.
+        index: bytes of the index of a sharded checkpoint, or of a lock file.
+        files: shards of one checkpoint.
+    """
+
+    pickle_bytes: int = 64 << 20
+    pickle_opcodes: int = 6_000_000
+    pickle_memory: int = 256 << 20
+    tensors: int = 250_000
+    zip_entries: int = 250_000
+    key_bytes: int = 4096
+    global_bytes: int = 512
+    dims: int = 64
+    nesting: int = 1000
+    safetensors_header: int = 100_000_000
+    json_tokens: int = 2_000_000
+    index: int = 64 << 20
+    files: int = 10_000
+
+    @classmethod
+    def parse(cls, lines: Iterable[str]) -> Limits:
+        """The defaults, with what lines of ``name=value`` change.
+
+        Raises:
+            ValueError: a line is not of that form, its name is unknown, or its value is no positive integer.
+        """
+        changes: dict[str, int] = {}
+        known = [field.name for field in fields(cls)]
+        for line in lines:
+            name, equals, value = (part.strip() for part in line.partition("="))
+            if not equals or name not in known:
+                raise ValueError(
+                    f"{line.strip()!r} is no limit; give name=value, name one of {', '.join(known)}"
+                )
+            try:
+                changes[name] = int(value.replace("_", ""))
+            except ValueError:
+                changes[name] = 0
+            if changes[name] < 1:
+                raise ValueError(f"limit {name}={value!r}: give a positive whole number")
+        return replace(cls(), **changes)
+
+    def check(self, name: str, value: int, what: str) -> None:
+        """Refuse a `value` above the limit called `name`.
+
+        Raises:
+            CheckpointError: it is above; `what` says of what there is too much.
+        """
+        if value > getattr(self, name):
+            raise exceeded(name, getattr(self, name), what)
+
+
+def exceeded(name: str, limit: int, what: str) -> CheckpointError:
+    """The error for a header that goes beyond a cap."""
+    return CheckpointError(
+        f"limit exceeded: {what} (limit {name}={limit}). If you trust this file, raise it: a line "
+        f"{name}=... under ckpt_limits in pytest's ini file, or ckptcompat --limit {name}=..."
+    )
+
+
+DEFAULT = Limits()

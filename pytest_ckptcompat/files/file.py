@@ -1,0 +1,166 @@
+"""One file, read at places, watched for change."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from pytest_ckptcompat.core.errors import CheckpointError
+
+from .paths import display
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from .progress import Progress
+
+_PIECE = 1 << 30
+
+
+class Fingerprint(NamedTuple):
+    """What tells that a file is still the one whose header was read."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Self:
+        """From what the system says of a file."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+class File(io.RawIOBase):
+    """A seekable binary file, open for reading, that counts what is read of it. A context manager.
+
+    Attributes:
+        path: as it was given.
+        size: in bytes, when it was opened.
+        bytes_read: so far, from the disk or the network.
+        remote: whether every read is a request to somewhere else, and so dear.
+        progress: is told of every read; None where nobody waits for it.
+    """
+
+    remote = False
+    progress: Progress | None = None
+
+    def __init__(self, path: str, size: int) -> None:
+        self.path = path
+        self.size = size
+        self.bytes_read = 0
+        self._position = 0
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes from `offset` on.
+
+        Raises:
+            CheckpointError: the file ends before, or can't be read.
+        """
+        data = bytearray(size)
+        self.readinto_at(offset, data)
+        return bytes(data)
+
+    def readinto_at(self, offset: int, buffer: bytearray | memoryview) -> None:
+        """Fill a writable buffer with the bytes from `offset` on; errors as in `read_at`."""
+        view = memoryview(buffer).cast("B")
+        done = 0
+        while done < len(view):
+            count = self._read_some(offset + done, view[done : done + _PIECE])
+            if count == 0:
+                raise CheckpointError(
+                    f"{display(self.path)} ends at byte {offset + done}, before byte {offset + len(view)}: "
+                    "it is truncated, or was cut while it was read"
+                )
+            done += count
+
+    def _read_some(self, offset: int, view: memoryview) -> int:
+        """Read at least one byte, and count it; 0 at the end of the file."""
+        raise NotImplementedError
+
+    def check_unchanged(self) -> None:
+        """Look at the file again.
+
+        Raises:
+            CheckpointError: it changed since it was opened.
+        """
+        raise NotImplementedError
+
+    # -- the rest of what a binary file is, for formats of others ------------------------------------------
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # any writable buffer
+        """Read at the current position, as files do."""
+        view = memoryview(buffer).cast("B")
+        view = view[: max(0, self.size - self._position)]
+        self.readinto_at(self._position, view)
+        self._position += len(view)
+        return len(view)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the current position, as files do."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        if start + offset < 0:
+            raise ValueError("a negative position")
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        """The current position."""
+        return self._position
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it; if it changed meanwhile, what was read is of no use, and damage in it means nothing."""
+        try:
+            if kind is None or issubclass(kind, CheckpointError):
+                self.check_unchanged()
+        finally:
+            self.close()
+
+
+class Part:
+    """A stretch of a file, read as if it were a file of its own."""
+
+    def __init__(self, file: File | Part, offset: int, size: int) -> None:
+        self.path: str = file.path
+        self.size = size
+        self.remote: bool = file.remote
+        self._file = file
+        self._offset = offset
+        if offset < 0 or size < 0 or offset + size > file.size:
+            raise CheckpointError(
+                f"{display(self.path)} is truncated: it should have {offset + size} bytes or more"
+            )
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """As for `File`."""
+        self._check(offset, size)
+        return self._file.read_at(self._offset + offset, size)
+
+    def readinto_at(self, offset: int, buffer: bytearray | memoryview) -> None:
+        """As for `File`."""
+        self._check(offset, len(buffer))
+        self._file.readinto_at(self._offset + offset, buffer)
+
+    def _check(self, offset: int, size: int) -> None:
+        if offset + size > self.size:
+            raise CheckpointError(f"{display(self.path)}: a part of it ends before byte {offset + size}")
+
+
+def changed(path: str) -> CheckpointError:
+    """The error for a file that is another one than before."""
+    return CheckpointError(
+        f"{display(path)} changed during this run: it is not the file whose header was read. Run the "
+        "check again once it is written; writers should write a new file and rename it"
+    )

@@ -1,0 +1,91 @@
+"""What lies in a folder: globs, the only file, near names."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import stat
+from itertools import islice
+from pathlib import PurePath
+
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.keys import nearest
+from pytest_ckptcompat.files.paths import beside, display, inside, is_url, unreachable
+
+_MOST_NAMES = 100_000
+
+_MOST_COMPARED = 1000
+
+_USUAL = (".pth", ".pt", ".ckpt", ".safetensors", ".bin")
+
+
+def names_in(folder: str) -> list[str]:
+    """The names of what is in a folder, at most a hundred thousand.
+
+    Raises:
+        CheckpointError: it can't be read.
+    """
+    if is_url(folder):
+        from .remote import names_behind
+
+        return names_behind(folder)
+    try:
+        with os.scandir(folder) as found:
+            return [entry.name for entry in islice(found, _MOST_NAMES)]
+    except (OSError, ValueError) as error:
+        raise unreachable(folder, error) from None
+
+
+def kind_of(path: str) -> str:
+    """``"file"`` or ``"folder"``, looked at without opening it. A URL that ends with a slash is a folder.
+
+    Raises:
+        CheckpointError: there is nothing, or it is a pipe, a device or a socket.
+    """
+    if not path.strip():
+        raise CheckpointError("a checkpoint's path is empty: name one (an unset variable?)")
+    if is_url(path):
+        from .remote import kind_of_url
+
+        return kind_of_url(path)
+    shown = display(path)
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116  # a path may be anything, a lone surrogate included
+    except (OSError, ValueError) as error:
+        raise unreachable(path, error) from None
+    if stat.S_ISDIR(mode):
+        return "folder"
+    if not stat.S_ISREG(mode):
+        names = {stat.S_IFIFO: "a pipe (FIFO)", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+        raise CheckpointError(f"{shown} is {names.get(stat.S_IFMT(mode), 'a socket')}, not a checkpoint file")
+    return "file"
+
+
+def kind_of_named(path: str) -> str:
+    """`kind_of` a path that somebody typed: if there is nothing, the error names what may have been meant."""
+    try:
+        return kind_of(path)
+    except CheckpointError as error:
+        near = "" if is_url(path) or os.path.lexists(path) else _near(path)
+        raise CheckpointError(f"{error}: did you mean {display(near)}?" if near else str(error)) from None
+
+
+def only_file_in(folder: str) -> str:
+    """The path of the one file in a folder that is named as checkpoints are; ``""`` for none or several."""
+    found = [name for name in names_in(folder) if name.endswith(_USUAL)]
+    return inside(folder, found[0]) if len(found) == 1 else ""
+
+
+def _near(path: str) -> str:
+    """The path beside this one, which does not exist, that looks most like it; ``""`` if none does."""
+    folder, name = os.path.split(path)
+    try:
+        with os.scandir(folder or ".") as found:
+            names = [PurePath(entry.name) for entry in islice(found, _MOST_COMPARED)]
+    except (OSError, ValueError):
+        return ""
+    typed = PurePath(name)
+    names = [each for each in names if each.suffix in (*_USUAL, ".json", "", typed.suffix)]
+    stems = nearest(typed.stem, dict.fromkeys(each.stem for each in names), 1)
+    alike = [each.name for each in names if each.stem in stems]
+    return "".join(beside(path, each) for each in difflib.get_close_matches(name, alike, 1, 0))

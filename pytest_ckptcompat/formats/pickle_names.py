@@ -1,0 +1,111 @@
+"""What names of Python's own in a pickle mean: ordered dicts, sets, bytes, and how objects are made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pytest_ckptcompat.core.limits import exceeded
+
+from .pickle_stubs import Dict, Global, Stub
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pytest_ckptcompat.core.limits import Limits
+
+
+class PlainNames:
+    """Gives the meaning of Python's names while a pickle is run.
+
+    A pickle may copy one long list a million times with few opcodes, so copies draw on a budget.
+
+    Attributes:
+        names: name -> what is done in place of calling it; for `Machine`.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._room = limits.pickle_memory
+        self.names: Mapping[str, Callable[[tuple[Any, ...]], object]] = {
+            "collections.OrderedDict": self._ordered,
+            "collections.Counter": self._ordered,
+            "collections.defaultdict": self._default,
+            "builtins.dict": self._ordered,
+            "builtins.set": self._listed,
+            "builtins.frozenset": self._listed,
+            "builtins.list": self._listed,
+            "builtins.bytearray": self._bytearray,
+            "builtins.bytes": self._bytearray,
+            "builtins.complex": self._complex,
+            "torch.Size": self._torch_size,
+            "_codecs.encode": self._encoded,
+            "copyreg._reconstructor": self._reconstructed,
+            "copyreg.__newobj__": self._new,
+        }
+
+    def _spend(self, nbytes: int) -> None:
+        self._room -= nbytes
+        if self._room < 0:
+            raise exceeded(
+                "pickle_memory", self._limits.pickle_memory, "the pickle describes too many objects"
+            )
+
+    def _ordered(self, args: tuple[Any, ...]) -> Dict:
+        """``OrderedDict()``, ``OrderedDict(pairs)``, ``Counter(dict)``."""
+        made = Dict()
+        given = args[0] if args else ()
+        self._spend(100 * len(given))
+        for key, value in given.items() if isinstance(given, dict) else given:
+            made.put(key, value)
+        return made
+
+    def _default(self, args: tuple[Any, ...]) -> Dict:
+        """``defaultdict(factory)``: what fills it follows."""
+        return Dict()
+
+    def _listed(self, args: tuple[Any, ...]) -> list[object]:
+        """``set(elements)``: a list, since nothing that a file holds is hashed."""
+        elements = args[0] if args else []
+        if not isinstance(elements, (list, tuple)):
+            raise TypeError("a set of what is no list")
+        self._spend(8 * len(elements))
+        return list(elements)
+
+    def _torch_size(self, args: tuple[Any, ...]) -> tuple[object, ...]:
+        return tuple(self._listed(args))
+
+    def _encoded(self, args: tuple[Any, ...]) -> bytes:
+        """``_codecs.encode(text, "latin1")``: how pickles before protocol 3 write bytes."""
+        text, encoding = args
+        if encoding not in ("latin1", "latin-1", "utf-8"):
+            raise ValueError("bytes in an encoding that pickle does not write")
+        self._spend(4 * len(text))
+        return str.encode(text, encoding)
+
+    def _bytearray(self, args: tuple[Any, ...]) -> bytes:
+        """``bytearray()``, ``bytearray(bytes)``, ``bytearray(text, "latin-1")``, ``bytes()``."""
+        if len(args) == 2:
+            return self._encoded(args)
+        given = args[0] if args else b""
+        if not isinstance(given, bytes):
+            raise TypeError("a bytearray of what is no bytes")
+        return given
+
+    def _complex(self, args: tuple[Any, ...]) -> complex:
+        real, imaginary = args
+        return complex(float(real), float(imaginary))
+
+    def _reconstructed(self, args: tuple[Any, ...]) -> object:
+        """``copyreg._reconstructor(cls, base, state)``: an object of `cls`, perhaps one kind of dict."""
+        kind, base, state = args
+        made = Stub(kind, (base, state))
+        if isinstance(base, Global) and base.name == "builtins.dict" and state:
+            made.items = self._ordered((state,))
+        return made
+
+    def _new(self, args: tuple[Any, ...]) -> object:
+        """``copyreg.__newobj__(cls, *args)``."""
+        kind, arguments = args[0], args[1:]
+        self._spend(8 * len(arguments))
+        rebuild = kind.rebuild if isinstance(kind, Global) else None
+        return Stub(kind, arguments) if rebuild is None else rebuild(arguments)

@@ -1,0 +1,103 @@
+"""Which format knows a file: ours are asked first, then those of others."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from pluggy import PluginManager
+
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.header import Header
+from pytest_ckptcompat.files.folders import only_file_in
+from pytest_ckptcompat.files.paths import about, display
+
+from .diagnosis import what_it_is
+
+if TYPE_CHECKING:
+    from pluggy import HookRelay
+
+    from pytest_ckptcompat.core.limits import Limits
+    from pytest_ckptcompat.files.files import Files
+
+_HEAD = 4096
+
+
+def _recognised(path: str, file: Any, files: Files, limits: Limits, hook: HookRelay | None) -> Header:
+    """What the first format that knows the file reads of it."""
+    arguments = {"path": path, "file": file, "files": files, "limits": limits}
+    try:
+        header: Header | None = built_in().pytest_ckptcompat_open(**arguments)
+        header = header or _by_others(hook, arguments)
+        if header is not None:
+            return header
+    except CheckpointError as error:
+        raise about(path, error) from None
+    if file is None:
+        only = only_file_in(path)
+        hint = f"did you mean {display(only)}?" if only else "name a file"
+        raise CheckpointError(
+            f"{display(path)} is a folder that holds no sharded or distributed checkpoint: {hint}"
+        )
+    head = file.read_at(0, min(file.size, _HEAD))
+    raise CheckpointError(f"{display(path)} is {what_it_is(head, file.size, path)}")
+
+
+def _by_others(hook: HookRelay | None, arguments: dict[str, Any]) -> Header | None:
+    """What a plugin of the run reads of it, or one of an installed package: looking for those takes longer.
+
+    Raises:
+        CheckpointError: the plugin says so, or it fails.
+    """
+    for relay in (hook, installed()):
+        if relay is None:
+            continue
+        try:
+            header = relay.pytest_ckptcompat_open(**arguments)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f"the plugin that reads this format failed: {type(error).__name__}: {escape(str(error))}"
+            ) from error
+        if header is None:
+            continue
+        fault = header.fault() if isinstance(header, Header) else f"{type(header).__name__} is no Header"
+        if isinstance(header, Header) and not fault:
+            return header
+        raise CheckpointError(f"the plugin that reads this format gave a wrong header: {escape(fault)}")
+    return None
+
+
+ENTRY_POINTS = "pytest_ckptcompat"
+"""The entry point group of packages that add formats."""
+
+
+def register(manager: PluginManager) -> None:
+    """Add the hook's specification and the formats that come with the plugin to a plugin manager."""
+    from pytest_ckptcompat.core import hooks as hookspecs
+
+    from . import dcp, lock, safetensors, sharded, torch_legacy, torch_zip
+
+    manager.add_hookspecs(hookspecs)
+    # The last one that is registered is asked first.
+    for module in (dcp, sharded, lock, safetensors, torch_legacy, torch_zip):
+        manager.register(module, f"ckptcompat-{module.__name__.rpartition('.')[2]}")
+
+
+@cache
+def built_in() -> HookRelay:
+    """The hook outside pytest, with the formats that come with the plugin."""
+    manager = PluginManager("pytest")
+    register(manager)
+    return manager.hook
+
+
+@cache
+def installed() -> HookRelay:
+    """The hook outside pytest, with the formats of installed packages too."""
+    manager = PluginManager("pytest")
+    register(manager)
+    manager.load_setuptools_entrypoints(ENTRY_POINTS)
+    return manager.hook

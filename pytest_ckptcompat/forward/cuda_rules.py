@@ -1,0 +1,91 @@
+"""What a card refuses and fake tensors let pass: some mixed devices, mixed dtypes, integer products."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_ckptcompat.core.tensor_spec import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_EITHER_DEVICE = {
+    *("copy", "copy_", "_to_copy", "_foreach_copy", "_foreach_copy_", "set_", "device", "is_same_size"),
+    *("_pack_padded_sequence", "_pad_packed_sequence", "lstm", "gru", "rnn_tanh", "rnn_relu", "_cudnn_rnn"),
+    *("_ctc_loss", "ctc_loss", "resize_as_", "detach", "alias", "lift", "lift_fresh", "lift_fresh_copy"),
+}
+"""Operations that move between devices, or that want one of their tensors on the CPU (lengths)."""
+
+_CPU_INDICES = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put"}
+"""Operations that take indices on the CPU for a tensor on the card."""
+
+_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "convolution"}
+"""Operations whose tensors must share one dtype, and that a card has neither for integers nor for float8."""
+
+
+class Refusal(RuntimeError):  # noqa: N818  # reports print the name
+    """The card would refuse this operation."""
+
+
+class MixedDevices(Refusal):
+    """An operation got tensors on the card and on the CPU."""
+
+
+def refuse(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], card: torch.device) -> None:
+    """Raise where a card would raise.
+
+    Args:
+        func: an ATen operation, about to run; operations of others have rules of their own and pass.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        card: the name of the card, for the message.
+
+    Raises:
+        MixedDevices: tensors on the card and on the CPU; 0-dim ones on the CPU are fine, as on a card.
+        Refusal: a product of tensors of several dtypes, or of integers.
+    """
+    if func.namespace not in ("aten", "prims"):
+        return
+    name = func.overloadpacket.__name__
+    if name not in _EITHER_DEVICE:
+        if name in _CPU_INDICES and len(args) > 1:
+            args = (args[0], [i for i in args[1] if i is not None and i.device.type != "cpu"], *args[2:])
+        _one_device(name, [*_tensors(args), *_tensors(kwargs.values())], card)
+    if name in _PRODUCTS:
+        _one_dtype(name, [*_tensors(args), *_tensors(kwargs.values())])
+
+
+def _one_device(name: str, tensors: list[torch.Tensor], card: torch.device) -> None:
+    there = next((tensor for tensor in tensors if tensor.device.type != "cpu"), None)
+    left = next((tensor for tensor in tensors if tensor.device.type == "cpu" and tensor.dim()), None)
+    if there is not None and left is not None:
+        raise MixedDevices(
+            f"{name}: expected all tensors to be on the same device, but found {card} {_shown(there)} "
+            f"and cpu {_shown(left)}"
+        )
+
+
+def _one_dtype(name: str, tensors: list[torch.Tensor]) -> None:
+    if not tensors or tensors[0].device.type == "cpu":
+        return
+    first = tensors[0]
+    for tensor in tensors[1:]:
+        if tensor.dtype != first.dtype:
+            raise Refusal(f"{name}: expected one dtype, but found {_shown(first)} and {_shown(tensor)}")
+    if not (first.is_floating_point() or first.is_complex()) or first.itemsize == 1:
+        raise Refusal(f"{name}: not implemented for {str(first.dtype).removeprefix('torch.')} on CUDA")
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    """The tensors among the arguments of an operation: alone, or in lists of them."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def _shown(tensor: torch.Tensor) -> str:
+    return shown(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))

@@ -1,0 +1,239 @@
+"""A CUDA card that isn't there: fake tensors, and a copy of the model on them that takes no memory."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from contextlib import ExitStack
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pytest_ckptcompat.tensors.nested import mapped, moved
+
+from .autocast import Autocast
+from .cuda_rules import refuse
+from .fake_tensors import Fakes, dressed
+from .torch_patches import pretending
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Unrehearsable(Exception):  # noqa: N818  # it says nothing against the model
+    """The model may be right, but fake tensors can't tell; the message says why."""
+
+
+class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
+    """Inside ``with Card():`` tensors are fake: shapes, dtypes and devices, but no values and no memory.
+
+    Attributes:
+        device: the card that is played, ``cuda:0``; ``cpu`` for a rehearsal of the CPU.
+        busy: whether one of torch's own kernels runs, which must see the tensors as what they are.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, device: str | torch.device = "cuda:0") -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        device = torch.device(device)
+        self.device = device if device.type == "cpu" else torch.device("cuda", device.index or 0)
+        self.busy = False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the first one imports torch's compiler, which warns of itself
+            self._fakes = Fakes(self)
+        self._autocast = Autocast()
+        self._copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(self._fakes)
+            stack.enter_context(enable_python_dispatcher())
+            stack.enter_context(pretending(self.device))
+            stack.enter_context(_Calls(self._autocast))
+            super().__enter__()  # type: ignore[no-untyped-call]
+            stack.push(super().__exit__)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._stack.__exit__(*raised)  # type: ignore[arg-type]
+
+    def copy(self, model: nn.Module) -> nn.Module:
+        """A copy of `model`, moved to the card by the model's own ``to``; `model` is left as it was.
+
+        Every tensor of the copy is fake, and tied parameters stay tied. Tensors that are plain attributes
+        stay where ``to`` leaves them. Called outside ``with``.
+
+        Raises:
+            Unrehearsable: the model can't be copied, or holds tensors that fake ones can't play.
+        """
+        for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                raise Unrehearsable(f"{name or 'the model'} is compiled by TorchScript")
+        originals = _named_tensors(model)
+        # Module.to swaps fake parameters in place, and refuses where torch itself holds a weak reference to
+        # one; parameters that become fake on their way to the card it just replaces
+        memo: dict[int, Any] = {}
+        for name, tensor in originals.items():
+            memo.setdefault(id(tensor), _meta_copy(tensor, name))
+        with self, _FakeCopies(self):
+            try:
+                copied = copy.deepcopy(model, memo)
+            except (TypeError, NotImplementedError) as error:
+                raise Unrehearsable(f"the model can't be copied: {error}") from error
+            copied.to(self.device)
+            self._copies.clear()
+            self._settle(copied, originals)
+        return copied
+
+    def batch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A batch, moved to the card as the real forward pass moves it. Called inside ``with``."""
+        args, kwargs = mapped((args, kwargs), self.fake)
+        return moved(args, self.device), moved(kwargs, self.device)
+
+    def fake(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A fake tensor like a real one, where that one is; a meta one counts as on the CPU. For ``with``."""
+        if isinstance(tensor, FakeTensor):
+            return tensor
+        _check(tensor, "a tensor")
+        place = self.device if tensor.is_cuda else torch.device("cpu")
+        fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=place)
+        return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+
+    def _settle(self, copied: nn.Module, originals: dict[str, torch.Tensor]) -> None:
+        """Tie again what moving untied, mark what was marked, and remember who plays whom."""
+        for name, original in originals.items():
+            path, _, leaf = name.rpartition(".")
+            owner = copied.get_submodule(path)
+            registry: dict[str, Any] = owner._parameters if leaf in owner._parameters else owner._buffers
+            if registry.get(leaf) is None:
+                continue
+            _, fake = self._copies.setdefault(id(original), (original, self.fake(registry[leaf])))
+            registry[leaf] = fake
+            for key, value in vars(original).items():
+                fake.__dict__.setdefault(key, value)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not isinstance(func, torch._ops.OpOverload):
+            return func(*args, **kwargs)
+        was_busy, self.busy = self.busy, True
+        try:
+            args, kwargs = _changed(args, self._player), _changed(kwargs, self._player)
+            if cast := self._autocast.of_operation(func):
+                args, kwargs = _changed(args, cast), _changed(kwargs, cast)
+            refuse(func, args, kwargs, self.device)
+            result = func(*_on_meta(args), **_on_meta(kwargs))
+        finally:
+            self.busy = was_busy
+        return _changed(result, dressed)
+
+    def _player(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The fake that plays a tensor of the original model, which a closure may still hold."""
+        return tensor if isinstance(tensor, FakeTensor) else self._copies.get(id(tensor), (None, tensor))[1]
+
+
+class _Calls(TorchFunctionMode):
+    """Hears the calls of torch's functions, for what can't be done below them."""
+
+    def __init__(self, autocast: Autocast) -> None:
+        super().__init__()
+        self._autocast = autocast
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        self._autocast.listen()
+        if cast := self._autocast.of_call(func):
+            args = tuple(map(cast, args))
+            kwargs = {key: cast(value) for key, value in kwargs.items()}
+        if type(kwargs.get("device")) is int:  # a number means a card only where there is one
+            kwargs = {**kwargs, "device": torch.device("cuda", kwargs["device"])}
+        return func(*args, **kwargs)
+
+
+class _FakeCopies(TorchFunctionMode):
+    """Inside, real tensors become fake when they are copied or moved to another device."""
+
+    def __init__(self, card: Card) -> None:
+        super().__init__()
+        self._card = card
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.__deepcopy__:
+            tensor, memo = args
+            return memo.setdefault(id(tensor), self._card.fake(tensor))
+        if func == torch.Tensor.data.__get__:  # type: ignore[attr-defined]  # how a parameter copies itself
+            return self._card.fake(args[0]).detach()
+        if func in (torch.Tensor.to, torch.Tensor.cuda, torch.Tensor.cpu):
+            args = (self._card.fake(args[0]), *args[1:])
+        return func(*args, **kwargs)
+
+
+def _check(tensor: torch.Tensor, name: str) -> None:
+    """Raise where a fake tensor can't play `tensor`."""
+    if nn.parameter.is_lazy(tensor):
+        raise Unrehearsable(f"{name} has no shape before the first forward pass")
+    if _computes_itself(type(tensor)):
+        raise Unrehearsable(f"{name} is a {type(tensor).__name__}")
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
+        kind = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else str(tensor.layout)
+        raise Unrehearsable(f"{name} is a {kind.removeprefix('torch.')} tensor")
+
+
+def _computes_itself(kind: type[torch.Tensor]) -> bool:
+    """Whether a class of tensors has operations of its own (DTensor, quantised weights)."""
+    function = getattr(kind.__torch_function__, "__func__", kind.__torch_function__)
+    inherited = vars(torch.Tensor)["__torch_function__"].__func__
+    disabled = torch._C._disabled_torch_function_impl
+    return function not in (inherited, disabled) or (
+        kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
+    )
+
+
+def _meta_copy(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    _check(tensor, name)
+    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    tensors = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    return dict(chain(*tensors))
+
+
+def _on_meta(arguments: Any) -> Any:
+    """``meta`` for ``cuda`` in the arguments of an operation; torch must see no fake CUDA tensor."""
+
+    def place(value: Any) -> Any:
+        return torch.device("meta") if isinstance(value, torch.device) and value.type == "cuda" else value
+
+    if isinstance(arguments, dict):
+        return {key: place(value) for key, value in arguments.items()}
+    return tuple(map(place, arguments))
+
+
+def _changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The arguments or results of an operation with every tensor replaced; faster than a general tree map."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, (tuple, list)):
+        return type(value)(_changed(item, change) for item in value)
+    if isinstance(value, dict):
+        return {key: _changed(item, change) for key, item in value.items()}
+    return value

@@ -1,0 +1,126 @@
+"""Which module of the model, and which line of the user's code, an exception or a bad value comes from."""
+
+from __future__ import annotations
+
+import linecache
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.findings import Finding, finding
+from pytest_ckptcompat.tensors.nested import tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType, TracebackType
+
+_LIBRARY = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A point of a model's forward pass.
+
+    Attributes:
+        module: the path of the module that ran (``layers.3.attn``), or ``""`` for the model itself.
+        kind: its class's name, or ``""`` where no module was running.
+        line: ``onet.py:31: x = self.conv1(x)``, the innermost line outside torch and this package, or ``""``.
+    """
+
+    module: str = ""
+    kind: str = ""
+    line: str = ""
+
+    def __str__(self) -> str:
+        module = f"in {self.module} ({self.kind})" if self.module else f"in {self.kind}" if self.kind else ""
+        return ", ".join(part for part in (module, self.line) if part)
+
+
+def blame(error: BaseException, model: nn.Module) -> Place:
+    """Where in `model` an exception was raised, read off its traceback: nothing is hooked or instrumented."""
+    names = {id(module): name for name, module in model.named_modules()}
+    place = Place()
+    for frame, lineno in _frames(error.__traceback__):
+        owner = _first_argument(frame)
+        if isinstance(owner, nn.Module):
+            # a module that is registered nowhere (kept in a plain list) is named after the one that called it
+            place = Place(names.get(id(owner), place.module), type(owner).__name__, place.line)
+        if not frame.f_code.co_filename.startswith(_LIBRARY):
+            place = Place(place.module, place.kind, _source(frame, lineno))
+    return place
+
+
+def failure(error: BaseException, model: nn.Module, note: str = "") -> Finding:
+    """The ``forward-error`` finding of what `model` raised: what it says, in which module, on which line."""
+    place = blame(error, model)
+    text = "; ".join(part for part in (cause(error), note, str(place)) if part)
+    return finding("forward-error", place.module, message=text)
+
+
+def cause(error: BaseException, limit: int = 400) -> str:
+    """``RuntimeError: mat1 and mat2 shapes cannot be multiplied``: on one line, safe to print."""
+    if isinstance(error, SystemExit):
+        return f"the model called sys.exit({escape(repr(error.code), limit=80)})"
+    text = str(error).partition("\nException raised from ")[0]  # torch adds its C++ stack below
+    text = " ".join(text.split())
+    return f"{type(error).__name__}: {escape(text, limit=limit)}" if text else type(error).__name__
+
+
+def first_module(
+    model: nn.Module, run: Callable[[], Any], suspicious: Callable[[torch.Tensor], bool]
+) -> Place:
+    """The first module, in the order of execution, that turns sound input into a suspicious tensor."""
+    found: list[Place] = []
+
+    def look(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not found and _any(output, suspicious) and not _any((args, kwargs), suspicious):
+            found.append(Place(name, type(module).__name__))
+
+    with _watched(model, look):
+        run()
+    return found[0] if found else Place()
+
+
+@contextmanager
+def _watched(model: nn.Module, look: Callable[[str, nn.Module, Any, Any, Any], None]) -> Iterator[None]:
+    """Call `look` after every module's forward, inner ones first."""
+
+    def hook(name: str) -> Callable[[nn.Module, Any, Any, Any], None]:
+        return lambda module, args, kwargs, output: look(name, module, args, kwargs, output)
+
+    handles = []
+    try:
+        for name, module in model.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                handles.append(module.register_forward_hook(hook(name), with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _any(value: Any, suspicious: Callable[[torch.Tensor], bool]) -> bool:
+    return any(suspicious(tensor) for _, tensor in tensors(value))
+
+
+def _frames(trace: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
+    while trace is not None:
+        yield trace.tb_frame, trace.tb_lineno
+        trace = trace.tb_next
+
+
+def _first_argument(frame: FrameType) -> Any:
+    """A method's ``self``, whatever it is called; not one that a closure brings along."""
+    code = frame.f_code
+    return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+
+
+def _source(frame: FrameType, lineno: int) -> str:
+    filename = frame.f_code.co_filename
+    source = linecache.getline(filename, lineno, frame.f_globals).strip()
+    return escape(f"{Path(filename).name}:{lineno}" + (f": {source}" if source else ""), limit=200)

@@ -1,0 +1,49 @@
+"""How a forward pass ended."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_ckptcompat.core.findings import Finding
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a forward pass went.
+
+    Attributes:
+        status: ``passed``, ``failed``, ``rehearsed`` or ``skipped``.
+        detail: one line: where it ran and what came out (``on cpu: (2, 1), (2, 14)``), or why it did not.
+        findings: what is wrong; empty unless it failed.
+        outputs: what the model gave, with its tensors on the CPU; None where nothing was computed.
+        seconds: wall time of the pass; on a card, of the first one there.
+        peak_bytes: the most memory the pass held on the card, weights included; 0 on the CPU.
+    """
+
+    status: Literal["passed", "failed", "rehearsed", "skipped"]
+    detail: str
+    findings: list[Finding] = field(default_factory=list)
+    outputs: Any = None
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run with the model in eval mode and no gradients; every module's mode is then set back as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,92 @@
+"""What fake tensors can't follow: values, data pointers, operations without a fake kernel, the driver."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .devices import NO_DRIVER
+from .fake_cuda import Unrehearsable
+from .locate import cause
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_TYPES = {
+    "DataDependentOutputException": "it depends on values",
+    "DynamicOutputShapeException": "a shape depends on values",
+    "GuardOnDataDependentSymNode": "it depends on values",
+    "UnsupportedFakeTensorException": "an operation has no fake kernel",
+    "UnsupportedOperatorException": "an operation has no fake kernel",
+    "UnsupportedMutationAliasingException": "an operation has no fake kernel",
+    "FakeTensorDeviceMismatchError": "an operation's fake kernel does not know which device it gives",
+}
+"""By name, since torch moves these types about."""
+
+_TEXTS = {
+    "it depends on values": ("Cannot copy out of meta tensor", "cannot be called on meta tensors"),
+    "an operation has no fake kernel": ("fake impl", "'Meta' backend", "convert all Tensors to FakeTensors"),
+    "code outside torch reads the values": ("data pointer", "doesn't have storage"),
+    "NumPy reads the values": (".numpy() is not supported",),
+    "the model makes a module and moves it": ("Couldn't swap",),
+    "it asks the driver": NO_DRIVER,
+}
+"""By text: torch raises a plain RuntimeError or AssertionError for these."""
+
+_FAKE_KERNELS = {
+    "_subclasses",
+    "_meta_registrations.py",
+    "_refs",
+    "_prims",
+    "_prims_common",
+    "_decomp",
+    "_dispatch",
+}
+_SLIPS = (AssertionError, AttributeError, KeyError, NameError, NotImplementedError, RecursionError, TypeError)
+"""What a fake kernel raises by mistake; it reports a wrong shape or dtype by a RuntimeError or ValueError."""
+
+
+def limit(error: BaseException) -> str:
+    """Why an error says nothing against the model, or ``""`` if it does.
+
+    The errors that led to it count too: code may have caught what a fake tensor raised.
+    """
+    for link in _chain(error):
+        if isinstance(link, Unrehearsable):
+            return str(link)
+        if reason := _reason(link):
+            return f"{reason} ({cause(link, limit=160)})"
+    return ""
+
+
+def _reason(error: BaseException) -> str:
+    for kind in type(error).__mro__:
+        if kind.__name__ in _TYPES:
+            return _TYPES[kind.__name__]
+    text = str(error)
+    for reason, parts in _TEXTS.items():
+        if any(part in text for part in parts):
+            return reason
+    place = _innermost(error) if isinstance(error, _SLIPS) else None
+    if place is None:
+        return ""
+    if place.is_relative_to(Path(__file__).parents[1]):
+        return "the rehearsal itself failed"
+    in_torch = "torch" in place.parts and not _FAKE_KERNELS.isdisjoint(place.parts)
+    return "fake tensors failed" if in_torch else ""
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _innermost(error: BaseException) -> Path | None:
+    """The file that raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return Path(frames[-1].filename) if frames else None

@@ -1,0 +1,155 @@
+"""The model under test: named, built, and built on the meta device."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from pytest_ckptcompat.core import memory
+from pytest_ckptcompat.core.errors import ModelError, raised
+from pytest_ckptcompat.core.imports import imported
+from pytest_ckptcompat.models.meta_copy import meta_copy
+from pytest_ckptcompat.tensors.footprint import weights
+from pytest_ckptcompat.tensors.seeds import DRAWN, seeded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a ``model=`` argument stands for: a name to print, and a way to build it any number of times."""
+
+    name: str
+    make: Callable[[], Any]
+
+    def build(self, seed: int = 0) -> nn.Module:
+        """A real model on the CPU, its random initialisation seeded.
+
+        Raises:
+            ModelError: the callable raised, exited, or gave something that is no ``nn.Module``.
+        """
+        with seeded(seed):
+            return self._made()
+
+    def schema(self) -> nn.Module:
+        """The model on the meta device: every shape and dtype, no memory.
+
+        A model whose constructor computes with values (``.item()``, ``.tolist()``) can't be built there, and
+        one that goes on where torch lacks an operation there may lack parameters (``orthogonal`` does). Such
+        a model is built for real, if memory allows, and its parameters are then replaced.
+
+        Raises:
+            ModelError: as `build`.
+        """
+        unfilled = _Unfilled()
+        try:
+            with torch.device("meta"), unfilled:
+                model = self._made()
+        except ModelError:
+            model = self.build()
+        else:
+            room = memory.free()
+            if unfilled.lacking and (room is None or weights(model) < room):
+                model = self.build()
+        return meta_copy(model)
+
+    def _made(self) -> nn.Module:
+        try:
+            model = self.make()
+        except (Exception, SystemExit) as error:
+            hint = _NO_ARGUMENTS if isinstance(error, TypeError) and _needs_arguments(self.make) else ""
+            raise ModelError(f"{self.name}: {raised(error)}{hint}") from error
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"{self.name} gave {type(model).__name__}, not an nn.Module")
+        return model
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out what fills meta tensors with values they can't have: torch imports its compiler for that.
+
+    Attributes:
+        lacking: whether an operation was called that torch does not have on meta.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lacking = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func not in _FILLS:
+            try:
+                return func(*args, **kwargs)
+            except NotImplementedError:
+                self.lacking = True
+                raise
+        tensor, *others = args or [kwargs.pop("tensor", None)]
+        numbers = all(isinstance(each, (int, float, NoneType)) for each in (*others, *kwargs.values()))
+        if not (numbers and tensor.is_meta and tensor.dtype in DRAWN):
+            return func(tensor, *others, **kwargs)
+        nothing = torch.empty(0, dtype=tensor.dtype, device="cpu", requires_grad=tensor.requires_grad)
+        func(nothing, *others, **kwargs)  # raises where it would have raised
+        return tensor
+
+
+_FILLS = {
+    *(nn.init.normal_, torch.Tensor.normal_, torch.Tensor.exponential_, torch.Tensor.log_normal_),
+    *(torch.Tensor.cauchy_, torch.Tensor.erfinv_, torch.Tensor.clamp_),
+}
+
+
+def blueprint(model: object) -> Blueprint:
+    """The blueprint of a ``model=`` argument: a callable, ``"package.module:name"``, or an ``nn.Module``.
+
+    A module that is given ready-made is never touched: `Blueprint.build` copies it.
+
+    Raises:
+        ModelError: the name can't be imported.
+    """
+    if isinstance(model, str):
+        model = imported(model)
+    if isinstance(model, nn.Module):
+        module = model
+        return Blueprint(_name(type(model)), lambda: copy.deepcopy(module))
+    if not callable(model):
+        raise ModelError(f"model={model!r} is neither callable, nor an nn.Module, nor 'package.module:name'")
+    return Blueprint(_name(model), model)
+
+
+def _needs_arguments(make: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(make).bind()
+    except TypeError:
+        return True
+    except ValueError:  # what is written in C has no signature
+        return False
+    return False
+
+
+_NO_ARGUMENTS = "; name a function that takes no arguments and returns the model"
+
+
+def _name(model: object) -> str:
+    """``onet.Net``: what a report calls the model; of a partial, what it calls."""
+    while isinstance(model, partial):
+        model = model.func
+    qualified = getattr(model, "__qualname__", None) or type(model).__qualname__
+    module = getattr(model, "__module__", None) or ""
+    name = qualified.replace("<locals>.", "")
+    if name.endswith("<lambda>"):
+        code = model.__code__  # type: ignore[attr-defined]
+        return f"lambda at {Path(code.co_filename).name}:{code.co_firstlineno}"
+    return name if module in ("", "__main__", "builtins") or module not in sys.modules else f"{module}.{name}"

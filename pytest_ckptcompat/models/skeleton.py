@@ -1,0 +1,251 @@
+"""A model built and loaded for real, but for the random numbers that the load overwrites: they are not drawn.
+
+Drawing them takes longer than reading a checkpoint. A model can't simply be built on meta instead: what its
+constructor computes, and where it saw its tensors, stays in attributes, closures, lists and arrays. Here the
+constructor runs on real memory and keeps what it likes; only what is made of undrawn numbers is followed, by
+the storage it lies in (taint tracking). If any of it is looked at, or is still there when the load is done,
+the model is to be built as usual.
+"""
+
+from __future__ import annotations
+
+import gc
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pytest_ckptcompat.tensors.seeds import DRAWN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_ATEN = torch.ops.aten
+_T = torch.Tensor
+
+
+def skeleton(build: Callable[[], nn.Module], load: Callable[[nn.Module], object]) -> nn.Module | None:
+    """Build a model and load it, without drawing what the load overwrites.
+
+    Args:
+        build: gives the model; seeded, if it is to be reproducible.
+        load: writes the checkpoint's values into it.
+
+    Returns:
+        The model, equal in every bit to one that was built and loaded as usual; or None where that can't be
+        told, or where either raised: both are then to be called as usual, on a new model.
+    """
+    undrawn = Undrawn()
+    try:
+        with undrawn:
+            model = build()
+            saved = tree_leaves(dict(model.state_dict(keep_vars=True)))
+        if undrawn.left(but=saved):
+            return None  # no load can reach it
+        with undrawn:
+            load(model)
+    except (Exception, SystemExit, _Seen):
+        return None
+    return None if undrawn.seen or undrawn.left() else model
+
+
+class _Seen(BaseException):
+    """Something depends on a number that was not drawn. No `Exception`, since constructors catch those."""
+
+
+class Undrawn(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
+    """Inside, random numbers are not drawn; the memory that lacks them, and all that is made of it, is known.
+
+    Attributes:
+        seen: whether something got to know, or could have, what is in such memory.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch imports its compiler, which takes longer than what is spared here
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen = False
+        self._lacking: dict[int, StorageWeakRef] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(_truncated())
+            stack.enter_context(_Calls(self))
+            super().__enter__()  # type: ignore[no-untyped-call]
+            stack.push(super().__exit__)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._stack.__exit__(*raised)  # type: ignore[arg-type]
+
+    def left(self, but: Any = ()) -> bool:
+        """Whether memory is in use that lacks its values, besides that of the tensors named."""
+        known = set(map(_place, _tensors(but)))
+
+        def in_use() -> bool:
+            lacking = self._lacking.items()
+            return any(place not in known and not storage.expired() for place, storage in lacking)  # type: ignore[no-untyped-call]
+
+        if in_use():
+            gc.collect()  # it may hang in a cycle that nobody holds
+        return in_use()
+
+    def lacks(self, values: Any) -> bool:
+        """Whether a tensor among the values, or in lists of theirs, lacks its own."""
+        return any(_place(each) in self._lacking for each in _tensors(values))
+
+    def stop(self) -> None:
+        """Give up: the caller is about to see what is not there."""
+        self.seen = True
+        raise _Seen
+
+    def filled(self, tensor: torch.Tensor) -> None:
+        """All of a tensor was written; where it is all of its storage, that lacks nothing any more."""
+        if tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes() and _dense(tensor):
+            self._lacking.pop(_place(tensor), None)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not isinstance(func, torch._ops.OpOverload):
+            self.stop()  # it runs other operations inside, unheard
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        if not random and not self.lacks((args, kwargs)):
+            return func(*args, **kwargs)
+        if not _TELLING.isdisjoint(func.tags) or not all(map(_plain, _tensors((args, kwargs)))):
+            self.stop()
+        try:
+            result = self._spared(func, args, kwargs) if random or _is_scaling(func, args, kwargs) else None
+            if result is None:
+                result = func(*args, **kwargs)
+        except Exception:
+            self.stop()  # perhaps it would not have raised
+        if func is _ATEN.copy_.default and not self.lacks(args[1]):
+            self.filled(args[0])
+        else:
+            self._note(result, _written(func, args, kwargs))
+        return result
+
+    def _spared(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+        """Memory as it is, where values were to be; None for what is seldom large."""
+        if func not in _FACTORIES and func.overloadpacket not in _FILLS | _SCALINGS:
+            return None
+        nothing = func(_nothing(args[0]), *args[1:], **kwargs)  # raises where it would have raised
+        if kwargs.get("generator") is not None or nothing.dtype not in DRAWN:
+            return None  # who has the generator may see that nothing was drawn
+        spared: torch.Tensor = _FACTORIES[func](*args, **kwargs) if func in _FACTORIES else args[0]
+        return spared
+
+    def _note(self, *results: Any) -> None:
+        """What an operation gave or wrote lacks its values."""
+        for value in tree_leaves(results):
+            if not isinstance(value, torch.Tensor) or not _plain(value):
+                if value is not None:
+                    self.stop()  # a number, say
+                continue
+            if value.numel():
+                self._lacking[_place(value)] = StorageWeakRef(value.untyped_storage())  # type: ignore[no-untyped-call]
+
+
+class _Calls(TorchFunctionMode):
+    """Hears what is no operation: ways to a tensor's memory, and values read straight from a file into it."""
+
+    def __init__(self, undrawn: Undrawn) -> None:
+        super().__init__()
+        self._undrawn = undrawn
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _SHOWING and self._undrawn.lacks(args):
+            self._undrawn.stop()
+        result = func(*args, **kwargs)
+        if func is _T.copy_ and not self._undrawn.lacks(args[1:]) and _plain(args[0]):
+            self._undrawn.filled(args[0])
+        return result
+
+
+@contextmanager
+def _truncated() -> Iterator[None]:
+    """Spare truncated values, too: torch 2.13 draws again and again until it sees that they fit."""
+    init: Any = nn.init
+    original = init._no_grad_trunc_normal_
+
+    @torch.no_grad()
+    def fill(tensor: torch.Tensor, *args: Any, generator: Any = None) -> Any:
+        if generator is not None:
+            return original(tensor, *args, generator=generator)
+        original(tensor.new_empty(0), *args)  # raises where it would have raised
+        return tensor.normal_()
+
+    init._no_grad_trunc_normal_ = fill
+    try:
+        yield
+    finally:
+        init._no_grad_trunc_normal_ = original
+
+
+_SHOWING = {
+    *(_T.numpy, _T.__array__, _T.tolist, _T.data_ptr, _T.__dlpack__, _T.untyped_storage, _T.storage),
+    *(_T._typed_storage, _T.share_memory_, _T.__reduce_ex__, _T.__deepcopy__, _T.__repr__, _T.__format__),
+}
+_TELLING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+_FILLS = {_ATEN.uniform_, _ATEN.normal_, _ATEN.exponential_, _ATEN.log_normal_, _ATEN.cauchy_}
+_FACTORIES = {
+    _ATEN.rand.default: _ATEN.empty.memory_format,
+    _ATEN.randn.default: _ATEN.empty.memory_format,
+    _ATEN.rand_like.default: _ATEN.empty_like.default,
+    _ATEN.randn_like.default: _ATEN.empty_like.default,
+}
+_SCALINGS = {_ATEN.mul_, _ATEN.div_, _ATEN.add_, _ATEN.sub_, _ATEN.clamp_, _ATEN.erfinv_}
+"""With them, initialisers make truncated and scaled values of what was drawn."""
+
+
+def _is_scaling(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    numbers = [each for each in (*args[1:], *kwargs.values()) if each is not None]
+    return func.overloadpacket in _SCALINGS and all(isinstance(each, (int, float)) for each in numbers)
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments that an operation writes into."""
+    arguments = func._schema.arguments
+    given = dict(zip((argument.name for argument in arguments), args, strict=False)) | kwargs
+    return [given.get(each.name) for each in arguments if each.alias_info and each.alias_info.is_write]
+
+
+def _nothing(value: Any) -> Any:
+    """As many elements as nothing at all: of a tensor's dtype, or a size."""
+    return value.new_empty(0) if isinstance(value, torch.Tensor) else [0]
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    return [each for each in tree_leaves(values) if isinstance(each, torch.Tensor)]
+
+
+def _plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's values lie in its storage, and its operations are torch's."""
+    dispatch = type(tensor).__torch_dispatch__
+    return tensor.layout is torch.strided and dispatch is torch._C._disabled_torch_dispatch_impl
+
+
+def _place(tensor: torch.Tensor) -> int:
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return 0  # it has no storage
+
+
+def _dense(tensor: torch.Tensor) -> bool:
+    formats = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
+    return any(tensor.is_contiguous(memory_format=each) for each in formats)

@@ -1,0 +1,115 @@
+"""The checkpoints of a run: what ``--ckpt`` names, what their tests are called, each header read once."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.files.paths import is_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pluggy import HookRelay
+
+    from pytest_ckptcompat.checkpoint.checkpoint import Contents
+    from pytest_ckptcompat.core.limits import Limits
+
+
+def expand(path: str, folders: Sequence[Path]) -> list[str]:
+    """The checkpoints that one path names: itself, or the matches of a glob in natural order.
+
+    Args:
+        path: a file, a folder, a glob or a URL.
+        folders: where a relative path is looked for; the first folder that has it wins.
+
+    Returns:
+        At least one path. One that does not exist is given as it is, and opening it says so.
+    """
+    if is_url(path):
+        return [path]
+    path = os.path.expanduser(path)  # noqa: PTH111  # keeps "~" inside a URL or a glob alone
+    for folder in folders:
+        candidate = str(folder / path)
+        if os.path.lexists(candidate):
+            return [_shortest(candidate)]
+        if glob.has_magic(path) and (found := glob.glob(candidate, recursive=True)):  # noqa: PTH207  # absolute patterns too
+            from pytest_ckptcompat.core.keys import natural
+
+            return [_shortest(name) for name in sorted(found, key=natural)]
+    return [path]
+
+
+def ids(paths: Sequence[str]) -> list[str]:
+    """A short name for each path, stable and different for different paths: ``net.pth``, ``v2/net.pth``."""
+    parts = [PurePosixPath(path.replace(os.sep, "/")).parts for path in paths]
+    for depth in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        taken = Counter(names)
+        if all(taken[name] == paths.count(path) for name, path in zip(names, paths, strict=True)):
+            break
+    return [name.encode("ascii", "backslashreplace").decode() for name in names] if paths else []
+
+
+class Shelf:
+    """Checkpoints that were opened in this run, so that no header is read twice.
+
+    Attributes:
+        rewritten: the lock files that ``--ckpt-lock-update`` has changed.
+    """
+
+    def __init__(self, limits: Limits, hook: HookRelay, *, update_locks: bool = False) -> None:
+        self._limits = limits
+        self._hook = hook
+        self._update_locks = update_locks
+        self._opened: dict[str, Contents | CheckpointError] = {}
+        self.rewritten: list[str] = []
+
+    def contents(self, path: str) -> Contents:
+        """What is in the file, its header read now or earlier.
+
+        Raises:
+            CheckpointError: it can't be read; the same error again for the same path.
+        """
+        if path not in self._opened:
+            try:
+                self._opened[path] = self._read(path)
+            except CheckpointError as error:
+                self._opened[path] = error
+        opened = self._opened[path]
+        if isinstance(opened, CheckpointError):
+            raise opened
+        return opened
+
+    def _read(self, path: str) -> Contents:
+        from pytest_ckptcompat.checkpoint.checkpoint import read_contents
+        from pytest_ckptcompat.core.escape import escape
+
+        if glob.has_magic(path) and not is_url(path) and not os.path.lexists(path):
+            raise CheckpointError(f"{escape(path)} matches no file")
+        contents = read_contents(path, limits=self._limits, hook=self._hook)
+        if self._update_locks and contents.header.format == "lock":
+            from pytest_ckptcompat.checks.locks import update
+
+            before = Path(path).read_bytes()
+            update(path, self._limits)
+            if Path(path).read_bytes() != before:
+                self.rewritten.append(path)
+            contents = read_contents(path, limits=self._limits, hook=self._hook)
+        return contents
+
+
+def unique(paths: Iterable[str]) -> list[str]:
+    """The paths in order, each once."""
+    return list(dict.fromkeys(paths))
+
+
+def _shortest(path: str) -> str:
+    """A path as a person would type it: relative to the current folder where it lies inside."""
+    absolute = os.path.abspath(path)  # noqa: PTH100  # resolve() would follow links, and hide what was named
+    relative = os.path.relpath(absolute)
+    return absolute if relative.startswith("..") else relative

@@ -1,0 +1,103 @@
+"""The fixtures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_ckptcompat.core.errors import CheckpointError
+
+from .running import GIVEN, checked
+from .session import CASE, named, run, shelf
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
+    from pytest_ckptcompat.report.report import Report
+
+
+@pytest.fixture
+def ckpt_path(request: pytest.FixtureRequest) -> str:
+    """The path of the checkpoint that this test is run for, as it was given."""
+    path: str | None = getattr(request, "param", None)
+    if path is None:
+        pytest.skip("no checkpoint: give --ckpt PATH")
+    return path
+
+
+@pytest.fixture
+def ckpt(ckpt_path: str, request: pytest.FixtureRequest) -> Checkpoint:
+    """The opened checkpoint: keys, shapes and dtypes from the header; values only when they are asked for.
+
+    Example::
+
+        def test_head(ckpt):
+            assert ckpt["out2.weight"].shape == (14, 256)
+    """
+    case = request.node.stash.get(CASE, None)
+    try:
+        contents = shelf(request.config).contents(ckpt_path)
+        return contents.checkpoint(case.state_dict_key if case else None)
+    except CheckpointError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture
+def ckpt_report(ckpt_path: str, request: pytest.FixtureRequest) -> Report:
+    """The report of this test's check; it is a passing one, since a failing one ends the test."""
+    report = checked(request.node, ckpt_path).report
+    assert report is not None
+    return report
+
+
+@pytest.fixture
+def ckpt_model(ckpt_path: str, request: pytest.FixtureRequest) -> Any:
+    """The model, recipe applied and checkpoint loaded, on the forward pass's device, in eval mode.
+
+    A lock file has no values: its model is on the meta device, with every shape and dtype.
+    """
+    return checked(request.node, ckpt_path).shown_model
+
+
+@pytest.fixture
+def ckpt_check(request: pytest.FixtureRequest) -> Callable[..., Report]:
+    """The same check as a callable, for tests without the marker.
+
+    It gives the report; of several checkpoints, the first that is not ok. A test that does not look at such a
+    report fails with it: nothing passes unread.
+
+    Example::
+
+        def test_every_head(ckpt_check):
+            for size in (4, 14):
+                ckpt_check(lambda: Net(size), f"net{size}.pth", inputs=(2, 3, 48, 48))
+
+        def test_the_old_head_is_refused(ckpt_check):
+            assert not ckpt_check(Net, "net4.pth").ok
+    """
+
+    def check(model: Any, ckpt: Any, **arguments: Any) -> Report:
+        from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
+        from pytest_ckptcompat.checks.arguments import Case
+
+        from .must_read import Unread
+
+        opened = ckpt if isinstance(ckpt, Checkpoint) else None
+        try:
+            case = Case.of(model=model, ckpt=ckpt if opened is None else opened.path, **arguments)
+        except ValueError as error:
+            pytest.fail(f"ckpt_check: {error}", pytrace=False)
+        report = None
+        for path in named(case, request.node):
+            report = run(request.node, case, path, opened=opened).report
+            if report is not None and not report.ok:
+                unread = Unread.given(report)
+                request.node.stash.setdefault(GIVEN, []).append(unread)
+                return unread
+        if report is None:
+            pytest.fail("ckpt_check: no checkpoint: name one, or give --ckpt PATH", pytrace=False)
+        return report
+
+    return check

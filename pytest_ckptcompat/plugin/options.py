@@ -1,0 +1,111 @@
+"""Options, ini keys, the marker, and how a run starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.hooks import forget, use
+
+from .session import settings, shelf
+from .summary import Summary
+
+MARKER = "ckpt_compat"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options, and the ini keys behind them."""
+    group = parser.getgroup("ckptcompat", "checkpoint compatibility")
+    group.addoption(
+        "--ckpt",
+        action="append",
+        metavar="PATH",
+        help="a checkpoint: a file, glob, folder, *.index.json, URL or lock file; repeatable",
+    )
+    group.addoption(
+        "--ckpt-required",
+        action="store_true",
+        default=None,
+        help="a marked test without any checkpoint fails instead of being skipped",
+    )
+    group.addoption(
+        "--ckpt-device",
+        metavar="D",
+        help="where the forward pass runs: auto (the default), cpu, cuda, cuda:N, rehearse, none",
+    )
+    group.addoption(
+        "--ckpt-require-cuda",
+        action="store_true",
+        default=None,
+        help="fail where the forward pass did not really run on CUDA",
+    )
+    group.addoption(
+        "--ckpt-report",
+        action="append",
+        default=[],
+        metavar="FORMAT:PATH",
+        help="write the reports of the run: json:PATH, markdown:PATH or html:PATH; repeatable",
+    )
+    group.addoption(
+        "--ckpt-lock-update",
+        action="store_true",
+        help="rewrite the lock files that the run uses from the checkpoints or models they name",
+    )
+    parser.addini("ckpt", "checkpoints, as --ckpt, relative to this file", type="linelist", default=[])
+    parser.addini("ckpt_required", "as --ckpt-required", type="bool", default=False)
+    parser.addini("ckpt_device", "as --ckpt-device (auto)", type="string", default="")
+    parser.addini("ckpt_require_cuda", "as --ckpt-require-cuda", type="bool", default=False)
+    parser.addini("ckpt_severity", "lines of rule=error, rule=warn or rule=off", type="linelist", default=[])
+    parser.addini("ckpt_limits", "lines of name=value: caps of the readers", type="linelist", default=[])
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """The hooks that others may implement."""
+    from pytest_ckptcompat.core import hooks as hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker, and hold the options to their types."""
+    config.addinivalue_line(
+        "markers",
+        f"{MARKER}(*, model, ckpt=None, recipe=None, inputs=None, source_model=None, state_dict_key=None, "
+        "protect=(), allow=(), device=None, optimizer=None): the checkpoint must load into the model",
+    )
+    if any(config.getoption(f"ckpt{name}") for name in _OPTIONS) or any(map(config.getini, _KEYS)):
+        settings(config)  # what is ill-formed is refused before a test is collected
+    config.pluginmanager.register(Summary(config), "ckptcompat-summary")
+    use(config.hook)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Recipes know the operators of this run's plugins no longer."""
+    forget(config.hook)
+
+
+_OPTIONS = ("", "_required", "_device", "_require_cuda", "_report", "_lock_update")
+
+_KEYS = ("ckpt_device", "ckpt_severity", "ckpt_limits")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Open what ``--ckpt`` names: a path that is no checkpoint ends the run before a test is started."""
+    config = session.config
+    if config.option.collectonly or hasattr(config, "workerinput"):
+        return
+    if not (config.getoption("ckpt") or config.getini("ckpt")):
+        return
+    for path in settings(config).paths:
+        try:
+            shelf(config).contents(path)
+        except CheckpointError as error:
+            raise pytest.UsageError(f"--ckpt: {error}") from None
+
+
+@pytest.hookimpl(optionalhook=True)  # a hook of pytest-xdist
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of pytest-xdist how wide the terminal is; it has none itself."""
+    node.workerinput["ckptcompat_width"] = settings(node.config).width

@@ -1,0 +1,115 @@
+"""What the command line and the ini file say, held to their types once."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_ckptcompat.checks.arguments import device_name
+from pytest_ckptcompat.checks.waivers import severities_of
+from pytest_ckptcompat.core.limits import Limits
+
+from .checkpoints import expand, unique
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pytest
+
+    from pytest_ckptcompat.core.rules import Severity
+
+FORMATS = ("json", "markdown", "html")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of a run.
+
+    Attributes:
+        paths: what ``--ckpt`` names, globs written out; the ini key's where the option is not given.
+        required: a marked test without a checkpoint fails.
+        device: where the forward pass runs.
+        require_cuda: it must really run on CUDA.
+        severities: what ``ckpt_severity`` changes.
+        limits: the readers' caps.
+        reports: (format, path) of the files to write.
+        update_locks: lock files are written anew before they are used.
+        width: columns of the terminal.
+        verbosity: pytest's.
+    """
+
+    paths: tuple[str, ...]
+    required: bool
+    device: str
+    require_cuda: bool
+    severities: Mapping[str, Severity]
+    limits: Limits
+    reports: tuple[tuple[str, Path], ...]
+    update_locks: bool
+    width: int
+    verbosity: int
+
+    @classmethod
+    def of(cls, config: pytest.Config) -> Settings:
+        """The settings of this run.
+
+        Raises:
+            ValueError: an option is ill-formed; the text names it.
+        """
+
+        def either(option: str, ini: str) -> object:
+            given = config.getoption(option)
+            return config.getini(ini) if given is None else given
+
+        return cls(
+            paths=tuple(_paths(config)),
+            required=bool(either("ckpt_required", "ckpt_required")),
+            device=device_name("--ckpt-device", either("ckpt_device", "ckpt_device") or "auto"),
+            require_cuda=bool(either("ckpt_require_cuda", "ckpt_require_cuda")),
+            severities=severities_of(config.getini("ckpt_severity")),
+            limits=Limits.parse(config.getini("ckpt_limits")),
+            reports=tuple(_report(text) for text in config.getoption("ckpt_report")),
+            update_locks=_update_locks(config),
+            width=_width(config),
+            verbosity=config.get_verbosity(),
+        )
+
+
+def _paths(config: pytest.Config) -> list[str]:
+    given = config.getoption("ckpt")
+    names = config.getini("ckpt") if given is None else given
+    if not all(name.strip() for name in names):
+        where = "the ini key ckpt" if given is None else "--ckpt"
+        raise ValueError(f"{where} is empty: name a checkpoint, or leave it out (an unset variable?)")
+    beside = config.inipath.parent if config.inipath else config.rootpath
+    folder = beside if given is None else Path.cwd()
+    return unique(path for name in names for path in expand(name, [folder]))
+
+
+def _report(text: str) -> tuple[str, Path]:
+    kind, _, name = text.partition(":")
+    if kind not in FORMATS or not name:
+        raise ValueError(f"--ckpt-report {text!r}: write json:PATH, markdown:PATH or html:PATH")
+    path = Path(name).absolute()
+    if path.is_dir():
+        raise ValueError(f"--ckpt-report {text!r}: {name} is a folder")
+    above = next(folder for folder in path.parents if folder.exists())  # what is missing below it is made
+    if not above.is_dir():
+        raise ValueError(f"--ckpt-report {text!r}: {name} can't be written: {above} is a file, not a folder")
+    return kind, path
+
+
+def _update_locks(config: pytest.Config) -> bool:
+    wanted = bool(config.getoption("ckpt_lock_update"))
+    if wanted and config.getoption("numprocesses", None):
+        raise ValueError("--ckpt-lock-update writes files that the tests share: run it without -n")
+    return wanted
+
+
+def _width(config: pytest.Config) -> int:
+    worker = getattr(config, "workerinput", None)
+    if worker is not None:
+        return int(worker.get("ckptcompat_width", 80))
+    return shutil.get_terminal_size().columns

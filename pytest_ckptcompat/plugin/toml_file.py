@@ -1,0 +1,211 @@
+"""``ckptcompat.toml``: the gate of a model repository without a line of test code."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_ckptcompat.checks.arguments import Case
+from pytest_ckptcompat.checks.waivers import allow
+from pytest_ckptcompat.core.errors import RecipeError
+
+from .checkpoints import ids
+from .session import CASE, PATHS, named
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_HEADING = re.compile(r"\s*\[{1,2}\s*([\w.-]+)\s*\]")
+
+
+class Lines:
+    """The lines of a file, looked through for its tables and their keys.
+
+    Args:
+        text: valid TOML.
+        tables: how many ``[[check]]`` it holds. Where another number of headings is found, as where a text of
+            several lines has some, only the first line is ever named.
+    """
+
+    def __init__(self, text: str, tables: int) -> None:
+        self._lines = text.splitlines()
+        self._headings = [
+            (number, found[1])
+            for number, line in enumerate(self._lines, 1)
+            if (found := _HEADING.match(line))
+        ]
+        checks = [number for number, name in self._headings if name == "check"]
+        self._checks = checks if len(checks) == tables else []
+
+    def of(self, check: int, inner: tuple[str, int] | None = None, key: str = "") -> int:
+        """The line of a key, or of the table in which it would be, counted from 1.
+
+        Args:
+            check: which ``[[check]]``, from 0.
+            inner: which table inside it: (``"recipe"``, 0) is its first ``[[check.recipe]]``.
+            key: the key; ``""`` for the table itself.
+        """
+        if not self._checks:
+            return 1
+        start = self._checks[check]
+        if inner is not None:
+            name, place = inner
+            end = next((line for line in self._checks if line > start), len(self._lines) + 1)
+            found = [line for line, each in self._headings if start < line < end and each == f"check.{name}"]
+            if place >= len(found):
+                return self._key(start, name)  # written as a list of tables in braces
+            start = found[place]
+        return self._key(start, key) if key else start
+
+    def top(self, key: str) -> int:
+        """The line of a table or key outside all checks."""
+        heads = [number for number, name in self._headings if name.partition(".")[0] == key]
+        return heads[0] if heads else self._key(0, key)
+
+    def _key(self, start: int, key: str) -> int:
+        """The line of a key of the table whose heading is in line `start`, or else that line."""
+        wanted = re.compile(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[.=]")
+        for number, line in enumerate(self._lines[start:], start + 1):
+            if _HEADING.match(line):
+                break
+            if wanted.match(line):
+                return number
+        return max(start, 1)
+
+
+class _MisstatedError(ValueError):
+    """What is wrong with a table, and where in it: ``("recipe", 0)`` and a key of that, or of the check."""
+
+    def __init__(self, text: str, table: dict[str, Any], inner: tuple[str, int] | None = None) -> None:
+        super().__init__(text)
+        self.inner = inner
+        said = re.findall(r"\w+", re.sub(r"^allow\(.*?\): ", "", text))
+        self.key = next((word for word in said[:7] if word in table), "")
+
+
+class CheckFile(pytest.File):
+    """The file; each ``[[check]]`` of it is a test, or one for each checkpoint."""
+
+    def collect(self) -> Iterator[CheckItem]:
+        """The tests that the file declares.
+
+        Raises:
+            pytest.Collector.CollectError: it is no TOML, or a table is ill-formed; the text names the line.
+        """
+        text = self.path.read_text(encoding="utf-8")
+        try:
+            content = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise self.CollectError(f"{self.path}: {error}") from None
+        tables = content.get("check", [])
+        lines = Lines(text, len(tables) if isinstance(tables, list) else 0)
+        for key in content:
+            if key != "check":
+                hint = f"write [[check.{key}]], below its [[check]]" if key in _INNER else _EVERY
+                raise self.CollectError(f"{self.path}:{lines.top(key)}: unknown {key!r}: {hint}")
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            raise self.CollectError(f"{self.path}:{lines.top('check')}: write [[check]], not [check]")
+        names: set[str] = set()
+        for number, table in enumerate(tables):
+            try:
+                name, case = _declared(table, number)
+                if name in names:
+                    raise _MisstatedError(f"name: there are two checks called {name!r}", table)
+            except _MisstatedError as error:
+                line = lines.of(number, error.inner, error.key)
+                heading = f"check.{error.inner[0]}" if error.inner else "check"
+                raise self.CollectError(f"{self.path}:{line}: [[{heading}]]: {error}") from None
+            names.add(name)
+            yield from self._items(name, case, lines.of(number))
+
+    def _items(self, name: str, case: Case, line: int) -> Iterator[CheckItem]:
+        alone = CheckItem.from_parent(self, name=name, case=case, paths=[], line=line)
+        paths = named(case, alone)
+        if not paths or (len(paths) == 1 and len(case.ckpt) == 1):
+            alone.stash[PATHS] = paths
+            yield alone
+            return
+        for path, identity in zip(paths, ids(paths), strict=True):
+            yield CheckItem.from_parent(self, name=f"{name}[{identity}]", case=case, paths=[path], line=line)
+
+
+class CheckItem(pytest.Item):
+    """One checkpoint of one ``[[check]]``: the plugin checks it before its body runs."""
+
+    def __init__(self, *, case: Case, paths: list[str], line: int, **rest: Any) -> None:
+        super().__init__(**rest)
+        self.stash[CASE] = case
+        self.stash[PATHS] = paths
+        self._line = line
+
+    def setup(self) -> None:
+        """Make the modules beside the file importable, as they are for a test file."""
+        folder = str(self.path.parent)
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+
+    def runtest(self) -> None:
+        """Nothing: the check is all there is."""
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        """Where the table starts."""
+        return self.path, self._line - 1, self.name
+
+
+def _declared(table: dict[str, Any], number: int) -> tuple[str, Case]:
+    """The name and the case of a table.
+
+    Raises:
+        _MisstatedError: a key is unknown, missing or of a wrong type.
+    """
+    arguments = dict(table)
+    name = arguments.pop("name", f"check-{number + 1}")
+    if not isinstance(name, str) or not name:
+        raise _MisstatedError(f"name wants a text, not {name!r}", table)
+    for inner in _INNER:
+        value = table.get(inner, [])
+        tables = isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+        if not tables and not (inner == "recipe" and isinstance(value, str)):
+            raise _MisstatedError(f"{inner} wants tables: write [[check.{inner}]]", table)
+    if isinstance(table.get("recipe"), list):
+        arguments["recipe"] = _recipe(table["recipe"])
+    if "allow" in table:
+        arguments["allow"] = [_waiver(entry, place) for place, entry in enumerate(table["allow"])]
+    try:
+        return name, Case.of(**arguments)
+    except ValueError as error:
+        raise _MisstatedError(str(error), table) from None
+
+
+_INNER = ("recipe", "allow")
+
+_EVERY = "every table is a [[check]]"
+
+
+def _recipe(tables: list[dict[str, Any]]) -> Any:
+    from pytest_ckptcompat.recipes.recipe import Recipe
+
+    recipe = Recipe()
+    for count, table in enumerate(tables, 1):
+        try:
+            recipe = Recipe.from_tables(tables[:count])
+        except RecipeError as error:
+            raise _MisstatedError(str(error), table, ("recipe", count - 1)) from None
+    return recipe
+
+
+def _waiver(entry: dict[str, Any], place: int) -> Any:
+    unknown = [key for key in entry if key not in ("rule", "key", "reason", "until")]
+    try:
+        if unknown:
+            raise ValueError(f"allow: unknown {unknown[0]!r}: known are rule, key, reason, until")
+        if "rule" not in entry or "reason" not in entry:
+            raise ValueError("allow wants at least rule and reason")
+        return allow(entry["rule"], entry.get("key", "*"), reason=entry["reason"], until=entry.get("until"))
+    except ValueError as error:
+        raise _MisstatedError(str(error), entry, ("allow", place)) from None

@@ -1,0 +1,108 @@
+"""What a recipe made of a state dict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections import OrderedDict
+
+    from .base import Edit, Operator
+    from .plan import State
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What a recipe made of a state dict.
+
+    Attributes:
+        state_dict: the new one; tensors that no operator changed are the objects that they were.
+        touched: key -> the operators that gave it other values; keys that were dropped are among them. To
+            give a key another name alone is not to touch it.
+        origin: new key -> the old key that it comes from; None where it comes from several, or from none.
+        sources: new key -> all old keys that it comes from.
+        unkept: why the recipe does not claim that the model's function is kept; ``""`` if it claims it.
+    """
+
+    state_dict: OrderedDict[str, Any]
+    touched: dict[str, tuple[Operator, ...]] = field(default_factory=dict)
+    origin: dict[str, str | None] = field(default_factory=dict)
+    sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    unkept: str = ""
+
+    @property
+    def summary(self) -> str:
+        """How many keys are others than before, by name or by value, and how many went without a trace."""
+        keys = self.state_dict.keys()
+        changed = [key for key in keys if key in self.touched or self.origin[key] != key]
+        dropped = self.touched.keys() - keys - {old for olds in self.sources.values() for old in olds}
+        also = f", drops {len(dropped)}" if dropped else ""
+        return f"changes {len(changed)} of {len(keys)} keys{also}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operator at work: the state dict before and after it, and the model's sizes as it sees them."""
+
+    operator: Operator
+    before: State
+    edit: Edit
+    target: State
+
+    @property
+    def after(self) -> OrderedDict[str, Any]:
+        """The state dict after it."""
+        return self.edit.state
+
+
+class _Aimed(Mapping[str, Any]):
+    """The model's sizes under the names that keys have before operators that are still to come."""
+
+    def __init__(self, target: State, coming: Sequence[Operator]) -> None:
+        self._target = target
+        self._coming = coming
+
+    def __getitem__(self, key: str) -> Any:
+        name = key
+        for operator in self._coming:
+            destination = operator.destination(name)
+            if destination is None:
+                raise KeyError(key)
+            name = destination
+        return self._target[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._target)
+
+    def __len__(self) -> int:
+        return len(self._target)
+
+
+def _sources(step: Step, before: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """New key -> the keys of the first state dict that it comes from."""
+    came = {write.key: write.sources for writes in step.edit.plan.values() for write in writes}
+    sources = {}
+    for key in step.after:
+        if key in came:
+            sources[key] = tuple(dict.fromkeys(old for source in came[key] for old in before[source]))
+        else:
+            sources[key] = before[key]
+    return sources
+
+
+def _touched(step: Step, before: Mapping[str, tuple[Operator, ...]]) -> dict[str, tuple[Operator, ...]]:
+    """Key -> operators that gave it other values, renamed as the keys are; before this step and in it."""
+    plan = step.edit.plan
+    touched = {key: operators for key, operators in before.items() if key not in plan}
+    for old, writes in plan.items():
+        if not writes and old not in step.after:
+            touched[old] = (*before.get(old, ()), step.operator)
+        for write in writes:
+            earlier = [operator for source in write.sources for operator in before.get(source, ())]
+            if write.make is not None or write.overwrites:
+                earlier.append(step.operator)
+            if earlier:
+                touched[write.key] = tuple(dict.fromkeys(earlier))
+    return touched

@@ -1,0 +1,146 @@
+"""Arguments of an operator: checked against their annotations, and written as Python and TOML."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pytest_ckptcompat.core.errors import RecipeError
+
+
+def checked(operator: str, name: str, value: Any, hint: Any) -> Any:
+    """The value as the operator holds it: lists become tuples, whole numbers floats where one is wanted.
+
+    Raises:
+        RecipeError: it is of a wrong type.
+    """
+    for kind in _choices(hint):
+        fitted = _fitted(value, kind)
+        if fitted is not MISSING:
+            return fitted
+    raise RecipeError(f"{operator}: {name} wants {_wanted(hint)}, not {value!r:.80}")
+
+
+def hints(kind: type) -> dict[str, Any]:
+    """Field -> its annotation, evaluated; of all the operator's own and inherited fields."""
+    return get_type_hints(kind)
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _fitted(value: Any, kind: Any) -> Any:
+    """The value, or MISSING if it is of another kind."""
+    if get_origin(kind) is Literal:
+        return value if isinstance(value, str) and value in get_args(kind) else MISSING
+    if get_origin(kind) is tuple:
+        return _tuple(value, kind)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is Callable or get_origin(kind) is Callable or kind is get_origin(Callable[..., Any]):
+        return value if callable(value) else MISSING
+    if kind is int and isinstance(value, bool):
+        return MISSING
+    return value if isinstance(value, kind) else MISSING
+
+
+def _tuple(value: Any, kind: Any) -> Any:
+    if not isinstance(value, (list, tuple)):
+        return MISSING
+    (item, *_) = get_args(kind)
+    fitted = tuple(_fitted(each, item) for each in value)
+    return MISSING if MISSING in fitted or not fitted else fitted
+
+
+def _wanted(hint: Any) -> str:
+    return " or ".join(dict.fromkeys(map(_name, _choices(hint))))
+
+
+def _name(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return ", ".join(map(repr, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return f"a list of {_PLURAL.get(get_args(kind)[0], 'values')}"
+    return _NAMES.get(kind, "a callable")
+
+
+_NAMES = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "nothing",
+}
+_PLURAL = {str: "texts", int: "whole numbers", float: "numbers"}
+
+
+def given(operator: Any) -> dict[str, Any]:
+    """The arguments that differ from the defaults, in the order of the fields."""
+    return {
+        field.name: getattr(operator, field.name)
+        for field in fields(operator)
+        if field.default is MISSING or getattr(operator, field.name) != field.default
+    }
+
+
+def positional(field: Field[Any], hint: Any) -> bool:
+    """Whether the argument stands without its name in Python: required texts, and what is called."""
+    return field.default is MISSING and hint not in (int, float, tuple[int, ...])
+
+
+def python(value: Any) -> str:
+    """A value as Python source in characters that print; see `recipe.Recipe.__repr__`."""
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(python, value))}]"
+    if callable(value):
+        return str(getattr(value, "__name__", repr(value)))
+    return repr(value)
+
+
+def brief(value: Any) -> str:
+    """A value for a text to be read: of a list of more than six, its beginning."""
+    if isinstance(value, tuple) and len(value) > 6:
+        return f"[{', '.join(map(python, value[:4]))}, … {len(value) - 4} more]"
+    return python(value)
+
+
+def quoted(text: str) -> str:
+    """A string literal in double quotes. ``#`` is escaped, since CI services take ``##[`` for a command."""
+    source = repr(text)
+    inside = source[1:-1]
+    if source[0] == "'":
+        inside = inside.replace(r"\'", "'").replace('"', r"\"")
+    return '"' + inside.replace("#", r"\x23") + '"'
+
+
+def toml(value: Any) -> str:
+    """A value as TOML.
+
+    Raises:
+        RecipeError: TOML has no such value.
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        return f'"{"".join(map(_toml_character, value))}"'
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(toml, value))}]"
+    raise RecipeError(f"{python(value)} can't be written as TOML")
+
+
+def _toml_character(character: str) -> str:
+    if character in '"\\':
+        return f"\\{character}"
+    if character.isprintable():
+        return character
+    code = ord(character)
+    if 0xD800 <= code < 0xE000:
+        raise RecipeError(f"{quoted(character)} can't be written as TOML: it is half of a surrogate pair")
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -1,0 +1,49 @@
+"""What the stars of a glob stand for, and globs filled with it."""
+
+from __future__ import annotations
+
+import re
+
+from pytest_ckptcompat.core.errors import RecipeError
+
+from .arguments import python
+
+
+def stars(pattern: str, key: str) -> tuple[str, ...] | None:
+    """What each star stands for in `key`, each as little as possible; None if `pattern` does not match."""
+    if pattern == key:
+        return ("*",) * pattern.count("*")
+    parts = re.split(r"(\[!?[^\]]+\]|[*?])", pattern)
+    found = re.fullmatch("".join(map(_regex, parts)), key, re.DOTALL)
+    return found.groups() if found else None
+
+
+def filled(pattern: str, values: tuple[str, ...]) -> str:
+    """`pattern` with its stars, if it has any, replaced by what they stand for."""
+    if "*" not in pattern:
+        return pattern
+    first, *rest = pattern.split("*")
+    return first + "".join(value + text for value, text in zip(values, rest, strict=True))
+
+
+def alike(operator: str, first: str, *others: str) -> None:
+    """Demand that patterns have as many stars as the first.
+
+    Raises:
+        RecipeError: one has not.
+    """
+    for other in others:
+        if other.count("*") != first.count("*"):
+            raise RecipeError(
+                f"{operator}: {python(other)} has not as many stars as {python(first)}", key=first
+            )
+
+
+def _regex(part: str) -> str:
+    if part == "*":
+        return "(.*?)"
+    if part == "?":
+        return "."
+    if part.startswith("[") and part.endswith("]"):
+        return part.replace("[!", "[^", 1)
+    return re.escape(part)

@@ -1,0 +1,211 @@
+"""Rows that were not there before: made from scratch, or from what the old ones have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+from torch import nn
+
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.tensors.difference import magnitude
+
+from .per_tensor import KeyWise, shape
+from .promises import differing
+from .rows import drawn, resized, wide
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .plan import State
+
+Init = Literal[
+    "zeros", "constant", "normal", "kaiming_uniform", "xavier_uniform", "mean", "multivariate_normal"
+]
+SHRUNK = 1e-9
+"""Of the old rows' covariance, for ``multivariate_normal``."""
+_SIGMAS = 5.0
+
+
+class Declared(Protocol):
+    """What an operator says of new rows; see `append` for the meaning."""
+
+    @property
+    def std(self) -> float | None:
+        """Of ``normal``."""
+
+    @property
+    def value(self) -> float:
+        """Of ``constant``."""
+
+    @property
+    def seed(self) -> int:
+        """Of what is drawn."""
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """New rows for one tensor.
+
+    Attributes:
+        init: where they come from.
+        declared: the operator's further arguments.
+        key: the tensor's.
+        fans: inputs and outputs of the weight that the tensor is, or belongs to, in the model's size.
+    """
+
+    init: Init
+    declared: Declared
+    key: str
+    fans: tuple[int, int]
+
+    @staticmethod
+    def of(init: Init, declared: Declared, operator: KeyWise, key: str, state: State, target: State) -> Fresh:
+        """The new rows of a tensor.
+
+        Raises:
+            RecipeError: `init` goes by a weight's size, and the tensor is no weight and has none beside it.
+        """
+        fans = (0, 0)
+        if init in ("kaiming_uniform", "xavier_uniform"):
+            sizes = shape(target.get(key, state[key])) or ()
+            if len(sizes) < 2:
+                weight = f"{key.rpartition('.')[0]}.weight".removeprefix(".")
+                sizes = shape(target.get(weight, state.get(weight))) or ()
+            if len(sizes) < 2 or 0 in sizes:
+                raise operator.unfit(key, f"{init} goes by a weight's size, and there is none beside it")
+            fans = sizes[1] * prod(sizes[2:]), sizes[0] * prod(sizes[2:])
+        return Fresh(init, declared, key, fans)
+
+    def made(self, tensor: torch.Tensor, dim: int, count: int) -> torch.Tensor:
+        """So many rows, in the old ones' dtype and on their device.
+
+        Args:
+            tensor: the old rows.
+            dim: which dimension of it counts them.
+            count: how many are wanted.
+        """
+        sizes = resized(tensor, dim, count)
+        if self.init in ("mean", "multivariate_normal"):
+            return self._around_the_mean(tensor, dim, sizes)
+        if self.init in ("zeros", "constant"):
+            return (
+                tensor.new_zeros(sizes)
+                if self.init == "zeros"
+                else _filled(tensor, sizes, self.declared.value)
+            )
+        if self.init == "normal":
+            std = self._std(tensor)
+            return drawn(
+                tensor, sizes, lambda new, g: new.normal_(0.0, std, generator=g), self.declared.seed, self.key
+            )
+        bound = self._bound(tensor.dim())
+        return drawn(
+            tensor,
+            sizes,
+            lambda new, g: new.uniform_(-bound, bound, generator=g),
+            self.declared.seed,
+            self.key,
+        )
+
+    def _around_the_mean(self, tensor: torch.Tensor, dim: int, sizes: list[int]) -> torch.Tensor:
+        if tensor.is_meta:
+            return tensor.new_empty(sizes)
+        centre = mean(tensor, dim)
+        if self.init == "mean":
+            return centre.expand(sizes).to(tensor.dtype)
+        # Sums of the centred old rows with normal coefficients have their covariance: it needs no root.
+        n = tensor.shape[dim]
+        rows = (tensor.to(centre.dtype) - centre).movedim(dim, 0).reshape(n, -1)
+        mix = drawn(
+            rows, (sizes[dim], n), lambda new, g: new.normal_(generator=g), self.declared.seed, self.key
+        )
+        noise = (mix @ rows).mul_(sqrt(SHRUNK / max(n, 1)))
+        shaped = noise.reshape(sizes[dim], *centre.movedim(dim, 0).shape[1:]).movedim(0, dim)
+        return (centre + shaped).to(tensor.dtype)
+
+    def _std(self, tensor: torch.Tensor) -> float:
+        if self.declared.std is not None:
+            return self.declared.std
+        if tensor.device.type == "meta" or tensor.numel() == 0:
+            return 0.0
+        return float(tensor.to(torch.promote_types(wide(tensor), torch.float32)).std(correction=0))
+
+    def _bound(self, dims: int) -> float:
+        """Of a uniform distribution. torch's modules give a bias ``1/√fan_in``, whatever its weight gets."""
+        fan_in, fan_out = self.fans
+        if self.init == "xavier_uniform" and dims > 1:
+            return sqrt(6 / (fan_in + fan_out))
+        return 1 / sqrt(fan_in)
+
+    # -- the proof -----------------------------------------------------------------------------------------
+
+    def faults(self, old: torch.Tensor, added: torch.Tensor, dim: int) -> Iterator[str]:
+        """What is wrong with new rows, told from what `init` means."""
+        if self.init == "zeros":
+            yield from differing(self.key, torch.zeros_like(added), added)
+        elif self.init == "constant":
+            yield from differing(self.key, torch.full_like(added, self.declared.value), added)
+        elif self.init in ("mean", "multivariate_normal"):
+            yield from self._off_the_mean(old, added, dim)
+        else:
+            yield from self._ill_spread(old, added.double(), dim)
+
+    def _off_the_mean(self, old: torch.Tensor, added: torch.Tensor, dim: int) -> Iterator[str]:
+        centre, deviation, largest = _moments(old, dim)
+        allowed = 4 * torch.finfo(added.dtype).eps * largest
+        if self.init == "multivariate_normal":
+            allowed += 8 * sqrt(SHRUNK) * float(deviation.max())
+        yield from differing(self.key, centre.expand_as(added), added.double(), allowed)
+
+    def _ill_spread(self, old: torch.Tensor, added: torch.Tensor, dim: int) -> Iterator[str]:
+        """Mean, standard deviation and largest value of random rows, each within 5 of its standard errors."""
+        if self.init == "normal":
+            std = self._overall(old, dim) if self.declared.std is None else self.declared.std
+            most, error = 8 * std, std / sqrt(2)
+        else:
+            gain = nn.init.calculate_gain("leaky_relu", sqrt(5))
+            most = gain * sqrt(3 / self.fans[0])
+            if self.init == "xavier_uniform" and old.dim() > 1:
+                most = sqrt(3) * sqrt(2 / sum(self.fans))
+            std = most / sqrt(3)
+            error = std * sqrt(0.2)
+        k, name = max(added.numel(), 1), escape(self.key)
+        near = 1e-2 * std  # rounding to a coarse dtype
+        if abs(float(added.mean())) > _SIGMAS * std / sqrt(k) + near:
+            yield f"{name}: the new rows' mean is {magnitude(float(added.mean()))}, not about 0"
+        found = float(added.std(correction=0))
+        if abs(found - std) > _SIGMAS * max(error / sqrt(k), std / k) + near:
+            yield f"{name}: the new rows' deviation is {magnitude(found)}, not about {magnitude(std)}"
+        if float(added.abs().max()) > most * 1.01:
+            yield f"{name}: a new row has {magnitude(float(added.abs().max()))}, beyond {magnitude(most)}"
+
+    def _overall(self, old: torch.Tensor, dim: int) -> float:
+        """The standard deviation of all old elements: that within the columns, and that between them."""
+        centre, deviation, _ = _moments(old, dim)
+        return float((deviation.square().mean() + (centre - centre.mean()).square().mean()).sqrt())
+
+
+_PIECE = 4096  # rows that are looked at together, so that a vocabulary is not copied to float64 whole
+
+
+def _moments(old: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Mean and standard deviation of the rows, in float64, and the largest value."""
+    pieces = torch.split(old, _PIECE, dim)
+    n = old.shape[dim]
+    centre = sum((piece.double().sum(dim, keepdim=True) for piece in pieces), torch.zeros(())) / n
+    squares = sum(
+        ((piece.double() - centre).square().sum(dim, keepdim=True) for piece in pieces), torch.zeros(())
+    )
+    return centre, (squares / n).sqrt(), max(float(piece.double().abs().max()) for piece in pieces)
+
+
+def mean(tensor: torch.Tensor, dim: int) -> torch.Tensor:
+    """The mean of the rows, computed in float32 at least; a dimension of 1 is kept."""
+    return tensor.mean(dim, keepdim=True, dtype=torch.promote_types(wide(tensor), torch.float32))
+
+
+def _filled(like: torch.Tensor, sizes: list[int], value: float) -> torch.Tensor:
+    return like.new_empty(sizes).fill_(value)

@@ -1,0 +1,128 @@
+"""The same values in another dtype."""
+
+# ruff: noqa: D102, N801  # named as recipes spell them; a method is documented where it is first
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from pytest_ckptcompat.core import keys
+from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.findings import Promise
+from pytest_ckptcompat.core.tensor_spec import ITEMSIZE, shown
+from pytest_ckptcompat.recipes.arguments import python
+from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise
+from pytest_ckptcompat.recipes.promises import pieces, promise
+from pytest_ckptcompat.tensors.deferred import materialise
+from pytest_ckptcompat.tensors.difference import magnitude
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_ckptcompat.recipes.plan import State
+
+
+@dataclass(frozen=True, repr=False)
+class cast(KeyWise):
+    """Convert: ``cast("*", "bfloat16")``.
+
+    Attributes:
+        key: an exact key or a glob; of a glob's keys those are converted that hold floats, if the dtype does,
+            or integers, if it does.
+        dtype: torch's name without ``torch.``; the model's dtype, if it is left out.
+        optim: optimizer state: ``copy`` converts it as well, ``reset`` starts it anew.
+    """
+
+    dtype: str | None = None
+    optim: Literal["copy", "reset"] = "copy"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dtype is not None and (self.dtype not in ITEMSIZE or not hasattr(torch, self.dtype)):
+            near = keys.nearest(self.dtype, ITEMSIZE, 1)
+            hint = f": did you mean {near[0]!r}?" if near else ""
+            raise RecipeError(f"cast: {python(self.dtype)} is no dtype{hint}", key=self.key)
+
+    def change(self, key: str, state: State, target: State) -> Change | None:
+        dtype = self._wanted(key, state[key], target)
+        if dtype is None or dtype == state[key].dtype:
+            return None
+
+        def make(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(dtype)
+
+        return Change(make, (lambda _, tensor: tensor.to(dtype)) if self.optim == "copy" else None)
+
+    def _wanted(self, key: str, value: Any, target: State) -> torch.dtype | None:
+        """The dtype that a tensor is to have; None where a glob matched one of another kind."""
+        if self.dtype is None:
+            found = getattr(target.get(key), "dtype", None)
+            if found is None and key == self.key:
+                raise self.unfit(key, "the model does not have it, so the dtype must be given")
+            return found
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        alike = key == self.key or dtype.is_floating_point == value.dtype.is_floating_point
+        return dtype if alike else None
+
+    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+        """What was finite is finite, and every value is rounded at most, which is told."""
+        rounding = Rounding()
+
+        def faults() -> Iterator[str]:
+            for key in self.tensors(before):
+                old, new = materialise(before[key]), materialise(after[key])
+                dtype = self._wanted(key, old, target)
+                if dtype is None:
+                    continue
+                if new.dtype != dtype or new.shape != old.shape:
+                    yield f"{escape(key)}: it is {shown(tuple(new.shape), str(new.dtype)[6:])}"
+                elif new.is_floating_point() and old.is_floating_point():
+                    yield from rounding.faults(key, old, new)
+                elif not all(_equal(one, other) for one, other in pieces(old, new)):
+                    yield f"{escape(key)}: the new dtype does not hold all values"
+
+        proved = promise(f"{self}: finite, and rounded at most", faults())
+        return [proved if proved.detail else Promise(proved.name, proved.status, str(rounding))]
+
+
+@dataclass
+class Rounding:
+    """What becomes of values in another dtype.
+
+    Attributes:
+        largest: by how much one of them changed, at most.
+        zeroed: how many became zero that were not.
+    """
+
+    largest: float = 0.0
+    zeroed: int = 0
+
+    def __str__(self) -> str:
+        if not self.largest:
+            return "no value changes"
+        zeroed = f", {self.zeroed} values became 0" if self.zeroed else ""
+        return f"values change by up to {magnitude(self.largest)}{zeroed}"
+
+    def faults(self, key: str, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
+        """What is more than rounding; what is rounding is noted."""
+        info = torch.finfo(new.dtype)
+        lost = off = 0
+        for one, other in ((one.double(), other.double()) for one, other in pieces(old, new)):
+            known = one.isfinite()
+            apart = torch.where(known, (other - one).abs(), 0)
+            lost += int((known & ~other.isfinite()).sum())
+            off += int((apart > info.eps * one.abs() + info.smallest_normal * info.eps).sum())
+            self.zeroed += int(((one != 0) & (other == 0)).sum())
+            self.largest = max(self.largest, float(apart.max()) if len(apart) else 0)
+        if lost:
+            yield f"{escape(key)}: {lost} values are beyond the new dtype"
+        if off:
+            yield f"{escape(key)}: {off} values are not the old ones rounded"
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one.to(torch.complex128), other.to(torch.complex128))

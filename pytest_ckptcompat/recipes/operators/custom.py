@@ -1,0 +1,166 @@
+"""A repository's own function as a step of a recipe."""
+
+# ruff: noqa: D102, N801  # named as recipes spell them; a method is documented where it is first
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from pytest_ckptcompat.core.errors import ModelError, RecipeError, raised
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.findings import Promise
+from pytest_ckptcompat.core.imports import imported
+from pytest_ckptcompat.core.keys import matches
+from pytest_ckptcompat.recipes.arguments import toml
+from pytest_ckptcompat.recipes.base import Edit, Operator
+from pytest_ckptcompat.recipes.plan import Write, carry_out
+from pytest_ckptcompat.recipes.promises import differing, promise
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_ckptcompat.recipes.plan import Plan, State
+
+
+@dataclass(frozen=True, repr=False)
+class custom(Operator):
+    """Call a function ``state_dict -> state_dict``, such as a model's own checkpoint filter.
+
+    ``custom(remap, touches=["head.*"])``; in a recipe file ``fn = "package.module:remap"``. The function is
+    also called with tensors on the meta device, which have shapes and no values. What it does is not checked
+    beyond `touches`; a tensor that it gives back as it was given it, under whatever name, is untouched.
+
+    Attributes:
+        fn: the function, or its name. It gets a copy of the mapping, which it may change; the tensors it must
+            not change in place.
+        touches: keys or globs of all that it makes, replaces or takes away.
+        optim: optimizer state of the keys that it touches: ``reset`` starts it anew; ``copy`` keeps it as it
+            is, where the shape is the same.
+    """
+
+    fn: Callable[..., Any] | str
+    touches: tuple[str, ...] = ("*",)
+    optim: Literal["copy", "reset"] = "reset"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.fn, str) and (name := _name(self.fn)):
+            object.__setattr__(self, "fn", name)  # by which it can be printed, compared and written
+
+    def caveat(self, state: State, target: State) -> str:
+        return f"{self} is not checked"
+
+    def plan(self, state: State, target: State) -> Plan:
+        return self.edit(state, target).plan
+
+    def edit(self, state: State, target: State) -> Edit:
+        given = carry_out({}, state, self)
+        versions = [(key, value, _version(value)) for key, value in state.items()]
+        new = self._called(given)
+        for key, value, version in versions:
+            if _version(value) != version:
+                raise self.unfit(key, "the function changes it in place: let it make a new tensor")
+        plan = self._planned(state, new) if state else {}
+        if not plan:
+            raise self.unused(self.touches[0], "changes nothing")
+        return Edit(new, plan)
+
+    def _called(self, given: OrderedDict[str, Any]) -> OrderedDict[str, Any]:
+        on_meta = any(isinstance(value, torch.Tensor) and value.is_meta for value in given.values())
+        metadata = getattr(given, "_metadata", None)
+        try:
+            fn = imported(self.fn) if isinstance(self.fn, str) else self.fn
+            with torch.no_grad():
+                new = fn(given)
+        except ModelError as error:
+            raise RecipeError(f"{self}: {error}") from None
+        except (Exception, SystemExit) as error:
+            where = ", called with tensors on the meta device" if on_meta else ""
+            raise RecipeError(f"{self} raised {raised(error)}{where}") from error
+        new = given if new is None else new
+        if not isinstance(new, Mapping) or not all(isinstance(key, str) for key in new):
+            raise RecipeError(f"{self} gave no state dict: {type(new).__name__}")
+        made = new if isinstance(new, OrderedDict) else OrderedDict(new)
+        if metadata is not None and not hasattr(made, "_metadata"):
+            made._metadata = metadata  # type: ignore[attr-defined]
+        return made
+
+    def _planned(self, state: State, new: State) -> dict[str, list[Write]]:
+        """What the function did, told from which tensors it gave back."""
+        holders: dict[int, list[str]] = {}
+        for key, value in new.items():
+            if not (key in state and state[key] is value):
+                holders.setdefault(id(value), []).append(key)
+        plan: dict[str, list[Write]] = {}
+        for old, value in state.items():
+            stays = old in new and new[old] is value
+            moved = [Write(key, (old,), overwrites=key in state) for key in holders.pop(id(value), [])]
+            if moved or not stays:
+                plan[old] = [Write(old, (old,))] * stays + moved
+        *_, last = state
+        for key in [key for made in holders.values() for key in made]:
+            anchor = key if key in state else last
+            plan.setdefault(anchor, [Write(anchor, (anchor,))]).append(self._write(key, new[key], state))
+        self._hold_declared(plan)
+        return plan
+
+    def _write(self, key: str, value: Any, state: State) -> Write:
+        def make(*_: torch.Tensor) -> Any:
+            return value
+
+        alike = key in state and getattr(state[key], "shape", None) == getattr(value, "shape", ())
+        carry = (lambda _, tensor: tensor) if self.optim == "copy" and alike else None
+        return Write(key, (key,) if key in state else (), make, carry)
+
+    def _hold_declared(self, plan: Plan) -> None:
+        """What is made, replaced or taken away must be named by `touches`; what is renamed need not be."""
+        changed = [key for key, writes in plan.items() if not writes]
+        changed += [
+            write.key for writes in plan.values() for write in writes if write.make or write.overwrites
+        ]
+        for key in changed:
+            if not any(matches(pattern, key) for pattern in self.touches):
+                raise self.unfit(key, "the function changes it, and touches= does not name it")
+
+    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+        """What `touches` does not name is, bit for bit, as it was; of the rest nothing is known."""
+        values = {id(value) for value in after.values()}
+
+        def faults() -> Iterator[str]:
+            for key, old in before.items():
+                if any(matches(pattern, key) for pattern in self.touches) or id(old) in values:
+                    continue
+                if key not in after:
+                    yield f"{escape(key)} is gone"
+                elif isinstance(old, torch.Tensor):
+                    yield from differing(key, old, after[key])
+
+        rest = promise(f"{self}: what it does not touch", faults(), "bit for bit")
+        return [rest, Promise(f"{self}", "unchecked", "what a function of your own does is not checked")]
+
+    def table(self) -> dict[str, Any]:
+        table = super().table()
+        if not isinstance(self.fn, str):
+            toml(self.fn)
+        return table
+
+
+def _name(fn: Callable[..., Any]) -> str:
+    """``package.module:name``, if that is this very function; else ``""``."""
+    module, path = getattr(fn, "__module__", None), getattr(fn, "__qualname__", "")
+    try:
+        found: object = reduce(getattr, path.split("."), sys.modules[module or ""])
+    except (KeyError, AttributeError):
+        return ""
+    return f"{module}:{path}" if found is fn else ""
+
+
+def _version(value: Any) -> int:
+    return value._version if isinstance(value, torch.Tensor) and not value.is_inference() else 0

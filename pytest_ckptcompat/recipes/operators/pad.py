@@ -1,0 +1,120 @@
+"""Zeros around what is there."""
+
+# ruff: noqa: D102, N801  # named as recipes spell them; a method is documented where it is first
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch.nn import functional
+
+from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.tensor_spec import shown
+from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise, shape
+from pytest_ckptcompat.recipes.promises import differing, promise
+from pytest_ckptcompat.recipes.rows import bits
+from pytest_ckptcompat.tensors.deferred import materialise
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_ckptcompat.core.findings import Promise
+    from pytest_ckptcompat.recipes.plan import State
+
+Margins = list[tuple[int, int]]
+"""Zeros before and behind, dimension by dimension, the first dimension first."""
+
+
+@dataclass(frozen=True, repr=False)
+class pad(KeyWise):
+    """Put zeros around a tensor: a larger kernel that computes what the smaller one did, further inputs.
+
+    A convolution whose kernel grew by 2 keeps its function if its padding grows by 1.
+
+    Attributes:
+        key: an exact key or a glob.
+        sizes: zeros before and behind the last dimension, then the last but one, and so on, as
+            `torch.nn.functional.pad` counts; what the model's size needs, if they are left out.
+        mode: where the model's size leaves it open: ``centre`` puts half of the zeros before, ``end`` none.
+        optim: optimizer state: ``copy`` puts zeros around first moments and their mean around second ones;
+            ``reset`` starts the tensor's state anew.
+    """
+
+    rounds: ClassVar[bool] = False
+
+    sizes: tuple[int, ...] | None = None
+    mode: Literal["centre", "end"] = "centre"
+    optim: Literal["copy", "reset"] = "copy"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sizes is not None and (len(self.sizes) % 2 or min(self.sizes) < 0):
+            raise RecipeError("pad: sizes wants pairs of numbers of zeros", key=self.key)
+
+    def caveat(self, state: State, target: State) -> str:
+        for key in self.tensors(state):
+            for dim, (before, behind) in enumerate(self._margins(key, state, target)):
+                if (dim < 2 and before) or (dim >= 2 and before != behind):
+                    return f"{self} moves {('outputs', 'inputs')[dim] if dim < 2 else 'the kernel'} of {key}"
+        return ""
+
+    def change(self, key: str, state: State, target: State) -> Change | None:
+        margins = self._margins(key, state, target)
+        if not any(map(any, margins)):
+            return None
+        flat = [size for margin in reversed(margins) for size in margin]
+
+        def make(tensor: torch.Tensor) -> torch.Tensor:
+            return functional.pad(bits(tensor), flat).view(tensor.dtype)
+
+        def carry(squares: bool, tensor: torch.Tensor) -> torch.Tensor:
+            fill = float(tensor.mean()) if squares and tensor.numel() and not tensor.is_meta else 0.0
+            return functional.pad(tensor, flat, value=fill)
+
+        return Change(make, None if self.optim == "reset" else carry)
+
+    def _margins(self, key: str, state: State, target: State) -> Margins:
+        """What to add; nothing where a glob matched what has too few dimensions, or is not in the model."""
+        has, wanted = shape(state[key]) or (), shape(target.get(key))
+        exact = key == self.key
+        if self.sizes is not None:
+            if len(self.sizes) > 2 * len(has):
+                if exact:
+                    raise self.unfit(key, f"it is {shown(has)}, with fewer dimensions than sizes")
+                return []
+            pairs = list(zip(self.sizes[::2], self.sizes[1::2], strict=True))
+            return [(0, 0)] * (len(has) - len(pairs)) + pairs[::-1]
+        if wanted is None and not exact:
+            return []
+        if wanted is None or len(wanted) != len(has) or any(w < h for h, w in zip(has, wanted, strict=True)):
+            model = "the model does not have it" if wanted is None else f"the model has {shown(wanted)}"
+            raise self.unfit(key, f"it is {shown(has)}, {model}")
+        more = [new - old for old, new in zip(has, wanted, strict=True)]
+        return [(each // 2, each - each // 2) if self.mode == "centre" else (0, each) for each in more]
+
+    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+        """The old tensor is there, bit for bit, and everything around it is zero."""
+
+        def faults() -> Iterator[str]:
+            for key in self.tensors(before):
+                margins = self._margins(key, before, target)
+                if any(map(any, margins)):
+                    yield from self._faults(key, materialise(before[key]), materialise(after[key]), margins)
+
+        return [promise(f"{self}: the centre is kept, the rest zero", faults(), "bit for bit")]
+
+    def _faults(self, key: str, old: torch.Tensor, new: torch.Tensor, margins: Margins) -> Iterator[str]:
+        wanted = [before + size + behind for size, (before, behind) in zip(old.shape, margins, strict=True)]
+        if list(new.shape) != wanted:
+            yield f"{escape(key)}: shape {tuple(new.shape)} instead of {tuple(wanted)}"
+            return
+        inside = tuple(
+            slice(first, first + size) for (first, _), size in zip(margins, old.shape, strict=True)
+        )
+        yield from differing(key, old, new[inside])
+        rest = new.clone()
+        rest[inside] = torch.zeros_like(old)
+        yield from differing(key, torch.zeros_like(new), rest)

@@ -1,0 +1,139 @@
+"""Operators that change keys alone."""
+
+# ruff: noqa: D102, N801  # named as recipes spell them; a method is documented where it is first
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.keys import nearest
+from pytest_ckptcompat.recipes.arguments import python
+from pytest_ckptcompat.recipes.base import Operator
+from pytest_ckptcompat.recipes.globs import alike, filled, stars
+from pytest_ckptcompat.recipes.plan import Plan, State, Write
+from pytest_ckptcompat.recipes.promises import differing, promise
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_ckptcompat.core.findings import Promise
+    from pytest_ckptcompat.recipes.plan import State
+
+
+@dataclass(frozen=True, repr=False)
+class Renaming(Operator):
+    """An operator that gives keys other names; every tensor stays the same object."""
+
+    rounds: ClassVar[bool] = False
+
+    def named(self, key: str) -> str:
+        """What the operator calls a key."""
+        raise NotImplementedError
+
+    def chosen(self, state: State) -> list[str]:
+        """The keys that it renames.
+
+        Raises:
+            RecipeError: there are none.
+        """
+        raise NotImplementedError
+
+    def plan(self, state: State, target: State) -> Plan:
+        return {key: [Write(self.named(key), (key,))] for key in self.chosen(state)}
+
+    def destination(self, key: str) -> str | None:
+        return self.named(key)
+
+    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+        """As many tensors as there were, each bit-equal to the one that it was under its old name."""
+
+        def faults() -> Iterator[str]:
+            if len(before) != len(after):
+                yield f"{len(after)} keys instead of {len(before)}"
+            renamed = set(self.chosen(before))
+            for key, old in before.items():
+                name = self.named(key) if key in renamed else key
+                if name not in after:
+                    yield f"{escape(key)}: there is no {escape(name)}"
+                elif isinstance(old, torch.Tensor):
+                    yield from differing(name, old, after[name])
+
+        return [promise(f"{self}: bytes unchanged", faults(), f"{len(after)} keys")]
+
+
+@dataclass(frozen=True, repr=False)
+class rename(Renaming):
+    """Give keys other names.
+
+    Attributes:
+        pattern: an exact key or a glob.
+        to: the new name, with as many stars as the pattern: each stands for what the pattern's star at the
+            same place stood for; or with none. ``rename("net.*", "backbone.*")``.
+    """
+
+    pattern: str
+    to: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "*" in self.to:
+            alike("rename", self.pattern, self.to)
+
+    def chosen(self, state: State) -> list[str]:
+        keys = self.matched(self.pattern, state)
+        if all(self.named(key) == key for key in keys):
+            raise self.unused(self.pattern, "gives no key another name")
+        return keys
+
+    def named(self, key: str) -> str:
+        found = stars(self.pattern, key)
+        return key if found is None else filled(self.to, found)
+
+
+@dataclass(frozen=True, repr=False)
+class strip_prefix(Renaming):
+    """Take a prefix from every key that has it: ``strip_prefix("module.")``.
+
+    Attributes:
+        prefix: a plain text, no glob; its last dot may be left out.
+    """
+
+    prefix: str
+
+    def chosen(self, state: State) -> list[str]:
+        keys = [key for key in state if self.named(key) != key]
+        if not keys:
+            near = nearest(f"{self.prefix}*", state.keys(), 1)
+            hint = f"; there is {python(near[0])}" if near else ""
+            raise self.unused(self.prefix, f"finds no key that begins with {python(self.prefix)}{hint}")
+        return keys
+
+    def named(self, key: str) -> str:
+        return (key.removeprefix(self.prefix).removeprefix(".") if key.startswith(self.prefix) else "") or key
+
+
+@dataclass(frozen=True, repr=False)
+class add_prefix(Renaming):
+    """Put a prefix before every key: ``add_prefix("model.")``.
+
+    Attributes:
+        prefix: a plain text, with its last dot.
+    """
+
+    prefix: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.prefix:
+            raise RecipeError("add_prefix: the prefix is empty", rule="recipe-unused-op")
+
+    def chosen(self, state: State) -> list[str]:
+        return list(state)
+
+    def named(self, key: str) -> str:
+        return self.prefix + key

@@ -1,0 +1,256 @@
+"""Positions and patch kernels of another grid."""
+
+# ruff: noqa: D102, N801  # named as recipes spell them; a method is documented where it is first
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch.nn import functional
+
+from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.core.tensor_spec import shown
+from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise, shape
+from pytest_ckptcompat.recipes.promises import differing, promise
+from pytest_ckptcompat.recipes.rows import joined, wide
+from pytest_ckptcompat.tensors.deferred import materialise
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_ckptcompat.core.findings import Promise
+    from pytest_ckptcompat.recipes.plan import State
+
+Size = tuple[int, int]
+
+Interpolation = Literal["bicubic", "bilinear", "nearest"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the grid of a tensor is, and what becomes of it.
+
+    Attributes:
+        tokens: the dimension in which its places stand in a row, line after line; -1 where it is a picture.
+        dims: of a picture: the dimensions of its height and width.
+        old: height and width.
+        new: height and width that it is to have.
+        prefix: how many tokens without a place stand before it.
+    """
+
+    tokens: int
+    dims: tuple[int, int]
+    old: Size
+    new: Size
+    prefix: int = 0
+
+    def pictures(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The grid as pictures of the shape (any, any, height, width)."""
+        if self.tokens < 0:
+            return tensor.permute(*(dim for dim in range(4) if dim not in self.dims), *self.dims)
+        places = tensor.narrow(self.tokens, self.prefix, tensor.shape[self.tokens] - self.prefix)
+        return places.reshape(1, *self.old, -1).permute(0, 3, 1, 2)
+
+    def back(self, pictures: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+        """Pictures of the new size in the place of those that `tensor` has."""
+        if self.tokens < 0:
+            others = [dim for dim in range(4) if dim not in self.dims]
+            order = [*others, *self.dims]
+            return pictures.permute([order.index(dim) for dim in range(4)]).contiguous()
+        rows = pictures.permute(0, 2, 3, 1).reshape(*tensor.shape[: self.tokens], -1, tensor.shape[-1])
+        return joined([tensor.narrow(self.tokens, 0, self.prefix), rows.contiguous()], self.tokens)
+
+
+def resized(pictures: torch.Tensor, size: Size, mode: Interpolation, antialias: bool) -> torch.Tensor:
+    """Pictures of another size, in float32 at least."""
+    computed = pictures.to(torch.promote_types(wide(pictures), torch.float32))
+    if pictures.is_meta:
+        return computed.new_empty((*pictures.shape[:2], *size))
+    if size[1] == 1 < size[0]:  # of which torch (2.6 to 2.14) fills a smoothed column with its first value
+        return resized(pictures.mT, (1, size[0]), mode, antialias).mT
+    smooth = {"antialias": antialias, "align_corners": False} if mode != "nearest" else {}
+    return functional.interpolate(computed, size, mode=mode, **smooth)
+
+
+def matrix(old: int, new: int, mode: Interpolation, antialias: bool) -> torch.Tensor:
+    """Resizing along one dimension as a matrix (new, old), in float64."""
+    lines = torch.eye(old, dtype=torch.float64)[None, None]
+    return resized(lines, (new, old), mode, antialias)[0, 0]
+
+
+def square(tokens: int) -> Size | None:
+    """The square grid of so many places, if there is one."""
+    side = isqrt(max(tokens, 0))
+    return (side, side) if side**2 == tokens and side else None
+
+
+@dataclass(frozen=True, repr=False)
+class resample(KeyWise):
+    """Bring positions, or patch kernels, to another grid.
+
+    Position embeddings are interpolated as pictures, as timm's ``resample_abs_pos_embed`` does:
+    ``resample("pos_embed", size=[24, 24], prefix_tokens=1)``. So are tables of relative positions, whose size
+    is ``[2 * h - 1, 2 * w - 1]``. With ``mode="pinv"``, kernels of patches are resized such that a resized
+    patch gives with the resized kernel what it gave: ⟨Bx, w'⟩ = ⟨x, w⟩ where patches become larger, and
+    the nearest to it where they become smaller (FlexiViT, Beyer et al. 2023, arXiv:2212.08013).
+
+    Attributes:
+        key: an exact key or a glob; tensors of the shape (tokens, width) or (1, tokens, width), pictures of
+            the shape (1, h, w, width) or (1, width, h, w), or kernels of the shape (out, in, h, w).
+        size: the new height and width; the model's if they are left out, tokens being a square.
+        mode: ``bicubic``, ``bilinear``, ``nearest``, or ``pinv``: bicubic for kernels, see above.
+        prefix_tokens: how many tokens without a place (class, distillation) stand first; they stay.
+        antialias: smooth on the way to a smaller grid.
+        old_size: the old height and width, where the tokens are no square.
+        optim: optimizer state: ``reset`` starts it anew; ``copy`` interpolates it, but not for ``pinv``.
+    """
+
+    size: tuple[int, ...] | None = None
+    mode: Literal["bicubic", "bilinear", "nearest", "pinv"] = "bicubic"
+    prefix_tokens: int = 0
+    antialias: bool = True
+    old_size: tuple[int, ...] | None = None
+    optim: Literal["copy", "reset"] = "reset"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("size", "old_size"):
+            value = getattr(self, name)
+            if value is not None and (len(value) != 2 or min(value) < 1):
+                raise RecipeError(f"resample: {name} wants a height and a width", key=self.key)
+        if self.mode == "pinv" and (self.prefix_tokens or self.optim == "copy"):
+            raise RecipeError("resample: pinv is for kernels, and resets optimizer state", key=self.key)
+
+    @property
+    def unkept(self) -> str:  # type: ignore[override]
+        """The pictures are of another size."""
+        return f"{self}: the model sees another grid"
+
+    @property
+    def interpolation(self) -> Interpolation:
+        """How pictures are resized."""
+        return "bicubic" if self.mode == "pinv" else self.mode
+
+    def change(self, key: str, state: State, target: State) -> Change | None:
+        grid = self._grid(key, state, target)
+        if grid is None or grid.old == grid.new:
+            return None
+
+        def make(tensor: torch.Tensor) -> torch.Tensor:
+            if self.mode == "pinv":
+                return self._kernel(tensor, grid)
+            pictures = resized(grid.pictures(tensor), grid.new, self.interpolation, self.antialias)
+            return grid.back(pictures.to(tensor.dtype), tensor)
+
+        def carry(_: bool, tensor: torch.Tensor) -> torch.Tensor:  # bilinear: squares stay above zero
+            pictures = resized(grid.pictures(tensor), grid.new, "bilinear", self.antialias)
+            return grid.back(pictures.to(tensor.dtype), tensor)
+
+        return Change(make, carry if self.optim == "copy" else None)
+
+    def _kernel(self, tensor: torch.Tensor, grid: Grid) -> torch.Tensor:
+        """The kernel through the pseudo-inverse of the transposed resizing, dimension by dimension."""
+        if tensor.is_meta:
+            return tensor.new_empty((*tensor.shape[:2], *grid.new))
+        rows, columns = (
+            torch.linalg.pinv(matrix(old, new, self.interpolation, self.antialias).T).to(tensor.device)
+            for old, new in zip(grid.old, grid.new, strict=True)
+        )
+        kernel: torch.Tensor = rows @ tensor.double() @ columns.T
+        return kernel.to(tensor.dtype)
+
+    # -- the grid ------------------------------------------------------------------------------------------
+
+    def _grid(self, key: str, state: State, target: State) -> Grid | None:
+        """The grid of a tensor; None where a glob matched one that the model has in its shape.
+
+        Raises:
+            RecipeError: it can't be told.
+        """
+        has, wanted = tuple(state[key].shape), shape(target.get(key))
+        exact = key == self.key
+        if (wanted is None and not exact) or (wanted == has and not (exact and self.size)):
+            return None  # as many places may be another grid, but only if somebody says so
+        if self.mode == "pinv" or len(has) == 4:
+            return self._picture(key, has, wanted)
+        if len(has) not in (2, 3) or (len(has) == 3 and has[0] != 1):
+            raise self.unfit(key, f"it is {shown(has)}, which is no row of tokens")
+        dim = len(has) - 2
+        count = has[dim] - self.prefix_tokens
+        old = _pair(self.old_size) or square(count)
+        if old is None or old[0] * old[1] != count:
+            raise self.unfit(key, f"its {count} places are {self._no_grid(old, has[dim])}")
+        more = (wanted[dim] if wanted and len(wanted) == len(has) else 0) - self.prefix_tokens
+        new = _pair(self.size) or square(more)
+        if new is None:
+            raise self.unfit(key, "the new height and width must be given: size=[h, w]")
+        return Grid(dim, (0, 0), old, new, self.prefix_tokens)
+
+    def _no_grid(self, old: Size | None, tokens: int) -> str:
+        if old is not None:
+            return f"not {old[0]} × {old[1]}"
+        likely = next((n for n in (1, 2) if self.prefix_tokens == 0 and square(tokens - n)), None)
+        return f"no square: give {f'prefix_tokens={likely}, or ' if likely else ''}old_size=[h, w]"
+
+    def _picture(self, key: str, has: Size | tuple[int, ...], wanted: tuple[int, ...] | None) -> Grid:
+        """A kernel or a picture: of the dimensions that may be its height and width, those that change."""
+        if len(has) != 4:
+            raise self.unfit(key, f"it is {shown(has)}, which is no kernel")
+        for dims in ((2, 3),) if self.mode == "pinv" or has[0] != 1 else ((2, 3), (1, 2)):
+            old = has[dims[0]], has[dims[1]]
+            new = _pair(self.size) or (
+                (wanted[dims[0]], wanted[dims[1]]) if wanted and len(wanted) == 4 else None
+            )
+            fits = wanted is None or all(
+                each == (new or old)[dims.index(dim)] if dim in dims else each == has[dim]
+                for dim, each in enumerate(wanted)
+            )
+            if new is not None and fits:
+                return Grid(-1, dims, old, new)
+        model = "the model does not have it" if wanted is None else f"the model has {shown(wanted)}"
+        raise self.unfit(key, f"it is {shown(has)}, {model}")
+
+    # -- the proof -----------------------------------------------------------------------------------------
+
+    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+        """Prefix tokens are kept, and the grid is the old one times matrices that resize each side."""
+
+        def faults() -> Iterator[str]:
+            for key in self.tensors(before):
+                grid = self._grid(key, before, target)
+                if grid is not None:
+                    yield from self._faults(key, grid, materialise(before[key]), materialise(after[key]))
+
+        name = "a resized patch gives what it gave" if self.mode == "pinv" else "resized line by line"
+        return [promise(f"{self}: {name}", faults(), "prefix tokens bit-equal" if self.prefix_tokens else "")]
+
+    def _faults(self, key: str, grid: Grid, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
+        rows, columns = (
+            matrix(one, other, self.interpolation, self.antialias)
+            for one, other in zip(grid.old, grid.new, strict=True)
+        )
+        if grid.tokens >= 0:
+            prefix, kept = (each.narrow(grid.tokens, 0, grid.prefix) for each in (old, new))
+            yield from differing(key, prefix, kept)
+            one, other = (
+                each.double().movedim(grid.tokens, 0).flatten(1)[grid.prefix :].T.reshape(-1, *size)
+                for each, size in ((old, grid.old), (new, grid.new))
+            )
+        else:
+            others = [dim for dim in range(4) if dim not in grid.dims]
+            one, other = (each.double().movedim(others, (0, 1)) for each in (old, new))
+        allowed = 64 * torch.finfo(new.dtype).eps * float(old.double().abs().max())
+        if (
+            self.mode == "pinv"
+        ):  # the normal equations: of all kernels, none gives the old products more nearly
+            one, other = rows @ one @ columns.T, rows @ (rows.T @ other @ columns) @ columns.T
+        else:
+            one = rows @ one @ columns.T
+        yield from differing(key, one, other, allowed)
+
+
+def _pair(size: tuple[int, ...] | None) -> Size | None:
+    return None if size is None else (size[0], size[1])

@@ -1,0 +1,258 @@
+"""More hidden units, and the same function."""
+
+# ruff: noqa: D102, N801  # named as recipes spell them; a method is documented where it is first
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Literal
+
+from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.core.findings import finding
+from pytest_ckptcompat.core.keys import nearest
+from pytest_ckptcompat.core.tensor_spec import shown
+from pytest_ckptcompat.recipes.arguments import python
+from pytest_ckptcompat.recipes.base import Operator
+from pytest_ckptcompat.recipes.globs import alike, filled, stars
+from pytest_ckptcompat.recipes.per_tensor import shape, tied
+from pytest_ckptcompat.recipes.plan import Plan, State, Write
+from pytest_ckptcompat.recipes.promises import promise
+from pytest_ckptcompat.recipes.rows import drawn, generator
+from pytest_ckptcompat.recipes.units import Split, Units, conditions, shares, twins, uncopied, unshared
+from pytest_ckptcompat.tensors.difference import memory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    import torch
+
+    from pytest_ckptcompat.core.findings import Finding, Promise
+
+    Modules = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, repr=False)
+class widen(Operator):
+    """Give a layer more hidden units, each a copy of an old one, whose work they then share.
+
+    What comes in is copied: rows of the producer's weight and bias, and of everything that goes unit by unit
+    after it (γ, β, running mean and variance of a BatchNorm, slopes of a PReLU, a depthwise convolution).
+    What goes out is divided: columns of the consumers' weights. With ``equal`` this is Net2Wider (Chen et al.
+    2016, arXiv:1511.05641), with ``unequal`` and ``zero`` its lossless variants (bert2BERT, LEMON).
+
+    A norm over the units sees other statistics once some count more than others: under a LayerNorm or RMSNorm
+    the function is kept only if all units have equally many copies, under a GroupNorm only if each new group
+    has equally many of every unit of one old group, which takes a `mapping`. Tensors do not tell such a norm
+    from one that treats every unit by itself; the comparison with ``source_model`` does.
+
+    ``widen("fc1", ["fc2"], norms=["bn1"])``; all blocks at once:
+    ``widen(["layers.*.gate", "layers.*.up"], ["layers.*.down"])``.
+
+    Attributes:
+        producer: the module, or modules, that compute the units: Linear or convolution, by path. A gated
+            feed-forward has two. Stars stand for the same in `consumers` and `norms`.
+        consumers: the modules that take the units in. One behind a flatten has several columns for each.
+        norms: modules between them that treat every unit by itself.
+        to: how many units there are to be; as many as the model has, if it is left out.
+        split: how copies share the work of their original: in ``equal`` parts, in ``unequal`` random ones,
+            or not at all (``zero``: the new columns are zero).
+        noise_std: standard deviation of normal noise on the weights of the new units, so that they learn
+            different things from now on; with it the function is kept by ``zero`` alone.
+        seed: of what is drawn.
+        mapping: for each new unit the old one; if it is left out, new unit j is a copy of ``j mod n``.
+        optim: optimizer state: ``copy`` gives the moments that the new network's own gradients have (a unit
+            that does a third of the work has a third of the gradient); ``reset`` starts it anew.
+    """
+
+    producer: str | tuple[str, ...]
+    consumers: tuple[str, ...]
+    norms: tuple[str, ...] = ()
+    to: int | None = None
+    split: Split = "equal"
+    noise_std: float = 0.0
+    seed: int = 0
+    mapping: tuple[int, ...] | None = None
+    optim: Literal["copy", "reset"] = "copy"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        alike("widen", *self._producers, *self.consumers, *self.norms)
+        if self.noise_std < 0:
+            raise RecipeError("widen: noise_std wants a number that is not negative", key=self._producers[0])
+        if self.mapping is not None and self.to is not None and len(self.mapping) != self.to:
+            raise RecipeError(
+                f"widen: mapping has {len(self.mapping)} units, and to is {self.to}", key=self._producers[0]
+            )
+
+    @property
+    def _producers(self) -> tuple[str, ...]:
+        return (self.producer,) if isinstance(self.producer, str) else self.producer
+
+    @property
+    def unkept(self) -> str:  # type: ignore[override]
+        """Copies with noise are other units."""
+        noisy = self.noise_std and self.split != "zero"
+        return f"{self} adds noise to units that count" if noisy else ""
+
+    # -- at work -------------------------------------------------------------------------------------------
+
+    def plan(self, state: State, target: State) -> Plan:
+        ties = tied(state)
+        plan: dict[str, list[Write]] = {}
+        for units in self._layers(state, target):
+            for key in chain(units.rows, units.columns):
+                write = self._row_write(units, key) if key in units.rows else self._column_write(units, key)
+                for name in ties[memory(state[key])]:
+                    plan.setdefault(name, [Write(name, (name,), write.make, write.carry)])
+        return plan
+
+    def _row_write(self, units: Units, key: str) -> Write:
+        def make(tensor: torch.Tensor) -> torch.Tensor:
+            new = units.more_rows(tensor)
+            if self.noise_std and key in units.weights and not new.is_meta:
+                sizes = [len(units.copies), *new.shape[1:]]
+                new[units.copies] += drawn(new, sizes, self._noise, self.seed, key)
+            return new
+
+        def carry(squares: bool, tensor: torch.Tensor) -> torch.Tensor:
+            new = units.more_rows(tensor)
+            if squares and self.split == "zero":
+                return new  # one that counts nothing has no gradient yet: as if it counted, for small steps
+            return units.shared(new, 0, 2 if squares else 1)
+
+        return Write(key, (key,), make, None if self.optim == "reset" else carry)
+
+    def _column_write(self, units: Units, key: str) -> Write:
+        def make(tensor: torch.Tensor) -> torch.Tensor:
+            return units.shared(units.more_columns(tensor), 1)
+
+        def carry(_: bool, tensor: torch.Tensor) -> torch.Tensor:
+            return units.more_columns(tensor)
+
+        return Write(key, (key,), make, None if self.optim == "reset" else carry)
+
+    def _noise(self, tensor: torch.Tensor, generator: torch.Generator) -> None:
+        tensor.normal_(0.0, self.noise_std, generator=generator)
+
+    # -- which tensors -------------------------------------------------------------------------------------
+
+    def _layers(self, state: State, target: State) -> Iterator[Units]:
+        """The layers that the paths name, one for each thing that their stars stand for.
+
+        Raises:
+            RecipeError: there are none, or sizes do not fit together.
+        """
+        modules: dict[str, list[str]] = {}
+        for key, value in state.items():
+            if shape(value) is not None:
+                modules.setdefault(key.rpartition(".")[0], []).append(key)
+        first = self._producers[0]
+        named = [module for module in modules if stars(first, module) is not None]
+        if not named:
+            raise self.unused(first, f"matches no module{_near(first, modules)}")
+        for module in named:
+            found = stars(first, module)
+            assert found is not None
+            yield self._units(found, module, modules, state, target)
+
+    def _units(
+        self, found: tuple[str, ...], first: str, modules: Modules, state: State, target: State
+    ) -> Units:
+        rows: list[str] = []
+        columns: dict[str, int] = {}
+        old = self._size(f"{first}.weight", state)
+        for path in self._producers:
+            rows += self._rows(self._tensors(filled(path, found), modules), old, state, norm=False)
+        weights = [key for key in rows if len(state[key].shape) > 1]
+        for path in self.norms:
+            rows += self._rows(self._tensors(filled(path, found), modules), old, state, norm=True)
+        for path in self.consumers:
+            module = filled(path, found)
+            columns |= self._columns(module, self._tensors(module, modules), old, state)
+        both = [key for key in columns if key in rows]
+        if both:
+            raise self.unfit(both[0], "it can't give and take the same units; widen one after the other")
+        origin = self._origin(f"{first}.weight", old, target)
+        return Units(
+            rows, weights, columns, old, origin, shares(origin, self.split, generator(self.seed, first))
+        )
+
+    def _size(self, key: str, state: State) -> int:
+        sizes = shape(state.get(key))
+        if not sizes:
+            raise self.unfit(key, "a producer has a weight, and there is none")
+        return sizes[0]
+
+    def _rows(self, keys: Iterable[str], old: int, state: State, *, norm: bool) -> Iterator[str]:
+        for key in keys:
+            sizes = tuple(state[key].shape)
+            if sizes and sizes[0] == old:
+                yield key
+            elif sizes and not (norm and sizes == (1,)):  # one slope may be for all units
+                raise self.unfit(key, f"it is {shown(sizes)}, and there are {old} units")
+
+    def _columns(self, module: str, keys: Iterable[str], old: int, state: State) -> Iterator[tuple[str, int]]:
+        found = False
+        for key in keys:
+            sizes = tuple(state[key].shape)
+            if len(sizes) > 1:
+                found = True
+                if sizes[1] % old or not sizes[1]:
+                    raise self.unfit(key, f"it is {shown(sizes)}: its columns are no multiple of {old} units")
+                yield key, sizes[1] // old
+        if not found:
+            raise self.unfit(module, "a consumer has a weight, and there is none")
+
+    def _tensors(self, module: str, modules: Modules) -> Sequence[str]:
+        if module not in modules:
+            raise self.unused(module, f"has {python(module)}, which is no module{_near(module, modules)}")
+        return modules[module]
+
+    def _origin(self, key: str, old: int, target: State) -> tuple[int, ...]:
+        wanted = shape(target.get(key))
+        given = self.to or len(self.mapping or ())
+        if not given and not wanted:
+            raise self.unfit(key, "the model does not have it, so the number of units must be given")
+        size = given or (wanted or (0,))[0]
+        origin = self.mapping or tuple(unit % old for unit in range(size))
+        if size <= old:
+            what = "changes nothing" if size == old else "does not fit: use select for fewer units"
+            raise self.unused(key, f"{what}: {python(key)} has {old} units and is to have {size}")
+        if set(origin) != set(range(old)):
+            raise self.unfit(key, f"mapping must name each of the units 0 to {old - 1}, and no other")
+        return origin
+
+    # -- the proof -----------------------------------------------------------------------------------------
+
+    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+        """What comes in is copied, and what goes out sums up to what it was.
+
+        So every unit's copies together give its consumers what it gave alone, if all that lies between treats
+        each unit by itself; where a norm may not, that is told.
+        """
+        layers = list(self._layers(before, target))
+        copied = (uncopied(units, before, after, self.mapping, self.noise_std) for units in layers)
+        shared = (unshared(units, before, after, self.mapping, self.split) for units in layers)
+        return [
+            promise(f"{self}: units copied", chain.from_iterable(copied)),
+            promise(f"{self}: work shared", chain.from_iterable(shared), conditions(layers, before)),
+        ]
+
+    def remarks(self, before: State, after: State, target: State) -> list[Finding]:
+        """Two units with the same weights in and out get the same gradients for ever, without dropout."""
+        found = [(units, pair) for units in self._layers(before, target) if (pair := twins(units, after))]
+        if not found:
+            return []
+        units, (one, other) = found[0]
+        more = f" (and so on in {len(found) - 1} more layers)" if len(found) > 1 else ""
+        message = (
+            f"units {one} and {other} are the same, coming in and going out{more}: without dropout they "
+            'will learn the same; noise_std= or split="unequal" tells them apart'
+        )
+        return [finding("recipe-symmetric-units", units.rows[0], message=message)]
+
+
+def _near(name: str, modules: Modules) -> str:
+    found = " or ".join(map(python, nearest(name, modules)))
+    return f": did you mean {found}?" if found else ""

@@ -1,0 +1,49 @@
+"""Operators that others add, in a ``conftest.py`` or in an installed package."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.core.hooks import _hooks
+
+if TYPE_CHECKING:
+    from .base import Operator
+
+
+def operator(name: str) -> type[Operator] | None:
+    """The operator of that name; those that come with the plugin can't be replaced."""
+    from .operators import OPERATORS
+
+    return OPERATORS.get(name) or _added().get(name)
+
+
+def operators() -> dict[str, type[Operator]]:
+    """Every operator, by its name."""
+    from .operators import OPERATORS
+
+    return _added() | OPERATORS
+
+
+def _added() -> dict[str, type[Operator]]:
+    """What the hooks give: the run's first, then those of installed packages.
+
+    Raises:
+        RecipeError: a hook gave something else than operators.
+    """
+    from pytest_ckptcompat.formats.registry import installed
+
+    found: dict[str, type[Operator]] = {}
+    for hook in (*_hooks, installed()):
+        for kinds in hook.pytest_ckptcompat_operators():
+            for kind in kinds:
+                found.setdefault(_checked(kind).__name__, kind)
+    return found
+
+
+def _checked(kind: Any) -> type[Operator]:
+    from .base import Operator
+
+    if not isinstance(kind, type) or not issubclass(kind, Operator):
+        raise RecipeError(f"pytest_ckptcompat_operators gave {kind!r:.80}, which is no Operator class")
+    return kind

@@ -1,0 +1,297 @@
+"""The reports of a run as one page for a browser: self-contained, and whole without JavaScript."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from html import escape as quoted
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from pytest_ckptcompat.core.escape import escape, printable
+
+from .fit_text import pasted
+from .module_tree import FITS, Leaf, Module, leaves, tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pytest_ckptcompat.core.findings import Promise, Stage
+
+    from .report import Report
+
+MOST_ROWS = 20_000
+"""Rows of one report that the page shows: a browser still searches as many at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check of the run.
+
+    Attributes:
+        title: what was checked, such as a test's id.
+        report: how it went.
+        fitting: the keys that fit, with what they are (``"(64, 3, 7, 7) f32"``), so that the page shows the
+            whole model; without them it shows what was found.
+    """
+
+    title: str
+    report: Report
+    fitting: Mapping[str, str] = field(default_factory=dict)
+
+
+def render(checks: Sequence[Check]) -> str:
+    """The page, with the checks that fail first."""
+    checks = sorted(checks, key=lambda check: check.report.ok)
+    found = [leaves(check.report, check.fitting) for check in checks]
+    fit = sum(check.report.ok for check in checks)
+    heading = f"{fit} of {len(checks)} checkpoints fit" if checks else "No checkpoint was checked"
+    style, script = _own("page.css"), _own("page.js")
+    # Nothing but the page's own script and style runs or loads, whatever a checkpoint calls its keys.
+    policy = f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'"
+    return "\n".join(
+        [
+            "<!DOCTYPE html>",
+            '<html lang="en"><head>',
+            '<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{heading}</title>",
+            f"<style>{style}</style>",
+            "</head><body>",
+            f"<h1>{heading}</h1>",
+            _contents(checks),
+            _tools(leaf for each in found for leaf in each if leaf.pattern),
+            *(_section(place, check, found[place]) for place, check in enumerate(checks)),
+            f"<script>{script}</script>",
+            "</body></html>\n",
+        ]
+    )
+
+
+def _own(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+# -- parts --------------------------------------------------------------------------------------------------
+
+
+def _contents(checks: Sequence[Check]) -> str:
+    if len(checks) < 2:
+        return ""
+    lines = (
+        _tag(
+            "li",
+            _sign(check.report),
+            _tag("a", _text(check.title), href=f"#check-{place}"),
+            f" {_said(check.report.verdict)}",
+            class_=_status(check.report),
+        )
+        for place, check in enumerate(checks)
+    )
+    return _tag("nav", _tag("ul", *lines))
+
+
+def _tools(found: Iterable[Leaf]) -> str:
+    """What works with the script alone, hidden until it runs."""
+    return _tag(
+        "div",
+        _tag("input", type="search", id="search", placeholder="Search keys ( / )", aria_label="Search keys"),
+        *(
+            _tag("button", f"{_text(rule)} {count:,}", type="button", data_filter=rule, aria_pressed="true")
+            for rule, count in sorted(Counter(leaf.rule for leaf in found).items())
+        ),
+        _tag("button", "open all", type="button", data_open="all"),
+        _tag("button", "close all", type="button", data_open="none"),
+        _tag("span", id="found", role="status"),
+        id="tools",
+        hidden=True,
+    )
+
+
+def _section(place: int, check: Check, found: Sequence[Leaf]) -> str:
+    report = check.report
+    return _tag(
+        "section",
+        _tag("h2", _sign(report), _said(report.verdict)),
+        _tag("p", _text(check.title), class_="nodeid"),
+        _sentences([leaf for leaf in found if not leaf.pattern]),
+        _suggestion(place, report),
+        _keys([leaf for leaf in found if leaf.pattern], report.side),
+        _outcomes("Promises of the recipe", "promise", report.promises),
+        _outcomes("Stages", "stage", report.stages),
+        id=f"check-{place}",
+        class_=_status(report),
+    )
+
+
+def _sentences(found: Sequence[Leaf]) -> str:
+    """The findings that are about no key."""
+    lines = (
+        _tag(
+            "li",
+            _tag("span", _text(leaf.rule), class_="rule"),
+            " ",
+            _said(" ".join(filter(None, [leaf.checkpoint, leaf.model, leaf.message]))),
+            class_=leaf.severity,
+        )
+        for leaf in found
+    )
+    return _tag("ul", *lines, class_="said") if found else ""
+
+
+def _suggestion(place: int, report: Report) -> str:
+    if not report.advice.endswith(":"):
+        return _tag("h3", report.advice.removesuffix(".")) if report.advice else ""
+    python = "\n".join(pasted(repr(report.suggestion), 100))
+    toml = report.suggested_toml
+    return "\n".join(
+        [
+            _tag("h3", report.advice.removesuffix(":")),
+            _tag("pre", _tag("code", quoted(python), id=f"python-{place}")),
+            _tag("button", "copy", type="button", data_copy=f"python-{place}", hidden=True),
+            _tag(
+                "details",
+                _tag("summary", "As TOML, for a recipe file"),
+                _tag("pre", _tag("code", quoted(toml))),
+            )
+            if toml
+            else "",
+        ]
+    )
+
+
+def _outcomes(title: str, name: str, outcomes: Iterable[Promise | Stage]) -> str:
+    lines = [
+        _tag(
+            "tr",
+            _tag("td", _said(each.name)),
+            _tag("td", each.status, class_=each.status),
+            _tag("td", _said(each.detail)),
+        )
+        for each in outcomes
+    ]
+    heads = _tag("tr", *(_tag("th", head) for head in (name, "status", "detail")))
+    table = _tag("table", _tag("thead", heads), _tag("tbody", *lines))
+    return f"{_tag('h3', title)}\n{table}" if lines else ""
+
+
+# -- the tree of modules ------------------------------------------------------------------------------------
+
+_WORDS = {"error": "wrong", "warn": "doubtful", "off": "waived", FITS: "fit"}
+
+
+def _keys(found: Sequence[Leaf], side: str) -> str:
+    if not found:
+        return ""
+    heads = (_tag("span", head) for head in ("key", "rule", side, "model"))
+    more = len(found) - MOST_ROWS
+    return "\n".join(
+        [
+            _tag("h3", "Keys"),
+            _tag("div", *heads, class_="heads"),
+            _tag("ul", _inside(tree(found[:MOST_ROWS])), class_="tree"),
+            _tag("p", f"{more:,} more rows are in the JSON report.") if more > 0 else "",
+        ]
+    )
+
+
+def _inside(module: Module) -> str:
+    return "\n".join(
+        [
+            *(_leaf(name, leaf) for name, leaf in module.sorted_leaves()),
+            *(_module(each.shortened()) for each in module.sorted_modules()),
+        ]
+    )
+
+
+def _module(module: Module) -> str:
+    count = module.count()
+    counts = (
+        _tag("b", f"{number:,} {_WORDS[severity]}", class_=severity)
+        for severity, number in count.items()
+        if number
+    )
+    summary = _tag(
+        "summary",
+        _tag("span", _text(module.name), class_="name"),
+        " ",
+        _tag("span", *counts, class_="counts"),
+    )
+    is_open = count["error"] + count["warn"] > 0
+    return _tag("li", _tag("details", summary, _tag("ul", _inside(module)), open=is_open))
+
+
+def _leaf(name: str, leaf: Leaf) -> str:
+    times = _tag("span", f" \N{MULTIPLICATION SIGN}{leaf.count:,}", class_="times") if leaf.count > 1 else ""
+    return _tag(
+        "li",
+        _tag("span", _text(name), times, class_="name"),
+        _tag("span", _text(leaf.rule), class_="rule"),
+        *(_tag("span", side, class_="side") for side in _sides(leaf)),
+        _tag("span", _said(leaf.message), class_="message") if leaf.message else "",
+        class_=f"leaf {leaf.severity}",
+        data_rule=leaf.rule,
+        data_key=leaf.pattern,
+    )
+
+
+_ONE_SIDED = ("missing", "unexpected")
+
+
+def _sides(leaf: Leaf) -> tuple[str, str]:
+    """Both sides, with the sizes marked in which they differ; of a key that one side lacks it is said."""
+    checkpoint, model = leaf.checkpoint, leaf.model
+    if not (checkpoint and model):
+        lacks = any(word in leaf.rule.split("-") for word in _ONE_SIDED)
+        absent = _tag("span", "absent", class_="absent") if lacks else ""
+        return _text(checkpoint) or absent, _text(model) or absent
+    old, new = (re.findall(r"\w+|\W+", escape(side, 1000)) for side in (checkpoint, model))
+    if len(old) != len(new):
+        return _text(checkpoint), _text(model)
+    pairs = [(word, other) for word, other in zip(old, new, strict=True)]
+    return _marked(pairs), _marked([(other, word) for word, other in pairs])
+
+
+def _marked(pairs: Iterable[tuple[str, str]]) -> str:
+    return "".join(quoted(word) if word == other else _tag("mark", quoted(word)) for word, other in pairs)
+
+
+# -- text ---------------------------------------------------------------------------------------------------
+
+_EMPTY_TAGS = {"input"}
+
+
+def _tag(name: str, *inside: str, **attributes: str | bool) -> str:
+    """An element; `inside` is HTML already, attributes are any text (``data_key=`` is written data-key)."""
+    written = "".join(
+        f" {attribute.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{_text(value)}"')
+        for attribute, value in attributes.items()
+        if value is not False
+    )
+    return f"<{name}{written}>" if name in _EMPTY_TAGS else f"<{name}{written}>{''.join(inside)}</{name}>"
+
+
+def _text(text: str | bool) -> str:
+    """Text from a file."""
+    return quoted(escape(str(text), 1000))
+
+
+def _said(text: str) -> str:
+    """Text of our own."""
+    return quoted(printable(text))
+
+
+def _status(report: Report) -> str:
+    return "ok" if report.ok else "error"
+
+
+def _sign(report: Report) -> str:
+    return _tag("span", "✓" if report.ok else "✗", class_="sign")

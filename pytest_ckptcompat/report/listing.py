@@ -1,0 +1,165 @@
+"""Checkpoints as text and JSON: what one holds, and what two have that the other has not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.key_groups import group
+from pytest_ckptcompat.core.keys import natural
+from pytest_ckptcompat.core.memory import shown as size_shown
+from pytest_ckptcompat.core.tensor_spec import shown
+
+from .fit_text import elide, shortened
+from .report import SCHEMA_VERSION
+from .tables import cell
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
+    from pytest_ckptcompat.core.tensor_spec import TensorSpec
+
+_LEAST = 20
+_PADDING = 2  # what tabulate adds to a header's width
+
+Change = tuple[str, str, str, str]
+"""What kind of difference, the key, the old side, the new side."""
+
+
+def listed(ckpt: Checkpoint) -> str:
+    """Every tensor, those that differ in indices alone on one row, and the sums."""
+    from tabulate import tabulate
+
+    like: dict[str, list[str]] = {}
+    for key, spec in ckpt.items():
+        like.setdefault(_shown(spec), []).append(key)
+    order = {key: place for place, key in enumerate(ckpt)}
+    found = sorted(
+        (order[each.keys[0]], each.pattern, each.keys, what)
+        for what, keys in like.items()
+        for each in group(keys)
+    )
+    rest = [
+        (_times(keys), what, size_shown(sum(ckpt[key].nbytes for key in keys))) for _, _, keys, what in found
+    ]
+    headers = ("key", "", "shape", "bytes")
+    names = _cut([pattern for _, pattern, _, _ in found], rest, headers[1:])
+    table = [(name, *cells) for name, cells in zip(names, rest, strict=True)]
+    lines = [
+        _title(ckpt),
+        "",
+        tabulate(table, headers=headers, tablefmt="simple", disable_numparse=True,
+                 colalign=("left", "right", "left", "right")),
+    ]  # fmt: skip
+    ties = [" = ".join(escape(key) for key in tied) for tied in ckpt.ties]
+    if ties:
+        lines += ["", "tied:", *(f"  {tie}" for tie in ties)]
+    return "\n".join(lines)
+
+
+def listed_json(ckpt: Checkpoint) -> str:
+    """The documented JSON of ``ckptcompat show --json``."""
+    tied_to = {key: tied[0] for tied in ckpt.ties for key in tied[1:]}
+    tensors = [
+        {
+            "key": key,
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "nbytes": spec.nbytes,
+            "tied_to": tied_to.get(key),
+            **({"note": spec.note} if spec.note else {}),
+        }
+        for key, spec in ckpt.items()
+    ]
+    content = {"schema_version": SCHEMA_VERSION, "path": ckpt.path, "format": ckpt.format, "tensors": tensors}
+    return json.dumps(content, indent=2)
+
+
+def changes(old: Checkpoint, new: Checkpoint) -> list[Change]:
+    """What differs: keys removed, keys added, shapes or dtypes changed, ties made or broken."""
+    found: list[Change] = []
+    for key in sorted({*old, *new}, key=natural):
+        one, two = old.get(key), new.get(key)
+        if one is None or two is None:
+            kind = "added" if one is None else "removed"
+        elif one.shape != two.shape:
+            kind = "shape"
+        elif one.dtype != two.dtype or one.note != two.note:
+            kind = "dtype"
+        else:
+            continue
+        found.append((kind, key, _shown(one), _shown(two)))
+    were, are = ({tuple(sorted(tied)) for tied in ckpt.ties} for ckpt in (old, new))
+    for tied in sorted(were ^ are):
+        side = ("tied", "") if tied in were else ("", "tied")
+        found.append(("ties", " = ".join(tied), *side))
+    return found
+
+
+def contrasted(old: Checkpoint, new: Checkpoint) -> str:
+    """The differences as a table, old before new; keys that differ in indices alone on one row."""
+    from tabulate import tabulate
+
+    found = changes(old, new)
+    if not found:
+        return f"{new.name} is the same as {old.name}: {len(new)} keys, shapes and dtypes"
+    counts = Counter(kind for kind, *_ in found)
+    told = ", ".join(f"{count} {_KINDS[kind]}" for kind, count in counts.items())
+    like: dict[tuple[str, str, str], list[str]] = {}
+    for kind, key, one, two in found:
+        like.setdefault((kind, one, two), []).append(key)
+    differing = [(kind, each, one, two) for (kind, one, two), keys in like.items() for each in group(keys)]
+    sides = [shortened(cell(ckpt.name), 40) for ckpt in (old, new)]
+    rest = [(_KINDS[kind], _times(each.keys), one, two) for kind, each, one, two in differing]
+    names = _cut([each.pattern for _, each, _, _ in differing], rest, ("change", "", *sides))
+    rows = [(change, name, *cells) for name, (change, *cells) in zip(names, rest, strict=True)]
+    headers = ("change", "key", "", *sides)
+    table = tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
+    return f"{new.name} differs from {old.name}: {told}\n\n{table}"
+
+
+def _times(keys: Sequence[str]) -> str:
+    return f"×{len(keys)}" if len(keys) > 1 else ""
+
+
+def _cut(names: Sequence[str], rest: Sequence[tuple[str, ...]], headers: Sequence[str]) -> list[str]:
+    """Keys as cells of a table that is to fit the terminal beside the rest: no two of them look the same."""
+    columns = zip(headers, *rest, strict=True)
+    beside = sum(max(len(header) + _PADDING, *map(len, cells)) + len("  ") for header, *cells in columns)
+    return elide(list(map(cell, names)), max(shutil.get_terminal_size().columns - beside, _LEAST))
+
+
+def contrasted_json(old: Checkpoint, new: Checkpoint) -> str:
+    """The differences as JSON."""
+    found = [
+        {"change": kind, "key": key, "old": one or None, "new": two or None}
+        for kind, key, one, two in changes(old, new)
+    ]
+    content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "same": not found, "changes": found}
+    return json.dumps(content, indent=2)
+
+
+_KINDS = {
+    "added": "added",
+    "removed": "removed",
+    "shape": "reshaped",
+    "dtype": "retyped",
+    "ties": "ties changed",
+}
+
+
+def _title(ckpt: Checkpoint) -> str:
+    parts = [f"{ckpt.name}: {ckpt.format}", f"{len(ckpt):,} tensors", size_shown(ckpt.nbytes)]
+    if ckpt.state_dict_key:
+        parts.append(f"under {escape(ckpt.state_dict_key)!r}")
+    return ", ".join(parts)
+
+
+def _shown(spec: TensorSpec | None) -> str:
+    if spec is None:
+        return ""
+    return shown(spec.shape, spec.dtype) + (f" {spec.note}" if spec.note else "")

@@ -1,0 +1,169 @@
+"""A report as GitHub-flavoured markdown: what a pull request's step summary shows."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from pytest_ckptcompat.core.escape import escape, printable
+
+from .fit_text import pasted
+from .rows import Row, rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from pytest_ckptcompat.core.findings import Promise, Stage
+
+    from .report import Report
+
+_MOST_BYTES = 600_000  # GitHub drops a step summary of more than 1 MiB
+_FIRST_ROWS = 20
+_TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+def render(report: Report, title: str = "") -> str:
+    """One report: the verdict as a heading, what is wrong, what to do, what was run.
+
+    Args:
+        report: what to show.
+        title: what was checked, such as a test's id; put below the verdict.
+    """
+    table = rows(sorted(report.findings, key=lambda found: _SEVERITIES.index(found.severity)))
+    parts = [
+        f"### {'✅' if report.ok else '❌'} {_text(report.verdict)}",
+        *([_code(title)] if title else []),
+        *_findings(table, report.side),
+        *_suggestion(report),
+        *_details("Promises of the recipe", _outcomes("promise", report.promises)),
+        *_details("Stages", _outcomes("stage", report.stages)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(checks: Sequence[tuple[str, Report]]) -> str:
+    """The reports of a run, as (test's id, report): those that fail in whole, the others as one table.
+
+    However many there are, the text stays below the size that GitHub shows; what is left out is counted.
+    """
+    failed = [(title, report) for title, report in checks if not report.ok]
+    fit = [(title, report) for title, report in checks if report.ok]
+    parts = [f"## Checkpoints: {len(fit)} of {len(checks)} fit\n"]
+    size = len(parts[0].encode())
+    for done, (title, report) in enumerate(failed):
+        part = render(report, title)
+        if (size := size + len(part.encode())) > _MOST_BYTES:
+            parts.append(f"{len(failed) - done} more checks failed; the JSON report has them.\n")
+            break
+        parts.append(part)
+    lines = list(_fitting((_code(title), _text(_outcome(report))) for title, report in fit))
+    if lines:
+        more = [f"and {len(fit) - len(lines)} more"] if len(fit) > len(lines) else []
+        parts.append("\n\n".join([_table(("check", "verdict"), lines), *more]) + "\n")
+    return "\n".join(parts)
+
+
+# -- parts --------------------------------------------------------------------------------------------------
+
+_SEVERITIES = ("error", "warn", "off")
+
+
+def _findings(table: Sequence[Row], side: str) -> list[str]:
+    if not table:
+        return []
+    noted = any(row.message or row.severity != "error" for row in table)
+    headers = ("rule", "key", side, "model", *(["note"] if noted else []))
+    lines = list(_fitting(_cells(row)[: len(headers)] for row in table))
+    parts = [_table(headers, lines[:_FIRST_ROWS])]
+    if len(table) > _FIRST_ROWS:
+        counted = (
+            f"all {len(table):,} rows"
+            if len(lines) == len(table)
+            else f"{len(lines):,} of {len(table):,} rows"
+        )
+        parts += _details(f"{counted}; the JSON report keeps every key", _table(headers, lines))
+    return parts
+
+
+def _outcome(report: Report) -> str:
+    """The verdict of a check that fits, and how many promises were kept, or not checked and why."""
+    found = Counter(
+        "kept" if each.status == "kept" else f"not checked ({each.detail})" for each in report.promises
+    )
+    return "; ".join([report.verdict, *(f"promises {what}: {count}" for what, count in found.items())])
+
+
+def _fitting(lines: Iterable[Sequence[str]]) -> Iterator[Sequence[str]]:
+    """As many lines as there is room for."""
+    room = _MOST_BYTES // 3
+    for cells in lines:
+        room -= sum(len(cell.encode()) for cell in cells) + 3 * len(cells)
+        if room < 0:
+            return
+        yield cells
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    count = f" {_TIMES}{len(row.keys):,}" if len(row.keys) > 1 else ""
+    note = f"warning: {row.message}" if row.severity == "warn" else row.message
+    return (
+        row.rule,
+        _code(row.pattern) + count,
+        _code(row.checkpoint),
+        _code(row.model),
+        _text(note.removesuffix(": ")),
+    )
+
+
+def _suggestion(report: Report) -> list[str]:
+    if not report.advice.endswith(":"):
+        return [report.advice] if report.advice else []
+    python = "\n".join(pasted(repr(report.suggestion), 100))
+    toml = report.suggested_toml.strip()
+    if len(python) + len(toml) > _MOST_BYTES // 4:
+        return ["A recipe would make it load; it is too long to show here; the JSON report has it."]
+    return [
+        report.advice,
+        _block("python", python),
+        *_details("As TOML, for a recipe file", _block("toml", toml) if toml else ""),
+    ]
+
+
+def _outcomes(name: str, outcomes: Iterable[Promise | Stage]) -> str:
+    lines = [(_text(outcome.name), outcome.status, _text(outcome.detail)) for outcome in outcomes]
+    return _table((name, "status", "detail"), lines) if lines else ""
+
+
+def _details(title: str, inside: str) -> list[str]:
+    return [f"<details><summary>{title}</summary>\n\n{inside}\n\n</details>"] if inside else []
+
+
+def _table(headers: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headers, ["---"] * len(headers), *lines))
+
+
+# -- text ---------------------------------------------------------------------------------------------------
+
+
+def _text(text: str) -> str:
+    """Text inside a line in which nothing is markup, and nothing becomes a link or a mention."""
+    return _MARKS.sub(lambda mark: f"&#{ord(mark[0])};", printable(text)).replace("@", "@<wbr>")
+
+
+_MARKS = re.compile(r"[&<>\"'`|*\[\]~\\#!$^{}]|(?<!\w)_|_(?!\w)|(?<=[a-z]):(?=//)|(?<=www)\.")
+
+
+def _code(text: str) -> str:
+    """Text from a file as a code span; a pipe would end a table's cell even there."""
+    if not text:
+        return ""
+    shown = escape(text, limit=1000).replace("|", r"\|")
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    padding = " " if shown.strip() and (shown[0] in " `" or shown[-1] in " `") else ""
+    return f"{fence}{padding}{shown}{padding}{fence}"
+
+
+def _block(language: str, text: str) -> str:
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"

@@ -1,0 +1,106 @@
+"""The keys of a report as the tree of the model's modules, with what is to be said of each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pytest_ckptcompat.core.key_groups import group
+from pytest_ckptcompat.core.keys import natural
+
+from .rows import rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from .report import Report
+
+FITS = "fits"
+DEEPEST = 50
+"""Levels of modules; what is nested deeper stays one name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """Keys that differ in indices alone, of which the same is to be said.
+
+    Attributes:
+        pattern: the keys as one pattern (see `keys.Group`), or ``""`` where a finding is about none.
+        count: how many keys.
+        rule: a rule's id, or `FITS`.
+        severity: of the finding, or `FITS`.
+        checkpoint: what the checkpoint has there.
+        model: what the model has there.
+        message: what else is to be said.
+    """
+
+    pattern: str
+    count: int
+    rule: str
+    severity: str
+    checkpoint: str
+    model: str
+    message: str = ""
+
+
+@dataclass(slots=True)
+class Module:
+    """A module, or several that differ in indices alone (``layers.{0-31}``), and what it holds."""
+
+    name: str
+    modules: dict[str, Module] = field(default_factory=dict)
+    leaves: list[tuple[str, Leaf]] = field(default_factory=list)
+
+    def count(self) -> Counter[str]:
+        """How many keys of each severity lie in the module and below it."""
+        total = Counter(dict.fromkeys(("error", "warn", "off", FITS), 0))
+        for _, leaf in self.leaves:
+            total[leaf.severity] += leaf.count
+        for module in self.modules.values():
+            total.update(module.count())
+        return total
+
+    def shortened(self) -> Module:
+        """The module; one that only holds another stands together with it: ``model.encoder.layers``."""
+        name, module = self.name, self
+        while len(module.modules) == 1 and not module.leaves:
+            (module,) = module.modules.values()
+            name = f"{name}.{module.name}"
+        return Module(name, module.modules, module.leaves)
+
+    def sorted_leaves(self) -> list[tuple[str, Leaf]]:
+        """The leaves as (name, leaf), in natural order."""
+        return sorted(self.leaves, key=lambda each: (natural(each[0]), each[1].rule))
+
+    def sorted_modules(self) -> list[Module]:
+        """The modules inside, in natural order."""
+        return sorted(self.modules.values(), key=lambda each: natural(each.name))
+
+
+def leaves(report: Report, fitting: Mapping[str, str]) -> list[Leaf]:
+    """The findings of a report, and the keys that fit, given with what they are."""
+    found = [
+        Leaf(row.pattern, len(row.keys), row.rule, row.severity, row.checkpoint, row.model, row.message)
+        for row in rows(report.findings)
+    ]
+    alike: dict[str, list[str]] = {}
+    for key, shown in fitting.items():
+        alike.setdefault(shown, []).append(key)
+    return found + [
+        Leaf(each.pattern, len(each.keys), FITS, FITS, shown, shown)
+        for shown, keys in alike.items()
+        for each in group(keys)
+    ]
+
+
+def tree(leaves: Iterable[Leaf]) -> Module:
+    """The nameless root of the modules that the leaves lie in."""
+    root = Module("")
+    for leaf in leaves:
+        *path, name = leaf.pattern.split(".", DEEPEST)
+        module = root
+        for part in path:
+            module = module.modules.setdefault(part, Module(part))
+        module.leaves.append((name, leaf))
+    return root

@@ -1,0 +1,103 @@
+"""The reports of a whole run: summary lines, and files."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from pytest_ckptcompat.core.escape import escape
+
+from .report import SCHEMA_VERSION, Report
+from .rows import rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pytest_ckptcompat.core.rules import Severity
+
+
+def told(check: dict[str, Any], width: int, *, in_full: bool) -> list[str]:
+    """What a check that passed really did: the verdict; in full, what was verified and where it ran too."""
+    report = Report.of(check)
+    lines = [report.verdict]
+    if in_full:
+        kept = [promise.name for promise in report.promises if promise.status == "kept"]
+        told = [f"verified: {', '.join(kept)}"] if kept else []
+        told += _unverified(report)
+        told += [
+            f"{each.name}: {each.status}{':' if each.status == 'skipped' else ''} {each.detail}"
+            for each in report.stages
+            if each.name.startswith("forward")
+        ]
+        told += [*_noted(report, "off", ""), *_noted(report, "warn", "warning: ")]
+        for text in told:
+            lines += textwrap.wrap(text, width - 4, subsequent_indent="  ")
+    return lines
+
+
+def _noted(report: Report, severity: Severity, word: str) -> Iterator[str]:
+    """Findings that do not fail the check, in a few lines for each rule."""
+    table = rows(found for found in report.findings if found.severity == severity)
+    for rule, of_rule in groupby(table, key=lambda row: row.rule):
+        shown = list(of_rule)
+        for row in shown[:_MOST_ROWS]:
+            times = f" {_TIMES}{len(row.keys):,}" if len(row.keys) > 1 else ""
+            sides = " -> ".join(filter(None, (row.checkpoint, row.model)))
+            parts = escape(row.pattern) + times, sides, row.message
+            yield f"{word}{rule}: {', '.join(filter(None, parts))}"
+        if more := sum(len(row.keys) for row in shown[_MOST_ROWS:]):
+            yield f"{word}{rule}: {more:,} more, which --ckpt-report lists"
+
+
+_MOST_ROWS = 3
+
+_TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+def _unverified(report: Report) -> list[str]:
+    """What was promised and not checked, with the reason once; or why nothing was."""
+    reasons: dict[str, list[str]] = {}
+    for promise in report.promises:
+        if promise.status == "unchecked":
+            reasons.setdefault(promise.detail, []).append(promise.name)
+    if reasons:
+        return [f"not verified ({reason}): {'; '.join(names)}" for reason, names in reasons.items()]
+    return [
+        f"not verified: {each.detail}"
+        for each in report.stages
+        if each.name == "verify" and each.status == "skipped"
+    ]
+
+
+def write(kind: str, path: Path, checks: list[tuple[str, dict[str, Any]]]) -> None:
+    """Write the reports of a run, as (test's id, JSON object), to a file: whole or not at all.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    from pytest_ckptcompat.files.atomic_write import whole_file
+
+    if kind == "json":
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "checks": [{"nodeid": nodeid, **_documented(check)} for nodeid, check in checks],
+        }
+        text = json.dumps(content, indent=2) + "\n"
+    elif kind == "markdown":
+        from .markdown import summary
+
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = before + summary([(nodeid, Report.of(check)) for nodeid, check in checks])
+    else:
+        from .html import Check, render
+
+        text = render([Check(nodeid, Report.of(check), check["fitting"]) for nodeid, check in checks])
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+def _documented(check: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in check.items() if name != "fitting"}

@@ -1,0 +1,170 @@
+"""Tensors whose values are still on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pytest_ckptcompat.checkpoint.values import Values
+    from pytest_ckptcompat.core.tensor_spec import TensorSpec
+
+_T = torch.Tensor
+
+
+class StoredTensor(torch.Tensor):
+    """A tensor of a checkpoint that is read when its values are needed, and only held for as long.
+
+    ``destination.copy_(stored)`` reads the bytes straight into the destination. Shape, dtype, strides and the
+    like are known without reading. Anything else reads this one tensor into an ordinary one on the CPU, and
+    works on that. What such an operation changes in place, or what looks into its memory (a view), is kept.
+    """
+
+    _spec: TensorSpec
+    _source: Values
+    _kept: torch.Tensor | None
+
+    @staticmethod
+    def of(values: Values, spec: TensorSpec, shape: torch.Tensor) -> StoredTensor:
+        """A stored tensor.
+
+        Args:
+            values: reads it.
+            spec: its row of the table.
+            shape: the same on the meta device; tied tensors share storage there.
+        """
+        stored: StoredTensor = torch.Tensor._make_subclass(StoredTensor, shape)
+        stored._spec, stored._source, stored._kept = spec, values, None
+        return stored
+
+    def read(self) -> torch.Tensor:
+        """The values as an ordinary tensor on the CPU."""
+        kept = self._kept
+        return self._source.tensor(self._spec) if kept is None else kept
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """Where its values appear when they are read."""
+        return torch.device("cpu")
+
+    @property
+    def is_meta(self) -> bool:  # type: ignore[override]
+        """False: it has values."""
+        return False
+
+    @property
+    def is_cpu(self) -> bool:  # type: ignore[override]
+        """True; see `device`."""
+        return True
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"StoredTensor(shape={tuple(self.shape)}, dtype={self.dtype})"
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Read what `func` needs, and no more."""
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunctionSubclass():
+            if func in _KNOWN_WITHOUT_VALUES:
+                return func(*args, **kwargs)
+            if func is _T.copy_ and _is_read_straight(args, kwargs):
+                destination, stored = args[0], args[1]
+                stored._source.read_into(stored._spec, destination)
+                torch.autograd.graph.increment_version(destination)
+                return destination
+            if func in _ITSELF:
+                (stored,) = args
+                if stored._kept is not None:
+                    return func(stored._kept)
+                return StoredTensor.of(stored._source, stored._spec, func(stored))
+            return _on_source(func, args, kwargs)
+
+
+def materialise(tensor: torch.Tensor) -> torch.Tensor:
+    """The values of a stored tensor, in memory; any other tensor is given back as it is."""
+    return tensor.read() if isinstance(tensor, StoredTensor) else tensor
+
+
+def _is_read_straight(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an ordinary tensor is to get the values of a stored one of its shape that nobody changed."""
+    if len(args) not in (2, 3) or kwargs.keys() - {"non_blocking"}:
+        return False
+    destination, stored = args[0], args[1]
+    return (
+        isinstance(stored, StoredTensor)
+        and stored._kept is None
+        and type(destination) in (torch.Tensor, torch.nn.Parameter)
+        and destination.shape == stored.shape
+        and not (destination.requires_grad and torch.is_grad_enabled())
+    )
+
+
+def _on_source(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call `func` on ordinary tensors."""
+    read: dict[int, tuple[StoredTensor, torch.Tensor, int]] = {}
+
+    def ordinary(argument: Any) -> Any:
+        if isinstance(argument, StoredTensor):
+            if id(argument) not in read:
+                tensor = argument.read()
+                read[id(argument)] = argument, tensor, tensor._version
+            return read[id(argument)][1]
+        if type(argument) in (list, tuple):
+            return type(argument)(map(ordinary, argument))
+        return argument
+
+    result = func(*ordinary(args), **{name: ordinary(value) for name, value in kwargs.items()})
+    memories = {_memory(tensor) for tensor in _tensors(result)}
+    for stored, tensor, version in read.values():
+        if tensor._version != version or _memory(tensor) in memories or func in _SEES_MEMORY:
+            stored._kept = tensor
+        if result is tensor:
+            result = stored
+    return result
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
+
+
+def _tensors(result: Any) -> Iterator[torch.Tensor]:
+    if isinstance(result, torch.Tensor):
+        yield result
+    elif isinstance(result, Mapping):
+        for value in result.values():
+            yield from _tensors(value)
+    elif isinstance(result, (list, tuple)):
+        for value in result:
+            yield from _tensors(value)
+
+
+def _getter(name: str) -> Any:
+    return getattr(_T, name).__get__
+
+
+_KNOWN_WITHOUT_VALUES = {
+    *(getattr(_T, name) for name in (
+        "size", "stride", "dim", "ndimension", "numel", "nelement", "element_size", "storage_offset",
+        "is_contiguous", "is_floating_point", "is_complex", "is_signed", "is_conj", "is_neg", "is_pinned",
+        "__len__", "__hash__", "untyped_storage", "get_device", "is_inference",
+    )),
+    *(_getter(name) for name in (
+        "shape", "dtype", "ndim", "layout", "requires_grad", "grad", "grad_fn", "is_leaf", "names", "nbytes",
+        "itemsize", "is_sparse", "is_sparse_csr", "is_quantized", "is_nested", "is_mkldnn", "is_cuda",
+        "is_xpu", "is_mps", "is_xla", "is_mtia", "is_ipu", "is_maia", "is_vulkan", "_version", "output_nr",
+        "retains_grad",
+    ) if hasattr(_T, name)),
+    torch.is_floating_point, torch.is_complex, torch.numel, torch.is_conj, torch.is_neg, torch.is_signed,
+}  # fmt: skip
+_ITSELF = {_T.detach, torch.detach, _getter("data")}
+_SEES_MEMORY = {_T.numpy, _T.__array__, _T.data_ptr, _T.__dlpack__, _T.tolist}

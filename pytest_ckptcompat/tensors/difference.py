@@ -1,0 +1,129 @@
+"""Two tensors side by side: the same bits or not, and where they differ most."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .deferred import materialise
+
+
+def memory(tensor: Any) -> object:
+    """What tied tensors have in common: storage, offset, shape and stride. No value is read."""
+    if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
+        return id(tensor)
+    with torch._C.DisableTorchFunctionSubclass():
+        storage = tensor.untyped_storage()._cdata
+        return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+_PIECE = 1 << 20  # elements compared at a time, so that a difference costs no second copy of a tensor
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What separates a tensor from the one that was expected.
+
+    Attributes:
+        size: the largest absolute difference; infinite where one side alone is NaN or infinite.
+        position: the index of that element.
+        count: how many elements differ.
+        text: the difference where there is none to measure (another shape), else ``""``.
+    """
+
+    size: float = math.inf
+    position: tuple[int, ...] = ()
+    count: int = 0
+    text: str = ""
+
+    def __str__(self) -> str:
+        if self.text:
+            return self.text
+        place = f" at [{', '.join(map(str, self.position))}]" if self.position else ""
+        return f"max |Δ| {magnitude(self.size)}{place}" if self.size else f"other bits{place}"
+
+
+def same_bits(expected: torch.Tensor, actual: torch.Tensor) -> bool:
+    """Whether both tensors have one shape, one dtype and the same bits; NaNs are equal if their bits are."""
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
+        return False
+    return torch.equal(_bits(materialise(expected)), _bits(materialise(actual)))
+
+
+def difference(
+    expected: torch.Tensor, actual: torch.Tensor, tolerance: float | None = None
+) -> Difference | None:
+    """The worst difference of two tensors, or None.
+
+    Args:
+        expected: any strided tensor.
+        actual: any strided tensor.
+        tolerance: the largest absolute difference that is none; None: the dtypes must be the same and so must
+            the bits, signs of zeros and bits of NaNs included.
+    """
+    if expected is actual and tolerance is None:  # which may be on disk, and stays there
+        return None
+    if expected.shape != actual.shape:
+        return Difference(text=f"shape {tuple(actual.shape)} instead of {tuple(expected.shape)}")
+    if tolerance is None and expected.dtype != actual.dtype:
+        return Difference(text=f"{_name(actual)} instead of {_name(expected)}")
+    expected, actual = materialise(expected), materialise(actual)
+    if tolerance is None and same_bits(expected, actual):
+        return None
+    worst, place, count = -1.0, 0, 0
+    sides = zip(
+        torch.split(expected.reshape(-1), _PIECE), torch.split(actual.reshape(-1), _PIECE), strict=True
+    )
+    for index, (left, right) in enumerate(sides):
+        left, right = left.detach().cpu(), right.detach().cpu()
+        apart = _distance(left, right)
+        beyond = (
+            apart > tolerance
+            if tolerance is not None
+            else (_bits(left) != _bits(right)).reshape(left.numel(), -1).any(1)
+        )
+        count += int(beyond.sum())
+        if beyond.any():
+            apart = torch.where(beyond, apart, -1.0)
+            here = int(apart.argmax())
+            if float(apart[here]) > worst:
+                worst, place = float(apart[here]), index * _PIECE + here
+    if count == 0:
+        return None
+    position = tuple(int(index) for index in torch.unravel_index(torch.tensor(place), expected.shape))
+    return Difference(worst, position, count)
+
+
+def magnitude(size: float) -> str:
+    """``0.61``, ``1.9e-06``: a size in as few characters as tell it."""
+    return f"{size:.2g}"
+
+
+def _distance(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Absolute differences in float64; two NaNs are alike, one is infinitely far off."""
+    if (
+        left.dtype == right.dtype == getattr(torch, "float4_e2m1fn_x2", None)
+    ):  # packed: torch can't convert it
+        left, right = left.view(torch.uint8), right.view(torch.uint8)
+    wide = torch.complex128 if left.is_complex() or right.is_complex() else torch.float64
+    left, right = left.to(wide), right.to(wide)
+    apart = (left - right).abs()
+    alike = (left == right) | (left.isnan() & right.isnan())
+    return torch.where(alike, 0.0, apart).nan_to_num(nan=math.inf, posinf=math.inf)
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as integers, because comparing floats finds ``nan != nan`` and ``0.0 == -0.0``."""
+    tensor = tensor.detach().cpu().contiguous().reshape(-1)
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    return tensor.resolve_neg().view(_INTEGERS[tensor.element_size()])
+
+
+def _name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

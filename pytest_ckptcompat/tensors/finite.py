@@ -1,0 +1,29 @@
+"""Count values that are NaN or infinite, piece by piece."""
+
+from __future__ import annotations
+
+import torch
+
+from pytest_ckptcompat.checkpoint.reader import PIECE
+
+from .deferred import materialise
+
+
+def finite(tensor: torch.Tensor) -> int:
+    """How many elements are neither NaN nor infinite; looked at in pieces."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.dtype in _ALWAYS_FINITE:
+        return tensor.numel()
+    tensor = materialise(tensor).detach()
+    if tensor.layout is not torch.strided:
+        zeros = tensor.numel() - tensor._nnz()
+        return zeros + finite(
+            tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.values()
+        )
+    count = 0
+    for piece in torch.split(tensor.reshape(-1), PIECE // 8):
+        wide = piece.float() if piece.dtype.itemsize == 1 else piece
+        count += int(torch.isfinite(wide).sum())
+    return count
+
+
+_ALWAYS_FINITE = {getattr(torch, name) for name in ("float4_e2m1fn_x2",) if hasattr(torch, name)}

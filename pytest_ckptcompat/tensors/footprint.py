@@ -1,0 +1,29 @@
+"""How many bytes a model takes."""
+
+from __future__ import annotations
+
+from itertools import chain
+from math import prod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from torch import nn
+
+
+def weights(model: nn.Module, itemsize: int = 0) -> int:
+    """Bytes of a model's parameters and buffers, each shared one once.
+
+    Args:
+        model: any model.
+        itemsize: bytes of an element instead of the tensors' own, if that is more.
+    """
+    return tensors(chain(model.parameters(), model.buffers()), itemsize)
+
+
+def tensors(values: Iterable[Any], itemsize: int = 0) -> int:
+    """Bytes of those of `values` that are tensors, or stand for tensors, each object once; see `weights`."""
+    held = {id(value): value for value in values if hasattr(value, "nbytes") and hasattr(value, "shape")}
+    return sum(max(int(value.nbytes), prod(value.shape) * itemsize) for value in held.values())

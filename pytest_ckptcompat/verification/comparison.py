@@ -1,0 +1,238 @@
+"""A state dict against a model, judged by the model's own ``load_state_dict`` on the meta device."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pytest_ckptcompat.core.errors import raised
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.findings import Finding, finding
+from pytest_ckptcompat.core.tensor_spec import shown
+from pytest_ckptcompat.models.meta_copy import meta_copy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+Shape = tuple[int, ...]
+
+_MISMATCH = re.compile(
+    r"size mismatch for (?P<key>.*): copying a param with shape (?P<checkpoint>.*?) from checkpoint, "
+    r"the shape in current model is (?P<model>.*)\.",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """torch's own strict verdict, taken apart.
+
+    Attributes:
+        missing: keys in the model, not in the state dict, in the model's order.
+        unexpected: keys in the state dict, not in the model.
+        mismatched: (key, state dict's shape, model's shape).
+        matched: how many keys are in both, with the same shape.
+        total: how many keys there are in either.
+        findings: the above as findings, and what torch lets pass though values are lost.
+        fitting: key -> shape and dtype as shown, of the keys that match.
+    """
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[tuple[str, Shape, Shape]] = field(default_factory=list)
+    matched: int = 0
+    total: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    fitting: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def needs_values(self) -> bool:
+        """Whether the model's own loader looked at values, which tensors on the meta device do not have."""
+        return any(f.rule == "load-error" and _NO_VALUES.search(f.message) for f in self.findings)
+
+    @property
+    def fits(self) -> bool:
+        """Whether torch loads the state dict strictly."""
+        return not any(f.rule in _STRICT for f in self.findings)
+
+
+_NO_VALUES = re.compile(r"\bmeta tensors?\b|\bmeta device\b|'Meta' backend|Meta tensor")
+_STRICT = {"missing-key", "unexpected-key", "shape-mismatch", "load-error"}
+
+
+def compare(model: nn.Module, state_dict: Mapping[str, Any]) -> Comparison:
+    """What a strict load of `state_dict` (meta tensors) into `model` says, every kind in one pass.
+
+    The model's own machinery decides: ``_load_from_state_dict``, hooks, versions in ``_metadata``, ties.
+    It runs on a copy without memory, so `model` is left as it was, and torch's refusal to name missing keys
+    beside a mismatch is no limit: its lists are read where they are filled.
+    """
+    trial = meta_copy(model)
+    heard, passed = _strict_load(trial, state_dict)
+    expected = model.state_dict()
+    missing = list(dict.fromkeys(heard.missing))
+    unexpected = list(dict.fromkeys(heard.unexpected))
+    mismatched, others = _sort_errors(heard.errors)
+    keys = {*expected, *state_dict}
+    wrong = {*missing, *unexpected, *(key for key, _, _ in mismatched)}
+    findings = [
+        *(
+            finding("shape-mismatch", key, _shown(state_dict.get(key), old), _shown(expected.get(key), new))
+            for key, old, new in mismatched
+        ),
+        *(finding("missing-key", key, "", _shown(expected.get(key))) for key in missing),
+        *(finding("unexpected-key", key, _shown(state_dict.get(key))) for key in unexpected),
+        *(finding("load-error", message=text) for text in others),
+        *_lossy(state_dict, expected, wrong),
+    ]
+    fitting = {key: _shown(value) for key, value in expected.items() if key not in wrong}
+    # Of a state dict that does not fit, a key that torch fills in itself (num_batches_tracked) is no match.
+    right = (expected.keys() & state_dict.keys() if wrong else keys) - wrong - passed
+    total = len(keys | wrong)
+    return Comparison(missing, unexpected, mismatched, len(right), total, findings, fitting)
+
+
+@dataclass
+class _Heard:
+    """The lists that one ``load_state_dict`` has its modules fill."""
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def made(self, error: BaseException) -> bool:
+        """Whether they are what torch made the text of an error of."""
+        return bool(self.errors) and str(error).endswith("\n\t".join(self.errors))
+
+    def counted(self) -> _Heard:
+        """Only what torch holds against the state dict.
+
+        In front of the errors it puts one text with the missing and one with the unexpected keys; where the
+        load turned out not to be strict, there is none.
+        """
+        missing = any(text.startswith(_MISSING) for text in self.errors)
+        unexpected = any(text.startswith(_UNEXPECTED) for text in self.errors)
+        return _Heard(
+            self.missing if missing else [],
+            self.unexpected if unexpected else [],
+            [text for text in self.errors if not text.startswith((_MISSING, _UNEXPECTED))],
+        )
+
+
+_MISSING = "Missing key(s) in state_dict: "
+_UNEXPECTED = "Unexpected key(s) in state_dict: "
+
+
+def _strict_load(model: nn.Module, state_dict: Mapping[str, Any]) -> tuple[_Heard, set[str]]:
+    """Load strictly, listening to the lists that ``load_state_dict`` hands to every module's loader.
+
+    Given are what torch holds against the state dict, and keys that it heard of and let pass, as it does for
+    a model that makes every load of itself a lenient one.
+
+    There is one set of lists for each load that goes on: a wrapper may leave it all to the module that it
+    wraps, and a module load a part of itself, strictly or not. Which of them counts, the error tells.
+    """
+    heard: dict[int, _Heard] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        module._load_from_state_dict = _listening(module._load_from_state_dict, heard)
+        extra = f"{name}._extra_state".removeprefix(".")
+        if extra in state_dict:
+            module.set_extra_state = _without_values(module.set_extra_state)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.load_state_dict(state_dict, strict=True)
+    except (Exception, SystemExit) as error:
+        for lists in heard.values():
+            if lists.made(error):
+                return lists.counted(), set()
+        root = next(iter(heard.values()), _Heard())
+        return _Heard(root.missing, root.unexpected, [*root.errors, raised(error)]), set()
+    root = next(iter(heard.values()), _Heard())
+    return _Heard(), {*root.missing, *root.unexpected}
+
+
+def _without_values(setter: Callable[[Any], None]) -> Callable[[Any], None]:
+    def set_extra_state(state: Any) -> None:
+        try:
+            setter(state)
+        except Exception as error:
+            if state is not None and not _NO_VALUES.search(str(error)):
+                raise  # it is not that it looked at what is not there
+
+    return set_extra_state
+
+
+def _listening(loader: Callable[..., None], heard: dict[int, _Heard]) -> Callable[..., None]:
+    def listening_loader(state: Any, prefix: str, metadata: Any, strict: bool, *lists: Any) -> None:
+        heard.setdefault(id(lists[0]), _Heard(*lists))
+        loader(state, prefix, metadata, strict, *lists)
+
+    return listening_loader
+
+
+def _sort_errors(errors: list[str]) -> tuple[list[tuple[str, Shape, Shape]], list[str]]:
+    mismatched, others = [], []
+    for text in errors:
+        if match := _MISMATCH.fullmatch(text):
+            mismatched.append((match["key"], _shape(match["checkpoint"]), _shape(match["model"])))
+        else:
+            others.append(escape(" ".join(text.split()), limit=500))
+    return mismatched, others
+
+
+def _shape(text: str) -> Shape:
+    """The shape in torch's text: ``torch.Size([4, 256])``."""
+    return tuple(int(size) for size in re.findall(r"\d+", text))
+
+
+def _shown(value: Any, shape: Shape | None = None) -> str:
+    if isinstance(value, torch.Tensor):
+        if nn.parameter.is_lazy(value):
+            return "any shape"
+        return shown(tuple(value.shape) if shape is None else shape, str(value.dtype).removeprefix("torch."))
+    if shape is not None:
+        return shown(shape, "")
+    return "" if value is None else f"({type(value).__name__})"
+
+
+def _lossy(state_dict: Mapping[str, Any], expected: Mapping[str, Any], wrong: set[str]) -> list[Finding]:
+    findings = []
+    for key, value in state_dict.items():
+        target = expected.get(key)
+        if key in wrong or not isinstance(value, torch.Tensor) or not isinstance(target, torch.Tensor):
+            continue
+        if not nn.parameter.is_lazy(target) and loses(value.dtype, target.dtype):
+            findings.append(finding("dtype-mismatch", key, _shown(value), _shown(target)))
+    return findings
+
+
+def loses(source: torch.dtype, target: torch.dtype) -> bool:
+    """Whether some value of `source` changes when it is converted to `target`."""
+    if source == target:
+        return False
+    if source.is_complex or target.is_complex:
+        return not target.is_complex or loses(
+            source.to_real(), target.to_real() if target.is_complex else target
+        )
+    if target == torch.bool:
+        return True
+    if source == torch.bool:
+        return False
+    if source.is_floating_point:
+        return not target.is_floating_point or not _contains(torch.finfo(source), torch.finfo(target))
+    integers = torch.iinfo(source)
+    if target.is_floating_point:
+        # every integer up to 2 / eps is exact in a binary float
+        return max(integers.max, -integers.min) > 2 / torch.finfo(target).eps
+    room = torch.iinfo(target)
+    return integers.min < room.min or integers.max > room.max
+
+
+def _contains(source: torch.finfo, target: torch.finfo) -> bool:
+    return target.max >= source.max and target.eps <= source.eps and target.tiny <= source.tiny

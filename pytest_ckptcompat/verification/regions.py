@@ -1,0 +1,101 @@
+"""Where the old part of a tensor is in the new one."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_ckptcompat.recipes.operators.select import select
+from pytest_ckptcompat.tensors.deferred import materialise
+from pytest_ckptcompat.tensors.difference import same_bits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pytest_ckptcompat.recipes.applied import Growth
+
+Rows = dict[tuple[int, int], tuple[list[int], list[int]]]
+"""Sizes of a dimension before and after -> old rows that are still there, and where each is now."""
+
+
+def corner(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor | None:
+    """The leading part of `new` that has the shape of `old`; None if it does not have that much."""
+    if old.dim() != new.dim() or any(was > now for was, now in zip(old.shape, new.shape, strict=True)):
+        return None
+    return new[tuple(map(slice, old.shape))]
+
+
+def rows_moved(growth: Growth, old: Mapping[str, Any]) -> Rows:
+    """Rows that ``select`` dropped or put into another order, found again by their bits.
+
+    Only weights are looked at: rows of a bias are numbers, of which several may be equal. Where two weights
+    of the same sizes disagree, nothing is said of that size.
+    """
+    moved: Rows = {}
+    unclear: set[tuple[int, int]] = set()
+    for key, operators in growth.touched.items():
+        came, new = growth.origin.get(key), growth.state_dict.get(key)
+        if not any(isinstance(operator, select) for operator in operators):
+            continue
+        if came is None or not isinstance(new, torch.Tensor) or new.dim() < 2 or new.dim() != old[came].dim():
+            continue
+        before, after = materialise(old[came]), materialise(new)
+        if before.shape[1:] != after.shape[1:] or before.dtype != after.dtype:
+            continue
+        kept = corner(before, after)
+        if kept is not None and same_bits(before, kept):
+            continue
+        sizes = len(before), len(after)
+        pairs = _pairs(before, after)
+        if moved.setdefault(sizes, pairs) != pairs:
+            unclear.add(sizes)
+    return {sizes: pairs for sizes, pairs in moved.items() if sizes not in unclear and pairs[0]}
+
+
+def _pairs(before: torch.Tensor, after: torch.Tensor) -> tuple[list[int], list[int]]:
+    places: dict[bytes, int] = {}
+    for row, digest in enumerate(_digests(before)):
+        places.setdefault(digest, row)
+    kept, now = [], []
+    for row, digest in enumerate(_digests(after)):
+        place = places.pop(digest, None)
+        if place is not None:
+            kept.append(place)
+            now.append(row)
+    return kept, now
+
+
+def _digests(tensor: torch.Tensor) -> Iterator[bytes]:
+    """What tells the bits of each row from those of any other."""
+    tensor = tensor.detach().cpu().contiguous()
+    size = tensor[0].numel() * tensor.element_size() if len(tensor) else 0
+    for row in range(len(tensor)):
+        memory = (ctypes.c_ubyte * size).from_address(tensor.data_ptr() + row * size)
+        yield hashlib.blake2b(memory, digest_size=16).digest()
+
+
+def pairings(
+    expected: torch.Tensor, actual: torch.Tensor, rows: Rows
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The ways in which an old output may lie in a new one: at its beginning, or where rows have moved to.
+
+    The first dimension of several is the batch, which stays as it is.
+    """
+    kept = corner(expected, actual)
+    if kept is not None:
+        yield expected, kept
+    if expected.dim() != actual.dim():
+        return
+    sizes = list(zip(expected.shape, actual.shape, strict=True))
+    first = 1 if len(sizes) > 1 else 0
+    for dim in range(first, len(sizes)):
+        others = sizes[:dim] + sizes[dim + 1 :]
+        if sizes[dim] in rows and all(was == now for was, now in others):
+            old_rows, now_at = rows[sizes[dim]]
+            yield (
+                expected.index_select(dim, torch.tensor(old_rows)),
+                actual.index_select(dim, torch.tensor(now_at)),
+            )

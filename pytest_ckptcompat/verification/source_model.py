@@ -1,0 +1,128 @@
+"""``source_model=``: whether it is the model that the checkpoint was made for, and that model loaded."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+
+from pytest_ckptcompat.core.errors import raised
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.key_groups import group
+
+from .comparison import Comparison, compare
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+LOADS_NOT = "source_model does not load the old checkpoint"
+_MOST_LISTED = 3
+
+
+class SourceError(Exception):
+    """It is not that model; `reason` says so in short."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+def loaded(source: Callable[[], nn.Module], old: Mapping[str, Any]) -> nn.Module:
+    """The source model with the old checkpoint in it; keys may all have one prefix that the model lacks.
+
+    Raises:
+        SourceError: it can't be built, or does not load the checkpoint.
+    """
+    try:
+        model = source()
+    except (Exception, SystemExit) as error:
+        reason = "source_model could not be built"
+        raise SourceError(reason, f"{reason}: {raised(error)}") from error
+    if wrong := misfit(model, old):
+        raise SourceError(LOADS_NOT, wrong)
+    try:
+        model.load_state_dict(_unwrapped(old, model), strict=False)
+    except (Exception, SystemExit) as error:
+        raise SourceError(LOADS_NOT, f"{LOADS_NOT}: {raised(error)}") from error
+    return model
+
+
+def misfit(model: nn.Module, old: Mapping[str, Any]) -> str:
+    """What of the source model the old checkpoint does not fill, and what to do; ``""`` where it fills it.
+
+    Shapes tell. What the checkpoint has beyond the model is no harm, nor is a name that it lacks
+    of a tensor that it has under another.
+
+    Args:
+        model: the source model, on any device; left as it is.
+        old: the old checkpoint's state dict: real, stored, or on the meta device.
+    """
+    found = compare(model, _without_memory(_unwrapped(old, model)))
+    missing = set(_unfilled(model, found))
+    shapes: dict[tuple[str, str, str], list[str]] = {}
+    for each in found.findings:
+        if each.rule == "load-error" and found.needs_values:
+            continue  # what the loader makes of the values will show when it is loaded
+        if each.rule in ("shape-mismatch", "load-error") or each.key in missing:
+            shapes.setdefault((each.checkpoint, each.model, each.message), []).append(each.key)
+    if not shapes:
+        return ""
+    said = [
+        f"{escape(keys.pattern, 80)}{_times(len(keys.keys))} {_apart(checkpoint, there)}{message}".strip()
+        for (checkpoint, there, message), names in shapes.items()
+        for keys in group(names)
+    ]
+    more = f"; and {len(said) - _MOST_LISTED} more" if len(said) > _MOST_LISTED else ""
+    counted = f"{len(found.mismatched)} mismatched, {len(missing)} missing"
+    return (
+        f"{LOADS_NOT} ({counted}): give the model that the checkpoint was saved from, or leave source_model "
+        f"out; {'; '.join(said[:_MOST_LISTED])}{more}"
+    )
+
+
+def _unfilled(model: nn.Module, found: Comparison) -> Iterator[str]:
+    """The missing keys whose tensor is not filled under another name either."""
+    held = model.state_dict(keep_vars=True)
+    filled = {id(value) for key, value in held.items() if key not in found.missing}
+    return (key for key in found.missing if id(held.get(key)) not in filled)
+
+
+def _times(count: int) -> str:
+    return f" ×{count:,}" if count > 1 else ""
+
+
+def _apart(checkpoint: str, there: str) -> str:
+    if checkpoint and there:
+        return f"is {checkpoint}, in source_model {there}"
+    return f"is missing, in source_model {there}" if there else ""
+
+
+def _without_memory(old: Mapping[str, Any]) -> Mapping[str, Any]:
+    state = OrderedDict((key, _ghost(value)) for key, value in old.items())
+    if (metadata := getattr(old, "_metadata", None)) is not None:
+        state._metadata = metadata  # type: ignore[attr-defined]
+    return state
+
+
+def _ghost(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor) or value.is_meta or nn.parameter.is_lazy(value):
+        return value
+    return torch.empty(value.shape, dtype=value.dtype, device="meta")
+
+
+def _unwrapped(old: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+    """The state dict without what a wrapper put before every key (``module.``) and the model has nowhere."""
+    prefix = next(iter(old), "").partition(".")[0] + "."
+    if not all(key.startswith(prefix) for key in old) or any(
+        key.startswith(prefix) for key in model.state_dict()
+    ):
+        return old
+    state = OrderedDict(old)
+    if (metadata := getattr(old, "_metadata", None)) is not None:
+        state._metadata = copy.copy(metadata)  # type: ignore[attr-defined]
+    consume_prefix_in_state_dict_if_present(state, prefix)
+    return state

@@ -1,0 +1,161 @@
+"""Token ids that both the old and the new model know, where a vocabulary grew or its words have moved."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pytest_ckptcompat.tensors.nested import mapped
+from pytest_ckptcompat.tensors.seeds import seeded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from .regions import Rows
+    from .run_copies import Batch
+
+    Embedding = nn.Embedding | nn.EmbeddingBag
+
+
+@dataclass(frozen=True)
+class Ids:
+    """How the ids of a batch are brought into what each model knows.
+
+    Attributes:
+        bounds: for each tensor of a batch the vocabulary that grew and that it is looked up in, if any: there
+            was no function to keep for ids beyond it.
+        moved: the words that both have, in the old numbering and in the new, if their numbers have changed.
+    """
+
+    bounds: tuple[int | None, ...] = ()
+    moved: tuple[list[int], list[int]] | None = None
+
+    @classmethod
+    def of(
+        cls, before: nn.Module, model: nn.Module, rows: Rows, renamed: Mapping[str, str], batch: Batch
+    ) -> Ids:
+        """The ids that the embeddings of two models have in common.
+
+        Args:
+            before: the old model; run once where a vocabulary grew, to see what is looked up in which.
+            model: the new one.
+            rows: where rows of a weight have moved.
+            renamed: old key -> new key, of tensors that have another name now.
+            batch: arguments of ``forward``.
+        """
+        old = _embeddings(before)
+        pairs = list(_pairs(old, _embeddings(model), renamed))
+        moved = next((rows[pair] for _, *sizes in pairs if (pair := (sizes[0], sizes[1])) in rows), None)
+        grown = {name: was for name, was, now in pairs if was < now}
+        if not grown:
+            return cls((), moved)
+        least = min(each.num_embeddings for each in old.values())
+        readers = _readers(before, old, _changed(batch, _Bounds((least,) * len(_leaves(batch)))))
+        bounds = [
+            min((grown[name] for name in (names or grown) if name in grown), default=None)
+            for names in readers
+        ]
+        return cls(tuple(bounds), moved)
+
+    @property
+    def note(self) -> str:
+        """What of the inputs was left out, for the report."""
+        bounds = [bound for bound in self.bounds if bound is not None]
+        return f", ids below {min(bounds)}" if bounds and self.moved is None else ""
+
+    def pair(self, batch: Batch) -> tuple[Batch, Batch]:
+        """The same batch for the old model and for the new one."""
+        if self.moved is not None:
+            kept, now = self.moved
+            return _changed(batch, _Table(kept)), _changed(batch, _Table(now))
+        if self.bounds:
+            batch = _changed(batch, _Bounds(self.bounds))
+        return batch, batch
+
+
+def _embeddings(model: nn.Module) -> dict[str, Embedding]:
+    kinds = (nn.Embedding, nn.EmbeddingBag)
+    return {name: each for name, each in model.named_modules() if isinstance(each, kinds)}
+
+
+def _pairs(
+    old: Mapping[str, Embedding], new: Mapping[str, Embedding], renamed: Mapping[str, str]
+) -> Iterator[tuple[str, int, int]]:
+    """Old name, old size and new size of every embedding that both models have.
+
+    By its name, or the one that the recipe gave it; what a loader of the model's own renames, by its place.
+    """
+    now = {name: renamed.get(f"{name}.weight", f"{name}.weight").removesuffix(".weight") for name in old}
+    others = [name for name in new if name not in now.values()]
+    lost = [name for name in old if now[name] not in new]
+    if len(lost) == len(others):
+        now.update(zip(lost, others, strict=True))
+    for name, each in old.items():
+        if now[name] in new:
+            yield name, each.num_embeddings, new[now[name]].num_embeddings
+
+
+def _readers(before: nn.Module, embeddings: Mapping[str, Embedding], batch: Batch) -> list[set[str]]:
+    """For each tensor of a batch, the embeddings that it is given to as it is."""
+    leaves = _leaves(batch)
+    places = {leaf.data_ptr(): place for place, leaf in enumerate(leaves)}
+    readers: list[set[str]] = [set() for _ in leaves]
+
+    def hears(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hear(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and (place := places.get(args[0].data_ptr())) is not None:
+                readers[place].add(name)
+
+        return hear
+
+    with ExitStack() as hooks, seeded(0), torch.no_grad():
+        for name, each in embeddings.items():
+            hooks.enter_context(each.register_forward_pre_hook(hears(name)))
+        before.eval()
+        with suppress(Exception):  # some numbers are no ids; what was heard before is heard
+            before(*batch[0], **batch[1])
+    return readers
+
+
+def _leaves(batch: Batch) -> list[torch.Tensor]:
+    """The tensors of a batch, in the order in which `mapped` meets them."""
+    leaves: list[torch.Tensor] = []
+    mapped(batch, lambda tensor: leaves.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return leaves
+
+
+class _Bounds:
+    """Brings the ids of each tensor of a batch, met one after the other, below its bound."""
+
+    def __init__(self, bounds: tuple[int | None, ...]) -> None:
+        self._bounds = iter(bounds)
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        bound = next(self._bounds)
+        if bound is None or not _are_ids(ids):
+            return ids
+        return torch.where(ids >= bound, ids % bound, ids)
+
+
+@dataclass(frozen=True)
+class _Table:
+    words: list[int]
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        if not _are_ids(ids):
+            return ids
+        table = torch.tensor(self.words, dtype=ids.dtype, device=ids.device)
+        return torch.where(ids >= 0, table[ids.long() % len(self.words)], ids)
+
+
+def _are_ids(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def _changed(batch: Batch, change: _Bounds | _Table) -> Batch:
+    args, kwargs = mapped(batch, change)
+    return args, kwargs

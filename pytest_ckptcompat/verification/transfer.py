@@ -1,0 +1,128 @@
+"""Did every value arrive in the model as it was?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.findings import Finding, Promise, finding
+from pytest_ckptcompat.core.keys import matches
+from pytest_ckptcompat.tensors.deferred import materialise
+from pytest_ckptcompat.tensors.difference import Difference, difference, magnitude
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from torch import nn
+
+    from pytest_ckptcompat.recipes.applied import Growth
+
+    from .load_listener import Loading
+
+
+Checked = tuple[Promise, list[Finding]]
+
+UNTOUCHED, GROWN = "untouched", "loaded as grown"
+
+
+def _transferred(
+    growth: Growth,
+    old: Mapping[str, Any],
+    model: nn.Module,
+    loading: Loading | None,
+    protect: Sequence[str],
+    waived: set[str],
+) -> Iterator[Checked]:
+    """What arrived in the model: untouched keys as the old checkpoint has them, others as they were grown."""
+    arrived = _arrived(growth.state_dict, loading, protect)
+    loaded = growth.state_dict.keys() - waived
+    untouched = {
+        key: old[came]
+        for key, came in growth.origin.items()
+        if key in loaded and key not in growth.touched and came is not None
+    }
+    grown = {
+        key: value for key, value in growth.state_dict.items() if key in growth.touched and key in loaded
+    }
+    if untouched:
+        yield _compared(UNTOUCHED, "as it was", untouched, arrived, model, protect)
+    if grown:
+        yield _compared(GROWN, "as it was grown", grown, arrived, model, protect)
+
+
+def _arrived(
+    state_dict: Mapping[str, Any], loading: Loading | None, protect: Sequence[str]
+) -> dict[str, list[str]]:
+    """Key -> the names that should hold its tensor as it is. Of several keys for one name the last one stays.
+
+    Where the model's own code goes on to write, it may: but into what is protected.
+    """
+    if loading is None:
+        return {key: [key] for key in state_dict}
+    arrived: dict[str, list[str]] = {}
+    for name, keys in loading.sources.items():
+        if name not in loading.altered or any(matches(pattern, keys[-1]) for pattern in protect):
+            arrived.setdefault(keys[-1], []).append(name)
+    overwritten = {key for keys in loading.sources.values() for key in keys[:-1]}
+    return arrived | {key: [] for key in overwritten if key not in arrived}
+
+
+def _compared(
+    name: str,
+    as_it_was: str,
+    wanted: Mapping[str, Any],
+    arrived: Mapping[str, list[str]],
+    model: nn.Module,
+    protect: Sequence[str],
+) -> Checked:
+    held = dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers(remove_duplicate=False)
+    )
+    apart: dict[str, Difference] = {}
+    equal, elsewhere = 0, 0
+    casts, rounded = set[str](), dict[str, float]()
+    for key, value in wanted.items():
+        if not isinstance(value, torch.Tensor):
+            continue
+        places = [place for place in arrived.get(key, ()) if place in held]
+        if not places and arrived.get(key) != []:  # a module's extra state may be a tensor, too
+            elsewhere += 1
+            continue
+        expected = materialise(value) if places else value
+        for place in places:
+            if expected.dtype != held[place].dtype:
+                casts.add(str(held[place].dtype).removeprefix("torch."))
+            found = difference(expected.to(held[place].dtype), held[place])
+            if found is not None:
+                apart[key] = found
+            elif expected.dtype != held[place].dtype and (lost := difference(expected, held[place], 0.0)):
+                rounded[key] = lost.size
+        equal += key not in apart and key not in rounded
+    if apart:
+        return _changed(name, as_it_was, apart, protect)
+    to = ", ".join(sorted(casts))
+    told = []
+    if equal:
+        told.append(f"{_keys(equal)} bit-equal" + (f" (cast to {to})" if casts and not rounded else ""))
+    if rounded:
+        told.append(f"{_keys(len(rounded))} rounded to {to}, by up to {magnitude(max(rounded.values()))}")
+    if elsewhere:
+        told.append(f"{elsewhere} left to the model's own loader")
+    return Promise(name, "kept" if equal or rounded else "unchecked", ", ".join(told) or "no tensors"), []
+
+
+def _keys(count: int) -> str:
+    return f"{count} key{'' if count == 1 else 's'}"
+
+
+def _changed(name: str, as_it_was: str, apart: Mapping[str, Difference], protect: Sequence[str]) -> Checked:
+    findings = []
+    for key, found in apart.items():
+        guarded = any(matches(pattern, key) for pattern in protect)
+        rule = "recipe-protected-key" if guarded else "recipe-broken-promise"
+        findings.append(finding(rule, key, message=f"is not {as_it_was}: {found}"))
+    worst = max(apart, key=lambda key: apart[key].size)
+    more = f" and {len(apart) - 1} more" if len(apart) > 1 else ""
+    return Promise(name, "broken", f"{escape(worst, 60)}: {apart[worst]}{more}"), findings

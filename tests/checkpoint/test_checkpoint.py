@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from equality import assert_same, assert_same_state
+from torch import nn
+
+from pytest_ckptcompat import CheckpointError, TensorSpec, open_checkpoint
+from pytest_ckptcompat.checkpoint.checkpoint import read_contents
+from pytest_ckptcompat.core.limits import Limits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "net.pth"
+
+
+def trained() -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(4, 2)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+STATE = OrderedDict(a=torch.ones(2), b=torch.zeros(3, 1))
+OTHER = OrderedDict(c=torch.ones(5))
+
+# -- the state dict inside ---------------------------------------------------------------------------------
+
+FOUND = {
+    "itself": (STATE, ""),
+    "state_dict": ({"state_dict": STATE, "epoch": 3}, "state_dict"),
+    "model_state_dict": ({"model_state_dict": STATE, "loss": 0.1}, "model_state_dict"),
+    "model": ({"model": STATE, "args": {"lr": 0.1}}, "model"),
+    "module": ({"module": STATE}, "module"),
+    "net": ({"net": STATE, "acc": 90.1}, "net"),
+    "ema": ({"ema": STATE, "updates": 1000}, "ema"),
+    "model_state": ({"model_state": STATE}, "model_state"),
+    "two levels": ({"model": {"state_dict": STATE}}, "model.state_dict"),
+    "three levels": ({"checkpoint": {"best": {"model": STATE}}}, "checkpoint.best.model"),
+    "beside a tensor": ({"state_dict": STATE, "best": torch.tensor(0.9)}, "state_dict"),
+    "one of its own name": ({"generator": STATE, "epoch": 3}, "generator"),
+    "in a list": ([STATE, {"lr": 0.1}], "0"),
+    "shared by two names": ({"model": STATE, "module": STATE}, "model"),
+    "the shallower one": ({"state_dict": STATE, "extra": {"model": OTHER}}, "state_dict"),
+    "the usual name": ({"teacher": OTHER, "state_dict": STATE}, "state_dict"),
+    "keys with dots": ({"v1.0": {"model": STATE}}, "v1.0.model"),
+    "none that looks like one": ({"model": None, "state_dict": STATE}, "state_dict"),
+}
+
+
+@pytest.mark.parametrize("layout", FOUND)
+def test_the_state_dict_is_found(path: Path, layout: str) -> None:
+    saved, key = FOUND[layout]
+    torch.save(saved, path)
+    ckpt = open_checkpoint(path)
+    assert ckpt.state_dict_key == key
+    assert_same_state(ckpt, STATE)
+
+
+@pytest.mark.parametrize("layout", FOUND)
+def test_the_path_that_was_found_leads_there(path: Path, layout: str) -> None:
+    saved, key = FOUND[layout]
+    torch.save(saved, path)
+    assert_same_state(open_checkpoint(path, key), STATE)
+
+
+def test_a_training_checkpoint(path: Path) -> None:
+    model, optimizer = trained()
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+    torch.save(
+        {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "opt": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+            "grad_scaler": {"scale": torch.ones(1)},
+        },
+        path,
+    )
+    ckpt = open_checkpoint(path)
+    assert_same_state(ckpt, model.state_dict())
+    assert ckpt.wrapper["optimizer"]["param_groups"][0]["params"] == [0, 1, 2, 3]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("saved", "names"),
+    [
+        ({"model": STATE, "ema": OTHER}, ("'model'", "'ema'")),
+        ({"generator": STATE, "discriminator": OTHER}, ("'generator'", "'discriminator'")),
+        ({"model": {"encoder": STATE, "decoder": OTHER}}, ("'model.encoder'", "'model.decoder'")),
+    ],
+)
+def test_two_that_are_equally_good_are_an_error_that_lists_both(
+    path: Path, saved: Any, names: tuple[str, str]
+) -> None:
+    torch.save(saved, path)
+    with pytest.raises(
+        CheckpointError,
+        match=r"2 state dicts .* say which with state_dict_key= \(on the command line --key\)$",
+    ) as error:
+        open_checkpoint(path)
+    assert all(name in str(error.value) for name in names)
+    for name in names:
+        assert open_checkpoint(path, name.strip("'"))
+
+
+NONE = {
+    "a tensor": (torch.ones(2), "a single tensor"),
+    "no tensor": ({"epoch": 3, "args": {"lr": 0.1}}, "no state dict.*'epoch' \\(a int\\)"),
+    "an optimizer": (trained()[1].state_dict(), "no state dict"),
+    "an empty dict": ({}, "no state dict"),
+    "a number": (3, "no state dict"),
+    "a list of tensors": ([torch.ones(1)], "no state dict"),
+    "numbers as keys": ({0: torch.ones(1)}, "no state dict"),
+    "too deep": ({"a": {"b": {"c": {"model": STATE}}}}, "at most 3 levels deep"),
+}
+
+
+@pytest.mark.parametrize("what", NONE)
+def test_without_a_state_dict_the_error_says_what_is_there(path: Path, what: str) -> None:
+    saved, message = NONE[what]
+    torch.save(saved, path)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(path)
+
+
+def test_a_key_that_leads_nowhere_is_an_error_that_lists_what_is_there(path: Path) -> None:
+    torch.save({"model": {"body": STATE, "n": 1}}, path)
+    with pytest.raises(
+        CheckpointError, match=r"'model' has no such part; it has 'body' \(a dict of 2\), 'n'"
+    ):
+        open_checkpoint(path, "model.bdy")
+    with pytest.raises(CheckpointError, match=r"the checkpoint has no such part; it has 'model'"):
+        open_checkpoint(path, "modle")
+    with pytest.raises(CheckpointError, match="no state dict"):
+        open_checkpoint(path, "model.n")
+    with pytest.raises(CheckpointError, match="is a tensor"):
+        open_checkpoint(path, "model.body.a")
+    with pytest.raises(CheckpointError, match="holds no tensor"):
+        open_checkpoint(path, "model")
+
+
+def test_a_key_may_lead_through_lists_numbers_and_objects(path: Path) -> None:
+    torch.save({"runs": [{7: {"best.net": Holder(STATE)}}]}, path)
+    assert_same_state(open_checkpoint(path, "runs.0.7.best.net.weights"), STATE)
+
+
+class Holder:
+    def __init__(self, weights: Any) -> None:
+        self.weights = weights
+
+
+def test_a_state_dict_with_a_number_as_key_is_refused(path: Path) -> None:
+    torch.save({"a": torch.ones(1), 3: torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match="a key that is no string, but int"):
+        open_checkpoint(path)
+
+
+# -- what is in it -----------------------------------------------------------------------------------------
+
+
+def test_it_is_a_mapping(path: Path) -> None:
+    torch.save(STATE, path)
+    ckpt = open_checkpoint(path)
+    assert list(ckpt) == ["a", "b"]
+    assert "a" in ckpt
+    assert "c" not in ckpt
+    assert len(ckpt) == 2
+    assert isinstance(ckpt["b"], TensorSpec)
+    assert (ckpt["b"].shape, ckpt["b"].dtype, ckpt["b"].nbytes) == ((3, 1), "float32", 12)
+    with pytest.raises(KeyError):
+        ckpt["c"]
+    assert repr(ckpt) == "<Checkpoint net.pth: torch-zip, 2 tensors>"
+
+
+def test_what_is_no_tensor_keeps_its_place(path: Path) -> None:
+    state = OrderedDict(a=torch.ones(1), extra={"n": 1}, b=torch.ones(2), none=None)
+    torch.save(state, path)
+    ckpt = open_checkpoint(path)
+    assert list(ckpt) == ["a", "b"]
+    assert ckpt.objects == {"extra": {"n": 1}, "none": None}
+    assert list(ckpt.state_dict()) == list(ckpt.meta()) == list(ckpt.stored()) == ["a", "extra", "b", "none"]
+    assert ckpt.state_dict()["extra"] == {"n": 1}
+
+
+def test_extra_state_that_holds_tensors_is_no_wrapper(path: Path) -> None:
+    torch.save({"w": torch.ones(1), "_extra_state": {"params": {"scale": torch.ones(1)}}}, path)
+    ckpt = open_checkpoint(path)
+    assert list(ckpt) == ["w"]
+    assert_same(ckpt.materialise(ckpt.objects["_extra_state"]["params"]["scale"]), torch.ones(1))  # type: ignore[index]
+
+
+def test_ties(path: Path) -> None:
+    weight = torch.randn(4, 4)
+    torch.save(
+        {"in": weight, "t": weight.t(), "out": weight, "part": weight[:2], "twin": weight.clone()}, path
+    )
+    ckpt = open_checkpoint(path)
+    assert ckpt.ties == [("in", "out")]
+    assert ckpt.nbytes == 64 + 64 + 32 + 64
+
+
+def test_optimizer_state_is_read_on_demand(path: Path) -> None:
+    model, optimizer = trained()
+    torch.save({"state_dict": model.state_dict(), "optimizer_states": [optimizer.state_dict()]}, path)
+    ckpt = open_checkpoint(path)
+    slots = ckpt.wrapper["optimizer_states"][0]["state"][0]  # type: ignore[index]
+    assert_same(ckpt.materialise(slots["exp_avg"]), optimizer.state_dict()["state"][0]["exp_avg"])
+    assert ckpt.materialise(slots["step"]).item() == 1
+
+
+def test_a_lightning_checkpoint(path: Path) -> None:
+    model, optimizer = trained()
+    state = OrderedDict((f"net.{key}", value) for key, value in model.state_dict().items())
+    torch.save(
+        {
+            "epoch": 4,
+            "global_step": 100,
+            "pytorch-lightning_version": "2.4.0",
+            "state_dict": state,
+            "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"total": {"ready": 5}}}},
+            "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": torch.tensor(0.5)}},
+            "optimizer_states": [optimizer.state_dict()],
+            "lr_schedulers": [],
+            "hparams_name": "kwargs",
+            "hyper_parameters": OrderedDict(lr=0.1, device=torch.device("cpu")),
+        },
+        path.with_suffix(".ckpt"),
+    )
+    ckpt = open_checkpoint(path.with_suffix(".ckpt"))
+    assert ckpt.state_dict_key == "state_dict"
+    assert ckpt.wrapper["hyper_parameters"]["lr"] == 0.1  # type: ignore[index]
+    assert_same_state(ckpt, state)
+
+
+def test_a_header_is_read_once_for_several_state_dicts(path: Path) -> None:
+    torch.save({"model": STATE, "ema": OTHER}, path)
+    contents = read_contents(path)
+    read = contents.files.bytes_read
+    assert list(contents.checkpoint("model")) == ["a", "b"]
+    assert list(contents.checkpoint("ema")) == ["c"]
+    assert contents.files.bytes_read == read
+
+
+def test_no_tensor_byte_is_read_for_the_header(path: Path) -> None:
+    torch.save({str(n): torch.ones(1_000_000) for n in range(4)}, path)
+    ckpt = open_checkpoint(path)
+    header = ckpt.bytes_read
+    assert header < 10_000
+    ckpt.meta()
+    stored = ckpt.stored()
+    assert ckpt.bytes_read == header
+    stored["2"].sum()
+    assert ckpt.bytes_read == header + 4_000_000
+
+
+# -- caps --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cap", "value"),
+    [
+        ("tensors", 2),
+        ("key_bytes", 3),
+        ("dims", 1),
+        ("zip_entries", 4),
+        ("pickle_bytes", 100),
+        ("pickle_opcodes", 20),
+    ],
+)
+def test_caps_are_named_with_how_to_raise_them(path: Path, cap: str, value: int) -> None:
+    torch.save({"aaaa": torch.ones(1, 1), "b": torch.ones(1), "c": torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match=rf"limit exceeded: .*limit {cap}={value}\).*--limit {cap}="):
+        open_checkpoint(path, limits=Limits.parse([f"{cap}={value}"]))
+    assert (
+        len(open_checkpoint(path, limits=Limits.parse([f" {cap} = 1_000_000 ", "pickle_memory=9999999"])))
+        == 3
+    )
+
+
+@pytest.mark.parametrize(
+    "line", ["tensors", "tensors=", "tensors=x", "tensors=0", "tensors=-1", "tensor=5", "=5"]
+)
+def test_limits_are_checked(line: str) -> None:
+    with pytest.raises(ValueError, match="limit"):
+        Limits.parse([line])
+
+
+def test_modules_that_multiply_are_capped(path: Path) -> None:
+    """Each holds the one before twice: 2^40 names, and not one of them a tensor."""
+    module: nn.Module = nn.ReLU()
+    for _ in range(40):
+        module = nn.ModuleList([module, module])
+    torch.save(nn.ModuleList([nn.Linear(1, 1), module]), path)
+    with pytest.raises(CheckpointError, match="limit exceeded: it holds too many modules"):
+        open_checkpoint(path)

@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch.optim import SGD
+
+from pytest_ckptcompat.checks.arguments import Case
+from pytest_ckptcompat.checks.waivers import allow
+
+
+def model():
+    raise AssertionError("a case builds nothing")
+
+
+def test_what_is_given_is_kept():
+    waiver = allow("missing-key", reason="r")
+    case = Case.of(
+        model=model, ckpt=Path("a/net.pth"), inputs=(2, 3), protect="conv*", allow=waiver, device="cuda:1"
+    )
+    assert case == Case(
+        model, ("a/net.pth",), inputs=(2, 3), protect=("conv*",), allow=(waiver,), device="cuda:1"
+    )
+
+
+def test_none_is_the_default():
+    assert Case.of(model="onet:Net", ckpt=None, recipe=None, device=None) == Case("onet:Net")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({}, "model= is missing"),
+        ({"model": model, "input": (1,)}, "unknown argument input=: did you mean inputs=?"),
+        ({"model": model, "zzz": 1}, "unknown argument zzz=: known are model, ckpt"),
+        ({"model": 3}, "model= wants a callable, an nn.Module or 'package.module:name', not int '3'"),
+        ({"model": "onet.Net"}, "write 'package.module:name'"),
+        ({"model": model, "ckpt": 3}, "ckpt= wants a path"),
+        ({"model": model, "ckpt": []}, "ckpt= wants a path"),
+        ({"model": model, "ckpt": [3]}, "ckpt= wants paths"),
+        ({"model": model, "recipe": 3}, "recipe= wants a Recipe or a path"),
+        ({"model": model, "inputs": 3}, "inputs: 3 is no shape"),
+        ({"model": model, "inputs": "two"}, "inputs: 'two' is no shape"),
+        ({"model": model, "state_dict_key": 3}, "state_dict_key= wants a string"),
+        ({"model": model, "protect": [3]}, "protect= wants a list of key patterns"),
+        ({"model": model, "allow": ["missing-key"]}, "allow= wants a list of allow"),
+        ({"model": model, "device": "gpu"}, "device='gpu' is no device: auto, cpu"),
+        ({"model": model, "device": "cuda:x"}, "is no device"),
+        ({"model": model, "device": "cpu:0"}, "is no device"),
+        (
+            {"model": model, "optimizer": 3},
+            "optimizer= wants a callable (parameters) -> Optimizer or its name",
+        ),
+        ({"model": model, "optimizer": "Adam"}, "optimizer='Adam': write 'torch.optim:Adam'"),
+        ({"model": model, "optimizer": "rmsprop"}, "optimizer='rmsprop': write 'torch.optim:RMSprop'"),
+        (
+            {"model": model, "optimizer": "torch.optim.SGD"},
+            "optimizer='torch.optim.SGD': write 'torch.optim:SGD'",
+        ),
+        ({"model": model, "optimizer": "my own"}, "optimizer='my own': write 'torch.optim:AdamW'"),
+        ({"model": model, "optimizer": ""}, "optimizer='': write 'torch.optim:AdamW'"),
+    ],
+)
+def test_what_is_wrong_is_named(arguments, text):
+    with pytest.raises(ValueError, match=r".") as error:
+        Case.of(**arguments)
+    assert text in str(error.value)
+
+
+def test_an_optimizer_is_given_by_name_or_as_it_is():
+    named, given = (Case.of(model=model, optimizer=each).optimizer for each in ("torch.optim:SGD", SGD))
+    weight = torch.nn.Parameter(torch.zeros(2))
+    assert type(named([weight])) is type(given([weight])) is SGD
+
+
+def test_the_optimizers_that_are_hinted_at_are_torchs():
+    here = {name.lower(): name for name, each in vars(torch.optim).items() if isinstance(each, type)}
+    for name in here.keys() - {"optimizer"}:
+        with pytest.raises(ValueError, match=f"write 'torch.optim:{here[name]}'"):
+            Case.of(model=model, optimizer=name)

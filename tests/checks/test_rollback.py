@@ -1,0 +1,94 @@
+"""Old code on new checkpoints: what a rollback needs."""
+
+import pytest
+import torch
+from networks import Boxes, Grown
+from torch import nn
+
+from pytest_ckptcompat import check
+from pytest_ckptcompat.checks.rollback import rollback
+
+
+class Lenient(Boxes):
+    """A released model whose own loader takes the wider head in."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_load_state_dict_pre_hook(self._narrow)
+
+    @staticmethod
+    def _narrow(module, state_dict, prefix, *rest):
+        for leaf in ("weight", "bias"):
+            key = f"{prefix}out2.{leaf}"
+            if key in state_dict:
+                state_dict[key] = state_dict[key][:4]
+
+
+@pytest.fixture
+def net(tmp_path):
+    path = tmp_path / "net.pth"
+    torch.save(Boxes().state_dict(), path)
+    return path
+
+
+def rules(report):
+    return [(found.rule, found.key, found.checkpoint, found.model) for found in report.errors]
+
+
+def test_a_change_that_can_be_rolled_back(net):
+    reports = {
+        direction: check(Boxes, net, direction=direction) for direction in ("backward", "forward", "full")
+    }
+    assert all(report.ok for report in reports.values())
+    assert {direction: report.verdict for direction, report in reports.items()} == {
+        "backward": "net.pth fits networks.Boxes: 28 of 28 keys match",
+        "forward": "net.pth: a rollback from networks.Boxes is possible",
+        "full": "net.pth fits networks.Boxes: 28 of 28 keys match, and a rollback is possible",
+    }
+
+
+def test_the_verdict_says_that_it_is_the_rollback_that_fails(net):
+    verdict = check(Grown, net, direction="forward").verdict
+    counts = "2 mismatched, 0 missing, 0 unexpected for the released model"
+    assert verdict == f"net.pth: no rollback from networks.Grown: {counts}"
+    from pytest_ckptcompat import Recipe, tile
+
+    grown = check(Grown, net, direction="full", recipe=Recipe(tile("out2.*", dim=0)))
+    assert grown.verdict == f"net.pth fits networks.Grown, but no rollback from it: {counts}"
+
+
+def test_a_grown_head_fails_a_rollback_though_the_recipe_loads(net):
+    from pytest_ckptcompat import Recipe, tile
+
+    recipe = Recipe(tile("out2.*", dim=0))
+    assert check(Grown, net, recipe=recipe).ok
+    for direction in ("forward", "full"):
+        assert rules(check(Grown, net, recipe=recipe, direction=direction)) == [
+            ("rollback-mismatch", "out2.weight", "(4, 8) f32", "(14, 8) f32"),
+            ("rollback-mismatch", "out2.bias", "(4,) f32", "(14,) f32"),
+        ]
+
+
+@pytest.mark.parametrize("source", [None, nn.Linear])
+def test_missing_and_unexpected_are_seen_from_the_released_model(source, tmp_path):
+    released, today = nn.Linear(2, 2), nn.ModuleDict({"fc": nn.Linear(2, 2)})
+    torch.save(released.state_dict(), tmp_path / "net.pth")
+    given = {} if source is None else {"source_model": lambda: nn.Linear(2, 2)}
+    report = check(lambda: today, tmp_path / "net.pth", direction="forward", **given)
+    assert {(rule, key) for rule, key, _, _ in rules(report)} == {
+        ("rollback-missing", "weight"),
+        ("rollback-missing", "bias"),
+        ("rollback-unexpected", "fc.weight"),
+        ("rollback-unexpected", "fc.bias"),
+    }
+
+
+def test_the_released_models_own_loader_judges_where_it_is_at_hand(net):
+    assert not check(Grown, net, direction="forward").ok
+    assert check(Grown, net, direction="forward", source_model=Lenient).ok
+    assert rollback({}, {}, None) == []
+
+
+def test_a_wrong_direction_is_named():
+    with pytest.raises(ValueError, match="direction= wants"):
+        check(Boxes, "net.pth", direction="both")

@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import json
+import struct
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import safetensors
+import torch
+from equality import assert_same, assert_same_state
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from tensor_zoo import of_dtype
+
+from pytest_ckptcompat import CheckpointError, open_checkpoint
+from pytest_ckptcompat.core.limits import Limits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "net.safetensors"
+
+
+def write(path: Path, header: Any, values: bytes = b"\0" * 16, padding: bytes = b"") -> Path:
+    """A file with any header; `header` is JSON text, or something to make it of."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text + padding)) + text + padding + values)
+    return path
+
+
+ROW = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+TEXT = b'{"dtype":"F32","shape":[4],"data_offsets":[0,16]}'
+
+
+def supported() -> list[torch.dtype]:
+    """The dtypes that this safetensors writes."""
+    from safetensors.torch import _SIZE
+
+    return [dtype for dtype in _SIZE if dtype != getattr(torch, "float4_e2m1fn_x2", None)]
+
+
+def test_every_dtype(path: Path) -> None:
+    state = {str(dtype): of_dtype(dtype, 2, 4) for dtype in supported()}
+    save_file(state, path, metadata={"format": "pt"})
+    ckpt = open_checkpoint(path)
+    assert ckpt.format == "safetensors"
+    assert (ckpt.unsafe, ckpt.metadata, ckpt.ties) == ("", None, [])
+    loaded = load_file(path)
+    assert_same_state(ckpt, {key: loaded[key] for key in ckpt})
+    assert {*ckpt} == {*state}
+
+
+def test_shapes(path: Path) -> None:
+    state = {"scalar": torch.tensor(1.5), "empty": torch.empty(0, 3), "deep": torch.ones(1, 2, 1, 2, 1)}
+    save_file(state, path)
+    loaded = load_file(path)
+    ckpt = open_checkpoint(path)
+    assert_same_state(ckpt, {key: loaded[key] for key in ckpt})
+
+
+def test_a_renamed_file_is_recognised(path: Path) -> None:
+    save_file({"a": torch.ones(2)}, path)
+    renamed = path.rename(path.with_suffix(".pth"))
+    assert_same(open_checkpoint(renamed).tensor("a"), torch.ones(2))
+
+
+@pytest.mark.skipif(not hasattr(torch, "float4_e2m1fn_x2"), reason="younger than this torch")
+def test_two_to_a_byte(path: Path) -> None:
+    write(path, {"a": {"dtype": "F4", "shape": [4, 8], "data_offsets": [0, 16]}}, bytes(range(16)))
+    ckpt = open_checkpoint(path)
+    assert (ckpt["a"].dtype, ckpt["a"].shape) == ("float4_e2m1fn_x2", (4, 4))
+    with safetensors.safe_open(path, "pt") as theirs:
+        assert_same(ckpt.tensor("a"), theirs.get_tensor("a"))
+
+
+def test_elements_that_are_no_whole_bytes_keep_their_place(path: Path) -> None:
+    write(path, {"a": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]}}, b"abc")
+    ckpt = open_checkpoint(path)
+    assert ckpt["a"].note == "elements that are no whole bytes"
+    with pytest.raises(CheckpointError, match="no plain layout"):
+        ckpt.tensor("a")
+
+
+# -- the two ways in which an entry is read ----------------------------------------------------------------
+
+names = st.text(st.characters(exclude_categories=["Cs"]), max_size=8).filter(
+    lambda name: name != "__metadata__"
+)
+shapes = st.lists(st.integers(0, 4), max_size=4)
+
+
+@settings(deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(names, st.sampled_from(["F32", "I8", "BOOL", "BF16"]), shapes), unique_by=lambda r: r[0]
+    ),
+    style=st.sampled_from(
+        [{}, {"separators": (",", ":")}, {"indent": 2}, {"ensure_ascii": False}, {"sort_keys": True}]
+    ),
+    order=st.permutations(["dtype", "shape", "data_offsets", "more"]),
+    metadata=st.none() | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), st.just("v")),
+)
+def test_any_header_is_read_as_the_library_does(
+    tmp_path_factory: Any, rows: Any, style: Any, order: Any, metadata: Any
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.safetensors"
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+    position = 0
+    for key, dtype, shape in rows:
+        nbytes = int(torch.tensor([{"F32": 4, "BF16": 2}.get(dtype, 1), *shape]).prod())
+        row = {
+            "dtype": dtype,
+            "shape": shape,
+            "data_offsets": [position, position + nbytes],
+            "more": {"a": [1, "]"]},
+        }
+        header[key] = {field: row[field] for field in order if field != "more" or len(shape) == 3}
+        position += nbytes
+    write(
+        path,
+        json.dumps(header, **style).encode(),
+        bytes(n % 2 for n in range(position)),
+        b" " * (position % 8),
+    )
+    if not rows:
+        with pytest.raises(CheckpointError, match="no state dict"):
+            open_checkpoint(path)
+        return
+    loaded = load_file(path)
+    ckpt = open_checkpoint(path)
+    written = sorted(header) if style.get("sort_keys") else list(header)
+    assert list(ckpt) == [key for key in written if key != "__metadata__"]
+    assert_same_state(ckpt, {key: loaded[key] for key in ckpt})
+
+
+# -- what is refused ---------------------------------------------------------------------------------------
+
+REFUSED = {
+    "a key twice": (b'{"a":' + TEXT + b',"a":' + TEXT + b"}", "has the key a twice"),
+    "a key twice, escaped": (b'{"a":' + TEXT + b',"\\u0061":' + TEXT + b"}", "has the key a twice"),
+    "a field twice": (
+        b'{"a":{"dtype":"F32","dtype":"F32","shape":[4],"data_offsets":[0,16]}}',
+        "dtype stands twice",
+    ),
+    "a leading space": (b' {"a":' + TEXT + b"}", "does not begin with"),
+    "metadata twice": (b'{"__metadata__":{},"a":' + TEXT + b',"__metadata__":{}}', "'__metadata__' twice"),
+    "numbers in the metadata": ({"__metadata__": {"a": 1}, "a": ROW}, "something else than strings"),
+    "a list as metadata": ({"__metadata__": [], "a": ROW}, "'{' is missing"),
+    "an entry that is a list": ({"a": ["F32", [4], [0, 16]]}, "'{' is missing"),
+    "an unknown dtype": ({"a": {**ROW, "dtype": "F128"}}, "unknown dtype: F128"),
+    "a dtype of torch": ({"a": {**ROW, "dtype": "float32"}}, "unknown dtype: float32"),
+    "a size that is a float": (
+        b'{"a":{"dtype":"F32","shape":[4.0],"data_offsets":[0,16]}}',
+        "natural number",
+    ),
+    "a size in exponents": (b'{"a":{"dtype":"F32","shape":[4e0],"data_offsets":[0,16]}}', "natural number"),
+    "a negative size": ({"a": {**ROW, "shape": [-4]}}, "natural number"),
+    "a size with a zero before": (
+        b'{"a":{"dtype":"F32","shape":[04],"data_offsets":[0,16]}}',
+        "a shape is damaged",
+    ),
+    "a huge size": ({"a": {**ROW, "shape": [1 << 62, 1 << 62]}}, "takes"),
+    "a size that overflows": (
+        {"a": {"dtype": "I8", "shape": [1 << 63, 0], "data_offsets": [0, 0]}},
+        "impossible size",
+    ),
+    "sizes without commas": (
+        b'{"a":{"dtype":"F32","shape":[2 2],"data_offsets":[0,16]}}',
+        "a shape is damaged",
+    ),
+    "a comma too many": (b'{"a":{"dtype":"F32","shape":[4,],"data_offsets":[0,16]}}', "a shape is damaged"),
+    "a last comma": (b'{"a":' + TEXT + b",}", "a string is missing"),
+    "too many bytes": ({"a": {**ROW, "shape": [3]}}, "has 16 bytes"),
+    "too few bytes": ({"a": {**ROW, "shape": [5]}}, "has 16 bytes"),
+    "backward offsets": ({"a": {**ROW, "data_offsets": [16, 0]}}, "damaged"),
+    "three offsets": ({"a": {**ROW, "data_offsets": [0, 16, 32]}}, "lacks"),
+    "no shape": ({"a": {"dtype": "F32", "data_offsets": [0, 16]}}, "lacks its dtype, its shape"),
+    "an overlap": (
+        {
+            "a": {"dtype": "I8", "shape": [9], "data_offsets": [0, 9]},
+            "b": {"dtype": "I8", "shape": [8], "data_offsets": [8, 16]},
+        },
+        "values of b do not follow",
+    ),
+    "a gap": ({"a": {"dtype": "F32", "shape": [3], "data_offsets": [4, 16]}}, "values of a do not follow"),
+    "bytes behind": (
+        {"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}},
+        "4 bytes follow its last",
+    ),
+    "values cut": (
+        {"a": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]}},
+        "truncated: 32 bytes of values should follow, and 16 do; copy or download it again",
+    ),
+    "text behind": (b'{"a":' + TEXT + b"} x", "something follows"),
+    "no end": (b'{"a":' + TEXT, "',' is missing"),
+    "no UTF-8": (b'{"\xff":' + TEXT + b"}", "a string is damaged"),
+    "half a character": (b'{"\\ud800":' + TEXT + b"}", "a string is damaged"),
+    "a control character": (b'{"a\nb":' + TEXT + b"}", "a string is missing"),
+    "a bad escape": (b'{"\\x":' + TEXT + b"}", "a string is damaged"),
+    "two objects": (b'{"a":' + TEXT + b"}{}", "something follows"),
+    "a bad value in another field": (
+        b'{"a":{"q":[1,],"dtype":"F32","shape":[4],"data_offsets":[0,16]}}',
+        "missing or damaged",
+    ),
+    "a tensor called as the metadata": ({"__metadata__": ROW}, "a tensor called '__metadata__'"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_damaged_headers_are_refused(path: Path, what: str) -> None:
+    header, message = REFUSED[what]
+    with pytest.raises(CheckpointError, match=message) as error:
+        open_checkpoint(write(path, header))
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_what_the_library_refuses_is_refused(path: Path) -> None:
+    """The library refuses all of these but three, which its description forbids."""
+    lenient = []
+    for what, (header, _) in REFUSED.items():
+        write(path, header)
+        try:
+            load_file(path)
+        except Exception:  # whatever it says, it refuses
+            continue
+        lenient.append(what)
+    assert lenient == ["a key twice", "a key twice, escaped", "a leading space", "an entry that is a list"]
+
+
+def test_every_truncation_is_an_error(path: Path) -> None:
+    save_file({"a": torch.ones(3), "b": torch.zeros(2)}, path)
+    data = path.read_bytes()
+    for length in range(1, len(data)):
+        path.write_bytes(data[:length])
+        with pytest.raises(CheckpointError):
+            open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("cap", "value"), [("tensors", 2), ("key_bytes", 4), ("dims", 2), ("safetensors_header", 100)]
+)
+def test_caps(path: Path, cap: str, value: int) -> None:
+    save_file({"a" * 8: torch.ones(1, 1, 1), "b": torch.ones(1), "c": torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match=rf"limit exceeded: .*limit {cap}={value}\)"):
+        open_checkpoint(path, limits=Limits.parse([f"{cap}={value}"]))
+
+
+def test_only_the_header_is_read(path: Path) -> None:
+    save_file({"a": torch.ones(1_000_000), "b": torch.ones(1_000_000)}, path)
+    ckpt = open_checkpoint(path)
+    assert ckpt.bytes_read < 1000
+    before = ckpt.bytes_read
+    ckpt.tensor("b")
+    assert ckpt.bytes_read - before == 4_000_000

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from rehearsal_zoo import ZOO
+
+from pytest_ckptcompat.forward.inputs import Inputs
+from pytest_ckptcompat.forward.real import forward
+from pytest_ckptcompat.forward.rehearsal import rehearse
+from pytest_ckptcompat.models.blueprint import blueprint
+
+
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("built_on", ["cpu", "meta"])
+def test_no_false_alarm_and_the_shapes_of_the_real_pass(name: str, built_on: str) -> None:
+    exhibit = ZOO[name]
+    inputs = Inputs.parse(exhibit.inputs)
+    real = forward(exhibit.kind(), inputs)
+    assert real.status == "passed", real.detail
+    model = blueprint(exhibit.kind).schema() if built_on == "meta" else exhibit.kind()
+    outcome = rehearse(model, inputs)
+    if "no fake kernel (UnsupportedOperatorException: aten._fft" in outcome.detail:
+        pytest.skip(f"torch {torch.__version__} has no fake FFT")
+    assert outcome.status == "rehearsed", outcome.detail
+    assert outcome.detail.partition("tensors: ")[2] == real.detail.removeprefix("on cpu: ")
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_tensor_left_on_the_cpu_is_found_where_it_is(name: str) -> None:
+    exhibit = ZOO[name]
+    inputs = Inputs.parse(exhibit.inputs)
+    model = exhibit.kind(planted=True)
+    assert forward(model, inputs).status == "passed"
+    outcome = rehearse(model, inputs)
+    assert outcome.status == "failed", outcome.detail
+    [found] = outcome.findings
+    assert found.rule == "forward-error"
+    assert found.key == exhibit.bug
+    assert "cuda:0" in found.message
+    assert "cpu" in found.message
+    assert "rehearsal_zoo.py:" in found.message
+    assert f"({type(model.get_submodule(exhibit.bug)).__name__})" in found.message or exhibit.bug == ""
+
+
+def test_there_are_enough_kinds() -> None:
+    assert len(ZOO) >= 20

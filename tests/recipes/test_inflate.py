@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from proving import statuses
+from torch import nn
+
+from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.recipes.operators.inflate import inflate
+from pytest_ckptcompat.recipes.recipe import Recipe
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.sampled_from(["mean", "centre"]),
+    st.integers(1, 6),
+    st.tuples(*[st.integers(1, 4)] * 4),
+    st.integers(0, 99),
+)
+@torch.no_grad()
+def test_a_clip_that_stands_still_gives_what_the_picture_gave(
+    mode: Any, time: int, sizes: tuple[int, int, int, int], seed: int
+) -> None:
+    torch.manual_seed(seed)
+    channels, filters, *kernel = sizes
+    flat = nn.Conv2d(channels, filters, kernel).double()
+    deep = nn.Conv3d(channels, filters, (time, *kernel)).double()
+    operator = inflate("*", mode=mode)
+    new = operator.apply(flat.state_dict(), deep.state_dict())
+    deep.load_state_dict(new)
+    picture = torch.randn(2, channels, 6, 6, dtype=torch.float64)
+    clip = picture.unsqueeze(2).expand(-1, -1, time + 2, -1, -1)
+    expected = flat(picture).unsqueeze(2).expand(-1, -1, 3, -1, -1)
+    torch.testing.assert_close(deep(clip), expected, rtol=0, atol=1e-9)
+    assert statuses(operator, flat.state_dict(), new, deep.state_dict()) == ["kept"]
+    assert operator.unkept
+
+
+@torch.no_grad()
+def test_the_centre_holds_at_padded_borders_too() -> None:
+    flat, deep = nn.Conv2d(3, 5, 3).double(), nn.Conv3d(3, 5, 3, padding=(1, 0, 0)).double()
+    deep.load_state_dict(inflate("weight", mode="centre").apply(flat.state_dict(), deep.state_dict()))
+    picture = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    frames = deep(picture.unsqueeze(2).expand(-1, -1, 4, -1, -1))
+    torch.testing.assert_close(frames, flat(picture).unsqueeze(2).expand_as(frames), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("mode", ["mean", "centre"])
+def test_other_dtypes(mode: Any, dtype: torch.dtype) -> None:
+    old = {"w": torch.randn(4, 3, 2, 2).to(dtype)}
+    operator = inflate("w", time=3, mode=mode)
+    new = operator.apply(old, {})
+    assert (tuple(new["w"].shape), new["w"].dtype) == ((4, 3, 3, 2, 2), dtype)
+    assert statuses(operator, old, new, {}) == ["kept"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "fault"),
+    [
+        ("mean", lambda w: w * 3),
+        ("mean", lambda w: torch.stack([w[:, :, 0] * 3, w[:, :, 1] * 0, w[:, :, 2] * 0], 2)),
+        ("centre", lambda w: w.roll(1, 2)),
+        ("centre", lambda w: w[:, :, 1:2].expand_as(w)),
+        ("centre", lambda w: w.flip(3)),
+    ],
+)
+def test_a_kernel_inflated_wrongly_is_caught(mode: Any, fault: Any) -> None:
+    old = {"w": torch.randn(4, 3, 3, 3)}
+    operator = inflate("w", time=3, mode=mode)
+    assert statuses(operator, old, {"w": fault(operator.apply(old, {})["w"])}, {}) == ["broken"]
+
+
+def test_a_glob_passes_by_what_stays_flat() -> None:
+    old = {"a": torch.rand(2, 2, 3, 3), "b": torch.rand(2, 2, 1, 1), "bias": torch.rand(2)}
+    target = {**old, "a": torch.empty(2, 2, 5, 3, 3)}
+    assert list(Recipe(inflate("*")).run(old, target).touched) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("operator", "target", "text"),
+    [
+        (inflate("w"), {}, "the model does not have it, so the time must be given"),
+        (
+            inflate("w"),
+            {"w": torch.empty(2, 2, 3, 3)},
+            "the model has (2, 2, 3, 3), so the time must be given",
+        ),
+        (inflate("b"), {}, "it is (2,), which is no kernel of pictures"),
+        (inflate("*"), {}, "changes nothing"),
+    ],
+)
+def test_what_can_not_be_inflated(operator: inflate, target: Any, text: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        operator.apply({"w": torch.rand(2, 2, 3, 3), "b": torch.rand(2)}, target)
+    assert text in str(caught.value)
+
+
+def test_text_forms() -> None:
+    recipe = Recipe(inflate("conv.weight", time=3, mode="centre"))
+    assert repr(recipe) == 'Recipe(inflate("conv.weight", time=3, mode="centre"))'
+    assert Recipe.from_toml(recipe.to_toml()) == recipe
+    with pytest.raises(RecipeError, match="at least 1"):
+        inflate("w", time=0)

@@ -1,0 +1,138 @@
+"""The report: its verdict, its JSON, and the way there and back."""
+
+import json
+import tomllib
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_ckptcompat import Recipe, check, custom, rename, tile
+from pytest_ckptcompat.core.findings import Finding, Promise, Stage, finding
+from pytest_ckptcompat.report import html, terminal
+from pytest_ckptcompat.report.report import Report
+
+BROKEN = Report(
+    "net.pth",
+    "onet.Net",
+    missing=["a"],
+    unexpected=["b", "c"],
+    mismatched=[("out2.bias", (4,), (14,))],
+    matched=60,
+    total=64,
+    findings=[
+        finding("missing-key", "a", "", "(3,) f32"),
+        Finding("unexpected-key", "off", "b", message="waived: r"),
+    ],
+    promises=[Promise("untouched", "kept", "60 keys")],
+    stages=[Stage("open", "passed", "torch-zip")],
+    suggestion=Recipe(tile("out2.*", dim=0)),
+    recipe=True,
+)
+
+
+def test_the_verdict_of_one_that_does_not_fit_counts_everything():
+    assert (
+        BROKEN.verdict
+        == "net.pth does not fit onet.Net: 1 mismatched, 1 missing, 2 unexpected (60 of 64 keys match)"
+    )
+    assert not BROKEN.ok
+
+
+def test_the_verdict_of_one_that_fits():
+    assert (
+        Report("net.pth", "onet.Net", matched=63, total=63).verdict
+        == "net.pth fits onet.Net: 63 of 63 keys match"
+    )
+    grown = Report("net.pth", "onet.Net", matched=63, total=63, recipe=True)
+    assert grown.verdict == "net.pth fits onet.Net with the recipe: 63 of 63 keys match"
+    assert grown.ok
+
+
+def test_the_verdict_of_one_that_fits_and_fails_later_says_what_first():
+    found = [
+        finding("forward-error", "fc", message="RuntimeError: no"),
+        finding("forward-non-finite", message="NaN"),
+    ]
+    report = Report("net.pth", "onet.Net", matched=3, total=3, findings=found)
+    assert report.verdict == "net.pth fits onet.Net, but forward-error: fc: RuntimeError: no (and 1 more)"
+
+
+def test_the_verdict_of_what_could_not_be_checked():
+    report = Report("x.pth", "onet.Net", findings=[finding("no-checkpoint", message="x.pth does not exist")])
+    assert report.verdict == "x.pth was not checked against onet.Net: x.pth does not exist"
+
+
+def test_the_verdict_names_the_checkpoint_once():
+    found = finding("no-checkpoint", message="runs/x.pth: it is empty: copy it again")
+    verdict = Report("x.pth", "onet.Net", findings=[found]).verdict
+    assert verdict == "x.pth was not checked against onet.Net: it is empty: copy it again"
+
+
+def test_the_verdict_does_not_hide_what_was_waived():
+    found = [
+        Finding("missing-key", "off", f"extra.{leaf}", message="waived: new") for leaf in ("weight", "bias")
+    ]
+    report = Report("net.pth", "onet.Net", matched=4, total=6, findings=found)
+    assert report.verdict == "net.pth fits onet.Net, but for 2 waived findings: 4 of 6 keys match"
+
+
+def test_warnings_and_waived_findings_do_not_fail():
+    found = [finding("dtype-mismatch", "a"), Finding("missing-key", "off", "b")]
+    assert Report("n", "m", findings=found).ok
+
+
+def test_the_verdict_is_one_safe_line():
+    report = Report(
+        "n", "m", total=1, findings=[finding("forward-error", "a\x1b[2J\n::error::x", message="two\nlines")]
+    )
+    assert report.verdict.isprintable()
+    assert "\n" not in report.verdict
+
+
+def test_the_documented_json():
+    content = json.loads(BROKEN.to_json())
+    assert {
+        "schema_version", "ok", "verdict", "checkpoint", "model", "missing", "unexpected", "mismatched", "findings",
+        "stages", "suggestion",
+    } <= set(content)  # fmt: skip
+    assert content["schema_version"] == 1
+    assert content["mismatched"] == [{"key": "out2.bias", "checkpoint": [4], "model": [14]}]
+    assert content["findings"][0] == {
+        "rule": "missing-key", "severity": "error", "key": "a", "checkpoint": "", "model": "(3,) f32", "message": "",
+    }  # fmt: skip
+    assert content["suggestion"]["python"] == 'Recipe(tile("out2.*", dim=0))'
+    assert Recipe.from_toml(content["suggestion"]["toml"]) == BROKEN.suggestion
+    assert json.loads(Report("n", "m").to_json())["suggestion"] is None
+
+
+def test_there_and_back():
+    back = Report.of(json.loads(BROKEN.to_json()))
+    assert back.to_dict() == BROKEN.to_dict()
+    assert str(back) == str(BROKEN)
+    assert back.to_markdown() == BROKEN.to_markdown()
+
+
+def test_a_suggestion_that_has_no_toml_form_is_still_reported(tmp_path):
+    """A recipe may call a function without a name, and what is suggested beside it goes on from there."""
+    net, path = nn.Linear(3, 4), tmp_path / "net.pth"
+    torch.save(net.state_dict(), path)
+    doubled = custom(lambda state: {**state, "bias": state["bias"] * 2}, touches=["bias"])
+    report = check(lambda: nn.Linear(3, 8), path, recipe=Recipe(doubled))
+    assert 'tile("bias", dim=0)' in repr(report.suggestion)
+    assert json.loads(report.to_json())["suggestion"]["toml"] == ""
+    assert "As TOML" not in report.to_markdown()
+    assert "as TOML" not in terminal.render(report, table="check.recipe")
+    assert "As TOML" not in html.render([html.Check("t", report, {})])
+
+
+@pytest.mark.parametrize("key", ["out2.weight", "x" * 90, "##[group]", "\x1b[31m"])
+def test_a_suggestion_is_toml_too_where_it_can_be_pasted(key):
+    suggestion = Recipe(tile(key, dim=0), rename("a", "b"))
+    text = terminal.render(Report("n", "m", suggestion=suggestion), 80, table="check.recipe")
+    shown = text.partition("the same as TOML:\n")[2].partition("\n\nstage")[0]
+    if key in ("out2.weight", "\x1b[31m"):
+        tables = tomllib.loads(f"[[check]]\nmodel = 'm:n'\n{shown}")["check"][0]["recipe"]
+        assert Recipe.from_tables(tables) == suggestion
+    else:
+        assert shown == ""

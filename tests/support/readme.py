@@ -1,0 +1,46 @@
+"""The fenced blocks of the README, by the name in the comment before them or by their language."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+class Block(NamedTuple):
+    """A fenced block.
+
+    Attributes:
+        name: what an HTML comment on the line before it says, or ``""``.
+        language: what stands behind the fence.
+        text: the lines between the fences.
+    """
+
+    name: str
+    language: str
+    text: str
+
+
+BLOCKS = [
+    Block(*found)
+    for found in re.findall(r"(?:^<!-- (.*?) -->\n)?^```(\w*)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+]
+
+
+def block(name: str) -> str:
+    """The text of the one block that has this name."""
+    (found,) = [each.text for each in BLOCKS if each.name == name]
+    return found
+
+
+def written(language: str) -> list[Block]:
+    """All blocks of a language, in their order."""
+    return [each for each in BLOCKS if each.language == language]
+
+
+def commands(text: str) -> list[str]:
+    """The lines of a console block that a user types; what is not typed is output."""
+    return [line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ ")]

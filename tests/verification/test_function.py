@@ -1,0 +1,491 @@
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from networks import Boxes, Words, settle
+from torch import nn
+
+from pytest_ckptcompat.core import memory
+from pytest_ckptcompat.tensors.footprint import weights
+from pytest_ckptcompat.verification import function
+from pytest_ckptcompat.verification.function import function_kept, tolerance
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_ckptcompat.core.findings import Finding, Promise
+    from pytest_ckptcompat.verification.regions import Rows
+
+State = dict[str, torch.Tensor]
+
+
+def images(seed: int, batch: int = 4) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (torch.randn(batch, 3, 8, 8, generator=torch.Generator().manual_seed(seed)),), {}
+
+
+def tokens(seed: int, vocabulary: int = 15) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (torch.randint(vocabulary, (2, 6), generator=torch.Generator().manual_seed(seed)),), {}
+
+
+def judged(
+    old: nn.Module, new: nn.Module, batches: Callable[[int], Any] = images, **more: Any
+) -> tuple[Promise, list[Finding]]:
+    """`function_kept` with the old model's checkpoint, the source being an untrained model of its kind."""
+    state = copy.deepcopy(old.state_dict())
+
+    def source() -> nn.Module:
+        fresh = copy.deepcopy(old)
+        for tensor in fresh.state_dict().values():
+            tensor.zero_()
+        return fresh
+
+    return function_kept(source, state, new, batches, **more)
+
+
+def grown(old: nn.Module, new: nn.Module, **changes: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+    """`new` with the old weights, those named with ``__`` for dots changed on the way."""
+    state = OrderedDict(copy.deepcopy(old.state_dict()))
+    for name, change in changes.items():
+        key = name.replace("__", ".")
+        state[key] = change(state[key])
+    new.load_state_dict(state)
+    return new
+
+
+def more_rows(weight: torch.Tensor) -> torch.Tensor:
+    return torch.cat([weight, 3 * torch.randn(10, *weight.shape[1:])])
+
+
+def test_old_outputs_of_a_grown_head_are_kept() -> None:
+    old = settle(Boxes())
+    new = grown(old, Boxes(14), out2__weight=more_rows, out2__bias=more_rows)
+    promise, findings = judged(old, new)
+    assert (promise.status, findings) == ("kept", [])
+    assert promise.detail.endswith("on 3 batches, eval and train")
+
+
+def test_a_disturbed_old_row_is_broken_and_the_worst_output_is_named() -> None:
+    old = settle(Boxes())
+
+    def disturbed(weight: torch.Tensor) -> torch.Tensor:
+        weight = more_rows(weight)
+        weight[2] *= 1.001
+        return weight
+
+    promise, [found] = judged(old, grown(old, Boxes(14), out2__weight=disturbed, out2__bias=more_rows))
+    assert promise.status == "broken"
+    assert promise.detail.startswith("output[1]: max |Δ| ")
+    assert ", 2], " in promise.detail
+    assert found.rule == "recipe-broken-promise"
+    assert "output[1] differs, max |Δ| " in found.message
+
+
+def test_the_model_under_test_is_left_as_it_was() -> None:
+    old = settle(Boxes())
+    new = grown(old, Boxes()).train()
+    new.out1.eval()
+    before = copy.deepcopy(new.state_dict())
+    modes = [module.training for module in new.modules()]
+    random = torch.get_rng_state()
+    assert judged(old, new)[0].status == "kept"
+    assert all(torch.equal(before[key], value) for key, value in new.state_dict().items())
+    assert [module.training for module in new.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(parameter.requires_grad for parameter in new.parameters())
+
+
+def widened(old: Boxes, hidden: int, forget: str = "", undivided: bool = False) -> Boxes:
+    """Net2Wider on ``fc``: unit j copies unit j mod n, BatchNorm with it, consumers divided by the count."""
+    count = old.out1.in_features
+    source = torch.arange(hidden) % count
+    times = torch.bincount(source, minlength=count)[source]
+    state = copy.deepcopy(old.state_dict())
+    fresh = Boxes(hidden=hidden).state_dict()
+    for key in list(state):
+        if key.startswith("fc.") and state[key].dim() and state[key].shape[0] == count:
+            state[key] = fresh[key] if forget and forget in key else state[key][source]
+        if key in ("out1.weight", "out2.weight"):
+            state[key] = state[key][:, source] / (1 if undivided else times)
+    new = Boxes(hidden=hidden)
+    new.load_state_dict(state)
+    return new
+
+
+def test_a_widened_layer_keeps_the_function_though_a_third_is_no_float() -> None:
+    old = settle(Boxes())
+    promise, findings = judged(old, widened(old, 20))
+    assert (promise.status, findings) == ("kept", [])
+
+
+@pytest.mark.parametrize("forget", ["running_mean", "running_var"])
+def test_forgotten_running_statistics_are_caught(forget: str) -> None:
+    old = settle(Boxes())
+    promise, findings = judged(old, widened(old, 20, forget=forget))
+    assert promise.status == "broken"
+    assert promise.detail.endswith("eval mode")
+    assert len(findings) == 1
+
+
+def test_a_consumer_that_was_not_divided_is_caught() -> None:
+    old = settle(Boxes())
+    assert judged(old, widened(old, 20, undivided=True))[0].status == "broken"
+
+
+def test_what_only_train_mode_shows_is_caught() -> None:
+    old = settle(Boxes())
+    new = grown(old, Boxes())
+    new.conv1[1].eps = 0.5
+    with torch.no_grad():  # made up for in eval mode alone
+        norm = new.conv1[1]
+        norm.weight *= ((norm.running_var + 0.5) / (norm.running_var + 1e-5)).sqrt()
+    promise, _ = judged(old, new)
+    assert promise.status == "broken"
+    assert promise.detail.endswith("train mode")
+
+
+def test_an_unscaled_norm_epsilon_is_caught() -> None:
+    """A norm over twice the width with zeros: its mean square, and so its ε, must be scaled."""
+
+    class Normed(nn.Module):
+        def __init__(self, width: int, eps: float) -> None:
+            super().__init__()
+            self.up = nn.Linear(4, width)
+            self.norm = nn.RMSNorm(width, eps=eps)
+            self.down = nn.Linear(width, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.down(self.norm(self.up(x)))
+
+    def doubled(eps: float) -> nn.Module:
+        state = copy.deepcopy(old.state_dict())
+        state["up.weight"] = torch.cat([state["up.weight"], torch.zeros(8, 4)])
+        state["up.bias"] = torch.cat([state["up.bias"], torch.zeros(8)])
+        state["norm.weight"] = torch.cat([state["norm.weight"] / 2**0.5, torch.ones(8)])
+        state["down.weight"] = torch.cat([state["down.weight"], torch.zeros(3, 8)], dim=1)
+        new = Normed(16, eps)
+        new.load_state_dict(state)
+        return new
+
+    def vectors(seed: int) -> Any:
+        return (torch.randn(4, 4, generator=torch.Generator().manual_seed(seed)) * 0.3,), {}
+
+    torch.manual_seed(0)
+    old = Normed(8, 1e-3)
+    assert judged(old, doubled(1e-3 / 2), vectors)[0].status == "kept"
+    assert judged(old, doubled(1e-3), vectors)[0].status == "broken"
+
+
+def test_a_grown_vocabulary_is_judged_on_the_old_tokens() -> None:
+    old = settle(Words())
+    new = Words(15)
+    state = copy.deepcopy(old.state_dict())
+    rows = torch.cat([old.embed.weight.detach(), torch.randn(4, 8)])
+    state["embed.weight"] = state["head.weight"] = rows
+    new.load_state_dict(state)
+    promise, findings = judged(old, new, tokens)
+    assert (promise.status, findings) == ("kept", [])
+    with torch.no_grad():
+        new.embed.weight[3, 0] += 0.1
+    assert promise.detail.endswith(" on 3 batches, ids below 11")
+    assert judged(old, new, tokens)[0].detail.startswith("output['logits']: ")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch has another way now; models have this one
+def test_weights_that_are_computed_before_each_forward_pass_are_copied_along() -> None:
+    def normed() -> nn.Module:
+        return nn.utils.weight_norm(settle(nn.Conv2d(3, 4, 3)))
+
+    old, new = normed(), normed()
+    for model in (old, new):
+        model(images(0)[0][0])  # its weight is no leaf now, and torch has no deepcopy of such
+    state = {key: value.detach().clone() for key, value in old.state_dict().items()}
+    new.load_state_dict(state)
+    assert function_kept(normed, state, new, images)[0].status == "kept"
+    with torch.no_grad():
+        new.weight_g[0] *= 1.01  # type: ignore[operator,index]
+    assert function_kept(normed, state, new, images)[0].status == "broken"
+
+
+class Typed(nn.Module):
+    """Words and their types, as of BERT; `most` is the last word that it knows how to read."""
+
+    def __init__(self, words: int, types: int, name: str = "bert", most: int = 99) -> None:
+        super().__init__()
+        embeddings = {"words": nn.Embedding(words, 8), "types": nn.Embedding(types, 8)}
+        self.add_module(name, nn.ModuleDict(embeddings))
+        self.head = nn.Linear(8, 5)
+        self.name, self.most = name, most
+
+    def forward(self, words: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
+        embeddings = self.get_submodule(self.name)
+        known = (words <= self.most).unsqueeze(-1)
+        return self.head(embeddings.words(words) * known + embeddings.types(types))  # type: ignore[operator]
+
+
+def typed(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    generator = torch.Generator().manual_seed(seed)
+    words, types = (torch.randint(most, (4, 16), generator=generator) for most in (100, 3))
+    return (words, types), {}
+
+
+@pytest.mark.parametrize("most", [99, 60])
+@pytest.mark.parametrize("name", ["bert", "model"])
+@pytest.mark.parametrize("told", [True, False])
+def test_each_input_is_bounded_by_the_vocabulary_it_is_looked_up_in(name: str, told: bool, most: int) -> None:
+    """A vocabulary of types that grows leaves all words as they are, whatever the embeddings are called now."""
+    old, new = Typed(100, 2), Typed(100, 3, name, most)
+    rows = torch.cat([old.bert.types.weight.detach(), torch.randn(1, 8)])  # type: ignore[union-attr]
+    state = {key.replace("bert.", f"{name}."): value for key, value in old.state_dict().items()}
+    new.load_state_dict(state | {f"{name}.types.weight": rows})
+    renamed = {key: key.replace("bert.", f"{name}.") for key in old.state_dict()} if told else {}
+    promise = judged(old, new, typed, renamed=renamed)[0]
+    assert promise.status == ("kept" if most == 99 else "broken")
+    if most == 99:
+        assert promise.detail == "max |Δ| 0 on 3 batches, ids below 2"
+
+
+def test_a_mere_rename_bounds_no_ids() -> None:
+    old, new = Typed(100, 3), Typed(100, 3, "model", 60)
+    new.load_state_dict({key.replace("bert.", "model."): value for key, value in old.state_dict().items()})
+    assert judged(old, new, typed)[0].status == "broken"
+
+
+def test_rows_that_moved_are_compared_where_they_are_now() -> None:
+    old = settle(Boxes())
+
+    def rearranged(weight: torch.Tensor) -> torch.Tensor:
+        return torch.stack([weight[3], torch.ones_like(weight[0]), weight[1]])
+
+    new = grown(old, Boxes(3), out2__weight=rearranged, out2__bias=rearranged)
+    rows: Rows = {(4, 3): ([3, 1], [0, 2])}
+    assert judged(old, new, rows=rows)[0].status == "kept"
+    wrong: Rows = {(4, 3): ([3, 1], [2, 0])}
+    assert judged(old, new, rows=wrong)[0].status == "broken"
+    assert judged(old, new)[0].detail.endswith(", eval and train, without output[1]")
+
+
+def test_rows_that_were_permuted_are_compared_where_they_are_now() -> None:
+    old = settle(Boxes())
+    order = [2, 0, 3, 1]
+    new = grown(old, Boxes(), out2__weight=lambda w: w[order], out2__bias=lambda w: w[order])
+    rows: Rows = {(4, 4): (order, [0, 1, 2, 3])}
+    promise, _ = judged(old, new, rows=rows)
+    assert promise.status == "kept"
+    assert promise.detail.endswith(", rows of output[1] where they are now")
+    assert judged(old, new)[0].status == "broken"
+
+
+def test_words_that_have_other_numbers_are_translated() -> None:
+    old = settle(Words())
+    kept = [7, 2, 9, 0]
+    state = copy.deepcopy(old.state_dict())
+    state["embed.weight"] = state["head.weight"] = torch.cat(
+        [torch.randn(1, 8), old.embed.weight.detach()[kept]]
+    )
+    new = Words(5)
+    new.load_state_dict(state)
+    rows: Rows = {(11, 5): (kept, [1, 2, 3, 4])}
+    promise, findings = judged(old, new, tokens, rows=rows)
+    assert (promise.status, findings) == ("kept", [])
+    with torch.no_grad():
+        new.embed.weight[3] += 0.1
+    promise, findings = judged(old, new, tokens, rows=rows)
+    assert (promise.status, findings) == ("unchecked", [])
+    assert promise.detail.startswith("words have other numbers now")
+
+
+def test_a_norm_that_computes_in_float32_is_judged_in_float32() -> None:
+    class Float32Norm(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.inner = nn.Linear(8, width)
+            self.outer = nn.Linear(width, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.inner(x).float()
+            return self.outer(
+                (x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) + 1e-6)).to(self.outer.weight.dtype)
+            )
+
+    def vectors(seed: int) -> Any:
+        return (torch.randn(64, 8, generator=torch.Generator().manual_seed(seed)),), {}
+
+    torch.manual_seed(0)
+    old = Float32Norm(512).double()
+    order = torch.randperm(512)
+    new = copy.deepcopy(old)
+    with torch.no_grad():
+        for tensor in (new.inner.weight, new.inner.bias):
+            tensor.copy_(tensor[order])
+        new.outer.weight.copy_(new.outer.weight[:, order])
+    promise, _ = judged(old, new, vectors, precision=torch.float64)
+    assert promise.status == "kept"
+    assert float(promise.detail.split()[2]) > 1e-9  # the sums differ by float32's rounding
+
+
+def test_float64_weights_are_held_to_float64() -> None:
+    old = settle(Boxes().double())
+    new = copy.deepcopy(old)
+    with torch.no_grad():
+        new.out2.weight[0, 0] += 1e-7
+    assert judged(old, new, precision=torch.float64)[0].status == "broken"
+    assert judged(old, new, precision=torch.float32)[0].status == "kept"
+
+
+def test_a_forward_that_refuses_float64_runs_as_it_is() -> None:
+    class Pinned(nn.Module):
+        def __init__(self, out: int = 4) -> None:
+            super().__init__()
+            self.inner = nn.Linear(5, out)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x.to(torch.float32))
+
+    old = Pinned()
+    new = grown(old, Pinned(9), inner__weight=lambda w: torch.cat([w, w[:1].expand(5, -1)]),
+                inner__bias=lambda b: torch.cat([b, b[:1].expand(5)]))  # fmt: skip
+    vectors = lambda seed: ((torch.full((2, 5), float(seed)),), {})  # noqa: E731
+    assert judged(old, new, vectors)[0].status == "kept"
+    with torch.no_grad():
+        new.inner.bias[3] += 1
+    assert judged(old, new, vectors)[0].status == "broken"
+
+
+def test_bfloat16_models_are_judged_by_bfloat16() -> None:
+    old = settle(Boxes().bfloat16())
+    halves = lambda seed: ((images(seed)[0][0].bfloat16(),), {})  # noqa: E731
+    new = grown(old, Boxes(14).bfloat16(), out2__weight=lambda w: more_rows(w).bfloat16(),
+                out2__bias=lambda b: more_rows(b).bfloat16())  # fmt: skip
+    assert judged(old, new, halves, precision=torch.bfloat16)[0].status == "kept"
+    with torch.no_grad():
+        new.out2.weight[1] *= 2
+    assert judged(old, new, halves, precision=torch.bfloat16)[0].status == "broken"
+
+
+def test_random_forward_passes_are_no_broken_promise() -> None:
+    class Noisy(nn.Module):
+        def __init__(self, hidden: int) -> None:
+            super().__init__()
+            self.inner = nn.Linear(5, hidden)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.inner(x)
+            return (x + torch.randn_like(x))[:, :3].flip(0)
+
+    vectors = lambda seed: ((torch.full((2, 5), float(seed)),), {})  # noqa: E731
+    old = Noisy(3)
+    new = grown(
+        old,
+        Noisy(4),
+        inner__weight=lambda w: torch.cat([w, w[:1]]),
+        inner__bias=lambda b: torch.cat([b, b[:1]]),
+    )
+    promise, findings = judged(old, new, vectors)
+    assert (promise.status, promise.detail, findings) == (
+        "unchecked",
+        "the forward pass draws random numbers",
+        [],
+    )
+
+
+def test_a_batch_of_one_is_judged_in_eval_mode_alone() -> None:
+    old = settle(Boxes())
+    promise, _ = judged(old, grown(old, Boxes()), lambda seed: images(seed, batch=1))
+    assert promise.status == "kept"
+    assert promise.detail.endswith("on 3 batches, eval alone")
+
+
+def test_a_raising_forward_is_unchecked_with_its_cause() -> None:
+    old = settle(Boxes())
+    promise, findings = judged(old, grown(old, Boxes()), lambda seed: ((torch.zeros(2, 4, 8, 8),), {}))
+    assert (promise.status, findings) == ("unchecked", [])
+    assert promise.detail.startswith("the forward pass raised RuntimeError: ")
+
+
+def test_outputs_without_a_counterpart_are_unchecked() -> None:
+    class Single(Boxes):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return super().forward(x)[1]
+
+    old = settle(Boxes())
+    promise, _ = judged(old, grown(old, Single()))
+    assert promise.detail == "no output of the new model can be paired with an old one"
+
+
+def test_a_wrapper_prefix_of_every_key_is_no_obstacle() -> None:
+    old = settle(Boxes())
+    wrapped = nn.DataParallel(old).state_dict()
+    promise, findings = function_kept(Boxes, wrapped, grown(old, Boxes()), images)
+    assert (promise.status, findings) == ("kept", [])
+    assert next(iter(wrapped)).startswith("module.")
+
+
+@pytest.mark.parametrize(
+    ("source", "reason", "more"),
+    [
+        (lambda: Boxes(14), "source_model does not load the old checkpoint", "out2.weight"),
+        (lambda: nn.Sequential(nn.PReLU(), nn.PReLU()),
+         "source_model does not load the old checkpoint", "{0,1}.weight ×2 is missing, in source_model (1,) f32"),
+        (lambda: 1 / 0, "source_model could not be built", "ZeroDivisionError"),
+    ],
+)  # fmt: skip
+def test_a_source_model_of_another_checkpoint_is_an_error(source: Any, reason: str, more: str) -> None:
+    old = settle(Boxes())
+    promise, [found] = function_kept(source, old.state_dict(), grown(old, Boxes()), images)
+    assert (promise.status, promise.detail) == ("unchecked", reason)
+    assert found.severity == "error"
+    assert found.message.startswith(reason)
+    assert more in found.message
+
+
+def test_too_little_memory_is_said_and_nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = settle(Boxes())
+    new = grown(old, Boxes())
+    monkeypatch.setattr(memory, "free", lambda: 1000)
+    promise, findings = function_kept(lambda: pytest.fail("built"), old.state_dict(), new, images)
+    assert promise.status == "unchecked"
+    assert findings == []
+    assert promise.detail.startswith("the old model takes 5")
+    assert promise.detail.endswith("kB, 1.0 kB are free")
+
+
+def test_with_memory_everything_runs_in_float64() -> None:
+    old = settle(Boxes())
+    new = grown(old, Boxes(14), out2__weight=more_rows, out2__bias=more_rows)
+    seen = set()
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda module, args, output: seen.update(map(_dtype, [args]))
+    )
+    try:
+        assert judged(old, new)[0].status == "kept"
+    finally:
+        hook.remove()
+    assert seen == {torch.float64}
+
+
+def _dtype(arguments: Any) -> torch.dtype:
+    return arguments[0].dtype
+
+
+def test_without_memory_for_float64_both_run_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = settle(Boxes())
+    new = grown(old, Boxes(14), out2__weight=more_rows, out2__bias=more_rows)
+    seen = []
+    hook = nn.modules.module.register_module_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
+    monkeypatch.setattr(memory, "free", lambda: int(weights(old) * function._MARGIN) + 1)
+    try:
+        assert judged(old, new)[0].status == "kept"
+    finally:
+        hook.remove()
+    assert set(seen) == {torch.float32}
+
+
+def test_tolerances() -> None:
+    assert tolerance(torch.float64) == 1e-9
+    assert tolerance(torch.float32) == 1e-5
+    assert tolerance(torch.float16) == pytest.approx(1.6e-2, rel=0.1)
+    assert tolerance(torch.bfloat16) == pytest.approx(0.125, rel=0.1)
