@@ -1,0 +1,171 @@
+"""Values without a checkpoint: each tensor drawn by key and shape alone, the same bits on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from .nested import mapped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+_PIECE = 1 << 15  # numbers made at a time: few enough for the cache and for one thread
+_MASK = 0xFFFFFFFF
+_HALF = 1 << 15
+
+_VARIANCE = re.compile(r"(^|_)var(iance)?$")
+_FACTOR = re.compile(
+    r"(^|_)(weight(_g)?|original0|g|gamma|lambda|alpha|scales?|scaling|std|sigma|temperature|tau|norm)(_?\d+)?$"
+)
+_GAIN = 1.7
+"""What weights do to a signal's variance: a rectifier halves it, a batch norm divides it by about 2."""
+
+
+class Spec(Protocol):
+    """One row of a table of keys: a tensor, a `TensorSpec`, or anything else with a shape and a dtype."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Sizes, in elements."""
+
+    @property
+    def dtype(self) -> Any:
+        """A ``torch.dtype``, or its name without ``torch.``."""
+
+
+def state_dict(
+    table: Mapping[str, Spec], ties: Iterable[Sequence[str]] = (), kept: Mapping[str, Any] | None = None
+) -> OrderedDict[str, Any]:
+    """Draw values for every key of a table.
+
+    Args:
+        table: key -> shape and dtype.
+        ties: groups of keys that share one tensor: it is drawn once, under the first name.
+        kept: key -> value of what is not drawn: integer and boolean tensors, and objects that are no tensors.
+
+    Returns:
+        Floating tensors as float64 and complex ones as complex128, whatever dtype the table has for them, so
+        that a change of dtype alone changes no value. Integers and booleans are those of `kept`, else zeros.
+    """
+    kept = kept or {}
+    first = {key: keys[0] for keys in ties for key in keys}
+    found: OrderedDict[str, Any] = OrderedDict()
+    for key, spec in table.items():
+        name = first.get(key, key)
+        if name in found and tuple(found[name].shape) == tuple(spec.shape):
+            found[key] = found[name]
+        elif key in kept:
+            found[key] = kept[key]
+        elif (dtype := _dtype(spec)).is_floating_point or dtype.is_complex:
+            drawn = values(name, (*spec.shape, 2) if dtype.is_complex else spec.shape)
+            found[key] = torch.view_as_complex(drawn) if dtype.is_complex else drawn
+        else:
+            found[key] = torch.zeros(tuple(spec.shape), dtype=dtype, device="cpu")
+    return found
+
+
+def values(key: str, shape: Sequence[int]) -> torch.Tensor:
+    """Draw one tensor of a model, float64; every element is exact in float32 too.
+
+    Weights are centred and scaled by their fan-in, so that a signal neither dies nor explodes. Factors (the
+    weight of a norm, a scale) lie around 1, variances around 2, biases and means around 0.
+    """
+    return _uniform(key, shape, *_range(key, shape))
+
+
+def signal(name: str, shape: Sequence[int]) -> torch.Tensor:
+    """Draw one input, float64, of mean 0 and variance 1."""
+    return _uniform(name, shape, 0.0, math.sqrt(3))
+
+
+def integers(name: str, shape: Sequence[int], bound: int) -> torch.Tensor:
+    """Draw int64 numbers in ``[0, bound)``; a bound above ``2**31`` counts as ``2**31``."""
+    high, low = torch.empty(2, math.prod(shape), dtype=torch.int64, device="cpu")
+    _fill(f"{name} {tuple(shape)} high", high)
+    _fill(f"{name} {tuple(shape)} low", low)
+    both: torch.Tensor = high.bitwise_left_shift_(15).bitwise_or_(low.bitwise_right_shift_(1))
+    return both.remainder_(min(bound, 1 << 31)).reshape(tuple(shape))
+
+
+def inputs(batch: Any) -> Any:
+    """A copy of a batch with every floating and complex tensor drawn anew; integers and booleans are kept."""
+    count = 0
+
+    def drawn(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal count
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            return tensor
+        count += 1
+        if tensor.is_complex():
+            return torch.view_as_complex(signal(f"input {count}", (*tensor.shape, 2)))
+        return signal(f"input {count}", tensor.shape)
+
+    return mapped(batch, drawn)
+
+
+def _uniform(name: str, shape: Sequence[int], centre: float, half_width: float) -> torch.Tensor:
+    """Draw uniform numbers: 16-bit integers times a width of 8 bits, so that nothing is rounded."""
+    found = torch.empty(math.prod(shape), dtype=torch.float64, device="cpu")
+    _fill(f"{name} {tuple(shape)}", found)
+    mantissa, exponent = math.frexp(half_width / _HALF)
+    width = math.ldexp(round(mantissa * 256) / 256, exponent)
+    return found.sub_(_HALF).mul_(width).add_(centre).reshape(tuple(shape))
+
+
+def _fill(name: str, found: torch.Tensor) -> None:
+    """Fill a vector with uniform integers in ``[0, 2**16)``: a counter and a seed made of `name`, hashed.
+
+    Integers stay below ``2**63``, so that no platform, release of torch or number of threads can change a
+    bit. The hash is lowbias32 (C. Wellons, Hash Prospector, 2018).
+    """
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    seed, stride = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little") >> 1 | 1
+    half = (len(found) + 1) // 2
+    counter, shifted = torch.empty(2, min(_PIECE, half), dtype=torch.int64, device="cpu")
+    for start in range(0, half, _PIECE):
+        size = min(_PIECE, half - start)
+        number, moved = counter[:size], shifted[:size]
+        torch.arange(start, start + size, out=number)
+        number.mul_(stride).add_(seed).bitwise_and_(_MASK)
+        number.bitwise_xor_(torch.bitwise_right_shift(number, 16, out=moved))
+        number.mul_(0x7FEB352D).bitwise_and_(_MASK)
+        number.bitwise_xor_(torch.bitwise_right_shift(number, 15, out=moved))
+        number.mul_(0x846CA68B - (1 << 32)).bitwise_and_(_MASK)
+        torch.bitwise_right_shift(number, 16, out=moved)
+        found[start : start + size] = moved
+        second = found[half + start : half + start + size]
+        second.copy_(number.bitwise_xor_(moved).bitwise_and_(0xFFFF)[: len(second)])
+
+
+def _range(key: str, shape: Sequence[int]) -> tuple[float, float]:
+    """The centre and half the width of a tensor's values."""
+    leaf = key.rpartition(".")[2]
+    size = math.prod(shape)
+    vector = size == max(shape, default=1)
+    if vector and _VARIANCE.search(leaf):
+        return 2.0, 0.5
+    if vector and _FACTOR.search(leaf) and not (leaf == "weight" and len(shape) > 1):
+        return 1.0, 0.25
+    if size == 1 and "bias" not in leaf and "mean" not in leaf:
+        return 1.0, 0.25
+    if len(shape) < 2:
+        return 0.0, 0.25
+    return 0.0, math.sqrt(3 * _GAIN / max(1, _fan_in(leaf, shape)))
+
+
+def _fan_in(leaf: str, shape: Sequence[int]) -> int:
+    """How many inputs an output sums up; stacked matrices, as of experts, have theirs in the last two sizes."""
+    if len(shape) > 2 and not re.search("weight|kernel|original", leaf):
+        return max(shape[-2:])
+    return math.prod(shape[1:])
+
+
+def _dtype(spec: Spec) -> torch.dtype:
+    found = spec.dtype
+    return found if isinstance(found, torch.dtype) else getattr(torch, found)

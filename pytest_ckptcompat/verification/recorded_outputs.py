@@ -1,0 +1,251 @@
+"""What a model gave, in a few numbers: enough to tell later, elsewhere, whether it still gives the same."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_ckptcompat.tensors import synthetic
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .regions import Rows
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+"""How far off an element may be, in parts of its own size and of a typical one."""
+
+_KEPT = 32
+_SURE = 8.0
+"""A sum of n errors with random signs exceeds this many times their root of squares once in 10**14 sums."""
+_EXTREME = 1e6
+"""Elements that many times as large as a typical one, such as those of a mask, are counted instead."""
+_SAMPLE = 1 << 16
+_WIDTH = 1 << 12
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One output.
+
+    Attributes:
+        shape: its sizes.
+        typical: the size that most elements exceed.
+        rms: the root mean square of those that are not extreme.
+        extreme: how many are infinite or far larger than a typical one.
+        entries: some of its elements: those at `positions` of its name and shape.
+        projections: its sums under random signs.
+    """
+
+    shape: tuple[int, ...]
+    typical: float
+    rms: float
+    extreme: int
+    entries: tuple[float, ...]
+    projections: tuple[float, ...]
+
+    @classmethod
+    def of(cls, path: str, tensor: torch.Tensor) -> Recorded | None:
+        """Record a tensor; None if it holds a NaN, with which nothing can be compared."""
+        flat = _real(tensor)
+        if bool(flat.isnan().any()):
+            return None
+        typical = _typical(flat)
+        extreme = _extreme(flat, typical)
+        rest = torch.where(extreme, 0.0, flat)
+        shape = tuple(tensor.shape)
+        return cls(
+            shape,
+            typical,
+            float(torch.linalg.vector_norm(rest)) / math.sqrt(max(1, len(flat))),
+            int(extreme.sum()),
+            tuple(flat[positions(path, shape, len(flat))].tolist()),
+            tuple(_projections(path, shape, rest)),
+        )
+
+    @classmethod
+    def from_json(cls, row: Any) -> Recorded:
+        """Read what `to_json` gave.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        try:
+            found = cls(
+                tuple(int(size) for size in row["shape"]),
+                float(row["typical"]),
+                float(row["rms"]),
+                int(row["extreme"]),
+                tuple(map(_number, row["entries"])),
+                tuple(map(float, row["projections"])),
+            )
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise ValueError("an output is not recorded as outputs are") from None
+        count = math.prod(found.shape)
+        if not all(map(math.isfinite, (found.typical, found.rms, *found.projections))) or found.typical <= 0:
+            raise ValueError("an output has sizes that are not positive numbers")
+        if min(found.shape, default=0) < 0 or len(found.entries) not in (
+            min(count, _KEPT),
+            min(2 * count, _KEPT),
+        ):
+            raise ValueError("an output has more or fewer entries than its shape tells")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: 13 digits, infinite elements as texts."""
+        return {
+            "shape": list(self.shape),
+            "typical": _digits(self.typical),
+            "rms": _digits(self.rms),
+            "extreme": self.extreme,
+            "entries": [_digits(each) if math.isfinite(each) else str(each) for each in self.entries],
+            "projections": [_digits(each) for each in self.projections],
+        }
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far an output is from what was recorded.
+
+    Attributes:
+        path: of the output.
+        times: the difference in parts of what is allowed; above 1 the function has changed.
+        size: the largest difference seen, or its root mean square where that is larger.
+        rms: the root mean square of the recorded values.
+        text: the difference where it is not one of numbers, else ``""``.
+    """
+
+    path: str
+    times: float
+    size: float
+    rms: float
+    text: str = ""
+
+    def __str__(self) -> str:
+        if self.text:
+            return f"output{self.path} {self.text}"
+        return f"output{self.path} differs by {self.size:.2g}; its values: {self.rms:.2g}"
+
+
+def gap(path: str, then: Recorded, now: torch.Tensor, precision: torch.dtype) -> Gap:
+    """How far a tensor is from the recorded one of the same shape."""
+    allowed, flat = TOLERANCE[precision], _real(now)
+    if bool(flat.isnan().any()):
+        return Gap(path, math.inf, math.inf, then.rms, "is NaN in places, and was not")
+    extreme = _extreme(flat, then.typical)
+    if (count := int(extreme.sum())) != then.extreme:
+        return Gap(
+            path,
+            math.inf,
+            math.inf,
+            then.rms,
+            f"has {count} infinite or extreme values, and had {then.extreme}",
+        )
+    place = positions(path, then.shape, len(flat))
+    times, size = _entries_apart(then.entries, flat[place].tolist(), then.typical, allowed)
+    sums = _projections(path, then.shape, torch.where(extreme, 0.0, flat))
+    apart = [abs(was - here) for was, here in zip(then.projections, sums, strict=True)]
+    if apart:
+        root = math.sqrt(len(flat))
+        # Each error is in parts of its element and of a typical one, so their squares sum up to this.
+        spread = allowed * math.hypot(then.rms, then.typical) * root
+        times = max(times, max(apart) / (_SURE * spread))
+        size = max(size, math.sqrt(sum(each * each for each in apart) / len(apart)) / root)
+    return Gap(path, times, size, then.rms)
+
+
+def moved_gap(path: str, then: Recorded, now: torch.Tensor, rows: Rows, precision: torch.dtype) -> Gap | None:
+    """The same where rows of a dimension are elsewhere now: of the recorded elements, those that are kept.
+
+    None if that does not explain the shapes, or no recorded element is among the kept rows.
+    """
+    sizes = list(zip(then.shape, now.shape, strict=False))
+    if now.is_complex() or now.dim() != len(then.shape):
+        return None
+    for dim in range(1 if len(sizes) > 1 else 0, len(sizes)):
+        others = sizes[:dim] + sizes[dim + 1 :]
+        if sizes[dim] not in rows or any(was != here for was, here in others):
+            continue
+        where = dict(zip(*rows[sizes[dim]], strict=True))
+        was, here = [], []
+        count = math.prod(then.shape)
+        for number, entry in zip(positions(path, then.shape, count).tolist(), then.entries, strict=True):
+            index = [int(each) for each in torch.unravel_index(torch.tensor(number), then.shape)]
+            if index[dim] in where:
+                index[dim] = where[index[dim]]
+                was.append(entry)
+                here.append(float(now[tuple(index)]))
+        if was:
+            times, size = _entries_apart(was, here, then.typical, TOLERANCE[precision])
+            return Gap(path, times, size, then.rms)
+    return None
+
+
+def positions(path: str, shape: Sequence[int], count: int) -> torch.Tensor:
+    """Which of `count` elements are recorded: all of a few, else some that the name and the shape choose."""
+    if count <= _KEPT:
+        return torch.arange(count)
+    return synthetic.integers(f"entries {path} {tuple(shape)}", (_KEPT,), count)
+
+
+def _entries_apart(
+    then: Sequence[float], now: Sequence[float], typical: float, allowed: float
+) -> tuple[float, float]:
+    times = size = 0.0
+    for was, here in zip(then, now, strict=True):
+        if was == here:  # infinities too
+            continue
+        apart = abs(was - here)
+        if not math.isfinite(apart):
+            return math.inf, math.inf
+        times = max(times, apart / (allowed * (abs(was) + typical)))
+        size = max(size, apart)
+    return times, size
+
+
+def _projections(path: str, shape: Sequence[int], flat: torch.Tensor) -> list[float]:
+    """Sums of all elements under 32 choices of signs, each a product of a row's and a column's.
+
+    None where every element is recorded anyway.
+    """
+    if len(flat) <= _KEPT:
+        return []
+    width = min(len(flat), _WIDTH)
+    rows = torch.nn.functional.pad(flat, (0, -len(flat) % width)).reshape(-1, width)
+    across = _signs(f"columns {path} {tuple(shape)}", width)
+    down = _signs(f"rows {path} {tuple(shape)}", len(rows))
+    return rows.matmul(across).mul_(down).sum(0).tolist()
+
+
+def _signs(name: str, count: int) -> torch.Tensor:
+    """Random signs, (count, 32)."""
+    drawn = synthetic.integers(name, (count, 2), 1 << 16)
+    bits = (drawn[:, :, None] >> torch.arange(_KEPT // 2)) & 1
+    return bits.reshape(count, _KEPT).double().mul_(2).sub_(1)
+
+
+def _typical(flat: torch.Tensor) -> float:
+    """The absolute value that nine tenths of the elements exceed, zeros aside; 1 where all are zero."""
+    sample = flat[:: max(1, len(flat) // _SAMPLE)].abs()
+    sample = sample[(sample > 0) & sample.isfinite()]
+    return float(sample.kthvalue(1 + len(sample) // 10).values) if len(sample) else 1.0
+
+
+def _extreme(flat: torch.Tensor, typical: float) -> torch.Tensor:
+    return ~(flat.abs() <= _EXTREME * typical)
+
+
+def _real(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return tensor.double().reshape(-1)
+
+
+def _digits(number: float) -> float:
+    return float(f"{number:.13g}")
+
+
+def _number(entry: Any) -> float:
+    return float(entry) if isinstance(entry, (int, float, str)) else math.nan

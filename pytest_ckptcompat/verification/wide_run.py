@@ -1,0 +1,172 @@
+"""A model run on values of no checkpoint, every real number in it a float64: what is left is the function."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pytest_ckptcompat.core.errors import raised
+from pytest_ckptcompat.models.skeleton import skeleton
+from pytest_ckptcompat.tensors.nested import mapped, tensors
+from pytest_ckptcompat.tensors.seeds import seeded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import nn
+
+    from .run_copies import Batch
+
+_ATEN = torch.ops.aten
+_BITS = 20
+_LARGE = 8 << 20
+"""Elements, above which it takes noticeable time to draw random weights first."""
+
+
+class RunError(Exception):
+    """The model can't be built, loaded or run in any arithmetic; the text says why."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a model gave.
+
+    Attributes:
+        outputs: its tensors by their path (``""``, ``[0]``, ``['logits']``): float64 or complex128.
+        precision: the arithmetic it ran in.
+        note: why it did not run in float64; ``""`` if it did.
+    """
+
+    outputs: dict[str, torch.Tensor]
+    precision: torch.dtype
+    note: str = ""
+
+
+def run(
+    build: Callable[[], nn.Module],
+    load: Callable[[nn.Module], object],
+    batch: Batch,
+    method: str = "forward",
+    *,
+    seed: int = 0,
+) -> Run:
+    """Build a model, load it and call it once: in eval mode, on the CPU, in float64, else in float32.
+
+    Constructor and forward pass run with float64 as the default dtype, and casts to narrower floats are
+    widened. Buffers that no state dict holds are rounded to 20 bits, since their last bits may depend on the
+    machine that computed them.
+
+    Args:
+        build: gives a new model. It is called under the seed, and once more where the first attempt fails.
+        load: writes values into it; they may be of any floating dtype.
+        batch: arguments of the call; floating tensors of it are widened too.
+        method: which method of the model is called.
+        seed: for what constructor and call draw at random.
+
+    Raises:
+        RunError: it raised in float32, too.
+    """
+    note = ""
+    for dtype in (torch.float64, torch.float32):
+        try:
+            outputs = _attempt(build, load, batch, method, seed, dtype)
+        except (Exception, SystemExit) as error:
+            note = note or f"in float64 it raised {raised(error)}"
+            failed = raised(error)
+            continue
+        return Run(outputs, dtype, "" if dtype == torch.float64 else note)
+    raise RunError(failed)
+
+
+def _attempt(
+    build: Callable[[], nn.Module],
+    load: Callable[[nn.Module], object],
+    batch: Batch,
+    method: str,
+    seed: int,
+    dtype: torch.dtype,
+) -> dict[str, torch.Tensor]:
+    def built() -> nn.Module:
+        with seeded(seed), _default(dtype), Widened(dtype):
+            model = build()
+            model = model.double() if dtype == torch.float64 else model.float()
+        _round_buffers(model)
+        return model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = skeleton(built, load)
+        if model is None:
+            model = built()
+            load(model)
+        model.eval()
+        args, kwargs = mapped(batch, lambda tensor: tensor.to(_made(tensor.dtype, dtype), copy=True))
+        with seeded(seed), torch.no_grad(), _default(dtype), Widened(dtype):
+            call = model if method == "forward" else getattr(model, method)
+            found = call(*args, **kwargs)
+    return {
+        path: tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64, copy=True)
+        for path, tensor in tensors(found)
+        if tensor.layout == torch.strided and not tensor.is_quantized
+    }
+
+
+class Widened(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
+    """Inside, what asks for a narrower floating dtype gets `dtype`: casts, factories, autocast."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch imports its compiler
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._dtype = dtype
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if isinstance(asked := kwargs.get("dtype"), torch.dtype):
+            kwargs["dtype"] = _wide(asked, self._dtype)
+        found = func(*args, **kwargs)
+        if func is _ATEN.lift_fresh.default:  # torch.tensor([0.5], dtype=torch.float32)
+            found = found.to(_wide(found.dtype, self._dtype))
+        return found
+
+
+def _wide(dtype: torch.dtype, to: torch.dtype) -> torch.dtype:
+    """The dtype that stands for another: real and complex numbers become wide, unless they are wider."""
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return dtype
+    return _made(dtype, to) if torch.finfo(dtype).eps > torch.finfo(to).eps else dtype
+
+
+def _made(dtype: torch.dtype, to: torch.dtype) -> torch.dtype:
+    if dtype.is_complex:
+        return torch.complex128 if to == torch.float64 else torch.complex64
+    return to if dtype.is_floating_point else dtype
+
+
+@contextmanager
+def _default(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _round_buffers(model: nn.Module) -> None:
+    for module in model.modules():
+        for name in module._non_persistent_buffers_set:
+            buffer = module._buffers.get(name)
+            if buffer is not None and buffer.is_floating_point():
+                mantissa, exponent = torch.frexp(buffer)
+                rounded = mantissa.mul(1 << _BITS).round().div(1 << _BITS)
+                module._buffers[name] = torch.where(buffer.isfinite(), torch.ldexp(rounded, exponent), buffer)
