@@ -160,7 +160,7 @@ def _range(key: str, shape: Sequence[int]) -> tuple[float, float]:
 
 
 def _fan_in(leaf: str, shape: Sequence[int]) -> int:
-    """How many inputs an output sums up; stacked matrices, as of experts, have theirs in the last two sizes."""
+    """How many inputs an output sums up; of stacked matrices (experts) the last two sizes tell."""
     if len(shape) > 2 and not re.search("weight|kernel|original", leaf):
         return max(shape[-2:])
     return math.prod(shape[1:])
