@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import gc
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.limits import DEFAULT, Limits
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
-from pytest_ckptcompat.files.files import Files
-from pytest_ckptcompat.files.folders import kind_of_named
-from pytest_ckptcompat.files.paths import about, display, is_url, local
+from pytest_ckptcompat.files.paths import about, is_url
 from pytest_ckptcompat.files.progress import Progress
-from pytest_ckptcompat.formats.registry import _recognised
 
+from .contents import Contents, read_contents
 from .entries import flatten, metadata_of
 from .wrappers import find_state_dict, state_dict_at
 
 if TYPE_CHECKING:
+    import os
     from collections import OrderedDict
 
     import torch
     from pluggy import HookRelay
 
-    from pytest_ckptcompat.core.header import Header
+    from .values import Values
 
 
 def open_checkpoint(
@@ -49,80 +46,31 @@ def open_checkpoint(
     Raises:
         CheckpointError: it can't be read; the text says why and what to do.
     """
-    return read_contents(path, limits=limits, hook=hook).checkpoint(state_dict_key)
+    return checkpoint(read_contents(path, limits=limits, hook=hook), state_dict_key)
 
 
-def read_contents(
-    path: str | os.PathLike[str], *, limits: Limits = DEFAULT, hook: HookRelay | None = None
-) -> Contents:
-    """Read the header of a checkpoint, whatever is in it. Arguments and errors as for `open_checkpoint`."""
-    path = local(os.fspath(path))
-    files = Files()
-    with _collector_paused():
-        if kind_of_named(path) == "folder":
-            return Contents(path, _recognised(path, None, files, limits, hook), files, limits)
-        with files.open(path) as file:
-            try:
-                header = _recognised(path, file, files, limits, hook)
-            except (OSError, EOFError, MemoryError) as error:
-                reason = escape(str(error) or type(error).__name__)
-                raise CheckpointError(f"{display(path)} can't be read: {reason}") from None
-    return Contents(path, header, files, limits)
+def checkpoint(contents: Contents, state_dict_key: str | None = None) -> Checkpoint:
+    """Pick the state dict.
 
+    Args:
+        contents: a header.
+        state_dict_key: dotted path to it; without it the usual wrappers are tried.
 
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Leave cyclic garbage alone for a while: a header is many small objects, looked through in vain.
-
-    It takes a third of the time of a header with 100,000 keys.
+    Raises:
+        CheckpointError: there is none, or there are several that are equally good.
     """
-    enabled = gc.isenabled()
-    gc.disable()
+    tree = contents.header.tree
     try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@dataclass(frozen=True)
-class Contents:
-    """A checkpoint's header: the whole outer object, before a state dict is picked from it.
-
-    Attributes:
-        path: as it was given.
-        header: what its format read.
-        files: the files behind it.
-        limits: the caps it was read under.
-    """
-
-    path: str
-    header: Header
-    files: Files
-    limits: Limits = DEFAULT
-
-    def checkpoint(self, state_dict_key: str | None = None) -> Checkpoint:
-        """Pick the state dict.
-
-        Args:
-            state_dict_key: dotted path to it; without it the usual wrappers are tried.
-
-        Raises:
-            CheckpointError: there is none, or there are several that are equally good.
-        """
-        try:
-            if state_dict_key is None:
-                key, node = find_state_dict(self.header.tree, self.limits)
-            else:
-                key, node = state_dict_key, state_dict_at(self.header.tree, state_dict_key)
-            entries = flatten(node, self.limits)
-            if not any(isinstance(value, TensorSpec) for value in entries.values()):
-                raise CheckpointError(
-                    f"{escape(key)!r} holds no tensor" if key else "there is no tensor in it"
-                )
-        except CheckpointError as error:
-            raise about(self.path, error) from None
-        return Checkpoint(self, key, entries, metadata_of(node))
+        if state_dict_key is None:
+            key, node = find_state_dict(tree, contents.limits)
+        else:
+            key, node = state_dict_key, state_dict_at(tree, state_dict_key)
+        entries = flatten(node, contents.limits)
+        if not any(isinstance(value, TensorSpec) for value in entries.values()):
+            raise CheckpointError(f"{escape(key)!r} holds no tensor" if key else "there is no tensor in it")
+    except CheckpointError as error:
+        raise about(contents.path, error) from None
+    return Checkpoint(contents, key, entries, metadata_of(node))
 
 
 class Checkpoint(Mapping[str, TensorSpec]):
@@ -212,6 +160,16 @@ class Checkpoint(Mapping[str, TensorSpec]):
         """The header that this state dict was picked from."""
         return self._contents
 
+    def at(self, state_dict_key: str | None) -> Checkpoint:
+        """The state dict at another key of the same file; itself for None.
+
+        Raises:
+            CheckpointError: there is none at that key.
+        """
+        if state_dict_key is None or state_dict_key == self.state_dict_key:
+            return self
+        return checkpoint(self._contents, state_dict_key)
+
     @property
     def bytes_read(self) -> int:
         """Bytes really read from the file so far."""
@@ -241,24 +199,22 @@ class Checkpoint(Mapping[str, TensorSpec]):
 
     def materialise(self, spec: TensorSpec) -> torch.Tensor:
         """The values of any tensor of `wrapper`; errors as for `tensor`."""
-        from .values import Values
-
-        return Values(self._contents).tensor(spec)
+        return self._values.tensor(spec)
 
     def state_dict(self) -> OrderedDict[str, Any]:
         """All values, equal to what ``torch.load`` gives: ties share storage, ``_metadata`` is set."""
-        from .values import Values
-
-        return Values(self._contents).state_dict(self)
+        return self._values.state_dict(self.entries, self.metadata)
 
     def meta(self) -> OrderedDict[str, Any]:
         """The state dict on the meta device: shapes, strides, dtypes and ties; nothing is read."""
-        from .values import Values
-
-        return Values(self._contents).meta(self)
+        return self._values.meta(self.entries, self.metadata)
 
     def stored(self) -> OrderedDict[str, Any]:
         """The state dict with its values still on disk: each is read where it is copied to or looked at."""
+        return self._values.stored(self.entries, self.metadata)
+
+    @cached_property
+    def _values(self) -> Values:
         from .values import Values
 
-        return Values(self._contents).stored(self)
+        return Values(self._contents)

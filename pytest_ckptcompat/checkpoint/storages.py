@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.core.tensor_spec import Extent
     from pytest_ckptcompat.files.file import File
 
-    from .checkpoint import Contents
+    from .contents import Contents
 
     Source = Callable[[int, memoryview], None]
     """Fills a buffer with the bytes of one storage from its byte `start` on."""

@@ -20,7 +20,9 @@ from .storages import Storages
 from .wrappers import at, path_to
 
 if TYPE_CHECKING:
-    from .checkpoint import Checkpoint, Contents
+    from collections.abc import Iterable, Mapping
+
+    from .contents import Contents
 
 
 class Values:
@@ -54,13 +56,15 @@ class Values:
         with Storages(self._contents) as storages:
             copy(storages, spec, destination)
 
-    def state_dict(self, ckpt: Checkpoint) -> OrderedDict[str, Any]:
+    def state_dict(
+        self, entries: Mapping[str, object], metadata: Mapping[str, object] | None
+    ) -> OrderedDict[str, Any]:
         """All values; tied tensors, and other views of one storage, share memory."""
-        bounds = _bounds(ckpt)
+        bounds = _bounds(entries.values())
         memories: dict[str, torch.UntypedStorage] = {}
         made: OrderedDict[str, Any] = OrderedDict()
         with Storages(self._contents) as storages:
-            for key, value in ckpt.entries.items():
+            for key, value in entries.items():
                 if not isinstance(value, TensorSpec):
                     made[key] = value
                 elif value.note:
@@ -73,14 +77,16 @@ class Values:
                         memories[value.storage] = memory = buffer(high - low)
                         storages.source(value.storage)(low, memory_of(memory))
                     made[key] = view(memories[value.storage], value, low)
-        return _with_metadata(made, ckpt)
+        return _with_metadata(made, metadata)
 
-    def meta(self, ckpt: Checkpoint) -> OrderedDict[str, Any]:
+    def meta(
+        self, entries: Mapping[str, object], metadata: Mapping[str, object] | None
+    ) -> OrderedDict[str, Any]:
         """All tensors on the meta device; tied tensors share storage."""
-        bounds = _bounds(ckpt)
+        bounds = _bounds(entries.values())
         memories: dict[str, torch.UntypedStorage] = {}
         made: OrderedDict[str, Any] = OrderedDict()
-        for key, value in ckpt.entries.items():
+        for key, value in entries.items():
             if not isinstance(value, TensorSpec):
                 made[key] = value
             elif value.storage not in bounds:
@@ -90,13 +96,16 @@ class Values:
                 if value.storage not in memories:
                     memories[value.storage] = buffer(high - low, "meta")
                 made[key] = view(memories[value.storage], value, low)
-        return _with_metadata(made, ckpt)
+        return _with_metadata(made, metadata)
 
-    def stored(self, ckpt: Checkpoint) -> OrderedDict[str, Any]:
+    def stored(
+        self, entries: Mapping[str, object], metadata: Mapping[str, object] | None
+    ) -> OrderedDict[str, Any]:
         """All tensors as `StoredTensor`: nothing is read yet."""
-        made = self.meta(ckpt)
-        for key, spec in ckpt.items():
-            made[key] = StoredTensor.of(self, spec, made[key])
+        made = self.meta(entries, metadata)
+        for key, spec in entries.items():
+            if isinstance(spec, TensorSpec):
+                made[key] = StoredTensor.of(self, spec, made[key])
         return made
 
     def _by_torch(self, spec: TensorSpec) -> torch.Tensor:
@@ -124,18 +133,20 @@ class Values:
         return found
 
 
-def _bounds(ckpt: Checkpoint) -> dict[str, tuple[int, int]]:
+def _bounds(entries: Iterable[object]) -> dict[str, tuple[int, int]]:
     """The first and last byte of every storage that the tensors of the state dict use."""
     bounds: dict[str, tuple[int, int]] = {}
-    for spec in ckpt.values():
-        if spec.storage and spec.numel and not spec.note:
+    for spec in entries:
+        if isinstance(spec, TensorSpec) and spec.storage and spec.numel and not spec.note:
             begin, end = span(spec)
             low, high = bounds.get(spec.storage, (begin, end))
             bounds[spec.storage] = (min(low, begin - begin % 16), max(high, end))  # fits any dtype over it
     return bounds
 
 
-def _with_metadata(made: OrderedDict[str, Any], ckpt: Checkpoint) -> OrderedDict[str, Any]:
-    if ckpt.metadata is not None:
-        made._metadata = OrderedDict(ckpt.metadata)  # type: ignore[attr-defined]  # as torch does
+def _with_metadata(
+    made: OrderedDict[str, Any], metadata: Mapping[str, object] | None
+) -> OrderedDict[str, Any]:
+    if metadata is not None:
+        made._metadata = OrderedDict(metadata)  # type: ignore[attr-defined]  # as torch does
     return made

@@ -21,7 +21,9 @@ from pytest_ckptcompat.forward.rehearsal import rehearse
 from pytest_ckptcompat.models.blueprint import Blueprint, blueprint
 from pytest_ckptcompat.models.meta_copy import meta_copy
 from pytest_ckptcompat.models.skeleton import skeleton
+from pytest_ckptcompat.optimizer.stage import CLAIMS as OPTIMIZER_CLAIMS
 from pytest_ckptcompat.optimizer.stage import check_optimizer
+from pytest_ckptcompat.recipes.promises import NEEDED
 from pytest_ckptcompat.recipes.recipe import Recipe
 from pytest_ckptcompat.report.report import Report
 from pytest_ckptcompat.suggest.search import repair
@@ -74,7 +76,7 @@ def check(model: Any, ckpt: Any, **arguments: Any) -> Report:
     """
     case = Case.of(model=model, **arguments)
     if isinstance(ckpt, Checkpoint):
-        return Check(case, ckpt.path, lambda key: ckpt).run()
+        return Check(case, ckpt.path, ckpt.at).run()
     path = os.fspath(ckpt)
     return Check(case, path, lambda key: open_checkpoint(path, key)).run()
 
@@ -320,7 +322,8 @@ class Check:
 
     def _list_promises(self, reason: str) -> None:
         """What a recipe promises and an optimizer is to do, where nothing of it can be checked."""
-        if self._recipe.operators or self.case.optimizer is not None:
+        optimized = self.case.optimizer is not None
+        if self._recipe.operators or optimized:
             self._promises += unverified(
                 self._recipe,
                 self._growth,
@@ -328,8 +331,9 @@ class Check:
                 target=self._schema.state_dict(),
                 source_model=self.case.source_model is not None,
                 inputs=self.case.inputs is not None,
-                optimizer=self.case.optimizer is not None,
             )
+        if optimized:
+            self._promises += [Promise(name, "unchecked", NEEDED) for name in OPTIMIZER_CLAIMS]
         count = len(self._promises)
         self._stage("verify", "skipped", f"{reason}: {count} promises not checked" if count else reason)
 

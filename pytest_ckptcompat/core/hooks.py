@@ -6,7 +6,8 @@ command. Packages implement them through the entry-point group ``pytest_ckptcomp
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
 
@@ -15,29 +16,35 @@ if TYPE_CHECKING:
 
     from pluggy import HookRelay
 
-    from pytest_ckptcompat.files.file import File
-    from pytest_ckptcompat.files.files import Files
-    from pytest_ckptcompat.report.report import Report
-
     from .header import Header
     from .limits import Limits
 
-_hooks: list[HookRelay] = []
-
-
-def use(hook: HookRelay) -> None:
-    """From now on, ask this hook for operators too: pytest's, during a run."""
-    _hooks.append(hook)
-
-
-def forget(hook: HookRelay) -> None:
-    """Ask it no longer."""
-    _hooks[:] = [each for each in _hooks if each is not hook]
-
+ENTRY_POINTS = "pytest_ckptcompat"
+"""The entry point group of packages that add formats or operators."""
 
 hookspec = pluggy.HookspecMarker("pytest")
 
 hookimpl = pluggy.HookimplMarker("pytest")
+
+
+class File(Protocol):
+    """One open file of a checkpoint."""
+
+    path: str
+    size: int
+
+    def read_at(self, offset: int, size: int, /) -> bytes:
+        """Exactly `size` bytes from byte `offset` on."""
+
+    def readinto_at(self, offset: int, buffer: memoryview, /) -> None:
+        """Fill a buffer from byte `offset` on."""
+
+
+class Files(Protocol):
+    """The files of one checkpoint."""
+
+    def open(self, path: str, /) -> Any:
+        """Open one more: a `File`, and a context manager that closes it."""
 
 
 @hookspec(firstresult=True)
@@ -71,5 +78,34 @@ def pytest_ckptcompat_operators() -> Iterable[type[Any]]:  # type: ignore[empty-
 
 
 @hookspec
-def pytest_ckptcompat_report(report: Report) -> None:
+def pytest_ckptcompat_report(report: Any) -> None:
     """Look at the report of a check, passed or failed, once it is made."""
+
+
+_used: list[HookRelay] = []
+
+
+def use(hook: HookRelay) -> None:
+    """From now on, ask this hook too: pytest's, during a run."""
+    _used.append(hook)
+
+
+def forget(hook: HookRelay) -> None:
+    """Ask it no longer."""
+    _used[:] = [each for each in _used if each is not hook]
+
+
+def used() -> tuple[HookRelay, ...]:
+    """The hooks of the run, then those of installed packages."""
+    return (*_used, installed())
+
+
+@cache
+def installed() -> HookRelay:
+    """The hooks that installed packages implement, outside pytest."""
+    import sys
+
+    manager = pluggy.PluginManager("pytest")
+    manager.add_hookspecs(sys.modules[__name__])
+    manager.load_setuptools_entrypoints(ENTRY_POINTS)
+    return manager.hook

@@ -17,6 +17,7 @@ from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.limits import exceeded
 
 from . import pickle_opcodes as opcodes
+from .pickle_stack import TRUNCATED, Stack, Truncated
 from .pickle_stubs import Global, Stub
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from pytest_ckptcompat.core.limits import Limits
 
-    Rebuild = Callable[[tuple[Any, ...]], object]
+    from .pickle_stack import Rebuild
 
 # The opcodes that make up nearly all of a checkpoint's pickle.
 MARK, STOP, REDUCE, BINPERSID, BINFLOAT = 0x28, 0x2E, 0x52, 0x51, 0x47
@@ -37,28 +38,12 @@ _BATCH = 4096
 _RARE = 80
 """What an operation that is not inlined is charged beside its memory, since it takes longer."""
 
-_TRUNCATED = "its pickle is truncated"
 
-
-class Truncated(CheckpointError):  # noqa: N818  # it says what happened to the pickle
-    """The pickle goes on behind the bytes that were given."""
-
-
-class Machine:
+class Machine(Stack):
     """Runs one pickle.
 
-    Args:
-        data: bytes that hold the pickle.
-        names: name of a class or function -> what we do in place of calling it with these arguments. It
-            raises `TypeError` or `ValueError` where they make no sense; the pickle is refused then.
-        persistent: what a persistent id stands for; likewise.
-        limits: caps; ``pickle_bytes`` is for the caller to check.
-        start: where the pickle begins.
-
-    Attributes:
-        position: of the next opcode; after `load`, the end of the pickle.
-        globals: every class or function that the pickle names.
-        rare: the opcodes it uses of those that are not inlined here.
+    Args and attributes: as those of `Stack`, and ``rare``, the opcodes it uses of those that are not inlined
+    here. After `load`, ``position`` is the end of the pickle.
     """
 
     def __init__(
@@ -70,18 +55,8 @@ class Machine:
         persistent: Callable[[Any], object] | None = None,
         start: int = 0,
     ) -> None:
-        self.data = data
-        self.position = start
-        self.globals: dict[str, Global] = {}
+        super().__init__(data, names=names, limits=limits, persistent=persistent, start=start)
         self.rare: set[int] = set()
-        self.names = names
-        self.persistent = persistent
-        self.limits = limits
-        self.protocol = 0
-        self.stack: list[Any] = []
-        self.outer: list[list[Any]] = []
-        self.memo: list[Any] = []
-        self.memory = limits.pickle_memory
         self._begun = start
         self._left = limits.pickle_opcodes
 
@@ -106,10 +81,10 @@ class Machine:
         except CheckpointError:
             raise
         except StructError:
-            raise Truncated(_TRUNCATED) from None
+            raise Truncated(TRUNCATED) from None
         except IndexError:
             if self.position >= len(self.data):
-                raise Truncated(_TRUNCATED) from None
+                raise Truncated(TRUNCATED) from None
             raise self._invalid("an operation finds too little on the stack") from None
         except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RecursionError) as error:
             raise self._invalid(str(error)) from None
@@ -145,7 +120,7 @@ class Machine:
                         (size,) = _U32(data, position)
                         position += 4 + size
                         if position > len(data):
-                            raise Truncated(_TRUNCATED)
+                            raise Truncated(TRUNCATED)
                         text = data[position - size : position].decode("utf-8", "surrogatepass")
                         memory -= 64 + (size if len(text) == size else 4 * size)
                         stack.append(text)
@@ -223,39 +198,6 @@ class Machine:
             raise exceeded("pickle_memory", limits.pickle_memory, "the pickle holds too many objects")
         if len(self.outer) > limits.nesting:
             raise exceeded("nesting", limits.nesting, "the pickle nests containers too deeply")
-
-    def take(self, size: int) -> bytes:
-        """The next `size` bytes of the pickle."""
-        end = self.position + size
-        if end > len(self.data):
-            raise Truncated(_TRUNCATED)
-        taken = self.data[self.position : end]
-        self.position = end
-        return taken
-
-    def line(self) -> bytes:
-        """The bytes up to the end of the line, which is passed over."""
-        end = self.data.find(b"\n", self.position)
-        if end < 0:
-            raise Truncated(_TRUNCATED)
-        taken = self.data[self.position : end]
-        self.position = end + 1
-        return taken
-
-    def marked(self) -> list[Any]:
-        """What was pushed since the last mark, which is taken away with it."""
-        items, self.stack = self.stack, self.outer.pop()
-        return items
-
-    def find(self, module: str, name: str) -> Global:
-        """The class or function of a name, as plain text: nothing is looked up anywhere."""
-        full = f"{module}.{name}"
-        size = len(full.encode("utf-8", "surrogatepass"))
-        self.limits.check("global_bytes", size, f"a pickle names a class or function of {size} bytes")
-        if full not in self.globals:
-            self.memory -= 400
-            self.globals[full] = Global(full, self.names.get(full))
-        return self.globals[full]
 
     def _invalid(self, reason: str) -> CheckpointError:
         return CheckpointError(f"its pickle is damaged at byte {self.position}: {escape(reason)}")

@@ -1,10 +1,9 @@
-"""The rarer opcodes of the pickle machine, one function each."""
+"""The rarer opcodes of the pickle pickle, one function each."""
 
 from __future__ import annotations
 
 import codecs
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from struct import unpack
 from typing import TYPE_CHECKING, Any
 
 from .pickle_stubs import Dict, Global, Stub
@@ -12,82 +11,37 @@ from .pickle_stubs import Dict, Global, Stub
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .pickle_machine import Machine
-
-_LONGEST_INT = 512
-_LONGEST_NUMBER = 4096
+    from .pickle_stack import Stack
 
 
-def unknown(machine: Machine) -> None:
+def unknown(pickle: Stack) -> None:
     """An opcode that no protocol has, or one that leads out of the file."""
-    opcode = machine.data[machine.position - 1]
+    opcode = pickle.data[pickle.position - 1]
     raise ValueError(f"opcode 0x{opcode:02x} is unknown or refers to something outside the file")
 
 
 # -- numbers and text --------------------------------------------------------------------------------------
 
 
-def _push(machine: Machine, value: object, memory: int = 32) -> None:
-    machine.memory -= memory
-    machine.stack.append(value)
+def _int(pickle: Stack) -> None:
+    text = pickle.number()
+    pickle.push({b"00": False, b"01": True}[text] if text in (b"00", b"01") else int(text))
 
 
-def _number(machine: Machine) -> bytes:
-    text = machine.line()
-    if len(text) > _LONGEST_NUMBER:
-        raise ValueError(f"a number of {len(text)} digits")
-    return text.strip()
+def _long(pickle: Stack) -> None:
+    pickle.push(int(pickle.number().removesuffix(b"L")))
 
 
-def _int(machine: Machine) -> None:
-    text = _number(machine)
-    _push(machine, {b"00": False, b"01": True}[text] if text in (b"00", b"01") else int(text))
-
-
-def _long(machine: Machine) -> None:
-    _push(machine, int(_number(machine).removesuffix(b"L")))
-
-
-def _counted_long(machine: Machine, size: int) -> None:
-    if size > _LONGEST_INT:
-        machine.take(size)
-        return _push(machine, Stub(f"integer of {size} bytes"))
-    return _push(machine, int.from_bytes(machine.take(size), "little", signed=True), 64 + size)
-
-
-def _text(machine: Machine, size: int) -> None:
-    _push(machine, machine.take(size).decode("utf-8", "surrogatepass"), 96 + 4 * size)
-
-
-def _bytes(machine: Machine, size: int) -> None:
-    _push(machine, machine.take(size), 64 + size)
-
-
-def _string(machine: Machine, data: bytes) -> None:
-    """A string of Python 2: torch reads it as UTF-8; what is no UTF-8 (an array's bytes) stays bytes."""
-    try:
-        _push(machine, data.decode("utf-8"), 96 + 4 * len(data))
-    except UnicodeDecodeError:
-        _push(machine, data, 64 + len(data))
-
-
-def _quoted_string(machine: Machine) -> None:
-    text = machine.line().strip()
+def _quoted_string(pickle: Stack) -> None:
+    text = pickle.line().strip()
     if len(text) < 2 or text[0] != text[-1] or text[:1] not in (b"'", b'"'):
         raise ValueError("a string without its quotes")
-    _string(machine, codecs.escape_decode(text[1:-1])[0])
+    pickle.push_string(codecs.escape_decode(text[1:-1])[0])
 
 
-def _line_text(machine: Machine) -> None:
-    line = machine.line()
-    _push(machine, line.decode("raw-unicode-escape"), 96 + 4 * len(line))
-
-
-def _size(machine: Machine, form: str) -> int:
-    (size,) = unpack(form, machine.take({"B": 1, "i": 4, "I": 4, "Q": 8}[form[-1]]))
-    if size < 0:
-        raise ValueError("a negative length")
-    return int(size)
+def _line_text(pickle: Stack) -> None:
+    line = pickle.line()
+    pickle.push(line.decode("raw-unicode-escape"), 96 + 4 * len(line))
 
 
 # -- containers --------------------------------------------------------------------------------------------
@@ -103,16 +57,16 @@ def _elements(target: object) -> list[object]:
     raise TypeError("something is appended to what is no list")
 
 
-def _append(machine: Machine) -> None:
-    item = machine.stack.pop()
-    machine.memory -= 16
-    _elements(machine.stack[-1]).append(item)
+def _append(pickle: Stack) -> None:
+    item = pickle.stack.pop()
+    pickle.memory -= 16
+    _elements(pickle.stack[-1]).append(item)
 
 
-def _appends(machine: Machine) -> None:
-    items = machine.marked()
-    machine.memory -= 16 * len(items)
-    _elements(machine.stack[-1]).extend(items)
+def _appends(pickle: Stack) -> None:
+    items = pickle.marked()
+    pickle.memory -= 16 * len(items)
+    _elements(pickle.stack[-1]).extend(items)
 
 
 def _entries(target: object) -> Dict:
@@ -125,50 +79,50 @@ def _entries(target: object) -> Dict:
     raise TypeError("an entry is set in what is no dict")
 
 
-def _fill(machine: Machine, entries: Dict, items: list[Any]) -> None:
+def _fill(pickle: Stack, entries: Dict, items: list[Any]) -> None:
     if len(items) % 2:
         raise ValueError("a key without a value")
-    machine.memory -= 64 * len(items)
+    pickle.memory -= 64 * len(items)
     put = entries.put
     for index in range(0, len(items), 2):
         put(items[index], items[index + 1])
 
 
-def _set_item(machine: Machine) -> None:
-    value = machine.stack.pop()
-    key = machine.stack.pop()
-    _fill(machine, _entries(machine.stack[-1]), [key, value])
+def _set_item(pickle: Stack) -> None:
+    value = pickle.stack.pop()
+    key = pickle.stack.pop()
+    _fill(pickle, _entries(pickle.stack[-1]), [key, value])
 
 
-def _set_items(machine: Machine) -> None:
-    items = machine.marked()
-    _fill(machine, _entries(machine.stack[-1]), items)
+def _set_items(pickle: Stack) -> None:
+    items = pickle.marked()
+    _fill(pickle, _entries(pickle.stack[-1]), items)
 
 
-def _dict(machine: Machine) -> None:
-    items = machine.marked()
-    _push(machine, Dict(), 112)
-    _fill(machine, machine.stack[-1], items)
+def _dict(pickle: Stack) -> None:
+    items = pickle.marked()
+    pickle.push(Dict(), 112)
+    _fill(pickle, pickle.stack[-1], items)
 
 
-def _list(machine: Machine) -> None:
-    items = machine.marked()
-    _push(machine, items, 64 + 8 * len(items))
+def _list(pickle: Stack) -> None:
+    items = pickle.marked()
+    pickle.push(items, 64 + 8 * len(items))
 
 
-def _tuple3(machine: Machine) -> None:
-    stack = machine.stack
+def _tuple3(pickle: Stack) -> None:
+    stack = pickle.stack
     last, middle = stack.pop(), stack.pop()
     stack[-1] = (stack[-1], middle, last)
-    machine.memory -= 64
+    pickle.memory -= 64
 
 
 # -- the memo and the stack --------------------------------------------------------------------------------
 
 
-def put(machine: Machine, index: int, value: object) -> None:
+def put(pickle: Stack, index: int, value: object) -> None:
     """Remember a value out of turn: cPickle of Python 2 counts from 1, and pickles may reuse an index."""
-    memo = machine.memo
+    memo = pickle.memo
     if index >= len(memo):
         if index > len(memo) + 1:
             raise ValueError("memo indices have gaps")
@@ -178,104 +132,104 @@ def put(machine: Machine, index: int, value: object) -> None:
         memo[index] = value
 
 
-def _put_line(machine: Machine) -> None:
-    index = int(_number(machine))
-    if index == len(machine.memo):
-        machine.memo.append(machine.stack[-1])
+def _put_line(pickle: Stack) -> None:
+    index = int(pickle.number())
+    if index == len(pickle.memo):
+        pickle.memo.append(pickle.stack[-1])
     elif index < 0:
         raise ValueError("a negative memo index")
     else:
-        put(machine, index, machine.stack[-1])
+        put(pickle, index, pickle.stack[-1])
 
 
-def _get_line(machine: Machine) -> None:
-    index = int(_number(machine))
-    if not 0 <= index < len(machine.memo):
+def _get_line(pickle: Stack) -> None:
+    index = int(pickle.number())
+    if not 0 <= index < len(pickle.memo):
         raise ValueError("no such memo")
-    machine.stack.append(machine.memo[index])
+    pickle.stack.append(pickle.memo[index])
 
 
-def _pop(machine: Machine) -> None:
-    if machine.stack:
-        machine.stack.pop()
+def _pop(pickle: Stack) -> None:
+    if pickle.stack:
+        pickle.stack.pop()
     else:
-        machine.marked()
+        pickle.marked()
 
 
-def _pop_mark(machine: Machine) -> None:
-    machine.marked()
+def _pop_mark(pickle: Stack) -> None:
+    pickle.marked()
 
 
-def _frame(machine: Machine) -> None:
+def _frame(pickle: Stack) -> None:
     """How long the next part is: a hint for buffering."""
-    machine.take(8)
+    pickle.take(8)
 
 
-def _proto(machine: Machine) -> None:
-    machine.protocol = machine.take(1)[0]
-    if machine.protocol > 5:
-        raise ValueError(f"pickle protocol {machine.protocol} is unknown")
+def _proto(pickle: Stack) -> None:
+    pickle.protocol = pickle.take(1)[0]
+    if pickle.protocol > 5:
+        raise ValueError(f"pickle protocol {pickle.protocol} is unknown")
 
 
 # -- names and objects -------------------------------------------------------------------------------------
 
 
-def _global(machine: Machine, module: str, name: str) -> Global:
+def _global(pickle: Stack, module: str, name: str) -> Global:
     """A name; those of Python 2 are translated as ``pickle`` does."""
-    if machine.protocol < 3:
+    if pickle.protocol < 3:
         if (module, name) in NAME_MAPPING:
             module, name = NAME_MAPPING[module, name]
         else:
             module = IMPORT_MAPPING.get(module, module)
-    return machine.find(module, name)
+    return pickle.find(module, name)
 
 
-def _global_line(machine: Machine) -> None:
-    module = machine.line().decode("utf-8")
-    machine.stack.append(_global(machine, module, machine.line().decode("utf-8")))
+def _global_line(pickle: Stack) -> None:
+    module = pickle.line().decode("utf-8")
+    pickle.stack.append(_global(pickle, module, pickle.line().decode("utf-8")))
 
 
-def _stack_global(machine: Machine) -> None:
-    name, module = machine.stack.pop(), machine.stack.pop()
+def _stack_global(pickle: Stack) -> None:
+    name, module = pickle.stack.pop(), pickle.stack.pop()
     if not isinstance(name, str) or not isinstance(module, str):
         raise TypeError("a class name that is no string")
-    machine.stack.append(_global(machine, module, name))
+    pickle.stack.append(_global(pickle, module, name))
 
 
-def _new(machine: Machine, kind: object, arguments: object) -> None:
+def _new(pickle: Stack, kind: object, arguments: object) -> None:
     """An object made by its class; one whose meaning is known is rebuilt, others stay stubs."""
     rebuild = kind.rebuild if isinstance(kind, Global) else None
     if rebuild is not None and isinstance(arguments, tuple):
-        return _push(machine, rebuild(arguments), 160)
-    return _push(machine, Stub(kind, arguments), 128)
+        return pickle.push(rebuild(arguments), 160)
+    return pickle.push(Stub(kind, arguments), 128)
 
 
-def _newobj(machine: Machine) -> None:
-    arguments = machine.stack.pop()
-    _new(machine, machine.stack.pop(), arguments)
+def _newobj(pickle: Stack) -> None:
+    arguments = pickle.stack.pop()
+    _new(pickle, pickle.stack.pop(), arguments)
 
 
-def _newobj_ex(machine: Machine) -> None:
-    named, arguments = machine.stack.pop(), machine.stack.pop()
-    kind = machine.stack.pop()
-    _push(machine, Stub(kind, (arguments, named)), 160)
+def _newobj_ex(pickle: Stack) -> None:
+    named, arguments = pickle.stack.pop(), pickle.stack.pop()
+    kind = pickle.stack.pop()
+    pickle.push(Stub(kind, (arguments, named)), 160)
 
 
-def _inst(machine: Machine) -> None:
-    module = machine.line().decode("utf-8")
-    kind = _global(machine, module, machine.line().decode("utf-8"))
-    _new(machine, kind, tuple(machine.marked()))
+def _inst(pickle: Stack) -> None:
+    module = pickle.line().decode("utf-8")
+    kind = _global(pickle, module, pickle.line().decode("utf-8"))
+    _new(pickle, kind, tuple(pickle.marked()))
 
 
-def _obj(machine: Machine) -> None:
-    items = machine.marked()
-    _new(machine, items[0], tuple(items[1:]))
+def _obj(pickle: Stack) -> None:
+    items = pickle.marked()
+    _new(pickle, items[0], tuple(items[1:]))
 
 
-def _build(machine: Machine) -> None:
+def _build(pickle: Stack) -> None:
     """The state of an object: its attributes, or whatever its class makes of them."""
-    state = machine.stack.pop()
-    target = machine.stack[-1]
+    state = pickle.stack.pop()
+    target = pickle.stack[-1]
     if isinstance(target, Stub):
         target.state = state
     elif isinstance(target, Dict):
@@ -284,33 +238,33 @@ def _build(machine: Machine) -> None:
         raise TypeError("a state is set on what is no object")
 
 
-def _persid_line(machine: Machine) -> None:
-    if machine.persistent is None:
+def _persid_line(pickle: Stack) -> None:
+    if pickle.persistent is None:
         raise ValueError("a persistent id has no meaning here")
-    _push(machine, machine.persistent(machine.line().decode("ascii")), 160)
+    pickle.push(pickle.persistent(pickle.line().decode("ascii")), 160)
 
 
-TABLE: dict[int, Callable[[Machine], None]] = {
-    ord("N"): lambda machine: machine.stack.append(None),
-    0x88: lambda machine: machine.stack.append(True),
-    ord("]"): lambda machine: _push(machine, [], 64),
-    ord("}"): lambda machine: _push(machine, Dict(), 112),
-    0x8F: lambda machine: _push(machine, [], 64),  # EMPTY_SET: a list, since nothing of a file is hashed
+TABLE: dict[int, Callable[[Stack], None]] = {
+    ord("N"): lambda pickle: pickle.stack.append(None),
+    0x88: lambda pickle: pickle.stack.append(True),
+    ord("]"): lambda pickle: pickle.push([], 64),
+    ord("}"): lambda pickle: pickle.push(Dict(), 112),
+    0x8F: lambda pickle: pickle.push([], 64),  # EMPTY_SET: a list, since nothing of a file is hashed
     ord("I"): _int,
     ord("L"): _long,
-    ord("F"): lambda machine: _push(machine, float(_number(machine))),
-    0x8A: lambda machine: _counted_long(machine, _size(machine, "<B")),
-    0x8B: lambda machine: _counted_long(machine, _size(machine, "<i")),
-    0x8C: lambda machine: _text(machine, _size(machine, "<B")),
-    0x8D: lambda machine: _text(machine, _size(machine, "<Q")),
+    ord("F"): lambda pickle: pickle.push(float(pickle.number())),
+    0x8A: lambda pickle: pickle.push_integer(pickle.size("<B")),
+    0x8B: lambda pickle: pickle.push_integer(pickle.size("<i")),
+    0x8C: lambda pickle: pickle.push_text(pickle.size("<B")),
+    0x8D: lambda pickle: pickle.push_text(pickle.size("<Q")),
     ord("V"): _line_text,
-    ord("U"): lambda machine: _string(machine, machine.take(_size(machine, "<B"))),
-    ord("T"): lambda machine: _string(machine, machine.take(_size(machine, "<i"))),
+    ord("U"): lambda pickle: pickle.push_string(pickle.take(pickle.size("<B"))),
+    ord("T"): lambda pickle: pickle.push_string(pickle.take(pickle.size("<i"))),
     ord("S"): _quoted_string,
-    ord("C"): lambda machine: _bytes(machine, _size(machine, "<B")),
-    ord("B"): lambda machine: _bytes(machine, _size(machine, "<I")),
-    0x8E: lambda machine: _bytes(machine, _size(machine, "<Q")),
-    0x96: lambda machine: _bytes(machine, _size(machine, "<Q")),  # BYTEARRAY8
+    ord("C"): lambda pickle: pickle.push_bytes(pickle.size("<B")),
+    ord("B"): lambda pickle: pickle.push_bytes(pickle.size("<I")),
+    0x8E: lambda pickle: pickle.push_bytes(pickle.size("<Q")),
+    0x96: lambda pickle: pickle.push_bytes(pickle.size("<Q")),  # BYTEARRAY8
     ord("a"): _append,
     ord("e"): _appends,
     0x90: _appends,  # ADDITEMS
@@ -324,7 +278,7 @@ TABLE: dict[int, Callable[[Machine], None]] = {
     ord("g"): _get_line,
     ord("0"): _pop,
     ord("1"): _pop_mark,  # POP_MARK
-    ord("2"): lambda machine: machine.stack.append(machine.stack[-1]),  # DUP
+    ord("2"): lambda pickle: pickle.stack.append(pickle.stack[-1]),  # DUP
     0x80: _proto,
     0x95: _frame,  # FRAME: a hint for buffering
     ord("c"): _global_line,

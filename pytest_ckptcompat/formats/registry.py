@@ -10,6 +10,7 @@ from pluggy import PluginManager
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.header import Header
+from pytest_ckptcompat.core.hooks import installed
 from pytest_ckptcompat.files.folders import only_file_in
 from pytest_ckptcompat.files.paths import about, display
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _HEAD = 4096
 
 
-def _recognised(path: str, file: Any, files: Files, limits: Limits, hook: HookRelay | None) -> Header:
+def recognised(path: str, file: Any, files: Files, limits: Limits, hook: HookRelay | None) -> Header:
     """What the first format that knows the file reads of it."""
     arguments = {"path": path, "file": file, "files": files, "limits": limits}
     try:
@@ -70,10 +71,6 @@ def _by_others(hook: HookRelay | None, arguments: dict[str, Any]) -> Header | No
     return None
 
 
-ENTRY_POINTS = "pytest_ckptcompat"
-"""The entry point group of packages that add formats."""
-
-
 def register(manager: PluginManager) -> None:
     """Add the hook's specification and the formats that come with the plugin to a plugin manager."""
     from pytest_ckptcompat.core import hooks as hookspecs
@@ -91,13 +88,4 @@ def built_in() -> HookRelay:
     """The hook outside pytest, with the formats that come with the plugin."""
     manager = PluginManager("pytest")
     register(manager)
-    return manager.hook
-
-
-@cache
-def installed() -> HookRelay:
-    """The hook outside pytest, with the formats of installed packages too."""
-    manager = PluginManager("pytest")
-    register(manager)
-    manager.load_setuptools_entrypoints(ENTRY_POINTS)
     return manager.hook

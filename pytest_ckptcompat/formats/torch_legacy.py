@@ -10,7 +10,8 @@ from pytest_ckptcompat.core.header import Header
 from pytest_ckptcompat.core.hooks import hookimpl
 from pytest_ckptcompat.core.tensor_spec import Extent
 
-from .pickle_machine import Machine, Truncated
+from .pickle_machine import Machine
+from .pickle_stack import Truncated
 from .safe_names import refused
 from .torch_names import Tensors
 

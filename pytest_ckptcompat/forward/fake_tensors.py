@@ -8,19 +8,28 @@ build.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-if TYPE_CHECKING:
-    from .fake_cuda import Card
+
+class Player(Protocol):
+    """What the tensors play to be on.
+
+    Attributes:
+        device: the card that is played, or the CPU.
+        busy: whether one of torch's own kernels runs, which must see the tensors as what they are.
+    """
+
+    device: torch.device
+    busy: bool
 
 
 class Fakes(FakeTensorMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
     """The mode of the tensors of one card; code that copies such a tensor copies neither."""
 
-    def __init__(self, card: Card) -> None:
+    def __init__(self, card: Player) -> None:
         super().__init__(allow_fallback_kernels=False, allow_non_fake_inputs=True)
         self.card = card
 

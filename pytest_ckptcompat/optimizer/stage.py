@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
     from pytest_ckptcompat.recipes.recipe import Recipe
 
-STATE, STEP = "optimizer state", "optimizer step"
+STATE, STEP = CLAIMS = "optimizer state", "optimizer step"
 
 
 def check_optimizer(

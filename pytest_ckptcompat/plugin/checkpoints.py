@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from pluggy import HookRelay
 
-    from pytest_ckptcompat.checkpoint.checkpoint import Contents
+    from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
+    from pytest_ckptcompat.checkpoint.contents import Contents
     from pytest_ckptcompat.core.limits import Limits
 
 
@@ -85,8 +86,14 @@ class Shelf:
             raise opened
         return opened
 
+    def checkpoint(self, path: str, state_dict_key: str | None = None) -> Checkpoint:
+        """The state dict in the file; arguments and errors as for `open_checkpoint`."""
+        from pytest_ckptcompat.checkpoint.checkpoint import checkpoint
+
+        return checkpoint(self.contents(path), state_dict_key)
+
     def _read(self, path: str) -> Contents:
-        from pytest_ckptcompat.checkpoint.checkpoint import read_contents
+        from pytest_ckptcompat.checkpoint.contents import read_contents
         from pytest_ckptcompat.core.escape import escape
 
         if glob.has_magic(path) and not is_url(path) and not os.path.lexists(path):

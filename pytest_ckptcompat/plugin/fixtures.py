@@ -38,8 +38,7 @@ def ckpt(ckpt_path: str, request: pytest.FixtureRequest) -> Checkpoint:
     """
     case = request.node.stash.get(CASE, None)
     try:
-        contents = shelf(request.config).contents(ckpt_path)
-        return contents.checkpoint(case.state_dict_key if case else None)
+        return shelf(request.config).checkpoint(ckpt_path, case.state_dict_key if case else None)
     except CheckpointError as error:
         pytest.fail(str(error), pytrace=False)
 

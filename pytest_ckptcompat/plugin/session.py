@@ -102,7 +102,7 @@ def run(
     check = Check(
         case,
         path,
-        lambda key: opened or shelf(node.config).contents(path).checkpoint(key),
+        opened.at if opened else lambda key: shelf(node.config).checkpoint(path, key),
         severities=chosen.severities,
         require_cuda=chosen.require_cuda,
         wants_model=wants_model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import RecipeError
-from pytest_ckptcompat.core.hooks import _hooks
+from pytest_ckptcompat.core.hooks import used
 
 if TYPE_CHECKING:
     from .base import Operator
@@ -31,10 +31,8 @@ def _added() -> dict[str, type[Operator]]:
     Raises:
         RecipeError: a hook gave something else than operators.
     """
-    from pytest_ckptcompat.formats.registry import installed
-
     found: dict[str, type[Operator]] = {}
-    for hook in (*_hooks, installed()):
+    for hook in used():
         for kinds in hook.pytest_ckptcompat_operators():
             for kind in kinds:
                 found.setdefault(_checked(kind).__name__, kind)

@@ -10,7 +10,7 @@ from pytest_ckptcompat.core.rules import RULES
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .report import Report
+    from .facts import Facts
 
 _COLORS = {"": "31", "warnings:": "33", "waived:": "2"}
 
@@ -25,7 +25,7 @@ _RULE = re.compile(rf"(?:{'|'.join(map(re.escape, RULES))})(?=[ :]|$)")
 _STATUS = re.compile(rf"(?<=  )(?:{'|'.join(_STATUS_COLORS)})(?=  |$)")
 
 
-def paint(lines: Iterable[str], report: Report) -> list[str]:
+def paint(lines: Iterable[str], report: Facts) -> list[str]:
     """The lines of a rendered report with the verdict, the rules and the statuses in ANSI colours."""
     verdict, *others = lines
     painted = [_painted(verdict, "1;32" if report.ok else "1;31")]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pytest_ckptcompat.core.findings import Promise, Stage
 
-    from .report import Report
+    from .facts import Facts
 
 MOST_ROWS = 20_000
 """Rows of one report that the page shows: a browser still searches as many at once."""
@@ -39,7 +39,7 @@ class Check:
     """
 
     title: str
-    report: Report
+    report: Facts
     fitting: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -147,7 +147,7 @@ def _sentences(found: Sequence[Leaf]) -> str:
     return _tag("ul", *lines, class_="said") if found else ""
 
 
-def _suggestion(place: int, report: Report) -> str:
+def _suggestion(place: int, report: Facts) -> str:
     if not report.advice.endswith(":"):
         return _tag("h3", report.advice.removesuffix(".")) if report.advice else ""
     python = "\n".join(pasted(repr(report.suggestion), 100))
@@ -289,9 +289,9 @@ def _said(text: str) -> str:
     return quoted(printable(text))
 
 
-def _status(report: Report) -> str:
+def _status(report: Facts) -> str:
     return "ok" if report.ok else "error"
 
 
-def _sign(report: Report) -> str:
+def _sign(report: Facts) -> str:
     return _tag("span", "✓" if report.ok else "✗", class_="sign")

@@ -13,8 +13,8 @@ from pytest_ckptcompat.core.keys import natural
 from pytest_ckptcompat.core.memory import shown as size_shown
 from pytest_ckptcompat.core.tensor_spec import shown
 
+from .facts import SCHEMA_VERSION
 from .fit_text import elide, shortened
-from .report import SCHEMA_VERSION
 from .tables import cell
 
 if TYPE_CHECKING:

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
     from pytest_ckptcompat.core.findings import Promise, Stage
 
-    from .report import Report
+    from .facts import Facts
 
 _MOST_BYTES = 600_000  # GitHub drops a step summary of more than 1 MiB
 _FIRST_ROWS = 20
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
-def render(report: Report, title: str = "") -> str:
+def render(report: Facts, title: str = "") -> str:
     """One report: the verdict as a heading, what is wrong, what to do, what was run.
 
     Args:
@@ -42,7 +42,7 @@ def render(report: Report, title: str = "") -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def summary(checks: Sequence[tuple[str, Report]]) -> str:
+def summary(checks: Sequence[tuple[str, Facts]]) -> str:
     """The reports of a run, as (test's id, report): those that fail in whole, the others as one table.
 
     However many there are, the text stays below the size that GitHub shows; what is left out is counted.
@@ -86,7 +86,7 @@ def _findings(table: Sequence[Row], side: str) -> list[str]:
     return parts
 
 
-def _outcome(report: Report) -> str:
+def _outcome(report: Facts) -> str:
     """The verdict of a check that fits, and how many promises were kept, or not checked and why."""
     found = Counter(
         "kept" if each.status == "kept" else f"not checked ({each.detail})" for each in report.promises
@@ -116,7 +116,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _suggestion(report: Report) -> list[str]:
+def _suggestion(report: Facts) -> list[str]:
     if not report.advice.endswith(":"):
         return [report.advice] if report.advice else []
     python = "\n".join(pasted(repr(report.suggestion), 100))

@@ -14,7 +14,7 @@ from .rows import rows
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from .report import Report
+    from .facts import Facts
 
 FITS = "fits"
 DEEPEST = 50
@@ -78,7 +78,7 @@ class Module:
         return sorted(self.modules.values(), key=lambda each: natural(each.name))
 
 
-def leaves(report: Report, fitting: Mapping[str, str]) -> list[Leaf]:
+def leaves(report: Facts, fitting: Mapping[str, str]) -> list[Leaf]:
     """The findings of a report, and the keys that fit, given with what they are."""
     found = [
         Leaf(row.pattern, len(row.keys), row.rule, row.severity, row.checkpoint, row.model, row.message)

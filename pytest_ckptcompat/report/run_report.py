@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.escape import escape
 
-from .report import SCHEMA_VERSION, Report
+from .facts import SCHEMA_VERSION, Facts
 from .rows import rows
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def told(check: dict[str, Any], width: int, *, in_full: bool) -> list[str]:
     """What a check that passed really did: the verdict; in full, what was verified and where it ran too."""
-    report = Report.of(check)
+    report = Facts.of(check)
     lines = [report.verdict]
     if in_full:
         kept = [promise.name for promise in report.promises if promise.status == "kept"]
@@ -38,7 +38,7 @@ def told(check: dict[str, Any], width: int, *, in_full: bool) -> list[str]:
     return lines
 
 
-def _noted(report: Report, severity: Severity, word: str) -> Iterator[str]:
+def _noted(report: Facts, severity: Severity, word: str) -> Iterator[str]:
     """Findings that do not fail the check, in a few lines for each rule."""
     table = rows(found for found in report.findings if found.severity == severity)
     for rule, of_rule in groupby(table, key=lambda row: row.rule):
@@ -57,7 +57,7 @@ _MOST_ROWS = 3
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
-def _unverified(report: Report) -> list[str]:
+def _unverified(report: Facts) -> list[str]:
     """What was promised and not checked, with the reason once; or why nothing was."""
     reasons: dict[str, list[str]] = {}
     for promise in report.promises:
@@ -90,11 +90,11 @@ def write(kind: str, path: Path, checks: list[tuple[str, dict[str, Any]]]) -> No
         from .markdown import summary
 
         before = path.read_text(encoding="utf-8") if path.exists() else ""
-        text = before + summary([(nodeid, Report.of(check)) for nodeid, check in checks])
+        text = before + summary([(nodeid, Facts.of(check)) for nodeid, check in checks])
     else:
         from .html import Check, render
 
-        text = render([Check(nodeid, Report.of(check), check["fitting"]) for nodeid, check in checks])
+        text = render([Check(nodeid, Facts.of(check), check["fitting"]) for nodeid, check in checks])
     with whole_file(path) as file:
         file.write(text.encode())
 

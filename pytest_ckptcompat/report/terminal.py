@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
     from pytest_ckptcompat.core.rules import Severity
 
-    from .report import Report
+    from .facts import Facts
 
 WHERE = "-vv shows all, --ckpt-report json:PATH keeps it"
 
 
 def render(
-    report: Report,
+    report: Facts,
     width: int = 80,
     verbosity: int = 0,
     *,
@@ -60,7 +60,7 @@ _TITLES: dict[Severity, str] = {"error": "", "warn": "warnings:", "off": "waived
 _LEAST_LINES: dict[Severity, int] = {"error": 16, "warn": 8, "off": 6}
 
 
-def _findings(report: Report, width: int, verbosity: int, taken: int, where: str) -> list[str]:
+def _findings(report: Facts, width: int, verbosity: int, taken: int, where: str) -> list[str]:
     """A table for each severity that was found; where room is short, warnings and waivers get a few lines."""
     tables = [(severity, rows(f for f in report.findings if f.severity == severity)) for severity in _TITLES]
     tables = [(severity, table) for severity, table in tables if table]
@@ -104,7 +104,7 @@ def _section(table: Sequence[Row], side: str, width: int, verbosity: int, room: 
     return lines
 
 
-def _suggestion(report: Report, width: int, verbosity: int, where: str) -> list[str]:
+def _suggestion(report: Facts, width: int, verbosity: int, where: str) -> list[str]:
     if report.suggestion is None:
         return []
     advice = report.advice[0].lower() + report.advice[1:]
@@ -117,7 +117,7 @@ def _suggestion(report: Report, width: int, verbosity: int, where: str) -> list[
     return ["", advice, *(f"    {line}" for line in lines)]
 
 
-def _as_tables(report: Report, width: int, verbosity: int, table: str) -> list[str]:
+def _as_tables(report: Facts, width: int, verbosity: int, table: str) -> list[str]:
     """The suggestion as TOML, if it can be pasted from here: whole, and with every line as it is."""
     written = report.suggested_toml.splitlines()
     lines = [f"[[{table}]]" if line == "[[recipe]]" else line for line in written]
@@ -128,12 +128,12 @@ def _as_tables(report: Report, width: int, verbosity: int, table: str) -> list[s
     return ["", "the same as TOML:", *(f"    {line}".rstrip() for line in lines)]
 
 
-def _promises(report: Report, width: int, verbosity: int) -> list[str]:
+def _promises(report: Facts, width: int, verbosity: int) -> list[str]:
     lines = [(promise.name, promise.status, promise.detail) for promise in report.promises]
     return _listed(("promise", "status", "detail"), lines, width, verbosity)
 
 
-def _stages(report: Report, width: int, verbosity: int) -> list[str]:
+def _stages(report: Facts, width: int, verbosity: int) -> list[str]:
     lines = [(stage.name, stage.status, stage.detail) for stage in report.stages]
     return _listed(("stage", "status", "detail"), lines, width, verbosity)
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pytest_ckptcompat.checkpoint.values import Values
     from pytest_ckptcompat.core.tensor_spec import TensorSpec
 
 _T = torch.Tensor
+
+
+class Source(Protocol):
+    """What reads the values of tensors on disk."""
+
+    def tensor(self, spec: TensorSpec, /) -> torch.Tensor:
+        """The values of one tensor, in memory of their own."""
+
+    def read_into(self, spec: TensorSpec, destination: torch.Tensor, /) -> None:
+        """What ``destination.copy_(tensor(spec))`` does, without a second copy of the values."""
 
 
 class StoredTensor(torch.Tensor):
@@ -25,20 +34,20 @@ class StoredTensor(torch.Tensor):
     """
 
     _spec: TensorSpec
-    _source: Values
+    _source: Source
     _kept: torch.Tensor | None
 
     @staticmethod
-    def of(values: Values, spec: TensorSpec, shape: torch.Tensor) -> StoredTensor:
+    def of(source: Source, spec: TensorSpec, shape: torch.Tensor) -> StoredTensor:
         """A stored tensor.
 
         Args:
-            values: reads it.
+            source: reads it.
             spec: its row of the table.
             shape: the same on the meta device; tied tensors share storage there.
         """
         stored: StoredTensor = torch.Tensor._make_subclass(StoredTensor, shape)
-        stored._spec, stored._source, stored._kept = spec, values, None
+        stored._spec, stored._source, stored._kept = spec, source, None
         return stored
 
     def read(self) -> torch.Tensor:

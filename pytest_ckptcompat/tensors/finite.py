@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from pytest_ckptcompat.checkpoint.reader import PIECE
-
 from .deferred import materialise
+
+_PIECE = 1 << 20  # elements looked at together
 
 
 def finite(tensor: torch.Tensor) -> int:
@@ -20,7 +20,7 @@ def finite(tensor: torch.Tensor) -> int:
             tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.values()
         )
     count = 0
-    for piece in torch.split(tensor.reshape(-1), PIECE // 8):
+    for piece in torch.split(tensor.reshape(-1), _PIECE):
         wide = piece.float() if piece.dtype.itemsize == 1 else piece
         count += int(torch.isfinite(wide).sum())
     return count

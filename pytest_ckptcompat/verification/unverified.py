@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_ckptcompat.core.findings import Promise
-from pytest_ckptcompat.optimizer.stage import STATE, STEP
 from pytest_ckptcompat.recipes.promises import NEEDED, without_values
 
 from .function import NAME as FUNCTION
@@ -30,9 +29,8 @@ def unverified(
     target: Mapping[str, Any],
     source_model: bool = False,
     inputs: bool = False,
-    optimizer: bool = False,
 ) -> list[Promise]:
-    """The promises that `verify` and the optimizer stage would check, in their order, none of them checked.
+    """The promises that `verify` would check, in their order, none of them checked.
 
     Args:
         recipe: the one declared, or an empty one.
@@ -41,7 +39,6 @@ def unverified(
         target: the model's, likewise.
         source_model: whether the model that the checkpoint was made for is at hand.
         inputs: whether inputs are declared.
-        optimizer: whether an optimizer is.
     """
     made = [new for key in growth.touched if isinstance(new := growth.state_dict.get(key), torch.Tensor)]
     touched = growth.touched.keys() & growth.state_dict.keys()
@@ -57,7 +54,7 @@ def unverified(
     if source_model:
         why = f"not claimed: {growth.unkept}" if growth.unkept else NEEDED if inputs else "no inputs declared"
         promises.append(Promise(FUNCTION, "unchecked", why))
-    return [*promises, *_unread(STATE, optimizer), *_unread(STEP, optimizer)]
+    return promises
 
 
 def _unread(name: str, what: object) -> Iterator[Promise]:

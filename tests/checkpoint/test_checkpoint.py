@@ -9,7 +9,8 @@ from equality import assert_same, assert_same_state
 from torch import nn
 
 from pytest_ckptcompat import CheckpointError, TensorSpec, open_checkpoint
-from pytest_ckptcompat.checkpoint.checkpoint import read_contents
+from pytest_ckptcompat.checkpoint.checkpoint import checkpoint
+from pytest_ckptcompat.checkpoint.contents import read_contents
 from pytest_ckptcompat.core.limits import Limits
 
 if TYPE_CHECKING:
@@ -245,8 +246,8 @@ def test_a_header_is_read_once_for_several_state_dicts(path: Path) -> None:
     torch.save({"model": STATE, "ema": OTHER}, path)
     contents = read_contents(path)
     read = contents.files.bytes_read
-    assert list(contents.checkpoint("model")) == ["a", "b"]
-    assert list(contents.checkpoint("ema")) == ["c"]
+    assert list(checkpoint(contents, "model")) == ["a", "b"]
+    assert list(checkpoint(contents, "ema")) == ["c"]
     assert contents.files.bytes_read == read
 
 

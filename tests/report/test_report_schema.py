@@ -13,7 +13,7 @@ from networks import Boxes, Grown
 from pytest_ckptcompat import Recipe, allow, check, tile
 from pytest_ckptcompat.cli import main
 from pytest_ckptcompat.core.rules import RULES
-from pytest_ckptcompat.report.report import SCHEMA_VERSION
+from pytest_ckptcompat.report.facts import SCHEMA_VERSION
 
 jsonschema = pytest.importorskip("jsonschema")
 

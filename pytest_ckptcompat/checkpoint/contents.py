@@ -1,0 +1,74 @@
+"""A checkpoint's header with the files behind it, before a state dict is picked from it."""
+
+from __future__ import annotations
+
+import gc
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.limits import DEFAULT, Limits
+from pytest_ckptcompat.files.files import Files
+from pytest_ckptcompat.files.folders import kind_of_named
+from pytest_ckptcompat.files.paths import display, local
+from pytest_ckptcompat.formats.registry import recognised
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pluggy import HookRelay
+
+    from pytest_ckptcompat.core.header import Header
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A checkpoint's header: the whole outer object, before a state dict is picked from it.
+
+    Attributes:
+        path: as it was given.
+        header: what its format read.
+        files: the files behind it.
+        limits: the caps it was read under.
+    """
+
+    path: str
+    header: Header
+    files: Files
+    limits: Limits = DEFAULT
+
+
+def read_contents(
+    path: str | os.PathLike[str], *, limits: Limits = DEFAULT, hook: HookRelay | None = None
+) -> Contents:
+    """Read the header of a checkpoint, whatever is in it. Arguments and errors as for `open_checkpoint`."""
+    path = local(os.fspath(path))
+    files = Files()
+    with _collector_paused():
+        if kind_of_named(path) == "folder":
+            return Contents(path, recognised(path, None, files, limits, hook), files, limits)
+        with files.open(path) as file:
+            try:
+                header = recognised(path, file, files, limits, hook)
+            except (OSError, EOFError, MemoryError) as error:
+                reason = escape(str(error) or type(error).__name__)
+                raise CheckpointError(f"{display(path)} can't be read: {reason}") from None
+    return Contents(path, header, files, limits)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Leave cyclic garbage alone for a while: a header is many small objects, looked through in vain.
+
+    It takes a third of the time of a header with 100,000 keys.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,216 @@
+"""What a check found: the verdict, the findings behind it, and every stage that was or was not run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.findings import Finding, Promise, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_ckptcompat.recipes.recipe import Recipe
+
+Shape = tuple[int, ...]
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A suggested recipe as text, where the recipe itself is in another process."""
+
+    python: str
+    toml: str
+
+    def __repr__(self) -> str:
+        return self.python
+
+    def to_toml(self) -> str:
+        """The recipe's TOML form."""
+        return self.toml
+
+
+@dataclass(frozen=True, repr=False)
+class Facts:
+    """The outcome of one check.
+
+    Attributes:
+        checkpoint: the checkpoint's name, escaped for printing.
+        model: the model's name.
+        missing: keys in the model, not in the checkpoint; torch's own, waived or not.
+        unexpected: keys in the checkpoint, not in the model.
+        mismatched: (key, checkpoint's shape, model's shape).
+        matched: how many keys fit, of `total` keys that either side has; both 0 where nothing was compared.
+        findings: everything that was found, waived findings included (severity ``off``).
+        promises: what the recipe promised, and whether it was kept.
+        stages: open, recipe, compare, load, verify, forward, optimizer, as far as they were reached.
+        suggestion: a recipe with which the checkpoint would load, tried before it is given.
+        recipe: whether the checkpoint went through a recipe.
+        fitting: key -> shape and dtype as shown, of the keys that match; not part of the JSON.
+    """
+
+    checkpoint: str
+    model: str
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[tuple[str, Shape, Shape]] = field(default_factory=list)
+    matched: int = 0
+    total: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    promises: list[Promise] = field(default_factory=list)
+    stages: list[Stage] = field(default_factory=list)
+    suggestion: Recipe | Suggestion | None = None
+    recipe: bool = False
+    fitting: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def errors(self) -> list[Finding]:
+        """The findings that make the report fail."""
+        return [found for found in self.findings if found.severity == "error"]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing of severity ``error`` was found."""
+        return not self.errors
+
+    @property
+    def verdict(self) -> str:
+        """The one line for a summary: what was found first, and how much."""
+        if self.ok:
+            if not self.total and self._rolls_back:
+                return f"{self.checkpoint}: a rollback from {self.model} is possible"
+            rollback = ", and a rollback is possible" if self._rolls_back else ""
+            return f"{self.checkpoint} fits {self.model}{self._how()}{self._but}: {self._kept()}{rollback}"
+        first = self.errors[0]
+        if not self.checkpoint:
+            return f"{self.model}: {_one_line(first)}"
+        if any(found.rule in _FIT for found in self.errors):
+            counts = (
+                f"{len(self.mismatched)} mismatched, {len(self.missing)} missing, "
+                f"{len(self.unexpected)} unexpected"
+            )
+            why = next(
+                (f"{f.rule}: {_one_line(f)}; " for f in self.errors if f.rule.startswith("recipe-")), ""
+            )
+            if not (self.mismatched or self.missing or self.unexpected):
+                error = next(found for found in self.errors if found.rule in _FIT)
+                return f"{self.checkpoint} does not load into {self.model}: {why}{_one_line(error)}"
+            return f"{self.checkpoint} does not fit {self.model}: {why}{counts} ({self._kept()})"
+        if first.rule in _UNREAD or (first.rule.startswith("recipe-") and not self.total):
+            path, _, reason = _one_line(first).partition(": ")
+            why = reason if path.endswith(self.checkpoint) and reason else _one_line(first)
+            return f"{self.checkpoint} was not checked against {self.model}: {why}"
+        if first.rule.startswith("rollback-"):
+            found = Counter(each.rule.removeprefix("rollback-") for each in self.errors)
+            counts = (
+                f"{found['mismatch']} mismatched, {found['missing']} missing, "
+                f"{found['unexpected']} unexpected for the released model"
+            )
+            fits = (
+                f" fits {self.model}, but no rollback from it"
+                if self.total
+                else f": no rollback from {self.model}"
+            )
+            return f"{self.checkpoint}{fits}: {counts}"
+        more = len(self.errors) - 1
+        others = f" (and {more} more)" if more else ""
+        fits = f"fits {self.model}, but" if self.total else "fails:"
+        return f"{self.checkpoint} {fits} {first.rule}: {_one_line(first)}{others}"
+
+    @property
+    def side(self) -> str:
+        """What findings hold against the model: ``checkpoint``, or what the recipe made of it."""
+        applied = any(stage.name == "recipe" and stage.status == "passed" for stage in self.stages)
+        return "after recipe" if applied else "checkpoint"
+
+    @property
+    def advice(self) -> str:
+        """What the suggestion is, as a sentence; ``""`` where there is none."""
+        if self.suggestion is None:
+            return ""
+        if self.recipe and repr(self.suggestion) == "Recipe()":
+            return "Without a recipe it would load."
+        instead = ", instead of the one declared," if self.recipe else ""
+        return f"This recipe{instead} would make it load:"
+
+    @property
+    def suggested_toml(self) -> str:
+        """The suggestion as a recipe file; ``""`` where it has no such form, as of a nameless function."""
+        try:
+            return "" if self.suggestion is None else self.suggestion.to_toml()
+        except RecipeError:
+            return ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of one report, as ``report.schema.json`` describes it, as plain values."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "ok": self.ok,
+            "verdict": self.verdict,
+            "checkpoint": self.checkpoint,
+            "model": self.model,
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "mismatched": [
+                {"key": key, "checkpoint": list(old), "model": list(new)} for key, old, new in self.mismatched
+            ],
+            "recipe": self.recipe,
+            "keys": {"matched": self.matched, "total": self.total},
+            "findings": [asdict(found) for found in self.findings],
+            "promises": [asdict(promise) for promise in self.promises],
+            "stages": [asdict(stage) for stage in self.stages],
+            "suggestion": None
+            if self.suggestion is None
+            else {"python": repr(self.suggestion), "toml": self.suggested_toml},
+        }
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Self:
+        """What `to_dict` was made of, as it comes back from a worker or a file."""
+        suggestion = content["suggestion"]
+        return cls(
+            checkpoint=content["checkpoint"],
+            model=content["model"],
+            missing=content["missing"],
+            unexpected=content["unexpected"],
+            mismatched=[
+                (each["key"], tuple(each["checkpoint"]), tuple(each["model"]))
+                for each in content["mismatched"]
+            ],
+            matched=content["keys"]["matched"],
+            total=content["keys"]["total"],
+            findings=[Finding(**each) for each in content["findings"]],
+            promises=[Promise(**each) for each in content["promises"]],
+            stages=[Stage(**each) for each in content["stages"]],
+            suggestion=None if suggestion is None else Suggestion(**suggestion),
+            recipe=content["recipe"],
+        )
+
+    @property
+    def _rolls_back(self) -> bool:
+        return any(stage.name == "compare-forward" and stage.status == "passed" for stage in self.stages)
+
+    @property
+    def _but(self) -> str:
+        waived = sum(found.severity == "off" for found in self.findings)
+        return f", but for {waived:,} waived finding{'' if waived == 1 else 's'}" if waived else ""
+
+    def _how(self) -> str:
+        return " with the recipe" if self.recipe else ""
+
+    def _kept(self) -> str:
+        return f"{self.matched} of {self.total} keys match"
+
+
+_FIT = {"missing-key", "unexpected-key", "shape-mismatch", "load-error"}
+_UNREAD = {"no-checkpoint", "model-error"}
+
+
+def _one_line(found: Finding) -> str:
+    text = " ".join(found.message.split())
+    key = escape(found.key, limit=120)
+    return f"{key}: {text}" if key and text else key or text or found.rule
