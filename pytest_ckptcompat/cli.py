@@ -129,13 +129,13 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from .checks.arguments import Case
+    from .checks.arguments import CheckArguments
     from .checks.check import Check
     from .recipes.recipe import Recipe
     from .report.terminal import render
 
     _importable()
-    case = Case.of(
+    case = CheckArguments.of(
         model=options.model,
         recipe=None if options.recipe is None else Recipe.load(options.recipe),
         inputs=_inputs(options.inputs),

@@ -13,7 +13,7 @@ from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
 from pytest_ckptcompat.files.paths import display
-from pytest_ckptcompat.tensors.deferred import StoredTensor
+from pytest_ckptcompat.tensors.deferred import DeferredTensor
 
 from .reader import buffer, copy, memory_of, new, read, span, view
 from .storages import Storages
@@ -101,11 +101,11 @@ class Values:
     def stored(
         self, entries: Mapping[str, object], metadata: Mapping[str, object] | None
     ) -> OrderedDict[str, Any]:
-        """All tensors as `StoredTensor`: nothing is read yet."""
+        """All tensors as `DeferredTensor`: nothing is read yet."""
         made = self.meta(entries, metadata)
         for key, spec in entries.items():
             if isinstance(spec, TensorSpec):
-                made[key] = StoredTensor.of(self, spec, made[key])
+                made[key] = DeferredTensor.of(self, spec, made[key])
         return made
 
     def _by_torch(self, spec: TensorSpec) -> torch.Tensor:

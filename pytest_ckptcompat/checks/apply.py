@@ -22,7 +22,7 @@ from pytest_ckptcompat.optimizer.growth import grown, regrouped, rewritten
 from pytest_ckptcompat.optimizer.naming import naming, tied_names
 from pytest_ckptcompat.optimizer.parameter_order import evidence
 from pytest_ckptcompat.optimizer.state import Saved, misfits, saved_states
-from pytest_ckptcompat.tensors.deferred import StoredTensor
+from pytest_ckptcompat.tensors.deferred import DeferredTensor
 from pytest_ckptcompat.tensors.difference import memory as place
 from pytest_ckptcompat.verification.comparison import compare
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
     from pytest_ckptcompat.core.tensor_spec import TensorSpec
-    from pytest_ckptcompat.recipes.applied import Growth
+    from pytest_ckptcompat.recipes.applied import Applied
     from pytest_ckptcompat.recipes.recipe import Recipe
 
 _TORCH = (".pth", ".pt", ".ckpt", ".bin", ".tar")
@@ -133,7 +133,7 @@ def _values(state_dict: Mapping[str, Any], model: nn.Module) -> OrderedDict[str,
 
 def _value(tensor: torch.Tensor, owner: Hashable) -> Value:
     """A tensor of the grown state dict; one that is on disk is read when its turn comes."""
-    read = tensor.read if isinstance(tensor, StoredTensor) else lambda: tensor
+    read = tensor.read if isinstance(tensor, DeferredTensor) else lambda: tensor
     return Value(tuple(tensor.shape), tensor.dtype, read, (place(tensor), owner))
 
 
@@ -151,7 +151,7 @@ def _write_safetensors(
 def _write_torch(
     checkpoint: Checkpoint,
     values: Mapping[str, Any],
-    growth: Growth,
+    growth: Applied,
     recipe: Recipe,
     model: nn.Module,
     out_path: str | os.PathLike[str],
@@ -176,7 +176,7 @@ def _write_torch(
 
 
 def _write_optimizers(
-    content: Content, checkpoint: Checkpoint, growth: Growth, recipe: Recipe, model: nn.Module
+    content: Content, checkpoint: Checkpoint, growth: Applied, recipe: Recipe, model: nn.Module
 ) -> Iterator[str]:
     for saved in saved_states(checkpoint.wrapper):
         try:
@@ -187,7 +187,7 @@ def _write_optimizers(
             yield f"{saved.path} is left out: {reason}"
 
 
-def _siblings(wrapper: dict[Any, Any], inner: Any, growth: Growth) -> Iterator[str]:
+def _siblings(wrapper: dict[Any, Any], inner: Any, growth: Applied) -> Iterator[str]:
     """Further state dicts of the same model, such as an average of its weights."""
     changed = {old for key in growth.touched for old in growth.sources.get(key, (key,))}
     for name, part in wrapper.items():
@@ -196,7 +196,7 @@ def _siblings(wrapper: dict[Any, Any], inner: Any, growth: Growth) -> Iterator[s
 
 
 def _regrown(
-    saved: Saved, checkpoint: Checkpoint, growth: Growth, recipe: Recipe, model: nn.Module
+    saved: Saved, checkpoint: Checkpoint, growth: Applied, recipe: Recipe, model: nn.Module
 ) -> dict[Any, Any]:
     """The optimizer state dict of the new model; only what the recipe changes is read.
 

@@ -19,10 +19,10 @@ DEVICES = "auto, cpu, cuda, cuda:N, rehearse or none"
 
 
 @dataclass(frozen=True)
-class Case:
+class CheckArguments:
     """The arguments of ``@pytest.mark.ckpt_compat``, of `check` and of a ``[[check]]`` table alike.
 
-    Made by `Case.of`, which checks them; nothing is imported, opened or built yet.
+    Made by `CheckArguments.of`, which checks them; nothing is imported, opened or built yet.
     """
 
     model: Any
@@ -38,7 +38,7 @@ class Case:
     direction: Direction = "backward"
 
     @classmethod
-    def of(cls, **arguments: Any) -> Case:
+    def of(cls, **arguments: Any) -> CheckArguments:
         """The case that these arguments declare.
 
         Raises:

@@ -36,7 +36,7 @@ from pytest_ckptcompat.verification.unverified import unverified
 from pytest_ckptcompat.verification.verify import verify
 
 from . import protection
-from .arguments import Case
+from .arguments import CheckArguments
 from .rollback import rollback
 from .waivers import settle
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from pytest_ckptcompat.core.rules import Severity
     from pytest_ckptcompat.forward.outcome import Outcome
-    from pytest_ckptcompat.recipes.applied import Growth
+    from pytest_ckptcompat.recipes.applied import Applied
 
 STAGES = ("open", "recipe", "compare", "load", "verify", "forward", "optimizer")
 
@@ -74,7 +74,7 @@ def check(model: Any, ckpt: Any, **arguments: Any) -> Report:
     Raises:
         ValueError: an argument is unknown or of a wrong type.
     """
-    case = Case.of(model=model, **arguments)
+    case = CheckArguments.of(model=model, **arguments)
     if isinstance(ckpt, Checkpoint):
         return Check(case, ckpt.path, ckpt.at).run()
     path = os.fspath(ckpt)
@@ -102,7 +102,7 @@ class Check:
         wants_model: load the values even if no stage needs them (``ckpt_model``).
     """
 
-    case: Case
+    case: CheckArguments
     path: str
     open: Callable[[str | None], Checkpoint]
     severities: Mapping[str, Severity] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class Check:
     _blueprint: Blueprint = field(init=False, repr=False)
     _schema: nn.Module = field(init=False, repr=False)
     _released: Blueprint | None = field(default=None, init=False, repr=False)
-    _growth: Growth = field(init=False, repr=False)
+    _growth: Applied = field(init=False, repr=False)
     _comparison: Comparison = field(default_factory=Comparison, init=False, repr=False)
     _suggestion: Recipe | None = field(default=None, init=False, repr=False)
     _findings: list[Finding] = field(default_factory=list, init=False, repr=False)

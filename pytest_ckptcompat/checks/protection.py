@@ -11,7 +11,7 @@ from pytest_ckptcompat.core.keys import nearest, select
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pytest_ckptcompat.recipes.applied import Growth
+    from pytest_ckptcompat.recipes.applied import Applied
 
 
 def unknown(patterns: Iterable[str], keys: Sequence[str]) -> list[Finding]:
@@ -26,7 +26,7 @@ def unknown(patterns: Iterable[str], keys: Sequence[str]) -> list[Finding]:
     return found
 
 
-def broken(patterns: Iterable[str], growth: Growth) -> list[Finding]:
+def broken(patterns: Iterable[str], growth: Applied) -> list[Finding]:
     """Protected keys that operators touch, whatever their values are.
 
     A key of the checkpoint is protected under whatever name it is given: its tensor must still be there,

@@ -54,14 +54,14 @@ def _carried(
     sources = [state.get(source, {}) for source in write.sources]
     if not sources or not all(sources):
         return {}
-    if write.carry is None:
+    if write.optimizer_transform is None:
         return sources[0] if write.make is None else {}
     slots: dict[str, Any] = {}
     for slot, first in sources[0].items():
         values = [source.get(slot) for source in sources]
         shapes = [tuple(before[source].shape) for source in write.sources]
         if slot != "step" and all(map(_each_element, [slot] * len(values), values, shapes)):
-            slots[slot] = write.carry(slot in SQUARES, *map(materialise, values))
+            slots[slot] = write.optimizer_transform(slot in SQUARES, *map(materialise, values))
         else:
             slots[slot] = first
     return slots

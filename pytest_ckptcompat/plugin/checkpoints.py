@@ -56,7 +56,7 @@ def ids(paths: Sequence[str]) -> list[str]:
     return [name.encode("ascii", "backslashreplace").decode() for name in names] if paths else []
 
 
-class Shelf:
+class CheckpointCache:
     """Checkpoints that were opened in this run, so that no header is read twice.
 
     Attributes:

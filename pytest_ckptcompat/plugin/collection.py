@@ -12,7 +12,7 @@ from .session import named
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pytest_ckptcompat.checks.arguments import Case
+    from pytest_ckptcompat.checks.arguments import CheckArguments
 
     from .toml_file import CheckFile
 
@@ -41,14 +41,14 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> CheckFile 
     return CheckFile.from_parent(parent, path=file_path)
 
 
-def declared(marker: pytest.Mark, node: pytest.Item) -> Case:
+def declared(marker: pytest.Mark, node: pytest.Item) -> CheckArguments:
     """The arguments of a marker, checked; what is wrong with them is an error at collection."""
     if marker.args:
         wrong = f"takes keywords only, not {marker.args[0]!r}: write model=..."
         raise pytest.Collector.CollectError(f"{node.nodeid}: @pytest.mark.{MARKER} {wrong}")
-    from pytest_ckptcompat.checks.arguments import Case
+    from pytest_ckptcompat.checks.arguments import CheckArguments
 
     try:
-        return Case.of(**marker.kwargs)
+        return CheckArguments.of(**marker.kwargs)
     except ValueError as error:
         raise pytest.Collector.CollectError(f"{node.nodeid}: @pytest.mark.{MARKER}: {error}") from None

@@ -79,13 +79,13 @@ def ckpt_check(request: pytest.FixtureRequest) -> Callable[..., Report]:
 
     def check(model: Any, ckpt: Any, **arguments: Any) -> Report:
         from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
-        from pytest_ckptcompat.checks.arguments import Case
+        from pytest_ckptcompat.checks.arguments import CheckArguments
 
         from .must_read import Unread
 
         opened = ckpt if isinstance(ckpt, Checkpoint) else None
         try:
-            case = Case.of(model=model, ckpt=ckpt if opened is None else opened.path, **arguments)
+            case = CheckArguments.of(model=model, ckpt=ckpt if opened is None else opened.path, **arguments)
         except ValueError as error:
             pytest.fail(f"ckpt_check: {error}", pytrace=False)
         report = None

@@ -12,14 +12,14 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
-    from pytest_ckptcompat.checks.arguments import Case
+    from pytest_ckptcompat.checks.arguments import CheckArguments
     from pytest_ckptcompat.checks.check import Check
     from pytest_ckptcompat.report.report import Report
 
-    from .checkpoints import Shelf
+    from .checkpoints import CheckpointCache
     from .settings import Settings
 
-CASE = pytest.StashKey["Case"]()
+CASE = pytest.StashKey["CheckArguments"]()
 """On a test: what it declares."""
 
 PATHS = pytest.StashKey[list[str]]()
@@ -38,7 +38,7 @@ class Incompatible(Exception):  # noqa: N818  # a verdict on the checkpoint, not
 
 
 _SETTINGS = pytest.StashKey["Settings"]()
-_SHELF = pytest.StashKey["Shelf"]()
+_SHELF = pytest.StashKey["CheckpointCache"]()
 
 
 def settings(config: pytest.Config) -> Settings:
@@ -57,17 +57,17 @@ def settings(config: pytest.Config) -> Settings:
     return config.stash[_SETTINGS]
 
 
-def shelf(config: pytest.Config) -> Shelf:
+def shelf(config: pytest.Config) -> CheckpointCache:
     """The checkpoints that were opened in a run."""
     if _SHELF not in config.stash:
-        from .checkpoints import Shelf
+        from .checkpoints import CheckpointCache
 
         chosen = settings(config)
-        config.stash[_SHELF] = Shelf(chosen.limits, config.hook, update_locks=chosen.update_locks)
+        config.stash[_SHELF] = CheckpointCache(chosen.limits, config.hook, update_locks=chosen.update_locks)
     return config.stash[_SHELF]
 
 
-def named(case: Case | None, node: pytest.Item) -> list[str]:
+def named(case: CheckArguments | None, node: pytest.Item) -> list[str]:
     """The paths of a case's checkpoints: looked for beside the test's file, then in the current folder.
 
     A case that names none is for every ``--ckpt``.
@@ -80,7 +80,12 @@ def named(case: Case | None, node: pytest.Item) -> list[str]:
 
 
 def run(
-    node: pytest.Item, case: Case, path: str, *, opened: Checkpoint | None = None, wants_model: bool = False
+    node: pytest.Item,
+    case: CheckArguments,
+    path: str,
+    *,
+    opened: Checkpoint | None = None,
+    wants_model: bool = False,
 ) -> Check:
     """Check one case under the settings of this run; the report stays with the test and is shown to hooks."""
     import warnings

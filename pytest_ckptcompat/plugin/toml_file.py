@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_ckptcompat.checks.arguments import Case
+from pytest_ckptcompat.checks.arguments import CheckArguments
 from pytest_ckptcompat.checks.waivers import allow
 from pytest_ckptcompat.core.errors import RecipeError
 
@@ -123,7 +123,7 @@ class CheckFile(pytest.File):
             names.add(name)
             yield from self._items(name, case, lines.of(number))
 
-    def _items(self, name: str, case: Case, line: int) -> Iterator[CheckItem]:
+    def _items(self, name: str, case: CheckArguments, line: int) -> Iterator[CheckItem]:
         alone = CheckItem.from_parent(self, name=name, case=case, paths=[], line=line)
         paths = named(case, alone)
         if not paths or (len(paths) == 1 and len(case.ckpt) == 1):
@@ -137,7 +137,7 @@ class CheckFile(pytest.File):
 class CheckItem(pytest.Item):
     """One checkpoint of one ``[[check]]``: the plugin checks it before its body runs."""
 
-    def __init__(self, *, case: Case, paths: list[str], line: int, **rest: Any) -> None:
+    def __init__(self, *, case: CheckArguments, paths: list[str], line: int, **rest: Any) -> None:
         super().__init__(**rest)
         self.stash[CASE] = case
         self.stash[PATHS] = paths
@@ -157,7 +157,7 @@ class CheckItem(pytest.Item):
         return self.path, self._line - 1, self.name
 
 
-def _declared(table: dict[str, Any], number: int) -> tuple[str, Case]:
+def _declared(table: dict[str, Any], number: int) -> tuple[str, CheckArguments]:
     """The name and the case of a table.
 
     Raises:
@@ -177,7 +177,7 @@ def _declared(table: dict[str, Any], number: int) -> tuple[str, Case]:
     if "allow" in table:
         arguments["allow"] = [_waiver(entry, place) for place, entry in enumerate(table["allow"])]
     try:
-        return name, Case.of(**arguments)
+        return name, CheckArguments.of(**arguments)
     except ValueError as error:
         raise _MisstatedError(str(error), table) from None
 

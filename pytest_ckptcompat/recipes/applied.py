@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Growth:
+class Applied:
     """What a recipe made of a state dict.
 
     Attributes:
@@ -23,14 +23,15 @@ class Growth:
             give a key another name alone is not to touch it.
         origin: new key -> the old key that it comes from; None where it comes from several, or from none.
         sources: new key -> all old keys that it comes from.
-        unkept: why the recipe does not claim that the model's function is kept; ``""`` if it claims it.
+        changes_function: why the recipe does not claim that the model's function is kept; ``""`` if it
+            claims it.
     """
 
     state_dict: OrderedDict[str, Any]
     touched: dict[str, tuple[Operator, ...]] = field(default_factory=dict)
     origin: dict[str, str | None] = field(default_factory=dict)
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    unkept: str = ""
+    changes_function: str = ""
 
     @property
     def summary(self) -> str:

@@ -35,12 +35,13 @@ class Operator:
     promises.
 
     Attributes:
-        unkept: why the operator does not claim that the model's function is kept; ``""`` if it claims it.
+        changes_function: why the operator does not claim that the model's function is kept; ``""`` if it
+            claims it.
         rounds: whether it computes values, which are rounded to the tensor's dtype; False for one that moves,
             copies or leaves out values alone.
     """
 
-    unkept: ClassVar[str] = ""
+    changes_function: ClassVar[str] = ""
     rounds: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -124,7 +125,7 @@ class Operator:
         raise NotImplementedError
 
     def edit(self, state: State, target: State) -> Edit:
-        """Plan, and carry it out."""
+        """Plan, and optimizer_transform it out."""
         plan = self.plan(state, target)
         return Edit(carry_out(plan, state, self), plan)
 
@@ -133,8 +134,8 @@ class Operator:
         return self.edit(state, target).state
 
     def caveat(self, state: State, target: State) -> str:
-        """`unkept`, for these shapes."""
-        return self.unkept
+        """`changes_function`, for these shapes."""
+        return self.changes_function
 
     def destination(self, key: str) -> str | None:
         """What the operator calls a key that it is given; None for a key that it takes away."""

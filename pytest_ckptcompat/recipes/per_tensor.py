@@ -26,7 +26,7 @@ class Change(NamedTuple):
     """How a tensor is made anew, and what an optimizer keeps for each of its elements (see `Write`)."""
 
     make: Make
-    carry: Any = None
+    optimizer_transform: Any = None
 
 
 @dataclass(frozen=True, repr=False)

@@ -28,8 +28,8 @@ class Write:
         key: its name.
         sources: the old keys that it comes from.
         make: gives its tensor from those of the sources; None: the one source's own tensor, not even copied.
-        carry: likewise for what an optimizer keeps for every element: called with whether it is an average of
-            squares and with the sources' tensors of that kind. None: as the weights if they are left as they
+        optimizer_transform: likewise for what an optimizer keeps for every element: called with whether it is
+            an average of squares and with the sources' tensors of that kind. None: as the weights if they are left as they
             are, else that state is dropped, and the optimizer starts anew.
         overwrites: whether the key was there before with another tensor, and this is no mere renaming.
     """
@@ -37,7 +37,7 @@ class Write:
     key: str
     sources: tuple[str, ...]
     make: Make | None = None
-    carry: Callable[..., torch.Tensor] | None = None
+    optimizer_transform: Callable[..., torch.Tensor] | None = None
     overwrites: bool = False
 
 

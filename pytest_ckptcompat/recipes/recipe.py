@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.keys import nearest
-from pytest_ckptcompat.recipes.applied import Growth, Step, _Aimed, _sources, _touched
+from pytest_ckptcompat.recipes.applied import Applied, Step, _Aimed, _sources, _touched
 
 from . import registry as extensions
 from .arguments import toml
@@ -60,21 +60,21 @@ class Recipe:
         """
         return self.run(state_dict, target).state_dict
 
-    def run(self, state_dict: State, target: State) -> Growth:
+    def run(self, state_dict: State, target: State) -> Applied:
         """`apply`, and what was touched by which operator, and where each key comes from."""
         state = OrderedDict(state_dict)
         if (metadata := getattr(state_dict, "_metadata", None)) is not None:
             state._metadata = metadata  # type: ignore[attr-defined]
-        unkept = ""
+        changes_function = ""
         sources: dict[str, tuple[str, ...]] = {key: (key,) for key in state}
         touched: dict[str, tuple[Operator, ...]] = {}
         for step in self.steps(state, target):
-            unkept = unkept or step.operator.caveat(step.before, step.target)
+            changes_function = changes_function or step.operator.caveat(step.before, step.target)
             state, sources, touched = step.after, _sources(step, sources), _touched(step, touched)
         origin: dict[str, str | None] = {
             key: old[0] if len(old) == 1 else None for key, old in sources.items()
         }
-        return Growth(state, touched, origin, sources, unkept)
+        return Applied(state, touched, origin, sources, changes_function)
 
     def steps(self, state_dict: State, target: State) -> Iterator[Step]:
         """Run the operators one after the other; no state dict but the last is held."""

@@ -25,7 +25,7 @@ class Source(Protocol):
         """What ``destination.copy_(tensor(spec))`` does, without a second copy of the values."""
 
 
-class StoredTensor(torch.Tensor):
+class DeferredTensor(torch.Tensor):
     """A tensor of a checkpoint that is read when its values are needed, and only held for as long.
 
     ``destination.copy_(stored)`` reads the bytes straight into the destination. Shape, dtype, strides and the
@@ -38,7 +38,7 @@ class StoredTensor(torch.Tensor):
     _kept: torch.Tensor | None
 
     @staticmethod
-    def of(source: Source, spec: TensorSpec, shape: torch.Tensor) -> StoredTensor:
+    def of(source: Source, spec: TensorSpec, shape: torch.Tensor) -> DeferredTensor:
         """A stored tensor.
 
         Args:
@@ -46,7 +46,7 @@ class StoredTensor(torch.Tensor):
             spec: its row of the table.
             shape: the same on the meta device; tied tensors share storage there.
         """
-        stored: StoredTensor = torch.Tensor._make_subclass(StoredTensor, shape)
+        stored: DeferredTensor = torch.Tensor._make_subclass(DeferredTensor, shape)
         stored._spec, stored._source, stored._kept = spec, source, None
         return stored
 
@@ -71,7 +71,7 @@ class StoredTensor(torch.Tensor):
         return True
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
-        return f"StoredTensor(shape={tuple(self.shape)}, dtype={self.dtype})"
+        return f"DeferredTensor(shape={tuple(self.shape)}, dtype={self.dtype})"
 
     @classmethod
     def __torch_function__(
@@ -95,13 +95,13 @@ class StoredTensor(torch.Tensor):
                 (stored,) = args
                 if stored._kept is not None:
                     return func(stored._kept)
-                return StoredTensor.of(stored._source, stored._spec, func(stored))
+                return DeferredTensor.of(stored._source, stored._spec, func(stored))
             return _on_source(func, args, kwargs)
 
 
 def materialise(tensor: torch.Tensor) -> torch.Tensor:
     """The values of a stored tensor, in memory; any other tensor is given back as it is."""
-    return tensor.read() if isinstance(tensor, StoredTensor) else tensor
+    return tensor.read() if isinstance(tensor, DeferredTensor) else tensor
 
 
 def _is_read_straight(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -110,7 +110,7 @@ def _is_read_straight(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         return False
     destination, stored = args[0], args[1]
     return (
-        isinstance(stored, StoredTensor)
+        isinstance(stored, DeferredTensor)
         and stored._kept is None
         and type(destination) in (torch.Tensor, torch.nn.Parameter)
         and destination.shape == stored.shape
@@ -120,10 +120,10 @@ def _is_read_straight(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 def _on_source(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call `func` on ordinary tensors."""
-    read: dict[int, tuple[StoredTensor, torch.Tensor, int]] = {}
+    read: dict[int, tuple[DeferredTensor, torch.Tensor, int]] = {}
 
     def ordinary(argument: Any) -> Any:
-        if isinstance(argument, StoredTensor):
+        if isinstance(argument, DeferredTensor):
             if id(argument) not in read:
                 tensor = argument.read()
                 read[id(argument)] = argument, tensor, tensor._version

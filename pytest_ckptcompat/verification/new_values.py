@@ -19,7 +19,7 @@ from .regions import corner
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pytest_ckptcompat.recipes.applied import Growth
+    from pytest_ckptcompat.recipes.applied import Applied
 
 
 REPRODUCIBLE, FINITE, SCALE = "reproducible", "finite", "scale of new rows"
@@ -27,7 +27,7 @@ REPRODUCIBLE, FINITE, SCALE = "reproducible", "finite", "scale of new rows"
 _LEAST, _MOST = 0.1, 3.0
 
 
-def _finite(growth: Growth, old: Mapping[str, Any]) -> Iterator[Checked]:
+def _finite(growth: Applied, old: Mapping[str, Any]) -> Iterator[Checked]:
     """Nothing that the recipe made is NaN or infinite, unless what it was made from was."""
     made = [key for key in growth.touched if isinstance(growth.state_dict.get(key), torch.Tensor)]
     wrong = [
@@ -46,7 +46,7 @@ def _not_finite(tensor: torch.Tensor) -> int:
     return tensor.numel() - finite(tensor)
 
 
-def _scaled(growth: Growth, old: Mapping[str, Any]) -> Iterator[Checked]:
+def _scaled(growth: Applied, old: Mapping[str, Any]) -> Iterator[Checked]:
     """New rows beside old ones are of their size: rows of std 1 beside rows of 0.06 make SGD diverge."""
     ratios: dict[str, float] = {}
     for key, operators in growth.touched.items():

@@ -15,7 +15,7 @@ from pytest_ckptcompat.tensors.difference import same_bits
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pytest_ckptcompat.recipes.applied import Growth
+    from pytest_ckptcompat.recipes.applied import Applied
 
 Rows = dict[tuple[int, int], tuple[list[int], list[int]]]
 """Sizes of a dimension before and after -> old rows that are still there, and where each is now."""
@@ -28,7 +28,7 @@ def corner(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor | None:
     return new[tuple(map(slice, old.shape))]
 
 
-def rows_moved(growth: Growth, old: Mapping[str, Any]) -> Rows:
+def rows_moved(growth: Applied, old: Mapping[str, Any]) -> Rows:
     """Rows that ``select`` dropped or put into another order, found again by their bits.
 
     Only weights are looked at: rows of a bias are numbers, of which several may be equal. Where two weights

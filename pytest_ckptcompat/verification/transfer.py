@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from pytest_ckptcompat.recipes.applied import Growth
+    from pytest_ckptcompat.recipes.applied import Applied
 
     from .load_listener import Loading
 
@@ -28,7 +28,7 @@ UNTOUCHED, GROWN = "untouched", "loaded as grown"
 
 
 def _transferred(
-    growth: Growth,
+    growth: Applied,
     old: Mapping[str, Any],
     model: nn.Module,
     loading: Loading | None,

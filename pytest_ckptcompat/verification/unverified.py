@@ -17,13 +17,13 @@ from .unloaded import NAME as LOADED
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pytest_ckptcompat.recipes.applied import Growth, Step
+    from pytest_ckptcompat.recipes.applied import Applied, Step
     from pytest_ckptcompat.recipes.recipe import Recipe
 
 
 def unverified(
     recipe: Recipe,
-    growth: Growth,
+    growth: Applied,
     *,
     old: Mapping[str, Any],
     target: Mapping[str, Any],
@@ -52,7 +52,13 @@ def unverified(
         *_unread(SCALE, _extended(growth, old)),
     ]
     if source_model:
-        why = f"not claimed: {growth.unkept}" if growth.unkept else NEEDED if inputs else "no inputs declared"
+        why = (
+            f"not claimed: {growth.changes_function}"
+            if growth.changes_function
+            else NEEDED
+            if inputs
+            else "no inputs declared"
+        )
         promises.append(Promise(FUNCTION, "unchecked", why))
     return promises
 
@@ -73,7 +79,7 @@ def _claimed(step: Step) -> list[Promise]:
         return [Promise(f"{step.operator}", "unchecked", NEEDED)]
 
 
-def _extended(growth: Growth, old: Mapping[str, Any]) -> list[str]:
+def _extended(growth: Applied, old: Mapping[str, Any]) -> list[str]:
     """Weights that have more rows than the tensor that they come from."""
     pairs = [(key, growth.origin.get(key), growth.state_dict.get(key)) for key in growth.touched]
     return [

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from pytest_ckptcompat.recipes.applied import Growth, Step
+    from pytest_ckptcompat.recipes.applied import Applied, Step
     from pytest_ckptcompat.recipes.recipe import Recipe
 
     from .run_copies import Batch
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def verify(
     recipe: Recipe,
-    growth: Growth,
+    growth: Applied,
     *,
     old: Mapping[str, Any],
     model: nn.Module,
@@ -77,7 +77,7 @@ def verify(
     return promises, findings
 
 
-def _proved(recipe: Recipe, growth: Growth, old: Mapping[str, Any], model: nn.Module) -> Iterator[Checked]:
+def _proved(recipe: Recipe, growth: Applied, old: Mapping[str, Any], model: nn.Module) -> Iterator[Checked]:
     """What each operator promises; and that the same recipe on the same state dict gives the same bytes."""
     if not recipe.operators:
         return
@@ -119,7 +119,7 @@ def _with_remarks(checked: list[Checked], step: Step) -> list[Checked]:
 
 
 def _function(
-    growth: Growth,
+    growth: Applied,
     old: Mapping[str, Any],
     model: nn.Module,
     source: Callable[[], nn.Module] | None,
@@ -127,8 +127,8 @@ def _function(
 ) -> Iterator[Checked]:
     if source is None:
         return
-    if growth.unkept:
-        yield Promise(FUNCTION, "unchecked", f"not claimed: {growth.unkept}"), []
+    if growth.changes_function:
+        yield Promise(FUNCTION, "unchecked", f"not claimed: {growth.changes_function}"), []
     elif batches is None:
         yield Promise(FUNCTION, "unchecked", "no inputs declared"), []
     else:
@@ -143,7 +143,7 @@ def _function(
         )
 
 
-def _precision(growth: Growth, model: nn.Module) -> torch.dtype:
+def _precision(growth: Applied, model: nn.Module) -> torch.dtype:
     """The coarsest dtype in which the recipe computed weights, or to which loading rounded them."""
     precision = torch.float64
     held = model.state_dict()

@@ -12,7 +12,7 @@ from torch import nn
 
 from pytest_ckptcompat import CheckpointError, open_checkpoint
 from pytest_ckptcompat.checkpoint import reader as reading
-from pytest_ckptcompat.tensors.deferred import StoredTensor, materialise
+from pytest_ckptcompat.tensors.deferred import DeferredTensor, materialise
 from pytest_ckptcompat.tensors.finite import finite
 
 if TYPE_CHECKING:
@@ -119,9 +119,9 @@ def test_nothing_is_read_for_what_the_header_tells(ckpt: Checkpoint) -> None:
     assert (stored.layout, stored.requires_grad, stored.is_floating_point()) == (torch.strided, False, True)
     assert stored.is_contiguous()
     assert stored.size(1) == 3
-    assert isinstance(stored.detach(), StoredTensor)
-    assert isinstance(stored.data, StoredTensor)
-    assert "StoredTensor" in repr(stored)
+    assert isinstance(stored.detach(), DeferredTensor)
+    assert isinstance(stored.data, DeferredTensor)
+    assert "DeferredTensor" in repr(stored)
     assert read_since(ckpt, before) == 0
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from pytest_ckptcompat.checks.arguments import Case
+from pytest_ckptcompat.checks.arguments import CheckArguments
 from pytest_ckptcompat.checks.waivers import allow
 
 
@@ -14,16 +14,18 @@ def model():
 
 def test_what_is_given_is_kept():
     waiver = allow("missing-key", reason="r")
-    case = Case.of(
+    case = CheckArguments.of(
         model=model, ckpt=Path("a/net.pth"), inputs=(2, 3), protect="conv*", allow=waiver, device="cuda:1"
     )
-    assert case == Case(
+    assert case == CheckArguments(
         model, ("a/net.pth",), inputs=(2, 3), protect=("conv*",), allow=(waiver,), device="cuda:1"
     )
 
 
 def test_none_is_the_default():
-    assert Case.of(model="onet:Net", ckpt=None, recipe=None, device=None) == Case("onet:Net")
+    assert CheckArguments.of(model="onet:Net", ckpt=None, recipe=None, device=None) == CheckArguments(
+        "onet:Net"
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,12 +64,14 @@ def test_none_is_the_default():
 )
 def test_what_is_wrong_is_named(arguments, text):
     with pytest.raises(ValueError, match=r".") as error:
-        Case.of(**arguments)
+        CheckArguments.of(**arguments)
     assert text in str(error.value)
 
 
 def test_an_optimizer_is_given_by_name_or_as_it_is():
-    named, given = (Case.of(model=model, optimizer=each).optimizer for each in ("torch.optim:SGD", SGD))
+    named, given = (
+        CheckArguments.of(model=model, optimizer=each).optimizer for each in ("torch.optim:SGD", SGD)
+    )
     weight = torch.nn.Parameter(torch.zeros(2))
     assert type(named([weight])) is type(given([weight])) is SGD
 
@@ -76,4 +80,4 @@ def test_the_optimizers_that_are_hinted_at_are_torchs():
     here = {name.lower(): name for name, each in vars(torch.optim).items() if isinstance(each, type)}
     for name in here.keys() - {"optimizer"}:
         with pytest.raises(ValueError, match=f"write 'torch.optim:{here[name]}'"):
-            Case.of(model=model, optimizer=name)
+            CheckArguments.of(model=model, optimizer=name)

@@ -9,7 +9,7 @@ from torch import nn
 
 from pytest_ckptcompat import Recipe, allow, check, open_checkpoint, tile
 from pytest_ckptcompat.checks import check as pipeline
-from pytest_ckptcompat.checks.arguments import Case
+from pytest_ckptcompat.checks.arguments import CheckArguments
 from pytest_ckptcompat.checks.check import Check
 from pytest_ckptcompat.cli import main
 from pytest_ckptcompat.recipes.operators.custom import custom
@@ -180,7 +180,7 @@ def test_what_the_file_would_run_is_a_warning(tmp_path):
 
 
 def test_severities(net):
-    case = Case.of(model=lambda: Boxes().half())
+    case = CheckArguments.of(model=lambda: Boxes().half())
     lenient = Check(case, str(net), lambda key: open_checkpoint(net, key)).run()
     assert lenient.ok
     assert {found.severity for found in lenient.findings} == {"warn"}
@@ -197,7 +197,7 @@ def test_severities(net):
     "given", [{}, {"inputs": INPUTS, "device": "cpu"}, {"inputs": INPUTS, "device": "rehearse"}]
 )
 def test_cuda_that_is_required_must_have_run(net, given):
-    case = Case.of(model=Boxes, **given)
+    case = CheckArguments.of(model=Boxes, **given)
     report = Check(case, str(net), lambda key: open_checkpoint(net, key), require_cuda=True).run()
     assert "forward-no-cuda" in rules(report)
 
@@ -205,7 +205,7 @@ def test_cuda_that_is_required_must_have_run(net, given):
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_card(net):
-    case = Case.of(model=Grown, recipe=GROW, inputs=INPUTS, source_model=Boxes)
+    case = CheckArguments.of(model=Grown, recipe=GROW, inputs=INPUTS, source_model=Boxes)
     report = Check(case, str(net), lambda key: open_checkpoint(net, key), require_cuda=True).run()
     assert report.ok, str(report)
     assert "on cuda" in str(report)

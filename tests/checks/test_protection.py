@@ -15,7 +15,7 @@ from pytest_ckptcompat.recipes.operators.scale import scale
 from pytest_ckptcompat.recipes.operators.tile import tile
 
 if TYPE_CHECKING:
-    from pytest_ckptcompat.recipes.applied import Growth
+    from pytest_ckptcompat.recipes.applied import Applied
 
 
 def layers(**sizes: tuple[int, int]) -> nn.Module:
@@ -33,7 +33,7 @@ def test_patterns_that_name_nothing_are_told_with_the_nearest_keys():
     assert unknown(["conv*", "out2.weight"], KEYS) == []
 
 
-def of(recipe: Recipe, model: nn.Module, today: nn.Module) -> Growth:
+def of(recipe: Recipe, model: nn.Module, today: nn.Module) -> Applied:
     return recipe.run(model.state_dict(), today.state_dict())
 
 

@@ -17,7 +17,7 @@ from rehearsal_zoo import ZOO
 from torch import nn
 
 from pytest_ckptcompat import open_checkpoint
-from pytest_ckptcompat.checks.arguments import Case
+from pytest_ckptcompat.checks.arguments import CheckArguments
 from pytest_ckptcompat.checks.check import Check
 from pytest_ckptcompat.forward.inputs import Inputs
 from pytest_ckptcompat.models.blueprint import blueprint
@@ -386,7 +386,9 @@ def large(tmp_path_factory):
 
 
 def checked_model(path, model=Large):
-    check = Check(Case.of(model=model), str(path), lambda key: open_checkpoint(path, key), wants_model=True)
+    check = Check(
+        CheckArguments.of(model=model), str(path), lambda key: open_checkpoint(path, key), wants_model=True
+    )
     assert check.run().ok
     return check.model
 

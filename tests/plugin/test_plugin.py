@@ -351,7 +351,7 @@ def test_a_marked_class_and_a_marked_unittest(project):
             def test_one(self): ...
             def test_two(self, ckpt_report): assert ckpt_report.ok
 
-        class Case(unittest.TestCase):
+        class CheckArguments(unittest.TestCase):
             @pytest.mark.ckpt_compat(model=V2)
             def test_three(self): ...
     """

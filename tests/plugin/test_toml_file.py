@@ -9,7 +9,7 @@ import pytest
 from readme import ROOT, block
 
 import pytest_ckptcompat
-from pytest_ckptcompat.checks.arguments import Case
+from pytest_ckptcompat.checks.arguments import CheckArguments
 from pytest_ckptcompat.core.rules import RULES
 from pytest_ckptcompat.plugin.toml_file import _declared
 from pytest_ckptcompat.recipes.operators import OPERATORS
@@ -197,7 +197,7 @@ TABLE = SCHEMA["properties"]["check"]["items"]
 
 
 def test_the_schema_knows_what_a_table_may_hold():
-    assert set(TABLE["properties"]) == {"name", *(field.name for field in fields(Case))}
+    assert set(TABLE["properties"]) == {"name", *(field.name for field in fields(CheckArguments))}
     assert TABLE["additionalProperties"] is False
     tables = TABLE["properties"]["recipe"]["oneOf"][1]["items"]["properties"]
     assert tables["op"]["examples"] == sorted(OPERATORS)

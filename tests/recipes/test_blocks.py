@@ -87,7 +87,7 @@ def test_a_block_that_adds_nothing_keeps_the_function(layers: int, data: st.Data
     old, new = settle(Deep(layers)), Deep(layers + 1)
     operator = insert_block(f"layers.{copied}", at=at, zero=OUTPUTS)
     growth = Recipe(operator).run(old.state_dict(), new.state_dict())
-    assert growth.unkept == ""
+    assert growth.changes_function == ""
     assert statuses(operator, old.state_dict(), growth.state_dict, {}) == {"kept"}
     assert function_is_kept(old, new, growth.state_dict)
     with torch.no_grad():  # the copy is no stub: what is zero are its outputs alone
@@ -102,7 +102,7 @@ def test_a_block_with_an_output_left_changes_the_function() -> None:
         state = operator.apply(old.state_dict(), new.state_dict())
         assert statuses(operator, old.state_dict(), state, {}) == {"kept"}  # it did as it was told
         assert not function_is_kept(old, new, state)
-    assert "not zero" in insert_block("layers.1", at=2).unkept
+    assert "not zero" in insert_block("layers.1", at=2).changes_function
 
 
 def shifted_wrongly(state: OrderedDict[str, Any]) -> None:
@@ -256,7 +256,7 @@ def test_stacked_blocks_are_the_old_ones_in_turn(count: int, times: int, told: b
     assert statuses(operator, old.state_dict(), state, {}) == {"kept"}
     assert len({tensor.data_ptr() for tensor in state.values()}) == len(state)
     assert not function_is_kept(old, new, state)
-    assert operator.unkept
+    assert operator.changes_function
 
 
 def test_blocks_are_counted_by_the_names_that_they_have_then() -> None:

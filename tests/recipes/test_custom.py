@@ -46,7 +46,7 @@ def test_what_a_function_did_is_told_from_the_tensors_that_it_gave_back() -> Non
     }
     assert growth.origin["net.fc.0.weight"] == "fc.0.weight"
     assert growth.origin["net.out2.weight"] is None
-    assert "is not checked" in growth.unkept
+    assert "is not checked" in growth.changes_function
     assert statuses(HALVED, old, growth.state_dict) == ["kept", "unchecked"]
     assert growth.state_dict._metadata == old._metadata  # type: ignore[attr-defined]
 

@@ -27,7 +27,7 @@ def test_a_larger_kernel_with_more_padding_computes_the_same() -> None:
     large.load_state_dict(growth.state_dict)
     x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
     torch.testing.assert_close(large(x), small(x), rtol=0, atol=1e-9)
-    assert growth.unkept == ""
+    assert growth.changes_function == ""
     assert statuses(pad("weight"), small.state_dict(), growth.state_dict, large.state_dict()) == ["kept"]
 
 
@@ -68,8 +68,8 @@ def test_what_is_not_in_the_centre_is_caught(fault: Any) -> None:
 def test_what_padding_claims(operator: pad, sizes: tuple[int, ...], claim: str) -> None:
     growth = Recipe(operator).run({"w": torch.rand(2, 2, 3, 3)}, {"w": torch.empty(sizes)})
     assert growth.state_dict["w"].shape == sizes
-    assert claim in growth.unkept
-    assert bool(claim) == bool(growth.unkept)
+    assert claim in growth.changes_function
+    assert bool(claim) == bool(growth.changes_function)
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,9 @@ def test_padding_that_does_not_fit(operator: pad, target: Any, text: str) -> Non
 def test_padded_moments_are_zero_and_the_old_ones_mean() -> None:
     old = torch.tensor([[1.0, 5.0]])
     [write] = pad("w", sizes=[1, 0]).edit({"w": old}, {}).plan["w"]
-    assert write.carry is not None
-    assert write.carry(False, old).tolist() == [[0, 1, 5]]
-    assert write.carry(True, old).tolist() == [[3, 1, 5]]
+    assert write.optimizer_transform is not None
+    assert write.optimizer_transform(False, old).tolist() == [[0, 1, 5]]
+    assert write.optimizer_transform(True, old).tolist() == [[3, 1, 5]]
 
 
 def test_sizes_are_pairs() -> None:
@@ -125,7 +125,7 @@ def test_scale_is_linear(dtype: torch.dtype, factor: float, data: st.DataObject)
     assert new["w"].dtype == dtype
     torch.testing.assert_close(new["w"], expected.to(dtype))
     assert statuses(operator, old, new, {}) == ["kept"]
-    assert operator.unkept
+    assert operator.changes_function
 
 
 def test_a_wrong_factor_is_caught() -> None:

@@ -218,8 +218,8 @@ def test_optimizer_state_that_is_interpolated_stays_above_zero() -> None:
     operator = resample("w", optim="copy")
     squares = torch.rand(1, 36, 8) ** 8
     [write] = operator.plan({"w": squares}, {"w": torch.empty(1, 81, 8)})["w"]
-    assert write.carry is not None
-    carried = write.carry(True, squares)
+    assert write.optimizer_transform is not None
+    carried = write.optimizer_transform(True, squares)
     assert carried.shape == (1, 81, 8)
     assert float(carried.min()) >= 0
 
@@ -228,4 +228,4 @@ def test_text_forms() -> None:
     operator = resample("pos_embed", size=(24, 24), prefix_tokens=1)
     assert repr(operator) == 'resample("pos_embed", size=[24, 24], prefix_tokens=1)'
     assert Recipe.from_toml(Recipe(operator).to_toml()) == Recipe(operator)
-    assert operator.unkept
+    assert operator.changes_function

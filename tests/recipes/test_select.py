@@ -80,7 +80,7 @@ def test_hidden_units_in_another_order_keep_the_function() -> None:
     )
     growth = recipe.run(old.state_dict(), new.state_dict())
     new.load_state_dict(growth.state_dict)
-    assert growth.unkept == ""
+    assert growth.changes_function == ""
     assert function_kept(Boxes, old.state_dict(), new, images)[0].status == "kept"
 
 
@@ -135,9 +135,9 @@ def test_new_classes_begin_with_the_second_moments_of_the_old_ones() -> None:
     operator = select("w", dim=0, old_names=["a", "b"], new_names=["b", "c"], missing="zeros")
     old = torch.tensor([[1.0, 2.0], [3.0, 8.0]])
     [write] = operator.edit({"w": old}, {}).plan["w"]
-    assert write.carry is not None
-    assert write.carry(False, old).tolist() == [[3, 8], [0, 0]]
-    assert write.carry(True, old).tolist() == [[3, 8], [2, 5]]
+    assert write.optimizer_transform is not None
+    assert write.optimizer_transform(False, old).tolist() == [[3, 8], [0, 0]]
+    assert write.optimizer_transform(True, old).tolist() == [[3, 8], [2, 5]]
 
 
 def test_text_forms() -> None:
@@ -150,5 +150,5 @@ def test_text_forms() -> None:
 
 
 def test_the_claim() -> None:
-    assert select("w", dim=0, index=[1]).unkept == ""
-    assert "leaves out inputs" in select("w", dim=1, index=[1]).unkept
+    assert select("w", dim=0, index=[1]).changes_function == ""
+    assert "leaves out inputs" in select("w", dim=1, index=[1]).changes_function

@@ -106,7 +106,7 @@ def test_wider_convolutions_keep_the_function(split: str, channels: int, hidden:
     old, new = settle(Convolutions(), seed), Convolutions(channels, hidden)
     recipe = Recipe(with_split(CHANNELS, split, seed=seed), with_split(HIDDEN, split))
     growth = recipe.run(old.state_dict(), new.state_dict())
-    assert growth.unkept == ""
+    assert growth.changes_function == ""
     for step in recipe.steps(old.state_dict(), new.state_dict()):
         assert statuses(step.operator, step.before, step.after, step.target) == ["kept", "kept"]
     assert kept(Convolutions, old, new, growth.state_dict, pictures)
@@ -274,7 +274,7 @@ def test_noise_tells_units_apart(split: str) -> None:
     assert 0.05 < float((state["fc1.weight"][6:] - old.state_dict()["fc1.weight"][:3]).std()) < 0.2
     assert torch.equal(state["bn2.weight"][6:], old.state_dict()["bn2.weight"][:3])
     assert kept(Convolutions, old, new, state, pictures) is (split == "zero")
-    assert bool(operator.unkept) is (split != "zero")
+    assert bool(operator.changes_function) is (split != "zero")
 
 
 def test_units_that_will_learn_the_same_are_remarked_upon() -> None:
@@ -336,9 +336,9 @@ def test_a_copy_that_counts_nothing_does_not_begin_with_a_second_moment_of_zero(
     operator = widen("one", ["two"], to=3, split="zero")
     old = {"one.weight": torch.tensor([[1.0], [4.0]]), "two.weight": torch.ones(1, 2)}
     [write] = operator.edit(old, {}).plan["one.weight"]
-    assert write.carry is not None
-    assert write.carry(True, old["one.weight"]).flatten().tolist() == [1, 4, 1]
-    assert write.carry(False, old["one.weight"]).flatten().tolist() == [1, 4, 0]
+    assert write.optimizer_transform is not None
+    assert write.optimizer_transform(True, old["one.weight"]).flatten().tolist() == [1, 4, 1]
+    assert write.optimizer_transform(False, old["one.weight"]).flatten().tolist() == [1, 4, 0]
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ class append(KeyWise):
     optim: Optim = "mean"
 
     @property
-    def unkept(self) -> str:  # type: ignore[override]
+    def changes_function(self) -> str:  # type: ignore[override]
         """New outputs stand beside the old ones; new inputs are to count nothing."""
         nothing = self.init == "zeros" or (self.init == "constant" and self.value == 0)
         return "" if self.dim == 0 or nothing else f"{self} adds inputs that count"
@@ -76,12 +76,12 @@ class append(KeyWise):
         def make(tensor: torch.Tensor) -> torch.Tensor:
             return joined([tensor, rows.made(tensor, self.dim, size - old)], self.dim)
 
-        def carry(squares: bool, tensor: torch.Tensor) -> torch.Tensor:
+        def optimizer_transform(squares: bool, tensor: torch.Tensor) -> torch.Tensor:
             fill = mean(tensor, self.dim) if squares and self.optim == "mean" and old else 0
             added = tensor.new_zeros(resized(tensor, self.dim, size - old)) + fill
             return joined([tensor, added.to(tensor.dtype)], self.dim)
 
-        return Change(make, None if self.optim == "reset" else carry)
+        return Change(make, None if self.optim == "reset" else optimizer_transform)
 
     def _declared(self, old: int) -> int | None:
         return None if self.n is None else old + self.n

@@ -84,7 +84,7 @@ class insert_block(Operator):
         return self.copy_from.rpartition(".")[2]
 
     @property
-    def unkept(self) -> str:  # type: ignore[override]
+    def changes_function(self) -> str:  # type: ignore[override]
         """A copy that adds what its original adds, adds it twice."""
         return "" if self.zero else f"{self} adds a block whose outputs are not zero"
 
@@ -140,8 +140,8 @@ class insert_block(Operator):
         name = f"{self._layers}.{self.at}.{rest}"
         if not isinstance(value, torch.Tensor):
             return Write(name, (key,))
-        carry = None if self.optim == "reset" else _carried
-        return Write(name, (key,), _zeros if zero else torch.clone, carry)
+        optimizer_transform = None if self.optim == "reset" else _carried
+        return Write(name, (key,), _zeros if zero else torch.clone, optimizer_transform)
 
     def destination(self, key: str) -> str | None:
         inside = place(self._layers, key)
@@ -213,7 +213,7 @@ class stack(Operator):
             raise RecipeError("stack: times wants a whole number above 1", key=self.layers)
 
     @property
-    def unkept(self) -> str:  # type: ignore[override]
+    def changes_function(self) -> str:  # type: ignore[override]
         """Each block's work is done several times."""
         return f"{self} repeats blocks"
 

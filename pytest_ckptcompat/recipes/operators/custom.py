@@ -116,8 +116,8 @@ class custom(Operator):
             return value
 
         alike = key in state and getattr(state[key], "shape", None) == getattr(value, "shape", ())
-        carry = (lambda _, tensor: tensor) if self.optim == "copy" and alike else None
-        return Write(key, (key,) if key in state else (), make, carry)
+        optimizer_transform = (lambda _, tensor: tensor) if self.optim == "copy" and alike else None
+        return Write(key, (key,) if key in state else (), make, optimizer_transform)
 
     def _hold_declared(self, plan: Plan) -> None:
         """What is made, replaced or taken away must be named by `touches`; what is renamed need not be."""

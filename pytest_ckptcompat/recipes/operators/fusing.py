@@ -53,13 +53,15 @@ class concat(Operator):
         def make(*tensors: torch.Tensor) -> torch.Tensor:
             return joined(tensors, self.dim)
 
-        carry = (lambda _, *tensors: make(*tensors)) if self.optim == "copy" else None
+        optimizer_transform = (lambda _, *tensors: make(*tensors)) if self.optim == "copy" else None
         places = {key: place for place, key in enumerate(state)}
         plan: dict[str, list[Write]] = {}
         for name, sources in self._groups(state):
             self._hold_together(sources, state)
             first = min(sources, key=places.__getitem__)
-            plan |= {source: [] for source in sources} | {first: [Write(name, sources, make, carry)]}
+            plan |= {source: [] for source in sources} | {
+                first: [Write(name, sources, make, optimizer_transform)]
+            }
         return plan
 
     def destination(self, key: str) -> str | None:

@@ -49,7 +49,7 @@ class inflate(KeyWise):
             raise RecipeError("inflate: time wants a number of frames, at least 1", key=self.key)
 
     @property
-    def unkept(self) -> str:  # type: ignore[override]
+    def changes_function(self) -> str:  # type: ignore[override]
         """The model sees clips."""
         return f"{self}: the model sees clips"
 

@@ -70,11 +70,11 @@ class pad(KeyWise):
         def make(tensor: torch.Tensor) -> torch.Tensor:
             return functional.pad(bits(tensor), flat).view(tensor.dtype)
 
-        def carry(squares: bool, tensor: torch.Tensor) -> torch.Tensor:
+        def optimizer_transform(squares: bool, tensor: torch.Tensor) -> torch.Tensor:
             fill = float(tensor.mean()) if squares and tensor.numel() and not tensor.is_meta else 0.0
             return functional.pad(tensor, flat, value=fill)
 
-        return Change(make, None if self.optim == "reset" else carry)
+        return Change(make, None if self.optim == "reset" else optimizer_transform)
 
     def _margins(self, key: str, state: State, target: State) -> Margins:
         """What to add; nothing where a glob matched what has too few dimensions, or is not in the model."""

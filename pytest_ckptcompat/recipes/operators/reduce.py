@@ -52,7 +52,7 @@ class reduce(KeyWise):
             raise RecipeError("reduce: groups wants how many remain, at least 1", key=self.key)
 
     @property
-    def unkept(self) -> str:  # type: ignore[override]
+    def changes_function(self) -> str:  # type: ignore[override]
         """Other inputs, or heads that are no longer told apart."""
         return f"{self} makes one of several"
 

@@ -40,7 +40,7 @@ class repeat_channels(KeyWise):
     optim: Literal["copy", "reset"] = "reset"
 
     @property
-    def unkept(self) -> str:  # type: ignore[override]
+    def changes_function(self) -> str:  # type: ignore[override]
         """The pictures are other ones."""
         return f"{self}: the model takes other inputs"
 

@@ -125,7 +125,7 @@ class resample(KeyWise):
             raise RecipeError("resample: pinv is for kernels, and resets optimizer state", key=self.key)
 
     @property
-    def unkept(self) -> str:  # type: ignore[override]
+    def changes_function(self) -> str:  # type: ignore[override]
         """The pictures are of another size."""
         return f"{self}: the model sees another grid"
 
@@ -145,11 +145,13 @@ class resample(KeyWise):
             pictures = resized(grid.pictures(tensor), grid.new, self.interpolation, self.antialias)
             return grid.back(pictures.to(tensor.dtype), tensor)
 
-        def carry(_: bool, tensor: torch.Tensor) -> torch.Tensor:  # bilinear: squares stay above zero
+        def optimizer_transform(
+            _: bool, tensor: torch.Tensor
+        ) -> torch.Tensor:  # bilinear: squares stay above zero
             pictures = resized(grid.pictures(tensor), grid.new, "bilinear", self.antialias)
             return grid.back(pictures.to(tensor.dtype), tensor)
 
-        return Change(make, carry if self.optim == "copy" else None)
+        return Change(make, optimizer_transform if self.optim == "copy" else None)
 
     def _kernel(self, tensor: torch.Tensor, grid: Grid) -> torch.Tensor:
         """The kernel through the pseudo-inverse of the transposed resizing, dimension by dimension."""

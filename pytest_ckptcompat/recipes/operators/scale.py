@@ -45,7 +45,7 @@ class scale(KeyWise):
             raise RecipeError("scale: dim goes with a list of factors, one for each row", key=self.key)
 
     @property
-    def unkept(self) -> str:  # type: ignore[override]
+    def changes_function(self) -> str:  # type: ignore[override]
         """What is multiplied counts more or less than it did."""
         return f"{self} multiplies weights"
 

@@ -86,7 +86,7 @@ class select(KeyWise):
         return tuple(places.get(name) for name in self.new_names or ())
 
     @property
-    def unkept(self) -> str:  # type: ignore[override]
+    def changes_function(self) -> str:  # type: ignore[override]
         """Outputs may go or move; inputs may move alone."""
         permuted = sorted(row if row is not None else -1 for row in self.rows) == list(range(len(self.rows)))
         return "" if self.dim == 0 or permuted else f"{self} leaves out inputs"
@@ -114,14 +114,14 @@ class select(KeyWise):
         def make(tensor: torch.Tensor) -> torch.Tensor:
             return chosen(tensor, fresh.made(tensor, self.dim, lacking) if lacking else None)
 
-        def carry(squares: bool, tensor: torch.Tensor) -> torch.Tensor:
+        def optimizer_transform(squares: bool, tensor: torch.Tensor) -> torch.Tensor:
             if not lacking:
                 return chosen(tensor, None)
             fill = mean(tensor, self.dim) if squares else 0
             added = tensor.new_zeros(resized(tensor, self.dim, lacking)) + fill
             return chosen(tensor, added.to(tensor.dtype))
 
-        return Change(make, None if self.optim == "reset" else carry)
+        return Change(make, None if self.optim == "reset" else optimizer_transform)
 
     def _misfit(self, has: tuple[int, ...]) -> str:
         """Why a tensor of this shape has no such rows, or ``""``."""

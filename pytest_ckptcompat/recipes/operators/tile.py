@@ -73,13 +73,13 @@ class tile(KeyWise):  # operators are named as recipes spell them
                 added += drawn(added, added.shape, self._noise, self.seed, key)
             return new
 
-        def carry(_: bool, tensor: torch.Tensor) -> torch.Tensor:
+        def optimizer_transform(_: bool, tensor: torch.Tensor) -> torch.Tensor:
             new = self._repeated(tensor, size)
             if self.optim == "zeros":
                 new.narrow(self.dim, old, size - old).zero_()
             return new
 
-        return Change(make, None if self.optim == "reset" else carry)
+        return Change(make, None if self.optim == "reset" else optimizer_transform)
 
     def _repeated(self, tensor: torch.Tensor, size: int) -> torch.Tensor:
         whole, rest = divmod(size, tensor.shape[self.dim])

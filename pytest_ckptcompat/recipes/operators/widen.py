@@ -90,7 +90,7 @@ class widen(Operator):
         return (self.producer,) if isinstance(self.producer, str) else self.producer
 
     @property
-    def unkept(self) -> str:  # type: ignore[override]
+    def changes_function(self) -> str:  # type: ignore[override]
         """Copies with noise are other units."""
         noisy = self.noise_std and self.split != "zero"
         return f"{self} adds noise to units that count" if noisy else ""
@@ -104,7 +104,7 @@ class widen(Operator):
             for key in chain(units.rows, units.columns):
                 write = self._row_write(units, key) if key in units.rows else self._column_write(units, key)
                 for name in ties[memory(state[key])]:
-                    plan.setdefault(name, [Write(name, (name,), write.make, write.carry)])
+                    plan.setdefault(name, [Write(name, (name,), write.make, write.optimizer_transform)])
         return plan
 
     def _row_write(self, units: Units, key: str) -> Write:
@@ -115,22 +115,22 @@ class widen(Operator):
                 new[units.copies] += drawn(new, sizes, self._noise, self.seed, key)
             return new
 
-        def carry(squares: bool, tensor: torch.Tensor) -> torch.Tensor:
+        def optimizer_transform(squares: bool, tensor: torch.Tensor) -> torch.Tensor:
             new = units.more_rows(tensor)
             if squares and self.split == "zero":
                 return new  # one that counts nothing has no gradient yet: as if it counted, for small steps
             return units.shared(new, 0, 2 if squares else 1)
 
-        return Write(key, (key,), make, None if self.optim == "reset" else carry)
+        return Write(key, (key,), make, None if self.optim == "reset" else optimizer_transform)
 
     def _column_write(self, units: Units, key: str) -> Write:
         def make(tensor: torch.Tensor) -> torch.Tensor:
             return units.shared(units.more_columns(tensor), 1)
 
-        def carry(_: bool, tensor: torch.Tensor) -> torch.Tensor:
+        def optimizer_transform(_: bool, tensor: torch.Tensor) -> torch.Tensor:
             return units.more_columns(tensor)
 
-        return Write(key, (key,), make, None if self.optim == "reset" else carry)
+        return Write(key, (key,), make, None if self.optim == "reset" else optimizer_transform)
 
     def _noise(self, tensor: torch.Tensor, generator: torch.Generator) -> None:
         tensor.normal_(0.0, self.noise_std, generator=generator)
