@@ -1,0 +1,150 @@
+"""A fresh process that imports the modules of a past commit: isolated, limited in time, and ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.escape import escape
+
+from .reference import environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from .reference import Commit
+    from .tree import Tree
+
+TIMEOUT = 60.0
+"""Seconds that importing and running a past version may take."""
+
+_CLEARED = ("PYTEST_", "PYTHONWARNINGS", "PYTHONPATH", "COVERAGE_")
+_TOOL = Path(__file__).resolve().parent.parent
+
+
+class ChildError(CheckpointError):
+    """The past version could not be imported, built or run; the text says why."""
+
+
+def ask(
+    commit: Commit, tree: Tree, job: str, arguments: dict[str, Any], timeout: float = TIMEOUT
+) -> dict[str, Any]:
+    """What a module of this package answers when the search path leads into a past commit.
+
+    Args:
+        commit: for the places where today's modules lie.
+        tree: its files.
+        job: a module with a function ``answer(arguments) -> dict``, imported in the child.
+        arguments: plain values.
+        timeout: seconds after which the child and all that it started is ended.
+
+    Raises:
+        ChildError: it gave no answer in time, or an answer ``{"error": text}``.
+    """
+    with tempfile.TemporaryDirectory(prefix="ckptcompat-child-", ignore_cleanup_errors=True) as room:
+        answer, told = Path(room, "answer.json"), Path(room, "output")
+        request = {
+            "path": list(search_path(commit.repository, tree.folder, sys.path)),
+            "root": str(commit.repository),
+            "tree": str(tree.folder),
+            "tool": str(_TOOL.parent),
+            "spared": [str(_TOOL), *_installed()],
+            "job": job,
+            "arguments": arguments,
+            "answer": str(answer),
+        }
+        Path(room, "request.json").write_text(json.dumps(request), encoding="utf-8")
+        bootstrap = str(Path(__file__).with_name("bootstrap.py"))
+        command = [sys.executable, "-P", bootstrap, f"{room}/request.json"]
+        with told.open("wb") as output:
+            code = _run(command, _place(commit.repository, tree.folder), output, timeout)
+        if code is None:
+            raise ChildError(
+                f"it did not finish within {timeout:g} s: raise the ini key ckpt_git_timeout{_said(told)}"
+            )
+        try:
+            found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise ChildError(f"its process {_ended(code)}{_said(told)}") from None
+    if "error" in found:
+        raise ChildError(str(found["error"]))
+    return found
+
+
+def search_path(root: Path, tree: Path, entries: Iterable[str]) -> Iterator[str]:
+    """The module search path in the tree: folders of today's working tree become those of the commit.
+
+    What is installed stays; a folder of today that the commit lacks is left out.
+    """
+    installed = [Path(each) for each in _installed()]
+    for entry in entries:
+        path = Path(entry or ".").resolve()
+        if not path.is_relative_to(root) or any(path.is_relative_to(each) for each in installed):
+            yield entry or str(path)
+        elif (there := tree / path.relative_to(root)).exists():
+            yield str(there)
+
+
+def _installed() -> list[str]:
+    """Folders of installed packages and of Python itself, which may lie inside a working tree (``.venv``)."""
+    packages = [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
+    prefixes = [each for each in (sys.prefix, sys.exec_prefix) if each != sys.base_prefix]
+    return list(dict.fromkeys(str(Path(each).resolve()) for each in (*packages, *prefixes)))
+
+
+def _place(root: Path, tree: Path) -> Path:
+    """The current folder, in the tree."""
+    here = Path.cwd()
+    there = tree / here.relative_to(root) if here.is_relative_to(root) else tree
+    return there if there.is_dir() else tree
+
+
+def _run(command: list[str], place: Path, output: Any, timeout: float) -> int | None:
+    """The exit code of a command in a process group of its own; None where the time was up."""
+    process = subprocess.Popen(  # noqa: S603
+        command,
+        cwd=place,
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        return process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # and whatever it started
+        process.wait()
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: value for name, value in environment().items() if not name.startswith(_CLEARED)}
+    return kept | {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def _ended(code: int) -> str:
+    if code < 0:
+        with suppress(ValueError):
+            return f"was ended by {signal.Signals(-code).name}"
+    return f"ended with exit code {code} and gave no answer"
+
+
+def _said(output: Path) -> str:
+    """The last line that the child printed."""
+    with suppress(OSError):
+        lines = output.read_bytes()[-4096:].decode("utf-8", "replace").splitlines()
+        for line in reversed(lines):
+            if line.strip():
+                return f"; its last line: {escape(line.strip(), 200)}"
+    return ""

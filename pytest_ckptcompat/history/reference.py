@@ -1,0 +1,185 @@
+"""``git:REF`` as a user writes it, and git itself: which commit is meant, or why none can be."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.escape import escape
+
+SCHEME = "git:"
+_QUIET = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+_MODEL = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def is_reference(path: str) -> bool:
+    """Whether a checkpoint is named by a commit: ``git:origin/main``."""
+    return path.startswith(SCHEME)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What ``git:REF#package.module:name`` says.
+
+    Attributes:
+        ref: as git understands it.
+        merge_base: the commit meant is the merge base of `ref` and HEAD (``git:REF...``).
+        model: the model at that commit, or ``""`` for the one that is checked today.
+    """
+
+    ref: str
+    merge_base: bool = False
+    model: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Read ``git:REF``, ``git:REF...`` or either with ``#package.module:name``.
+
+        Raises:
+            CheckpointError: no REF is given.
+        """
+        ref = text.removeprefix(SCHEME)
+        before, mark, model = ref.rpartition("#")
+        if mark and _MODEL.fullmatch(model):
+            ref = before
+        else:
+            model = ""
+        merge_base = ref.endswith("...")
+        ref = ref.removesuffix("...").strip()
+        if not ref or "\0" in ref or "\n" in ref:
+            raise CheckpointError(f"{escape(text)} names no commit: write git:REF, as in git:origin/main")
+        return cls(ref, merge_base, model)
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One commit of a repository.
+
+    Attributes:
+        repository: the root of the working tree.
+        sha: its full name.
+    """
+
+    repository: Path
+    sha: str
+
+    @property
+    def short(self) -> str:
+        """Enough of the name for a person."""
+        return self.sha[:10]
+
+
+def resolve(reference: Reference, folder: Path) -> Commit:
+    """The commit that a reference names in the repository around `folder`.
+
+    Raises:
+        CheckpointError: git or the repository is missing, git refuses to read it, or there is no such commit.
+            The text says what to do.
+    """
+    root = repository(folder)
+    sha = _commit(root, reference.ref)
+    if reference.merge_base:
+        base = git(root, "merge-base", "--end-of-options", "HEAD", sha, check=False)
+        if base.returncode:
+            both = f"HEAD and {escape(reference.ref)}"
+            raise CheckpointError(f"{shown(reference)}: {both} have no common commit here{_shallow(root)}")
+        sha = base.stdout.decode("ascii").strip()
+    return Commit(root, sha)
+
+
+def shown(reference: Reference) -> str:
+    """``git:REF`` as reports print it."""
+    return escape(f"{SCHEME}{reference.ref}{'...' if reference.merge_base else ''}", 80)
+
+
+def repository(folder: Path) -> Path:
+    """The root of the working tree around a folder; errors as for `resolve`."""
+    found = git(folder, "rev-parse", "--show-toplevel", check=False)
+    if found.returncode:
+        said = _last_line(found.stderr)
+        if "dubious ownership" in found.stderr.decode("utf-8", "replace"):
+            raise CheckpointError(
+                f"git does not trust {escape(str(folder))}, which belongs to another user: "
+                f"git config --global --add safe.directory {escape(str(folder))}"
+            )
+        if "not a git repository" in said:
+            raise CheckpointError(f"{escape(str(folder))} is not in a git repository, and git: needs one")
+        raise CheckpointError(f"git can't read the repository of {escape(str(folder))}: {said}")
+    root = os.fsdecode(found.stdout.removesuffix(b"\n"))
+    if not root:
+        raise CheckpointError(f"{escape(str(folder))} is in a bare git repository, which has no working tree")
+    return Path(root)
+
+
+def git(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[bytes]:
+    """Run git without hooks, prompts and locks.
+
+    Raises:
+        CheckpointError: git is not installed, or with `check` it failed.
+    """
+    command = ["git", "-c", "core.fsmonitor=false", "-c", "core.quotePath=false", *arguments]
+    try:
+        done = subprocess.run(  # noqa: S603  # arguments are a list, and a REF stands behind --end-of-options
+            command, cwd=folder, env=environment() | _QUIET, input=b"", capture_output=True, check=False
+        )
+    except FileNotFoundError:
+        raise CheckpointError("git: needs the command git, which is not installed") from None
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise CheckpointError(f"git can't be run in {escape(str(folder))}: {why}") from None
+    if check and done.returncode:
+        raise CheckpointError(f"git {arguments[0]} failed: {_last_line(done.stderr)}")
+    return done
+
+
+def environment() -> dict[str, str]:
+    """The environment without what ties git to another repository, as that of a git hook does."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") or name.startswith("GIT_CONFIG_")
+    }
+
+
+def _commit(root: Path, ref: str) -> str:
+    if sha := _found(root, ref):
+        return sha
+    hint = _shallow(root) or _near(root, ref)
+    raise CheckpointError(f"git knows no commit '{escape(ref)}' in {escape(str(root))}{hint}")
+
+
+def _found(root: Path, ref: str) -> str:
+    """The commit that git finds under a name, or ``""``."""
+    asked = "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}"
+    return git(root, *asked, check=False).stdout.decode("ascii", "replace").strip()
+
+
+def _shallow(root: Path) -> str:
+    answer = git(root, "rev-parse", "--is-shallow-repository", check=False).stdout.strip()
+    if answer != b"true":
+        return ""
+    return (
+        ": the clone is shallow. Fetch the history: fetch-depth: 0 for actions/checkout, GIT_DEPTH: 0 in "
+        "GitLab, else git fetch --unshallow"
+    )
+
+
+def _near(root: Path, ref: str) -> str:
+    """What may have been meant: the branch of a remote, or how to get it."""
+    remotes = git(root, "remote", check=False).stdout.decode("utf-8", "replace").split()
+    for remote in remotes:
+        if _found(root, f"{remote}/{ref}"):
+            return f"; did you mean git:{escape(f'{remote}/{ref}')}?"
+    remote, slash, branch = ref.partition("/")
+    if slash and remote in remotes:
+        return f"; fetch it: git fetch {escape(remote)} {escape(branch)}"
+    return ""
+
+
+def _last_line(stderr: bytes) -> str:
+    lines = [line for line in stderr.decode("utf-8", "replace").splitlines() if line.strip()]
+    return escape((lines or ["no message"])[-1].removeprefix("fatal: "), 200)
