@@ -120,9 +120,8 @@ class _Blobs:
         self._asked.flush()
         about = self._answers.readline().split()
         if len(about) != 3:
-            raise CheckpointError(
-                f"git can't read the object {sha}, which the clone lacks: git fetch --refetch"
-            )
+            lacking = f"git can't read object {sha}, which the clone lacks: git fetch --refetch"
+            raise CheckpointError(lacking)
         left, head = int(about[2]), b""
         while left:
             piece = self._answers.read(min(left, _PIECE))
