@@ -10,24 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_ckptcompat.checkpoint.dcp_writer import check_replaceable, write_dcp
 from pytest_ckptcompat.checkpoint.safetensors_writer import write_safetensors
 from pytest_ckptcompat.checkpoint.torch_zip_writer import write_torch_zip
-from pytest_ckptcompat.checkpoint.wrappers import CHOOSING, state_dict_at
+from pytest_ckptcompat.checkpoint.wrappers import state_dict_at
 from pytest_ckptcompat.checkpoint.written_object import Content
 from pytest_ckptcompat.checkpoint.written_tensor import Value
 from pytest_ckptcompat.core import memory
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.files.atomic_write import whole_file
-from pytest_ckptcompat.optimizer.growth import grown, regrouped, rewritten
-from pytest_ckptcompat.optimizer.naming import naming, tied_names
-from pytest_ckptcompat.optimizer.parameter_order import evidence
-from pytest_ckptcompat.optimizer.state import Saved, misfits, saved_states
+from pytest_ckptcompat.files.paths import is_url
 from pytest_ckptcompat.tensors.deferred import DeferredTensor
 from pytest_ckptcompat.tensors.difference import memory as place
 from pytest_ckptcompat.verification.comparison import compare
 
+from .averages import grown_averages
+from .resuming import MisfitError, Resuming
+from .waivers import Waiver, settle
+
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Mapping
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from torch import nn
 
@@ -36,12 +38,10 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.applied import Applied
     from pytest_ckptcompat.recipes.recipe import Recipe
 
+__all__ = ["MisfitError", "Written", "apply"]
+
 _TORCH = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 _ROOT = "archive"  # torch takes any; one that does not depend on the file's name gives the same bytes
-
-
-class MisfitError(ValueError):
-    """The grown checkpoint does not fit the model, so it is not written."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Written:
     Attributes:
         path: where.
         tensors: how many tensors the state dict has.
-        nbytes: the size of the file.
+        nbytes: the size of the file, or of the files of a folder.
         notes: what became of the rest of the checkpoint, where that needs saying.
     """
 
@@ -66,49 +66,110 @@ class Written:
 
 
 def apply(
-    checkpoint: Checkpoint, model: nn.Module, recipe: Recipe, out_path: str | os.PathLike[str]
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    recipe: Recipe,
+    out_path: str | os.PathLike[str],
+    *,
+    source_model: nn.Module | None = None,
+    optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
+    optimizer_state: Checkpoint | None = None,
+    allow: Sequence[Waiver] = (),
+    force: bool = False,
 ) -> Written:
     """Write the checkpoint that a recipe makes of an old one.
 
     A ``.safetensors`` file holds the state dict alone, of tied tensors one name (its metadata says which).
     A torch file (``.pth``, ``.pt``, ``.ckpt``, ``.bin``) holds what the old one held: its outer object, ties,
-    ``_metadata``, and the optimizer's state, grown as well; ``torch.load(weights_only=True)`` reads it.
+    ``_metadata``, and the state of optimizers and averages of the weights, grown as well;
+    ``torch.load(weights_only=True)`` reads it. A folder (a path that has no suffix or ends with a slash) is a
+    distributed checkpoint that holds the same.
 
-    Memory holds what the recipe makes anew, and one further tensor at a time. The file appears whole or not
-    at all.
+    Memory holds what the recipe makes anew, and one further tensor at a time. What is written appears whole
+    or not at all.
 
     Args:
         checkpoint: the old one.
         model: the new model; one on meta will do.
         recipe: how the one becomes the other.
         out_path: where to write; an old file there is replaced.
+        source_model: the model that the checkpoint was made for, which shows whose optimizer state is whose.
+        optimizer: makes the new optimizer, as in `check`: its groups are those that are written.
+        optimizer_state: the optimizer's state where it has a file of its own; written beside `out_path`.
+        allow: waivers: keys that they cover may be missing, or too many.
+        force: replace the checkpoint itself, or a folder.
 
     Raises:
         CheckpointError: the old checkpoint's values can't be read.
         RecipeError: the recipe does not apply.
-        MisfitError: what it makes does not load into the model.
-        ValueError: the file's name says no format, or the format can't hold the checkpoint.
+        MisfitError: what it makes does not load into the model, or the optimizer's state can't be matched.
+        ValueError: the file's name says no format, the format can't hold the checkpoint, or `out_path` is the
+            checkpoint itself.
         OSError: the file can't be written.
     """
-    suffix = Path(out_path).suffix.lower()
-    if suffix != ".safetensors" and suffix not in _TORCH:
-        raise ValueError(f"{escape(os.fspath(out_path))}: write a .safetensors or a .pth file")
+    out = os.fspath(out_path)
+    kind = _format(out)
+    if not force:
+        _keep_source(checkpoint, out)
+        if kind == "folder":
+            check_replaceable(out)
     target = model.state_dict()
-    _hold_fit(recipe.apply(checkpoint.meta(), target), model)
-    growth = recipe.run(checkpoint.stored(), target)
-    tensors = sum(isinstance(value, torch.Tensor) for value in growth.state_dict.values())
-    values = _values(growth.state_dict, model)
+    _hold_fit(recipe.apply(checkpoint.meta(), target), model, allow)
+    applied = recipe.run(checkpoint.stored(), target)
+    tensors = sum(isinstance(value, torch.Tensor) for value in applied.state_dict.values())
+    values = _values(applied.state_dict, model)
+    if kind == "safetensors":
+        return Written(out, tensors, *_write_safetensors(checkpoint, values, out))
+    resuming = Resuming(checkpoint, recipe, applied, model, source_model, optimizer, allow)
+    content = Content(lambda spec: _stored(checkpoint, spec))
+    notes: list[str] = []
+    whole = _state(values, applied, content)
+    inner = state_dict_at(checkpoint.wrapper, checkpoint.state_dict_key)
+    if inner is not checkpoint.wrapper and isinstance(checkpoint.wrapper, dict):
+        content.instead(inner, whole)
+        notes += resuming.rewrite(content, by_name=kind == "folder")
+        notes += grown_averages(content, checkpoint, inner, recipe, applied, model)
+        whole = content.of(checkpoint.wrapper)
+    nbytes = _write(out, whole)
+    if optimizer_state is not None:
+        notes.append(_write_beside(out, optimizer_state, resuming, by_name=kind == "folder"))
+    notes += [f"{path} is left out: an object of a class" for path in content.left_out]
+    return Written(out, tensors, nbytes, tuple(notes))
+
+
+def _format(out: str) -> str:
+    suffix = Path(out).suffix.lower()
+    if out.endswith(("/", os.sep)) or Path(out).is_dir() or not suffix:
+        return "folder"
     if suffix == ".safetensors":
-        notes = _write_safetensors(checkpoint, values, out_path)
-    else:
-        notes = _write_torch(checkpoint, values, growth, recipe, model, out_path)
-    return Written(os.fspath(out_path), tensors, Path(out_path).stat().st_size, tuple(notes))
+        return "safetensors"
+    if suffix in _TORCH:
+        return "torch"
+    raise ValueError(
+        f"{escape(out)}: write a .safetensors or a .pth file, or a folder (which ends with a slash) for a "
+        "distributed checkpoint"
+    )
 
 
-def _hold_fit(state_dict: Mapping[str, Any], model: nn.Module) -> None:
+def _keep_source(checkpoint: Checkpoint, out: str) -> None:
+    """Refuse to write over a file that the values come from."""
+    files = {extent.file for extents in checkpoint.contents.header.storages.values() for extent in extents}
+    for file in {checkpoint.path, *files}:
+        if not is_url(file) and os.path.lexists(out) and os.path.exists(file) and os.path.samefile(file, out):  # noqa: PTH110, PTH121
+            raise ValueError(
+                f"{escape(out)} is the checkpoint itself, which only --force (force=True) replaces"
+            )
+
+
+def _hold_fit(state_dict: Mapping[str, Any], model: nn.Module, allow: Sequence[Waiver]) -> None:
     comparison = compare(model, state_dict)
-    if not comparison.fits:
-        first = next(found for found in comparison.findings if found.severity == "error")
+    wrong = [
+        found
+        for found in settle(comparison.findings, allow, judged=lambda _: False)
+        if found.severity == "error"
+    ]
+    if wrong:
+        first = wrong[0]
         sides = " → ".join(filter(None, (first.checkpoint, first.model))) or first.message
         raise MisfitError(
             f"the grown checkpoint does not fit the model: {len(comparison.mismatched)} "
@@ -137,87 +198,47 @@ def _value(tensor: torch.Tensor, owner: Hashable) -> Value:
     return Value(tuple(tensor.shape), tensor.dtype, read, (place(tensor), owner))
 
 
-def _write_safetensors(
-    checkpoint: Checkpoint, values: Mapping[str, Any], out_path: str | os.PathLike[str]
-) -> list[str]:
-    for key, value in values.items():
-        if not isinstance(value, Value):
-            raise ValueError(f"{escape(key)} is no tensor, and safetensors holds nothing else: write .pth")
-    with whole_file(out_path) as file:
-        write_safetensors(file, values, {"format": "pt"})
-    return ["the state dict alone: safetensors holds nothing else"] if checkpoint.state_dict_key else []
-
-
-def _write_torch(
-    checkpoint: Checkpoint,
-    values: Mapping[str, Any],
-    growth: Applied,
-    recipe: Recipe,
-    model: nn.Module,
-    out_path: str | os.PathLike[str],
-) -> list[str]:
-    content = Content(lambda spec: _stored(checkpoint, spec))
+def _state(values: Mapping[str, Any], applied: Applied, content: Content) -> OrderedDict[str, Any]:
     state: OrderedDict[str, Any] = OrderedDict(
         (key, value if isinstance(value, Value) else content.of(value)) for key, value in values.items()
     )
-    if (metadata := getattr(growth.state_dict, "_metadata", None)) is not None:
+    if (metadata := getattr(applied.state_dict, "_metadata", None)) is not None:
         state._metadata = OrderedDict(metadata)  # type: ignore[attr-defined]
-    whole: Any = state
-    notes: list[str] = []
-    inner = state_dict_at(checkpoint.wrapper, checkpoint.state_dict_key)
-    if inner is not checkpoint.wrapper and isinstance(checkpoint.wrapper, dict):
-        content.instead(inner, state)
-        notes += _write_optimizers(content, checkpoint, growth, recipe, model)
-        notes += _siblings(checkpoint.wrapper, inner, growth)
-        whole = content.of(checkpoint.wrapper)
-    with whole_file(out_path) as file:
+    return state
+
+
+# -- files -------------------------------------------------------------------------------------------------
+
+
+def _write(out: str, whole: Any) -> int:
+    """Write a torch file or a folder; the bytes that it takes."""
+    if _format(out) == "folder":
+        return write_dcp(out, whole)
+    with whole_file(out) as file:
         write_torch_zip(file, whole, _ROOT)
-    return [*notes, *(f"{path} is left out: an object of a class" for path in content.left_out)]
+    return Path(out).stat().st_size
 
 
-def _write_optimizers(
-    content: Content, checkpoint: Checkpoint, growth: Applied, recipe: Recipe, model: nn.Module
-) -> Iterator[str]:
-    for saved in saved_states(checkpoint.wrapper):
-        try:
-            content.instead(saved.node, content.of(_regrown(saved, checkpoint, growth, recipe, model)))
-            yield f"{saved.path} is grown too"
-        except LookupError as reason:
-            content.leave_out(saved.node)
-            yield f"{saved.path} is left out: {reason}"
+def _write_safetensors(
+    checkpoint: Checkpoint, values: Mapping[str, Any], out: str
+) -> tuple[int, tuple[str, ...]]:
+    for key, value in values.items():
+        if not isinstance(value, Value):
+            raise ValueError(f"{escape(key)} is no tensor, and safetensors holds nothing else: write .pth")
+    with whole_file(out) as file:
+        write_safetensors(file, values, {"format": "pt"})
+    notes = ("the state dict alone: safetensors holds nothing else",) if checkpoint.state_dict_key else ()
+    return Path(out).stat().st_size, notes
 
 
-def _siblings(wrapper: dict[Any, Any], inner: Any, growth: Applied) -> Iterator[str]:
-    """Further state dicts of the same model, such as an average of its weights."""
-    changed = {old for key in growth.touched for old in growth.sources.get(key, (key,))}
-    for name, part in wrapper.items():
-        if part is not inner and isinstance(part, dict) and not changed.isdisjoint(part):
-            yield f"{escape(str(name), 60)} is kept as it was: name it with {CHOOSING} to grow it"
-
-
-def _regrown(
-    saved: Saved, checkpoint: Checkpoint, growth: Applied, recipe: Recipe, model: nn.Module
-) -> dict[Any, Any]:
-    """The optimizer state dict of the new model; only what the recipe changes is read.
-
-    Raises:
-        LookupError: whose state it is, or where new parameters belong, can't be told.
-        MisfitError: the state does not have the parameters' shapes.
-    """
-    old = checkpoint.meta()
-    parameters = dict(model.named_parameters())
-    shapes = {key: tuple(value.shape) for key, value in old.items() if isinstance(value, torch.Tensor)}
-    told = evidence(lambda named: [list(named)], growth.origin, old, model)
-    names = naming(saved, told.candidates, shapes, told.doubts)
-    state = grown(recipe, saved.named(names), old, model.state_dict(), checkpoint.materialise)
-    tied = tied_names(model)
-    placed = {tied.get(name, name): slots for name, slots in state.items()}
-    for name, slot in misfits(placed, {name: tuple(each.shape) for name, each in parameters.items()}):
-        raise MisfitError(f"{saved.path}: {slot} of {escape(name)} does not have its parameter's shape")
-    groups = regrouped(
-        names, list(old), list(parameters), {name: growth.origin.get(name) for name in parameters}
-    )
-    return rewritten(saved, groups, placed)
+def _write_beside(out: str, state: Checkpoint, resuming: Resuming, *, by_name: bool) -> str:
+    """Write the state of an optimizer that had a file of its own, grown, to a file of its own again."""
+    content = Content(lambda spec: _stored(state, spec))
+    notes = list(resuming.rewrite(content, state, by_name=by_name))
+    path = Path(out)
+    beside = f"{path.with_suffix('')}.optimizer{path.suffix}"
+    _write(beside, content.of(state.wrapper))
+    return "; ".join([f"{escape(beside)} is written beside it", *notes])
 
 
 def _stored(checkpoint: Checkpoint, spec: TensorSpec) -> Value:

@@ -16,8 +16,10 @@ from pytest_ckptcompat.core.findings import Finding, finding
 from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.tensors.difference import magnitude
 
+from .growth import RESET
 from .naming import tied_names
-from .state import ELEMENTWISE, NONNEGATIVE, Naming, Saved, State, misfits
+from .slots import ELEMENTWISE, NONNEGATIVE
+from .state import Naming, Saved, State, misfits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -56,6 +58,15 @@ def left_behind(state: State, parameters: Mapping[str, Any], before: Mapping[str
     ]
 
 
+def left_out(reasons: Mapping[str, str]) -> list[Finding]:
+    """State that is not carried along though nobody asked for that: its parameters start anew."""
+    return [
+        finding("optimizer-missing", name, message=f"its state is left out, since {reason}: it starts anew")
+        for name, reason in reasons.items()
+        if reason != RESET
+    ]
+
+
 def impossible(state: State) -> list[Finding]:
     """Values that no training leaves."""
     return [
@@ -85,6 +96,19 @@ def foreign(optimizer: torch.optim.Optimizer, state: State) -> str:
     if not has or kind not in _NEEDED or (_needed(optimizer) <= has and has & _NEEDED[kind]):
         return ""
     return f"{', '.join(sorted(has))} is not the state of {kind}"
+
+
+def refused(saved: Saved, groups: Naming) -> list[Finding]:
+    """Groups of other sizes than the saved ones, which torch's ``load_state_dict`` refuses."""
+    sizes = [len(group) for group in groups]
+    if saved.layout != "numbered" or sizes == saved.lengths:
+        return []
+    theirs, ours = (" + ".join(map(str, counts)) for counts in (saved.lengths, sizes))
+    text = (
+        f"torch's load_state_dict refuses it: {saved.path} has groups of {theirs} parameters, and the groups "
+        f"that optimizer= makes have {ours}"
+    )
+    return [finding("optimizer-error", message=text)]
 
 
 def changed_kind(reason: str) -> Finding:

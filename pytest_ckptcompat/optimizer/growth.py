@@ -1,21 +1,39 @@
-"""An optimizer's state dict written anew: numbered as the new model's optimizer numbers its parameters."""
+"""Optimizer state taken through a recipe: each operator carries it as its plan says, or it is left out."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pytest_ckptcompat.recipes.plan import Write
 
-from .state import ELEMENTWISE, SQUARES, State
+from .slots import carried, is_elementwise, unknown_form
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from pytest_ckptcompat.recipes.recipe import Recipe
 
-    from .state import Naming, Saved, State
+    from .state import State
+
+    Read = Callable[[Any], torch.Tensor]
+
+RESET = "its operator starts it anew"
+
+
+@dataclass(frozen=True)
+class Grown:
+    """What a recipe made of optimizer state.
+
+    Attributes:
+        state: by the new names.
+        left_out: new name of a parameter whose state is not carried along -> why.
+    """
+
+    state: State
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def grown(
@@ -23,104 +41,68 @@ def grown(
     state: State,
     old: Mapping[str, Any],
     target: Mapping[str, Any],
-    materialise: Callable[[Any], torch.Tensor] = lambda tensor: tensor,
-) -> State:
+    read: Read = lambda tensor: tensor,
+) -> Grown:
     """The state under the new names, in the new shapes.
 
     A parameter that is left as it is keeps its state, whatever that holds. Of one that changes, every tensor
-    of the parameter's shape is carried along, averages of squares as such; counts such as ``step`` go on. One
-    whose operator starts it anew, or that comes from one without state, has none.
+    of the parameter's shape is carried along and counts such as ``step`` go on. Its state is left out as a
+    whole if a part of it is not understood, if its operator starts it anew, or if only some of the parameters
+    that it is made of have state.
 
     Args:
         recipe: how the weights become the new ones.
         state: by the old names.
         old: the old state dict on the meta device.
         target: key -> anything with a shape and a dtype: what the new model has.
-        materialise: gives the values of whatever stands for a tensor in `state`; asked of what changes alone.
+        read: gives the values of whatever stands for a tensor in `state`; asked of what changes alone.
     """
+    found = Grown(state)
     with torch.no_grad():
         for step in recipe.steps(old, target):
             writes = (
                 write for key in step.before for write in step.edit.plan.get(key, (Write(key, (key,)),))
             )
-            carried = {write.key: _carried(write, state, step.before, materialise) for write in writes}
-            state = {key: slots for key, slots in carried.items() if slots}
-    return state
+            found = _step(found, writes, step.before, read)
+    return found
+
+
+def _step(found: Grown, writes: Any, before: Mapping[str, Any], read: Read) -> Grown:
+    state: dict[str, Mapping[str, Any]] = {}
+    left_out: dict[str, str] = {}
+    for write in writes:
+        reasons = [found.left_out[source] for source in write.sources if source in found.left_out]
+        slots, reason = ({}, reasons[0]) if reasons else _carried(write, found.state, before, read)
+        if reason:
+            left_out[write.key] = reason
+        elif slots:
+            state[write.key] = slots
+    return Grown(state, left_out)
 
 
 def _carried(
-    write: Write, state: State, before: Mapping[str, Any], materialise: Callable[[Any], torch.Tensor]
-) -> Mapping[str, Any]:
+    write: Write, state: State, before: Mapping[str, Any], read: Read
+) -> tuple[Mapping[str, Any], str]:
+    """The state of what one write makes, or why there is none."""
     sources = [state.get(source, {}) for source in write.sources]
-    if not sources or not all(sources):
-        return {}
+    if not any(sources):
+        return {}, ""
+    if write.make is None:
+        return sources[0], ""
     if write.optimizer_transform is None:
-        return sources[0] if write.make is None else {}
-    slots: dict[str, Any] = {}
+        return {}, RESET
+    shapes = [tuple(before[source].shape) for source in write.sources]
+    for slots, shape in zip(sources, shapes, strict=True):
+        if slot := unknown_form(slots, shape):
+            return {}, f"{slot} has another form than the parameter"
+        if slots.keys() != sources[0].keys():
+            return {}, "the parameters that it is made of have different state"
+    made: dict[str, Any] = {}
     for slot, first in sources[0].items():
-        values = [source.get(slot) for source in sources]
-        shapes = [tuple(before[source].shape) for source in write.sources]
-        if slot != "step" and all(map(_each_element, [slot] * len(values), values, shapes)):
-            slots[slot] = write.optimizer_transform(slot in SQUARES, *map(materialise, values))
-        else:
-            slots[slot] = first
-    return slots
-
-
-def _each_element(slot: str, value: Any, shape: tuple[int, ...]) -> bool:
-    return hasattr(value, "shape") and (slot in ELEMENTWISE or tuple(value.shape) == shape)
-
-
-def rewritten(saved: Saved, groups: Naming, state: State) -> dict[Any, Any]:
-    """The state dict of `saved` with other parameters; whatever else it holds is kept.
-
-    Args:
-        saved: the old one.
-        groups: the names of each group's parameters, in their new order.
-        state: by name; a parameter may have none.
-    """
-    numbers: dict[str, int] = {}
-    listed = []
-    for group, names in zip(saved.groups, groups, strict=True):
-        for name in names:
-            numbers[name] = len(numbers)
-        own = {"params": [numbers[name] for name in names]}
-        listed.append({**group.options, **({"param_names": list(names)} if group.names else {}), **own})
-    slots = {numbers[name]: dict(each) for name, each in state.items() if name in numbers}
-    return {**saved.node, "state": slots, "param_groups": listed}
-
-
-def regrouped(
-    names: Naming, order: Sequence[str], parameters: Sequence[str], came: Mapping[str, str | None]
-) -> list[list[str]]:
-    """The new parameters in the groups of the old ones they come from.
-
-    An optimizer that was made from ``model.parameters()``, or parts of it, had them in the model's order; the
-    new groups then have the new model's. One with an order of its own keeps every place, if every old
-    parameter became one new one.
-
-    Args:
-        names: the old names, group by group.
-        order: all old names in the old model's order.
-        parameters: all new names in the new model's order.
-        came: new name -> the old name that it comes from, or None.
-
-    Raises:
-        LookupError: it can't be told where a new parameter belongs.
-    """
-    place = {name: number for number, group in enumerate(names) for name in group}
-    ranks = {name: rank for rank, name in enumerate(order)}
-    groups: list[list[str]] = [[] for _ in names]
-    became: dict[str, list[str]] = {}
-    for name in parameters:
-        old = came[name]
-        if old is None and len(names) > 1:
-            raise LookupError(f"which group {name} belongs to can't be told")
-        if old is None or old in place:  # others were not the optimizer's, or were frozen
-            groups[0 if old is None else place[old]].append(name)
-            became.setdefault(old or "", []).append(name)
-    if all(sorted(group, key=lambda name: ranks[name]) == list(group) for group in names):
-        return groups
-    if "" not in became and all(len(became.get(old, [])) == 1 for old in place):
-        return [[became[old][0] for old in group] for group in names]
-    raise LookupError("the old optimizer had its parameters in an order of its own")
+        values = [slots[slot] for slots in sources]
+        made[slot] = first
+        if all(is_elementwise(slot, value, shape) for value, shape in zip(values, shapes, strict=True)):
+            made[slot] = carried(slot, write, [read(value) for value in values])
+            if made[slot] is None:
+                return {}, f"what {slot} means is not known"
+    return made, ""

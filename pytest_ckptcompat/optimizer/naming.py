@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,22 @@ from torch import nn
 
 from pytest_ckptcompat.core.escape import escape
 
-from .state import Naming, Saved, Shape, State, misfits
+from .slots import ELEMENTWISE
+from .state import Naming, Saved, Shape, State, misfits, rank
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
-_TELL = "give source_model=, or save the state of an optimizer made from model.named_parameters()"
+SHAPES = "its shapes"
+_REMEDIES = {
+    "optimizer": "give optimizer= (on the command line --optimizer), which shows its groups",
+    "source_model": "give source_model= (--source-model), which shows their order",
+}
+_LAST = "save it from an optimizer made from model.named_parameters()"
+
+
+class NoneFits(LookupError):  # noqa: N818  # it says what happened
+    """No state can be named."""
 
 
 def one_state(
@@ -23,6 +34,7 @@ def one_state(
     candidates: Mapping[str, Naming],
     old: Mapping[str, Any],
     doubts: Mapping[str, str] = MappingProxyType({}),
+    given: Collection[str] = ("optimizer",),
 ) -> tuple[Saved, Naming]:
     """The state that is meant, and its names.
 
@@ -31,22 +43,24 @@ def one_state(
         candidates: see `naming`.
         old: the old checkpoint's state dict.
         doubts: see `naming`.
+        given: see `naming`.
 
     Raises:
-        LookupError: none fits, or several in the same place do; the text says what to do.
+        NoneFits: none fits; the text says what to do.
+        LookupError: several in equally usual places fit.
     """
     shapes = {key: tuple(value.shape) for key, value in old.items() if isinstance(value, torch.Tensor)}
     fitting, reasons = [], []
     for saved in found:
         try:
-            fitting.append((saved, naming(saved, candidates, shapes, doubts)))
+            fitting.append((saved, naming(saved, candidates, shapes, doubts, given)))
         except LookupError as reason:
             reasons.append(reason)
     if not fitting:
-        raise reasons[0]
-    if len(fitting) > 1 and fitting[0][0].place == fitting[1][0].place:
+        raise NoneFits(str(reasons[0]))
+    if len(fitting) > 1 and rank(fitting[0][0].place) == rank(fitting[1][0].place):
         both = " and ".join(saved.path for saved, _ in fitting[:2])
-        raise LookupError(f"{both} both fit the parameters: which is meant can't be told")
+        raise LookupError(f"{both} both fit the parameters, and which is meant can't be determined")
     return fitting[0]
 
 
@@ -62,6 +76,7 @@ def naming(
     candidates: Mapping[str, Naming],
     shapes: Mapping[str, Shape],
     doubts: Mapping[str, str] = MappingProxyType({}),
+    given: Collection[str] = ("optimizer",),
 ) -> Naming:
     """Which parameter each part of the state belongs to.
 
@@ -73,10 +88,13 @@ def naming(
         candidates: where names come from -> the names of each group; of equally good ones the first is taken.
         shapes: the shape of every tensor of the old checkpoint.
         doubts: candidate -> why it is a guess, which is taken only if it is the one way to fit the shapes.
+        given: which of ``optimizer`` and ``source_model`` were given, so that no advice asks for them.
 
     Raises:
-        LookupError: it can't be told; the text says what is missing and what to do.
+        LookupError: it can't be determined; the text says what is missing and what to do.
     """
+    if saved.unread:
+        raise LookupError(f"{saved.path} was not read: {saved.unread} is too large")
     own = [group.names for group in saved.groups]
     if [len(names) for names in own] == saved.lengths and any(own):
         candidates, doubts = {"the file": own}, {}
@@ -84,18 +102,51 @@ def naming(
     for source, names in candidates.items():
         as_spelled = spelled(names, shapes)
         if as_spelled is not None and [len(group) for group in as_spelled] == saved.lengths:
-            odd = len(misfits(saved.named(as_spelled), shapes))
+            odd = len({name for name, _ in misfits(saved.named(as_spelled), shapes)})
             fitting.append((odd, as_spelled, doubts.get(source, "")))
     odd, best, doubt = min(fitting, key=lambda each: each[0], default=(0, None, ""))
     if best is None or (odd > len(saved.named(best)) / 2 and "the file" not in candidates):
-        raise LookupError(_untold(saved, candidates))
+        raise LookupError(_undetermined(saved, candidates, given))
     if doubt and (pair := _alike(best, saved.named(best), shapes)):
-        either = " or of ".join(map(escape, pair))
+        either = " or ".join(map(escape, pair))
         raise LookupError(
-            f"{saved.path} goes by position, and whether a place is that of {either} can't be told: "
-            f"{doubt}; {_TELL}"
+            f"{saved.path} goes by position, and whether a place is that of {either} can't be determined: "
+            f"{doubt}; {_remedy(given, 'source_model')}"
         )
     return best
+
+
+def by_shape(saved: Saved, parameters: Sequence[str], shapes: Mapping[str, Shape]) -> Naming | None:
+    """The names that shapes alone give, if there is one way to give them; else None.
+
+    Args:
+        saved: the state.
+        parameters: names of the old model's parameters; some may not be this optimizer's.
+        shapes: the shape of every tensor of the old checkpoint.
+    """
+    owners: dict[Shape, list[str]] = defaultdict(list)
+    for name in parameters:
+        owners[shapes[name]].append(name)
+    found = {
+        identity: _shape(saved.state.get(identity, {}), owners)
+        for group in saved.groups
+        for identity in group.ids
+    }
+    wanted = Counter(found.values())
+    if any(shape is None or wanted[shape] != 1 or len(owners[shape]) != 1 for shape in wanted):
+        return None
+    return [[owners[found[identity]][0] for identity in group.ids] for group in saved.groups]  # type: ignore[index]
+
+
+def _shape(slots: Mapping[str, Any], owners: Mapping[Shape, Any]) -> Shape | None:
+    """The shape of the parameter that these slots are of, as far as they show it."""
+    known = {
+        tuple(each.shape) for slot, each in slots.items() if slot in ELEMENTWISE and hasattr(each, "shape")
+    }
+    found = known or {
+        shape for each in slots.values() if (shape := tuple(getattr(each, "shape", ()))) and shape in owners
+    }
+    return found.pop() if len(found) == 1 else None
 
 
 def _alike(names: Naming, state: State, shapes: Mapping[str, Shape]) -> tuple[str, str] | None:
@@ -119,13 +170,20 @@ def spelled(names: Naming, keys: Mapping[str, Any]) -> Naming | None:
     return None
 
 
-def _untold(saved: Saved, candidates: Mapping[str, Naming]) -> str:
-    given = [f"{source} gives {_counts(map(len, names))}" for source, names in candidates.items()]
-    others = f" ({'; '.join(given)})" if given else ""
+def _undetermined(saved: Saved, candidates: Mapping[str, Naming], given: Collection[str]) -> str:
+    others = [f"{source} gives {_counts(map(len, names))}" for source, names in candidates.items()]
+    found = f" ({'; '.join(others)})" if others else ""
+    first = "optimizer" if len(saved.groups) > 1 else "source_model"
     return (
-        f"{saved.path} numbers {_counts(saved.lengths)} parameters and which they are can't be told{others}: "
-        f"{_TELL}"
+        f"{saved.path} has {_counts(saved.lengths)} parameters, and which is which can't be determined"
+        f"{found}: {_remedy(given, first)}"
     )
+
+
+def _remedy(given: Collection[str], first: str) -> str:
+    """What to do, of what was not done yet."""
+    open_ones = [name for name in (first, *_REMEDIES) if name not in given]
+    return _REMEDIES[open_ones[0]] if open_ones else _LAST
 
 
 def _counts(numbers: Iterable[int]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +30,12 @@ class Evidence:
     Attributes:
         candidates: where an order is known from -> the old names of each group's parameters; surest first.
         doubts: why a candidate is a guess, if it is: good only where shapes tell the parameters apart.
+        parameters: the old model's parameters in the order of the file, as far as the new model shows.
     """
 
     candidates: Mapping[str, Naming]
     doubts: Mapping[str, str] = field(default_factory=dict)
+    parameters: Sequence[str] = ()
 
 
 def evidence(
@@ -85,7 +87,7 @@ def evidence(
     for name, names in found.items():
         if names is not None and names not in candidates.values():
             candidates[name] = names
-    return Evidence(candidates, doubts)
+    return Evidence(candidates, doubts, file)
 
 
 class _Parameters:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -14,10 +15,9 @@ from pytest_ckptcompat.tensors.footprint import tensors
 
 from . import faults
 from .growth import grown
-from .naming import one_state, tied_names
-from .parameter_order import Evidence, evidence
+from .resumption import Resumption, Training
 from .state import Naming, Saved, State, saved_states
-from .trial import Factory, OptimizerError, ghosts, made, step
+from .trial import Factory, OptimizerError, Unavailable, ghosts, groups_of, made, step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,28 +49,26 @@ def check_optimizer(
         source: the model that the checkpoint was made for, if it is known; one without memory will do.
     """
     old, target = checkpoint.meta(), model.state_dict()
-    return judged(
-        factory,
-        wrapper=checkpoint.wrapper,
-        materialise=checkpoint.materialise,
-        old=old,
-        grow=lambda state: grown(recipe, state, old, target),
-        origin=recipe.run(old, target).origin,
-        model=model,
+    applied = recipe.run(old, target)
+    training = Training(
+        lambda state: grown(recipe, state, old, target),
+        applied.origin,
+        old,
+        model,
         source=source,
+        changed=applied.touched.keys(),
+        sources=applied.sources,
     )
+    return judged(factory, checkpoint.wrapper, checkpoint.materialise, training, plain=not recipe.operators)
 
 
 def judged(
     factory: Factory,
-    *,
     wrapper: Any,
     materialise: Callable[[Any], torch.Tensor],
-    old: Mapping[str, Any],
-    grow: Callable[[State], State],
-    origin: Mapping[str, str | None],
-    model: nn.Module,
-    source: nn.Module | None = None,
+    training: Training,
+    *,
+    plain: bool = False,
 ) -> tuple[list[Promise], list[Finding]]:
     """`check_optimizer` of anything that has the form of a checkpoint and of a recipe.
 
@@ -78,37 +76,40 @@ def judged(
         factory: as there.
         wrapper: the checkpoint's outer object.
         materialise: gives the values of a tensor in it, in memory of their own.
-        old: the old state dict, of which only shapes are looked at.
-        grow: the state under the old names -> the state under the new ones.
-        origin: new key -> the old key that it comes from, or None.
-        model: as there.
-        source: as there.
+        training: what is known of both models.
+        plain: whether the state is resumed as it is, without a recipe.
     """
     promises: list[Promise] = []
     findings: list[Finding] = []
     try:
+        model, old, origin = training.model, training.old, training.origin
         parameters = dict(model.named_parameters())
         optimizer, groups = made(factory, ghosts(parameters))
-        told = evidence(lambda named: _groups(factory, named), origin, old, model, source)
-        saved, names = _meant(saved_states(wrapper), told, old)
+        training = replace(training, grouping=lambda named: groups_of(factory, named))
+        saved, names = _meant(saved_states(wrapper), training)
         stored = saved.named(names)
         _none(faults.misshapen(stored, old))
         before = _read(stored, materialise)
-        after = _placed(grow(before), model)
+        resumption = training.resumed(saved, names, before)
+        after = resumption.state
         came = {name: origin.get(name, name) or "" for name in parameters}
-        _none(faults.misshapen(after, parameters))
-        _none(faults.left_behind(after, parameters, _by_new_name(old, came)))
+        wrong = faults.misshapen(after, parameters)
+        _none(wrong + faults.left_behind(after, parameters, _by_new_name(old, came)))
+        _none(faults.refused(saved, groups) if plain else [])
         _none(faults.impossible(after))
         if reason := faults.foreign(optimizer, after):
             _unchecked(STATE, reason, faults.changed_kind(reason))
         _none(faults.incomplete(optimizer, after))
-        promises.append(_kept(optimizer, groups, _by_new_name(before, came), after))
+        promises.append(_kept(optimizer, groups, _by_new_name(before, came), resumption))
+        findings += faults.left_out(resumption.left_out)
         findings += faults.displaced(saved, names, groups, origin, old, model)
         findings += faults.restarts(
             _by_new_name(before, came), after, _by_new_name(_betas(saved, names), came)
         )
         _step(factory, parameters, after, saved, materialise)
         promises.append(Promise(STEP, "kept", f"one step of {type(optimizer).__name__}, all finite"))
+    except Unavailable as reason:
+        promises.append(Promise(STEP, "unchecked", str(reason)))
     except OptimizerError as error:
         promises.append(Promise(STEP, "broken", str(error)))
         findings.append(finding("optimizer-error", message=str(error)))
@@ -140,22 +141,18 @@ def _none(wrong: list[Finding]) -> None:
         raise _StoppedError(Promise(STATE, "broken", detail), wrong)
 
 
-def _groups(factory: Factory, parameters: Mapping[str, nn.Parameter]) -> Naming | None:
-    """The names of each group's parameters; None if the factory does not take these, as one going by name."""
-    try:
-        return made(factory, ghosts(parameters))[1]
-    except OptimizerError:
-        return None
-
-
-def _meant(found: list[Saved], told: Evidence, old: Mapping[str, Any]) -> tuple[Saved, Naming]:
+def _meant(found: list[Saved], training: Training) -> tuple[Saved, Naming]:
     if not found:
         missing = finding("optimizer-missing", message="the checkpoint has no optimizer state")
         _unchecked(STATE, "the checkpoint has none", missing)
     try:
-        return one_state(found, told.candidates, old, told.doubts)
+        return training.only_state(found)
     except LookupError as reason:
-        _unchecked(STATE, "whose it is can't be told", finding("optimizer-error", message=str(reason)))
+        _unchecked(
+            STATE,
+            "which parameter has which can't be determined",
+            finding("optimizer-error", message=str(reason)),
+        )
 
 
 def _read(state: State, materialise: Callable[[Any], torch.Tensor]) -> State:
@@ -170,25 +167,18 @@ def _values(slots: Mapping[str, Any], materialise: Callable[[Any], torch.Tensor]
     return {slot: materialise(value) if hasattr(value, "shape") else value for slot, value in slots.items()}
 
 
-def _placed(state: State, model: nn.Module) -> State:
-    """The grown state under the names that the new model's optimizer has."""
-    tied = tied_names(model)
-    placed: dict[str, Mapping[str, Any]] = {}
-    for name, slots in state.items():
-        placed.setdefault(tied.get(name, name), slots)
-    return placed
-
-
 def _by_new_name(by_old_name: Mapping[str, Any], came: Mapping[str, str]) -> dict[str, Any]:
     return {name: by_old_name[old] for name, old in came.items() if old in by_old_name}
 
 
-def _kept(optimizer: torch.optim.Optimizer, groups: Naming, before: State, after: State) -> Promise:
+def _kept(optimizer: torch.optim.Optimizer, groups: Naming, before: State, resumption: Resumption) -> Promise:
     names = [name for group in groups for name in group]
+    after = resumption.state
     served = sum(name in after for name in names)
     grew = [name for name in names if _grew(before.get(name, {}), after.get(name, {}))]
     rows = f", old rows of {len(grew)} kept" if grew else ""
-    return Promise(STATE, "kept", f"{type(optimizer).__name__}: {served} of {len(names)} by name{rows}")
+    anew = f", {len(resumption.left_out)} start anew" if resumption.left_out else ""
+    return Promise(STATE, "kept", f"{type(optimizer).__name__}: {served} of {len(names)} by name{rows}{anew}")
 
 
 def _grew(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:

@@ -1,12 +1,15 @@
-"""Optimizer state inside a training checkpoint: where it is, and which parameter each part belongs to."""
+"""Optimizer state inside a training checkpoint: where it is, and how it is laid out there."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.formats.pickle_stubs import Stub
+
+from .slots import ELEMENTWISE
 
 Shape = tuple[int, ...]
 
@@ -16,20 +19,11 @@ Naming = Sequence[Sequence[str]]
 State = Mapping[str, Mapping[str, Any]]
 """Parameter name -> slot (``exp_avg``, ``step``) -> a number, or a tensor."""
 
-ELEMENTWISE = frozenset({
-    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "sum",
-    "acc_delta", "ax", "prev", "step_size",
-})  # fmt: skip
-"""What torch's optimizers keep for every element of a parameter, and so in its shape."""
-
-SQUARES = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"})
-"""Averages and sums of squared gradients: where a gradient is halved they are quartered."""
-
-NONNEGATIVE = SQUARES | {"exp_inf", "acc_delta", "step"}
-"""What can't be negative; a root is taken of most."""
+Layout = Literal["numbered", "named", "flat"]
 
 _USUAL = ("optimizer", "optimizer_state_dict", "optimizer_states", "optim", "optimizer_state", "opt")
 _DEPTH, _WIDTH = 4, 1000
+_STATE, _GROUPS = "state.", "param_groups."
 
 
 @dataclass(frozen=True)
@@ -51,12 +45,17 @@ class Saved:
         node: the state dict itself.
         state: a parameter's id -> slot (``exp_avg``, ``step``, ...) -> a number, or whatever stands for a
             tensor and has a ``shape``.
+        layout: ``numbered`` as torch's optimizers write it; ``named`` by parameter, and ``flat`` with one key
+            for each value (``state.fc.weight.exp_avg``), as ``torch.distributed.checkpoint.state_dict`` does.
+        unread: the part that the reader of the checkpoint left unread, or ``""``.
     """
 
     path: str
     groups: tuple[Group, ...]
     node: Mapping[Any, Any] = field(repr=False)
     state: Mapping[int | str, Mapping[str, Any]]
+    layout: Layout = "numbered"
+    unread: str = ""
 
     @property
     def place(self) -> str:
@@ -81,18 +80,18 @@ class Saved:
 def saved_states(wrapper: Any) -> list[Saved]:
     """Every optimizer state dict in the outer object of a checkpoint, the usual places first.
 
-    It is known by its form (``state`` and ``param_groups``), so every layout is found up to four levels deep:
-    ``optimizer``, ``optimizer_state_dict``, Lightning's list ``optimizer_states``, ``optim``, any other.
+    It is known by its form, so every layout is found up to four levels deep: ``optimizer``,
+    ``optimizer_state_dict``, Lightning's list ``optimizer_states``, ``optim``, any other.
     """
     found: list[Saved] = []
     pending: list[tuple[str, Any, int]] = [("", wrapper, 0)]
     for path, node, depth in pending:  # which grows as it is walked: breadth first, without recursion
-        saved = _saved(path, node)
+        saved = _saved(path, node) or _flat(path, node)
         if saved is not None:
             found.append(saved)
         elif depth < _DEPTH:
             pending.extend((name, child, depth + 1) for name, child in _children(path, node))
-    return sorted(found, key=lambda saved: _rank(saved.place))
+    return sorted(found, key=lambda saved: rank(saved.place))
 
 
 def _children(path: str, node: Any) -> list[tuple[str, Any]]:
@@ -105,8 +104,12 @@ def _children(path: str, node: Any) -> list[tuple[str, Any]]:
     return [pair for pair in named if isinstance(pair[1], (Mapping, list, tuple))][:_WIDTH]
 
 
-def _rank(place: str) -> int:
+def rank(place: str) -> int:
+    """How far down a place comes in the usual ones."""
     return _USUAL.index(place) if place in _USUAL else len(_USUAL)
+
+
+# -- a state and its groups --------------------------------------------------------------------------------
 
 
 def _saved(path: str, node: Any) -> Saved | None:
@@ -115,22 +118,94 @@ def _saved(path: str, node: Any) -> Saved | None:
     state, listed = node.get("state"), node.get("param_groups")
     if not isinstance(state, Mapping) or not isinstance(listed, (list, tuple)) or not listed:
         return None
+    if unread := _unread(listed):
+        return Saved(path, (), node, {}, unread=f"param_groups{unread}")
     groups = [group for group in map(_group, listed) if group is not None]
     if len(groups) != len(listed):
         return None
     slots = {identity: each for identity, each in state.items() if isinstance(each, Mapping)}
-    return Saved(path, tuple(groups), node, slots)
+    named = any(isinstance(each, str) for group in groups for each in group.ids)
+    return Saved(path, tuple(groups), node, _by_id(slots, groups), "named" if named else "numbered")
 
 
 def _group(listed: Any) -> Group | None:
     ids = listed.get("params") if isinstance(listed, Mapping) else None
     if not isinstance(ids, (list, tuple)) or not all(isinstance(each, (int, str)) for each in ids):
         return None
+    if all(isinstance(each, str) and each.isdecimal() for each in ids):
+        ids = [int(each) for each in ids]
     names = listed.get("param_names") or (ids if all(isinstance(each, str) for each in ids) else ())
     if not isinstance(names, (list, tuple)) or len(names) != len(ids):
         names = ()
     options = {key: value for key, value in listed.items() if key not in ("params", "param_names")}
     return Group(tuple(ids), tuple(map(str, names)), options)
+
+
+def _by_id(slots: Mapping[Any, Any], groups: Sequence[Group]) -> dict[int | str, Mapping[str, Any]]:
+    """The state under the groups' ids: numbers become text where a distributed checkpoint is unpacked."""
+    ids = {identity for group in groups for identity in group.ids}
+    return {
+        int(key) if isinstance(key, str) and key not in ids and key.isdecimal() else key: each
+        for key, each in slots.items()
+    }
+
+
+def _unread(listed: Sequence[Any]) -> str:
+    """Where in the groups something was left unread."""
+    for index, group in enumerate(listed):
+        if isinstance(group, Stub):
+            return f"[{index}]"
+        for key, value in group.items() if isinstance(group, Mapping) else ():
+            if isinstance(value, Stub):
+                return f"[{index}].{escape(str(key), 60)}"
+    return ""
+
+
+# -- one key for each value --------------------------------------------------------------------------------
+
+
+def _flat(path: str, node: Any) -> Saved | None:
+    if not isinstance(node, Mapping) or not node:
+        return None
+    if not all(isinstance(key, str) and key.startswith((_STATE, _GROUPS)) for key in node):
+        return None
+    options: dict[str, dict[str, Any]] = {}
+    for key, value in node.items():
+        if key.startswith(_GROUPS):
+            name, _, option = key.removeprefix(_GROUPS).rpartition(".")
+            options.setdefault(name, {})[option] = value
+            if isinstance(value, Stub):
+                return Saved(path, (), node, {}, "flat", unread=escape(key, 80))
+    if not options:
+        return None
+    state: dict[int | str, dict[str, Any]] = {}
+    for key, value in node.items():
+        if key.startswith(_STATE):
+            name = _owner(key.removeprefix(_STATE), options)
+            if name is None:
+                return None
+            state.setdefault(name, {})[key.removeprefix(f"{_STATE}{name}.")] = value
+    return Saved(path, _grouped(options), node, state, "flat")
+
+
+def _owner(key: str, names: Mapping[str, Any]) -> str | None:
+    """The parameter that a key of the state belongs to; parts of its state may be nested."""
+    while key and key not in names:
+        key = key.rpartition(".")[0]
+    return key or None
+
+
+def _grouped(options: Mapping[str, dict[str, Any]]) -> tuple[Group, ...]:
+    """Parameters with the same options, which is all that is left of groups."""
+    groups: list[tuple[dict[str, Any], list[str]]] = []
+    for name, own in options.items():
+        for shared, names in groups:
+            if shared == own:
+                names.append(name)
+                break
+        else:
+            groups.append((own, [name]))
+    return tuple(Group(tuple(names), tuple(names), shared) for shared, names in groups)
 
 
 def misfits(state: State, shapes: Mapping[str, Shape]) -> list[tuple[str, str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +16,10 @@ from pytest_ckptcompat.tensors.seeds import seeded
 
 Factory = Callable[[Any], torch.optim.Optimizer]
 Parameters = Mapping[str, nn.Parameter]
+
+
+class Unavailable(Exception):  # noqa: N818  # nothing is wrong with the optimizer
+    """What the optimizer needs is not there in a check; the message says what."""
 
 
 class OptimizerError(Exception):
@@ -54,6 +60,14 @@ def made(factory: Factory, parameters: Parameters) -> tuple[torch.optim.Optimize
     return optimizer, groups
 
 
+def groups_of(factory: Factory, parameters: Parameters) -> list[list[str]] | None:
+    """The names of each group's parameters; None if the factory does not take these, as one going by name."""
+    try:
+        return made(factory, ghosts(parameters))[1]
+    except OptimizerError:
+        return None
+
+
 def _called(factory: Factory, parameters: Parameters) -> Any:
     with seeded(0), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -68,6 +82,7 @@ def _called(factory: Factory, parameters: Parameters) -> Any:
             cause = (
                 error if isinstance(named, (AttributeError, TypeError)) and "tuple" in str(named) else named
             )
+        _available(cause)
         raise OptimizerError(f"optimizer= raised {raised(cause)}") from cause
 
 
@@ -102,14 +117,54 @@ def step(
         try:
             optimizer.load_state_dict(_numbered(optimizer, groups, state, options))
         except (Exception, SystemExit) as error:
+            _available(error)
             raise OptimizerError(f"load_state_dict raised {raised(error)}") from error
+        _available(optimizer)
         try:
             optimizer.step()
         except (Exception, SystemExit) as error:
+            _available(error)
             raise OptimizerError(f"the step raised {raised(error)}") from error
     for name, parameter in parameters.items():
         if parameter.is_floating_point() and not bool(parameter.isfinite().all()):
             raise OptimizerError(f"the step leaves {name} not finite")
+
+
+def _available(found: torch.optim.Optimizer | BaseException) -> None:
+    """Tell apart what a check can't give an optimizer from what is wrong with it.
+
+    Raises:
+        Unavailable: it needs a closure, a process group, sparse gradients or a device that is not there.
+    """
+    if isinstance(found, torch.optim.Optimizer):
+        kind = type(found).__name__
+        if _needs_closure(found):
+            raise Unavailable(f"{kind}.step wants a closure, which computes the loss again")
+        if any(group.get("capturable") for group in found.param_groups):
+            raise Unavailable(f"{kind} was saved with capturable=True, which steps on a GPU alone")
+        return
+    text = str(found)
+    for pattern, reason in _UNAVAILABLE.items():
+        if re.search(pattern, text, re.IGNORECASE):
+            raise Unavailable(f"{reason}: {raised(found)}") from found
+
+
+_UNAVAILABLE = {
+    r"process group|environment variable (RANK|WORLD_SIZE|MASTER_\w+)": (
+        "it needs a process group, as under torchrun"
+    ),
+    r"does not support dense gradients": "it wants sparse gradients, and those of a check are dense",
+    r"capturable": "it steps on a GPU alone",
+    r"not compiled with CUDA|No NVIDIA|Torch not compiled|CUDA driver|no CUDA-capable": "it needs a GPU",
+}
+
+
+def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    try:
+        closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    except (TypeError, ValueError):
+        return False
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def _numbered(

@@ -106,9 +106,13 @@ def test_group_options_and_places_are_kept(tmp_path: Path) -> None:
     order = [name for name, each in model.named_parameters() if each.ndim < 2]
     order += [name for name, each in model.named_parameters() if each.ndim > 1]
     ckpt = saved(tmp_path / "numbered.pth", content)
-    written = apply(ckpt, Boxes(14), GROW, tmp_path / "out.pth")
-    assert written.notes[0].startswith("optimizer is left out: optimizer numbers ")
-    assert "optimizer" not in torch.load(tmp_path / "out.pth", weights_only=True)
+    with pytest.raises(MisfitError, match=r"optimizer has 14 \+ 5 parameters, .* --optimizer"):
+        apply(ckpt, Boxes(14), GROW, tmp_path / "out.pth")
+    assert not (tmp_path / "out.pth").exists()
+    assert apply(ckpt, Boxes(14), GROW, tmp_path / "out.pth", optimizer=by_rank).notes == (
+        "optimizer is grown too",
+    )
+    given = torch.load(tmp_path / "out.pth", weights_only=True)["optimizer"]
 
     for group in content["optimizer"]["param_groups"]:
         group["param_names"] = [order[number] for number in group["params"]]
@@ -117,6 +121,11 @@ def test_group_options_and_places_are_kept(tmp_path: Path) -> None:
     loaded = torch.load(tmp_path / "out.pth", weights_only=True)["optimizer"]
     for before, after in zip(content["optimizer"]["param_groups"], loaded["param_groups"], strict=True):
         assert before == after
+    assert given["state"].keys() == loaded["state"].keys()
+    assert all(
+        same_bits(given["state"][number]["exp_avg_sq"], slots["exp_avg_sq"])
+        for number, slots in loaded["state"].items()
+    )
     for number, slots in content["optimizer"]["state"].items():
         assert same_bits(loaded["state"][number]["exp_avg"][:4], slots["exp_avg"][:4])
 
@@ -249,13 +258,13 @@ def test_objects_of_classes_are_left_out_and_named(tmp_path: Path) -> None:
 
 def test_a_second_state_dict_is_kept_and_said(tmp_path: Path) -> None:
     state = settle(Boxes()).state_dict()
-    ckpt = saved(tmp_path / "net.pth", {"state_dict": state, "average": copy.deepcopy(state)})
+    ckpt = saved(tmp_path / "net.pth", {"state_dict": state, "other": copy.deepcopy(state)})
     written = apply(ckpt, Boxes(14), GROW, tmp_path / "out.pth")
     loaded = torch.load(tmp_path / "out.pth", weights_only=True)
     assert loaded["state_dict"]["out2.bias"].shape == (14,)
-    assert equal(loaded["average"], state)
+    assert equal(loaded["other"], state)
     assert written.notes == (
-        "average is kept as it was: name it with state_dict_key= (on the command line --key) to grow it",
+        "other is kept as it was: name it with state_dict_key= (on the command line --key) to grow it",
     )
 
 
@@ -263,7 +272,9 @@ def test_the_same_recipe_gives_the_same_bytes_and_may_replace_its_source(tmp_pat
     ckpt = saved(tmp_path / "net.pth", training(settle(Boxes())))
     recipe = Recipe(append("out2.*", dim=0, init="kaiming_uniform", seed=3))
     apply(ckpt, Boxes(14), recipe, tmp_path / "one.pth")
-    apply(ckpt, Boxes(14), recipe, tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=r"net\.pth is the checkpoint itself, which only --force"):
+        apply(ckpt, Boxes(14), recipe, tmp_path / "net.pth")
+    apply(ckpt, Boxes(14), recipe, tmp_path / "net.pth", force=True)
     assert (tmp_path / "one.pth").read_bytes() == (tmp_path / "net.pth").read_bytes()
 
 
@@ -319,7 +330,7 @@ def test_what_does_not_fit_is_not_written(tmp_path: Path) -> None:
 
 def test_a_file_name_must_say_the_format(tmp_path: Path) -> None:
     ckpt = saved(tmp_path / "net.pth", settle(Boxes()).state_dict())
-    with pytest.raises(ValueError, match=r"out\.h5: write a \.safetensors or a \.pth file"):
+    with pytest.raises(ValueError, match=r"out\.h5: write a \.safetensors or a \.pth file, or a folder"):
         apply(ckpt, Boxes(14), GROW, tmp_path / "out.h5")
 
 

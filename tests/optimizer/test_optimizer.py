@@ -11,7 +11,9 @@ from torch import nn
 from trainings import FACTORIES, training
 
 from pytest_ckptcompat.core import memory
-from pytest_ckptcompat.optimizer.stage import judged as judge
+from pytest_ckptcompat.optimizer.growth import Grown
+from pytest_ckptcompat.optimizer.resumption import Training
+from pytest_ckptcompat.optimizer.stage import judged as judge_training
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,6 +50,19 @@ def grow_moments(keys: tuple[str, ...], rows: int) -> Callable[[Any], Any]:
 
 
 HEAD = ("out2.weight", "out2.bias")
+
+
+def judge(
+    factory: Factory,
+    wrapper: Any,
+    materialise: Callable[[Any], torch.Tensor],
+    grow: Callable[[Any], Any],
+    origin: Mapping[str, str | None],
+    **models: Any,
+) -> tuple[list[Promise], list[Finding]]:
+    sources = {key: (old,) for key, old in origin.items() if old is not None}
+    training = Training(lambda state: Grown(grow(state)), origin, sources=sources, **models)
+    return judge_training(factory, wrapper, materialise, training)
 
 
 def judged(
@@ -283,7 +298,7 @@ def test_whose_state_it_is_must_be_told() -> None:
     [promise], [found] = judged(torch.optim.Adam, saved, source=Boxes())
     assert promise.status == "unchecked"
     assert found.rule == "optimizer-error"
-    assert "optimizer numbers 18 parameters" in found.message
+    assert "optimizer has 18 parameters" in found.message
     assert "source_model gives 19" in found.message
 
 
@@ -297,7 +312,7 @@ def test_of_several_states_the_one_that_fits_is_taken() -> None:
         == "kept"
     )
     [promise], [found] = judged(torch.optim.Adam, {**saved, "optimizer_states": [state, state]})
-    assert promise.detail == "whose it is can't be told"
+    assert promise.detail == "which parameter has which can't be determined"
     assert found.message.startswith("optimizer_states[0] and optimizer_states[1] both fit")
     assert found.rule == "optimizer-error"
     assert (

@@ -38,7 +38,9 @@ def meta(model: nn.Module) -> dict[str, torch.Tensor]:
 def test_old_rows_keep_their_moments_and_their_step(factory: Factory) -> None:
     model = settle(Boxes())
     state = by_name(model, trained(model, factory))
-    new = grown(Recipe(tile("out2.*", dim=0, optim="zeros")), state, meta(model), Boxes(14).state_dict())
+    new = grown(
+        Recipe(tile("out2.*", dim=0, optim="zeros")), state, meta(model), Boxes(14).state_dict()
+    ).state
     assert list(new) == list(state)
     for name, slots in state.items():
         assert new[name].keys() == slots.keys()
@@ -54,7 +56,7 @@ def test_old_rows_keep_their_moments_and_their_step(factory: Factory) -> None:
 def test_copied_moments_are_the_old_rows_again() -> None:
     model = settle(Boxes())
     state = by_name(model, trained(model, torch.optim.Adam))
-    new = grown(Recipe(tile("out2.*", dim=0)), state, meta(model), Boxes(14).state_dict())
+    new = grown(Recipe(tile("out2.*", dim=0)), state, meta(model), Boxes(14).state_dict()).state
     rows = torch.arange(14) % 4
     for name in HEAD:
         for slot in ("exp_avg", "exp_avg_sq"):
@@ -64,7 +66,7 @@ def test_copied_moments_are_the_old_rows_again() -> None:
 def test_second_moments_of_appended_rows_are_the_mean_of_the_old_ones() -> None:
     model = settle(Boxes())
     state = by_name(model, trained(model, torch.optim.Adam))
-    new = grown(Recipe(append("out2.*", dim=0)), state, meta(model), Boxes(14).state_dict())
+    new = grown(Recipe(append("out2.*", dim=0)), state, meta(model), Boxes(14).state_dict()).state
     for name in HEAD:
         assert not new[name]["exp_avg"][4:].any()
         old = state[name]["exp_avg_sq"]
@@ -74,7 +76,9 @@ def test_second_moments_of_appended_rows_are_the_mean_of_the_old_ones() -> None:
 def test_a_reset_starts_the_parameter_anew() -> None:
     model = settle(Boxes())
     state = by_name(model, trained(model, torch.optim.Adam))
-    new = grown(Recipe(tile("out2.*", dim=0, optim="reset")), state, meta(model), Boxes(14).state_dict())
+    new = grown(
+        Recipe(tile("out2.*", dim=0, optim="reset")), state, meta(model), Boxes(14).state_dict()
+    ).state
     assert set(state) - set(new) == set(HEAD)
 
 
@@ -83,7 +87,7 @@ def test_names_are_followed_through_several_operators() -> None:
     state = by_name(model, trained(model, torch.optim.Adam))
     target = {key.replace("out2", "head"): value for key, value in Boxes(14).state_dict().items()}
     recipe = Recipe(strip_prefix("module."), rename("out2.*", "head.*"), tile("head.*", dim=0))
-    new = grown(recipe, state, meta(model), target)
+    new = grown(recipe, state, meta(model), target).state
     assert list(new) == [name.removeprefix("module.").replace("out2", "head") for name in state]
     assert new["conv1.0.weight"] is state["module.conv1.0.weight"]
     assert new["head.weight"]["exp_avg"].shape == (14, 8)
@@ -93,7 +97,7 @@ def test_a_parameter_without_state_gets_none() -> None:
     model = settle(Boxes())
     state = by_name(model, trained(model, torch.optim.Adam))
     del state["out2.bias"]
-    new = grown(Recipe(tile("out2.*", dim=0)), state, meta(model), Boxes(14).state_dict())
+    new = grown(Recipe(tile("out2.*", dim=0)), state, meta(model), Boxes(14).state_dict()).state
     assert "out2.bias" not in new
     assert new["out2.weight"]["exp_avg"].shape == (14, 8)
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pytest_ckptcompat import Recipe, check, drop, open_checkpoint, rename, tile
-from pytest_ckptcompat.checks.apply import apply
+from pytest_ckptcompat.checks.apply import MisfitError, apply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -132,7 +132,7 @@ def renamed(moments: Moments) -> Moments:
 def unchecked(report: Report) -> str:
     """Why the state's owners can't be told; the report says so once, as an error."""
     [promise] = [each for each in report.promises if each.name.startswith("optimizer")]
-    assert (promise.status, promise.detail) == ("unchecked", "whose it is can't be told")
+    assert (promise.status, promise.detail) == ("unchecked", "which parameter has which can't be determined")
     [found] = report.findings
     assert (found.rule, found.severity) == ("optimizer-error", "error")
     return found.message
@@ -213,11 +213,14 @@ def test_sorted_keys_are_no_witness(tmp_path: Path, old: Any, new: Any) -> None:
     content, moments = trained(old())
     path = saved(tmp_path / "sorted.pth", with_sorted_keys(content))
     reason = unchecked(checked(new, path)[0])
-    assert "whether a place is that of b.weight or of a.weight can't be told" in reason
+    assert "whether a place is that of b.weight or a.weight can't be determined" in reason
     assert "give source_model=" in reason
-    written = apply(open_checkpoint(path), new(), Recipe(), tmp_path / "new.pth")
-    assert written.notes == (f"optimizer is left out: {reason}",)
-    assert "optimizer" not in torch.load(tmp_path / "new.pth", weights_only=True)
+    with pytest.raises(MisfitError, match=r"place is that of b\.weight or a\.weight can't be determined"):
+        apply(open_checkpoint(path), new(), Recipe(), tmp_path / "new.pth")
+    assert not (tmp_path / "new.pth").exists()
+    written = apply(open_checkpoint(path), new(), Recipe(), tmp_path / "new.pth", source_model=old())
+    assert written.notes == ("optimizer is grown too",)
+    assert same(resumed(new(), torch.load(tmp_path / "new.pth", weights_only=True)), moments)
     report, used = checked(new, path, source_model=old)
     assert report.ok
     assert same(used, moments)

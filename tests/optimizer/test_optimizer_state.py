@@ -8,7 +8,8 @@ from networks import Boxes, Words
 from torch import nn
 
 from pytest_ckptcompat.optimizer.naming import naming
-from pytest_ckptcompat.optimizer.state import ELEMENTWISE, NONNEGATIVE, Saved, misfits, saved_states
+from pytest_ckptcompat.optimizer.slots import ELEMENTWISE, NONNEGATIVE
+from pytest_ckptcompat.optimizer.state import Saved, misfits, saved_states
 
 
 def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -150,13 +151,13 @@ def test_what_can_not_be_told_says_what_to_do() -> None:
     saved = one(nameless(trained(model, torch.optim.Adam(model.parameters()))))
     with pytest.raises(
         LookupError,
-        match=r"optimizer numbers 19 parameters .*\(source_model gives 2 \+ 1\): give source_model=",
+        match=r"optimizer has 19 parameters.*\(source_model gives 2 \+ 1\): give source_model=",
     ):
         naming(saved, {"source_model": [["conv1.0.weight", "conv1.0.bias"], ["fc.0.weight"]]}, shapes(model))
     with pytest.raises(LookupError, match="named_parameters"):
-        naming(saved, {}, shapes(model))
+        naming(saved, {}, shapes(model), given=["optimizer", "source_model"])
     other = {key: (7, *shape) for key, shape in shapes(model).items()}
-    with pytest.raises(LookupError, match="can't be told"):
+    with pytest.raises(LookupError, match="can't be determined"):
         naming(saved, {"the new model": [names(model)]}, other)
 
 

@@ -1,0 +1,135 @@
+"""A distributed checkpoint, written by torch's own writer, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from pytest_ckptcompat.core.escape import escape
+
+from .written_tensor import Value
+
+_METADATA, _SUFFIX = ".metadata", ".distcp"
+
+
+def check_replaceable(folder: str) -> None:
+    """Refuse to replace a folder that holds something.
+
+    Raises:
+        ValueError: it is a file, or not empty.
+    """
+    path = Path(folder)
+    if path.is_dir() and any(path.iterdir()):
+        raise ValueError(f"{escape(folder)} is not empty, and only --force (force=True) replaces a folder")
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{escape(folder)} is a file; write a distributed checkpoint to a folder")
+
+
+def write_dcp(folder: str, content: Any) -> int:
+    """Write `content` as ``torch.distributed.checkpoint.save`` does; the bytes that its files take.
+
+    It is written beside its place and takes it once it is whole. A folder that was there goes, if it is a
+    distributed checkpoint.
+
+    Args:
+        folder: where.
+        content: nested dicts, lists and plain values, with a `Value` for every tensor.
+
+    Raises:
+        ValueError: it is no dict, or there is a folder that is not a distributed checkpoint.
+        OSError: the folder can't be written.
+    """
+    if not isinstance(content, dict):
+        raise ValueError("a distributed checkpoint is a dict of tensors")
+    place = Path(os.path.realpath(folder))
+    _check_kind(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".{place.name[:100]}.{secrets.token_hex(6)}.tmp")
+    planner = _Planner()
+    try:
+        with _quietly():
+            save(planner.planned(content), checkpoint_id=temporary, planner=planner, no_dist=True)
+        size = sum(file.stat().st_size for file in temporary.iterdir())
+        _swap(temporary, place)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return size
+
+
+class _Planner(DefaultSavePlanner):
+    """Plans on meta tensors, and reads the values of each when the writer comes to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._values: dict[int, Value] = {}
+        self._read: dict[Any, torch.Tensor] = {}
+
+    def planned(self, node: Any) -> Any:
+        """The content with a tensor on the meta device in the place of every value."""
+        if isinstance(node, Value):
+            standing = torch.empty(node.shape, dtype=node.dtype, device="meta")
+            self._values[id(standing)] = node
+            return standing
+        if isinstance(node, dict):
+            return {key: self.planned(value) for key, value in node.items()}
+        if isinstance(node, (list, tuple)):
+            return type(node)(map(self.planned, node))
+        return node
+
+    def lookup_object(self, index: Any) -> Any:
+        found = super().lookup_object(index)
+        value = self._values.get(id(found))
+        if value is None:
+            return found
+        return value.read().detach().resolve_conj().resolve_neg().cpu().contiguous()
+
+
+def _check_kind(place: Path) -> None:
+    if place.is_dir():
+        mine = (file for file in place.iterdir() if file.name == _METADATA or file.suffix == _SUFFIX)
+        foreign = sorted({file.name for file in place.iterdir()} - {file.name for file in mine})
+        if foreign:
+            raise ValueError(
+                f"{escape(str(place))} is not replaced: {escape(foreign[0], 80)} in it is not part of "
+                "a distributed checkpoint"
+            )
+
+
+def _swap(new: Path, place: Path) -> None:
+    """Put a folder in its place; one that was there goes."""
+    if not place.exists():
+        new.rename(place)
+        return
+    old = new.with_suffix(".old")
+    place.rename(old)
+    try:
+        new.rename(place)
+    except OSError:
+        old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _quietly() -> Any:
+    """Without what torch says of a save that is not distributed."""
+    logger = logging.getLogger("torch.distributed")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

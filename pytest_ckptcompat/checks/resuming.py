@@ -1,0 +1,229 @@
+"""The optimizers of a checkpoint, rewritten for the new model: grown, kept, left out and said, or refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.findings import finding
+from pytest_ckptcompat.core.tensor_spec import TensorSpec
+from pytest_ckptcompat.optimizer import faults
+from pytest_ckptcompat.optimizer.growth import grown
+from pytest_ckptcompat.optimizer.layouts import state_dict
+from pytest_ckptcompat.optimizer.resumption import Training
+from pytest_ckptcompat.optimizer.state import rank, saved_states
+from pytest_ckptcompat.optimizer.trial import groups_of
+
+from .waivers import settle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import torch
+    from torch import nn
+
+    from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
+    from pytest_ckptcompat.checkpoint.written_object import Content
+    from pytest_ckptcompat.optimizer.state import Naming, Saved
+    from pytest_ckptcompat.recipes.applied import Applied
+    from pytest_ckptcompat.recipes.recipe import Recipe
+
+    from .waivers import Waiver
+
+_SHOWN = 3
+
+
+class MisfitError(ValueError):
+    """The grown checkpoint does not fit the model, or its optimizer's state can't be matched to it."""
+
+
+@dataclass(frozen=True)
+class Resuming:
+    """What is known when the optimizers of a checkpoint are rewritten; see `apply`."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    applied: Applied
+    model: nn.Module
+    source_model: nn.Module | None = None
+    optimizer: Callable[[Any], torch.optim.Optimizer] | None = None
+    allow: Sequence[Waiver] = ()
+
+    def rewrite(
+        self, content: Content, checkpoint: Checkpoint | None = None, *, by_name: bool = False
+    ) -> Iterator[str]:
+        """Put what becomes of each optimizer's state in its place, and say what that is.
+
+        Args:
+            content: what is written.
+            checkpoint: the file that holds the state, if it is one of its own.
+            by_name: file numbered state by name, as distributed checkpoints have it.
+
+        Raises:
+            MisfitError: whose state it is is unclear, or its shapes are not those of the old parameters.
+        """
+        holder = checkpoint or self.checkpoint
+        found = saved_states(holder.wrapper)
+        if not found and checkpoint is not None:
+            raise MisfitError(f"{checkpoint.name} holds no optimizer state")
+        named = self._named(found)
+        for saved in found:
+            if names := named.get(id(saved)):
+                yield self._rewritten(saved, names, holder, content, by_name)
+            else:
+                yield self._other(saved, holder, content)
+
+    # -- whose it is ---------------------------------------------------------------------------------------
+
+    def _named(self, found: list[Saved]) -> dict[int, Naming]:
+        """The names of each state's parameters, by the state's identity; others are not to be rewritten.
+
+        Of several states of the same parameters, the one in the usual place is rewritten, as in `check`.
+        """
+        named: dict[int, Naming] = {}
+        taken: set[str] = set()
+        if self.optimizer is not None and found:
+            try:
+                saved, names = self._training().only_state(found)
+            except LookupError as reason:
+                self._refuse(str(reason), found)
+            else:
+                named[id(saved)] = names
+                taken |= {name for group in names for name in group}
+        alone = self._training(optimizer=False)
+        last = ""
+        for saved in found:
+            if id(saved) in named or saved.unread:
+                continue
+            try:
+                names = alone.names(saved)
+            except LookupError as reason:
+                if not named or self.optimizer is None:
+                    self._refuse(str(reason), [saved])
+                continue
+            mine = {name for group in names for name in group}
+            if taken.isdisjoint(mine):
+                named[id(saved)] = names
+                taken |= mine
+            elif self.optimizer is None and last and rank(saved.place) == rank(last):
+                self._refuse(
+                    f"{last} and {saved.path} both fit the parameters: which is meant can't be determined",
+                    [saved],
+                )
+            last = last or saved.place
+        return named
+
+    def _refuse(self, reason: str, found: list[Saved]) -> None:
+        """Refuse what an argument can settle, unless it is waived; what can't be read is left out.
+
+        Raises:
+            MisfitError: it is not waived.
+        """
+        if all(saved.unread or self._indifferent(saved) for saved in found):
+            return
+        reason = f"{reason}. A .safetensors file would hold the weights alone"
+        [settled] = settle([finding("optimizer-error", message=reason)], self.allow, judged=lambda _: False)
+        if settled.severity == "error":
+            raise MisfitError(reason)
+
+    def _indifferent(self, saved: Saved) -> bool:
+        """Whether the recipe changes nothing that the state is about: no tensor of its shapes, no place."""
+        origin = self.applied.origin
+        parameters = [name for name, _ in self.model.named_parameters()]
+        places = [key for key in self.checkpoint if key in set(parameters)]
+        if places != parameters or any(origin.get(name) != name for name in parameters):
+            return False
+        shapes = {
+            tuple(value.shape)
+            for slots in saved.state.values()
+            for slot, value in slots.items()
+            if hasattr(value, "shape") and slot != "step"
+        }
+        changed = self._changed_shapes()
+        return shapes.isdisjoint(changed) and bool(shapes) and not saved.unread
+
+    def _changed_shapes(self) -> set[tuple[int, ...]]:
+        """The shapes of old tensors that became others, by value, name or place."""
+        old = self.checkpoint
+        same = {
+            key
+            for key, origin in self.applied.origin.items()
+            if origin == key and key not in self.applied.touched
+        }
+        return {tuple(spec.shape) for key, spec in old.items() if key not in same}
+
+    # -- what becomes of it --------------------------------------------------------------------------------
+
+    def _rewritten(
+        self, saved: Saved, names: Naming, holder: Checkpoint, content: Content, by_name: bool
+    ) -> str:
+        where = saved.path or holder.name
+        old = self.checkpoint.meta()
+        if wrong := faults.misshapen(saved.named(names), old):
+            raise MisfitError(
+                f"{where}: {escape(wrong[0].key)} has {wrong[0].checkpoint} for {wrong[0].model}"
+            )
+        try:
+            resumption = self._training(holder).resumed(saved, names, saved.named(names))
+        except LookupError as reason:
+            self._refuse(f"{where}: {reason}", [saved])
+            return self._without(saved, where, str(reason), content)
+        parameters = dict(self.model.named_parameters())
+        for found in faults.misshapen(resumption.state, parameters):
+            raise MisfitError(f"{where}: {escape(found.key)} has {found.checkpoint} for {found.model}")
+        if saved.state and not resumption.state:
+            return self._without(saved, where, _reasons(resumption.left_out), content)
+        try:
+            written = state_dict(resumption, parameters, by_name=by_name)
+        except LookupError as reason:
+            return self._without(saved, where, str(reason), content)
+        content.instead(saved.node, content.of(written))
+        rest = f", without the state of {_reasons(resumption.left_out)}" if resumption.left_out else ""
+        return f"{where} is grown too{rest}"
+
+    def _other(self, saved: Saved, holder: Checkpoint, content: Content) -> str:
+        """A state that can't be rewritten: of parameters that stay as they are, or of another model."""
+        where = saved.path or holder.name
+        if saved.unread:
+            return self._without(saved, where, f"{saved.unread} is too large to be read", content)
+        if self._indifferent(saved):
+            return f"{where} is kept as it was: the recipe changes nothing that it is about"
+        return self._without(saved, where, "which parameter has which can't be determined", content)
+
+    def _without(self, saved: Saved, where: str, reason: str, content: Content) -> str:
+        content.leave_out(saved.node)
+        return f"{where} is left out: {reason}"
+
+    def _training(self, holder: Checkpoint | None = None, *, optimizer: bool = True) -> Training:
+        old, target = self.checkpoint.meta(), self.model.state_dict()
+
+        def read(value: Any) -> Any:
+            if isinstance(value, TensorSpec):
+                return (holder or self.checkpoint).materialise(value)
+            return value
+
+        factory = self.optimizer if optimizer else None
+        return Training(
+            lambda state: grown(self.recipe, state, old, target, read),
+            self.applied.origin,
+            old,
+            self.model,
+            None if factory is None else lambda named: groups_of(factory, named),
+            self.source_model,
+            self.applied.touched.keys(),
+            self.applied.sources,
+        )
+
+
+def _reasons(left_out: Mapping[str, str]) -> str:
+    """``fc.weight, fc.bias, left out (row_var has another form)``: whose state is left out, and why."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        by_reason.setdefault(reason, []).append(escape(name))
+    return "; ".join(f"{_listed(names)}, left out ({reason})" for reason, names in by_reason.items())
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,161 @@
+"""An optimizer's state dict for the new model, in the layout that the old one had in the file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .slots import GRADIENTS, SQUARES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from .resumption import Resumption
+    from .state import Group, Naming, State
+
+_ZERO = GRADIENTS | SQUARES | {"acc_delta"}
+
+
+def state_dict(
+    resumption: Resumption, parameters: Mapping[str, torch.Tensor], *, by_name: bool = False
+) -> dict[Any, Any]:
+    """The new state dict; whatever else the old one holds is kept.
+
+    Numbers are those of the new optimizer. Names are spelled as the old ones are. A state that is filed by
+    name has that of every parameter, since torch refuses it otherwise: a new one gets what a first step
+    starts from.
+
+    Args:
+        resumption: what becomes of the state.
+        parameters: of the new model.
+        by_name: file a numbered state by name, as distributed checkpoints have it.
+
+    Raises:
+        LookupError: it can't be written so that torch goes on from it; the text says why.
+    """
+    saved, groups = resumption.saved, resumption.groups
+    options = _options(resumption)
+    if saved.layout == "numbered" and not by_name:
+        return _numbered(resumption, options)
+    spell = _spelling(saved.groups, resumption.names)
+    state = _complete(resumption, parameters, options)
+    if saved.layout == "flat":
+        return {
+            **{
+                f"state.{spell(name)}.{slot}": each
+                for name, slots in state.items()
+                for slot, each in slots.items()
+            },
+            **{
+                f"param_groups.{spell(name)}.{option}": value
+                for group, own in zip(groups, options, strict=True)
+                for name in group
+                for option, value in own.items()
+            },
+        }
+    listed = [
+        {**own, "params": [spell(name) for name in group]} for group, own in zip(groups, options, strict=True)
+    ]
+    return {
+        **saved.node,
+        "state": {spell(name): dict(slots) for name, slots in state.items()},
+        "param_groups": listed,
+    }
+
+
+def _numbered(resumption: Resumption, options: list[Mapping[str, Any]]) -> dict[Any, Any]:
+    saved = resumption.saved
+    numbers = {
+        name: number for number, name in enumerate(name for group in resumption.groups for name in group)
+    }
+    with_names = any(group.names for group in saved.groups)
+    listed = [
+        {
+            **own,
+            **({"param_names": list(group)} if with_names else {}),
+            "params": [numbers[name] for name in group],
+        }
+        for group, own in zip(resumption.groups, options, strict=True)
+    ]
+    ids = {identity for group in saved.groups for identity in group.ids}
+    shared = {key: each for key, each in saved.state.items() if key not in ids and isinstance(key, str)}
+    slots = {numbers[name]: dict(each) for name, each in resumption.state.items() if name in numbers}
+    return {**saved.node, "state": {**shared, **slots}, "param_groups": listed}
+
+
+def _options(resumption: Resumption) -> list[Mapping[str, Any]]:
+    """The options of each new group: those of the old one in its place, or that its parameters come from."""
+    saved, names, groups = resumption.saved, resumption.names, resumption.groups
+    if len(groups) == len(saved.groups):
+        return [group.options for group in saved.groups]
+    place = {name: number for number, group in enumerate(names) for name in group}
+    found = []
+    for group in groups:
+        olds = {place[old] for name in group if (old := resumption.origin.get(name, name)) in place}
+        if len(olds) != 1:
+            raise LookupError(
+                f"it has {len(saved.groups)} groups and the new optimizer has {len(groups)}, whose options "
+                "don't follow from the old ones"
+            )
+        found.append(saved.groups[olds.pop()].options)
+    return found
+
+
+def _spelling(groups: tuple[Group, ...], names: Naming) -> Callable[[str], str]:
+    """How the file spells a parameter's name: perhaps with or without a prefix of the state dict's keys."""
+    pairs = [
+        (str(identity), name)
+        for group, called in zip(groups, names, strict=True)
+        for identity, name in zip(group.names or group.ids, called, strict=True)
+    ]
+    own, name = pairs[0] if pairs else ("", "")
+    if name and own.endswith(name):
+        return lambda new: own.removesuffix(name) + new
+    if own and name.endswith(own):
+        return lambda new: new.removeprefix(name.removesuffix(own))
+    return lambda new: new
+
+
+def _complete(
+    resumption: Resumption, parameters: Mapping[str, torch.Tensor], options: list[Mapping[str, Any]]
+) -> State:
+    """The state with that of new parameters, where every old one has some."""
+    saved, state = resumption.saved, dict(resumption.state)
+    if not state and not resumption.left_out:
+        return state
+    if resumption.left_out:
+        name, reason = next(iter(resumption.left_out.items()))
+        raise LookupError(
+            f"{name} would have none ({reason}), and state filed by name has that of every parameter"
+        )
+    if any(not saved.state.get(identity) for group in saved.groups for identity in group.ids):
+        return state
+    like, slots = next(iter(state.items()))
+    for group, own in zip(resumption.groups, options, strict=True):
+        for name in group:
+            if name not in state and parameters[name].requires_grad:
+                state[name] = _first(name, parameters, slots, tuple(parameters[like].shape), own)
+    return state
+
+
+def _first(
+    name: str,
+    parameters: Mapping[str, torch.Tensor],
+    like: Mapping[str, Any],
+    shape: tuple[int, ...],
+    own: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What an optimizer has of a parameter before its first step, in the form of another one's state."""
+    made: dict[str, Any] = {}
+    for slot, value in like.items():
+        is_tensor = hasattr(value, "shape")
+        if slot == "step":
+            made[slot] = torch.zeros(tuple(value.shape)) if is_tensor else type(value)(0)
+        elif slot in _ZERO and is_tensor and tuple(value.shape) == shape:
+            dtype = value.dtype if isinstance(value.dtype, torch.dtype) else getattr(torch, value.dtype)
+            start = float(own.get("initial_accumulator_value", 0) or 0) if slot == "sum" else 0.0
+            made[slot] = torch.full(tuple(parameters[name].shape), start, dtype=dtype)
+        else:
+            raise LookupError(f"{name} is new, and what it starts from ({slot}) is not known")
+    return made

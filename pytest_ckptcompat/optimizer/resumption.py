@@ -1,0 +1,233 @@
+"""How training goes on from a checkpoint: whose state is whose, what becomes of it, and in which groups.
+
+`check` judges a resumption and `apply` writes one, so that what the one passes the other does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pytest_ckptcompat.tensors.difference import memory
+
+from .naming import SHAPES, NoneFits, by_shape, naming, one_state, spelled, tied_names
+from .parameter_order import Evidence, Grouping, evidence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
+
+    from .growth import Grown
+    from .state import Naming, Saved, State
+
+    Grow = Callable[[State], Grown]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is known of the two models that an optimizer's state goes between.
+
+    Attributes:
+        grow: the state under the old names -> the state under the new ones.
+        origin: new key -> the old key that it comes from, or None.
+        old: the old state dict, of which only shapes are looked at.
+        model: the new model.
+        grouping: what the optimizer does with named parameters; None if no optimizer was given.
+        source: the model that the checkpoint was made for, if it was given.
+        changed: new keys with other values than before.
+        sources: new key -> all old keys that it comes from.
+    """
+
+    grow: Grow
+    origin: Mapping[str, str | None]
+    old: Mapping[str, Any]
+    model: nn.Module
+    grouping: Grouping | None = None
+    source: nn.Module | None = None
+    changed: AbstractSet[str] = frozenset()
+    sources: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def given(self) -> list[str]:
+        """Which arguments that tell parameters apart were given."""
+        told = {"optimizer": self.grouping, "source_model": self.source}
+        return [name for name, value in told.items() if value is not None]
+
+    def names(self, saved: Saved) -> Naming:
+        """The names of the old parameters of a state, group by group.
+
+        Raises:
+            LookupError: they can't be determined; the text says what to do.
+        """
+        told = self._evidence(saved)
+        return naming(saved, told.candidates, self._shapes, told.doubts, self.given)
+
+    def only_state(self, found: Sequence[Saved]) -> tuple[Saved, Naming]:
+        """The one of several states that the optimizer is meant to go on from, and its names.
+
+        Raises:
+            LookupError: none fits, or several do.
+        """
+        told = self._evidence()
+        try:
+            return one_state(list(found), told.candidates, self.old, told.doubts, self.given)
+        except NoneFits:
+            told = self._evidence(*found)
+            return one_state(list(found), told.candidates, self.old, told.doubts, self.given)
+
+    def _evidence(self, *found: Saved) -> Evidence:
+        told = evidence(self.grouping or one_group, self.origin, self.old, self.model, self.source)
+        candidates = dict(told.candidates)
+        for number, saved in enumerate(found):
+            names = by_shape(saved, told.parameters, self._shapes) if not saved.unread else None
+            if names is not None:
+                candidates[f"{SHAPES} {number}" if number else SHAPES] = names
+        return Evidence(candidates, told.doubts, told.parameters)
+
+    @property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {key: tuple(value.shape) for key, value in self.old.items() if isinstance(value, torch.Tensor)}
+
+    def resumed(self, saved: Saved, names: Naming, state: State) -> Resumption:
+        """What becomes of a state.
+
+        Args:
+            saved: as it lies in the file.
+            names: of its parameters.
+            state: of `saved`, by those names, its values perhaps read.
+
+        Raises:
+            LookupError: in which groups the new parameters are can't be determined.
+        """
+        groups = self._groups(names)
+        if reason := self._shared(saved, names, groups):
+            left_out = {name: reason for group in groups for name in group}
+            return Resumption(saved, names, groups, {}, left_out, self.origin)
+        found = self.grow(self._untied(state))
+        tied = tied_names(self.model)
+        placed: dict[str, Mapping[str, Any]] = {}
+        for name, slots in found.state.items():
+            placed.setdefault(tied.get(name, name), slots)
+        parameters = dict(self.model.named_parameters())
+        left_out = {
+            name: reason
+            for key, reason in found.left_out.items()
+            if (name := tied.get(key, key)) in parameters and name not in placed
+        }
+        return Resumption(saved, names, groups, placed, left_out, self.origin)
+
+    def _groups(self, names: Naming) -> Naming:
+        parameters = [name for name, _ in self.model.named_parameters()]
+        if self.grouping is not None:
+            made = self.grouping(dict(self.model.named_parameters()))
+            if made is not None:
+                return made
+        theirs = [] if self.source is None else [[name for name, _ in self.source.named_parameters()]]
+        (order,) = spelled(theirs, self.old) or [list(self.old)]
+        return regrouped(names, order, parameters, self._came(names, parameters))
+
+    def _came(self, names: Naming, parameters: Sequence[str]) -> dict[str, str | None]:
+        """New name -> one of the optimizer's old parameters that it comes from, or None."""
+        flat = [name for group in names for name in group]
+        place = {name: number for number, group in enumerate(names) for name in group}
+        owner = {memory(self.old[name]): name for name in reversed(flat) if name in self.old}
+        aliases = {first: name for name, first in tied_names(self.model).items() if name in self.sources}
+        came: dict[str, str | None] = {}
+        for new in parameters:
+            sources = self.sources.get(new) or self.sources.get(aliases.get(new, ""), ())
+            olds = [owner.get(memory(self.old[old]), old) for old in sources if old in self.old]
+            came[new] = olds[0] if len({place.get(old) for old in olds}) == 1 else None
+        return came
+
+    def _untied(self, state: State) -> State:
+        """The state of a tensor with several names under all of them: the new model may have them apart."""
+        owners = {memory(self.old[name]): slots for name, slots in state.items() if name in self.old}
+        more = {
+            key: owners[place]
+            for key, value in self.old.items()
+            if key not in state and isinstance(value, torch.Tensor) and (place := memory(value)) in owners
+        }
+        return {**state, **more}
+
+    def _shared(self, saved: Saved, names: Naming, groups: Naming) -> str:
+        """Why nothing can be kept of a state that one parameter has for all of its group, as LBFGS does."""
+        flat = [name for group in names for name in group]
+        having = [name for name, slots in saved.named(names).items() if any(map(_is_history, slots.values()))]
+        if len(flat) < 2 or len(having) != len(names):
+            return ""
+        came = [self.origin.get(name, name) for group in groups for name in group]
+        if came == flat and self.changed.isdisjoint(name for group in groups for name in group):
+            return ""
+        return "it is one history of all parameters together"
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """The state of one optimizer for the new model.
+
+    Attributes:
+        saved: the old state as it lies in the file.
+        names: the old parameters of each group.
+        groups: the new ones.
+        state: of the new parameters, by name; one without state starts anew.
+        left_out: a new parameter whose old state is not carried along -> why.
+        origin: new key -> the old key that it comes from, or None.
+    """
+
+    saved: Saved
+    names: Naming
+    groups: Naming
+    state: State
+    left_out: Mapping[str, str]
+    origin: Mapping[str, str | None]
+
+
+def one_group(parameters: Mapping[str, Any]) -> Naming:
+    """How most optimizers are made: of all parameters, in their order."""
+    return [list(parameters)]
+
+
+def _is_history(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and any(hasattr(each, "shape") for each in value)
+
+
+def regrouped(
+    names: Naming, order: Sequence[str], parameters: Sequence[str], came: Mapping[str, str | None]
+) -> list[list[str]]:
+    """The new parameters in the groups of the old ones they come from.
+
+    An optimizer that was made from ``model.parameters()``, or parts of it, had them in the model's order; the
+    new groups then have the new model's. One with an order of its own keeps every place, if every old
+    parameter became one new one.
+
+    Args:
+        names: the old names, group by group.
+        order: the old names in the old model's order.
+        parameters: all new names in the new model's order.
+        came: new name -> the old name that it comes from, or None.
+
+    Raises:
+        LookupError: it can't be determined where a new parameter belongs.
+    """
+    place = {name: number for number, group in enumerate(names) for name in group}
+    ranks = {name: rank for rank, name in enumerate(dict.fromkeys([*order, *place]))}
+    groups: list[list[str]] = [[] for _ in names]
+    became: dict[str, list[str]] = {}
+    for name in parameters:
+        old = came[name]
+        if old is None and len(names) > 1:
+            raise LookupError(
+                f"which group {name} belongs to can't be determined: give optimizer= (on the command line "
+                "--optimizer), which shows its groups"
+            )
+        if old is None or old in place:  # others were not the optimizer's, or were frozen
+            groups[0 if old is None else place[old]].append(name)
+            became.setdefault(old or "", []).append(name)
+    if all(sorted(group, key=lambda name: ranks[name]) == list(group) for group in names):
+        return groups
+    if "" not in became and all(len(became.get(old, [])) == 1 for old in place):
+        return [[became[old][0] for old in group] for group in names]
+    raise LookupError("the old optimizer had its parameters in an order of its own")

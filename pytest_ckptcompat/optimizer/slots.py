@@ -1,0 +1,103 @@
+"""What optimizers keep for a parameter, and how each part of it follows the weights.
+
+A part is understood where its name says what it is, or where it does not matter: if a gradient, its square
+and a weight would all be carried the same way. What is not understood is left out, never copied.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_ckptcompat.tensors.difference import same_bits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from pytest_ckptcompat.recipes.plan import Write
+
+    Shape = tuple[int, ...]
+    Read = Callable[[Any], torch.Tensor]
+
+GRADIENTS = frozenset({
+    "exp_avg", "momentum_buffer", "grad_avg", "exp_inf", "prev",
+    "exp_avg_diff", "neg_pre_grad", "previous_grad",
+})  # fmt: skip
+"""Averages of gradients, or sizes of them: halved where a gradient is halved."""
+
+SQUARES = frozenset({
+    "exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_avg_var", "max_exp_avg_var", "variance",
+})  # fmt: skip
+"""Averages and sums of squared gradients: quartered where a gradient is halved."""
+
+WEIGHTS = frozenset({"ax"})
+"""Averages of the weights themselves, which become what the weights become."""
+
+FREE = frozenset({"step_size", "acc_delta"})
+"""Sizes of updates, which don't follow the size of gradients."""
+
+ELEMENTWISE = GRADIENTS | SQUARES | WEIGHTS | FREE
+"""What is kept for every element of a parameter, and so in its shape."""
+
+NONNEGATIVE = SQUARES | FREE | {"exp_inf", "step"}
+"""What can't be negative; a root is taken of most."""
+
+
+def is_elementwise(slot: str, value: Any, shape: Shape) -> bool:
+    """Whether it has an entry for each element of a parameter of this shape."""
+    return slot != "step" and hasattr(value, "shape") and tuple(value.shape) == shape
+
+
+def is_single(value: Any) -> bool:
+    """Whether it is one number or word, such as a count of steps, which stays as it is."""
+    if hasattr(value, "shape"):
+        return all(size == 1 for size in value.shape)
+    return isinstance(value, (bool, int, float, str, type(None)))
+
+
+def unknown_form(slots: Mapping[str, Any], shape: Shape) -> str:
+    """The first part that is neither one number nor of the parameter's shape, or ``""``."""
+    return next(
+        (
+            slot
+            for slot, value in slots.items()
+            if not is_single(value) and not is_elementwise(slot, value, shape)
+        ),
+        "",
+    )
+
+
+def carried(slot: str, write: Write, values: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """What becomes of one part where the parameter changes; None if that depends on what the part means.
+
+    Args:
+        slot: its name in the optimizer's state.
+        write: how the parameter is made anew.
+        values: this part of every parameter that it is made of.
+    """
+    assert write.optimizer_transform is not None
+    assert write.make is not None
+    if slot in GRADIENTS:
+        return write.optimizer_transform(False, *values)
+    if slot in SQUARES:
+        return write.optimizer_transform(True, *values)
+    if slot in WEIGHTS:
+        return write.make(*values)
+    if slot in FREE:
+        return _unscaled(write.optimizer_transform, values)
+    readings = [
+        write.optimizer_transform(False, *values),
+        write.optimizer_transform(True, *values),
+        write.make(*values),
+    ]
+    alike = all(same_bits(readings[0], other) for other in readings[1:])
+    return readings[0] if alike else None
+
+
+def _unscaled(transform: Callable[..., torch.Tensor], values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Carried like a gradient, without its factor; where nothing comes from the old, the mean of the old."""
+    factor = transform(False, *(torch.ones_like(value) for value in values))
+    taken = transform(False, *values)
+    mean = torch.cat([value.reshape(-1) for value in values]).mean()
+    return torch.where(factor == 0, mean.to(taken.dtype), taken / factor).to(taken.dtype)
