@@ -14,7 +14,7 @@ from pytest_ckptcompat.tensors.difference import same_bits
 from pytest_ckptcompat.tensors.footprint import tensors
 
 from . import faults
-from .growth import grown
+from .growth import RESET, grown
 from .resumption import Resumption, Training
 from .state import Naming, Saved, State, saved_states
 from .trial import Factory, OptimizerError, Unavailable, ghosts, groups_of, made, step
@@ -177,7 +177,8 @@ def _kept(optimizer: torch.optim.Optimizer, groups: Naming, before: State, resum
     served = sum(name in after for name in names)
     grew = [name for name in names if _grew(before.get(name, {}), after.get(name, {}))]
     rows = f", old rows of {len(grew)} kept" if grew else ""
-    anew = f", {len(resumption.left_out)} start anew" if resumption.left_out else ""
+    lost = sum(reason != RESET for reason in resumption.left_out.values())
+    anew = f", {lost} left out" if lost else ""
     return Promise(STATE, "kept", f"{type(optimizer).__name__}: {served} of {len(names)} by name{rows}{anew}")
 
 
