@@ -47,6 +47,25 @@ class InputSpec:
         drawn = dtype if dtype in (torch.float64, torch.complex64, torch.complex128) else torch.float32
         return torch.randn(self.shape, generator=generator, dtype=drawn, device="cpu").to(dtype)
 
+    def synthetic(self, name: str) -> torch.Tensor:
+        """A tensor that is the same on every machine: integers and booleans are drawn, others are zeros."""
+        import torch
+
+        from pytest_ckptcompat.tensors import synthetic
+
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        if dtype.is_floating_point or dtype.is_complex:
+            return torch.zeros(self.shape, dtype=dtype, device="cpu")
+        bound = 2 if dtype == torch.bool else self.bound
+        return synthetic.integers(name, self.shape, bound).to(dtype)
+
+    @property
+    def text(self) -> str:
+        """The form in which a file or a command line gives it: ``2x16:int64<100``."""
+        bound = f"<{self.bound}" if "int" in self.dtype else ""
+        dtype = "" if self.dtype == "float32" else f":{self.dtype}{bound}"
+        return f"{'x'.join(map(str, self.shape))}{dtype}"
+
     def __str__(self) -> str:
         bound = f"<{self.bound}" if "int" in self.dtype else ""
         return str(self.shape) if self.dtype == "float32" else f"{self.shape} {self.dtype}{bound}"
@@ -126,6 +145,35 @@ class Inputs:
             args = tuple(spec.tensor(generator) for spec in self.args)
             kwargs = {name: spec.tensor(generator) for name, spec in self.kwargs.items()}
         return moved(args, device), moved(kwargs, device)
+
+    def plain(self) -> Any:
+        """The batch that any process and machine can draw again, as `tensors.plain` packs it.
+
+        A callable is called once, and the integers and booleans that it gives are kept.
+
+        Raises:
+            ValueError: the callable fails as in `batch`, or gives what no other process can be given.
+        """
+        from pytest_ckptcompat.tensors.plain import packed
+
+        if self.make is not None:
+            batch = _called(self.make, seed=0)
+        else:
+            args = tuple(spec.synthetic(f"input {place}") for place, spec in enumerate(self.args))
+            batch = args, {name: spec.synthetic(f"input {name}") for name, spec in self.kwargs.items()}
+        try:
+            return packed(batch)
+        except ValueError as error:
+            raise ValueError(f"the inputs hold {error}, which can't be given to another process") from None
+
+    @property
+    def texts(self) -> list[str] | None:
+        """What `parse` reads again, or None for a callable."""
+        if self.make is not None:
+            return None
+        return [spec.text for spec in self.args] + [
+            f"{name}={spec.text}" for name, spec in self.kwargs.items()
+        ]
 
     def __str__(self) -> str:
         if self.make is not None:

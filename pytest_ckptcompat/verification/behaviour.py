@@ -1,0 +1,214 @@
+"""What a model computes, recorded on values of no checkpoint, and whether it still computes that."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .recorded_outputs import Gap, Recorded, gap, moved_gap
+from .regions import corner
+from .wide_run import Run, RunError, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import nn
+
+    from .regions import Rows
+    from .run_copies import Batch
+
+_PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What a model gave for one batch.
+
+    Attributes:
+        outputs: path -> what is recorded of it.
+        precision: the arithmetic in which it ran.
+        note: why not in float64, or ``""``.
+        uncompared: why nothing can be compared with it, or ``""``.
+    """
+
+    outputs: Mapping[str, Recorded] = field(default_factory=dict)
+    precision: torch.dtype = torch.float64
+    note: str = ""
+    uncompared: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what says nothing is left out."""
+        found: dict[str, Any] = {"precision": str(self.precision).removeprefix("torch.")}
+        if self.note:
+            found["note"] = self.note
+        if self.uncompared:
+            found["uncompared"] = self.uncompared
+        return found | {"outputs": {path: each.to_json() for path, each in self.outputs.items()}}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Behaviour:
+        """Read what `to_json` gave.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        outputs, precision = found.get("outputs"), _PRECISIONS.get(str(found.get("precision")))
+        if not isinstance(outputs, dict) or precision is None:
+            raise ValueError("outputs are not recorded as outputs are")
+        return cls(
+            {str(path): Recorded.from_json(row) for path, row in outputs.items()},
+            precision,
+            str(found.get("note", "")),
+            str(found.get("uncompared", "")),
+        )
+
+
+def record(
+    build: Callable[[int], nn.Module],
+    load: Callable[[nn.Module], object],
+    batch: Batch,
+    method: str = "forward",
+) -> Behaviour:
+    """Run a model and record what it gives; a model whose outputs are random, or none, is told.
+
+    Args:
+        build: seed -> a new model.
+        load: writes the values into it.
+        batch: arguments of the call.
+        method: which method is called.
+    """
+    try:
+        first = run(lambda: build(0), load, batch, method)
+        random = _random(first, build, load, batch, method)
+    except RunError as error:
+        return Behaviour(uncompared=f"the model did not run: {error}")
+    outputs = {path: Recorded.of(path, tensor) for path, tensor in first.outputs.items()}
+    finite = {path: each for path, each in outputs.items() if each is not None}
+    uncompared = random
+    if not outputs:
+        uncompared = "the model gave no tensor"
+    elif not finite:
+        uncompared = "the outputs were NaN"
+    return Behaviour(finite, first.precision, first.note, uncompared)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Outputs of now beside those that were recorded.
+
+    Attributes:
+        gaps: one for each output that both have, the largest first.
+        alone: outputs that nothing of now can be paired with, and why.
+        grown: whether an output has grown, and its old region was compared.
+        precision: the coarser arithmetic of both runs.
+    """
+
+    gaps: tuple[Gap, ...]
+    alone: tuple[str, ...]
+    grown: bool
+    precision: torch.dtype
+
+    @property
+    def changed(self) -> bool:
+        """Whether an output differs by more than rounding."""
+        return any(each.times > 1 for each in self.gaps)
+
+
+def compare(then: Behaviour, now: Run, rows: Rows | None = None, *, resized: bool = False) -> Comparison:
+    """Compare what a model gives now with what was recorded, in the region of each output that existed then.
+
+    Args:
+        then: recorded.
+        now: a run on the same values and the same batch.
+        rows: where the rows of a dimension went that was not simply extended at its end.
+        resized: whether a recipe gave weights other sizes; otherwise an output that lost its shape changed.
+    """
+    coarse = torch.float32 in (then.precision, now.precision)
+    precision = torch.float32 if coarse else torch.float64
+    gaps, alone, grown = [], [], False
+    pairs = _pairs(then.outputs, now.outputs)
+    for path, recorded in then.outputs.items():
+        tensor = now.outputs.get(pairs.get(path, ""))
+        if tensor is None or path not in pairs:
+            alone.append(f"output{path} {recorded.shape} is gone")
+            continue
+        found, larger = _gap(path, recorded, tensor, rows or {}, precision)
+        if found is None:
+            text = f"was {recorded.shape} and is {tuple(tensor.shape)}"
+            if resized:
+                alone.append(f"output{path} {text}")
+            else:
+                gaps.append(Gap(path, math.inf, math.inf, recorded.rms, text))
+        else:
+            gaps.append(found)
+            grown = grown or larger
+    return Comparison(tuple(sorted(gaps, key=lambda each: -each.times)), tuple(alone), grown, precision)
+
+
+def is_random(
+    now: Run,
+    build: Callable[[int], nn.Module],
+    load: Callable[[nn.Module], object],
+    batch: Batch,
+    method: str = "forward",
+) -> str:
+    """Why another run gives something else (two runs differ, two constructions differ), or ``""``."""
+    try:
+        return _random(now, build, load, batch, method)
+    except RunError:
+        return ""
+
+
+def _random(
+    first: Run,
+    build: Callable[[int], nn.Module],
+    load: Callable[[nn.Module], object],
+    batch: Batch,
+    method: str,
+) -> str:
+    def differs(seed: int) -> bool:
+        again = run(lambda: build(seed), load, batch, method, seed=1)
+        return again.outputs.keys() != first.outputs.keys() or any(
+            _apart(tensor, again.outputs[path], first.precision) for path, tensor in first.outputs.items()
+        )
+
+    if not differs(seed=1):
+        return ""
+    return "two runs of the model differ" if differs(seed=0) else "two constructions of the model differ"
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor, precision: torch.dtype) -> bool:
+    if one.shape != other.shape:
+        return True
+    then = Recorded.of("", one)
+    return then is not None and gap("", then, other, precision).times > 1
+
+
+def _pairs(then: Mapping[str, Recorded], now: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Old path -> new path: the same, or where names have changed, the one that has the shape."""
+    pairs = {path: path for path in then if path in now}
+    left = [path for path in now if path not in pairs]
+    gone = [path for path in then if path not in pairs]
+    for path in gone:
+        shape = then[path].shape
+        fitting = [other for other in left if tuple(now[other].shape) == shape]
+        if len(fitting) == 1 and sum(then[other].shape == shape for other in gone) == 1:
+            pairs[path] = fitting[0]
+    return pairs
+
+
+def _gap(
+    path: str, then: Recorded, now: torch.Tensor, rows: Rows, precision: torch.dtype
+) -> tuple[Gap | None, bool]:
+    """The gap of one output, and whether it has grown."""
+    moved = moved_gap(path, then, now, rows, precision)
+    region = now if tuple(now.shape) == then.shape else corner(torch.empty(then.shape, device="meta"), now)
+    if region is None:
+        return moved, False
+    found = gap(path, then, region, precision)
+    if moved is not None and moved.times < found.times:
+        found = moved
+    return found, math.prod(then.shape) != now.numel()

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import torch
+from networks import Boxes, Grown, Words
+from torch import nn
+
+from pytest_ckptcompat.tensors import synthetic
+from pytest_ckptcompat.tensors.seeds import seeded
+from pytest_ckptcompat.verification import behaviour
+from pytest_ckptcompat.verification.behaviour import Behaviour, compare, is_random, record
+from pytest_ckptcompat.verification.wide_run import run
+
+IMAGES = synthetic.inputs(((torch.zeros(2, 3, 8, 8),), {}))
+TOKENS = (torch.tensor([[1, 2, 3, 4]]),), {}
+
+
+def load(model):
+    state = model.state_dict(keep_vars=True)
+    kept = {key: value.detach() for key, value in state.items() if not value.is_floating_point()}
+    names = {}
+    for key, value in state.items():
+        names.setdefault(id(value), []).append(key)
+    model.load_state_dict(synthetic.state_dict(state, names.values(), kept))
+
+
+def recorded(build, batch=IMAGES):
+    made = record(lambda seed: build(), load, batch)
+    return Behaviour.from_json(json.loads(json.dumps(made.to_json())))
+
+
+def now(build, batch=IMAGES, loading=load):
+    return run(build, loading, batch)
+
+
+@pytest.mark.parametrize(("build", "batch"), [(Boxes, IMAGES), (Words, TOKENS)])
+def test_the_same_model_has_not_changed(build, batch):
+    then = recorded(build, batch)
+    found = compare(then, now(build, batch))
+    assert then.uncompared == then.note == ""
+    assert len(found.gaps) == len(then.outputs)
+    assert not found.changed
+    assert not found.alone
+    assert not found.grown
+
+
+def test_another_activation():
+    def build():
+        model = Boxes()
+        model.fc[2] = nn.LeakyReLU(0.25)
+        return model
+
+    def load_rest(model):
+        load_into = {
+            key: value
+            for key, value in synthetic.state_dict(Boxes().state_dict()).items()
+            if key != "fc.2.weight"
+        }
+        model.load_state_dict(load_into)
+
+    found = compare(recorded(Boxes), now(build, loading=load_rest))
+    assert found.changed
+    assert str(found.gaps[0]).startswith("output[")
+
+
+def test_a_grown_output_is_compared_where_it_was():
+    then = recorded(Boxes)
+    state = synthetic.state_dict(Boxes().state_dict())
+
+    def grow(model, shift=0.0):
+        grown = dict(state)
+        for leaf in ("weight", "bias"):
+            old = state[f"out2.{leaf}"]
+            grown[f"out2.{leaf}"] = torch.cat([old, old, old, old[:2]]) + shift
+        model.load_state_dict(grown)
+
+    found = compare(then, now(Grown, loading=grow), resized=True)
+    assert found.grown
+    assert not found.changed
+    assert compare(then, now(Grown, loading=lambda model: grow(model, 1e-6)), resized=True).changed
+
+
+def test_a_smaller_output_has_changed_unless_a_recipe_made_it_so():
+    then = recorded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3)))
+    pooled = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2))  # noqa: E731
+    found = compare(then, now(pooled))
+    assert found.changed
+    assert str(found.gaps[0]) == "output was (2, 4, 6, 6) and is (2, 4, 3, 3)"
+    assert compare(then, now(pooled), resized=True).alone == ("output was (2, 4, 6, 6) and is (2, 4, 3, 3)",)
+
+
+class Named(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.fc, self.how = nn.Linear(4, 4), how
+
+    def forward(self, x: torch.Tensor):
+        y = self.fc(x)
+        return {"tensor": y, "dict": {"y": y}, "two": (y, y.sum(1)), "same": (y, -y), "none": None}[self.how]
+
+
+@pytest.mark.parametrize(
+    ("then", "later", "paired", "alone"),
+    [
+        ("tensor", "dict", 1, 0),
+        ("tensor", "two", 1, 0),
+        ("two", "tensor", 1, 1),
+        ("tensor", "same", 0, 1),
+    ],
+)
+def test_outputs_that_have_other_names(then, later, paired, alone):
+    batch = synthetic.inputs(((torch.zeros(2, 4),), {}))
+    found = compare(recorded(lambda: Named(then), batch), now(lambda: Named(later), batch))
+    assert (len(found.gaps), len(found.alone)) == (paired, alone)
+    assert not found.changed
+
+
+class Random(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.how = how
+        self.noise = {"torch": torch.rand(4), "python": torch.tensor(random.random())}.get(how, torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.dropout(x) if self.how == "dropout" else x
+        return self.fc(x) * self.noise
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [("torch", "two constructions"), ("python", "two constructions"), ("dropout", "two runs"), ("none", "")],
+)
+def test_random_models_are_told(how, told):
+    batch = synthetic.inputs(((torch.zeros(2, 4),), {}))
+
+    def build(seed):
+        with seeded(seed):
+            return Random(how)
+
+    assert record(build, load, batch).uncompared.startswith(told)
+    assert is_random(run(lambda: build(0), load, batch), build, load, batch).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("forward", "told"),
+    [
+        (lambda self, x: x.nope, "the model did not run: AttributeError"),
+        (lambda self, x: None, "the model gave no tensor"),
+        (lambda self, x: self.fc(x) * float("nan"), "the outputs were NaN"),
+    ],
+)
+def test_what_can_not_be_compared_is_told(forward, told):
+    build = type("Odd", (Named,), {"forward": forward})
+    batch = synthetic.inputs(((torch.zeros(2, 4),), {}))
+    assert recorded(lambda: build("none"), batch).uncompared.startswith(told)
+
+
+@pytest.mark.parametrize("change", [{"outputs": []}, {"precision": "float8"}, {"outputs": {"": {}}}])
+def test_a_damaged_record_is_refused(change):
+    with pytest.raises(ValueError, match="recorded"):
+        behaviour.Behaviour.from_json(recorded(Boxes).to_json() | change)
