@@ -87,7 +87,7 @@ def test_github_actions(repository: Path) -> None:
     summary = repository / "summary.md"
     summary.write_text("of an earlier step\n")
     assert run(script, repository, GITHUB_STEP_SUMMARY=str(summary)).returncode == 0
-    assert summary.read_text().startswith("of an earlier step\n## Checkpoints: 1 of 1 fit\n")
+    assert summary.read_text().startswith("of an earlier step\n## Checkpoints: 1 of 1 checks passed\n")
     grown(repository)
     assert run(script, repository, GITHUB_STEP_SUMMARY=str(summary), GITHUB_ACTIONS="true").returncode == 1
     assert "| shape-mismatch | `out2.weight` | `(4, 256) f32` | `(14, 256) f32` |" in summary.read_text()

@@ -66,8 +66,8 @@ def kind_of_named(path: str) -> str:
     try:
         return kind_of(path)
     except CheckpointError as error:
-        near = "" if is_url(path) or os.path.lexists(path) else _near(path)
-        raise CheckpointError(f"{error}: did you mean {display(near)}?" if near else str(error)) from None
+        meant = "" if is_url(path) or os.path.lexists(path) else near(path)
+        raise CheckpointError(f"{error}: did you mean {display(meant)}?" if meant else str(error)) from None
 
 
 def only_file_in(folder: str) -> str:
@@ -76,7 +76,7 @@ def only_file_in(folder: str) -> str:
     return inside(folder, found[0]) if len(found) == 1 else ""
 
 
-def _near(path: str) -> str:
+def near(path: str) -> str:
     """The path beside this one, which does not exist, that looks most like it; ``""`` if none does."""
     folder, name = os.path.split(path)
     try:

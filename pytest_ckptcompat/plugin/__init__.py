@@ -1,6 +1,6 @@
 """The pytest plugin: its hooks and fixtures, each from the module that knows it."""
 
-from .collection import pytest_collect_file, pytest_generate_tests
+from .collection import pytest_collect_file, pytest_generate_tests, pytest_pycollect_makeitem
 from .fixtures import ckpt, ckpt_check, ckpt_model, ckpt_path, ckpt_report
 from .options import (
     pytest_addhooks,
@@ -29,6 +29,7 @@ __all__ = [
     "pytest_configure",
     "pytest_configure_node",
     "pytest_generate_tests",
+    "pytest_pycollect_makeitem",
     "pytest_runtest_call",
     "pytest_runtest_makereport",
     "pytest_runtest_setup",

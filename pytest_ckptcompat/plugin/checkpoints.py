@@ -29,7 +29,7 @@ def expand(path: str, folders: Sequence[Path]) -> list[str]:
         folders: where a relative path is looked for; the first folder that has it wins.
 
     Returns:
-        At least one path. One that does not exist is given as it is, and opening it says so.
+        At least one path. What does not exist is given as it would be in the first folder.
     """
     if is_url(path):
         return [path]
@@ -42,7 +42,21 @@ def expand(path: str, folders: Sequence[Path]) -> list[str]:
             from pytest_ckptcompat.core.keys import natural
 
             return [_shortest(name) for name in sorted(found, key=natural)]
-    return [path]
+    return [_shortest(str(folders[0] / path))]
+
+
+def not_found(name: str, paths: Sequence[str], folders: Sequence[Path]) -> str:
+    """What to say of a name that led to these paths, where none of the folders has them; else ``""``."""
+    if is_url(paths[0]) or Path(name).expanduser().is_absolute() or os.path.lexists(paths[0]):
+        return ""
+    from pytest_ckptcompat.core.escape import escape
+    from pytest_ckptcompat.files.folders import near
+
+    what = "matches no file" if glob.has_magic(name) else "does not exist"
+    looked = f"{escape(str(folders[0]), None)} or in {escape(_shortest(str(folders[-1])), None)}"
+    meant = next(filter(None, (near(str(folder / name)) for folder in folders)), "")
+    hint = f"; did you mean {escape(_shortest(meant), None)}?" if meant else ""
+    return f"{escape(name)} {what} in {looked}{hint}"
 
 
 def ids(paths: Sequence[str]) -> list[str]:
@@ -61,6 +75,7 @@ class CheckpointCache:
 
     Attributes:
         rewritten: the lock files that ``--ckpt-lock-update`` has changed.
+        missing: path -> what to say of it, for those that were looked for in several folders, in vain.
     """
 
     def __init__(self, limits: Limits, hook: HookRelay, *, update_locks: bool = False) -> None:
@@ -69,6 +84,7 @@ class CheckpointCache:
         self._update_locks = update_locks
         self._opened: dict[str, Contents | CheckpointError] = {}
         self.rewritten: list[str] = []
+        self.missing: dict[str, str] = {}
 
     def contents(self, path: str) -> Contents:
         """What is in the file, its header read now or earlier.
@@ -76,6 +92,8 @@ class CheckpointCache:
         Raises:
             CheckpointError: it can't be read; the same error again for the same path.
         """
+        if path in self.missing and not os.path.lexists(path):
+            raise CheckpointError(self.missing[path])
         if path not in self._opened:
             try:
                 self._opened[path] = self._read(path)

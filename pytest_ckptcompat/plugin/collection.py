@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from .options import MARKER
-from .session import named
+from .marks import cases, is_marked
+from .session import MARKER, Declared, Misstated, named, settings
 
 if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
     from pathlib import Path
 
     from pytest_ckptcompat.checks.arguments import CheckArguments
@@ -17,19 +18,47 @@ if TYPE_CHECKING:
     from .toml_file import CheckFile
 
 
+class Chosen(NamedTuple):
+    """The parameter of a test: which of its checks, from 0, and the path of the checkpoint, if it has one."""
+
+    check: int
+    path: str | None
+
+
+@pytest.hookimpl(trylast=True)  # after the parameters whose marks may name checkpoints too
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test for each checkpoint, named after it."""
-    marker = metafunc.definition.get_closest_marker(MARKER)
-    case = None if marker is None else declared(marker, metafunc.definition)
-    if case is None and "ckpt_path" not in metafunc.fixturenames:
+    node = metafunc.definition
+    wanted = "ckpt_path" in metafunc.fixturenames
+    if any(mark.name == "parametrize" and "ckpt_path" in str(mark.args[:1]) for mark in node.iter_markers()):
+        return  # the test names its checkpoints itself
+    given: list[Sequence[pytest.Mark]] = [call.marks for call in metafunc._calls] or [()]
+    marked = is_marked(node) or any(mark.name == MARKER for marks in given for mark in marks)
+    if not marked and not wanted:
         return
-    paths = named(case, metafunc.definition)
-    if paths:
+    chosen = list(dict.fromkeys(each for marks in given for each in _choices(node, marks)))
+    if any(each.path for each in chosen) or len(chosen) > 1:
         from .checkpoints import ids
 
-        if "ckpt_path" not in metafunc.fixturenames:
+        if not wanted:
             metafunc.fixturenames.append("ckpt_path")
-        metafunc.parametrize("ckpt_path", paths, indirect=True, ids=ids(paths))
+        names = ids([each.path or "no checkpoint" for each in chosen])
+        metafunc.parametrize("ckpt_path", chosen, indirect=True, ids=names)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makeitem(
+    collector: pytest.Collector, name: str, obj: object
+) -> Generator[None, Any, Any]:
+    """Leave out the tests whose parameter names other checkpoints; tell what a mark without keywords does."""
+    made = yield
+    if any(mark.name == MARKER and not mark.kwargs for mark in _marks_of_class(name, obj)):
+        model = type(obj).__name__
+        told = f"@pytest.mark.{MARKER}({model}) marks the class {model}, not the test: write model={model}"
+        return Misstated.from_parent(collector, name=name, text=f"{collector.nodeid}: {told}", line=0)
+    if not isinstance(made, list):
+        return made
+    return [item for item in made if not _of_another_parameter(item)]
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> CheckFile | None:
@@ -41,14 +70,48 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> CheckFile 
     return CheckFile.from_parent(parent, path=file_path)
 
 
-def declared(marker: pytest.Mark, node: pytest.Item) -> CheckArguments:
-    """The arguments of a marker, checked; what is wrong with them is an error at collection."""
-    if marker.args:
-        wrong = f"takes keywords only, not {marker.args[0]!r}: write model=..."
-        raise pytest.Collector.CollectError(f"{node.nodeid}: @pytest.mark.{MARKER} {wrong}")
-    from pytest_ckptcompat.checks.arguments import CheckArguments
+def declared(item: pytest.Item) -> list[Declared]:
+    """The checks of a marked test: the one that its parameter names, or all where it has none (unittest).
 
+    Raises:
+        ValueError: a mark is wrong.
+    """
+    found = cases(item)
+    chosen = getattr(item, "callspec", None) and item.callspec.params.get("ckpt_path")  # type: ignore[attr-defined]
+    if isinstance(chosen, Chosen):
+        return [Declared(found[chosen.check], chosen.path)]
+    if chosen:
+        return [Declared(case, str(chosen)) for case in found]
+    return [Declared(case, path) for case in found for path in _paths(case, item)]
+
+
+def _choices(node: pytest.Item, marks: Sequence[pytest.Mark]) -> list[Chosen]:
+    """The checks of a test with these marks of its parameters; none where a mark is wrong."""
+    if not is_marked(node) and not any(mark.name == MARKER for mark in marks):
+        return [Chosen(0, path) for path in settings(node.config).paths]
     try:
-        return CheckArguments.of(**marker.kwargs)
-    except ValueError as error:
-        raise pytest.Collector.CollectError(f"{node.nodeid}: @pytest.mark.{MARKER}: {error}") from None
+        found = cases(node, marks)
+    except ValueError:
+        return []
+    return [Chosen(place, path) for place, case in enumerate(found) for path in _paths(case, node)]
+
+
+def _paths(case: CheckArguments, node: pytest.Item) -> Sequence[str | None]:
+    return named(case, node) or [None]
+
+
+def _of_another_parameter(item: pytest.Item) -> bool:
+    callspec: Any = getattr(item, "callspec", None)
+    chosen = callspec and callspec.params.get("ckpt_path")
+    if not isinstance(chosen, Chosen) or not any(mark.name == MARKER for mark in callspec.marks):
+        return False
+    own = _choices(item, ())
+    return chosen not in own if own else chosen.check > 0
+
+
+def _marks_of_class(name: str, obj: object) -> Sequence[pytest.Mark]:
+    """The marks of the class of something that stands where a test should be."""
+    if not name.startswith("test") or isinstance(obj, type) or not callable(obj):
+        return ()
+    found = getattr(type(obj), "pytestmark", ())
+    return found if isinstance(found, (list, tuple)) else ()

@@ -3,40 +3,64 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from _pytest._code.code import ReprEntryNative, ReprExceptionInfo, ReprFileLocation, ReprTracebackNative
 
 from pytest_ckptcompat.report import terminal
+from pytest_ckptcompat.report.report import Report
 
 from .toml_file import CheckItem
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     import pytest
     from _pytest._io import TerminalWriter
-
-    from pytest_ckptcompat.report.report import Report
 
     from .settings import Settings
 
 
-def failure(report: Report, item: pytest.Item, settings: Settings) -> ReprExceptionInfo:
-    """The report as pytest prints a failure: no traceback, and the verdict wherever one line is wanted.
+def failure(reports: Sequence[Report], item: pytest.Item, settings: Settings) -> ReprExceptionInfo:
+    """The reports as pytest prints a failure: no traceback, and the verdict wherever one line is wanted.
 
     The short summary, JUnit's ``message=`` and CI annotations all read ``reprcrash.message``.
     """
     table = "check.recipe" if isinstance(item, CheckItem) else ""
-    render = partial(terminal.render, report, settings.width, settings.verbosity, table=table)
-    text = render() + "\n"
-    entry = ReprEntryNative([text])
+    text, painted = (
+        "\n\n".join(
+            terminal.render(report, settings.width, settings.verbosity, table=table, color=color)
+            for report in reports
+        )
+        for color in (False, True)
+    )
+    entry = ReprEntryNative([text + "\n"])
     if not hasattr(item.config, "workerinput"):  # from a worker, only pytest's own classes can travel
-        entry = _Coloured([text], render(color=True))
+        entry = _Coloured([text + "\n"], painted)
     path, line, _ = item.location
-    crash = ReprFileLocation(path, (line or 0) + 1, report.verdict)
+    more = f" (and {len(reports) - 1} more)" if len(reports) > 1 else ""
+    crash = ReprFileLocation(path, (line or 0) + 1, reports[0].verdict + more)
     trace = ReprTracebackNative([])
     trace.reprentries = [entry]
     return ReprExceptionInfo(trace, crash)  # no chain: what draws chains anew would find no frames in it
+
+
+def add_reports(
+    failed: pytest.TestReport,
+    excinfo: pytest.ExceptionInfo[BaseException],
+    given: Iterable[Report],
+    settings: Settings,
+) -> None:
+    """Show the failing reports that a failed test was given, or that an assertion that failed looked at."""
+    found = {id(report): report for report in given}
+    if isinstance(excinfo.value, AssertionError):
+        for value in excinfo.traceback[-1].frame.f_locals.values():
+            if issubclass(type(value), Report) and not value.ok:
+                found[id(value)] = value
+    add_section = getattr(failed.longrepr, "addsection", None)
+    for report in found.values() if add_section else ():
+        text = terminal.render(report, settings.width, settings.verbosity)
+        add_section(f"report of {report.checkpoint}", text)  # type: ignore[misc]
 
 
 @dataclass(eq=False)

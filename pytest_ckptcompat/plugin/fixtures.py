@@ -8,8 +8,9 @@ import pytest
 
 from pytest_ckptcompat.core.errors import CheckpointError
 
+from .collection import Chosen
 from .running import GIVEN, checked
-from .session import CASE, named, run, shelf
+from .session import CHECKS, named, run, shelf, skipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
 @pytest.fixture
 def ckpt_path(request: pytest.FixtureRequest) -> str:
     """The path of the checkpoint that this test is run for, as it was given."""
-    path: str | None = getattr(request, "param", None)
+    param = getattr(request, "param", None)
+    paths = [check.path for check in request.node.stash.get(CHECKS, []) if check.path is not None]
+    path = param.path if isinstance(param, Chosen) else param or (paths[0] if len(paths) == 1 else None)
     if path is None:
-        pytest.skip("no checkpoint: give --ckpt PATH")
-    return path
+        raise skipped("give --ckpt PATH")
+    return str(path)
 
 
 @pytest.fixture
@@ -36,9 +39,9 @@ def ckpt(ckpt_path: str, request: pytest.FixtureRequest) -> Checkpoint:
         def test_head(ckpt):
             assert ckpt["out2.weight"].shape == (14, 256)
     """
-    case = request.node.stash.get(CASE, None)
+    checks = request.node.stash.get(CHECKS, [])
     try:
-        return shelf(request.config).checkpoint(ckpt_path, case.state_dict_key if case else None)
+        return shelf(request.config).checkpoint(ckpt_path, checks[0].case.state_dict_key if checks else None)
     except CheckpointError as error:
         pytest.fail(str(error), pytrace=False)
 
@@ -46,7 +49,7 @@ def ckpt(ckpt_path: str, request: pytest.FixtureRequest) -> Checkpoint:
 @pytest.fixture
 def ckpt_report(ckpt_path: str, request: pytest.FixtureRequest) -> Report:
     """The report of this test's check; it is a passing one, since a failing one ends the test."""
-    report = checked(request.node, ckpt_path).report
+    report = checked(request.node).report
     assert report is not None
     return report
 
@@ -57,7 +60,7 @@ def ckpt_model(ckpt_path: str, request: pytest.FixtureRequest) -> Any:
 
     A lock file has no values: its model is on the meta device, with every shape and dtype.
     """
-    return checked(request.node, ckpt_path).shown_model
+    return checked(request.node).shown_model
 
 
 @pytest.fixture

@@ -9,10 +9,8 @@ import pytest
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.hooks import forget, use
 
-from .session import settings, shelf
+from .session import MARKER, settings, shelf
 from .summary import Summary
-
-MARKER = "ckpt_compat"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .collection import declared
-from .options import MARKER
-from .session import CASE, PATHS, Incompatible, named, run, settings, without
+from .marks import is_marked, where
+from .session import CHECKS, MARKER, Declared, Incompatible, run, settings, without
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -17,31 +17,34 @@ if TYPE_CHECKING:
 
     from .must_read import Unread
 
-_CHECK = pytest.StashKey["Check"]()
+_DONE = pytest.StashKey[tuple["Declared", "Check"]]()
 
 GIVEN = pytest.StashKey[list["Unread"]]()
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A test without a checkpoint is skipped, or fails where one is required; it never passes."""
-    marker = item.get_closest_marker(MARKER)
-    if marker is not None:
-        item.stash[CASE] = declared(marker, item)
-    if CASE in item.stash and not _paths(item):
+    """A wrong mark fails its test; a test without a checkpoint is skipped, or fails where one is required."""
+    if is_marked(item):
+        try:
+            item.stash[CHECKS] = declared(item)
+        except ValueError as error:
+            told = f"{where(item)}: @pytest.mark.{MARKER}: {error}"
+            raise pytest.fail.Exception(told, pytrace=False) from None
+    checks = item.stash.get(CHECKS, [])
+    lacking = [check for check in checks if check.path is None]
+    if lacking and (lacking == checks or settings(item.config).required):
         without(item)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)  # inside those that capture output and know of xfail
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """Check before the body runs, so that a body of ``...`` is enough; no failing report may go unread."""
-    if CASE in item.stash:
-        for path in _paths(item):
-            checked(item, path)
+    reports = [_done(item, check).report for check in item.stash.get(CHECKS, []) if check.path is not None]
+    if failing := [report for report in reports if report is not None and not report.ok]:
+        raise Incompatible(*failing)
     result = yield
-    for report in item.stash.get(GIVEN, ()):
-        if not report.read:
-            raise Incompatible(report)
+    if unread := [report for report in item.stash.get(GIVEN, ()) if not report.read]:
+        raise Incompatible(*unread)
     return result
 
 
@@ -61,43 +64,49 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     """An incompatible checkpoint is a failed test with the report, not an error with a traceback."""
     report: pytest.TestReport = yield
-    if call.excinfo is not None and isinstance(call.excinfo.value, Incompatible) and report.failed:
-        from .failure import failure
+    if call.excinfo is None or not report.failed:
+        return report
+    from .failure import add_reports, failure
 
+    if isinstance(call.excinfo.value, Incompatible):
         report.when = "call"  # raised while a fixture was set up, it would count as an error
-        report.longrepr = failure(call.excinfo.value.report, item, settings(item.config))
+        report.longrepr = failure(call.excinfo.value.reports, item, settings(item.config))
+    else:
+        given: list[Unread] = item.stash.get(GIVEN, [])
+        add_reports(report, call.excinfo, given, settings(item.config))
     return report
 
 
 def _forgotten(item: pytest.Item) -> bool:
     """Drop the test's check; whether it held a loaded model."""
-    if _CHECK not in item.stash:
+    if _DONE not in item.stash:
         return False
-    loaded = item.stash[_CHECK].model is not None
-    del item.stash[_CHECK]
+    loaded = item.stash[_DONE][1].model is not None
+    del item.stash[_DONE]
     return loaded
 
 
-def _paths(item: pytest.Item) -> list[str]:
-    """The checkpoints of one test: its parameter, or all where it can't have any (unittest)."""
-    if PATHS in item.stash:
-        return item.stash[PATHS]
-    callspec = getattr(item, "callspec", None)
-    if callspec is not None and "ckpt_path" in callspec.params:
-        return [callspec.params["ckpt_path"]]
-    return named(item.stash.get(CASE, None), item)
-
-
-def checked(item: pytest.Item, path: str) -> Check:
+def checked(item: pytest.Item) -> Check:
     """The check of this test, run once; raises `Incompatible` where it fails."""
-    done = item.stash.get(_CHECK, None)
-    if done is None or done.path != path:
-        case = item.stash.get(CASE, None)
-        if case is None:
-            pytest.fail(f"ckpt_model and ckpt_report need @pytest.mark.{MARKER}(model=...)", pytrace=False)
-        wants_model = "ckpt_model" in getattr(item, "fixturenames", ())
-        done = item.stash[_CHECK] = run(item, case, path, wants_model=wants_model)
+    if CHECKS not in item.stash:
+        pytest.fail(f"ckpt_model and ckpt_report need @pytest.mark.{MARKER}(model=...)", pytrace=False)
+    with_path = [check for check in item.stash[CHECKS] if check.path is not None]
+    if len(with_path) != 1:
+        told = f"ckpt_model and ckpt_report belong to one check, and this test has {len(with_path)}"
+        pytest.fail(told, pytrace=False)
+    done = _done(item, with_path[0])
     assert done.report is not None
     if not done.report.ok:
         raise Incompatible(done.report)
+    return done
+
+
+def _done(item: pytest.Item, check: Declared) -> Check:
+    """A check of this test, run once."""
+    before, done = item.stash.get(_DONE, (None, None))
+    if done is None or before is not check:
+        assert check.path is not None
+        wants_model = "ckpt_model" in getattr(item, "fixturenames", ())
+        done = run(item, check.case, check.path, wants_model=wants_model)
+        item.stash[_DONE] = check, done
     return done

@@ -5,12 +5,13 @@ Every pytest run on the machine imports this; what a run without checkpoints doe
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
     from pytest_ckptcompat.checks.arguments import CheckArguments
     from pytest_ckptcompat.checks.check import Check
@@ -19,22 +20,51 @@ if TYPE_CHECKING:
     from .checkpoints import CheckpointCache
     from .settings import Settings
 
-CASE = pytest.StashKey["CheckArguments"]()
-"""On a test: what it declares."""
 
-PATHS = pytest.StashKey[list[str]]()
-"""On a test that has no parameters: its checkpoints."""
+MARKER = "ckpt_compat"
+
+
+class Declared(NamedTuple):
+    """One check of a test: what it takes, and the path of the checkpoint, if there is one."""
+
+    case: CheckArguments
+    path: str | None
+
+
+CHECKS = pytest.StashKey[list[Declared]]()
+"""On a test: the checks that it declares."""
 
 REPORTS = pytest.StashKey[list["Report"]]()
 """On a test: the reports of its checks that were not sent on yet."""
 
 
 class Incompatible(Exception):  # noqa: N818  # a verdict on the checkpoint, not an error of the test
-    """What ends a test whose checkpoint does not fit; it carries the report."""
+    """What ends a test whose checkpoints do not fit; it carries the reports."""
 
-    def __init__(self, report: Report) -> None:
-        super().__init__(report.verdict)
-        self.report = report
+    def __init__(self, *reports: Report) -> None:
+        super().__init__(*(report.verdict for report in reports))
+        self.reports = reports
+
+
+class Misstated(pytest.Item):
+    """Stands for a test that is declared wrongly, and fails: the others of its file are run."""
+
+    def __init__(self, *, text: str, line: int, **rest: Any) -> None:
+        super().__init__(**rest)
+        self.stash[CHECKS] = []
+        self._text = text
+        self._line = line
+
+    def setup(self) -> None:
+        """Fail with what is wrong."""
+        pytest.fail(self._text, pytrace=False)
+
+    def runtest(self) -> None:
+        """Nothing: it never comes to it."""
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        """Where it is declared."""
+        return self.path, self._line, self.name
 
 
 _SETTINGS = pytest.StashKey["Settings"]()
@@ -68,15 +98,29 @@ def shelf(config: pytest.Config) -> CheckpointCache:
 
 
 def named(case: CheckArguments | None, node: pytest.Item) -> list[str]:
-    """The paths of a case's checkpoints: looked for beside the test's file, then in the current folder.
-
-    A case that names none is for every ``--ckpt``.
-    """
-    from .checkpoints import expand, unique
-
+    """The paths of a case's checkpoints, as `resolved`. A case that names none is for every ``--ckpt``."""
     if case is None or not case.ckpt:
         return list(settings(node.config).paths)
-    return unique(path for name in case.ckpt for path in expand(name, _folders(node)))
+    from .checkpoints import unique
+
+    return unique(path for name in case.ckpt for path in resolved(name, node))
+
+
+def resolved(name: str, node: pytest.Item) -> list[str]:
+    """The paths that a name in a test means: from the rootdir, or else from the folder of the test's file.
+
+    In ``ckptcompat.toml`` they start at that file. Where there is nothing, opening the path says where it was
+    looked for.
+    """
+    from .checkpoints import expand, not_found
+
+    folders = [node.path.parent]
+    if node.path.name != "ckptcompat.toml" and node.path.parent != node.config.rootpath:
+        folders.insert(0, node.config.rootpath)
+    paths = expand(name, folders)
+    if len(folders) > 1 and (text := not_found(name, paths, folders)):
+        shelf(node.config).missing[paths[0]] = text
+    return paths
 
 
 def run(
@@ -96,18 +140,17 @@ def run(
         from pytest_ckptcompat.checks.check import Check
     from pytest_ckptcompat.files.progress import shown_on
 
-    from .checkpoints import expand
     from .terminal_line import Terminal
 
     chosen = settings(node.config)
     if isinstance(case.recipe, str):
-        case = replace(case, recipe=expand(case.recipe, _folders(node))[0])
+        case = replace(case, recipe=resolved(case.recipe, node)[0])
     if case.device is None:
         case = replace(case, device=chosen.device)
     check = Check(
         case,
         path,
-        opened.at if opened else lambda key: shelf(node.config).checkpoint(path, key),
+        lambda key: opened or shelf(node.config).checkpoint(path, key),
         severities=chosen.severities,
         require_cuda=chosen.require_cuda,
         wants_model=wants_model,
@@ -121,15 +164,24 @@ def run(
 
 def without(node: pytest.Item) -> None:
     """End a test that was given no checkpoint: it is skipped, or fails where one is required."""
-    reason = "no checkpoint: give --ckpt PATH, the ini key ckpt, or ckpt= in the marker"
     if not settings(node.config).required:
-        pytest.skip(reason)
+        raise skipped("give --ckpt PATH, the ini key ckpt, or ckpt= in the mark")
     from pytest_ckptcompat.core.findings import Stage, finding
     from pytest_ckptcompat.report.report import Report
 
+    reason = "no checkpoint: give --ckpt PATH, the ini key ckpt, or ckpt= in the mark"
     found = finding("no-checkpoint", message=reason)
-    stages = [Stage("open", "failed", reason)]
-    raise Incompatible(Report("", node.name, findings=[found], stages=stages))
+    report = Report("", node.name, findings=[found], stages=[Stage("open", "failed", "no-checkpoint")])
+    _keep(node, report)
+    raise Incompatible(report)
+
+
+NO_CHECKPOINT = "no checkpoint: "
+
+
+def skipped(remedy: str) -> BaseException:
+    """What skips a test for want of a checkpoint. pytest shows the line of the test, not of this code."""
+    return pytest.skip.Exception(NO_CHECKPOINT + remedy, _use_item_location=True)
 
 
 def _keep(node: pytest.Item, report: Report) -> None:
@@ -138,7 +190,3 @@ def _keep(node: pytest.Item, report: Report) -> None:
     node.stash.setdefault(REPORTS, []).append(report)
     node.user_properties.append(("ckpt_verdict", report.verdict))
     node.user_properties.append(("ckpt_forward", "; ".join(forward)))
-
-
-def _folders(node: pytest.Item) -> list[Path]:
-    return [node.path.parent, Path.cwd()]

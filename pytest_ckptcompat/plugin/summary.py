@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .session import REPORTS, settings, shelf
+from .marks import is_marked
+from .session import CHECKS, NO_CHECKPOINT, REPORTS, settings, shelf
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+    from pytest_ckptcompat.report.run_report import Run
 
 
 class Summary:
@@ -18,16 +21,16 @@ class Summary:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._checks: list[tuple[str, dict[str, Any]]] = []
+        self._run: Run | None = None
+        self._checked: set[str] = set()
         self._unwritten: list[str] = []
-        self._without = 0
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, Any, Any]:
         """Send the reports along with the test's own: attributes of builtin types reach the controller."""
         report: pytest.TestReport = yield
-        reports = item.stash.get(REPORTS, None)
-        if reports:
+        reports = item.stash.get(REPORTS, [])
+        if reports or _is_check(item):
             # The page shows the keys that fit too; no other report needs that much.
             whole = any(kind == "html" for kind, _ in settings(self._config).reports)
             vars(report)["ckptcompat"] = [
@@ -38,28 +41,53 @@ class Summary:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep what a test brought, from whichever process it came; of a test that is run again, the last."""
+        checks = getattr(report, "ckptcompat", None)
+        reason = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else ""
+        lacking = NO_CHECKPOINT in reason
+        if checks is None and not lacking:
+            return
+        run = self._known()
         outcome: str = report.outcome
         if outcome == "rerun":  # pytest-rerunfailures: another attempt follows
-            self._checks = [(nodeid, check) for nodeid, check in self._checks if nodeid != report.nodeid]
+            run.checks = [(nodeid, check) for nodeid, check in run.checks if nodeid != report.nodeid]
             return
-        self._checks += [(report.nodeid, each) for each in getattr(report, "ckptcompat", [])]
-        if report.skipped and isinstance(report.longrepr, tuple):
-            self._without += report.longrepr[2].startswith("Skipped: no checkpoint: ")
+        if checks:
+            run.checks += [(report.nodeid, check) for check in checks]
+            run.unchecked.pop(report.nodeid, None)
+            self._checked.add(report.nodeid)
+        elif report.nodeid not in self._checked and report.when != "teardown":
+            run.unchecked[report.nodeid] = _LACKING if lacking else _REASONS.get(report.outcome, _NOT_RUN)
+
+    def _known(self) -> Run:
+        """What is known of this run; a run without checkpoints never comes here."""
+        if self._run is None:
+            from pytest_ckptcompat.report.run_report import Run
+
+            self._run = Run()
+        return self._run
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the files that were asked for; a run whose report can't be written fails."""
         if hasattr(self._config, "workerinput") or self._config.option.collectonly:
             return
-        if not self._config.option.ckpt_report or _another_rank_writes():
+        chosen = self._config.option.ckpt_report
+        if self._run is None and not chosen:
+            return
+        run = self._known()
+        run.interrupted = session.exitstatus == pytest.ExitCode.INTERRUPTED
+        for item in getattr(session, "items", ()):
+            if item.nodeid not in self._checked and _is_check(item):
+                run.unchecked.setdefault(item.nodeid, _NOT_RUN)
+        if not chosen or _another_rank_writes():
             return
         from pytest_ckptcompat.core.keys import natural
         from pytest_ckptcompat.report.run_report import write
 
         if self._config.getoption("numprocesses", None):  # as they came in, each run would have another order
-            self._checks.sort(key=lambda each: natural(each[0]))
+            run.checks.sort(key=lambda each: natural(each[0]))
         for kind, path in settings(self._config).reports:
             try:
-                write(kind, path, self._checks)
+                write(kind, path, run)
             except OSError as error:
                 self._unwritten.append(
                     f"--ckpt-report {kind}:{path} was not written: {error.strerror or error}"
@@ -70,11 +98,12 @@ class Summary:
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """What fits, where its forward pass ran, and how many tests had no checkpoint."""
-        if not (self._checks or self._without or self._unwritten):
+        run = self._run
+        if run is None or not (run.checks or run.unchecked or self._unwritten):
             return
         from pytest_ckptcompat.report.run_report import told
 
-        passed = [(nodeid, check) for nodeid, check in self._checks if check["ok"]]
+        passed = [(nodeid, check) for nodeid, check in run.checks if check["ok"]]
         chosen = settings(self._config)
         verbose = chosen.verbosity > 0
         terminalreporter.section("checkpoints", sep="-")
@@ -84,9 +113,7 @@ class Summary:
                 terminalreporter.line(f"  {line}")
         if not verbose and len(passed) > _SHOWN:
             terminalreporter.line(f"... and {len(passed) - _SHOWN} more that fit: -v lists them")
-        counts = [f"{len(passed)} of {len(self._checks)} checks passed"] if self._checks else []
-        if self._without:
-            counts.append(f"{self._without} skipped: no checkpoint (--ckpt, --ckpt-required)")
+        counts = [run.summary] if run.checks or run.unchecked else []
         if chosen.update_locks:
             changed = ", ".join(shelf(self._config).rewritten)
             counts.append(
@@ -96,6 +123,17 @@ class Summary:
             terminalreporter.line("; ".join(counts))
         for text in self._unwritten:
             terminalreporter.line(f"ERROR: {text}", red=True)
+
+
+def _is_check(item: pytest.Item) -> bool:
+    """Whether a test is one of those that must bring a report."""
+    return CHECKS in item.stash or is_marked(item)
+
+
+_LACKING = "skipped: no checkpoint (--ckpt, --ckpt-required)"
+_NOT_RUN = "not run"
+_REASONS = {"skipped": "skipped", "failed": "failed before the check"}
+"""Why a test brought no report, by its outcome."""
 
 
 def _another_rank_writes() -> bool:

@@ -14,7 +14,7 @@ from pytest_ckptcompat.checks.waivers import allow
 from pytest_ckptcompat.core.errors import RecipeError
 
 from .checkpoints import ids
-from .session import CASE, PATHS, named
+from .session import CHECKS, Declared, Misstated, named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,11 +91,11 @@ class _MisstatedError(ValueError):
 class CheckFile(pytest.File):
     """The file; each ``[[check]]`` of it is a test, or one for each checkpoint."""
 
-    def collect(self) -> Iterator[CheckItem]:
+    def collect(self) -> Iterator[pytest.Item]:
         """The tests that the file declares.
 
         Raises:
-            pytest.Collector.CollectError: it is no TOML, or a table is ill-formed; the text names the line.
+            pytest.Collector.CollectError: it is not valid TOML, or its tables have other names.
         """
         text = self.path.read_text(encoding="utf-8")
         try:
@@ -117,30 +117,38 @@ class CheckFile(pytest.File):
                 if name in names:
                     raise _MisstatedError(f"name: there are two checks called {name!r}", table)
             except _MisstatedError as error:
-                line = lines.of(number, error.inner, error.key)
-                heading = f"check.{error.inner[0]}" if error.inner else "check"
-                raise self.CollectError(f"{self.path}:{line}: [[{heading}]]: {error}") from None
+                taken = _name(table, number) in names
+                yield self._misstated(error, {} if taken else table, number, lines)
+                continue
             names.add(name)
             yield from self._items(name, case, lines.of(number))
 
+    def _misstated(
+        self, error: _MisstatedError, table: dict[str, Any], number: int, lines: Lines
+    ) -> Misstated:
+        line = lines.of(number, error.inner, error.key)
+        heading = f"check.{error.inner[0]}" if error.inner else "check"
+        text = f"{self.nodeid}:{line}: [[{heading}]]: {error}"
+        return Misstated.from_parent(self, name=_name(table, number), text=text, line=line - 1)
+
     def _items(self, name: str, case: CheckArguments, line: int) -> Iterator[CheckItem]:
-        alone = CheckItem.from_parent(self, name=name, case=case, paths=[], line=line)
+        alone = CheckItem.from_parent(self, name=name, checks=[], line=line)
         paths = named(case, alone)
         if not paths or (len(paths) == 1 and len(case.ckpt) == 1):
-            alone.stash[PATHS] = paths
+            alone.stash[CHECKS] = [Declared(case, paths[0] if paths else None)]
             yield alone
             return
         for path, identity in zip(paths, ids(paths), strict=True):
-            yield CheckItem.from_parent(self, name=f"{name}[{identity}]", case=case, paths=[path], line=line)
+            checks = [Declared(case, path)]
+            yield CheckItem.from_parent(self, name=f"{name}[{identity}]", checks=checks, line=line)
 
 
 class CheckItem(pytest.Item):
     """One checkpoint of one ``[[check]]``: the plugin checks it before its body runs."""
 
-    def __init__(self, *, case: CheckArguments, paths: list[str], line: int, **rest: Any) -> None:
+    def __init__(self, *, checks: list[Declared], line: int, **rest: Any) -> None:
         super().__init__(**rest)
-        self.stash[CASE] = case
-        self.stash[PATHS] = paths
+        self.stash[CHECKS] = checks
         self._line = line
 
     def setup(self) -> None:
@@ -163,10 +171,10 @@ def _declared(table: dict[str, Any], number: int) -> tuple[str, CheckArguments]:
     Raises:
         _MisstatedError: a key is unknown, missing or of a wrong type.
     """
-    arguments = dict(table)
-    name = arguments.pop("name", f"check-{number + 1}")
-    if not isinstance(name, str) or not name:
-        raise _MisstatedError(f"name wants a text, not {name!r}", table)
+    arguments = {key: value for key, value in table.items() if key != "name"}
+    name = _name(table, number)
+    if name != table.get("name", name):
+        raise _MisstatedError(f"name wants a text, not {table['name']!r}", table)
     for inner in _INNER:
         value = table.get(inner, [])
         tables = isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
@@ -180,6 +188,12 @@ def _declared(table: dict[str, Any], number: int) -> tuple[str, CheckArguments]:
         return name, CheckArguments.of(**arguments)
     except ValueError as error:
         raise _MisstatedError(str(error), table) from None
+
+
+def _name(table: dict[str, Any], number: int) -> str:
+    """The name of a table, or else its number."""
+    name = table.get("name")
+    return name if isinstance(name, str) and name else f"check-{number + 1}"
 
 
 _INNER = ("recipe", "allow")

@@ -43,12 +43,16 @@ class Check:
     fitting: Mapping[str, str] = field(default_factory=dict)
 
 
-def render(checks: Sequence[Check]) -> str:
-    """The page, with the checks that fail first."""
+def render(checks: Sequence[Check], heading: str) -> str:
+    """The page, with the checks that fail first.
+
+    Args:
+        checks: the reports.
+        heading: what became of the run, in one line.
+    """
     checks = sorted(checks, key=lambda check: check.report.ok)
     found = [leaves(check.report, check.fitting) for check in checks]
-    fit = sum(check.report.ok for check in checks)
-    heading = f"{fit} of {len(checks)} checkpoints fit" if checks else "No checkpoint was checked"
+    heading = _text(f"Checkpoints: {heading}")
     style, script = _own("page.css"), _own("page.js")
     # Nothing but the page's own script and style runs or loads, whatever a checkpoint calls its keys.
     policy = f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'"

@@ -42,14 +42,18 @@ def render(report: Facts, title: str = "") -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def summary(checks: Sequence[tuple[str, Facts]]) -> str:
+def summary(checks: Sequence[tuple[str, Facts]], heading: str) -> str:
     """The reports of a run, as (test's id, report): those that fail in whole, the others as one table.
 
     However many there are, the text stays below the size that GitHub shows; what is left out is counted.
+
+    Args:
+        checks: the reports.
+        heading: what became of the run, in one line.
     """
     failed = [(title, report) for title, report in checks if not report.ok]
     fit = [(title, report) for title, report in checks if report.ok]
-    parts = [f"## Checkpoints: {len(fit)} of {len(checks)} fit\n"]
+    parts = [f"## Checkpoints: {_text(heading)}\n"]
     size = len(parts[0].encode())
     for done, (title, report) in enumerate(failed):
         part = render(report, title)

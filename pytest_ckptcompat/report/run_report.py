@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections import Counter
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,30 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_ckptcompat.core.rules import Severity
+
+
+@dataclass
+class Run:
+    """What the tests of a run checked, and what they did not.
+
+    Attributes:
+        checks: (test's id, JSON object of the report), in the order in which they ended.
+        unchecked: id of a test that brought no report -> why.
+        interrupted: whether the run ended before its last test.
+    """
+
+    checks: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    unchecked: dict[str, str] = field(default_factory=dict)
+    interrupted: bool = False
+
+    @property
+    def summary(self) -> str:
+        """How many checks passed, of how many, and what became of those that were not made."""
+        passed = sum(check["ok"] for _, check in self.checks)
+        total = len(self.checks) + len(self.unchecked)
+        reasons = Counter(self.unchecked.values())
+        told = [f"{passed} of {total} checks passed", *(f"{n} {reason}" for reason, n in reasons.items())]
+        return f"{'interrupted: ' if self.interrupted else ''}{'; '.join(told)}"
 
 
 def told(check: dict[str, Any], width: int, *, in_full: bool) -> list[str]:
@@ -72,8 +98,8 @@ def _unverified(report: Facts) -> list[str]:
     ]
 
 
-def write(kind: str, path: Path, checks: list[tuple[str, dict[str, Any]]]) -> None:
-    """Write the reports of a run, as (test's id, JSON object), to a file: whole or not at all.
+def write(kind: str, path: Path, run: Run) -> None:
+    """Write the reports of a run to a file: whole or not at all.
 
     Raises:
         OSError: it can't be written.
@@ -83,18 +109,22 @@ def write(kind: str, path: Path, checks: list[tuple[str, dict[str, Any]]]) -> No
     if kind == "json":
         content = {
             "schema_version": SCHEMA_VERSION,
-            "checks": [{"nodeid": nodeid, **_documented(check)} for nodeid, check in checks],
+            "interrupted": run.interrupted,
+            "checks": [{"nodeid": nodeid, **_documented(check)} for nodeid, check in run.checks],
+            "unchecked": [{"nodeid": nodeid, "reason": reason} for nodeid, reason in run.unchecked.items()],
         }
         text = json.dumps(content, indent=2) + "\n"
     elif kind == "markdown":
         from .markdown import summary
 
         before = path.read_text(encoding="utf-8") if path.exists() else ""
-        text = before + summary([(nodeid, Facts.of(check)) for nodeid, check in checks])
+        reports = [(nodeid, Facts.of(check)) for nodeid, check in run.checks]
+        text = before + summary(reports, run.summary)
     else:
         from .html import Check, render
 
-        text = render([Check(nodeid, Facts.of(check), check["fitting"]) for nodeid, check in checks])
+        checks = [Check(nodeid, Facts.of(check), check["fitting"]) for nodeid, check in run.checks]
+        text = render(checks, run.summary)
     with whole_file(path) as file:
         file.write(text.encode())
 

