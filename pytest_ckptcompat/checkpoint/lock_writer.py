@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 Content = dict[str, Any]
 
 
-def lock_of_checkpoint(ckpt: Checkpoint, output: str, *, sha256: bool = False) -> Content:
+def lock_of_checkpoint(
+    ckpt: Checkpoint, output: str, *, sha256: bool = False, plain: Mapping[str, Any] | None = None
+) -> Content:
     """The lock of a checkpoint, from its header.
 
     Args:
         ckpt: opened; no value of it is read.
         output: where the lock will lie: the checkpoint's path is noted relative to it.
         sha256: note the hash of the file's bytes too, for which all of it is read.
+        plain: metadata of the checkpoint to keep, as `plain_metadata.metadata` finds it.
 
     Raises:
         CheckpointError: `ckpt` is a lock itself, or `sha256` is asked of what is no single file.
@@ -47,7 +50,14 @@ def lock_of_checkpoint(ckpt: Checkpoint, output: str, *, sha256: bool = False) -
     tensors = {
         key: [spec.dtype, list(spec.shape), *([spec.note] if spec.note else [])] for key, spec in ckpt.items()
     }
-    return _content(source, tensors, ckpt.ties, ckpt.objects, ckpt.metadata)
+    found = content(source, tensors, ckpt.ties, ckpt.objects, ckpt.metadata)
+    return with_more(found, metadata=plain or None)
+
+
+def with_more(found: Content, **parts: Mapping[str, Any] | None) -> Content:
+    """The content of a lock with further parts (``metadata``, ``behaviour``), which take a newer version."""
+    more = {name: part for name, part in parts.items() if part is not None}
+    return found | {MARK: VERSION} | more if more else found
 
 
 def write_lock(path: str, content: Content) -> None:
@@ -63,15 +73,16 @@ def write_lock(path: str, content: Content) -> None:
         raise CheckpointError(f"{escape(path)} can't be written: {error.strerror or error}") from None
 
 
-def _content(
+def content(
     source: Content,
     tensors: Mapping[str, Any],
     ties: Iterable[Iterable[str]],
     objects: Iterable[str],
     metadata: Mapping[str, Any] | None,
 ) -> Content:
+    """What a lock file holds; `metadata` is torch's, of a state dict."""
     return {
-        MARK: VERSION,
+        MARK: 1,
         "source": source,
         "versions": versions(metadata),
         "ties": sorted((sorted(keys, key=natural) for keys in ties), key=lambda keys: natural(keys[0])),

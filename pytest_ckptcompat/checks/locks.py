@@ -1,4 +1,4 @@
-"""Locks of models, and locks rewritten from what they name."""
+"""Locks of models, locks that record what a model computes, and locks rewritten from what they name."""
 
 from __future__ import annotations
 
@@ -7,40 +7,96 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_ckptcompat.checkpoint.lock_writer import Content, _content, lock_of_checkpoint, write_lock
-from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.checkpoint.lock_writer import (
+    Content,
+    content,
+    lock_of_checkpoint,
+    with_more,
+    write_lock,
+)
+from pytest_ckptcompat.core.errors import CheckpointError, ModelError
 from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.limits import DEFAULT, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pytest_ckptcompat.core.limits import Limits
+    from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
+    from pytest_ckptcompat.forward.inputs import Inputs
+    from pytest_ckptcompat.models.blueprint import Blueprint
 
 
-def lock_of_model(name: str) -> Content:
+def lock_of_model(
+    name: str,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    batch: Any = None,
+    method: str = "forward",
+    limits: Limits = DEFAULT,
+    most: int | None = None,
+) -> Content:
     """The lock of ``package.module:name``, built without memory.
 
+    Args:
+        name: of the model.
+        arguments: keyword arguments that it gets.
+        batch: as `plain.packed` gives it: what the model gives for it is recorded; None: nothing is.
+        method: which method is called.
+        limits: caps on what is recorded.
+        most: characters of the integers that are recorded.
+
     Raises:
-        CheckpointError: it can't be imported or built.
+        CheckpointError: the model can't be imported or built.
     """
     import torch
 
-    from pytest_ckptcompat.core.errors import ModelError
     from pytest_ckptcompat.models.blueprint import blueprint
 
+    from .behaviours import KEPT, recorded
+
     try:
-        state = blueprint(name).schema().state_dict(keep_vars=True)
+        made = blueprint(name, arguments)
+        state = made.schema().state_dict(keep_vars=True)
     except ModelError as error:
         raise CheckpointError(str(error)) from None
+    table = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
     tied: dict[int, list[str]] = {}
-    tensors: Content = {}
-    for key, value in state.items():
-        if isinstance(value, torch.Tensor):
-            tied.setdefault(id(value), []).append(key)
-            tensors[key] = [str(value.dtype).removeprefix("torch."), list(value.shape)]
+    for key, value in table.items():
+        tied.setdefault(id(value), []).append(key)
     ties = [keys for keys in tied.values() if len(keys) > 1]
-    objects = [key for key in state if key not in tensors]
-    return _content({"model": name}, tensors, ties, objects, getattr(state, "_metadata", None))
+    rows = {key: [str(value.dtype).removeprefix("torch."), list(value.shape)] for key, value in table.items()}
+    objects = [key for key in state if key not in table]
+    source: Content = {"model": name} | ({"model_args": dict(arguments)} if arguments else {})
+    found = content(source, rows, ties, objects, getattr(state, "_metadata", None))
+    if batch is None:
+        return found
+    behaviour = recorded(made, table, ties, batch, method, limits=limits, most=KEPT if most is None else most)
+    return with_more(found, behaviour=behaviour)
+
+
+def behaviour_of_checkpoint(
+    ckpt: Checkpoint, made: Blueprint, inputs: Inputs, method: str, limits: Limits = DEFAULT
+) -> Content:
+    """What the model of a checkpoint gives on synthetic values of the checkpoint's table.
+
+    Raises:
+        CheckpointError: the inputs can't be made, or the model does not load the table.
+    """
+    from pytest_ckptcompat.verification.comparison import compare
+
+    from .behaviours import recorded
+
+    try:
+        fitting = compare(made.schema(), ckpt.meta())
+        batch = inputs.plain()
+    except (ModelError, ValueError) as error:
+        raise CheckpointError(str(error)) from None
+    if not fitting.fits:
+        raise CheckpointError(
+            f"{ckpt.name} does not fit {made.name}, so that its outputs can't be recorded: "
+            "name the model that it was saved from"
+        )
+    return recorded(made, ckpt, ckpt.ties, batch, method, limits=limits)
 
 
 def update(path: str, limits: Limits) -> None:
@@ -50,20 +106,22 @@ def update(path: str, limits: Limits) -> None:
         CheckpointError: it names none, that can't be read or built, or the file can't be written.
     """
     try:
-        source = json.loads(Path(path).read_text(encoding="utf-8"))["source"]
+        held = json.loads(Path(path).read_text(encoding="utf-8"))
+        source = held["source"]
         known = isinstance(source, dict) and isinstance(source.get("model", source.get("checkpoint")), str)
     except (OSError, ValueError, LookupError, TypeError):
         known = False
     if not known:
         raise CheckpointError(f"{escape(path)} does not say what it was made of: lock it anew")
     try:
-        content = _made_anew(path, source, limits)
+        written = _made_anew(path, held, limits)
     except CheckpointError as error:
         raise CheckpointError(f"{escape(path)} can't be made anew: {error}") from None
-    write_lock(path, content)
+    write_lock(path, written)
 
 
-def _made_anew(path: str, source: Mapping[str, Any], limits: Limits) -> Content:
+def _made_anew(path: str, held: Mapping[str, Any], limits: Limits) -> Content:
+    source = held["source"]
     if "model" in source:
         return lock_of_model(source["model"])
     from pytest_ckptcompat.checkpoint.checkpoint import open_checkpoint

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .tensor_spec import ITEMSIZE, TensorSpec
 
@@ -24,12 +24,16 @@ class Header:
         storages: name of a storage (`TensorSpec.storage`) -> where its bytes lie: one extent, or chunks with
             their places.
         unsafe: why ``torch.load(weights_only=True)`` would refuse the file, or ``""``.
+        metadata: plain values that stand beside the table, in a lock.
+        behaviour: what the model gave on synthetic values, in a lock that recorded it.
     """
 
     format: str
     tree: object
     storages: Mapping[str, tuple[Extent, ...]] = field(default_factory=dict)
     unsafe: str = ""
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    behaviour: Mapping[str, Any] | None = None
 
     def fault(self) -> str:
         """What makes a header of others unusable, or ``""``: a slip of theirs is told where it was made."""

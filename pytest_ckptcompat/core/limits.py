@@ -29,6 +29,7 @@ class Limits:
         json_tokens: of one JSON text, those aside that are read entry by entry.
         index: bytes of the index of a sharded checkpoint, or of a lock file.
         files: shards of one checkpoint.
+        synthetic_bytes: bytes of a model's values in float64, on which its outputs are compared.
     """
 
     pickle_bytes: int = 64 << 20
@@ -44,6 +45,7 @@ class Limits:
     json_tokens: int = 2_000_000
     index: int = 64 << 20
     files: int = 10_000
+    synthetic_bytes: int = 4_000_000_000
 
     @classmethod
     def parse(cls, lines: Iterable[str]) -> Limits:

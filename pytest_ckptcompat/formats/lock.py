@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import CheckpointError
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 MARK = "ckptcompat_lock"
 
-VERSION = 1
+VERSION = 2
+"""Of locks that hold outputs or metadata; others are of version 1, which older releases read."""
 
 
 def versions(metadata: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -71,8 +73,17 @@ def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
         raise
     except ValueError as error:
         raise CheckpointError(damaged_lock(escape(str(error), 120), data)) from None
-    if not isinstance(content, dict) or content.get(MARK) != VERSION:
-        raise CheckpointError(f"a lock file of another version than {VERSION}: update pytest-ckptcompat")
+    if not isinstance(content, dict) or content.get(MARK) not in (1, VERSION):
+        raise CheckpointError(f"a lock file of a version above {VERSION}: update pytest-ckptcompat")
+    return header_of(content, limits)
+
+
+def header_of(content: Mapping[str, Any], limits: Limits) -> Header:
+    """The header that the content of a lock file describes.
+
+    Raises:
+        CheckpointError: a part of it is damaged.
+    """
     rows = content.get("tensors")
     if not isinstance(rows, dict):
         raise _damaged("it has no table 'tensors'")
@@ -87,7 +98,10 @@ def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
     metadata = metadata_of(found, rows) if isinstance(found, dict) else None
     if metadata is not None:
         tree.attributes = {"_metadata": metadata}
-    return Header(FORMAT, tree)
+    plain, behaviour = content.get("metadata", {}), content.get("behaviour")
+    if not isinstance(plain, dict) or not isinstance(behaviour, (dict, NoneType)):
+        raise _damaged("'metadata' and 'behaviour' are tables")
+    return Header(FORMAT, tree, metadata=plain, behaviour=behaviour)
 
 
 def _storages(ties: Any, rows: dict[str, Any]) -> dict[str, str]:

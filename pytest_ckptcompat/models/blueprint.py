@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import inspect
 import sys
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_ckptcompat.core import memory
 from pytest_ckptcompat.core.errors import ModelError, raised
+from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.imports import imported
 from pytest_ckptcompat.models.meta_copy import meta_copy
 from pytest_ckptcompat.tensors.footprint import weights
 from pytest_ckptcompat.tensors.seeds import DRAWN, seeded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
 @dataclass(frozen=True)
@@ -111,22 +113,68 @@ _FILLS = {
 }
 
 
-def blueprint(model: object) -> Blueprint:
+def blueprint(model: object, arguments: Mapping[str, Any] | None = None) -> Blueprint:
     """The blueprint of a ``model=`` argument: a callable, ``"package.module:name"``, or an ``nn.Module``.
 
     A module that is given ready-made is never touched: `Blueprint.build` copies it.
 
+    Args:
+        model: the argument.
+        arguments: keyword arguments that the callable gets.
+
     Raises:
-        ModelError: the name can't be imported.
+        ModelError: the name can't be imported, or the callable does not take the arguments.
     """
     if isinstance(model, str):
         model = imported(model)
     if isinstance(model, nn.Module):
+        if arguments:
+            raise ModelError("model_args are for a callable, and model is an nn.Module that is built already")
         module = model
         return Blueprint(_name(type(model)), lambda: copy.deepcopy(module))
     if not callable(model):
         raise ModelError(f"model={model!r} is neither callable, nor an nn.Module, nor 'package.module:name'")
-    return Blueprint(_name(model), model)
+    if not arguments:
+        return Blueprint(_name(model), model)
+    if refused := _refused(model, arguments):
+        raise ModelError(f"{_name(model)} does not take {refused}")
+    return Blueprint(_name(model), partial(model, **arguments))
+
+
+def importable(model: object) -> str:
+    """``"package.module:name"`` of a callable, by which another process finds it; ``""`` if there is none."""
+    if isinstance(model, str):
+        return model
+    module = sys.modules.get(getattr(model, "__module__", None) or "")
+    if isinstance(model, nn.Module) or module is None or module.__name__ == "__main__":
+        return ""
+    qualified = getattr(model, "__qualname__", "")
+    names = [qualified] if "<" not in qualified and qualified else []
+    names += [name for name, value in vars(module).items() if value is model]
+    for name in names:
+        found: Any = module
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if found is model:
+            return f"{module.__name__}:{name}"
+    return ""
+
+
+def _refused(make: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
+    """Which of the keyword arguments a callable has no place for, and what it has instead."""
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except (TypeError, ValueError):  # what is written in C has no signature
+        return ""
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return ""
+    known = [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    unknown = [name for name in arguments if name not in known]
+    if not unknown:
+        return ""
+    near = difflib.get_close_matches(unknown[0], known, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'no arguments'}"
+    return f"{', '.join(repr(escape(str(name), 60)) for name in unknown)} of model_args: {hint}"
 
 
 def _needs_arguments(make: Callable[..., Any]) -> bool:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ from rehearsal_zoo import ZOO
 from torch import nn
 
 from pytest_ckptcompat.core.errors import ModelError
-from pytest_ckptcompat.models.blueprint import blueprint
+from pytest_ckptcompat.models.blueprint import blueprint, importable
 
 
 def table(model):
@@ -145,3 +146,42 @@ def test_parameters_that_a_constructor_makes_of_values_are_in_the_schema(name):
     real, schema = model().state_dict(), blueprint(model).schema().state_dict()
     assert {key: value.shape for key, value in schema.items()} == {k: v.shape for k, v in real.items()}
     assert all(value.is_meta for value in schema.values())
+
+
+def _factory(width, depth=2):
+    return nn.Linear(width, depth)
+
+
+def test_arguments_reach_the_callable():
+    assert blueprint(_factory, {"width": 3}).schema().weight.shape == (2, 3)
+    assert blueprint(_factory, {"width": 3}).name.endswith("_factory")
+    assert blueprint(lambda **more: nn.Linear(*more.values()), {"a": 1, "b": 2}).build().weight.shape == (
+        2,
+        1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"widht": 3}, r"does not take 'widht' of model_args: did you mean 'width'\?"),
+        ({"width": 3, "heads": 1, "x": 2}, "does not take 'heads', 'x' of model_args: it takes width, depth"),
+    ],
+)
+def test_arguments_that_the_callable_does_not_take(arguments, told):
+    with pytest.raises(ModelError, match=told):
+        blueprint(_factory, arguments)
+
+
+def test_arguments_for_a_module_that_is_built():
+    with pytest.raises(ModelError, match="built already"):
+        blueprint(nn.Linear(1, 1), {"bias": False})
+
+
+def test_names_by_which_another_process_finds_a_callable():
+    assert importable("onet:Net") == "onet:Net"
+    assert importable(_factory) == f"{__name__}:_factory"
+    assert importable(nn.Linear) == "torch.nn.modules.linear:Linear"
+    assert importable(nn.Sequential(nn.ReLU())) == ""
+    assert importable(lambda: None) == ""
+    assert importable(functools.partial(_factory, 3)) == ""

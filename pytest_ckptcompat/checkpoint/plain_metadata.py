@@ -1,0 +1,101 @@
+"""What stands beside the state dict in plain values: hyperparameters, names of classes, versions."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.formats.pickle_stubs import Stub
+
+from .wrappers import state_dict_at
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+
+MOST = 64_000
+"""Bytes of the metadata in a lock."""
+
+_DEEPEST = 100
+
+
+class _NotPlainError(Exception):
+    """Something else than a plain value is in it; the text says what."""
+
+
+def metadata(ckpt: Checkpoint) -> tuple[dict[str, Any], list[str]]:
+    """The plain values of a checkpoint's outer object, and the names of those that a lock has no room for.
+
+    Whatever holds a tensor or an object is left out, and so is the state dict.
+    """
+    outer = ckpt.wrapper
+    if not isinstance(outer, dict) or not ckpt.state_dict_key:
+        return {}, []
+    found, large, room = {}, [], MOST
+    for name, value in outer.items():
+        try:
+            kept = _plain(value)
+        except _NotPlainError:
+            continue
+        size = len(json.dumps([name, kept])) if isinstance(name, str) else 0
+        if not isinstance(name, str) or (not kept and isinstance(kept, (dict, list))):
+            continue
+        if size > room:
+            large.append(escape(name, 60))
+        else:
+            found[name], room = kept, room - size
+    return found, large
+
+
+def arguments_at(ckpt: Checkpoint, path: str) -> dict[str, Any]:
+    """The keyword arguments that ``model_args="ckpt:PATH"`` names.
+
+    Args:
+        ckpt: a checkpoint, or a lock that kept its metadata.
+        path: names joined by dots, as `state_dict_at` takes them.
+
+    Raises:
+        CheckpointError: there is no such part, or it is not a dict of plain values.
+    """
+    outer: object = ckpt.contents.header.metadata if ckpt.format == "lock" else ckpt.wrapper
+    shown = f"model_args='ckpt:{escape(path, 80)}'"
+    if ckpt.format == "lock" and not outer:
+        raise CheckpointError(f"{shown}: the lock {ckpt.name} holds no metadata: lock the checkpoint again")
+    try:
+        node = state_dict_at(outer, path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{shown}: {str(error).partition(': ')[2]}") from None
+    try:
+        found = _plain(node)
+    except _NotPlainError as error:
+        raise CheckpointError(f"{shown} holds {error}, and only plain values become arguments") from None
+    if not isinstance(found, dict) or not all(name.isidentifier() for name in found):
+        raise CheckpointError(f"{shown} is not a dict whose keys are names of arguments")
+    return found
+
+
+def _plain(node: object, depth: int = 0) -> Any:
+    """Numbers, texts, lists and dicts; an object that was filled like a dict, or a namespace, is one.
+
+    Raises:
+        _NotPlainError: something else is in it.
+    """
+    if depth > _DEEPEST:
+        raise _NotPlainError("too many levels")
+    if isinstance(node, (str, int, type(None))) or (isinstance(node, float) and math.isfinite(node)):
+        return node
+    if isinstance(node, (list, tuple)):
+        return [_plain(each, depth + 1) for each in node]
+    if isinstance(node, Stub):
+        named = node.items or node.attributes
+        if node.elements is not None or not named:
+            raise _NotPlainError(f"an object of {escape(node.name, 60) or 'a class'}")
+        node = named
+    if isinstance(node, dict):
+        for name in node:
+            if not isinstance(name, str):
+                raise _NotPlainError("a dict whose keys are not texts")
+        return {str(name): _plain(value, depth + 1) for name, value in node.items()}
+    raise _NotPlainError(f"a value of type {type(node).__name__}")

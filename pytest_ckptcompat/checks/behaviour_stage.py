@@ -1,0 +1,169 @@
+"""Whether today's model still computes what a lock or a past commit recorded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_ckptcompat.core.errors import CheckpointError, ModelError, RecipeError
+from pytest_ckptcompat.core.findings import Finding, Promise, finding
+from pytest_ckptcompat.tensors import plain, synthetic
+from pytest_ckptcompat.verification.behaviour import Behaviour, Comparison, compare, is_random
+from pytest_ckptcompat.verification.regions import rows_moved
+from pytest_ckptcompat.verification.wide_run import RunError, run
+
+from .behaviours import too_large, undrawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import nn
+
+    from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
+    from pytest_ckptcompat.core.limits import Limits
+    from pytest_ckptcompat.forward.inputs import Inputs
+    from pytest_ckptcompat.models.blueprint import Blueprint
+    from pytest_ckptcompat.recipes.applied import Applied
+    from pytest_ckptcompat.recipes.recipe import Recipe
+
+NAME = "function kept"
+
+Verdict = tuple[Promise, list[Finding]]
+
+
+def on_synthetic_values(
+    ckpt: Checkpoint,
+    blueprint: Blueprint,
+    schema: nn.Module,
+    recipe: Recipe,
+    inputs: Inputs,
+    *,
+    strict: bool,
+    limits: Limits,
+) -> Verdict | None:
+    """Compare what a lock or a past commit recorded with what today's model gives.
+
+    Args:
+        ckpt: a table without values.
+        blueprint: of today's model.
+        schema: it, on the meta device.
+        recipe: an empty one where the table loads as it is.
+        inputs: of the forward pass.
+        strict: whether the table fits; else keys are waived.
+        limits: caps on what is drawn.
+
+    Returns:
+        The promise and its finding; None where nothing was recorded.
+
+    Raises:
+        CheckpointError: what was recorded is damaged.
+    """
+    held = ckpt.contents.header.behaviour
+    if held is None:
+        return None
+    method = str(held.get("method", "forward"))
+    try:
+        then = Behaviour.from_json(held)
+        kept = _constructed(held, ckpt)
+    except ValueError as error:
+        raise CheckpointError(f"{ckpt.name}: {error}: lock it again") from None
+    try:
+        batch = inputs.plain()
+    except ValueError as error:
+        return _uncompared(str(error))
+    if plain.digest(batch) != held.get("batch"):
+        return _uncompared("its outputs were recorded for other inputs")
+    if then.uncompared or (large := too_large(ckpt, limits)):
+        return _uncompared(then.uncompared or large)
+    try:
+        if kept is None:
+            kept = undrawn(blueprint.build())
+        objects = {key: value for key, value in _objects(blueprint, ckpt).items() if key not in kept}
+        values = synthetic.state_dict(ckpt, ckpt.ties, kept | objects)
+        applied = recipe.run(values, schema.state_dict())
+    except (ModelError, RecipeError) as error:
+        return _uncompared(f"the recipe on synthetic values: {error}")
+
+    def load(model: nn.Module) -> None:
+        model.load_state_dict(applied.state_dict, strict=strict)
+
+    return _verdict(
+        then, blueprint.build, load, plain.unpacked(batch), method, applied, values, "synthetic values"
+    )
+
+
+def _verdict(
+    then: Behaviour,
+    build: Callable[[int], nn.Module],
+    load: Callable[[nn.Module], object],
+    batch: Any,
+    method: str,
+    applied: Applied,
+    old: Mapping[str, Any],
+    values: str,
+) -> Verdict:
+    drawn = synthetic.inputs(batch)
+    try:
+        now = run(lambda: build(0), load, drawn, method)
+    except RunError as error:
+        message = f"it gave {_count(len(then.outputs))} then, and now the model does not run: {error}"
+        return Promise(NAME, "broken", "the model does not run"), [
+            finding("function-changed", message=message)
+        ]
+    found = compare(then, now, rows_moved(applied, old), resized=bool(applied.touched))
+    if found.changed and (random := is_random(now, build, load, drawn, method)):
+        return _uncompared(random)
+    return _told(found, applied, values, then.note or now.note)
+
+
+def _told(found: Comparison, applied: Applied, values: str, note: str) -> Verdict:
+    narrow = f"; {note}" if note else ""
+    findings = [finding("function-uncompared", message="; ".join(found.alone))] if found.alone else []
+    if not found.gaps:
+        return Promise(NAME, "unchecked", "no output can be paired with an old one"), findings
+    worst = found.gaps[0]
+    if found.changed and applied.changes_function:
+        declared = f"{worst}; {applied.changes_function}{narrow}"
+        return Promise(NAME, "unchecked", f"changed, as declared: {declared}"), findings
+    if found.changed:
+        findings.append(finding("function-changed", message=f"on {values}, {worst}{narrow}"))
+        return Promise(NAME, "broken", f"{worst}{narrow}"), findings
+    size = max(each.size for each in found.gaps)
+    grown = "old outputs kept: " if found.grown else ""
+    detail = f"{grown}max |Δ| {size:.2g} in {_count(len(found.gaps))} on {values}{narrow}"
+    return Promise(NAME, "kept", detail), findings
+
+
+def _uncompared(reason: str) -> Verdict:
+    found = finding("function-uncompared", message=f"what the model computes was not compared: {reason}")
+    return Promise(NAME, "unchecked", reason), [found]
+
+
+def _count(outputs: int) -> str:
+    return f"{outputs} output{'' if outputs == 1 else 's'}"
+
+
+def _constructed(held: Mapping[str, Any], ckpt: Checkpoint) -> dict[str, Any] | None:
+    """The integers that were recorded; None where there was no room for them.
+
+    Raises:
+        ValueError: they are damaged.
+    """
+    rows = held.get("constructed", {})
+    if not isinstance(rows, dict) or not rows.keys() <= ckpt.keys():
+        raise ValueError("integers are recorded for keys that it does not have")
+    if None in rows.values():
+        return None
+    return {
+        key: plain.decoded(str(text), getattr(torch, ckpt[key].dtype), list(ckpt[key].shape))
+        for key, text in rows.items()
+    }
+
+
+def _objects(blueprint: Blueprint, ckpt: Checkpoint) -> dict[str, Any]:
+    """Extra state, of which a table has the keys alone: today's."""
+    if not ckpt.objects:
+        return {}
+    state = blueprint.build().state_dict()
+    return {key: state.get(key) for key in ckpt.objects}

@@ -1,0 +1,102 @@
+"""Behaviour on synthetic values: recorded for a lock or by a past commit, and compared with today's model."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_ckptcompat.core import memory
+from pytest_ckptcompat.core.limits import DEFAULT, Limits
+from pytest_ckptcompat.tensors import plain, synthetic
+from pytest_ckptcompat.verification.behaviour import Behaviour, record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from torch import nn
+
+    from pytest_ckptcompat.models.blueprint import Blueprint
+
+KEPT = 64_000
+"""Characters of the integers that a lock keeps."""
+
+_COPIES = 3
+"""Of the values: drawn, in the model, and what a forward pass holds besides."""
+
+
+def recorded(
+    blueprint: Blueprint,
+    table: Mapping[str, synthetic.Spec],
+    ties: Iterable[Sequence[str]],
+    batch: Any,
+    method: str = "forward",
+    *,
+    limits: Limits = DEFAULT,
+    most: int = KEPT,
+) -> dict[str, Any]:
+    """What a model gives for a batch on the synthetic values of a table, in plain values.
+
+    Args:
+        blueprint: of the model that loads the table.
+        table: key -> shape and dtype.
+        ties: groups of keys that share a tensor.
+        batch: as `plain.packed` gives it.
+        method: which method is called.
+        limits: ``synthetic_bytes`` is the most that the values may take.
+        most: characters that the integers may take which the model constructs.
+
+    Returns:
+        `Behaviour.to_json`, with ``method``, the ``batch``'s digest, and what was ``constructed``: key ->
+        bits of integers that are not all 0, None where there was no room.
+    """
+    about: dict[str, Any] = {"method": method, "batch": plain.digest(batch)}
+    if large := too_large(table, limits):
+        return about | Behaviour(uncompared=large).to_json()
+    constructed: dict[str, torch.Tensor] = {}
+    drawn: dict[str, Any] = {}
+
+    def load(model: nn.Module) -> None:
+        if not drawn:
+            kept = undrawn(model)
+            constructed.update({key: value for key, value in kept.items() if isinstance(value, torch.Tensor)})
+            drawn.update(synthetic.state_dict(table, ties, kept))
+        model.load_state_dict(drawn)
+
+    found = record(blueprint.build, load, synthetic.inputs(plain.unpacked(batch)), method)
+    return about | {"constructed": _bits(constructed, most)} | found.to_json()
+
+
+def undrawn(model: nn.Module) -> dict[str, Any]:
+    """What of a model's state dict `synthetic.state_dict` does not draw: integers, booleans, objects."""
+    return {
+        key: value.detach().clone() if isinstance(value, torch.Tensor) else value
+        for key, value in model.state_dict(keep_vars=True).items()
+        if not isinstance(value, torch.Tensor) or not (value.is_floating_point() or value.is_complex())
+    }
+
+
+def too_large(table: Mapping[str, synthetic.Spec], limits: Limits) -> str:
+    """Why the values of a table can't be drawn here, or ``""``."""
+    nbytes = 8 * sum(prod(spec.shape) for spec in table.values())
+    if nbytes > limits.synthetic_bytes:
+        return (
+            f"its values take {memory.shown(nbytes)} in float64, the limit is "
+            f"{memory.shown(limits.synthetic_bytes)} (ckpt_limits: synthetic_bytes)"
+        )
+    free = memory.free()
+    if free is not None and nbytes * _COPIES > free:
+        return f"its values take {memory.shown(nbytes)} in float64, and {memory.shown(free)} are free"
+    return ""
+
+
+def _bits(constructed: Mapping[str, torch.Tensor], most: int) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for key, value in constructed.items():
+        if not bool(value.any()):
+            continue
+        text = plain.encoded(value)
+        most -= len(text)
+        found[key] = text if most >= 0 else None
+    return found

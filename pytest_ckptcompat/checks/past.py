@@ -1,0 +1,63 @@
+"""What runs in a child process, where the search path leads into a past commit: its lock, its behaviour."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from pytest_ckptcompat.core.errors import CheckpointError, ModelError
+from pytest_ckptcompat.core.imports import imported
+from pytest_ckptcompat.core.limits import Limits
+
+_ALL = 64_000_000
+
+
+def answer(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Answer the process that asked.
+
+    Args:
+        arguments: ``model``, ``model_args``, ``batch`` (or None), ``method`` and ``limits``; with ``values``
+            (``path``, ``state_dict_key``) the model computes on those of a checkpoint.
+
+    Returns:
+        ``{"lock": content}``, ``{"behaviour": ...}`` where values were named, or ``{"error": text}``.
+    """
+    sys.dont_write_bytecode = True
+    limits = Limits(**arguments["limits"])
+    try:
+        imported(arguments["model"])  # a name that is wrong is told before torch is imported
+        if values := arguments.get("values"):
+            return {"behaviour": _on_values(arguments, values, limits)}
+        from .locks import lock_of_model
+
+        lock = lock_of_model(
+            arguments["model"],
+            arguments["model_args"],
+            batch=arguments["batch"],
+            method=arguments["method"],
+            limits=limits,
+            most=_ALL,
+        )
+    except (CheckpointError, ModelError) as error:
+        return {"error": str(error)}
+    return {"lock": lock}
+
+
+def _on_values(arguments: dict[str, Any], values: dict[str, Any], limits: Limits) -> dict[str, Any]:
+    """What the past model gives for a batch with a checkpoint in it."""
+    from pytest_ckptcompat.checkpoint.checkpoint import open_checkpoint
+    from pytest_ckptcompat.models.blueprint import blueprint
+    from pytest_ckptcompat.tensors import plain, synthetic
+    from pytest_ckptcompat.verification.behaviour import record
+    from pytest_ckptcompat.verification.source_model import misfit
+
+    made = blueprint(arguments["model"], arguments["model_args"])
+    ckpt = open_checkpoint(values["path"], values["state_dict_key"], limits=limits)
+    if wrong := misfit(made.schema(), ckpt.meta()):
+        raise CheckpointError(wrong)
+    state = ckpt.stored()
+    batch = synthetic.inputs(plain.unpacked(arguments["batch"]))
+    found = record(
+        made.build, lambda model: model.load_state_dict(state, strict=False), batch, arguments["method"]
+    )
+    return found.to_json()

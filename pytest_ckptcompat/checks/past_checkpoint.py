@@ -1,0 +1,143 @@
+"""``git:REF`` as a checkpoint: the table of what the model would have saved, as it stood at a past commit."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint, checkpoint
+from pytest_ckptcompat.checkpoint.contents import Contents
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.limits import DEFAULT, Limits
+from pytest_ckptcompat.files.files import Files
+from pytest_ckptcompat.formats.lock import header_of
+from pytest_ckptcompat.history import cache
+from pytest_ckptcompat.history.child import TIMEOUT, ChildError, ask
+from pytest_ckptcompat.history.reference import Commit, Reference, resolve, shown
+from pytest_ckptcompat.history.tree import exported
+from pytest_ckptcompat.models.blueprint import importable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FORMAT = "git"
+_JOB = "pytest_ckptcompat.checks.past"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a check runs, for what it asks past commits.
+
+    Attributes:
+        folder: in the repository that ``git:`` means.
+        cache: pytest's cache, where answers are kept; None: nowhere.
+        timeout: seconds that a past version may take.
+        limits: caps on what is read and drawn.
+    """
+
+    folder: Path = field(default_factory=Path.cwd)
+    cache: Path | None = None
+    timeout: float = TIMEOUT
+    limits: Limits = DEFAULT
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a past commit is asked.
+
+    Attributes:
+        model: as the check names it; a reference may name another.
+        model_args: what the model gets.
+        batch: as `plain.packed` gives it, to record what the model gives for it; None: nothing is run.
+        method: which method of the model is called.
+    """
+
+    model: Any
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    batch: Any = None
+    method: str = "forward"
+
+
+def open_past(path: str, question: Question, place: Place) -> Checkpoint:
+    """The checkpoint that ``git:REF`` stands for.
+
+    Args:
+        path: ``git:REF``, ``git:REF...``, either with ``#package.module:name``.
+        question: which model, and whether what it computes is to be recorded.
+        place: where this runs.
+
+    Raises:
+        CheckpointError: there is no such commit, or the model can't be named, imported or built there.
+    """
+    found = lock_at(path, question, place)
+    header = replace(header_of(found, place.limits), format=FORMAT)
+    return checkpoint(Contents(path, header, Files(), place.limits))
+
+
+def lock_at(path: str, question: Question, place: Place) -> dict[str, Any]:
+    """The content of a lock of the model at a commit; arguments and errors as for `open_past`."""
+    reference = Reference.parse(path)
+    commit = resolve(reference, place.folder)
+    asked = _arguments(reference, question, place)
+
+    def made() -> dict[str, Any]:
+        return _asked(reference, commit, asked, place)
+
+    kept = {"commit": commit.sha, "folder": _inside(place.folder, commit), "asked": asked}
+    lock: dict[str, Any] = cache.answer(place.cache, kept, made)["lock"]
+    return lock
+
+
+def behaviour_at(
+    path: str, question: Question, values: Mapping[str, str | None], place: Place
+) -> dict[str, Any]:
+    """What the model at a commit gives with the values of a checkpoint, as `Behaviour.to_json` has it.
+
+    Args:
+        path: names the commit.
+        question: with a batch.
+        values: ``path`` and ``state_dict_key`` of the checkpoint.
+        place: where this runs.
+
+    Raises:
+        CheckpointError: as `open_past`; or the past model does not load the checkpoint.
+    """
+    reference = Reference.parse(path)
+    commit = resolve(reference, place.folder)
+    asked = _arguments(reference, question, place) | {"values": dict(values)}
+    behaviour: dict[str, Any] = _asked(reference, commit, asked, place)["behaviour"]
+    return behaviour
+
+
+def _arguments(reference: Reference, question: Question, place: Place) -> dict[str, Any]:
+    today = importable(question.model)
+    name = reference.model or today
+    if not name:
+        raise CheckpointError(
+            f"{shown(reference)}: the model has no name in another process (a lambda, a local function, a "
+            f"module): write {shown(reference)}#package.module:name"
+        )
+    return {
+        "model": name,
+        "model_args": dict(question.model_args) if name == today else {},
+        "batch": question.batch,
+        "method": question.method,
+        "limits": asdict(place.limits),
+    }
+
+
+def _asked(reference: Reference, commit: Commit, asked: dict[str, Any], place: Place) -> dict[str, Any]:
+    with exported(commit) as tree:
+        try:
+            return ask(commit, tree, _JOB, asked, place.timeout)
+        except ChildError as error:
+            lacks = f"; of this commit, {tree.lacks}" if tree.lacks else ""
+            raise CheckpointError(
+                f"{shown(reference)}: {asked['model']} at commit {commit.short}: {error}{lacks}"
+            ) from None
+
+
+def _inside(folder: Path, commit: Commit) -> str:
+    here = folder.resolve()
+    return str(here.relative_to(commit.repository)) if here.is_relative_to(commit.repository) else ""
