@@ -10,6 +10,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
+from .checks.arguments import ARGUMENTS
 from .core.errors import CheckpointError, RecipeError
 
 if TYPE_CHECKING:
@@ -71,19 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     diff.set_defaults(run=_diff)
 
     check = commands.add_parser("check", parents=[growing, reading, as_json], help="the marker's check")
-    check.add_argument("--recipe", metavar="FILE.toml")
-    check.add_argument(
-        "--inputs", action="append", metavar="2x3x48x48", help="a shape; repeatable; name=shape for keywords"
-    )
-    check.add_argument("--source-model", metavar="MODEL", help="the model that the checkpoint was made for")
-    check.add_argument(
-        "--optimizer", metavar="NAME", help="grow, check and step its state, as torch.optim:Adam does"
-    )
-    check.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:N, rehearse or none")
+    for name, argument in ARGUMENTS.items():
+        if argument.flag is not None:
+            flag, action = argument.flag, "append" if argument.flag.repeat else "store"
+            option = f"--{name.replace('_', '-')}"
+            check.add_argument(option, action=action, metavar=flag.metavar, help=flag.help)
     check.add_argument("--require-cuda", action="store_true", help="fail unless the forward pass ran on CUDA")
-    check.add_argument(
-        "--protect", action="append", default=[], metavar="PATTERN", help="keys that no recipe may touch"
-    )
     check.add_argument("-v", "--verbose", action="count", default=0, help="a longer report; -vv: all of it")
     check.set_defaults(run=_check)
 
@@ -131,20 +125,15 @@ def _diff(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from .checks.arguments import CheckArguments
     from .checks.check import Check
-    from .recipes.recipe import Recipe
     from .report.terminal import render
 
     _importable()
-    case = CheckArguments.of(
-        model=options.model,
-        recipe=None if options.recipe is None else Recipe.load(options.recipe),
-        inputs=_inputs(options.inputs),
-        source_model=options.source_model,
-        state_dict_key=options.key,
-        protect=tuple(options.protect),
-        device=options.device,
-        optimizer=options.optimizer,
-    )
+    given = {
+        name: row.flag.read(value)
+        for name, row in ARGUMENTS.items()
+        if row.flag is not None and (value := getattr(options, name)) is not None
+    }
+    case = CheckArguments.of(model=options.model, state_dict_key=options.key, **given)
     check = Check(
         case, options.ckpt, lambda key: _opened(options.ckpt, options), require_cuda=options.require_cuda
     )
@@ -164,19 +153,6 @@ def _check(options: argparse.Namespace) -> int:
     if any(found.rule in ("no-checkpoint", "model-error") for found in report.errors):
         return UNCHECKED
     return OK if report.ok else INCOMPATIBLE
-
-
-def _inputs(texts: list[str] | None) -> object:
-    """``2x3x48x48`` one by one, or ``name=2x16:int64<32000`` as keywords."""
-    if not texts:
-        return None
-    pairs = [text.partition("=") for text in texts]
-    named = {name: shape for name, equals, shape in pairs if equals}
-    if not named:
-        return texts[0] if len(texts) == 1 else texts
-    if len(named) != len(texts):
-        raise ValueError("--inputs: name all inputs (--inputs ids=2x16:int64<100) or none of them")
-    return named
 
 
 def _lock(options: argparse.Namespace) -> int:
@@ -221,12 +197,27 @@ def _rules(options: argparse.Namespace) -> int:
 
     if options.json:
         print(
-            json.dumps({"schema_version": 1, "rules": [rule._asdict() for rule in RULES.values()]}, indent=2)
+            json.dumps(
+                {
+                    "schema_version": 1,
+                    "rules": [
+                        {"id": rule.id, "severity": rule.severity, "meaning": rule.meaning}
+                        for rule in RULES.values()
+                    ],
+                },
+                indent=2,
+            )
         )
     else:
         from tabulate import tabulate
 
-        print(tabulate(RULES.values(), headers=("rule", "severity", "meaning"), tablefmt="simple"))
+        print(
+            tabulate(
+                [(rule.id, rule.severity, rule.meaning) for rule in RULES.values()],
+                headers=("rule", "severity", "meaning"),
+                tablefmt="simple",
+            )
+        )
     return OK
 
 

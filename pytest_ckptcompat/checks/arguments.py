@@ -1,21 +1,72 @@
-"""One case to check: the marker's arguments, held to their types before anything is opened or imported."""
+"""The arguments of a check: one table, from which marker, `check`, flags and TOML keys are made."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
+from . import argument_types as types
 from .waivers import Waiver
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from os import PathLike
+
     from pytest_ckptcompat.recipes.recipe import Recipe
 
     from .rollback import Direction
 
-DEVICES = "auto, cpu, cuda, cuda:N, rehearse or none"
+
+class Flag(NamedTuple):
+    """How the ``ckptcompat`` command takes an argument.
+
+    Attributes:
+        metavar: what stands for its value in help.
+        help: one line.
+        repeat: whether it may be given several times; `read` then gets a list of texts.
+        read: makes the argument of the text; errors are `ValueError`.
+    """
+
+    metavar: str
+    help: str
+    repeat: bool = False
+    read: Callable[[Any], Any] = lambda text: text
+
+
+class Argument(NamedTuple):
+    """One argument.
+
+    Attributes:
+        check: ``(name, value)`` -> the value as it is kept; raises `ValueError`.
+        help: what it is, in one line.
+        schema: JSON schema of its value in ``ckptcompat.toml``; None where it can't stand there.
+        flag: how the command takes it; None where it can't.
+    """
+
+    check: Callable[[str, Any], Any]
+    help: str
+    schema: Mapping[str, Any] | None = None
+    flag: Flag | None = None
+
+
+def _argument(*row: Any, default: Any = None, **more: Any) -> Any:
+    return field(default=default, metadata={"argument": Argument(*row, **more)})
+
+
+_NAMED = {"type": "string", "pattern": "^[^:]+:[^:]+$", "examples": ["onet:Net"]}
+_TEXTS = {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+_SHAPE = {
+    "oneOf": [
+        {"type": "string", "examples": ["2x3x48x48", "2x16:int64<32000", "2x16:bool"]},
+        {"type": "array", "items": {"type": "integer", "minimum": 0}},
+    ]
+}
+_SHAPES = [
+    {"type": "string"},
+    {"type": "array", "items": _SHAPE},
+    {"type": "object", "additionalProperties": _SHAPE},
+]
 
 
 @dataclass(frozen=True)
@@ -25,173 +76,138 @@ class CheckArguments:
     Made by `CheckArguments.of`, which checks them; nothing is imported, opened or built yet.
     """
 
-    model: Any
-    ckpt: tuple[str, ...] = ()
-    recipe: Recipe | str | None = None
-    inputs: Any = None
-    source_model: Any = None
-    state_dict_key: str | None = None
-    protect: tuple[str, ...] = ()
-    allow: tuple[Waiver, ...] = ()
-    device: str | None = None
-    optimizer: Callable[..., Any] | None = None
-    direction: Direction = "backward"
+    model: Any = _argument(
+        types.model,
+        "a callable giving the model, an nn.Module, or 'package.module:name'",
+        {**_NAMED, "description": "package.module:name of a callable that gives the model"},
+    )
+    ckpt: tuple[str, ...] = _argument(
+        types.paths,
+        "path(s) of this test; without it, every --ckpt in turn",
+        {**_TEXTS, "description": "path or glob, relative to this file; absent: every --ckpt"},
+        default=(),
+    )
+    recipe: Recipe | str | None = _argument(
+        types.recipe,
+        "Recipe, or the path of a recipe file: what turns an old checkpoint into one for today's model",
+        {"description": "operators, or the path of a recipe file"},
+        Flag("FILE.toml", "turns the checkpoint into one for the model", read=lambda path: _recipe(path)),
+    )
+    inputs: Any = _argument(
+        types.inputs,
+        "of the forward pass: a shape, a list or dict of shapes, or a callable giving tensors",
+        {"description": "one shape, a list of shapes, or a table name -> shape", "oneOf": _SHAPES},
+        Flag("2x3x48x48", "a shape; repeatable; name=shape for keywords", True, lambda texts: _shapes(texts)),
+    )
+    source_model: Any = _argument(
+        types.model,
+        "the model that the checkpoint was made for: the recipe must keep its function",
+        {**_NAMED, "description": "the model that the checkpoint was made for"},
+        Flag("MODEL", "the model that the checkpoint was made for"),
+    )
+    state_dict_key: str | None = _argument(
+        types.text,
+        "dotted path to the state dict inside a wrapped checkpoint",
+        {"type": "string", "description": "dotted path to the state dict inside a wrapped checkpoint"},
+    )
+    protect: tuple[str, ...] = _argument(
+        types.patterns,
+        "patterns of keys that no operator of the recipe may touch",
+        {**_TEXTS, "description": "patterns of keys that a recipe may not touch"},
+        Flag("PATTERN", "keys that no recipe may touch", True),
+        default=(),
+    )
+    allow: tuple[Waiver, ...] = _argument(
+        types.waivers,
+        "waivers: allow(rule, key, reason=..., until=...)",
+        {"description": "waivers"},
+        Flag(
+            "RULE:KEY:REASON",
+            "accept the findings of a rule on a key pattern; repeatable",
+            True,
+            lambda texts: [Waiver.parse(text) for text in texts],
+        ),
+        default=(),
+    )
+    device: str | None = _argument(
+        types.device,
+        "where the forward pass runs: auto, cpu, cuda, cuda:N, rehearse or none",
+        {"type": "string", "pattern": "^(auto|cpu|cuda(:[0-9]+)?|rehearse|none)$"},
+        Flag("D", "auto, cpu, cuda, cuda:N, rehearse or none"),
+    )
+    optimizer: Callable[..., Any] | None = _argument(
+        types.optimizer,
+        "(parameters) -> Optimizer, or its name: its state is grown, loaded and stepped",
+        {**_NAMED, "description": "package.module:name of a callable (parameters) -> Optimizer"},
+        Flag("NAME", "grow, check and step its state, as torch.optim:Adam does"),
+    )
+    direction: Direction = _argument(
+        types.direction,
+        "backward: today's model reads the checkpoint; forward: the released model reads today's; full: both",
+        {
+            "enum": ["backward", "forward", "full"],
+            "description": "backward: today's model reads the checkpoint; "
+            "forward: the released model reads today's",
+        },
+        Flag("D", "backward (the default), forward or full"),
+        default="backward",
+    )
 
     @classmethod
     def of(cls, **arguments: Any) -> CheckArguments:
-        """The case that these arguments declare.
+        """The arguments, checked.
 
         Raises:
             ValueError: an argument is unknown, missing or of a wrong type; the text names it.
         """
-        known = [field.name for field in fields(cls)]
         for name in arguments:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean {near[0]}=?" if near else f"known are {', '.join(known)}"
+            if name not in ARGUMENTS:
+                near = difflib.get_close_matches(name, ARGUMENTS, 1)
+                hint = f"did you mean {near[0]}=?" if near else f"known are {', '.join(ARGUMENTS)}"
                 raise ValueError(f"unknown argument {name}=: {hint}")
         if arguments.get("model") is None:
             raise ValueError("model= is missing: a callable giving the model, or 'package.module:name'")
-        return cls(
-            **{name: _CHECKS[name](name, value) for name, value in arguments.items() if value is not None}
-        )
+        given = {name: value for name, value in arguments.items() if value is not None}
+        return cls(**{name: ARGUMENTS[name].check(name, value) for name, value in given.items()})
 
 
-def _model(name: str, value: Any) -> Any:
-    if isinstance(value, str):
-        module, _, path = value.partition(":")
-        if not module or not path:
-            raise ValueError(f"{name}={value!r} is no model name: write 'package.module:name'")
-    elif not callable(value):
-        raise ValueError(f"{name}= wants a callable, an nn.Module or 'package.module:name', {_not(value)}")
-    return value
+ARGUMENTS: dict[str, Argument] = {each.name: each.metadata["argument"] for each in fields(CheckArguments)}
+"""The table, by name."""
 
 
-def _paths(name: str, value: Any) -> tuple[str, ...]:
-    values = [value] if isinstance(value, (str, PathLike)) else value
-    if not isinstance(values, Sequence) or not values:
-        raise ValueError(f"{name}= wants a path or a list of paths, {_not(value)}")
-    for path in values:
-        if not isinstance(path, (str, PathLike)):
-            raise ValueError(f"{name}= wants paths, {_not(path)}")
-        if not str(fspath(path)).strip():
-            raise ValueError(f"{name}= is empty: name a checkpoint")
-    return tuple(str(fspath(path)) for path in values)
+class Arguments(TypedDict, total=False):
+    """The arguments beside ``model`` and ``ckpt`` as callers write them."""
+
+    recipe: Recipe | str | PathLike[str] | None
+    inputs: Any
+    source_model: Callable[..., Any] | str | None
+    state_dict_key: str | None
+    protect: str | Sequence[str]
+    allow: Waiver | Sequence[Waiver]
+    device: str | None
+    optimizer: Callable[..., Any] | str | None
+    direction: Direction
 
 
-def _recipe(name: str, value: Any) -> Any:
-    if isinstance(value, PathLike):
-        return str(fspath(value))
-    if isinstance(value, str):
-        return value
-    from pytest_ckptcompat.recipes.recipe import Recipe  # whoever has a Recipe has imported this already
-
-    if not isinstance(value, Recipe):
-        raise ValueError(f"{name}= wants a Recipe or a path to a TOML recipe, {_not(value)}")
-    return value
+def marker_help(name: str) -> str:
+    """The marker as ``pytest --markers`` prints it: its arguments, and what each of them is."""
+    taken = ["model", "ckpt=None", *(f"{each.name}={each.default!r}" for each in fields(CheckArguments)[2:])]
+    line = f"{name}(*, {', '.join(taken)}): the checkpoint must load into the model"
+    return "\n  ".join([line, *(f"{each}: {row.help}" for each, row in ARGUMENTS.items())])
 
 
-def _inputs(name: str, value: Any) -> Any:
-    from pytest_ckptcompat.forward.inputs import Inputs
+def _recipe(path: str) -> Recipe:
+    from pytest_ckptcompat.recipes.recipe import Recipe
 
-    Inputs.parse(value)  # raises what is wrong with it
-    return value
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{name}= wants a string, {_not(value)}")
-    return value
+    return Recipe.load(path)
 
 
-def _patterns(name: str, value: Any) -> tuple[str, ...]:
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, Sequence) or not all(isinstance(item, str) for item in values):
-        raise ValueError(f"{name}= wants a list of key patterns, {_not(value)}")
-    return tuple(values)
-
-
-def _waivers(name: str, value: Any) -> tuple[Waiver, ...]:
-    values = [value] if isinstance(value, Waiver) else value
-    if not isinstance(values, Sequence) or not all(isinstance(item, Waiver) for item in values):
-        raise ValueError(f"{name}= wants a list of allow(rule, key, reason=...), {_not(value)}")
-    return tuple(values)
-
-
-@dataclass(frozen=True)
-class Named:
-    """A callable that is given by its name, ``"package.module:name"``, and imported when it is called."""
-
-    name: str
-
-    def __call__(self, parameters: Any) -> Any:
-        """Import it, and call it."""
-        from pytest_ckptcompat.core.imports import imported
-
-        return imported(self.name)(parameters)
-
-
-def device_name(name: str, value: Any) -> str:
-    """A device as ``--ckpt-device`` takes it, checked.
-
-    Raises:
-        ValueError: it is none; the text names `name`.
-    """
-    kind, _, index = value.partition(":") if isinstance(value, str) else ("", "", "")
-    if kind not in ("auto", "cpu", "cuda", "rehearse", "none") or (
-        ":" in value and not (kind == "cuda" and index.isdigit())
-    ):
-        raise ValueError(f"{name}={value!r} is no device: {DEVICES}")
-    return str(value)
-
-
-def _optimizer(name: str, value: Any) -> Any:
-    if isinstance(value, str):
-        module, _, path = value.partition(":")
-        if not module or not path:
-            raise ValueError(f"{name}={value!r}: write {_meant(value)!r}")
-        return Named(value)
-    if not callable(value):
-        raise ValueError(f"{name}= wants a callable (parameters) -> Optimizer or its name, {_not(value)}")
-    return value
-
-
-def _meant(text: str) -> str:
-    """What may be meant by an optimizer's name without a colon: ``Adam``, ``torch.optim.Adam``."""
-    module, _, name = text.rpartition(".")
-    if module.replace(".", "_").isidentifier() and name.isidentifier():
-        return f"{module}:{name}"
-    known = {each.lower(): each for each in _OPTIMIZERS}
-    return f"torch.optim:{known.get(text.strip(' :.').lower(), 'AdamW')}"
-
-
-_OPTIMIZERS = (
-    *("Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "LBFGS", "Muon", "NAdam"),
-    *("RAdam", "RMSprop", "Rprop", "SGD", "SparseAdam"),
-)
-"""Those of torch: a hint alone, for which torch is not imported."""
-
-
-def _direction(name: str, value: Any) -> str:
-    if value not in ("backward", "forward", "full"):
-        raise ValueError(f"{name}= wants 'backward', 'forward' or 'full', {_not(value)}")
-    return str(value)
-
-
-def _not(value: Any) -> str:
-    return f"not {type(value).__name__} {str(value)[:60]!r}"
-
-
-_CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "model": _model,
-    "ckpt": _paths,
-    "recipe": _recipe,
-    "inputs": _inputs,
-    "source_model": _model,
-    "state_dict_key": _text,
-    "protect": _patterns,
-    "allow": _waivers,
-    "device": device_name,
-    "optimizer": _optimizer,
-    "direction": _direction,
-}
+def _shapes(texts: Sequence[str]) -> object:
+    """``2x3x48x48`` one by one, or ``name=2x16:int64<32000`` as keywords."""
+    pairs = [text.partition("=") for text in texts]
+    named = {name: shape for name, equals, shape in pairs if equals}
+    if not named:
+        return texts[0] if len(texts) == 1 else list(texts)
+    if len(named) != len(texts):
+        raise ValueError("--inputs: name all inputs (--inputs ids=2x16:int64<100) or none of them")
+    return named

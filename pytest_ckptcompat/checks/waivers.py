@@ -24,6 +24,20 @@ class Waiver:
     reason: str
     until: date | None = None
 
+    @staticmethod
+    def parse(text: str) -> Waiver:
+        """The waiver that the command's ``--allow RULE:KEY:REASON`` declares.
+
+        Raises:
+            ValueError: it has another form, or is not a waiver that `allow` takes.
+        """
+        rule, _, rest = text.partition(":")
+        key, _, reason = rest.partition(":")
+        if not reason:
+            example = "unexpected-key:aux.*:dropped in v2"
+            raise ValueError(f"--allow {text!r}: use RULE:KEY:REASON, for example {example!r}")
+        return allow(rule.strip(), key.strip(), reason=reason.strip())
+
     def covers(self, found: Finding) -> bool:
         """Whether this waiver speaks of that finding."""
         return found.rule == self.rule and matches(self.key, found.key)
@@ -46,7 +60,7 @@ def allow(rule: str, key: str = "*", *, reason: str, until: str | date | None = 
     """
     if not isinstance(key, str):
         raise ValueError(f"allow: key wants a key or a glob, not {key!r}")
-    if not isinstance(rule, str) or rule not in RULES or rule in _OF_WAIVERS:
+    if not isinstance(rule, str) or rule not in RULES or RULES[rule].stage == "waivers":
         raise ValueError(f"allow: no rule {rule!r} that can be waived; 'ckptcompat rules' lists them")
     if not isinstance(reason, str) or not reason.strip():
         raise ValueError(f"allow({rule!r}, {key!r}): say why: reason=...")
@@ -84,11 +98,11 @@ def settle(
     for waiver in waivers:
         if waiver not in current:
             message = f"{waiver} ended on {waiver.until}: {waiver.reason}"
-            settled.append(_about(waiver, "waiver-expired", message, severities))
+            settled += _about(waiver, "waiver-expired", message, severities)
         elif waiver not in used and judged(waiver.rule):
             message = f"{waiver} {_missed(waiver, findings, used)}"
-            settled.append(_about(waiver, "waiver-unused", message, severities))
-    return [found for found in settled if found.severity != "off" or found.message.startswith("waived: ")]
+            settled += _about(waiver, "waiver-unused", message, severities)
+    return settled
 
 
 def severities_of(lines: Iterable[str]) -> dict[str, Severity]:
@@ -109,7 +123,6 @@ def severities_of(lines: Iterable[str]) -> dict[str, Severity]:
 
 
 _SEVERITIES: dict[str, Severity] = {"error": "error", "warn": "warn", "off": "off"}
-_OF_WAIVERS = {"waiver-unused", "waiver-expired"}
 
 
 def _missed(waiver: Waiver, findings: Sequence[Finding], used: Collection[Waiver]) -> str:
@@ -140,9 +153,10 @@ def _patterns_like(pattern: str, keys: Iterable[str]) -> Iterable[str]:
     )
 
 
-def _about(waiver: Waiver, rule: str, message: str, severities: Mapping[str, Severity]) -> Finding:
+def _about(waiver: Waiver, rule: str, message: str, severities: Mapping[str, Severity]) -> list[Finding]:
     found = finding(rule, waiver.key, message=message)
-    return replace(found, severity=severities.get(rule, found.severity))
+    severity = severities.get(rule, found.severity)
+    return [] if severity == "off" else [replace(found, severity=severity)]
 
 
 def _day(until: str | date | None, whose: str) -> date | None:

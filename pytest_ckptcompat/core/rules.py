@@ -1,4 +1,4 @@
-"""The rules: id, severity, meaning."""
+"""The rules: id, stage, severity, meaning."""
 
 from __future__ import annotations
 
@@ -7,10 +7,34 @@ from typing import Literal, NamedTuple
 Severity = Literal["error", "warn", "off"]
 
 
+Kind = Literal[
+    "open",
+    "build",
+    "source",
+    "recipe",
+    "compare",
+    "rollback",
+    "load",
+    "verify",
+    "forward",
+    "optimizer",
+    "waivers",
+]
+"""The kinds of stages, in order. Some have no line of their own in a report; some have two."""
+
+
 class Rule(NamedTuple):
-    """A rule's id, its severity unless ``ckpt_severity`` says otherwise, and what it means."""
+    """A rule.
+
+    Attributes:
+        id: how it is named everywhere.
+        stage: the one that finds it: only where it was run is a waiver unused.
+        severity: unless ``ckpt_severity`` says otherwise.
+        meaning: what it finds, in one sentence.
+    """
 
     id: str
+    stage: Kind
     severity: Severity
     meaning: str
 
@@ -18,42 +42,111 @@ class Rule(NamedTuple):
 RULES: dict[str, Rule] = {
     rule.id: rule
     for rule in (
-        Rule("missing-key", "error", "the model needs a key that the checkpoint does not have"),
-        Rule("unexpected-key", "error", "the checkpoint has a key that the model does not know"),
-        Rule("shape-mismatch", "error", "a key has different shapes in checkpoint and model"),
-        Rule("rollback-missing", "error", "the released model needs a key that today's model has not"),
+        Rule("missing-key", "compare", "error", "the model needs a key that the checkpoint does not have"),
+        Rule("unexpected-key", "compare", "error", "the checkpoint has a key that the model does not know"),
+        Rule("shape-mismatch", "compare", "error", "a key has different shapes in checkpoint and model"),
+        Rule(
+            "rollback-missing",
+            "rollback",
+            "error",
+            "the released model needs a key that today's model has not",
+        ),
         Rule(
             "rollback-unexpected",
+            "rollback",
             "error",
             "today's model has a key that the released model does not know",
         ),
-        Rule("rollback-mismatch", "error", "a key has other shapes in the released and in today's model"),
-        Rule("load-error", "error", "the model's own load_state_dict refused the checkpoint"),
-        Rule("model-error", "error", "the model could not be built"),
-        Rule("dtype-mismatch", "warn", "loading converts values to another dtype and loses some of them"),
-        Rule("non-finite-value", "warn", "values that were loaded are NaN or infinite"),
-        Rule("tied-conflict", "error", "names that the model ties have different values in the checkpoint"),
-        Rule("unloaded-parameter", "error", "after loading, a parameter is on meta or still as constructed"),
-        Rule("unsafe-pickle", "warn", "torch.load(weights_only=True) would refuse this file"),
-        Rule("no-checkpoint", "error", "a marked test was given no checkpoint, or one that can't be read"),
-        Rule("forward-error", "error", "the forward pass raised"),
-        Rule("forward-non-finite", "error", "the forward pass gave NaN or infinite values"),
-        Rule("forward-no-cuda", "error", "--ckpt-require-cuda: the forward pass did not run on CUDA"),
-        Rule("forward-disagree", "error", "CUDA and CPU outputs differ beyond the dtype's tolerance"),
-        Rule("recipe-error", "error", "the recipe can't be built or does not apply to this checkpoint"),
-        Rule("recipe-unused-op", "error", "an operator of the recipe matches nothing or changes nothing"),
-        Rule("source-model-error", "error", "source_model can't be built, or does not load the checkpoint"),
-        Rule("recipe-protected-key", "error", "the recipe touches a key that protect= keeps as it is"),
-        Rule("recipe-broken-promise", "error", "the recipe did not keep what its operators promise"),
-        Rule("recipe-scale", "warn", "new rows are much larger or smaller than the old ones"),
-        Rule("recipe-symmetric-units", "warn", "two hidden units are identical and nothing breaks the tie"),
-        Rule("recipe-unchecked", "warn", "a custom step is not checked beyond what it declares"),
-        Rule("optimizer-missing", "warn", "the checkpoint has no optimizer state to check"),
-        Rule("optimizer-shape", "error", "optimizer state has another shape than its parameter"),
-        Rule("optimizer-value", "error", "optimizer state is not finite, or a second moment is negative"),
-        Rule("optimizer-error", "error", "the optimizer refused the state, or its step raised"),
-        Rule("optimizer-restart", "warn", "zero moments beside a kept step: the first updates will be large"),
-        Rule("waiver-unused", "error", "a waiver matches no finding"),
-        Rule("waiver-expired", "error", "a waiver's date has passed"),
+        Rule(
+            "rollback-mismatch",
+            "rollback",
+            "error",
+            "a key has other shapes in the released and in today's model",
+        ),
+        Rule("load-error", "compare", "error", "the model's own load_state_dict refused the checkpoint"),
+        Rule("model-error", "build", "error", "the model could not be built"),
+        Rule(
+            "dtype-mismatch",
+            "compare",
+            "warn",
+            "loading converts values to another dtype and loses some of them",
+        ),
+        Rule("non-finite-value", "load", "warn", "values that were loaded are NaN or infinite"),
+        Rule(
+            "tied-conflict",
+            "load",
+            "error",
+            "names that the model ties have different values in the checkpoint",
+        ),
+        Rule(
+            "unloaded-parameter",
+            "load",
+            "error",
+            "after loading, a parameter is on meta or still as constructed",
+        ),
+        Rule("unsafe-pickle", "open", "warn", "torch.load(weights_only=True) would refuse this file"),
+        Rule(
+            "no-checkpoint",
+            "open",
+            "error",
+            "a marked test was given no checkpoint, or one that can't be read",
+        ),
+        Rule("forward-error", "forward", "error", "the forward pass raised"),
+        Rule("forward-non-finite", "forward", "error", "the forward pass gave NaN or infinite values"),
+        Rule(
+            "forward-no-cuda", "forward", "error", "--ckpt-require-cuda: the forward pass did not run on CUDA"
+        ),
+        Rule(
+            "forward-disagree", "forward", "error", "CUDA and CPU outputs differ beyond the dtype's tolerance"
+        ),
+        Rule(
+            "recipe-error",
+            "recipe",
+            "error",
+            "the recipe can't be built or does not apply to this checkpoint",
+        ),
+        Rule(
+            "recipe-unused-op",
+            "recipe",
+            "error",
+            "an operator of the recipe matches nothing or changes nothing",
+        ),
+        Rule(
+            "source-model-error",
+            "source",
+            "error",
+            "source_model can't be built, or does not load the checkpoint",
+        ),
+        Rule(
+            "recipe-protected-key", "verify", "error", "the recipe touches a key that protect= keeps as it is"
+        ),
+        Rule(
+            "recipe-broken-promise", "verify", "error", "the recipe did not keep what its operators promise"
+        ),
+        Rule("recipe-scale", "verify", "warn", "new rows are much larger or smaller than the old ones"),
+        Rule(
+            "recipe-symmetric-units",
+            "verify",
+            "warn",
+            "two hidden units are identical and nothing breaks the tie",
+        ),
+        Rule("recipe-unchecked", "verify", "warn", "a custom step is not checked beyond what it declares"),
+        Rule("optimizer-missing", "optimizer", "warn", "the checkpoint has no optimizer state to check"),
+        Rule("optimizer-shape", "optimizer", "error", "optimizer state has another shape than its parameter"),
+        Rule(
+            "optimizer-value",
+            "optimizer",
+            "error",
+            "optimizer state is not finite, or a second moment is negative",
+        ),
+        Rule("optimizer-error", "optimizer", "error", "the optimizer refused the state, or its step raised"),
+        Rule(
+            "optimizer-restart",
+            "optimizer",
+            "warn",
+            "zero moments beside a kept step: the first updates will be large",
+        ),
+        Rule("waiver-unused", "waivers", "error", "a waiver matches no finding"),
+        Rule("waiver-expired", "waivers", "error", "a waiver's date has passed"),
     )
 }

@@ -24,6 +24,7 @@ class Outcome:
         detail: one line: where it ran and what came out (``on cpu: (2, 1), (2, 14)``), or why it did not.
         findings: what is wrong; empty unless it failed.
         outputs: what the model gave, with its tensors on the CPU; None where nothing was computed.
+        on_cuda: whether it really ran on a card.
         seconds: wall time of the pass; on a card, of the first one there.
         peak_bytes: the most memory the pass held on the card, weights included; 0 on the CPU.
     """
@@ -32,6 +33,7 @@ class Outcome:
     detail: str
     findings: list[Finding] = field(default_factory=list)
     outputs: Any = None
+    on_cuda: bool = False
     seconds: float = 0.0
     peak_bytes: int = 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,14 @@ def _run(model: nn.Module, inputs: Inputs, device: torch.device, *, or_skip: boo
         text = f"{found}; first {place}" if str(place) else found
         return _failed(device, finding("forward-non-finite", place.module, message=text))
     detail = f"on {meter.name}: {shown(outputs)}{meter.used}"
-    return Outcome("passed", detail, outputs=outputs, seconds=meter.seconds, peak_bytes=meter.peak_bytes)
+    return Outcome(
+        "passed",
+        detail,
+        outputs=outputs,
+        on_cuda=device.type == "cuda",
+        seconds=meter.seconds,
+        peak_bytes=meter.peak_bytes,
+    )
 
 
 def _pass(
@@ -103,13 +111,7 @@ def _compared(
     """The outcome on a card, held against the one on the CPU."""
 
     def told(text: str) -> Outcome:
-        return Outcome(
-            "passed",
-            f"{actual.detail}; {text}",
-            outputs=actual.outputs,
-            seconds=actual.seconds,
-            peak_bytes=actual.peak_bytes,
-        )
+        return replace(actual, detail=f"{actual.detail}; {text}")
 
     if expected is None:
         return told("not compared with the CPU: the weights lie on the card only")

@@ -68,11 +68,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and hold the options to their types."""
-    config.addinivalue_line(
-        "markers",
-        f"{MARKER}(*, model, ckpt=None, recipe=None, inputs=None, source_model=None, state_dict_key=None, "
-        "protect=(), allow=(), device=None, optimizer=None): the checkpoint must load into the model",
-    )
+    config.addinivalue_line("markers", _marker(in_full=config.getoption("markers", False)))
     if any(config.getoption(f"ckpt{name}") for name in _OPTIONS) or any(map(config.getini, _KEYS)):
         settings(config)  # what is ill-formed is refused before a test is collected
     config.pluginmanager.register(Summary(config), "ckptcompat-summary")
@@ -82,6 +78,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Recipes know the operators of this run's plugins no longer."""
     forget(config.hook)
+
+
+def _marker(*, in_full: bool) -> str:
+    if not in_full:  # the table of arguments is not imported by every run
+        return f"{MARKER}(*, model, ...): the checkpoint must load into the model"
+    from pytest_ckptcompat.checks.arguments import marker_help
+
+    return marker_help(MARKER)
 
 
 _OPTIONS = ("", "_required", "_device", "_require_cuda", "_report", "_lock_update")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_ckptcompat.checks.arguments import device_name
+from pytest_ckptcompat.checks.argument_types import device as device_name
 from pytest_ckptcompat.checks.waivers import severities_of
 from pytest_ckptcompat.core.limits import Limits
 

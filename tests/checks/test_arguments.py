@@ -1,11 +1,15 @@
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from torch.optim import SGD
 
-from pytest_ckptcompat.checks.arguments import CheckArguments
-from pytest_ckptcompat.checks.waivers import allow
+import pytest_ckptcompat
+from pytest_ckptcompat import check
+from pytest_ckptcompat.checks.arguments import ARGUMENTS, Arguments, CheckArguments, marker_help
+from pytest_ckptcompat.checks.toml_schema import toml_schema
+from pytest_ckptcompat.checks.waivers import Waiver, allow
 
 
 def model():
@@ -81,3 +85,33 @@ def test_the_optimizers_that_are_hinted_at_are_torchs():
     for name in here.keys() - {"optimizer"}:
         with pytest.raises(ValueError, match=f"write 'torch.optim:{here[name]}'"):
             CheckArguments.of(model=model, optimizer=name)
+
+
+def test_callers_and_command_take_what_the_table_declares():
+    """A row of the table is all that an argument needs; the types that callers see can't be made from it."""
+    assert set(Arguments.__annotations__) == ARGUMENTS.keys() - {"model", "ckpt"}
+    assert all(name in check.__doc__ for name in ARGUMENTS)
+    assert {name for name, row in ARGUMENTS.items() if row.schema is None} == set()
+
+
+def test_the_schema_for_editors_is_made_from_the_table():
+    file = Path(pytest_ckptcompat.__file__).parent / "ckptcompat.schema.json"
+    assert json.loads(file.read_text(encoding="utf-8")) == toml_schema()
+
+
+def test_the_markers_help_tells_every_argument():
+    text = marker_help("ckpt_compat")
+    assert text.startswith("ckpt_compat(*, model, ckpt=None, recipe=None, ")
+    assert [line.split(":")[0].strip() for line in text.splitlines()[1:]] == list(ARGUMENTS)
+
+
+@pytest.mark.parametrize("text", ["unexpected-key", "unexpected-key:aux.*", "nonsense:aux.*:why"])
+def test_a_waiver_of_the_command_line_that_is_none(text):
+    with pytest.raises(ValueError, match="allow"):
+        Waiver.parse(text)
+
+
+def test_a_waiver_of_the_command_line():
+    assert Waiver.parse("unexpected-key:aux.*:dropped: see v2") == allow(
+        "unexpected-key", "aux.*", reason="dropped: see v2"
+    )

@@ -8,7 +8,7 @@ from networks import Boxes, Grown, Words, settle
 from torch import nn
 
 from pytest_ckptcompat import Recipe, allow, check, open_checkpoint, tile
-from pytest_ckptcompat.checks import check as pipeline
+from pytest_ckptcompat.checks import header_stages
 from pytest_ckptcompat.checks.arguments import CheckArguments
 from pytest_ckptcompat.checks.check import Check
 from pytest_ckptcompat.cli import main
@@ -108,7 +108,7 @@ def test_an_operator_too_many_is_left_out_of_the_suggestion(net):
 
 
 def test_a_fault_in_the_suggestions_leaves_the_verdict(net, monkeypatch):
-    monkeypatch.setattr(pipeline, "repair", lambda *_: 1 / 0)
+    monkeypatch.setattr(header_stages, "repair", lambda *_: 1 / 0)
     report = check(Grown, net)
     assert rules(report) == {"shape-mismatch"}
     assert report.suggestion is None
@@ -389,3 +389,14 @@ def test_what_fails_on_the_cpu_and_in_the_rehearsal_is_told_once(net):
     assert found.rule == "forward-error"
     assert (stages(report)["forward"], stages(report)["forward-cuda"]) == ("failed", "failed")
     assert str(report).count(found.message[:40]) <= 2  # the verdict, and the finding
+
+
+def test_a_key_counts_for_an_opened_checkpoint_too(tmp_path):
+    torch.save({"model": Boxes().state_dict(), "old": {"a": torch.zeros(2)}}, tmp_path / "both.pth")
+    opened = open_checkpoint(tmp_path / "both.pth", "model")
+    assert check(Boxes, opened).ok
+    assert check(Boxes, opened, state_dict_key="model").ok
+    assert check(Boxes, opened, state_dict_key="old").unexpected == ["a"]
+    (found,) = check(Boxes, opened, state_dict_key="nope").errors
+    assert found.rule == "no-checkpoint"
+    assert "nope" in found.message

@@ -92,3 +92,21 @@ def test_the_released_models_own_loader_judges_where_it_is_at_hand(net):
 def test_a_wrong_direction_is_named():
     with pytest.raises(ValueError, match="direction= wants"):
         check(Boxes, "net.pth", direction="both")
+
+
+@pytest.mark.parametrize("judge", [None, "its own loader"])
+def test_the_columns_are_the_released_model_and_todays(net, judge):
+    """Whoever judges: the released side stands under ``checkpoint``."""
+
+    class Changed(Grown):
+        def __init__(self):
+            super().__init__()
+            self.extra = nn.Linear(2, 3, bias=False)
+            self.out2.bias = None
+
+    report = check(Changed, net, direction="forward", source_model=judge and Boxes)
+    assert sorted(rules(report)) == [
+        ("rollback-mismatch", "out2.weight", "(4, 8) f32", "(14, 8) f32"),
+        ("rollback-missing", "out2.bias", "(4,) f32", ""),
+        ("rollback-unexpected", "extra.weight", "", "(3, 2) f32"),
+    ]

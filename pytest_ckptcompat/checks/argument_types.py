@@ -1,0 +1,149 @@
+"""What each argument of a check must be: functions ``(name, value) -> value`` that raise `ValueError`.
+
+Nothing is imported, opened or built by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+from typing import Any
+
+from .waivers import Waiver
+
+DEVICES = "auto, cpu, cuda, cuda:N, rehearse or none"
+
+
+def model(name: str, value: Any) -> Any:
+    """A callable, an ``nn.Module`` or its name."""
+    if isinstance(value, str):
+        module, _, path = value.partition(":")
+        if not module or not path:
+            raise ValueError(f"{name}={value!r} is no model name: write 'package.module:name'")
+    elif not callable(value):
+        raise ValueError(f"{name}= wants a callable, an nn.Module or 'package.module:name', {_not(value)}")
+    return value
+
+
+def paths(name: str, value: Any) -> tuple[str, ...]:
+    """One path or several."""
+    values = [value] if isinstance(value, (str, PathLike)) else value
+    if not isinstance(values, Sequence) or not values:
+        raise ValueError(f"{name}= wants a path or a list of paths, {_not(value)}")
+    for path in values:
+        if not isinstance(path, (str, PathLike)):
+            raise ValueError(f"{name}= wants paths, {_not(path)}")
+        if not str(fspath(path)).strip():
+            raise ValueError(f"{name}= is empty: name a checkpoint")
+    return tuple(str(fspath(path)) for path in values)
+
+
+def recipe(name: str, value: Any) -> Any:
+    """A `Recipe`, or the path of a recipe file."""
+    if isinstance(value, PathLike):
+        return str(fspath(value))
+    if isinstance(value, str):
+        return value
+    from pytest_ckptcompat.recipes.recipe import Recipe  # whoever has a Recipe has imported this already
+
+    if not isinstance(value, Recipe):
+        raise ValueError(f"{name}= wants a Recipe or a path to a TOML recipe, {_not(value)}")
+    return value
+
+
+def inputs(name: str, value: Any) -> Any:
+    """Anything that `Inputs.parse` takes."""
+    from pytest_ckptcompat.forward.inputs import Inputs
+
+    Inputs.parse(value)  # raises what is wrong with it
+    return value
+
+
+def text(name: str, value: Any) -> str:
+    """A string."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name}= wants a string, {_not(value)}")
+    return value
+
+
+def patterns(name: str, value: Any) -> tuple[str, ...]:
+    """One key pattern or several."""
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, Sequence) or not all(isinstance(item, str) for item in values):
+        raise ValueError(f"{name}= wants a list of key patterns, {_not(value)}")
+    return tuple(values)
+
+
+def waivers(name: str, value: Any) -> tuple[Waiver, ...]:
+    """One waiver or several."""
+    values = [value] if isinstance(value, Waiver) else value
+    if not isinstance(values, Sequence) or not all(isinstance(item, Waiver) for item in values):
+        raise ValueError(f"{name}= wants a list of allow(rule, key, reason=...), {_not(value)}")
+    return tuple(values)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A callable that is given by its name, ``"package.module:name"``, and imported when it is called."""
+
+    name: str
+
+    def __call__(self, parameters: Any) -> Any:
+        """Import it, and call it."""
+        from pytest_ckptcompat.core.imports import imported
+
+        return imported(self.name)(parameters)
+
+
+def device(name: str, value: Any) -> str:
+    """A device as ``--ckpt-device`` takes it, checked.
+
+    Raises:
+        ValueError: it is none; the text names `name`.
+    """
+    kind, _, index = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if kind not in ("auto", "cpu", "cuda", "rehearse", "none") or (
+        ":" in value and not (kind == "cuda" and index.isdigit())
+    ):
+        raise ValueError(f"{name}={value!r} is no device: {DEVICES}")
+    return str(value)
+
+
+def optimizer(name: str, value: Any) -> Any:
+    """A callable ``(parameters) -> Optimizer``, or its name."""
+    if isinstance(value, str):
+        module, _, path = value.partition(":")
+        if not module or not path:
+            raise ValueError(f"{name}={value!r}: write {_meant(value)!r}")
+        return Named(value)
+    if not callable(value):
+        raise ValueError(f"{name}= wants a callable (parameters) -> Optimizer or its name, {_not(value)}")
+    return value
+
+
+def _meant(text: str) -> str:
+    """What may be meant by an optimizer's name without a colon: ``Adam``, ``torch.optim.Adam``."""
+    module, _, name = text.rpartition(".")
+    if module.replace(".", "_").isidentifier() and name.isidentifier():
+        return f"{module}:{name}"
+    known = {each.lower(): each for each in _OPTIMIZERS}
+    return f"torch.optim:{known.get(text.strip(' :.').lower(), 'AdamW')}"
+
+
+_OPTIMIZERS = (
+    *("Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "LBFGS", "Muon", "NAdam"),
+    *("RAdam", "RMSprop", "Rprop", "SGD", "SparseAdam"),
+)
+"""Those of torch: a hint alone, for which torch is not imported."""
+
+
+def direction(name: str, value: Any) -> str:
+    """Which model reads whose checkpoint."""
+    if value not in ("backward", "forward", "full"):
+        raise ValueError(f"{name}= wants 'backward', 'forward' or 'full', {_not(value)}")
+    return str(value)
+
+
+def _not(value: Any) -> str:
+    return f"not {type(value).__name__} {str(value)[:60]!r}"

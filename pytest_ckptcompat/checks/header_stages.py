@@ -1,0 +1,197 @@
+"""The stages for which a checkpoint's header is enough: open, build, source, recipe, compare."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from pytest_ckptcompat.core.errors import CheckpointError, ModelError, RecipeError, raised
+from pytest_ckptcompat.core.findings import finding
+from pytest_ckptcompat.core.memory import shown as size_shown
+from pytest_ckptcompat.models.blueprint import Blueprint, blueprint
+from pytest_ckptcompat.models.meta_copy import meta_copy
+from pytest_ckptcompat.recipes.recipe import Recipe
+from pytest_ckptcompat.suggest.search import repair
+from pytest_ckptcompat.tensors.deferred import materialise
+from pytest_ckptcompat.verification.comparison import Comparison, compare
+from pytest_ckptcompat.verification.source_model import misfit
+
+from . import protection
+from .rollback import rollback
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from torch import nn
+
+    from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
+    from pytest_ckptcompat.core.findings import Finding
+    from pytest_ckptcompat.recipes.applied import Applied
+
+    from .log import Log
+
+_SMALL = 4096
+"""Elements of a tensor that a loader may look at: a version, a scale, a table."""
+
+
+def open_stage(
+    opener: Callable[[str | None], Checkpoint], state_dict_key: str | None, log: Log
+) -> Checkpoint:
+    """Open the checkpoint.
+
+    Raises:
+        Stopped: it can't be read.
+    """
+    try:
+        ckpt = opener(state_dict_key)
+    except CheckpointError as error:
+        log.stop(finding("no-checkpoint", message=str(error)), "the checkpoint can't be read", "open")
+    if ckpt.unsafe:
+        log.add(finding("unsafe-pickle", message=ckpt.unsafe))
+    log.stage("open", "passed", f"{ckpt.format}, {len(ckpt)} tensors, {size_shown(ckpt.nbytes)}")
+    return ckpt
+
+
+def build_stage(model: Any, log: Log) -> tuple[Blueprint, nn.Module]:
+    """Build the model on the meta device; it has no line of its own, since all that follow are about it.
+
+    Returns:
+        How it is built, and the model on meta.
+
+    Raises:
+        Stopped: it can't be built.
+    """
+    try:
+        built = blueprint(model)
+        schema = built.schema()
+    except ModelError as error:
+        log.stop(finding("model-error", message=str(error)), "the model can't be built")
+    log.done("build")
+    return built, schema
+
+
+def source_stage(source_model: Any, ckpt: Checkpoint, log: Log) -> Blueprint | None:
+    """The model that the checkpoint was made for, where it really is: another one proves nothing."""
+    if source_model is None:
+        return None
+    try:
+        source = blueprint(source_model)
+        wrong = misfit(source.schema(), ckpt.meta())
+    except ModelError as error:
+        wrong = f"source_model can't be built: {error}"
+    log.done("source")
+    if not wrong:
+        return source
+    log.add(finding("source-model-error", message=wrong))
+    return None
+
+
+def recipe_stage(
+    declared: Recipe | str | None, protect: Sequence[str], ckpt: Checkpoint, schema: nn.Module, log: Log
+) -> tuple[Recipe, Applied]:
+    """Apply the recipe to the shapes.
+
+    Returns:
+        The recipe, an empty one where none is declared, and what it made of the checkpoint.
+
+    Raises:
+        Stopped: it can't be read, or does not apply.
+    """
+    target = schema.state_dict()
+    log.add(*protection.unknown(protect, list(dict.fromkeys([*ckpt, *target]))))
+    if declared is None:
+        log.stage("recipe", "skipped", "none declared")
+        return Recipe(), Recipe().run(ckpt.meta(), target)
+    try:
+        recipe = Recipe.load(declared) if isinstance(declared, str) else declared
+    except RecipeError as error:
+        log.stop(_refused(error), "the recipe can't be read", "recipe")
+    try:
+        applied = recipe.run(ckpt.meta(), target)
+    except RecipeError as error:
+        log.suggestion, _ = _suggested(recipe, ckpt, schema)
+        log.stop(_refused(error), "the recipe does not apply", "recipe")
+    log.add(*protection.broken(protect, applied))
+    log.stage("recipe", "passed", applied.summary)
+    return recipe, applied
+
+
+def rollback_stage(
+    ckpt: Checkpoint, schema: nn.Module, source: Blueprint | None, recipe: Recipe, log: Log
+) -> None:
+    """Judge the other direction: whether the released model would load what today's model saves."""
+    released = None if source is None else meta_copy(source.build())
+    found = rollback(ckpt.meta(), schema.state_dict(), released)
+    if recipe.operators:
+        found = [replace(each, message="the checkpoint as it is, without the recipe") for each in found]
+    judge = "judged by keys and shapes" if released is None else "judged by source_model's own loader"
+    detail = f"the released model on today's keys: {len(found)} differ, {judge}"
+    log.judged("rollback", found, detail, "compare-forward")
+
+
+def compare_stage(
+    ckpt: Checkpoint, schema: nn.Module, recipe: Recipe, applied: Applied, log: Log
+) -> Comparison:
+    """Have the model's own strict load judge the shapes; where it looks at values, at small ones too.
+
+    Raises:
+        Stopped: the values that it looks at can't be read.
+    """
+    comparison = compare(schema, applied.state_dict)
+    if comparison.needs_values:
+        try:
+            comparison = _compared_by_values(comparison, ckpt, schema, recipe, applied)
+        except CheckpointError as error:
+            log.stop(finding("no-checkpoint", message=str(error)), "the values can't be read", "compare")
+        except RecipeError as error:
+            log.stop(_refused(error), "the recipe does not apply to the values", "compare")
+    log.comparison = comparison
+    log.add(*comparison.findings)
+    count = f"{comparison.matched} of {comparison.total} keys match"
+    if comparison.fits:
+        log.stage("compare", "passed", count)
+        return comparison
+    log.suggestion, trouble = _suggested(recipe, ckpt, schema)
+    log.stage("compare", "failed", count + trouble)
+    return comparison
+
+
+def _refused(error: RecipeError) -> Finding:
+    return finding(error.rule, error.key, message=str(error))
+
+
+def _compared_by_values(
+    comparison: Comparison, ckpt: Checkpoint, schema: nn.Module, recipe: Recipe, applied: Applied
+) -> Comparison:
+    """Once more, with the values of what is small: version numbers, scales, and the like."""
+    if ckpt.format == "lock":
+        why = "the model's own loader looks at values, and a lock has none: check against the checkpoint; "
+        found = [
+            replace(each, message=why + each.message) if each.rule == "load-error" else each
+            for each in comparison.findings
+        ]
+        return replace(comparison, findings=found)
+    grown = recipe.run(ckpt.stored(), schema.state_dict()).state_dict
+    for key, value in applied.state_dict.items():
+        if isinstance(value, torch.Tensor) and value.numel() > _SMALL:
+            grown[key] = value
+        else:
+            grown[key] = materialise(grown[key])
+    return compare(schema, grown)
+
+
+def _suggested(declared: Recipe, ckpt: Checkpoint, schema: nn.Module) -> tuple[Recipe | None, str]:
+    """A recipe that would load; or none, and why not if that is no lack of ideas: the verdict stands."""
+    target, raw = schema.state_dict(), ckpt.meta()
+
+    def loads(recipe: Recipe) -> bool:
+        return compare(schema, recipe.apply(raw, target)).fits
+
+    try:
+        modules = dict(schema.named_modules(remove_duplicate=False))
+        return repair(declared, raw, target, loads, modules), ""
+    except Exception as error:
+        return None, f"; no suggestion, an error of pytest-ckptcompat itself: {raised(error)}"

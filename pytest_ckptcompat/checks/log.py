@@ -1,0 +1,129 @@
+"""What a check has found so far, and the report that becomes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pytest_ckptcompat.core.findings import Finding, Promise, Stage, Status
+from pytest_ckptcompat.core.rules import RULES, Kind, Severity
+from pytest_ckptcompat.report.report import Report
+from pytest_ckptcompat.verification.comparison import Comparison
+
+from .waivers import settle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import NoReturn
+
+    from pytest_ckptcompat.recipes.recipe import Recipe
+
+    from .waivers import Waiver
+
+
+class Stopped(Exception):  # noqa: N818  # it ends the check, and is not an error of its own
+    """The stages that follow can't be run; `reason` is why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass
+class Log:
+    """Findings, promises and stages of one check, in the order in which they come.
+
+    Attributes:
+        waivers: findings that are accepted.
+        severities: what ``ckpt_severity`` changes.
+        comparison: the model's verdict on the keys; empty until they were compared.
+        suggestion: a recipe with which the checkpoint would load.
+    """
+
+    waivers: Sequence[Waiver] = ()
+    severities: Mapping[str, Severity] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    promises: list[Promise] = field(default_factory=list)
+    stages: list[Stage] = field(default_factory=list)
+    comparison: Comparison = field(default_factory=Comparison)
+    suggestion: Recipe | None = None
+    _run: set[Kind] = field(default_factory=set)
+
+    def add(self, *findings: Finding) -> None:
+        """Note what was found."""
+        self.findings += findings
+
+    def stage(self, kind: Kind, status: Status, detail: str, name: str = "") -> None:
+        """Note how a stage went; its name is its kind unless one of that kind is there already."""
+        self.stages.append(Stage(name or kind, status, detail))
+        if status != "skipped":
+            self._run.add(kind)
+
+    def done(self, kind: Kind) -> None:
+        """Note that what has no line of its own was done."""
+        self._run.add(kind)
+
+    def judged(self, kind: Kind, found: Iterable[Finding], detail: str, name: str = "") -> None:
+        """Note a stage with its findings: it failed if one of them is an error."""
+        found = list(found)
+        self.add(*found)
+        self.stage(kind, "failed" if errors(found) else "passed", detail, name)
+
+    def stop(self, found: Finding, reason: str, stage: Kind | None = None) -> NoReturn:
+        """Note the finding that ends the check, and the stage that failed by it.
+
+        Raises:
+            Stopped: always.
+        """
+        self.add(found)
+        if stage is not None:
+            self.stage(stage, "failed", found.rule)
+        raise Stopped(reason) from None
+
+    def settled(self) -> list[Finding]:
+        """The findings as the user wants them: severities configured, waivers applied."""
+        return settle(self.findings, self.waivers, self.severities, judged=self._is_judged)
+
+    @property
+    def failed(self) -> bool:
+        """Whether an error stands."""
+        return errors(self.settled())
+
+    def _is_judged(self, rule: str) -> bool:
+        """Whether the stage that finds this was run: only then is a waiver of it unused."""
+        stage = RULES[rule].stage
+        return stage in self._run or (stage in _DIRECTIONS and not self._run.isdisjoint(_DIRECTIONS))
+
+    def report(self, checkpoint: str, model: str, *, recipe: bool) -> Report:
+        """The report.
+
+        Args:
+            checkpoint: name of the checkpoint, safe to print.
+            model: name of the model.
+            recipe: whether one is declared.
+        """
+        comparison = self.comparison
+        return Report(
+            checkpoint=checkpoint,
+            model=model,
+            missing=comparison.missing,
+            unexpected=comparison.unexpected,
+            mismatched=comparison.mismatched,
+            matched=comparison.matched,
+            total=comparison.total,
+            findings=self.settled(),
+            promises=self.promises,
+            stages=self.stages,
+            suggestion=self.suggestion,
+            recipe=recipe,
+            fitting=comparison.fitting,
+        )
+
+
+_DIRECTIONS: frozenset[Kind] = frozenset({"compare", "rollback"})
+"""The direction of a check chooses between them: a waiver for the other one is of no use."""
+
+
+def errors(findings: Iterable[Finding]) -> bool:
+    """Whether one of the findings is an error."""
+    return any(found.severity == "error" for found in findings)

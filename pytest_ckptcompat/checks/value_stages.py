@@ -1,0 +1,236 @@
+"""The stages that need the values of a checkpoint: load, verify, forward, optimizer."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+
+from pytest_ckptcompat.core.errors import CheckpointError, ModelError, raised
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.findings import Promise, finding
+from pytest_ckptcompat.forward.real import forward
+from pytest_ckptcompat.forward.rehearsal import rehearse
+from pytest_ckptcompat.models.skeleton import skeleton
+from pytest_ckptcompat.optimizer.stage import CLAIMS as OPTIMIZER_CLAIMS
+from pytest_ckptcompat.optimizer.stage import check_optimizer
+from pytest_ckptcompat.recipes.promises import NEEDED
+from pytest_ckptcompat.tensors.footprint import weights
+from pytest_ckptcompat.verification.loaded import not_finite, tied_conflicts
+from pytest_ckptcompat.verification.unverified import unverified
+from pytest_ckptcompat.verification.verify import verify
+
+from .log import Stopped, errors
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from torch import nn
+
+    from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
+    from pytest_ckptcompat.forward.inputs import Inputs
+    from pytest_ckptcompat.forward.outcome import Outcome
+    from pytest_ckptcompat.models.blueprint import Blueprint
+    from pytest_ckptcompat.recipes.applied import Applied
+    from pytest_ckptcompat.recipes.recipe import Recipe
+    from pytest_ckptcompat.verification.comparison import Comparison
+
+    from .arguments import CheckArguments
+    from .log import Log
+
+_LARGE = 64 << 20
+"""Bytes of weights, above which it takes noticeable time to draw random ones first."""
+
+
+def unneeded(arguments: CheckArguments, ckpt: Checkpoint, *, wants_model: bool) -> str:
+    """Why no value has to be read, or ``""``."""
+    if ckpt.format == "lock":
+        return "a lock file has no values"
+    if wants_model:
+        return ""
+    if arguments.device in ("none", "rehearse"):
+        return f"device={arguments.device} reads headers only"
+    if arguments.inputs is None and arguments.recipe is None and arguments.optimizer is None:
+        return "no stage needs values: no inputs, no recipe"
+    return ""
+
+
+def load_stage(
+    ckpt: Checkpoint,
+    blueprint: Blueprint,
+    schema: nn.Module,
+    recipe: Recipe,
+    comparison: Comparison,
+    log: Log,
+) -> tuple[nn.Module, Applied]:
+    """Load the values as the model's own ``load_state_dict`` does.
+
+    Returns:
+        The model in eval mode, and what the recipe made of the values.
+
+    Raises:
+        Stopped: it does not load.
+    """
+    if comparison.mismatched:
+        raise Stopped("shapes differ (waived): nothing can be loaded")
+    try:
+        applied = recipe.run(ckpt.stored(), schema.state_dict())
+        model = _loaded(ckpt, blueprint, schema, applied, strict=comparison.fits)
+    except ModelError as error:
+        log.stop(finding("model-error", message=str(error)), "the model can't be built", "load")
+    except CheckpointError as error:
+        log.stop(finding("no-checkpoint", message=str(error)), "the values can't be read", "load")
+    except (Exception, SystemExit) as error:
+        refused = finding("load-error", message=escape(raised(error), limit=500))
+        log.stop(refused, "the checkpoint does not load", "load")
+    model.eval()
+    strictly = "strictly" if comparison.fits else "without the waived keys"
+    found = [*not_finite(model), *tied_conflicts(model, applied.state_dict)]
+    log.judged("load", found, f"{strictly}, on the CPU")
+    return model, applied
+
+
+def _loaded(
+    ckpt: Checkpoint, blueprint: Blueprint, schema: nn.Module, applied: Applied, *, strict: bool
+) -> nn.Module:
+    """The model with the checkpoint's values; in a large one, no random values are drawn first."""
+
+    def load(model: nn.Module) -> None:
+        with ckpt.progress(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.load_state_dict(applied.state_dict, strict=strict)
+
+    model = skeleton(blueprint.build, load) if strict and weights(schema) > _LARGE else None
+    if model is None:
+        model = blueprint.build()
+        load(model)
+    return model
+
+
+def list_promises(
+    arguments: CheckArguments,
+    ckpt: Checkpoint,
+    schema: nn.Module,
+    recipe: Recipe,
+    applied: Applied,
+    reason: str,
+    log: Log,
+) -> None:
+    """List what a recipe promises and an optimizer is to do, where nothing of it can be checked."""
+    if recipe.operators or arguments.optimizer is not None:
+        log.promises += unverified(
+            recipe,
+            applied,
+            old=ckpt.meta(),
+            target=schema.state_dict(),
+            source_model=arguments.source_model is not None,
+            inputs=arguments.inputs is not None,
+        )
+    if arguments.optimizer is not None:
+        log.promises += [Promise(name, "unchecked", NEEDED) for name in OPTIMIZER_CLAIMS]
+    count = len(log.promises)
+    log.stage("verify", "skipped", f"{reason}: {count} promises not checked" if count else reason)
+
+
+def verify_stage(
+    arguments: CheckArguments,
+    ckpt: Checkpoint,
+    blueprint: Blueprint,
+    source: Blueprint | None,
+    recipe: Recipe,
+    applied: Applied,
+    model: nn.Module,
+    inputs: Inputs | None,
+    log: Log,
+) -> None:
+    """Hold every promise of the recipe against the values that were loaded."""
+    comparison = log.comparison
+    promises, found = verify(
+        recipe,
+        applied,
+        old=ckpt.stored(),
+        model=model,
+        build=blueprint.build,
+        source=None if source is None else source.build,
+        batches=None if inputs is None else inputs.batch,
+        protect=arguments.protect,
+        waived=[*comparison.missing, *comparison.unexpected],
+    )
+    log.promises += promises
+    log.judged("verify", found, _kept(promises))
+
+
+def forward_stage(
+    device: str, inputs: Inputs | None, model: nn.Module | None, schema: nn.Module, reason: str, log: Log
+) -> bool:
+    """Run the forward pass, for real or rehearsed.
+
+    Args:
+        device: as the marker takes it.
+        inputs: what to call the model with.
+        model: the loaded model; None where no values were read.
+        schema: the model on the meta device.
+        reason: why no values were read.
+        log: takes what is found.
+
+    Returns:
+        Whether it really ran on a card.
+    """
+    if device == "none":
+        log.stage("forward", "skipped", "device=none reads headers only")
+    elif inputs is None:
+        log.stage("forward", "skipped", "no inputs declared")
+    elif device == "rehearse":
+        _noted(rehearse(schema, inputs), log)
+    elif model is None:
+        log.stage("forward", "skipped", reason)
+        _noted(rehearse(schema, inputs), log, "forward-cuda")
+    elif device != "auto":
+        return _noted(forward(model, inputs, device), log).on_cuda
+    elif torch.cuda.is_available():
+        return _noted(forward(model, inputs, "cuda"), log).on_cuda
+    else:
+        ran = _noted(forward(model, inputs, "cpu", or_skip=True), log)
+        _noted(rehearse(model, inputs, ran_on_cpu=ran.status == "passed"), log, "forward-cuda")
+    return False
+
+
+def _noted(outcome: Outcome, log: Log, name: str = "") -> Outcome:
+    # What fails on the CPU fails in the rehearsal with the same words: once is enough.
+    log.add(*(found for found in outcome.findings if found not in log.findings))
+    log.stage("forward", outcome.status, outcome.detail, name)
+    return outcome
+
+
+def optimizer_stage(
+    optimizer: Any,
+    ckpt: Checkpoint,
+    source: Blueprint | None,
+    recipe: Recipe,
+    model: nn.Module | None,
+    reason: str,
+    log: Log,
+) -> None:
+    """Grow the optimizer's state, load it, and take one step."""
+    if optimizer is None:
+        return log.stage("optimizer", "skipped", "none declared")
+    if model is None:
+        return log.stage("optimizer", "skipped", reason)
+    promises, found = check_optimizer(
+        optimizer,
+        checkpoint=ckpt,
+        recipe=recipe,
+        model=model,
+        source=None if source is None else source.build(),
+    )
+    log.promises += promises
+    if not errors(found) and not any(promise.status == "kept" for promise in promises):
+        log.add(*found)
+        return log.stage("optimizer", "skipped", "; ".join(promise.detail for promise in promises))
+    return log.judged("optimizer", found, _kept(promises))
+
+
+def _kept(promises: list[Promise]) -> str:
+    kept = sum(promise.status == "kept" for promise in promises)
+    return f"{kept} of {len(promises)} promises kept"
