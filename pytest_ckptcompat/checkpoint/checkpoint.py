@@ -16,6 +16,7 @@ from pytest_ckptcompat.files.progress import Progress
 
 from .contents import Contents, read_contents
 from .entries import flatten, metadata_of
+from .rank_part import check_whole
 from .wrappers import find_state_dict, state_dict_at
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def checkpoint(contents: Contents, state_dict_key: str | None = None) -> Checkpo
         entries = flatten(node, contents.limits)
         if not any(isinstance(value, TensorSpec) for value in entries.values()):
             raise CheckpointError(f"{escape(key)!r} holds no tensor" if key else "there is no tensor in it")
+        check_whole(entries, tree, contents.path)
     except CheckpointError as error:
         raise about(contents.path, error) from None
     return Checkpoint(contents, key, entries, metadata_of(node))

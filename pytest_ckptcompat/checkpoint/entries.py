@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from pytest_ckptcompat.core.limits import Limits
 
-_PARTS = (dict, list, tuple, TensorSpec)
-
 _OF_MODULES = ("_non_persistent_buffers_set", "_parameters", "_buffers", "_modules")
 
 _PER_TENSOR = 4

@@ -10,7 +10,7 @@ from pytest_ckptcompat.core.tensor_spec import Chunk, Member, TensorSpec
 from pytest_ckptcompat.files.file import Part
 from pytest_ckptcompat.files.paths import display
 from pytest_ckptcompat.formats.torch_zip import read_archive
-from pytest_ckptcompat.formats.zip_directory import data_offset
+from pytest_ckptcompat.formats.zip_members import data_offset, inflate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -96,13 +96,17 @@ class Storages:
 
 
 def _source(file: File | Part, extent: Extent) -> Source:
-    begin = extent.offset
+    begin, packed = extent.offset, None
     if isinstance(extent, Member):
-        begin = data_offset(file, extent.name, extent.offset, extent.nbytes)
+        packed = extent.packed
+        begin = data_offset(file, extent.name, extent.offset, extent.nbytes, packed)
 
     def read(start: int, into: memoryview) -> None:
         if start + into.nbytes > extent.nbytes:
             raise CheckpointError(f"{display(file.path)}: a tensor reaches beyond its storage")
-        file.readinto_at(begin + start, into)
+        if packed is None:
+            file.readinto_at(begin + start, into)
+        else:
+            inflate(file, begin, packed, into, start)
 
     return read

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from pytest_ckptcompat.core.errors import CheckpointError
-from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.core.tensor_spec import TensorSpec
-from pytest_ckptcompat.files.paths import display
+from pytest_ckptcompat.core.tensor_spec import CompositeSpec, TensorSpec
+from pytest_ckptcompat.files.paths import about
 from pytest_ckptcompat.tensors.deferred import DeferredTensor
 
+from .composite import NOT_ON_META, composed
 from .reader import buffer, copy, memory_of, new, read, span, view
 from .storages import Storages
-from .wrappers import at, path_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    import torch
 
     from .contents import Contents
 
@@ -32,7 +30,6 @@ class Values:
         if sys.byteorder != "little":
             raise CheckpointError("values are read on little-endian machines only")
         self._contents = contents
-        self._loaded: Any = None
 
     def tensor(self, spec: TensorSpec) -> torch.Tensor:
         """The values of one tensor, in memory of their own; the strides are kept where they leave no gaps.
@@ -41,7 +38,7 @@ class Values:
             CheckpointError: they can't be read.
         """
         if spec.note:
-            return self._by_torch(spec)
+            return self._composed(spec)
         with Storages(self._contents) as storages:
             return read(storages, spec)
 
@@ -51,7 +48,7 @@ class Values:
         if destination.device.type == "meta":
             return
         if spec.note:
-            destination.copy_(self._by_torch(spec))
+            destination.copy_(self._composed(spec))
             return
         with Storages(self._contents) as storages:
             copy(storages, spec, destination)
@@ -68,7 +65,7 @@ class Values:
                 if not isinstance(value, TensorSpec):
                     made[key] = value
                 elif value.note:
-                    made[key] = self._by_torch(value)
+                    made[key] = self._composed(value)
                 elif value.storage not in bounds or storages.in_chunks(value.storage):
                     made[key] = read(storages, value)
                 else:
@@ -82,13 +79,18 @@ class Values:
     def meta(
         self, entries: Mapping[str, object], metadata: Mapping[str, object] | None
     ) -> OrderedDict[str, Any]:
-        """All tensors on the meta device; tied tensors share storage."""
+        """All tensors on the meta device; tied tensors share storage.
+
+        Quantized, sparse and nested ones have no equal there: their values are read.
+        """
         bounds = _bounds(entries.values())
         memories: dict[str, torch.UntypedStorage] = {}
         made: OrderedDict[str, Any] = OrderedDict()
         for key, value in entries.items():
             if not isinstance(value, TensorSpec):
                 made[key] = value
+            elif isinstance(value, CompositeSpec) and value.kind in NOT_ON_META:
+                made[key] = self._composed(value)
             elif value.storage not in bounds:
                 made[key] = new(value, "meta")
             else:
@@ -104,33 +106,16 @@ class Values:
         """All tensors as `DeferredTensor`: nothing is read yet."""
         made = self.meta(entries, metadata)
         for key, spec in entries.items():
-            if isinstance(spec, TensorSpec):
+            if isinstance(spec, TensorSpec) and made[key].is_meta:
                 made[key] = DeferredTensor.of(self, spec, made[key])
         return made
 
-    def _by_torch(self, spec: TensorSpec) -> torch.Tensor:
-        """The values of a tensor without a plain layout, as torch itself loads them."""
-        path, note = display(self._contents.path), escape(spec.note)
-        where = path_to(self._contents.header.tree, spec)
-        if where is None or not self._contents.header.format.startswith("torch-"):
-            raise CheckpointError(
-                f"{path}: a tensor's values have no plain layout ({note}), and can't be read"
-            )
-        if self._loaded is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                try:
-                    self._loaded = torch.load(self._contents.path, map_location="cpu", weights_only=True)
-                except Exception as error:
-                    reason = escape(str(error).partition("\n")[0])
-                    raise CheckpointError(
-                        f"{path}: a tensor has no plain layout ({note}), and torch.load(weights_only=True) "
-                        f"says: {reason}"
-                    ) from None
-        found = at(self._loaded, where)
-        if not isinstance(found, torch.Tensor):
-            raise CheckpointError(f"{path}: torch.load gives no tensor where the header has one ({note})")
-        return found
+    def _composed(self, spec: TensorSpec) -> torch.Tensor:
+        """The values of a tensor without a plain layout, from the tensors that it is made of."""
+        try:
+            return composed(spec, self.tensor)
+        except CheckpointError as error:
+            raise about(self._contents.path, error) from None
 
 
 def _bounds(entries: Iterable[object]) -> dict[str, tuple[int, int]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pytest_ckptcompat.checkpoint.entries import _PARTS, _module_entries, has_tensors, is_module
+from pytest_ckptcompat.checkpoint.entries import _module_entries, has_tensors, is_module
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
@@ -60,36 +60,6 @@ def state_dict_at(tree: object, path: str) -> object:
                 f"{CHOOSING} names {escape(path)!r}: {here} has no such part; it has {_listed(node)}"
             )
     return node
-
-
-def path_to(tree: object, wanted: object) -> tuple[object, ...] | None:
-    """The keys and indices that lead from the outer object to a part of it, or None."""
-    pending: list[tuple[object, tuple[object, ...]]] = [(tree, ())]
-    seen: set[int] = set()
-    while pending:
-        node, path = pending.pop()
-        if node is wanted:
-            return path
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, dict):
-            pending.extend((part, (*path, key)) for key, part in node.items() if isinstance(part, _PARTS))
-        elif isinstance(node, (list, tuple)):
-            pending.extend(
-                (part, (*path, index)) for index, part in enumerate(node) if isinstance(part, _PARTS)
-            )
-    return None
-
-
-def at(tree: Any, path: tuple[object, ...]) -> Any:
-    """The part of an object that keys and indices lead to, or None if they lead nowhere."""
-    try:
-        for key in path:
-            tree = tree[key]
-    except (LookupError, TypeError):
-        return None
-    return tree
 
 
 def find_state_dict(tree: object, limits: Limits) -> tuple[str, object]:

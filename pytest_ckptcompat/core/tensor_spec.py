@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import prod
 
 ITEMSIZE = {
@@ -29,9 +29,15 @@ class Extent:
 
 @dataclass(slots=True, unsafe_hash=True)
 class Member(Extent):
-    """The bytes of a zip member: its local header, of a length yet unknown, stands at ``offset``."""
+    """The bytes of a zip member: its local header, of a length yet unknown, stands at ``offset``.
+
+    Attributes:
+        name: of the member.
+        packed: bytes that it takes in the archive if it is deflated, else None.
+    """
 
     name: str
+    packed: int | None = None
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -86,6 +92,29 @@ class TensorSpec:
         if 0 in self.shape:
             return 0
         return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+
+    def within(self, file: str) -> TensorSpec:
+        """The same tensor where its storages are known by the name of their file too."""
+        return replace(self, storage=f"{file}:{self.storage}") if self.storage else self
+
+
+@dataclass(slots=True, unsafe_hash=True)
+class CompositeSpec(TensorSpec):
+    """A tensor without a plain layout: its values follow from other tensors and numbers.
+
+    Attributes:
+        kind: ``"quantized"``, ``"sparse"``, ``"nested"``, ``"meta"``, ``"conjugated"``, or ``"DTensor"``.
+        parts: what it is made of, in the order in which torch's function for the kind takes it.
+    """
+
+    kind: str = ""
+    parts: tuple[object, ...] = field(default=(), compare=False, repr=False)
+
+    def within(self, file: str) -> TensorSpec:
+        """As for any tensor; its parts move as well."""
+        parts = (part.within(file) if isinstance(part, TensorSpec) else part for part in self.parts)
+        storage = f"{file}:{self.storage}" if self.storage else ""
+        return replace(self, storage=storage, parts=tuple(parts))
 
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -22,7 +22,8 @@ from pytest_ckptcompat.files.paths import inside
 from .pickle_machine import Machine
 from .pickle_stubs import Branch, Branches, Dict, Global, Stub
 from .sharded import check_inside
-from .torch_names import Tensors, dtype_of
+from .torch_arguments import dtype_of
+from .torch_names import Tensors
 from .torch_zip import read_archive
 
 if TYPE_CHECKING:

@@ -173,3 +173,9 @@ class Scanner:
     def error(self, reason: str) -> CheckpointError:
         """The error that the text is no such JSON."""
         return CheckpointError(f"{self._what} is damaged at its byte {self.position}: {reason}")
+
+
+def naturals(scanner: Scanner) -> Iterator[int]:
+    """The natural numbers of an array."""
+    for _ in scanner.elements():
+        yield scanner.natural()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.limits import exceeded
 
-from .pickle_stubs import Dict, Global, Stub
+from .pickle_stubs import Dict, Global, Set, Size, Stub
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,15 +28,15 @@ class PlainNames:
         self._limits = limits
         self._room = limits.pickle_memory
         self.names: Mapping[str, Callable[[tuple[Any, ...]], object]] = {
-            "collections.OrderedDict": self._ordered,
-            "collections.Counter": self._ordered,
+            "collections.OrderedDict": self._ordered_dict,
+            "collections.Counter": partial(self._ordered, kind="collections.Counter"),
             "collections.defaultdict": self._default,
             "builtins.dict": self._ordered,
-            "builtins.set": self._listed,
-            "builtins.frozenset": self._listed,
+            "builtins.set": self._set,
+            "builtins.frozenset": partial(self._set, frozen=True),
             "builtins.list": self._listed,
             "builtins.bytearray": self._bytearray,
-            "builtins.bytes": self._bytearray,
+            "builtins.bytes": self._bytes,
             "builtins.complex": self._complex,
             "torch.Size": self._torch_size,
             "_codecs.encode": self._encoded,
@@ -50,29 +51,36 @@ class PlainNames:
                 "pickle_memory", self._limits.pickle_memory, "the pickle describes too many objects"
             )
 
-    def _ordered(self, args: tuple[Any, ...]) -> Dict:
+    def _ordered(self, args: tuple[Any, ...], kind: str = "") -> Dict:
         """``OrderedDict()``, ``OrderedDict(pairs)``, ``Counter(dict)``."""
-        made = Dict()
+        made = Dict(kind)
         given = args[0] if args else ()
         self._spend(100 * len(given))
         for key, value in given.items() if isinstance(given, dict) else given:
             made.put(key, value)
         return made
 
+    def _ordered_dict(self, args: tuple[Any, ...]) -> Dict:
+        """What a state dict is, and the hooks of every tensor, which are none."""
+        return self._ordered(args, "collections.OrderedDict") if args else Dict("collections.OrderedDict")
+
     def _default(self, args: tuple[Any, ...]) -> Dict:
         """``defaultdict(factory)``: what fills it follows."""
-        return Dict()
+        return Dict("collections.defaultdict")
+
+    def _set(self, args: tuple[Any, ...], *, frozen: bool = False) -> Set:
+        return Set(self._listed(args), frozen=frozen)
 
     def _listed(self, args: tuple[Any, ...]) -> list[object]:
-        """``set(elements)``: a list, since nothing that a file holds is hashed."""
+        """``list(elements)``."""
         elements = args[0] if args else []
         if not isinstance(elements, (list, tuple)):
-            raise TypeError("a set of what is no list")
+            raise TypeError("a set that is not made of a list")
         self._spend(8 * len(elements))
         return list(elements)
 
-    def _torch_size(self, args: tuple[Any, ...]) -> tuple[object, ...]:
-        return tuple(self._listed(args))
+    def _torch_size(self, args: tuple[Any, ...]) -> Size:
+        return Size(self._listed(args))
 
     def _encoded(self, args: tuple[Any, ...]) -> bytes:
         """``_codecs.encode(text, "latin1")``: how pickles before protocol 3 write bytes."""
@@ -82,13 +90,16 @@ class PlainNames:
         self._spend(4 * len(text))
         return str.encode(text, encoding)
 
-    def _bytearray(self, args: tuple[Any, ...]) -> bytes:
-        """``bytearray()``, ``bytearray(bytes)``, ``bytearray(text, "latin-1")``, ``bytes()``."""
+    def _bytearray(self, args: tuple[Any, ...]) -> bytearray:
+        return bytearray(self._bytes(args))
+
+    def _bytes(self, args: tuple[Any, ...]) -> bytes:
+        """``bytes()``, ``bytearray(bytes)``, ``bytearray(text, "latin-1")``."""
         if len(args) == 2:
             return self._encoded(args)
         given = args[0] if args else b""
         if not isinstance(given, bytes):
-            raise TypeError("a bytearray of what is no bytes")
+            raise TypeError("a bytearray that is not made of bytes")
         return given
 
     def _complex(self, args: tuple[Any, ...]) -> complex:

@@ -6,7 +6,7 @@ import codecs
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from typing import TYPE_CHECKING, Any
 
-from .pickle_stubs import Dict, Global, Stub
+from .pickle_stubs import Dict, Global, Set, Stub
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +37,11 @@ def _quoted_string(pickle: Stack) -> None:
     if len(text) < 2 or text[0] != text[-1] or text[:1] not in (b"'", b'"'):
         raise ValueError("a string without its quotes")
     pickle.push_string(codecs.escape_decode(text[1:-1])[0])
+
+
+def _bytearray(pickle: Stack) -> None:
+    pickle.push_bytes(pickle.size("<Q"))
+    pickle.stack[-1] = bytearray(pickle.stack[-1])
 
 
 def _line_text(pickle: Stack) -> None:
@@ -108,6 +113,11 @@ def _dict(pickle: Stack) -> None:
 def _list(pickle: Stack) -> None:
     items = pickle.marked()
     pickle.push(items, 64 + 8 * len(items))
+
+
+def _frozenset(pickle: Stack) -> None:
+    items = pickle.marked()
+    pickle.push(Set(items, frozen=True), 64 + 8 * len(items))
 
 
 def _tuple3(pickle: Stack) -> None:
@@ -249,7 +259,7 @@ TABLE: dict[int, Callable[[Stack], None]] = {
     0x88: lambda pickle: pickle.stack.append(True),
     ord("]"): lambda pickle: pickle.push([], 64),
     ord("}"): lambda pickle: pickle.push(Dict(), 112),
-    0x8F: lambda pickle: pickle.push([], 64),  # EMPTY_SET: a list, since nothing of a file is hashed
+    0x8F: lambda pickle: pickle.push(Set(), 64),  # EMPTY_SET
     ord("I"): _int,
     ord("L"): _long,
     ord("F"): lambda pickle: pickle.push(float(pickle.number())),
@@ -264,7 +274,7 @@ TABLE: dict[int, Callable[[Stack], None]] = {
     ord("C"): lambda pickle: pickle.push_bytes(pickle.size("<B")),
     ord("B"): lambda pickle: pickle.push_bytes(pickle.size("<I")),
     0x8E: lambda pickle: pickle.push_bytes(pickle.size("<Q")),
-    0x96: lambda pickle: pickle.push_bytes(pickle.size("<Q")),  # BYTEARRAY8
+    0x96: _bytearray,  # BYTEARRAY8
     ord("a"): _append,
     ord("e"): _appends,
     0x90: _appends,  # ADDITEMS
@@ -272,7 +282,7 @@ TABLE: dict[int, Callable[[Stack], None]] = {
     ord("u"): _set_items,
     ord("d"): _dict,
     ord("l"): _list,
-    0x91: _list,  # FROZENSET
+    0x91: _frozenset,  # FROZENSET
     0x87: _tuple3,
     ord("p"): _put_line,
     ord("g"): _get_line,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 
 class Global:
@@ -67,12 +67,17 @@ class Dict(dict[object, object]):
     """A dict, ordered dict, default dict or counter, with the attributes that a pickle sets on it.
 
     Keys are what hashes fast and fairly (see `put`): a file can't make us hash its containers.
+
+    Attributes:
+        attributes: what a pickle sets on it, such as torch's ``_metadata``.
+        kind: name of its class; ``""`` for a plain dict.
     """
 
-    __slots__ = ("attributes",)
+    __slots__ = ("attributes", "kind")
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "") -> None:
         self.attributes: dict[object, object] | None = None
+        self.kind = kind
 
     def put(self, key: object, value: object) -> None:
         """Set an entry.
@@ -86,6 +91,22 @@ class Dict(dict[object, object]):
             self[key] = value
         else:
             self[Stub(key)] = value
+
+
+class Set(list[object]):
+    """The elements of a set, in the file's order: nothing that a file holds is hashed."""
+
+    __slots__ = ("frozen",)
+
+    def __init__(self, elements: Iterable[object] = (), *, frozen: bool = False) -> None:
+        super().__init__(elements)
+        self.frozen = frozen
+
+
+class Size(tuple[Any, ...]):
+    """A ``torch.Size``."""
+
+    __slots__ = ()
 
 
 class Branch(Dict):

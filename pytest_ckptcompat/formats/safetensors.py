@@ -18,8 +18,9 @@ from pytest_ckptcompat.core.header import Header
 from pytest_ckptcompat.core.hooks import hookimpl
 from pytest_ckptcompat.core.tensor_spec import Extent, TensorSpec, contiguous_stride
 
-from .json_header import Scanner
+from .json_header import Scanner, naturals
 from .pickle_stubs import Dict
+from .safetensors_parts import NAME_OF_PARTS, PLACES_OF_PARTS, places_of_parts
 
 if TYPE_CHECKING:
     from pytest_ckptcompat.core.limits import Limits
@@ -97,8 +98,29 @@ class _Values(Mapping[str, tuple[Extent, ...]]):
 
 @hookimpl(tryfirst=True)
 def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
-    """Read a safetensors file."""
-    if file is None or file.size < 9:
+    """Read a safetensors file; one rank's part of a distributed checkpoint is refused."""
+    found = None if file is None else read_part(file, limits)
+    if file is None or found is None:
+        return None
+    header, offsets = found
+    name = file.path.rpartition("/")[2]
+    if any(map(any, offsets.values())) or (offsets and name.startswith(NAME_OF_PARTS)):
+        raise CheckpointError(
+            "it is one rank's part of a distributed checkpoint in safetensors (HuggingFaceStorageWriter with "
+            "save_distributed): open its folder, or consolidate it with "
+            "torch.distributed.checkpoint._consolidate_hf_safetensors"
+        )
+    return header
+
+
+def read_part(file: File, limits: Limits) -> tuple[Header, dict[str, tuple[int, ...]]] | None:
+    """Read the header of a safetensors file, which may be one rank's part of a distributed checkpoint.
+
+    Returns:
+        The header, and by key where in the whole tensor the one in the file begins: nothing in a file that
+        torch.distributed.checkpoint did not write. None if it is not a safetensors file.
+    """
+    if file.size < 9:
         return None
     head = file.read_at(0, min(file.size, 16))
     length = int.from_bytes(head[:8], "little")
@@ -113,7 +135,8 @@ def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
     reader = _Reader(file.read_at(8, length), limits)
     reader.read()
     reader.check_places(file.size - 8 - length)
-    return Header("safetensors", reader.tree, _Values(file.path, 8 + length, reader.places))
+    header = Header("safetensors", reader.tree, _Values(file.path, 8 + length, reader.places))
+    return header, places_of_parts(reader.sharding, limits)
 
 
 class _Reader:
@@ -122,6 +145,7 @@ class _Reader:
     Attributes:
         tree: key -> `TensorSpec`, in the header's order.
         places: key -> first byte of its values and the one after the last, counted from the header's end.
+        sharding: where in the whole tensors those of this file belong, as JSON, if the file is one rank's.
     """
 
     def __init__(self, data: bytes, limits: Limits) -> None:
@@ -131,6 +155,7 @@ class _Reader:
         self._scanner = Scanner(data, "its safetensors header", limits)
         self._layouts: dict[tuple[bytes, bytes], _Layout] = {}
         self._described = False
+        self.sharding = ""
 
     def read(self) -> None:
         """Read every entry.
@@ -193,7 +218,7 @@ class _Reader:
             if name == "dtype":
                 found[name] = scanner.string()
             elif name in ("shape", "data_offsets"):
-                found[name] = self._first(_naturals(scanner))
+                found[name] = self._first(naturals(scanner))
             else:
                 scanner.skip()
         match found:
@@ -202,7 +227,7 @@ class _Reader:
         raise scanner.error("an entry lacks its dtype, its shape or its data_offsets")
 
     def _description(self) -> None:
-        """``__metadata__``: null, or strings by name, which say nothing about the tensors."""
+        """``__metadata__``: null, or strings by name; of the tensors they say only whether they are parts."""
         scanner = self._scanner
         if self._described:
             raise scanner.error("it has '__metadata__' twice")
@@ -210,10 +235,17 @@ class _Reader:
         if scanner.peek() == b"n":
             scanner.skip()
             return
-        for _ in scanner.members():
+        names: set[str] = set()
+        for name in scanner.members():
             if scanner.peek() != b'"':
                 raise scanner.error("'__metadata__' holds something else than strings")
-            scanner.skip()
+            if name in names:
+                raise scanner.error(f"'__metadata__' has {escape(name, 60)} twice")
+            names.add(name)
+            if name == PLACES_OF_PARTS:
+                self.sharding = scanner.string()
+            else:
+                scanner.skip()
 
     def _layout(self, name: str, shape: tuple[int, ...]) -> _Layout:
         if name not in _DTYPES:
@@ -283,8 +315,3 @@ class _Reader:
             )
         if position < room:
             raise CheckpointError(f"{room - position} bytes follow its last tensor: it is damaged")
-
-
-def _naturals(scanner: Scanner) -> Iterator[int]:
-    for _ in scanner.elements():
-        yield scanner.natural()

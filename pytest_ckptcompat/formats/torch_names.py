@@ -5,14 +5,28 @@ Read from ``torch/_utils.py`` and ``torch/serialization.py`` of torch 1.0 to 2.1
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.limits import exceeded
-from pytest_ckptcompat.core.tensor_spec import ITEMSIZE, TensorSpec, contiguous_stride
+from pytest_ckptcompat.core.tensor_spec import CompositeSpec, TensorSpec, contiguous_stride
 
 from .pickle_names import PlainNames
-from .pickle_stubs import Global, Storage, Stub
+from .pickle_stubs import Global, Size, Storage, Stub
+from .torch_arguments import (
+    PACKED,
+    QUANTIZED,
+    check_grad,
+    check_state,
+    conjugated,
+    distributed,
+    dtype_of,
+    itemsize_of,
+    layout_of,
+    name_of,
+    overflows,
+    part_of,
+    quantizer_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,12 +44,12 @@ STORAGE_DTYPES = {
 }  # fmt: skip
 """Element type of a storage class; an untyped one is bytes, and the tensor over it names its dtype."""
 
-QUANTIZED = {"qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1}
-"""Bytes per element of the quantized dtypes, which have no plain layout for us."""
-
 _BIGGEST = (1 << 63) - 1
 _LONGEST_KEY = 4096
 _ENDLESS = Storage("", "uint8", 1, _BIGGEST)
+_SIZES = {tuple, Size}
+_DISTRIBUTED = "torch.distributed."
+_ARGUMENTS_OF_SUBCLASS = 8
 _PLAIN_TYPES = {
     "torch.Tensor",
     "torch.nn.parameter.Parameter",
@@ -64,11 +78,11 @@ class Tensors:
         self._count = 0
         self.names: Mapping[str, Callable[[tuple[Any, ...]], object]] = {
             **PlainNames(limits).names,
-            "torch._utils._rebuild_tensor": self._strided,
+            "torch._utils._rebuild_tensor": self._bare,
             "torch._utils._rebuild_tensor_v2": self._strided,
             "torch._utils._rebuild_tensor_v3": self._strided_untyped,
             "torch._utils._rebuild_parameter": self._parameter,
-            "torch._utils._rebuild_parameter_with_state": self._parameter,
+            "torch._utils._rebuild_parameter_with_state": self._parameter_with_state,
             "torch._utils._rebuild_qtensor": self._quantized,
             "torch._utils._rebuild_sparse_tensor": self._sparse,
             "torch._utils._rebuild_sparse_csr_tensor": self._sparse,
@@ -104,7 +118,7 @@ class Tensors:
             storage = self.storages[key] = Storage(key, dtype, itemsize, numel)
         elif storage.dtype != dtype or storage.numel != numel:
             raise ValueError(f"storage {key[:80]!r} has two types or sizes")
-        return storage if not view or view[0] is None else _part(storage, view[0])
+        return storage if not view or view[0] is None else part_of(storage, view[0])
 
     def _kind(self, kind: Global) -> tuple[str, int]:
         """Element type and size of a storage class."""
@@ -113,20 +127,20 @@ class Tensors:
             raise ValueError(f"storage class {kind.name} is unknown")
         if name == "UntypedStorage" and not self._untyped:
             raise ValueError("a storage without a dtype (float8, uint16), which torch.load can't read here")
-        self._kinds[kind] = STORAGE_DTYPES[name], _itemsize(STORAGE_DTYPES[name])
+        self._kinds[kind] = STORAGE_DTYPES[name], itemsize_of(STORAGE_DTYPES[name])
         return self._kinds[kind]
 
-    def _spec(
-        self, storage: Any, offset: Any, shape: Any, stride: Any, dtype: str = "", note: str = ""
-    ) -> TensorSpec:
+    def _spec(self, storage: Any, offset: Any, shape: Any, stride: Any, dtype: str = "") -> TensorSpec:
         """The tensor that lies over a storage, if it lies inside."""
         self._count += 1
         if self._count > self._limits.tensors:
             raise exceeded("tensors", self._limits.tensors, "the file holds too many tensors")
         if type(storage) is not Storage:
             raise TypeError("a tensor without a storage")
-        if type(offset) is not int or type(shape) is not tuple or type(stride) is not tuple:
+        if type(offset) is not int or type(shape) not in _SIZES or type(stride) not in _SIZES:
             raise TypeError("a tensor whose sizes, strides or offset are of a wrong type")
+        if type(shape) is not tuple or type(stride) is not tuple:
+            shape, stride = tuple(shape), tuple(stride)
         if len(shape) > self._limits.dims:
             raise exceeded("dims", self._limits.dims, f"a tensor has {len(shape)} dimensions")
         elements = span = 1
@@ -137,117 +151,139 @@ class Tensors:
             span += (size - 1) * step
         numel, start = storage.numel, storage.start
         if dtype and dtype != storage.dtype:
-            itemsize = _itemsize(dtype)
+            itemsize = itemsize_of(dtype)
             numel, start = numel * storage.itemsize // itemsize, start * storage.itemsize // itemsize
-        if elements > _BIGGEST or not 0 <= offset <= _BIGGEST:
+        if elements > _BIGGEST or not 0 <= offset <= _BIGGEST or (not elements and overflows(shape)):
             raise ValueError("a tensor of impossible size or offset")
         if elements and offset + span > numel:
             raise ValueError(f"a tensor of shape {shape} reaches beyond its storage of {numel} elements")
-        return TensorSpec(dtype or storage.dtype, shape, stride, start + offset, storage.key, note)
+        return TensorSpec(dtype or storage.dtype, shape, stride, start + offset, storage.key)
 
-    def _odd(self, dtype: str, shape: Any, note: str) -> TensorSpec:
+    def _odd(
+        self, dtype: str, shape: Any, note: str, kind: str = "", parts: tuple[object, ...] = ()
+    ) -> TensorSpec:
         """A tensor without a plain layout: it keeps its place in the table."""
-        if type(shape) is not tuple:
+        if type(shape) not in _SIZES:
             raise TypeError("a tensor whose sizes are of a wrong type")
         if all(type(size) is int for size in shape[: self._limits.dims]):
+            shape = tuple(shape)
             stride = contiguous_stride(shape)
-            return replace(self._spec(_ENDLESS, 0, shape, stride, note=note), dtype=dtype, storage="")
-        raise TypeError("a size that is no natural number")
+            self._spec(_ENDLESS, 0, shape, stride)
+            return CompositeSpec(dtype, shape, stride, 0, "", note, kind, parts)
+        raise TypeError("a size that is not a natural number")
 
-    # -- one method for each of torch's functions; the arguments are torch's -------------------------------
+    # -- one method for each of torch's functions; the arguments are torch's: what it refuses is refused
 
     def _strided(self, args: tuple[Any, ...]) -> TensorSpec:
-        """``_rebuild_tensor(storage, offset, size, stride)``; v2 adds requires_grad, hooks, metadata."""
-        note = "conjugated or negated" if len(args) > 6 and args[6] else ""
-        storage, offset, shape, stride = args[:4]
-        return self._spec(storage, offset, shape, stride, note=note)
+        """``_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, metadata=None)``."""
+        storage, offset, shape, stride, requires_grad, _, *metadata = args
+        spec = self._spec(storage, offset, shape, stride)
+        if requires_grad is not False:
+            check_grad(requires_grad, spec.dtype)
+        return conjugated(spec, *metadata) if metadata else spec
+
+    def _bare(self, args: tuple[Any, ...]) -> TensorSpec:
+        """``_rebuild_tensor(storage, offset, size, stride)``."""
+        storage, offset, shape, stride = args
+        return self._spec(storage, offset, shape, stride)
 
     def _strided_untyped(self, args: tuple[Any, ...]) -> TensorSpec:
         """``_rebuild_tensor_v3(storage, offset, size, stride, requires_grad, hooks, dtype, metadata)``."""
-        note = "conjugated or negated" if len(args) > 7 and args[7] else ""
-        storage, offset, shape, stride = args[:4]
-        return self._spec(storage, offset, shape, stride, dtype_of(args[6]), note)
+        storage, offset, shape, stride, requires_grad, _, dtype, *metadata = args
+        spec = self._spec(storage, offset, shape, stride, dtype_of(dtype))
+        check_grad(requires_grad, spec.dtype)
+        return conjugated(spec, *metadata) if metadata else spec
 
     def _parameter(self, args: tuple[Any, ...]) -> object:
-        """``_rebuild_parameter(data, requires_grad, hooks)``; its own state adds nothing to the table."""
-        return args[0]
+        """``_rebuild_parameter(data, requires_grad, hooks)``."""
+        data, requires_grad, _ = args
+        if isinstance(data, TensorSpec):
+            check_grad(requires_grad, data.dtype)
+        elif type(data) is not Stub:
+            raise TypeError("a parameter that is not made of a tensor")
+        return data
+
+    def _parameter_with_state(self, args: tuple[Any, ...]) -> object:
+        """``_rebuild_parameter_with_state(data, requires_grad, hooks, state)``; its state is no value."""
+        *_, state = args
+        check_state(state)
+        return self._parameter(args[:-1])
 
     def _quantized(self, args: tuple[Any, ...]) -> TensorSpec:
         """``_rebuild_qtensor(storage, offset, size, stride, quantizer, requires_grad, hooks)``."""
-        storage, offset, shape, stride = args[:4]
-        inside = self._spec(storage, offset, shape, stride)
-        return TensorSpec(inside.dtype, shape, stride, note="quantized")
+        storage, offset, shape, stride, quantizer, requires_grad, _ = args
+        elements = storage
+        if type(storage) is Storage and (packed := PACKED.get(storage.dtype)):
+            elements = Storage(storage.key, storage.dtype, 1, packed * storage.numel, packed * storage.start)
+        inside = self._spec(elements, offset, shape, stride)
+        check_grad(requires_grad, inside.dtype)
+        if inside.dtype not in QUANTIZED:
+            raise ValueError(f"a quantized tensor of {inside.dtype}")
+        if inside.dtype in PACKED:
+            inside = TensorSpec("uint8", (storage.numel,), (1,), storage.start, storage.key)
+        parts = (inside, *quantizer_of(quantizer, shape))
+        about = (storage.dtype, tuple(shape), tuple(stride), offset, inside.storage)
+        return CompositeSpec(*about, "quantized", "quantized", parts)
 
     def _sparse(self, args: tuple[Any, ...]) -> TensorSpec:
         """``_rebuild_sparse_tensor(layout, (indices.., values, size, ..))``."""
-        data = args[1][:8]
-        parts = [part for part in data if isinstance(part, TensorSpec)]
-        shape = next((part for part in data if type(part) is tuple), None)
-        return self._odd(parts[-1].dtype, shape, "sparse")
+        layout, data = args
+        name = layout_of(layout)
+        counts = {"sparse_coo": (2, 1)}.get(name, (3, 0))
+        if not name.startswith("sparse_") or type(data) is not tuple:
+            raise TypeError("a sparse tensor of an unknown layout")
+        tensors, (shape, *rest) = data[: counts[0]], data[counts[0] :]
+        if not all(isinstance(each, TensorSpec) for each in tensors) or len(rest) > counts[1]:
+            raise TypeError("a sparse tensor that is not made of its indices and values")
+        coalesced = rest[0] if rest else None
+        return self._odd(
+            tensors[-1].dtype, shape, "sparse", "sparse", (name, *tensors, tuple(shape), coalesced)
+        )
 
     def _nested(self, args: tuple[Any, ...]) -> TensorSpec:
         """``_rebuild_nested_tensor(buffer, sizes, strides, offsets)``: its shape is data, so it has none."""
-        buffer = args[0]
-        if not isinstance(buffer, TensorSpec):
-            raise TypeError("a nested tensor without its buffer")
-        return self._odd(buffer.dtype, buffer.shape, "nested")
+        buffer, sizes, strides, offsets = args
+        if not all(isinstance(each, TensorSpec) for each in args):
+            raise TypeError("a nested tensor that is not made of tensors")
+        return self._odd(buffer.dtype, buffer.shape, "nested", "nested", (buffer, sizes, strides, offsets))
 
     def _meta(self, args: tuple[Any, ...]) -> TensorSpec:
         """``_rebuild_meta_tensor_no_storage(dtype, size, stride, requires_grad)``."""
-        return self._odd(dtype_of(args[0]), args[1], "meta")
+        dtype, shape, stride, requires_grad = args
+        check_grad(requires_grad, dtype_of(dtype))
+        plain = self._spec(_ENDLESS, 0, shape, stride)
+        return CompositeSpec(dtype_of(dtype), plain.shape, plain.stride, 0, "", "meta", "meta")
 
     def _device_tensor(self, args: tuple[Any, ...]) -> object:
         """``_rebuild_device_tensor_from_cpu_tensor(data, dtype, device, requires_grad)`` and its kin."""
-        data = args[0]
-        if isinstance(data, TensorSpec) and data.dtype == dtype_of(args[1]):
+        data, dtype, _, requires_grad = args
+        if isinstance(data, TensorSpec) and data.dtype == dtype_of(dtype):
+            check_grad(requires_grad, data.dtype)
             return data
         return Stub(Global("torch._utils._rebuild_device_tensor"), args)
 
     def _wrapper_subclass(self, args: tuple[Any, ...]) -> TensorSpec:
         """``_rebuild_wrapper_subclass(cls, dtype, size, stride, offset, layout, device, requires_grad)``."""
-        return self._odd(dtype_of(args[1]), args[2], f"subclass {_name(args[0])}")
+        kind, dtype, shape, *_, requires_grad = args
+        if len(args) != _ARGUMENTS_OF_SUBCLASS:
+            raise TypeError("a tensor of a subclass without its layout and device")
+        check_grad(requires_grad, dtype_of(dtype))
+        return self._odd(dtype_of(dtype), shape, f"subclass {name_of(kind)}")
 
     def _from_type(self, args: tuple[Any, ...]) -> object:
         """``_rebuild_from_type_v2(func, type, args, state)``: a subclass, or a tensor with attributes."""
-        func, kind, arguments = args[:3]
+        func, kind, arguments, *state = args
         rebuild = func.rebuild if isinstance(func, Global) else None
+        if len(state) > 1:
+            raise TypeError("a tensor with two states")
         if rebuild is None or not isinstance(arguments, tuple):
             return Stub(kind, args)
         plain = rebuild(arguments)
-        if not isinstance(plain, TensorSpec) or plain.note or _name(kind) in _PLAIN_TYPES:
+        if not isinstance(plain, TensorSpec) or name_of(kind) in _PLAIN_TYPES:
             return plain
-        return replace(plain, note=f"subclass {_name(kind)}")
-
-
-def _part(storage: Storage, view: Any) -> Storage:
-    """A part of a storage (torch before 1.0): ``(key, offset, size)``."""
-    if not isinstance(view, tuple) or len(view) != 3:
-        raise TypeError("a view of a storage that torch does not write")
-    _, start, numel = view
-    if (
-        type(start) is not int
-        or type(numel) is not int
-        or start < 0
-        or not 0 <= numel <= storage.numel - start
-    ):
-        raise ValueError("a view that reaches beyond its storage")
-    return Storage(storage.key, storage.dtype, storage.itemsize, numel, start)
-
-
-def dtype_of(named: Any) -> str:
-    """Name of a dtype, without ``torch.``; TypeError or ValueError if it is none."""
-    dtype = _name(named).removeprefix("torch.")
-    _itemsize(dtype)
-    return dtype
-
-
-def _itemsize(dtype: str) -> int:
-    if dtype not in ITEMSIZE and dtype not in QUANTIZED:
-        raise ValueError(f"dtype {dtype} is unknown")
-    return ITEMSIZE.get(dtype) or QUANTIZED[dtype]
-
-
-def _name(named: Any) -> str:
-    if not isinstance(named, Global):
-        raise TypeError("a class or dtype is not given by its name")
-    return named.name
+        if name_of(kind).startswith(_DISTRIBUTED):
+            return distributed(plain, name_of(kind), state)
+        if plain.note:
+            return plain
+        about = (plain.dtype, plain.shape, plain.stride, plain.offset, plain.storage)
+        return CompositeSpec(*about, f"subclass {name_of(kind)}", "subclass", (plain,))

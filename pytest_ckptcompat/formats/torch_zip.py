@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,26 @@ from pytest_ckptcompat.core.tensor_spec import Extent, Member
 from .pickle_machine import Machine
 from .safe_names import refused
 from .torch_names import Tensors
-from .zip_directory import Entry, check_stored, data_offset, read_directory, read_member
+from .zip_directory import Entry, read_directory
+from .zip_members import check_readable, data_offset, read_member
 
 if TYPE_CHECKING:
     from pytest_ckptcompat.core.limits import Limits
     from pytest_ckptcompat.files.file import File, Part
 
     from .pickle_stubs import Storage
+
+_SMALL = (
+    "version",
+    ".data/version",
+    ".format_version",
+    ".storage_alignment",
+    "byteorder",
+    ".data/serialization_id",
+)
+_LONGEST_RECORD = 128
+_VERSION = re.compile(rb"\s*\+?(\d{1,18})")
+_NEWEST_VERSION = 10
 
 
 @hookimpl(tryfirst=True)
@@ -42,8 +56,8 @@ def read_archive(file: File | Part, limits: Limits) -> Header | None:
     if f"{root}/data.pkl" not in members:
         return None
     _check_kind(members, root)
-    check_stored(members.values())
-    _check_byteorder(file, members.get(f"{root}/byteorder"))
+    check_readable(members.values())
+    _check_records(file, members, root)
     pickle = members[f"{root}/data.pkl"]
     limits.check("pickle_bytes", pickle.nbytes, f"its pickle has {pickle.nbytes} bytes")
     tensors = Tensors(limits)
@@ -65,35 +79,60 @@ def _check_kind(members: dict[str, Entry], root: str) -> None:
             "it is a TorchScript archive (torch.jit.save): a program with weights. Save the weights alone: "
             "torch.save(torch.jit.load(path).state_dict(), ...)"
         )
-    if f"{root}/version" not in members and f"{root}/.data/version" not in members:
+
+
+def _check_records(file: File | Part, members: dict[str, Entry], root: str) -> None:
+    """The small records, all of which torch.load reads before the pickle, and refuses if they are wrong."""
+    found: dict[str, bytes] = {}
+    for name in _SMALL:
+        member = members.get(f"{root}/{name}")
+        if member is None:
+            continue
+        if member.nbytes > _LONGEST_RECORD:
+            raise CheckpointError(f"the zip archive's member {name!r} is not what torch.save writes")
+        found[name] = read_member(file, member)
+    version = found.get(".data/version", found.get("version"))
+    if version is None:
         raise CheckpointError("the zip archive has no member 'version', so torch.load refuses it")
-
-
-def _check_byteorder(file: File | Part, member: Entry | None) -> None:
-    if member is None:
-        return
-    if member.nbytes > 16:
-        raise CheckpointError("the zip archive's member 'byteorder' is not what torch.save writes")
-    order = read_member(file, member)
+    number = _VERSION.match(version)
+    if number is None or not 1 <= int(number[1]) <= _NEWEST_VERSION:
+        raise CheckpointError(f"the zip archive's version is {_quoted(version)}, which torch.load refuses")
+    _check_text(found)
+    order = found.get("byteorder", b"little")
     if order == b"big":
         raise CheckpointError(
             "it was written on a big-endian machine; load and save it again on this one with torch"
         )
     if order != b"little":
+        raise CheckpointError(f"the zip archive's byte order is {_quoted(order)}, which torch.load refuses")
+
+
+def _check_text(found: dict[str, bytes]) -> None:
+    try:
+        int(found.get(".storage_alignment", b"64"))
+        found.get(".data/serialization_id", b"").decode()
+    except ValueError:
         raise CheckpointError(
-            f"the zip archive's byte order is {escape(repr(order))}, which torch.load refuses"
-        )
+            "the zip archive has a record that torch.load can't read: it is damaged"
+        ) from None
+
+
+def _quoted(record: bytes) -> str:
+    return escape(repr(record), 60)
 
 
 class _Records(Mapping[str, tuple[Extent, ...]]):
     """Where the bytes of every storage lie; the extents are made when they are asked for.
 
     Attributes:
-        begins: key -> where its bytes begin; where local headers are dear to read, where that header stands.
+        begins: key -> where its bytes begin; where local headers are dear to read, or the bytes deflated,
+            where that header stands.
+        packed: key -> bytes that it takes in the archive; of those that are deflated.
     """
 
     def __init__(self, file: File | Part, folder: str, storages: Mapping[str, Storage]) -> None:
         self.begins: dict[str, int] = {}
+        self.packed: dict[str, int] = {}
         self._path = file.path
         self._remote = file.remote
         self._folder = folder
@@ -101,8 +140,9 @@ class _Records(Mapping[str, tuple[Extent, ...]]):
 
     def __getitem__(self, key: str) -> tuple[Extent, ...]:
         begin, nbytes = self.begins[key], self._storages[key].nbytes
-        if self._remote:
-            return (Member(self._path, begin, nbytes, self._folder + key),)
+        packed = self.packed.get(key)
+        if self._remote or packed is not None:
+            return (Member(self._path, begin, nbytes, self._folder + key, packed),)
         return (Extent(self._path, begin, nbytes),)
 
     def __iter__(self) -> Iterator[str]:
@@ -124,7 +164,11 @@ def _records(file: File | Part, members: dict[str, Entry], folder: str, tensors:
             raise CheckpointError(
                 f"storage {escape(key)} has {member.nbytes} bytes in the archive, and needs {storage.nbytes}"
             )
-        records.begins[key] = (
-            member.header if file.remote else data_offset(file, name, member.header, member.nbytes)
-        )
+        records.begins[key] = member.header
+        deflated = member.method != 0
+        if deflated:
+            records.packed[key] = member.packed
+        if not file.remote:
+            begin = data_offset(file, name, member.header, member.nbytes, records.packed.get(key))
+            records.begins[key] = member.header if deflated else begin
     return records

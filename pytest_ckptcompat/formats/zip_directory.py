@@ -1,11 +1,11 @@
 """The table of contents of a zip archive, read strictly: what readers could read differently is refused.
 
-The layout is that of PKWARE's APPNOTE.TXT. torch writes every member uncompressed, with a zip64 end record.
+The layout is that of PKWARE's APPNOTE.TXT. torch writes every member uncompressed, with a zip64 end record;
+it reads those that ``zip`` deflated as well.
 """
 
 from __future__ import annotations
 
-import zlib
 from itertools import pairwise
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,8 +14,6 @@ from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from pytest_ckptcompat.core.limits import Limits
     from pytest_ckptcompat.files.file import File, Part
 
@@ -23,13 +21,13 @@ _END = Struct("<4s4H2IH")
 _END64 = Struct("<4sQ2H2I4Q")
 _LOCATOR64 = Struct("<4sIQI")
 _CENTRAL = Struct("<4s6H3I5H2I")
-_LOCAL = Struct("<4s5H3I2H")
+LOCAL = Struct("<4s5H3I2H")
 _MOST_COMMENT = 0xFFFF
-_FULL32, _FULL16 = 0xFFFFFFFF, 0xFFFF
+FULL32, _FULL16 = 0xFFFFFFFF, 0xFFFF
 _MOVED = (
     "the zip archive does not stand where its end says: something was put before or into it, or it is damaged"
 )
-_ENCRYPTED, _DESCRIPTOR_FOLLOWS = 0x1, 0x8
+_FOLDER = 0x10
 
 
 class Entry(NamedTuple):
@@ -58,59 +56,6 @@ def read_directory(file: File | Part, limits: Limits) -> dict[str, Entry]:
     return {member.name: member for member in members}
 
 
-def check_stored(members: Iterable[Entry]) -> None:
-    """See that every member is stored as it is.
-
-    Raises:
-        CheckpointError: one is compressed or encrypted.
-    """
-    for member in members:
-        if member.flags & _ENCRYPTED:
-            raise CheckpointError(f"{escape(member.name)} in the zip archive is encrypted")
-        if member.method != 0 or member.packed != member.nbytes:
-            raise CheckpointError(
-                f"{escape(member.name)} in the zip archive is compressed; torch.save stores members as is: "
-                "unpack it and pack it again with 'zip -0', or save the checkpoint again"
-            )
-
-
-def data_offset(file: File | Part, name: str, header: int, nbytes: int) -> int:
-    """Where the bytes of a member begin: behind its local header, which must say what the directory says.
-
-    Raises:
-        CheckpointError: it says something else.
-    """
-    encoded = name.encode()
-    wanted = _LOCAL.size + len(encoded)
-    data = file.read_at(header, min(wanted, file.size - header))
-    if len(data) < wanted:
-        raise CheckpointError(f"the zip archive is truncated within the header of {escape(name)}")
-    signature, _, flags, method, _, _, _, packed, unpacked, length, extra = _LOCAL.unpack_from(data)
-    if signature != b"PK\x03\x04" or method != 0 or length != len(encoded) or data[_LOCAL.size :] != encoded:
-        raise CheckpointError(
-            f"the zip archive's directory and the header of {escape(name)} contradict each other"
-        )
-    if packed != unpacked or not (
-        packed in (nbytes, _FULL32) or (packed == 0 and flags & _DESCRIPTOR_FOLLOWS)
-    ):
-        raise CheckpointError(f"the zip archive gives two sizes for {escape(name)}")
-    return int(header + wanted + extra)
-
-
-def read_member(file: File | Part, member: Entry) -> bytes:
-    """The bytes of a small member, checked against its checksum.
-
-    Raises:
-        CheckpointError: the checksum is wrong, or the headers contradict each other.
-    """
-    data = file.read_at(data_offset(file, member.name, member.header, member.nbytes), member.nbytes)
-    if zlib.crc32(data) != member.crc:
-        raise CheckpointError(
-            f"the checksum of {escape(member.name)} in the zip archive is wrong: it is damaged"
-        )
-    return data
-
-
 def _find_directory(file: File | Part) -> tuple[int, int, int]:
     """How many members the directory has, where it begins and how long it is."""
     records = _END64.size + _LOCATOR64.size + _END.size
@@ -122,30 +67,31 @@ def _find_directory(file: File | Part) -> tuple[int, int, int]:
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) - at < _END.size:
         raise CheckpointError(
-            "the zip archive is truncated: its end, where the directory stands, is missing; "
-            "copy or download it again"
+            "the zip archive is truncated: its end, with its directory, is missing; copy or download it again"
         )
     _, disk, first_disk, here, count, size, offset, comment = _END.unpack_from(tail, at)
     if at + _END.size + comment != len(tail):
         raise CheckpointError(
             "bytes follow the end of the zip archive: it is damaged, or something was appended"
         )
+    split = bool(disk or first_disk)
     end = start + at
     locator = at - _LOCATOR64.size
     if locator >= 0 and tail[locator : locator + 4] == b"PK\x06\x07":
         narrow = (here, count, size, offset)
-        end = _LOCATOR64.unpack_from(tail, locator)[2]
+        _, _, end, disks = _LOCATOR64.unpack_from(tail, locator)
+        split = split or disks != 1
         if end - start != locator - _END64.size or tail[end - start : end - start + 4] != b"PK\x06\x06":
             raise CheckpointError(_MOVED)
         _, length, _, _, disk, first_disk, here, count, size, offset = _END64.unpack_from(tail, end - start)
         wide = (here, count, size, offset)
         told = all(
             n in (w, full)
-            for n, w, full in zip(narrow, wide, (_FULL16, _FULL16, _FULL32, _FULL32), strict=True)
+            for n, w, full in zip(narrow, wide, (_FULL16, _FULL16, FULL32, FULL32), strict=True)
         )
         if length != _END64.size - 12 or not told:
             raise CheckpointError("the zip archive's end records contradict each other")
-    if disk or first_disk or here != count:
+    if disk or first_disk or split or here != count:
         raise CheckpointError("the zip archive is split over several disks")
     if offset + size != end:
         raise CheckpointError(_MOVED)
@@ -175,7 +121,7 @@ def _members(directory: bytes, count: int, limits: Limits) -> list[Entry]:
             comment,
             disk,
             _,
-            _,
+            attributes,
             header,
         ) = _CENTRAL.unpack_from(directory, position)
         if signature != b"PK\x01\x02":
@@ -189,13 +135,15 @@ def _members(directory: bytes, count: int, limits: Limits) -> list[Entry]:
         except UnicodeDecodeError:
             raise CheckpointError(f"a name in the zip archive is no UTF-8: {escape(repr(raw))}") from None
         position += length
-        if nbytes == _FULL32 or packed == _FULL32 or header == _FULL32:
+        if nbytes == FULL32 or packed == FULL32 or header == FULL32:
             nbytes, packed, header = _wide(
                 directory[position : position + extra], nbytes, packed, header, name
             )
         position += extra + comment
         if disk:
             raise CheckpointError("the zip archive is split over several disks")
+        if attributes & _FOLDER:
+            raise CheckpointError(f"{escape(name)} in the zip archive is marked as a folder: it is damaged")
         members.append(Entry(name, header, packed, nbytes, crc, method, flags))
     if position != len(directory):
         raise CheckpointError("the zip archive's directory has more bytes than members")
@@ -214,7 +162,7 @@ def _wide(extra: bytes, nbytes: int, packed: int, header: int, name: str) -> tup
             field = extra[at + 4 : at + 4 + length]
             values = [nbytes, packed, header]
             for index, value in enumerate(values):
-                if value == _FULL32 and len(field) >= 8:
+                if value == FULL32 and len(field) >= 8:
                     values[index] = int.from_bytes(field[:8], "little")
                     field = field[8:]
             return values[0], values[1], values[2]
@@ -242,7 +190,7 @@ def _check_layout(members: list[Entry], directory: int) -> None:
 
 
 def _check_room(member: Entry, end: int) -> None:
-    if member.header + _LOCAL.size + len(member.name) + member.packed > end:
+    if member.header + LOCAL.size + len(member.name) + member.packed > end:
         raise CheckpointError(f"{escape(member.name)} reaches into what follows it in the zip archive")
 
 

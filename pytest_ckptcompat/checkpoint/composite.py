@@ -1,0 +1,157 @@
+"""Tensors without a plain layout, put together from those that hold their numbers."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.tensor_spec import CompositeSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Read = Callable[[TensorSpec], torch.Tensor]
+
+NOT_ON_META = frozenset({"quantized", "sparse", "nested"})
+"""Kinds that the meta device does not have, or that a model's own loader takes apart by their values."""
+
+_INTEGERS = {"qint8": "int8", "quint8": "uint8", "qint32": "int32"}
+"""The integers that the quantized dtypes are kept as."""
+
+
+def composed(spec: TensorSpec, read: Read) -> torch.Tensor:
+    """Put a tensor together as torch does; its kind is known by our own table, never looked up by a name.
+
+    Args:
+        spec: its row of the table.
+        read: reads the tensors that it is made of.
+
+    Raises:
+        CheckpointError: it is of a kind that can't be made, or its parts contradict each other.
+    """
+    make = _KINDS.get(spec.kind) if isinstance(spec, CompositeSpec) else None
+    if make is None or not isinstance(spec, CompositeSpec):
+        raise CheckpointError(
+            f"a tensor's values have no plain layout ({escape(spec.note)}), and can't be read"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # sparse layouts are in beta, says torch
+            return make(spec, read)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = escape(str(error).partition("\n")[0], 200)
+        raise CheckpointError(f"a tensor ({escape(spec.note)}) can't be put together: {reason}") from None
+
+
+def _conjugated(spec: CompositeSpec, read: Read) -> torch.Tensor:
+    plain, conj, neg = spec.parts
+    tensor = read(_tensor(plain))
+    tensor = tensor.conj() if conj else tensor
+    return tensor._neg_view() if neg else tensor
+
+
+def _subclass(spec: CompositeSpec, read: Read) -> torch.Tensor:
+    """The values alone: what their class would do with them is not known."""
+    return read(_tensor(spec.parts[0]))
+
+
+def _meta(spec: CompositeSpec, read: Read) -> torch.Tensor:
+    return torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="meta")
+
+
+def _quantized(spec: CompositeSpec, read: Read) -> torch.Tensor:
+    numbers: Any
+    inside, scheme, *numbers = spec.parts
+    dtype = getattr(torch, spec.dtype)
+    integers = read(_retyped(_tensor(inside), _INTEGERS.get(spec.dtype, "uint8")))
+    made: Any
+    if scheme == "per_tensor_affine":
+        scale, zero_point = numbers
+        made = torch._empty_affine_quantized(spec.shape, scale=scale, zero_point=zero_point, dtype=dtype)
+    else:
+        scales, zero_points, axis = numbers
+        floats = str(scheme).endswith("float_qparams")
+        made = torch._empty_per_channel_affine_quantized(
+            spec.shape,
+            scales=_numbers(scales, torch.float if floats else torch.double, read),
+            zero_points=_numbers(zero_points, torch.float if floats else torch.long, read),
+            axis=axis,
+            dtype=dtype,
+        )
+    offset, stride = integers.storage_offset(), integers.stride()
+    if spec.dtype not in _INTEGERS:  # several elements share a byte
+        offset, stride = spec.offset, spec.stride
+    made.set_(_quantized_storage(integers, dtype), offset, spec.shape, stride)
+    return made  # type: ignore[no-any-return]
+
+
+def _numbers(given: Any, dtype: torch.dtype, read: Read) -> torch.Tensor:
+    """Scales or zero points: a tensor as it is, a list as torch converts it."""
+    return read(given) if isinstance(given, TensorSpec) else torch.tensor(given, dtype=dtype)
+
+
+def _quantized_storage(integers: torch.Tensor, dtype: torch.dtype) -> Any:
+    make: Any = torch.storage.TypedStorage
+    return make(wrap_storage=integers.untyped_storage(), dtype=dtype, _internal=True)
+
+
+def _sparse(spec: CompositeSpec, read: Read) -> torch.Tensor:
+    layout, *parts, shape, coalesced = spec.parts
+    tensors = [read(_tensor(part)) for part in parts]
+    if layout == "sparse_coo":
+        indices, values = tensors
+        made = torch.sparse_coo_tensor(indices, values, shape, check_invariants=True)  # type: ignore[arg-type]
+        return made if coalesced is None else made._coalesced_(bool(coalesced))
+    compressed, plain, values = tensors
+    return torch.sparse_compressed_tensor(
+        compressed,
+        plain,
+        values,
+        shape,  # type: ignore[arg-type]
+        layout=getattr(torch, str(layout)),
+        check_invariants=True,
+    )
+
+
+def _nested(spec: CompositeSpec, read: Read) -> torch.Tensor:
+    """Torch trusts sizes and offsets here, so they are checked before."""
+    buffer, sizes, strides, offsets = (read(_tensor(part)) for part in spec.parts)
+    if (
+        buffer.dim() != 1
+        or sizes.dim() != 2
+        or strides.shape != sizes.shape
+        or offsets.shape != sizes.shape[:1]
+    ):
+        raise ValueError("its sizes, strides and offsets do not fit each other")
+    rows = zip(sizes.tolist(), strides.tolist(), offsets.tolist(), strict=True)
+    for size, stride, offset in rows:
+        last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+        if min([offset, *size, *stride]) < 0 or (math.prod(size) and last >= buffer.numel()):
+            raise ValueError("a part of it lies outside its memory")
+    make: Any = torch._nested_view_from_buffer
+    return make(buffer, sizes, strides, offsets)  # type: ignore[no-any-return]
+
+
+def _tensor(part: object) -> TensorSpec:
+    if not isinstance(part, TensorSpec):
+        raise TypeError("a part of it is not a tensor")
+    return part
+
+
+def _retyped(spec: TensorSpec, dtype: str) -> TensorSpec:
+    return TensorSpec(dtype, spec.shape, spec.stride, spec.offset, spec.storage)
+
+
+_KINDS: dict[str, Callable[[CompositeSpec, Read], torch.Tensor]] = {
+    "conjugated": _conjugated,
+    "subclass": _subclass,
+    "meta": _meta,
+    "quantized": _quantized,
+    "sparse": _sparse,
+    "nested": _nested,
+}

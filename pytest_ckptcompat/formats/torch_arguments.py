@@ -1,0 +1,172 @@
+"""Arguments of the functions by which torch rebuilds tensors: what torch refuses of them is refused.
+
+Errors are `TypeError` and `ValueError`: the pickle machine says where in the pickle they occurred.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytest_ckptcompat.core.tensor_spec import ITEMSIZE, CompositeSpec, TensorSpec
+
+from .pickle_stubs import Global, Storage, Stub
+
+QUANTIZED = {"qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1}
+"""Bytes per element of the quantized dtypes, which have no plain layout for us."""
+
+PACKED = {"quint4x2": 2, "quint2x4": 4}
+"""How many elements of a quantized dtype share a byte."""
+
+_LARGEST_COUNT = (1 << 64) - 1
+_FRACTIONAL = ("float", "bfloat", "complex", "bcomplex")
+_PER_CHANNEL = ("per_channel_affine", "per_channel_affine_float_qparams")
+_MOST_SEARCHED = 200
+_MOST_STATES = 2
+
+
+def check_grad(requires_grad: Any, dtype: str) -> None:
+    """See that a tensor of this dtype can require a gradient, or not, as it says."""
+    if type(requires_grad) is not bool:
+        raise TypeError("requires_grad of a tensor is neither true nor false")
+    if requires_grad and not dtype.startswith(_FRACTIONAL):
+        raise ValueError(f"a tensor of {dtype} that requires a gradient")
+
+
+def check_state(state: Any) -> None:
+    """See that the state of an object is its attributes, perhaps with those that lie in slots."""
+    pair = state if type(state) is tuple else (state,)
+    known = all(not each or (isinstance(each, dict) and all(type(n) is str for n in each)) for each in pair)
+    if len(pair) > _MOST_STATES or (type(state) is tuple and len(pair) < _MOST_STATES) or not known:
+        raise TypeError("the state of a parameter is not what torch writes")
+
+
+def conjugated(spec: TensorSpec, flags: Any) -> TensorSpec:
+    """A tensor whose values are read with another sign: ``{"conj": True}``, ``{"neg": True}``."""
+    if not flags:
+        return spec
+    if not isinstance(flags, dict):
+        raise TypeError("the metadata of a tensor is not a dict")
+    conj, neg = (bool(flags.get(name)) for name in ("conj", "neg"))
+    if conj and not spec.dtype.startswith(("complex", "bcomplex")):
+        raise ValueError(f"a conjugated tensor of {spec.dtype}")
+    if not conj and not neg:
+        return spec
+    about = (spec.dtype, spec.shape, spec.stride, spec.offset, spec.storage)
+    return CompositeSpec(*about, "conjugated or negated", "conjugated", (spec, conj, neg))
+
+
+def quantizer_of(quantizer: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """How integers become numbers: ``(scheme, scale, zero point)``, or for every channel ``(.., axis)``."""
+    if type(quantizer) is not tuple or not quantizer:
+        raise TypeError("a quantized tensor without its quantizer")
+    scheme, *numbers = (name_of(quantizer[0]).removeprefix("torch."), *quantizer[1:])
+    if (
+        scheme == "per_tensor_affine"
+        and len(numbers) == 2
+        and not any(isinstance(n, TensorSpec) for n in numbers)
+    ):
+        return (scheme, float(numbers[0]), int(numbers[1]))
+    if (
+        scheme in _PER_CHANNEL
+        and len(numbers) == 3
+        and type(numbers[2]) is int
+        and 0 <= numbers[2] < len(shape)
+    ):
+        scales, points, axis = numbers
+        counts = {_count(each) for each in (scales, points)}
+        if counts == {shape[axis]}:
+            return (scheme, scales, points, axis)
+    raise ValueError("a quantized tensor whose quantizer does not fit it")
+
+
+def _count(numbers: Any) -> int:
+    """How many numbers a list or a tensor has."""
+    if isinstance(numbers, TensorSpec):
+        return numbers.numel
+    if type(numbers) is list and all(type(each) in (int, float) for each in numbers):
+        return len(numbers)
+    raise TypeError("a quantizer without its numbers")
+
+
+def distributed(spec: TensorSpec, kind: str, state: Any) -> TensorSpec:
+    """One rank's part of a tensor that is spread over several ranks."""
+    numbers = (_attribute(state, "_rank"), _attribute(state, "_flatten_rank_map", "_flatten_mesh_list"))
+    name = kind.rpartition(".")[2]
+    return CompositeSpec(
+        spec.dtype, spec.shape, spec.stride, 0, "", f"a rank's part of a {name}", name, numbers
+    )
+
+
+def _attribute(state: Any, *names: str) -> int | None:
+    """The first whole number, or length of a list, under one of these names near the top of a state."""
+    pending = [state]
+    for _ in range(_MOST_SEARCHED):
+        if not pending:
+            break
+        node = pending.pop()
+        attributes = node.attributes if isinstance(node, Stub) else node if isinstance(node, dict) else {}
+        for name, value in attributes.items():
+            if name in names and type(value) is int:
+                return value
+            if name in names and isinstance(value, (list, tuple)):
+                return len(value)
+        inner = [*node] if isinstance(node, (list, tuple)) else [*attributes.values()]
+        pending.extend(each for each in reversed(inner) if isinstance(each, (Stub, dict, list, tuple)))
+    return None
+
+
+def layout_of(node: Any) -> str:
+    """Name of a layout, which torch pickles as ``_get_layout("torch.sparse_coo")``, without ``torch.``."""
+    arguments = (
+        node.args if isinstance(node, Stub) and node.name == "torch.serialization._get_layout" else None
+    )
+    match arguments:
+        case (str(name),):
+            return name.removeprefix("torch.")
+    raise TypeError("a layout is not given by its name")
+
+
+def part_of(storage: Storage, view: Any) -> Storage:
+    """A part of a storage (torch before 1.0): ``(key, offset, size)``."""
+    if not isinstance(view, tuple) or len(view) != 3:
+        raise TypeError("a view of a storage that torch does not write")
+    _, start, numel = view
+    if (
+        type(start) is not int
+        or type(numel) is not int
+        or start < 0
+        or not 0 <= numel <= storage.numel - start
+    ):
+        raise ValueError("a view that reaches beyond its storage")
+    return Storage(storage.key, storage.dtype, storage.itemsize, numel, start)
+
+
+def overflows(shape: tuple[int, ...]) -> bool:
+    """Whether torch, which counts elements from the left in 64 bits, loses count before it meets a zero."""
+    elements = 1
+    for size in shape:
+        elements *= size
+        if elements > _LARGEST_COUNT:
+            return True
+    return False
+
+
+def dtype_of(named: Any) -> str:
+    """Name of a dtype, without ``torch.``; TypeError or ValueError if it is none."""
+    dtype = name_of(named).removeprefix("torch.")
+    itemsize_of(dtype)
+    return dtype
+
+
+def itemsize_of(dtype: str) -> int:
+    """Bytes of one element of a dtype; ValueError if there is no such dtype."""
+    if dtype not in ITEMSIZE and dtype not in QUANTIZED:
+        raise ValueError(f"dtype {dtype} is unknown")
+    return ITEMSIZE.get(dtype) or QUANTIZED[dtype]
+
+
+def name_of(named: Any) -> str:
+    """Name of a class or function; TypeError if it is neither."""
+    if not isinstance(named, Global):
+        raise TypeError("a class or dtype is not given by its name")
+    return named.name

@@ -1,0 +1,109 @@
+"""A file of one rank is never judged as if it were the model."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from rank_files import dtensors, rank_of, sharded_tensor
+from torch import nn
+
+from pytest_ckptcompat import CheckpointError, check, open_checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def local(world: int) -> dict[str, torch.Tensor]:
+    """A rank's part of ``nn.Linear(4, 6)``."""
+    return {"weight": torch.zeros(6 // world, 4), "bias": torch.zeros(6 // world)}
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(CheckpointError) as raised:
+        open_checkpoint(path)
+    report = check(lambda: nn.Linear(4, 6), str(path), device="none")
+    assert not report.ok
+    assert str(raised.value) in report.findings[0].message
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(("rank", "world"), [(0, 2), (1, 2), (2, 3)])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_dtensors(tmp_path: Path, rank: int, world: int, wrapped: bool) -> None:
+    """torch refuses to load them into a plain model; their shapes are those of the whole model."""
+    path = tmp_path / "part.pt"
+    with rank_of(rank, world):
+        state: Any = dtensors(world, **local(world))
+        with pytest.raises(RuntimeError, match="DTensor"):
+            nn.Linear(4, 6).load_state_dict(state)
+        torch.save({"model": state, "step": 3} if wrapped else state, path)
+    told = refusal(path)
+    assert f"the part of rank {rank} of {world} of a distributed model: its tensors are DTensors" in told
+    assert "full_state_dict=True" in told
+
+
+def test_one_dtensor_among_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "part.pt"
+    with rank_of(0, 2):
+        torch.save({"weight": torch.zeros(6, 4), **dtensors(2, bias=torch.zeros(3))}, path)
+    assert "1 of its 2 entries are DTensors" in refusal(path)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sharded_tensors(tmp_path: Path, rank: int) -> None:
+    path = tmp_path / "part.pt"
+    with rank_of(rank, 2), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save({"weight": sharded_tensor(rank, 2, torch.zeros(3, 4)), "bias": torch.zeros(6)}, path)
+    assert f"the part of rank {rank} of a distributed model" in refusal(path)
+
+
+def test_dtensors_of_the_optimizer_are_no_part_of_the_model(tmp_path: Path) -> None:
+    path = tmp_path / "whole.pt"
+    with rank_of(0, 2):
+        state = dtensors(2, exp_avg=torch.zeros(3, 4))
+        torch.save(
+            {"model": nn.Linear(4, 6).state_dict(), "optim": {"state": {0: state}, "param_groups": []}}, path
+        )
+    assert check(lambda: nn.Linear(4, 6), str(path), device="none").ok
+
+
+@pytest.mark.parametrize("key", ["_flat_param", "_fsdp_wrapped_module.layer.flat_param_0"])
+def test_flattened_parameters(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "model_rank_3.pt"
+    torch.save({key: torch.zeros(30)}, path)
+    told = refusal(path)
+    assert "the part of rank 3 of a model under FSDP" in told
+    assert key in told
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_zero_stage_3(tmp_path: Path, grouped: bool) -> None:
+    """DeepSpeed's file of the model has no values; the shapes that it should have stand beside them."""
+    path = tmp_path / "zero_pp_rank_1_mp_rank_00_model_states.pt"
+    whole = nn.Linear(4, 6).state_dict()
+    shapes = {key: value.shape for key, value in whole.items()}
+    file = {"module": {key: torch.zeros(0) for key in whole}, "param_shapes": [shapes] if grouped else shapes}
+    torch.save({**file, "ds_version": "0.16.0"}, path)
+    told = refusal(path)
+    assert "ZeRO stage 3: 2 parameters have no values here, weight for one" in told
+    assert "zero_to_fp32.py" in told
+
+
+def test_zero_below_stage_3_is_the_whole_model(tmp_path: Path) -> None:
+    path = tmp_path / "mp_rank_00_model_states.pt"
+    whole = nn.Linear(4, 6).state_dict()
+    shapes = {key: value.shape for key, value in whole.items()}
+    torch.save({"module": whole, "param_shapes": [shapes], "ds_version": "0.16.0"}, path)
+    assert check(lambda: nn.Linear(4, 6), str(path), device="none").ok
+
+
+def test_parameters_without_elements_are_not_partitioned(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    torch.save(
+        {"module": {"empty": torch.zeros(0, 3)}, "param_shapes": [{"empty": torch.Size((0, 3))}]}, path
+    )
+    assert open_checkpoint(path)["empty"].shape == (0, 3)

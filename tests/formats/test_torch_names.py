@@ -1,0 +1,103 @@
+"""What torch's functions of a pickle mean, and that arguments which they refuse are refused."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from raw_zip import VALUES, Call, Ref, checkpoint, tensor
+
+from pytest_ckptcompat import CheckpointError, open_checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HOOKS: Any = OrderedDict()
+INTEGERS = Ref(kind=torch.IntStorage)
+QUANTIZED = Ref(kind=torch.QInt8Storage, numel=24)
+
+GOOD: dict[Any, tuple[Any, ...]] = {
+    torch._utils._rebuild_tensor: (Ref(), 0, (2, 3), (3, 1)),
+    torch._utils._rebuild_tensor_v2: (Ref(), 0, (2, 3), (3, 1), False, HOOKS),
+    torch._utils._rebuild_tensor_v3: (Ref(), 0, (2, 3), (3, 1), False, HOOKS, torch.float32),
+    torch._utils._rebuild_parameter: (tensor(), True, HOOKS),
+    torch._utils._rebuild_parameter_with_state: (tensor(), True, HOOKS, {"label": "w"}),
+    torch._utils._rebuild_qtensor: (
+        *(QUANTIZED, 0, (2, 3), (3, 1)),
+        (torch.per_tensor_affine, 0.5, 3),
+        False,
+        HOOKS,
+    ),
+    torch._utils._rebuild_meta_tensor_no_storage: (torch.float32, (2, 3), (3, 1), False),
+}
+ODD = st.sampled_from([
+    *(None, True, False, 0, 1, -1, 7, 2.0, "x", (), (2, 3), (6,), (1 << 62, 4, 0), (1 << 32, 1 << 31), (0, 0)),
+    *([], {}, {"conj": True}, {"neg": False}, {5: 1}, HOOKS, torch.float16, torch.int8, torch.nn.ReLU),
+    *(Ref(), INTEGERS, QUANTIZED, tensor(), tensor(INTEGERS), ({}, None), ({}, {}, {})),
+    (torch.per_tensor_affine, "x", 3),
+    (torch.per_channel_affine, [0.5, 0.5], [1, 1], 0),
+    (torch.per_channel_affine, [0.5], [1, 1], 0),
+    (torch.per_channel_affine, [0.5, 0.5], [1, 1], 2),
+    (torch.per_tensor_symmetric, 0.5, 3),
+])  # fmt: skip
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> Call:
+    """A call as torch writes it, with an argument changed, taken away, or added."""
+    function = draw(st.sampled_from(list(GOOD)))
+    args = list(GOOD[function])
+    for _ in range(draw(st.integers(0, 2))):
+        at = draw(st.integers(0, len(args)))
+        how = draw(st.sampled_from(["changed", "changed", "added", "taken"]))
+        if how == "added":
+            args.insert(at, draw(ODD))
+        elif at < len(args) and how == "changed":
+            args[at] = draw(ODD)
+        elif at < len(args):
+            del args[at]
+    return Call(function, *args)
+
+
+def says(path: Path) -> str:
+    """What torch says against the file; nothing where it loads it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.load(path, weights_only=True)
+    except Exception as error:
+        return str(error)
+    return ""
+
+
+@given(call=calls())
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_what_torch_refuses_is_refused(tmp_path: Path, call: Call) -> None:
+    path = tmp_path / "net.pth"
+    tree = {"w": call, "fine": tensor(Ref("1"))}
+    path.write_bytes(checkpoint(tree, storages=[("0", VALUES), ("1", VALUES)]).to_bytes())
+    try:
+        ckpt = open_checkpoint(path)
+        ckpt.state_dict()
+    except CheckpointError:
+        return
+    told = says(path)
+    assert not told or ckpt.unsafe, told
+
+
+@pytest.mark.parametrize("function", GOOD)
+def test_what_torch_writes_is_read(tmp_path: Path, function: Any) -> None:
+    path = tmp_path / "net.pth"
+    path.write_bytes(checkpoint({"w": Call(function, *GOOD[function]), "fine": tensor()}).to_bytes())
+    if function is torch._utils._rebuild_qtensor:
+        data = {"w": Call(function, *GOOD[function])}
+        path.write_bytes(checkpoint(data).to_bytes())
+    assert not says(path)
+    ckpt = open_checkpoint(path)
+    assert ckpt["w"].shape == (2, 3)
+    assert ckpt.meta()["w"].shape == (2, 3)
