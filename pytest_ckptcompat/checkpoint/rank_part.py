@@ -50,7 +50,7 @@ def check_whole(entries: Mapping[str, object], tree: object, path: str) -> None:
         raise CheckpointError(f"{_whose(parts[0], path)} of a distributed model: {many} {kind}s. {_GATHER}")
     if flat := next((key for key in entries if "flat_param" in key and _FLAT.fullmatch(key)), None):
         raise CheckpointError(
-            f"{_whose(None, path)} of a model under FSDP: {escape(flat)} is several parameters in one. {_GATHER}"
+            f"{_whose(None, path)} of a model under FSDP: {escape(flat)} is several parameters. {_GATHER}"
         )
     _check_zero(entries, tree, path)
 
