@@ -122,7 +122,7 @@ class Check:
         reason = values.unneeded(arguments, ckpt, wants_model=self.wants_model)
         if reason:
             log.stage("load", "skipped", reason)
-            values.list_promises(arguments, ckpt, schema, recipe, applied, reason, log)
+            values.list_promises(arguments, ckpt, schema, source, recipe, applied, inputs, reason, log)
         else:
             self.model, applied = values.load_stage(ckpt, blueprint, schema, recipe, comparison, log)
             values.verify_stage(arguments, ckpt, blueprint, source, recipe, applied, self.model, inputs, log)

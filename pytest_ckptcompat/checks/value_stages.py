@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pytest_ckptcompat.core.claim import NEEDED
 from pytest_ckptcompat.core.errors import CheckpointError, ModelError, raised
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import Promise, finding
@@ -15,11 +16,9 @@ from pytest_ckptcompat.forward.rehearsal import rehearse
 from pytest_ckptcompat.models.skeleton import skeleton
 from pytest_ckptcompat.optimizer.stage import CLAIMS as OPTIMIZER_CLAIMS
 from pytest_ckptcompat.optimizer.stage import check_optimizer
-from pytest_ckptcompat.recipes.promises import NEEDED
 from pytest_ckptcompat.tensors.footprint import weights
 from pytest_ckptcompat.verification.loaded import not_finite, tied_conflicts
-from pytest_ckptcompat.verification.unverified import unverified
-from pytest_ckptcompat.verification.verify import verify
+from pytest_ckptcompat.verification.verify import claims, verify
 
 from .log import Stopped, errors
 
@@ -112,21 +111,26 @@ def list_promises(
     arguments: CheckArguments,
     ckpt: Checkpoint,
     schema: nn.Module,
+    source: Blueprint | None,
     recipe: Recipe,
     applied: Applied,
+    inputs: Inputs | None,
     reason: str,
     log: Log,
 ) -> None:
     """List what a recipe promises and an optimizer is to do, where nothing of it can be checked."""
     if recipe.operators or arguments.optimizer is not None:
-        log.promises += unverified(
-            recipe,
-            applied,
-            old=ckpt.meta(),
-            target=schema.state_dict(),
-            source_model=arguments.source_model is not None,
-            inputs=arguments.inputs is not None,
-        )
+        log.promises += [
+            claim.unproved()
+            for claim in claims(
+                recipe,
+                applied,
+                old=ckpt.meta(),
+                model=schema,
+                source=None if source is None else source.build,
+                batches=None if inputs is None else inputs.batch,
+            )
+        ]
     if arguments.optimizer is not None:
         log.promises += [Promise(name, "unchecked", NEEDED) for name in OPTIMIZER_CLAIMS]
     count = len(log.promises)

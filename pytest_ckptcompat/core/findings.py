@@ -38,10 +38,14 @@ def finding(rule: str, key: str = "", checkpoint: str = "", model: str = "", mes
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """One thing a recipe promises, and what was found: ``kept``, ``broken`` or ``unchecked`` (and why)."""
+    """One thing a recipe promises, and what was found.
+
+    ``kept``, ``broken`` or ``unchecked`` (and why); ``changed``, by how much, where a step says that it does
+    not keep it.
+    """
 
     name: str
-    status: Literal["kept", "broken", "unchecked"]
+    status: Literal["kept", "broken", "unchecked", "changed"]
     detail: str = ""
 
 

@@ -123,6 +123,19 @@ RULES: dict[str, Rule] = {
         Rule(
             "recipe-broken-promise", "verify", "error", "the recipe did not keep what its operators promise"
         ),
+        Rule(
+            "recipe-unproved",
+            "verify",
+            "error",
+            "a promise of the recipe could not be proved: its proof raised",
+        ),
+        Rule(
+            "function-changed",
+            "verify",
+            "error",
+            "an output that existed differs, beyond what a step declares",
+        ),
+        Rule("function-uncompared", "verify", "warn", "the old and the new outputs could not be compared"),
         Rule("recipe-scale", "verify", "warn", "new rows are much larger or smaller than the old ones"),
         Rule(
             "recipe-symmetric-units",

@@ -23,15 +23,19 @@ class Applied:
             give a key another name alone is not to touch it.
         origin: new key -> the old key that it comes from; None where it comes from several, or from none.
         sources: new key -> all old keys that it comes from.
-        changes_function: why the recipe does not claim that the model's function is kept; ``""`` if it
-            claims it.
+        changes_function: operator -> why it does not claim that the function is kept; those that claim it
+            are not among them.
+        lost: old key -> the operator that left it out.
+        eval_only: whether the function is claimed to be kept in eval mode alone.
     """
 
     state_dict: OrderedDict[str, Any]
     touched: dict[str, tuple[Operator, ...]] = field(default_factory=dict)
     origin: dict[str, str | None] = field(default_factory=dict)
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    changes_function: str = ""
+    changes_function: Mapping[Operator, str] = field(default_factory=dict)
+    lost: Mapping[str, Operator] = field(default_factory=dict)
+    eval_only: bool = False
 
     @property
     def summary(self) -> str:
@@ -79,6 +83,12 @@ class _Aimed(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._target)
+
+
+def _left_out(step: Step) -> list[str]:
+    """The keys of which nothing is left after a step."""
+    used = {source for writes in step.edit.plan.values() for write in writes for source in write.sources}
+    return [key for key in step.edit.plan if key not in used and key not in step.after]
 
 
 def _sources(step: Step, before: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:

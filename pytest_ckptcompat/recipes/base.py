@@ -14,8 +14,9 @@ from .plan import Plan, State, carry_out
 
 if TYPE_CHECKING:
     from collections import OrderedDict
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from pytest_ckptcompat.core.claim import Claim
     from pytest_ckptcompat.core.findings import Finding, Promise
 
 
@@ -35,13 +36,15 @@ class Operator:
     promises.
 
     Attributes:
-        changes_function: why the operator does not claim that the model's function is kept; ``""`` if it
-            claims it.
+        changes_function: why the operator does not claim that the function is kept; ``""`` if it claims it,
+            None if it says nothing.
+        eval_only: whether what it claims of the function is so in eval mode alone.
         rounds: whether it computes values, which are rounded to the tensor's dtype; False for one that moves,
             copies or leaves out values alone.
     """
 
-    changes_function: ClassVar[str] = ""
+    changes_function: ClassVar[str | None] = None
+    eval_only: ClassVar[bool] = False
     rounds: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -134,7 +137,9 @@ class Operator:
         return self.edit(state, target).state
 
     def caveat(self, state: State, target: State) -> str:
-        """`changes_function`, for these shapes."""
+        """Why the function may change, for these shapes; ``""`` if it is claimed to be kept."""
+        if self.changes_function is None:
+            return f"{self} does not say whether it keeps it"
         return self.changes_function
 
     def destination(self, key: str) -> str | None:
@@ -145,12 +150,14 @@ class Operator:
         """Whether an earlier operator did what this one is to do, because their tensors are tied."""
         return False
 
-    def prove(self, before: State, after: State, target: State) -> list[Promise]:
-        """Hold what the operator promises against the values before and after it.
+    def prove(self, before: State, after: State, target: State) -> Iterable[Claim | Promise]:
+        """What the operator promises, each with what proves it on the values before and after it.
 
-        Nothing here may use the operator's own plan: the promises are told from what they mean.
+        A `Claim` is proved when it is asked for, and listed where there are no values; a `Promise` was proved
+        already. Nothing here may use the operator's own plan: the promises are told from what they mean. An
+        operator that promises nothing is reported as unchecked.
         """
-        raise NotImplementedError
+        return ()
 
     def remarks(self, before: State, after: State, target: State) -> list[Finding]:
         """What people regret in the values after it, though every promise be kept."""

@@ -155,7 +155,8 @@ class Fresh:
 
     def _off_the_mean(self, old: torch.Tensor, added: torch.Tensor, dim: int) -> Iterator[str]:
         centre, deviation, largest = _moments(old, dim)
-        allowed = 4 * torch.finfo(added.dtype).eps * largest
+        # Integers are cut off behind the point.
+        allowed = 4 * torch.finfo(added.dtype).eps * largest if added.is_floating_point() else 1.0
         if self.init == "multivariate_normal":
             allowed += 8 * sqrt(SHRUNK) * float(deviation.max())
         yield from differing(self.key, centre.expand_as(added), added.double(), allowed)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from contextvars import ContextVar
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
 
+from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.core.findings import Promise
 from pytest_ckptcompat.tensors.difference import difference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from .plan import State
 
@@ -36,29 +33,6 @@ def pieces(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     yield from zip(*(torch.split(tensor.reshape(-1), _PIECE) for tensor in tensors), strict=True)
 
 
-NEEDED = "needs values"
-
-_WITHOUT_VALUES = ContextVar("_WITHOUT_VALUES", default=False)
-
-
-@contextmanager
-def without_values() -> Iterator[None]:
-    """Inside, a `promise` is named and not checked: a lock file has nothing to hold it against."""
-    token = _WITHOUT_VALUES.set(True)
-    try:
-        yield
-    finally:
-        _WITHOUT_VALUES.reset(token)
-
-
-def promise(name: str, faults: Iterable[str], kept: str = "") -> Promise:
-    """A promise, broken by the first fault if there is one; faults are looked for only where values are."""
-    if _WITHOUT_VALUES.get():
-        return Promise(name, "unchecked", NEEDED)
-    first = list(islice(faults, 1))
-    return Promise(name, "broken", first[0]) if first else Promise(name, "kept", kept)
-
-
 def differing(
     key: str, expected: torch.Tensor, actual: torch.Tensor, tolerance: float | None = None
 ) -> Iterator[str]:
@@ -68,7 +42,7 @@ def differing(
         yield f"{escape(key)}: {apart}"
 
 
-def old_rows_kept(operator: object, before: State, after: State, dim: int) -> Promise:
+def old_rows_kept(operator: object, before: State, after: State, dim: int) -> Claim:
     """The rows that were there are there still, at their old places, bit for bit."""
     count = 0
 
@@ -78,5 +52,4 @@ def old_rows_kept(operator: object, before: State, after: State, dim: int) -> Pr
             count += 1
             yield from differing(key, old, new.narrow(dim, 0, old.shape[dim]))
 
-    kept = promise(f"{operator}: old rows kept", faults())
-    return kept if kept.detail else Promise(kept.name, kept.status, f"bit-equal in {count} tensors")
+    return Claim.of(f"{operator}: old rows kept", faults, lambda: f"bit-equal in {count} tensors")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.keys import nearest
-from pytest_ckptcompat.recipes.applied import Applied, Step, _Aimed, _sources, _touched
+from pytest_ckptcompat.recipes.applied import Applied, Step, _Aimed, _left_out, _sources, _touched
 
 from . import registry as extensions
 from .arguments import toml
@@ -65,16 +65,21 @@ class Recipe:
         state = OrderedDict(state_dict)
         if (metadata := getattr(state_dict, "_metadata", None)) is not None:
             state._metadata = metadata  # type: ignore[attr-defined]
-        changes_function = ""
+        changes: dict[Operator, str] = {}
+        lost: dict[str, Operator] = {}
+        eval_only = False
         sources: dict[str, tuple[str, ...]] = {key: (key,) for key in state}
         touched: dict[str, tuple[Operator, ...]] = {}
         for step in self.steps(state, target):
-            changes_function = changes_function or step.operator.caveat(step.before, step.target)
+            if caveat := step.operator.caveat(step.before, step.target):
+                changes.setdefault(step.operator, caveat)
+            eval_only |= step.operator.eval_only
+            lost |= {old: step.operator for key in _left_out(step) for old in sources[key]}
             state, sources, touched = step.after, _sources(step, sources), _touched(step, touched)
         origin: dict[str, str | None] = {
             key: old[0] if len(old) == 1 else None for key, old in sources.items()
         }
-        return Applied(state, touched, origin, sources, changes_function)
+        return Applied(state, touched, origin, sources, changes, lost, eval_only)
 
     def steps(self, state_dict: State, target: State) -> Iterator[Step]:
         """Run the operators one after the other; no state dict but the last is held."""

@@ -17,7 +17,7 @@ _COLORS = {"": "31", "warnings:": "33", "waived:": "2"}
 _STATUS_COLORS = {
     **dict.fromkeys(("passed", "kept"), "32"),
     **dict.fromkeys(("failed", "broken"), "31"),
-    **dict.fromkeys(("rehearsed", "skipped", "unchecked"), "33"),
+    **dict.fromkeys(("rehearsed", "skipped", "unchecked", "changed"), "33"),
 }
 
 _RULE = re.compile(rf"(?:{'|'.join(map(re.escape, RULES))})(?=[ :]|$)")

@@ -92,8 +92,10 @@ def _findings(table: Sequence[Row], side: str) -> list[str]:
 
 def _outcome(report: Facts) -> str:
     """The verdict of a check that fits, and how many promises were kept, or not checked and why."""
+    words = {"unchecked": "not checked"}
     found = Counter(
-        "kept" if each.status == "kept" else f"not checked ({each.detail})" for each in report.promises
+        "kept" if each.status == "kept" else f"{words.get(each.status, each.status)} ({each.detail})"
+        for each in report.promises
     )
     return "; ".join([report.verdict, *(f"promises {what}: {count}" for what, count in found.items())])
 

@@ -89,8 +89,12 @@ def _unverified(report: Facts) -> list[str]:
     for promise in report.promises:
         if promise.status == "unchecked":
             reasons.setdefault(promise.detail, []).append(promise.name)
-    if reasons:
-        return [f"not verified ({reason}): {'; '.join(names)}" for reason, names in reasons.items()]
+    changed = [f"{each.name}: {each.detail}" for each in report.promises if each.status == "changed"]
+    if reasons or changed:
+        return [
+            *(f"not verified ({reason}): {'; '.join(names)}" for reason, names in reasons.items()),
+            *changed,
+        ]
     return [
         f"not verified: {each.detail}"
         for each in report.stages

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +11,12 @@ from torch import nn
 
 from pytest_ckptcompat.core import memory
 from pytest_ckptcompat.core.errors import raised
-from pytest_ckptcompat.core.findings import Finding, Promise, finding
-from pytest_ckptcompat.tensors.difference import Difference, difference, magnitude
+from pytest_ckptcompat.core.findings import Promise, finding
+from pytest_ckptcompat.tensors.difference import magnitude
 from pytest_ckptcompat.tensors.footprint import tensors, weights
 
-from .regions import Rows, pairings
+from .pairing import Comparing, Gap, Pairing
+from .reach import Elements, Reach, reach_of
 from .run_copies import Arithmetic, Batch, Outputs, coarser, outputs, twin
 from .source_model import SourceError, loaded
 from .token_ids import Ids
@@ -24,12 +24,33 @@ from .token_ids import Ids
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from pytest_ckptcompat.core.claim import Verdict
+
+    from .regions import Rows
+
 NAME = "function kept"
 BATCHES = 3
 _ANYTHING = 0.5  # as a tolerance: outputs could nearly be anything
 _MARGIN = 1.5  # of the weights, for what a forward pass holds besides them
 
-Verdict = tuple[Promise, list[Finding]]
+
+@dataclass(frozen=True)
+class Said:
+    """What the steps of a recipe say of the function.
+
+    Attributes:
+        changes: why it may change, in words; empty where all steps claim to keep it.
+        made: key -> which elements of it those steps made; what depends on them may differ.
+        anywhere: whether that can't be told from keys alone, so that everything may differ.
+        lost: old key -> the step that left it out and claims that nothing depends on it.
+        eval_only: whether the function is claimed to be kept in eval mode alone.
+    """
+
+    changes: tuple[str, ...] = ()
+    made: Mapping[str, Elements] = field(default_factory=dict)
+    anywhere: bool = False
+    lost: Mapping[str, str] = field(default_factory=dict)
+    eval_only: bool = False
 
 
 def function_kept(
@@ -41,6 +62,7 @@ def function_kept(
     precision: torch.dtype = torch.float32,
     rows: Rows | None = None,
     renamed: Mapping[str, str] | None = None,
+    said: Said | None = None,
 ) -> Verdict:
     """Whether two models agree on seeded batches, in the region of each output that existed before.
 
@@ -58,10 +80,12 @@ def function_kept(
         precision: the coarsest dtype in which the recipe computed weights.
         rows: where the rows of a dimension went that was not simply extended at its end.
         renamed: old key -> new key, of tensors that have another name now.
+        said: what the steps of the recipe say of the function; if it is left out, all claim to keep it.
 
     Returns:
-        The promise (``unchecked``, with the reason, where the two can't be compared), and its finding where
-        it is broken or where ``source_model`` does not load the old checkpoint.
+        The promise: ``changed``, with its size, where outputs differ in reach of a step that says so;
+        ``unchecked``, with the reason, where the two can't be compared. And a finding for outputs that differ
+        elsewhere, that were not compared, or for a ``source_model`` that does not load the old checkpoint.
     """
     room, needed = memory.free(), tensors(old.values())
     if room is not None and needed * _MARGIN > room:
@@ -75,7 +99,8 @@ def function_kept(
             return Promise(NAME, "unchecked", error.reason), [found]
         try:
             ids = Ids.of(before, model, rows or {}, renamed or {}, batches(0))
-            return _compared(before, model, batches, arithmetic, precision, rows or {}, ids)
+            run = _Run(source, old, before, model, batches, arithmetic, ids)
+            return run.compared(precision, rows or {}, said or Said())
         except (Exception, SystemExit) as error:
             reason = f"the forward pass raised {raised(error)}"
     return _unchecked(reason)
@@ -92,7 +117,7 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def _unchecked(reason: str) -> Verdict:
-    return Promise(NAME, "unchecked", reason), []
+    return Promise(NAME, "unchecked", reason), [finding("function-uncompared", message=reason)]
 
 
 def _arithmetics(model: nn.Module, needed: int, room: int | None) -> Iterator[Arithmetic]:
@@ -104,31 +129,128 @@ def _arithmetics(model: nn.Module, needed: int, room: int | None) -> Iterator[Ar
     yield Arithmetic(False, next((tensor.device for tensor in held), torch.device("cpu")))
 
 
-def _compared(
-    before: nn.Module,
-    model: nn.Module,
-    batches: Callable[[int], Batch],
-    arithmetic: Arithmetic,
-    precision: torch.dtype,
-    rows: Rows,
-    ids: Ids,
-) -> Verdict:
-    pairs = [ids.pair(batches(seed)) for seed in range(BATCHES)]
-    before = before.to(arithmetic.device)
-    if arithmetic.wide:
-        before = before.double()  # in place: it is ours
-    old = outputs(before, [pair[0] for pair in pairs], arithmetic)
-    del before
-    if any(_not_finite(each) for batches_of in old.modes.values() for each in batches_of):
-        return _unchecked("the old model's outputs are not finite")
-    new = outputs(twin(model, arithmetic), [pair[1] for pair in pairs], arithmetic)
-    precision = coarser(precision, coarser(old.lowest, new.lowest))
-    if tolerance(precision) >= _ANYTHING:
-        return _unchecked(f"{_name(precision)} is too coarse to tell")
-    promise, findings = _verdict(old, new, precision, rows, arithmetic, ids.note)
-    if findings and ids.moved is not None:  # not every integer is the number of a word
-        return _unchecked("words have other numbers now, and the inputs can't be told apart")
-    return promise, findings
+class _Run:
+    """Both models, the batches, and how they are run."""
+
+    def __init__(
+        self,
+        source: Callable[[], nn.Module],
+        state: Mapping[str, Any],
+        before: nn.Module,
+        model: nn.Module,
+        batches: Callable[[int], Batch],
+        arithmetic: Arithmetic,
+        ids: Ids,
+    ) -> None:
+        self._source, self._state, self._before, self._model = source, state, before, model
+        self._pairs = [ids.pair(batches(seed)) for seed in range(BATCHES)]
+        self._arithmetic, self._ids, self._precision = arithmetic, ids, torch.float64
+
+    def compared(self, precision: torch.dtype, rows: Rows, said: Said) -> Verdict:
+        """Run both, pair their outputs, and judge the differences by what the steps say."""
+        old, new = self._old(), self._new()
+        if any(_not_finite(each) for batches_of in old.modes.values() for each in batches_of):
+            return _unchecked("the old model's outputs are not finite")
+        precision = coarser(precision, coarser(old.lowest, new.lowest))
+        self._precision = precision
+        if tolerance(precision) >= _ANYTHING:
+            return _unchecked(f"{_name(precision)} is too coarse to tell")
+        modes = [mode for mode in old.modes if mode in new.modes and not (said.eval_only and mode == "train")]
+        comparing = Comparing(old, new, modes, rows, tolerance(precision))
+        pairing = comparing.paired()
+        if not pairing.chosen:
+            return _unchecked("no output of the new model can be paired with an old one")
+        promise, findings = self._judged(comparing, pairing, said)
+        if pairing.alone:
+            listed = ", ".join(f"output{path}" for path in pairing.alone)
+            message = f"{listed} of the old model can't be paired with one output of the new model"
+            findings = [*findings, finding("function-uncompared", message=message)]
+        return promise, findings
+
+    def _judged(self, comparing: Comparing, pairing: Pairing, said: Said) -> Verdict:
+        gaps = [gap for candidate in pairing.chosen.values() for gap in candidate.gaps]
+        worst = max(gaps, key=lambda gap: gap.times)
+        if worst.times <= 1:
+            if fault := self._ids.left_behind(self._state, pairing):
+                return Promise(NAME, "broken", fault), [finding("function-changed", message=fault)]
+            return Promise(NAME, "kept", self._kept(comparing, pairing, said)), []
+        if comparing.old.random or comparing.new.random:
+            return _unchecked("the forward pass draws random numbers")
+        if self._ids.moved is not None:  # not every integer is the number of a word
+            return _unchecked("words have other numbers now, and the inputs can't be told apart")
+        if said.changes:
+            beyond = comparing.outside(pairing, self._reach(comparing, said))
+            if max(gap.times for gap in beyond) <= 1:
+                return _changed(worst, said)
+            worst = max(beyond, key=lambda gap: gap.times)
+        return self._broken(worst, comparing.allowed, self._blamed(comparing.old, said))
+
+    def _kept(self, comparing: Comparing, pairing: Pairing, said: Said) -> str:
+        moved = [path for path, each in pairing.chosen.items() if each.way.moved is not None]
+        others = {path: each.way.path for path, each in pairing.chosen.items() if each.way.path != path}
+        coarse = comparing.allowed > tolerance(torch.float32)
+        notes = [
+            self._ids.note,
+            f", up to {_name(self._precision)}'s rounding" if coarse else "",
+            f", rows of {', '.join(f'output{path}' for path in moved)} where they are now" if moved else "",
+            *(f", output{path} is now output{now}" for path, now in others.items()),
+            f", without output{min(pairing.alone)}" if pairing.alone else "",
+        ]
+        most = max(gap.apart.size for each in pairing.chosen.values() for gap in each.gaps)
+        eval_only = ", eval alone" if said.eval_only else _modes(comparing.old, comparing.modes)
+        return f"max |Δ| {magnitude(most)} on {BATCHES} batches{eval_only}{''.join(notes)}"
+
+    def _reach(self, comparing: Comparing, said: Said) -> Reach:
+        """What depends on the tensors that steps made which do not claim to keep the function."""
+        if said.anywhere:
+            return Reach(None)
+        return reach_of(said.made, self._model, self._new, comparing.new)
+
+    def _blamed(self, old: Outputs, said: Said) -> str:
+        """The steps that left out what the old outputs depend on, for the text of a fault."""
+        guilty = []
+        for step in dict.fromkeys(said.lost.values()):
+            keys: dict[str, Elements] = {key: None for key, by in said.lost.items() if by == step}
+            self._before = loaded(self._source, self._state)
+            keys = {key: None for key in keys if key in self._before.state_dict()}
+            if keys and reach_of(keys, self._before, lambda: self._old(copied=True), old).anywhere():
+                guilty.append(step)
+        return f"; {' and '.join(guilty)} left out what the old outputs depend on" if guilty else ""
+
+    def _old(self, *, copied: bool = False) -> Outputs:
+        """The old model's outputs; unless it is to be run again, it is used up."""
+        model = twin(self._before, self._arithmetic) if copied else self._before.to(self._arithmetic.device)
+        if not copied:
+            del self._before
+            model = model.double() if self._arithmetic.wide else model
+        return outputs(model, [pair[0] for pair in self._pairs], self._arithmetic)
+
+    def _new(self) -> Outputs:
+        model = twin(self._model, self._arithmetic)
+        return outputs(model, [pair[1] for pair in self._pairs], self._arithmetic)
+
+    def _broken(self, miss: Gap, allowed: float, blamed: str) -> Verdict:
+        output = f"output{miss.path}"
+        message = (
+            f"the function is not kept: {output} differs, {miss.apart}; its largest old value is "
+            f"{magnitude(miss.scale)}, allowed is {allowed:.0e} of it; {miss.mode} mode, batch {miss.batch}, "
+            f"{self._arithmetic}{blamed}"
+        )
+        detail = f"{output}: {miss.apart}, {miss.mode} mode"
+        return Promise(NAME, "broken", detail), [finding("function-changed", message=message)]
+
+
+def _changed(worst: Gap, said: Said) -> Verdict:
+    """Outputs differ, and only where a step says that they may."""
+    why = "; ".join(said.changes)
+    of = f"of {magnitude(worst.scale)}"
+    return Promise(NAME, "changed", f"output{worst.path} differs, {worst.apart} {of}: {why}"), []
+
+
+def _modes(old: Outputs, modes: list[str]) -> str:
+    if "train" in modes:
+        return ", eval and train"
+    return ", eval alone" if old.batchnorm else ""
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -139,89 +261,3 @@ def _not_finite(found: Mapping[str, torch.Tensor]) -> bool:
     return any(
         not bool(torch.isfinite(tensor).all()) for tensor in found.values() if tensor.is_floating_point()
     )
-
-
-@dataclass(frozen=True)
-class _Gap:
-    """How far off an output is, and how many times as far as is allowed."""
-
-    times: float
-    apart: Difference
-    scale: float
-    path: str
-    batch: int
-    mode: str
-
-
-def _verdict(
-    old: Outputs, new: Outputs, precision: torch.dtype, rows: Rows, arithmetic: Arithmetic, note: str
-) -> Verdict:
-    allowed = tolerance(precision)
-    modes = [mode for mode in old.modes if mode in new.modes]
-    ways: dict[str, defaultdict[int, list[_Gap]]] = {}
-    for mode in modes:
-        for batch, (before, after) in enumerate(zip(old.modes[mode], new.modes[mode], strict=True)):
-            for path, expected in before.items():
-                found = ways.setdefault(path, defaultdict(list))
-                for way, place in enumerate(_paired(path, expected, after, rows)):
-                    # Statistics of a small batch amplify rounding.
-                    apart = _apart(*place, allowed * (10 if mode == "train" else 1))
-                    found[way].append(_Gap(*apart, path, batch, mode))
-    alone = [path for path, found in ways.items() if not found]
-    if len(alone) == len(ways):
-        return _unchecked("no output of the new model can be paired with an old one")
-    # An output lies where it did, or else where its rows have moved to: in all batches the same way.
-    chosen = {path: min(found, key=lambda way: _worst(found[way])) for path, found in ways.items() if found}
-    gaps = [gap for path, way in chosen.items() for gap in ways[path][way]]
-    if _worst(gaps) > 1:
-        if old.random or new.random:
-            return _unchecked("the forward pass draws random numbers")
-        return _broken(max(gaps, key=lambda gap: gap.times), allowed, arithmetic)
-    moved = [path for path, way in chosen.items() if way]
-    notes = [
-        note,
-        f", up to {_name(precision)}'s rounding" if allowed > tolerance(torch.float32) else "",
-        f", rows of {', '.join(f'output{path}' for path in moved)} where they are now" if moved else "",
-        f", without output{min(alone)}" if alone else "",
-    ]
-    most = max(gap.apart.size for gap in gaps)
-    batches = f"on {BATCHES} batches{_modes(old, modes)}"
-    return Promise(NAME, "kept", f"max |Δ| {magnitude(most)} {batches}{''.join(notes)}"), []
-
-
-def _worst(gaps: list[_Gap]) -> float:
-    return max(gap.times for gap in gaps)
-
-
-def _paired(
-    path: str, expected: torch.Tensor, after: Mapping[str, torch.Tensor], rows: Rows
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Where an old output may be in the new ones."""
-    if path not in after or expected.numel() == 0:
-        return []
-    return list(pairings(expected, after[path], rows))
-
-
-def _apart(expected: torch.Tensor, actual: torch.Tensor, allowed: float) -> tuple[float, Difference, float]:
-    """By how many times the allowed difference two outputs differ, their difference, their largest value."""
-    scale = float(expected.abs().nan_to_num(0, 0, 0).max())
-    apart = difference(expected, actual, 0.0) or Difference(0.0)
-    # An output of zeros alone still has the rounding of what went into it.
-    return apart.size / (allowed * max(scale, 1e-3)), apart, scale
-
-
-def _modes(old: Outputs, modes: list[str]) -> str:
-    if "train" in modes:
-        return ", eval and train"
-    return ", eval alone" if old.batchnorm else ""
-
-
-def _broken(miss: _Gap, allowed: float, arithmetic: Arithmetic) -> Verdict:
-    output = f"output{miss.path}"
-    message = (
-        f"the function is not kept: {output} differs, {miss.apart}; its largest old value is "
-        f"{magnitude(miss.scale)}, allowed is {allowed:.0e} of it; {miss.mode} mode, batch {miss.batch}, "
-        f"{arithmetic}"
-    )
-    detail = f"{output}: {miss.apart}, {miss.mode} mode"
-    return Promise(NAME, "broken", detail), [finding("recipe-broken-promise", message=message)]

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_ckptcompat.core.claim import Claim, Verdict
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import Promise, finding
+from pytest_ckptcompat.recipes.operators.custom import custom
 from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.tensors.difference import magnitude, same_bits
 from pytest_ckptcompat.tensors.finite import finite
-from pytest_ckptcompat.verification.transfer import Checked, _keys
 
 from .regions import corner
+from .transfer import count_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,57 +24,72 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.applied import Applied
 
 
-REPRODUCIBLE, FINITE, SCALE = "reproducible", "finite", "scale of new rows"
+FINITE, SCALE = "finite", "scale of new rows"
 
 _LEAST, _MOST = 0.1, 3.0
 
 
-def _finite(growth: Applied, old: Mapping[str, Any]) -> Iterator[Checked]:
+def all_finite(growth: Applied, old: Mapping[str, Any]) -> Iterator[Claim]:
     """Nothing that the recipe made is NaN or infinite, unless what it was made from was."""
     made = [key for key in growth.touched if isinstance(growth.state_dict.get(key), torch.Tensor)]
-    wrong = [
-        finding("recipe-broken-promise", key, message=f"has {bad} values that are NaN or infinite")
-        for key in made
-        if (bad := _not_finite(growth.state_dict[key]))
-        and not any(_not_finite(old[came]) for came in growth.sources[key] if torch.is_tensor(old[came]))
-    ]
-    if wrong:
-        yield Promise(FINITE, "broken", f"{escape(wrong[0].key, 60)} {wrong[0].message}"), wrong
-    elif made:
-        yield Promise(FINITE, "kept", f"{_keys(len(made))} grown"), []
+
+    def proof() -> Verdict:
+        wrong = [
+            finding("recipe-broken-promise", key, message=f"has {bad} values that are NaN or infinite")
+            for key in made
+            if (bad := _not_finite(growth.state_dict[key]))
+            and not any(_not_finite(old[came]) for came in growth.sources[key] if torch.is_tensor(old[came]))
+        ]
+        if wrong:
+            return Promise(FINITE, "broken", f"{escape(wrong[0].key, 60)} {wrong[0].message}"), wrong
+        return Promise(FINITE, "kept", f"{count_keys(len(made))} grown"), []
+
+    if made:
+        yield Claim(FINITE, proof)
 
 
 def _not_finite(tensor: torch.Tensor) -> int:
     return tensor.numel() - finite(tensor)
 
 
-def _scaled(growth: Applied, old: Mapping[str, Any]) -> Iterator[Checked]:
+def scale_of_new_rows(growth: Applied, old: Mapping[str, Any]) -> Iterator[Claim]:
     """New rows beside old ones are of their size: rows of std 1 beside rows of 0.06 make SGD diverge."""
-    ratios: dict[str, float] = {}
-    for key, operators in growth.touched.items():
-        came, new = growth.origin.get(key), growth.state_dict.get(key)
-        if came is None or not isinstance(new, torch.Tensor) or not new.is_floating_point() or new.dim() < 2:
-            continue  # a bias has no scale of its own
-        ratio = _ratio(materialise(old[came]), materialise(new))
-        declared = not any(type(operator).__name__ == "custom" for operator in operators)
-        if ratio is not None and not (ratio == 0 and declared):
-            ratios[key] = ratio
+    extended = {
+        key: (came, new)
+        for key in growth.touched
+        if (came := growth.origin.get(key)) is not None
+        and isinstance(new := growth.state_dict.get(key), torch.Tensor)
+        and new.is_floating_point()
+        and new.dim() == old[came].dim() > 1  # a bias has no scale of its own
+        and new.numel() > old[came].numel()
+    }
+
+    def proof() -> Verdict | None:
+        ratios: dict[str, float] = {}
+        for key, (came, new) in extended.items():
+            ratio = _ratio(materialise(old[came]), materialise(new))
+            declared = not any(isinstance(operator, custom) for operator in growth.touched[key])
+            if ratio is not None and not (ratio == 0 and declared):
+                ratios[key] = ratio
+        return _judged(ratios) if ratios else None
+
+    if extended:
+        yield Claim(SCALE, proof)
+
+
+def _judged(ratios: Mapping[str, float]) -> Verdict:
     odd = {key: ratio for key, ratio in ratios.items() if not _LEAST <= ratio <= _MOST}
+    if not odd:
+        span = sorted({magnitude(min(ratios.values())), magnitude(max(ratios.values()))}, key=float)
+        return Promise(SCALE, "kept", f"{' to '.join(span)} × the old ones"), []
     findings = [
         finding(
             "recipe-scale", key, message=f"its new rows are {magnitude(ratio)} times as large as the old ones"
         )
         for key, ratio in odd.items()
     ]
-    if odd:
-        worst = max(odd, key=lambda key: max(odd[key], 1 / max(odd[key], 1e-9)))
-        yield (
-            Promise(SCALE, "broken", f"{escape(worst, 60)}: {magnitude(odd[worst])} × the old"),
-            findings,
-        )
-    elif ratios:
-        span = sorted({magnitude(min(ratios.values())), magnitude(max(ratios.values()))}, key=float)
-        yield Promise(SCALE, "kept", f"{' to '.join(span)} × the old ones"), []
+    worst = max(odd, key=lambda key: max(odd[key], 1 / max(odd[key], 1e-9)))
+    return Promise(SCALE, "broken", f"{escape(worst, 60)}: {magnitude(odd[worst])} × the old"), findings
 
 
 def _ratio(old: torch.Tensor, new: torch.Tensor) -> float | None:

@@ -79,14 +79,17 @@ def _digests(tensor: torch.Tensor) -> Iterator[bytes]:
 
 def pairings(
     expected: torch.Tensor, actual: torch.Tensor, rows: Rows
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+) -> Iterator[tuple[int | None, torch.Tensor, torch.Tensor]]:
     """The ways in which an old output may lie in a new one: at its beginning, or where rows have moved to.
 
     The first dimension of several is the batch, which stays as it is.
+
+    Returns:
+        The dimension whose rows have moved, or None; and both sides, of one shape.
     """
     kept = corner(expected, actual)
     if kept is not None:
-        yield expected, kept
+        yield None, expected, kept
     if expected.dim() != actual.dim():
         return
     sizes = list(zip(expected.shape, actual.shape, strict=True))
@@ -96,6 +99,7 @@ def pairings(
         if sizes[dim] in rows and all(was == now for was, now in others):
             old_rows, now_at = rows[sizes[dim]]
             yield (
+                dim,
                 expected.index_select(dim, torch.tensor(old_rows)),
                 actual.index_select(dim, torch.tensor(now_at)),
             )

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.tensors.nested import mapped
 from pytest_ckptcompat.tensors.seeds import seeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from .pairing import Pairing
     from .regions import Rows
     from .run_copies import Batch
 
@@ -29,10 +31,14 @@ class Ids:
         bounds: for each tensor of a batch the vocabulary that grew and that it is looked up in, if any: there
             was no function to keep for ids beyond it.
         moved: the words that both have, in the old numbering and in the new, if their numbers have changed.
+        vocabularies: the sizes of each embedding of the old model, by the key of its weight.
+        renumbered: the keys of those whose words have other numbers.
     """
 
     bounds: tuple[int | None, ...] = ()
     moved: tuple[list[int], list[int]] | None = None
+    vocabularies: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    renumbered: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -47,25 +53,64 @@ class Ids:
             renamed: old key -> new key, of tensors that have another name now.
             batch: arguments of ``forward``.
         """
-        old = _embeddings(before)
-        pairs = list(_pairs(old, _embeddings(model), renamed))
-        moved = next((rows[pair] for _, *sizes in pairs if (pair := (sizes[0], sizes[1])) in rows), None)
-        grown = {name: was for name, was, now in pairs if was < now}
+        old, new = _embeddings(before), _embeddings(model)
+        pairs = list(_pairs(old, new, renamed))
+        found = {
+            name: rows[sizes]
+            for name, other in pairs
+            if (sizes := (old[name].num_embeddings, new[other].num_embeddings)) in rows
+            and _are_moved(old[name].weight, new[other].weight, *rows[sizes])
+        }
+        moved = next(iter(found.values()), None)
+        vocabularies = {f"{name}.weight": tuple(each.weight.shape) for name, each in old.items()}
+        renumbered = tuple(f"{name}.weight" for name in found)
+        grown = {
+            name: old[name].num_embeddings
+            for name, other in pairs
+            if old[name].num_embeddings < new[other].num_embeddings
+        }
         if not grown:
-            return cls((), moved)
+            return cls((), moved, vocabularies, renumbered)
         least = min(each.num_embeddings for each in old.values())
         readers = _readers(before, old, _changed(batch, _Bounds((least,) * len(_leaves(batch)))))
         bounds = [
             min((grown[name] for name in (names or grown) if name in grown), default=None)
             for names in readers
         ]
-        return cls(tuple(bounds), moved)
+        return cls(tuple(bounds), moved, vocabularies, renumbered)
 
     @property
     def note(self) -> str:
-        """What of the inputs was left out, for the report."""
+        """What of the inputs was left out or translated, for the report."""
+        if self.moved is not None:
+            return f", ids by the numbers that words have now in {escape(self.renumbered[0], 60)}"
         bounds = [bound for bound in self.bounds if bound is not None]
-        return f", ids below {min(bounds)}" if bounds and self.moved is None else ""
+        return f", ids below {min(bounds)}" if bounds else ""
+
+    def left_behind(self, state: Mapping[str, Any], pairing: Pairing) -> str:
+        """What is wrong where an embedding was renumbered and the head over its words was not, or ``""``.
+
+        A head is told by its weight, of the embedding's sizes, and by an output that counts as many words.
+        """
+        for key, sizes in self.vocabularies.items():
+            alike = [other for other, each in self.vocabularies.items() if each == sizes]
+            heads = [
+                head
+                for head, weight in state.items()
+                if head not in self.vocabularies and tuple(getattr(weight, "shape", ())) == sizes
+            ]
+            counted = [each for each in pairing.chosen.values() if each.counts(sizes[0])]
+            if not heads or not counted or len({other in self.renumbered for other in alike}) > 1:
+                continue  # or it belongs to another embedding
+            renumbered = key in self.renumbered
+            if all((each.way.moved is not None) == renumbered for each in counted):
+                continue
+            first, second = (key, heads[0]) if renumbered else (heads[0], key)
+            return (
+                f"the words of {escape(first, 80)} have other numbers now, and those of {escape(second, 80)} "
+                "have not: ids that go in and ids that come out mean different words"
+            )
+        return ""
 
     def pair(self, batch: Batch) -> tuple[Batch, Batch]:
         """The same batch for the old model and for the new one."""
@@ -84,8 +129,8 @@ def _embeddings(model: nn.Module) -> dict[str, Embedding]:
 
 def _pairs(
     old: Mapping[str, Embedding], new: Mapping[str, Embedding], renamed: Mapping[str, str]
-) -> Iterator[tuple[str, int, int]]:
-    """Old name, old size and new size of every embedding that both models have.
+) -> Iterator[tuple[str, str]]:
+    """Old and new name of every embedding that both models have.
 
     By its name, or the one that the recipe gave it; what a loader of the model's own renames, by its place.
     """
@@ -94,9 +139,15 @@ def _pairs(
     lost = [name for name in old if now[name] not in new]
     if len(lost) == len(others):
         now.update(zip(lost, others, strict=True))
-    for name, each in old.items():
+    for name in old:
         if now[name] in new:
-            yield name, each.num_embeddings, new[now[name]].num_embeddings
+            yield name, now[name]
+
+
+def _are_moved(old: torch.Tensor, new: torch.Tensor, kept: list[int], now: list[int]) -> bool:
+    """Whether these very rows have moved, or most of them."""
+    was, found = old.detach().cpu()[kept], new.detach().cpu()[now]
+    return was.shape == found.shape and bool((was.to(found.dtype) == found).all(1).double().mean() > 0.5)
 
 
 def _readers(before: nn.Module, embeddings: Mapping[str, Embedding], batch: Batch) -> list[set[str]]:

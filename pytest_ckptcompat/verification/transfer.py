@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_ckptcompat.core.claim import Claim, Verdict
 from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.core.findings import Finding, Promise, finding
+from pytest_ckptcompat.core.findings import Promise, finding
 from pytest_ckptcompat.core.keys import matches
 from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.tensors.difference import Difference, difference, magnitude
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -22,21 +23,26 @@ if TYPE_CHECKING:
     from .load_listener import Loading
 
 
-Checked = tuple[Promise, list[Finding]]
-
 UNTOUCHED, GROWN = "untouched", "loaded as grown"
 
 
-def _transferred(
+def transferred(
     growth: Applied,
     old: Mapping[str, Any],
     model: nn.Module,
-    loading: Loading | None,
+    loading: Callable[[], Loading | None],
     protect: Sequence[str],
     waived: set[str],
-) -> Iterator[Checked]:
+) -> Iterator[Claim]:
     """What arrived in the model: untouched keys as the old checkpoint has them, others as they were grown."""
-    arrived = _arrived(growth.state_dict, loading, protect)
+
+    def compared(name: str, as_it_was: str, wanted: Mapping[str, Any]) -> Claim:
+        def proof() -> Verdict:
+            arrived = _arrived(growth.state_dict, loading(), protect)
+            return _compared(name, as_it_was, wanted, arrived, model, protect)
+
+        return Claim(name, proof)
+
     loaded = growth.state_dict.keys() - waived
     untouched = {
         key: old[came]
@@ -47,9 +53,9 @@ def _transferred(
         key: value for key, value in growth.state_dict.items() if key in growth.touched and key in loaded
     }
     if untouched:
-        yield _compared(UNTOUCHED, "as it was", untouched, arrived, model, protect)
+        yield compared(UNTOUCHED, "as it was", untouched)
     if grown:
-        yield _compared(GROWN, "as it was grown", grown, arrived, model, protect)
+        yield compared(GROWN, "as it was grown", grown)
 
 
 def _arrived(
@@ -76,7 +82,7 @@ def _compared(
     arrived: Mapping[str, list[str]],
     model: nn.Module,
     protect: Sequence[str],
-) -> Checked:
+) -> Verdict:
     held = dict(model.named_parameters(remove_duplicate=False)) | dict(
         model.named_buffers(remove_duplicate=False)
     )
@@ -101,23 +107,27 @@ def _compared(
                 rounded[key] = lost.size
         equal += key not in apart and key not in rounded
     if apart:
-        return _changed(name, as_it_was, apart, protect)
+        return changed(name, as_it_was, apart, protect)
     to = ", ".join(sorted(casts))
     told = []
     if equal:
-        told.append(f"{_keys(equal)} bit-equal" + (f" (cast to {to})" if casts and not rounded else ""))
+        told.append(f"{count_keys(equal)} bit-equal" + (f" (cast to {to})" if casts and not rounded else ""))
     if rounded:
-        told.append(f"{_keys(len(rounded))} rounded to {to}, by up to {magnitude(max(rounded.values()))}")
+        told.append(
+            f"{count_keys(len(rounded))} rounded to {to}, by up to {magnitude(max(rounded.values()))}"
+        )
     if elsewhere:
         told.append(f"{elsewhere} left to the model's own loader")
     return Promise(name, "kept" if equal or rounded else "unchecked", ", ".join(told) or "no tensors"), []
 
 
-def _keys(count: int) -> str:
+def count_keys(count: int) -> str:
+    """``1 key``, ``2 keys``."""
     return f"{count} key{'' if count == 1 else 's'}"
 
 
-def _changed(name: str, as_it_was: str, apart: Mapping[str, Difference], protect: Sequence[str]) -> Checked:
+def changed(name: str, as_it_was: str, apart: Mapping[str, Difference], protect: Sequence[str]) -> Verdict:
+    """The verdict on tensors that differ from what was promised."""
     findings = []
     for key, found in apart.items():
         guarded = any(matches(pattern, key) for pattern in protect)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 
-from pytest_ckptcompat.core.errors import raised
-from pytest_ckptcompat.core.findings import Finding, Promise, finding
-from pytest_ckptcompat.tensors.difference import difference
-from pytest_ckptcompat.verification.new_values import REPRODUCIBLE, _finite, _scaled
-from pytest_ckptcompat.verification.transfer import Checked, _changed, _transferred
+from pytest_ckptcompat.core.claim import Claim
+from pytest_ckptcompat.core.findings import Promise
+from pytest_ckptcompat.tensors.deferred import materialise
 
 from .function import NAME as FUNCTION
-from .function import function_kept
+from .function import Said, function_kept
 from .load_listener import listen
+from .new_values import all_finite, scale_of_new_rows
+from .of_steps import of_steps
 from .regions import rows_moved
 from .run_copies import coarser
+from .transfer import transferred
+from .unloaded import NAME as LOADED
 from .unloaded import loaded_whole
 
 if TYPE_CHECKING:
@@ -24,7 +27,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from pytest_ckptcompat.recipes.applied import Applied, Step
+    from pytest_ckptcompat.core.findings import Finding
+    from pytest_ckptcompat.recipes.applied import Applied
     from pytest_ckptcompat.recipes.recipe import Recipe
 
     from .run_copies import Batch
@@ -63,76 +67,64 @@ def verify(
     """
     promises: list[Promise] = []
     findings: list[Finding] = []
-    loading = listen(model, growth.state_dict, waived)
-    for promise, found in (
-        *_transferred(growth, old, model, loading, protect, set(waived)),
-        *_proved(recipe, growth, old, model),
-        loaded_whole(model, growth.state_dict, loading, build),
-        *_finite(growth, old),
-        *_scaled(growth, old),
-        *_function(growth, old, model, source, batches),
+    for claim in claims(
+        recipe,
+        growth,
+        old=old,
+        model=model,
+        build=build,
+        source=source,
+        batches=batches,
+        protect=protect,
+        waived=waived,
     ):
-        promises.append(promise)
-        findings += found
+        if (verdict := claim.proved()) is not None:
+            promises.append(verdict[0])
+            findings += verdict[1]
     return promises, findings
 
 
-def _proved(recipe: Recipe, growth: Applied, old: Mapping[str, Any], model: nn.Module) -> Iterator[Checked]:
-    """What each operator promises; and that the same recipe on the same state dict gives the same bytes."""
-    if not recipe.operators:
-        return
-    again = old
-    for step in recipe.steps(old, model.state_dict()):
-        yield from _with_remarks([_with_finding(promise) for promise in _proofs(step)], step)
-        again = step.after
-    apart = {
-        key: found
-        for key in growth.touched.keys() & growth.state_dict.keys()
-        if (found := difference(growth.state_dict[key], again[key])) is not None
-    }
-    if apart:
-        yield _changed(REPRODUCIBLE, "the same when applied again", apart, ())
-    else:
-        yield Promise(REPRODUCIBLE, "kept", "same bytes twice"), []
+def claims(
+    recipe: Recipe,
+    growth: Applied,
+    *,
+    old: Mapping[str, Any],
+    model: nn.Module,
+    build: Callable[[int], nn.Module] | None = None,
+    source: Callable[[], nn.Module] | None = None,
+    batches: Callable[[int], Batch] | None = None,
+    protect: Sequence[str] = (),
+    waived: Sequence[str] = (),
+) -> Iterator[Claim]:
+    """What `verify` proves, in the order of the report. Prove each claim before asking for the next one.
 
-
-def _proofs(step: Step) -> list[Promise]:
-    if not step.edit.plan:
-        return []  # it was done, and proved, under another name of the same tensor
-    try:
-        return step.operator.prove(step.before, step.after, step.target)
-    except Exception as error:  # of an operator that somebody else wrote
-        return [Promise(f"{step.operator!r}", "unchecked", f"its proof raised {raised(error)}")]
-
-
-def _with_finding(promise: Promise) -> Checked:
-    rule = {"broken": "recipe-broken-promise", "unchecked": "recipe-unchecked", "kept": ""}[promise.status]
-    return promise, [finding(rule, message=f"{promise.name}: {promise.detail}")] if rule else []
-
-
-def _with_remarks(checked: list[Checked], step: Step) -> list[Checked]:
-    """What the operator remarks upon stands with the last of its promises."""
-    if not checked or any(promise.status == "broken" for promise, _ in checked):
-        return checked
-    *others, (promise, found) = checked
-    return [*others, (promise, [*found, *step.operator.remarks(step.before, step.after, step.target)])]
+    Where there are shapes alone, `old`, `growth` and `model` are on the meta device, and claims are listed
+    as unproved.
+    """
+    loading = cache(lambda: listen(model, growth.state_dict, waived))
+    yield from transferred(growth, old, model, loading, protect, set(waived))
+    yield from of_steps(recipe, growth, old, model.state_dict())
+    if growth.state_dict:
+        yield Claim(LOADED, lambda: loaded_whole(model, growth.state_dict, loading(), build))
+    yield from all_finite(growth, old)
+    yield from scale_of_new_rows(growth, old)
+    if source is not None:
+        yield _function(growth, old, model, source, batches)
 
 
 def _function(
     growth: Applied,
     old: Mapping[str, Any],
     model: nn.Module,
-    source: Callable[[], nn.Module] | None,
+    source: Callable[[], nn.Module],
     batches: Callable[[int], Batch] | None,
-) -> Iterator[Checked]:
-    if source is None:
-        return
-    if growth.changes_function:
-        yield Promise(FUNCTION, "unchecked", f"not claimed: {growth.changes_function}"), []
-    elif batches is None:
-        yield Promise(FUNCTION, "unchecked", "no inputs declared"), []
-    else:
-        yield function_kept(
+) -> Claim:
+    if batches is None:
+        why = "no inputs declared"
+        return Claim(FUNCTION, lambda: (Promise(FUNCTION, "unchecked", why), []), why)
+    return Claim(
+        FUNCTION,
+        lambda: function_kept(
             source,
             old,
             model,
@@ -140,7 +132,34 @@ def _function(
             precision=_precision(growth, model),
             rows=rows_moved(growth, old),
             renamed={old: new for new, old in growth.origin.items() if old is not None and old != new},
-        )
+            said=_said(growth, old),
+        ),
+    )
+
+
+def _said(growth: Applied, old: Mapping[str, Any]) -> Said:
+    """What the steps of a recipe say of the function, and what those made that do not claim to keep it."""
+    changing = growth.changes_function
+    return Said(
+        tuple(changing.values()),
+        {
+            key: _made(key, growth, old)
+            for key, operators in growth.touched.items()
+            if key in growth.state_dict and not changing.keys().isdisjoint(operators)
+        },
+        not changing.keys().isdisjoint(growth.lost.values()),
+        {key: str(operator) for key, operator in growth.lost.items() if operator not in changing},
+        growth.eval_only,
+    )
+
+
+def _made(key: str, growth: Applied, old: Mapping[str, Any]) -> torch.Tensor | None:
+    """The elements that a step made: of a tensor that it alone changed in its place, those that differ."""
+    came, new = growth.origin[key], growth.state_dict[key]
+    was = None if came is None else old[came]
+    if len(growth.touched[key]) > 1 or not torch.is_tensor(was) or was.shape != new.shape:
+        return None
+    return materialise(was) != materialise(new)
 
 
 def _precision(growth: Applied, model: nn.Module) -> torch.dtype:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from proving import statuses
+from proving import proved, statuses
 from torch import nn
 from torch.nn import functional
 
@@ -138,7 +138,7 @@ def test_a_stem_for_more_channels(few: int, channels: int, kernel: int, seed: in
         return
     new = nn.Conv2d(channels, 5, kernel, bias=False).double()
     new.load_state_dict(operator.apply(old.state_dict(), {}))
-    [promise] = operator.prove(old.state_dict(), new.state_dict(), {})
+    [promise] = proved(operator, old.state_dict(), new.state_dict(), {})
     assert promise.status == "kept"
     x = torch.randn(2, few, 8, 8, dtype=torch.float64)
     repeated = x[:, torch.arange(channels) % few]

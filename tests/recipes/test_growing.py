@@ -60,7 +60,7 @@ def test_repeated_outputs_of_a_transposed_convolution_leave_the_old_ones(
 ) -> None:
     old, new = up(), up(outputs)
     growth = Recipe(*operators).run(old.state_dict(), new.state_dict())
-    assert growth.changes_function == ""
+    assert not growth.changes_function
     new.load_state_dict(growth.state_dict)
     x = torch.randn(2, 3, 9, 9)
     torch.testing.assert_close(new(x)[:, :3], old(x))
@@ -81,7 +81,7 @@ def test_repeated_inputs_are_not_said_to_keep_the_function(
     old: nn.Module, new: nn.Module, operators: list[tile], claim: str
 ) -> None:
     growth = Recipe(*operators).run(old.state_dict(), new.state_dict())
-    assert claim in growth.changes_function
+    assert claim in "".join(growth.changes_function.values())
     assert bool(claim) == bool(growth.changes_function)
 
 

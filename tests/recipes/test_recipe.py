@@ -221,11 +221,11 @@ def test_what_was_touched_is_touched_under_its_later_name() -> None:
 
 def test_the_claim_is_that_of_all_operators() -> None:
     old = {"a": torch.ones(2, 2), "b": torch.ones(2, 2)}
-    assert Recipe(tile("a", dim=0, to=3), append("b", dim=1, n=1)).run(old, {}).changes_function == ""
-    assert (
-        "repeats inputs"
-        in Recipe(tile("a", dim=0, to=3), tile("b", dim=1, to=3)).run(old, {}).changes_function
-    )
+    assert Recipe(tile("a", dim=0, to=3), append("b", dim=1, n=1)).run(old, {}).changes_function == {}
+    inputs = tile("b", dim=1, to=3)
+    declared = Recipe(tile("a", dim=0, to=3), inputs).run(old, {}).changes_function
+    assert list(declared) == [inputs]
+    assert "repeats inputs" in declared[inputs]
 
 
 # -- sizes ---------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from proving import statuses
+from proving import proved, statuses
 from torch.nn import functional
 
 from pytest_ckptcompat.core.errors import RecipeError
@@ -68,7 +68,7 @@ def test_as_many_places_in_another_grid() -> None:
     as_pictures = old["w"].reshape(1, 4, 4, 3).permute(0, 3, 1, 2)
     expected = functional.interpolate(as_pictures, (2, 8), mode="bicubic", antialias=True)
     torch.testing.assert_close(new["w"].reshape(1, 2, 8, 3).permute(0, 3, 1, 2), expected)
-    assert {promise.status for promise in operator.prove(old, new, target)} == {"kept"}
+    assert {promise.status for promise in proved(operator, old, new, target)} == {"kept"}
     with pytest.raises(RecipeError, match="changes nothing"):
         resample("w", size=[4, 4]).apply(old, target)
     with pytest.raises(RecipeError, match="changes nothing"):

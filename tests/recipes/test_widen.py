@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import settle
 from pace import within
-from proving import statuses
+from proving import proved, statuses
 from torch import nn
 from torch.nn import functional
 
@@ -106,7 +106,7 @@ def test_wider_convolutions_keep_the_function(split: str, channels: int, hidden:
     old, new = settle(Convolutions(), seed), Convolutions(channels, hidden)
     recipe = Recipe(with_split(CHANNELS, split, seed=seed), with_split(HIDDEN, split))
     growth = recipe.run(old.state_dict(), new.state_dict())
-    assert growth.changes_function == ""
+    assert not growth.changes_function
     for step in recipe.steps(old.state_dict(), new.state_dict()):
         assert statuses(step.operator, step.before, step.after, step.target) == ["kept", "kept"]
     assert kept(Convolutions, old, new, growth.state_dict, pictures)
@@ -161,7 +161,7 @@ def test_norms_over_the_units_are_no_norms_of_each(
     old, new = settle(Normed(4, kind)), Normed(hidden, kind)
     operator = widen("one", ["two"], norms=["norm"], mapping=mapping, split=split)  # type: ignore[arg-type]
     growth = Recipe(operator).run(old.state_dict(), new.state_dict())
-    copied, shared = operator.prove(old.state_dict(), growth.state_dict, new.state_dict())
+    copied, shared = proved(operator, old.state_dict(), growth.state_dict, new.state_dict())
     assert (copied.status, shared.status) == ("kept", "kept")
     assert shared.detail.startswith("but under no LayerNorm") is told
     assert kept(lambda: Normed(4, kind), old, new, growth.state_dict, vectors) is is_kept
@@ -178,7 +178,7 @@ def test_a_flatten_that_weaves_the_units_is_told_and_caught() -> None:
     old, new = settle(Woven()), Woven(7)
     operator = with_norms(CHANNELS, "bn1", "slopes", "depthwise")
     state = operator.apply(old.state_dict(), new.state_dict())
-    copied, shared = operator.prove(old.state_dict(), state, new.state_dict())
+    copied, shared = proved(operator, old.state_dict(), state, new.state_dict())
     assert (copied.status, shared.status) == ("kept", "kept")
     assert shared.detail.startswith("if a flatten puts each unit's columns side by side")
     assert not kept(Woven, old, new, state, pictures)

@@ -80,7 +80,7 @@ def test_a_disturbed_old_row_is_broken_and_the_worst_output_is_named() -> None:
     assert promise.status == "broken"
     assert promise.detail.startswith("output[1]: max |Δ| ")
     assert ", 2], " in promise.detail
-    assert found.rule == "recipe-broken-promise"
+    assert found.rule == "function-changed"
     assert "output[1] differs, max |Δ| " in found.message
 
 
@@ -293,8 +293,8 @@ def test_words_that_have_other_numbers_are_translated() -> None:
     assert (promise.status, findings) == ("kept", [])
     with torch.no_grad():
         new.embed.weight[3] += 0.1
-    promise, findings = judged(old, new, tokens, rows=rows)
-    assert (promise.status, findings) == ("unchecked", [])
+    promise, [found] = judged(old, new, tokens, rows=rows)
+    assert (promise.status, found.rule) == ("unchecked", "function-uncompared")
     assert promise.detail.startswith("words have other numbers now")
 
 
@@ -384,12 +384,9 @@ def test_random_forward_passes_are_no_broken_promise() -> None:
         inner__weight=lambda w: torch.cat([w, w[:1]]),
         inner__bias=lambda b: torch.cat([b, b[:1]]),
     )
-    promise, findings = judged(old, new, vectors)
-    assert (promise.status, promise.detail, findings) == (
-        "unchecked",
-        "the forward pass draws random numbers",
-        [],
-    )
+    promise, [found] = judged(old, new, vectors)
+    assert (promise.status, promise.detail) == ("unchecked", "the forward pass draws random numbers")
+    assert (found.rule, found.severity, found.message) == ("function-uncompared", "warn", promise.detail)
 
 
 def test_a_batch_of_one_is_judged_in_eval_mode_alone() -> None:
@@ -401,19 +398,75 @@ def test_a_batch_of_one_is_judged_in_eval_mode_alone() -> None:
 
 def test_a_raising_forward_is_unchecked_with_its_cause() -> None:
     old = settle(Boxes())
-    promise, findings = judged(old, grown(old, Boxes()), lambda seed: ((torch.zeros(2, 4, 8, 8),), {}))
-    assert (promise.status, findings) == ("unchecked", [])
+    promise, [found] = judged(old, grown(old, Boxes()), lambda seed: ((torch.zeros(2, 4, 8, 8),), {}))
+    assert (promise.status, found.rule) == ("unchecked", "function-uncompared")
     assert promise.detail.startswith("the forward pass raised RuntimeError: ")
 
 
-def test_outputs_without_a_counterpart_are_unchecked() -> None:
+class Given(nn.Module):
+    """Two outputs, and what becomes of them."""
+
+    def __init__(
+        self, give: Callable[[torch.Tensor, torch.Tensor], Any], sizes: tuple[int, int] = (3, 4)
+    ) -> None:
+        super().__init__()
+        self.one, self.two = (nn.Linear(5, size) for size in sizes)
+        self.give = give
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.give(self.one(x), self.two(x))
+
+
+def given(
+    before: Callable[[torch.Tensor, torch.Tensor], Any],
+    after: Callable[[torch.Tensor, torch.Tensor], Any],
+    sizes: tuple[int, int] = (3, 4),
+) -> tuple[Promise, list[Finding]]:
+    torch.manual_seed(3)
+    old, new = Given(before, sizes), Given(after, sizes)
+    new.load_state_dict(old.state_dict())
+    vectors = lambda seed: ((torch.randn(4, 5, generator=torch.Generator().manual_seed(seed)),), {})  # noqa: E731
+    return judged(old, new, vectors)
+
+
+STRUCTURES: dict[str, tuple[Any, Any]] = {
+    "tensor to tuple": (lambda a, b: a, lambda a, b: (a,)),
+    "tensor to dict with more": (lambda a, b: a, lambda a, b: {"features": b, "logits": a}),
+    "tuple to dict": (lambda a, b: (a, b), lambda a, b: {"b": b, "a": a}),
+    "dict with other names": (lambda a, b: {"x": a, "y": b}, lambda a, b: {"logits": a, "boxes": b}),
+    "tuple to tensor": (lambda a, b: (a,), lambda a, b: a),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_outputs_of_another_structure_are_paired_by_their_shapes(name: str) -> None:
+    before, after = STRUCTURES[name]
+    promise, findings = given(before, after)
+    assert (promise.status, findings) == ("kept", [])
+    assert " is now output" in promise.detail
+    louder, [found] = given(before, lambda a, b: after(a * 1.001, b))
+    assert (louder.status, found.rule) == ("broken", "function-changed")
+
+
+def test_of_outputs_of_one_shape_those_that_agree_are_paired() -> None:
+    twice: Any = lambda a, b: {"first": b, "second": a}  # noqa: E731
+    assert given(lambda a, b: (a, b), twice, (3, 3))[0].status == "kept"
+    promise, [found] = given(lambda a, b: (a, b), lambda a, b: twice(2 * a, 3 * b), (3, 3))
+    assert (promise.status, found.rule) == ("unchecked", "function-uncompared")
+    assert promise.detail == "no output of the new model can be paired with an old one"
+
+
+def test_outputs_without_a_counterpart_are_named() -> None:
     class Single(Boxes):
         def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
             return super().forward(x)[1]
 
     old = settle(Boxes())
-    promise, _ = judged(old, grown(old, Single()))
-    assert promise.detail == "no output of the new model can be paired with an old one"
+    promise, [found] = judged(old, grown(old, Single()))
+    assert promise.status == "kept"
+    assert promise.detail.endswith(", output[1] is now output, without output[0]")
+    assert (found.rule, found.severity) == ("function-uncompared", "warn")
+    assert found.message.startswith("output[0] of the old model can't be paired")
 
 
 def test_a_wrapper_prefix_of_every_key_is_no_obstacle() -> None:
@@ -448,7 +501,7 @@ def test_too_little_memory_is_said_and_nothing_is_built(monkeypatch: pytest.Monk
     monkeypatch.setattr(memory, "free", lambda: 1000)
     promise, findings = function_kept(lambda: pytest.fail("built"), old.state_dict(), new, images)
     assert promise.status == "unchecked"
-    assert findings == []
+    assert [found.rule for found in findings] == ["function-uncompared"]
     assert promise.detail.startswith("the old model takes 5")
     assert promise.detail.endswith("kB, 1.0 kB are free")
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from networks import Boxes, Words, settle
 from torch import nn
 
 from pytest_ckptcompat.checkpoint.checkpoint import open_checkpoint
+from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.findings import Promise
 from pytest_ckptcompat.recipes.base import Operator
 from pytest_ckptcompat.recipes.operators.append import append
@@ -19,6 +21,7 @@ from pytest_ckptcompat.recipes.operators.cast import cast
 from pytest_ckptcompat.recipes.operators.custom import custom
 from pytest_ckptcompat.recipes.operators.drop import drop
 from pytest_ckptcompat.recipes.operators.rename import rename, strip_prefix
+from pytest_ckptcompat.recipes.operators.scale import scale
 from pytest_ckptcompat.recipes.operators.select import select
 from pytest_ckptcompat.recipes.operators.tile import tile
 from pytest_ckptcompat.recipes.operators.widen import widen
@@ -199,7 +202,7 @@ def test_weights_too_coarse_to_tell_a_function_by_are_said_to_be() -> None:
     assert (
         promises["function kept"].status == "broken"
     )  # the last word has float32, whose rounding this is not
-    assert [found.rule for found in findings] == ["recipe-broken-promise"]
+    assert [found.rule for found in findings] == ["function-changed"]
     model = lambda: Boxes().to(torch.float8_e4m3fn)  # noqa: E731
     promises, _ = judged(Recipe(), old, model, source=Boxes, batches=images)
     assert promises["function kept"] == Promise(
@@ -436,6 +439,8 @@ def test_a_grown_key_that_was_loaded_otherwise_is_caught() -> None:
 class shifting(KeyWise):  # noqa: N801
     """Grows as tile does, but `by` rows late: the old rows are not where they were."""
 
+    changes_function = ""
+
     by: int = 0
     extra: float = 0.0
 
@@ -464,7 +469,7 @@ def test_an_operator_that_permutes_rows_is_caught() -> None:
     broken = {name for name, promise in promises.items() if promise.status == "broken"}
     assert any("old rows kept" in name for name in broken)
     assert "function kept" in broken
-    assert {found.rule for found in findings} == {"recipe-broken-promise"}
+    assert {found.rule for found in findings} == {"recipe-broken-promise", "function-changed"}
     assert any("out2.weight: max |Δ| " in found.message for found in findings)
 
 
@@ -500,7 +505,7 @@ def test_forgotten_norms_of_a_widened_layer_are_caught() -> None:
     )
     promises, findings = judged(recipe, old, lambda: Boxes(hidden=20), source=Boxes, batches=images)
     assert promises["function kept"].status == "broken"
-    assert "recipe-broken-promise" in {found.rule for found in findings}
+    assert "function-changed" in {found.rule for found in findings}
 
 
 def test_a_step_of_one_s_own_is_unchecked_beyond_what_it_declares() -> None:
@@ -514,15 +519,15 @@ def test_a_step_of_one_s_own_is_unchecked_beyond_what_it_declares() -> None:
     promises, findings = judged(recipe, old, lambda: Boxes(8), source=Boxes, batches=images)
     assert {found.rule for found in findings} == {"recipe-unchecked"}
     assert promises["untouched"].status == "kept"
-    assert promises["function kept"].status == "unchecked"
+    assert promises["function kept"].status == "kept"
 
 
 def test_infinite_values_that_a_recipe_made_are_caught() -> None:
     old = settle(Boxes()).state_dict()
     promises, findings = judged(Recipe(spoiling("out1.weight", value=1e39)), old, Boxes)
     assert promises["finite"].status == "broken"
-    assert [found.key for found in findings] == ["out1.weight"]
-    assert findings[0].message == "has 8 values that are NaN or infinite"
+    assert [found.key for found in findings if found.severity == "error"] == ["out1.weight"]
+    assert findings[-1].message == "has 8 values that are NaN or infinite"
 
 
 def test_infinite_values_that_were_there_are_the_checkpoint_s() -> None:
@@ -546,20 +551,29 @@ def test_new_rows_of_another_scale_are_a_warning(std: float, times: str) -> None
     assert measured == pytest.approx(float(times), rel=0.2)
 
 
-def test_a_proof_that_raises_and_a_promise_that_can_not_be_checked_are_warnings() -> None:
+def test_a_proof_that_raises_is_a_failure_and_what_is_not_proved_a_warning() -> None:
     class raising(spoiling):  # noqa: N801
         def prove(self, before: Any, after: Any, target: Any) -> list[Promise]:
             raise KeyError("x")
+
+    class crashing(spoiling):  # noqa: N801
+        def prove(self, before: Any, after: Any, target: Any) -> list[Claim]:
+            return [Claim.of("crashing", lambda: 1 / 0)]  # type: ignore[arg-type,return-value]
 
     class silent(spoiling):  # noqa: N801
         def prove(self, before: Any, after: Any, target: Any) -> list[Promise]:
             return [Promise("silent", "unchecked", "beyond its keys")]
 
     old = settle(Boxes()).state_dict()
-    for kind, text in ((raising, "its proof raised KeyError: 'x'"), (silent, "silent: beyond its keys")):
+    for kind, severity, rule, text in (
+        (raising, "error", "recipe-unproved", "raising(\"out1.weight\"): its proof raised KeyError: 'x'"),
+        (crashing, "error", "recipe-unproved", "crashing: its proof raised ZeroDivisionError"),
+        (silent, "warn", "recipe-unchecked", "silent: beyond its keys"),
+        (spoiling, "warn", "recipe-unchecked", 'spoiling("out1.weight"): it promises nothing'),
+    ):
         promises, [found] = judged(Recipe(kind("out1.weight")), old, Boxes)
-        assert "unchecked" in statuses(promises)
-        assert (found.rule, found.severity) == ("recipe-unchecked", "warn")
+        assert ("broken" if severity == "error" else "unchecked") in statuses(promises)
+        assert (found.severity, found.rule) == (severity, rule)
         assert text in found.message
 
 
@@ -580,20 +594,95 @@ def test_a_parameter_left_unloaded_is_caught() -> None:
     assert [(found.rule, found.key) for found in findings] == [("unloaded-parameter", "fc.0.weight")]
 
 
-def test_the_function_is_not_claimed_where_an_operator_says_so() -> None:
-    class Wider(Boxes):
-        def __init__(self) -> None:
-            super().__init__()
-            self.out1 = nn.Linear(11, 1)
+class Both(nn.Module):
+    """Two heads on one body, and what the body's output is multiplied by before the second."""
 
-        def forward(self, x: torch.Tensor) -> Any:
+    def __init__(self, hidden: int = 6, factor: float = 1.0) -> None:
+        super().__init__()
+        self.body, self.one, self.two = nn.Linear(5, hidden), nn.Linear(hidden, 3), nn.Linear(hidden, 4)
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = torch.relu(self.body(x))
+        return self.one(x), self.two(x * self.factor)
+
+
+def vectors(seed: int) -> Any:
+    return (torch.randn(4, 5, generator=torch.Generator().manual_seed(seed)),), {}
+
+
+def compared(recipe: Recipe, make: Callable[[], nn.Module] = Both) -> tuple[Promise, set[str]]:
+    """What is said of the function, and the rules of errors."""
+    old = settle(Both()).state_dict()
+    promises, findings = judged(recipe, old, make, source=Both, batches=vectors)
+    return promises["function kept"], {found.rule for found in findings if found.severity == "error"}
+
+
+def test_a_declared_change_is_told_with_its_size() -> None:
+    promise, errors = compared(Recipe(scale("two.*", 0.5)))
+    assert (promise.status, errors) == ("changed", set())
+    assert re.fullmatch(
+        r'output\[1\] differs, max \|Δ\| \S+ at \[\d, \d\] of \S+: scale\("two.\*", 0.5\) multiplies weights',
+        promise.detail,
+    )
+
+
+def test_a_declared_change_that_changes_nothing_is_kept() -> None:
+    half = Recipe(tile("body.*", dim=0), tile("one.weight", dim=1), tile("two.weight", dim=1))
+    assert compared(half, lambda: Both(12))[0].status == "changed"
+    right = Recipe(*half.operators, scale("one.weight", 0.5), scale("two.weight", 0.5))
+    assert compared(right, lambda: Both(12))[0].status == "kept"
+
+
+def test_a_declared_change_hides_nothing_outside_its_reach() -> None:
+    """One head is scaled on purpose; the other one's input is louder, which nobody says."""
+    promise, errors = compared(Recipe(scale("one.*", 0.5)), lambda: Both(factor=1.001))
+    assert (promise.status, errors) == ("broken", {"function-changed"})
+    assert promise.detail.startswith("output[1]: ")
+    promise, errors = compared(Recipe(scale("two.*", 0.5)), lambda: Both(factor=1.001))
+    assert (promise.status, errors) == ("changed", set())
+    rows = Recipe(scale("two.*", [1.0, 1.0, 0.5, 1.0], dim=0))  # of one output, its third entry
+    assert compared(rows)[0].status == "changed"
+    promise, errors = compared(rows, lambda: Both(factor=1.001))
+    assert (promise.status, errors) == ("broken", {"function-changed"})
+
+
+def test_a_silent_operator_does_not_claim_the_function() -> None:
+    promise, errors = compared(Recipe(spoiling("two.weight", value=2.0)))
+    assert (promise.status, errors) == ("changed", set())
+    assert promise.detail.endswith("does not say whether it keeps it")
+
+
+def test_a_custom_step_keeps_the_function_unless_it_says_otherwise() -> None:
+    def double(state: Any) -> Any:
+        return {**state, "two.bias": state["two.bias"] * 2}
+
+    def lose(state: Any) -> Any:
+        return {key: value for key, value in state.items() if key != "aux"}
+
+    assert compared(Recipe(custom(double, touches=["two.*"])))[0].status == "broken"
+    told, errors = compared(Recipe(custom(double, touches=["two.*"], keeps_function=False)))
+    assert (told.status, errors) == ("changed", set())
+    assert "keeps_function=False" in told.detail
+
+
+def test_a_dropped_layer_that_counts_is_named() -> None:
+    class Deep(nn.Module):
+        def __init__(self, depth: int) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(5, 5) for _ in range(depth))
+            self.register_buffer("aux", torch.ones(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = x + torch.tanh(layer(x))
             return x
 
-    old = settle(Boxes()).state_dict()
-    promises, findings = judged(Recipe(tile("out1.weight", dim=1)), old, Wider, source=Boxes, batches=images)
-    assert promises["function kept"].status == "unchecked"
-    assert promises["function kept"].detail.startswith("not claimed: ")
-    assert findings == []
+    old = settle(Deep(3)).state_dict()
+    recipe = Recipe(drop("layers.2.*"), rename("aux", "aux2"), rename("aux2", "aux"))
+    promises, [found] = judged(recipe, old, lambda: Deep(2), source=lambda: Deep(3), batches=vectors)
+    assert (promises["function kept"].status, found.rule) == ("broken", "function-changed")
+    assert found.message.endswith('; drop("layers.2.*") left out what the old outputs depend on')
 
 
 def test_without_inputs_the_function_is_unchecked() -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.recipes.new_rows import Fresh, Init, mean
 from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise, missized, size_after
-from pytest_ckptcompat.recipes.promises import grown, old_rows_kept, promise
+from pytest_ckptcompat.recipes.promises import grown, old_rows_kept
 from pytest_ckptcompat.recipes.rows import joined, resized
 from pytest_ckptcompat.tensors.deferred import materialise
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from pytest_ckptcompat.core.findings import Promise
     from pytest_ckptcompat.recipes.plan import State
 
 Optim = Literal["mean", "zeros", "reset"]
@@ -86,7 +86,7 @@ class append(KeyWise):
     def _declared(self, old: int) -> int | None:
         return None if self.n is None else old + self.n
 
-    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+    def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Old rows are bit-equal, and the new ones are what `init` says."""
 
         def faults() -> Iterator[str]:
@@ -100,5 +100,5 @@ class append(KeyWise):
 
         return [
             old_rows_kept(self, before, after, self.dim),
-            promise(f"{self}: new rows are as declared", faults(), self.init),
+            Claim.of(f"{self}: new rows are as declared", faults, self.init),
         ]

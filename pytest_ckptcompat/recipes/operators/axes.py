@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
+from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise, shape
-from pytest_ckptcompat.recipes.promises import differing, promise
+from pytest_ckptcompat.recipes.promises import differing
 from pytest_ckptcompat.tensors.deferred import materialise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_ckptcompat.core.findings import Promise
     from pytest_ckptcompat.recipes.plan import State
 
 
@@ -31,6 +31,7 @@ class Axes(KeyWise):
     """
 
     rounds: ClassVar[bool] = False
+    changes_function: ClassVar[str] = ""
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -61,7 +62,7 @@ class Axes(KeyWise):
         wanted = shape(target.get(key))
         return key == self.key or wanted != has or tuple(has[axis] for axis in order) == has
 
-    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+    def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Every element has moved to where its index, put into the new order, says."""
 
         def faults() -> Iterator[str]:
@@ -75,7 +76,7 @@ class Axes(KeyWise):
                     back = torch.movedim(new, list(range(new.dim())), list(self.order))
                     yield from differing(key, old, back)
 
-        return [promise(f"{self}: the way back gives the old tensor", faults(), "bit for bit")]
+        return [Claim.of(f"{self}: the way back gives the old tensor", faults, "bit for bit")]
 
 
 @dataclass(frozen=True, repr=False)

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import torch
 
 from pytest_ckptcompat.core import keys
+from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.recipes.arguments import python
 from pytest_ckptcompat.recipes.base import Operator
 from pytest_ckptcompat.recipes.plan import Plan, State, Write
-from pytest_ckptcompat.recipes.promises import differing, promise
+from pytest_ckptcompat.recipes.promises import differing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-
-    from pytest_ckptcompat.core.findings import Promise
 
 
 class Place(NamedTuple):
@@ -147,13 +146,13 @@ class insert_block(Operator):
         inside = place(self._layers, key)
         return key if inside is None else self._named(*inside)
 
-    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+    def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """One block more: the copy is the original but for zeros, and every other block is as it was."""
         return [
-            promise(f"{self}: other blocks kept", self._displaced(before, after), "bit for bit"),
-            promise(
+            Claim.of(f"{self}: other blocks kept", lambda: self._displaced(before, after), "bit for bit"),
+            Claim.of(
                 f"{self}: the copy",
-                self._miscopied(before, after),
+                lambda: self._miscopied(before, after),
                 f"{len(self.zero)} patterns zero, the rest bit-equal",
             ),
         ]
@@ -257,7 +256,7 @@ class stack(Operator):
             else:
                 yield Write(name, (key,))
 
-    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+    def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Every block is, bit for bit, the old one whose number it has modulo their count."""
         numbers = {inside.number for key in before if (inside := place(self.layers, key))}
         count = max(numbers) + 1
@@ -277,7 +276,7 @@ class stack(Operator):
             if len(blocks) != 1 or min(blocks) < 2 or not others <= {1}:
                 yield "not every block is there equally often"
 
-        return [promise(f"{self}: block i is block i mod {count}", faults(), "bit for bit")]
+        return [Claim.of(f"{self}: block i is block i mod {count}", faults, "bit for bit")]
 
 
 def _zeros(tensor: torch.Tensor) -> torch.Tensor:

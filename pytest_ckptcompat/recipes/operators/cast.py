@@ -5,18 +5,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
 from pytest_ckptcompat.core import keys
+from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.core.findings import Promise
 from pytest_ckptcompat.core.tensor_spec import ITEMSIZE, shown
 from pytest_ckptcompat.recipes.arguments import python
 from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise
-from pytest_ckptcompat.recipes.promises import pieces, promise
+from pytest_ckptcompat.recipes.promises import pieces
 from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.tensors.difference import magnitude
 
@@ -36,6 +36,8 @@ class cast(KeyWise):
         dtype: torch's name without ``torch.``; the model's dtype, if it is left out.
         optim: optimizer state: ``copy`` converts it as well, ``reset`` starts it anew.
     """
+
+    changes_function: ClassVar[str] = ""
 
     dtype: str | None = None
     optim: Literal["copy", "reset"] = "copy"
@@ -68,7 +70,7 @@ class cast(KeyWise):
         alike = key == self.key or dtype.is_floating_point == value.dtype.is_floating_point
         return dtype if alike else None
 
-    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+    def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """What was finite is finite, and every value is rounded at most, which is told."""
         rounding = Rounding()
 
@@ -85,8 +87,7 @@ class cast(KeyWise):
                 elif not all(_equal(one, other) for one, other in pieces(old, new)):
                     yield f"{escape(key)}: the new dtype does not hold all values"
 
-        proved = promise(f"{self}: finite, and rounded at most", faults())
-        return [proved if proved.detail else Promise(proved.name, proved.status, str(rounding))]
+        return [Claim.of(f"{self}: finite, and rounded at most", faults, lambda: str(rounding))]
 
 
 @dataclass

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from pytest_ckptcompat.core.claim import Claim, Verdict
 from pytest_ckptcompat.core.errors import ModelError, RecipeError, raised
 from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.core.findings import Promise
+from pytest_ckptcompat.core.findings import Promise, finding
 from pytest_ckptcompat.core.imports import imported
 from pytest_ckptcompat.core.keys import matches
 from pytest_ckptcompat.recipes.arguments import toml
 from pytest_ckptcompat.recipes.base import Edit, Operator
 from pytest_ckptcompat.recipes.plan import Write, carry_out
-from pytest_ckptcompat.recipes.promises import differing, promise
+from pytest_ckptcompat.recipes.promises import differing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +42,7 @@ class custom(Operator):
         fn: the function, or its name. It gets a copy of the mapping, which it may change; the tensors it must
             not change in place.
         touches: keys or globs of all that it makes, replaces or takes away.
+        keeps_function: False if outputs are to change; else they are compared as those of any other step.
         optim: optimizer state of the keys that it touches: ``reset`` starts it anew; ``copy`` keeps it as it
             is, where the shape is the same.
     """
@@ -48,14 +50,17 @@ class custom(Operator):
     fn: Callable[..., Any] | str
     touches: tuple[str, ...] = ("*",)
     optim: Literal["copy", "reset"] = "reset"
+    keeps_function: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.fn, str) and (name := _name(self.fn)):
             object.__setattr__(self, "fn", name)  # by which it can be printed, compared and written
 
-    def caveat(self, state: State, target: State) -> str:
-        return f"{self} is not checked"
+    @property
+    def changes_function(self) -> str:  # type: ignore[override]
+        """It is held to keeping the function, unless it says that it does not."""
+        return "" if self.keeps_function else f"{self} does not keep it"
 
     def plan(self, state: State, target: State) -> Plan:
         return self.edit(state, target).plan
@@ -129,7 +134,7 @@ class custom(Operator):
             if not any(matches(pattern, key) for pattern in self.touches):
                 raise self.unfit(key, "the function changes it, and touches= does not name it")
 
-    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+    def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """What `touches` does not name is, bit for bit, as it was; of the rest nothing is known."""
         values = {id(value) for value in after.values()}
 
@@ -142,8 +147,15 @@ class custom(Operator):
                 elif isinstance(old, torch.Tensor):
                     yield from differing(key, old, after[key])
 
-        rest = promise(f"{self}: what it does not touch", faults(), "bit for bit")
-        return [rest, Promise(f"{self}", "unchecked", "what a function of your own does is not checked")]
+        why = "what a function of your own does is not checked"
+
+        def unchecked() -> Verdict:
+            return Promise(f"{self}", "unchecked", why), [
+                finding("recipe-unchecked", message=f"{self}: {why}")
+            ]
+
+        rest = Claim.of(f"{self}: what it does not touch", faults, "bit for bit")
+        return [rest, Claim(f"{self}", unchecked, why)]
 
     def table(self) -> dict[str, Any]:
         table = super().table()

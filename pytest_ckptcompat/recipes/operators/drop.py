@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.keys import matches
 from pytest_ckptcompat.recipes.base import Operator
-from pytest_ckptcompat.recipes.promises import differing, promise
+from pytest_ckptcompat.recipes.promises import differing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_ckptcompat.core.findings import Promise
     from pytest_ckptcompat.recipes.plan import Plan, State
 
 
@@ -30,13 +30,14 @@ class drop(Operator):
     """
 
     rounds: ClassVar[bool] = False
+    changes_function: ClassVar[str] = ""
 
     pattern: str
 
     def plan(self, state: State, target: State) -> Plan:
         return {key: [] for key in self.matched(self.pattern, state)}
 
-    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+    def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """What the pattern does not match is there, and its bytes are the same."""
 
         def faults() -> Iterator[str]:
@@ -47,4 +48,4 @@ class drop(Operator):
                 elif isinstance(old, torch.Tensor):
                     yield from differing(key, old, after[key])
 
-        return [promise(f"{self}: the rest is unchanged", faults(), f"{len(after)} keys")]
+        return [Claim.of(f"{self}: the rest is unchanged", faults, f"{len(after)} keys")]

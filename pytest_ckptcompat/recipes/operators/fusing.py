@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
+from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.recipes.arguments import python
@@ -17,14 +18,12 @@ from pytest_ckptcompat.recipes.base import Operator
 from pytest_ckptcompat.recipes.globs import alike, filled, stars
 from pytest_ckptcompat.recipes.per_tensor import shape
 from pytest_ckptcompat.recipes.plan import Plan, State, Write
-from pytest_ckptcompat.recipes.promises import differing, promise
+from pytest_ckptcompat.recipes.promises import differing
 from pytest_ckptcompat.recipes.rows import joined
 from pytest_ckptcompat.tensors.deferred import materialise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    from pytest_ckptcompat.core.findings import Promise
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,6 +38,7 @@ class concat(Operator):
     """
 
     rounds: ClassVar[bool] = False
+    changes_function: ClassVar[str] = ""
 
     keys: tuple[str, ...]
     to: str
@@ -90,14 +90,14 @@ class concat(Operator):
             if state[source].dtype != first.dtype:
                 raise self.unfit(source, f"it has another dtype than {python(sources[0])}: cast one")
 
-    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+    def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Cut at the old sizes, the new tensor gives the old ones."""
 
         def faults() -> Iterator[str]:
             for name, sources in self._groups(before):
                 yield from _taken_apart(name, after.get(name), [before[each] for each in sources], self.dim)
 
-        return [promise(f"{self}: taken apart, the old tensors", faults(), "bit for bit")]
+        return [Claim.of(f"{self}: taken apart, the old tensors", faults, "bit for bit")]
 
 
 @dataclass(frozen=True, repr=False)
@@ -113,6 +113,7 @@ class split(Operator):
     """
 
     rounds: ClassVar[bool] = False
+    changes_function: ClassVar[str] = ""
 
     key: str
     to: tuple[str, ...]
@@ -158,7 +159,7 @@ class split(Operator):
             raise self.unfit(key, f"dimension {self.dim} has {whole}, which is not cut into {sizes}")
         return names, sizes
 
-    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+    def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Joined, the parts give the old tensor."""
 
         def faults() -> Iterator[str]:
@@ -166,7 +167,7 @@ class split(Operator):
                 names = [filled(pattern, stars(self.key, key) or ()) for pattern in self.to]
                 yield from _taken_apart(key, before[key], [after.get(name) for name in names], self.dim)
 
-        return [promise(f"{self}: joined, the old tensor", faults(), "bit for bit")]
+        return [Claim.of(f"{self}: joined, the old tensor", faults, "bit for bit")]
 
 
 def _narrowed(dim: int, start: int, size: int) -> Callable[..., torch.Tensor]:

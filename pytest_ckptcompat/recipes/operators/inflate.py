@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise, shape
-from pytest_ckptcompat.recipes.promises import differing, promise
+from pytest_ckptcompat.recipes.promises import differing
 from pytest_ckptcompat.recipes.rows import bits, wide
 from pytest_ckptcompat.tensors.deferred import materialise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_ckptcompat.core.findings import Promise
     from pytest_ckptcompat.recipes.plan import State
 
 
@@ -88,7 +88,7 @@ class inflate(KeyWise):
             raise self.unfit(key, f"{model}, so the time must be given")
         return self.time if self.time is not None else wanted[2] if wanted is not None else None
 
-    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+    def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """The frames add up to the old kernel: all alike, or all zero but the middle one."""
 
         def faults() -> Iterator[str]:
@@ -97,7 +97,7 @@ class inflate(KeyWise):
                 if time is not None:
                     yield from self._faults(key, materialise(before[key]), materialise(after[key]), time)
 
-        return [promise(f"{self}: as before on a clip that stands still", faults())]
+        return [Claim.of(f"{self}: as before on a clip that stands still", faults)]
 
     def _faults(self, key: str, old: torch.Tensor, new: torch.Tensor, time: int) -> Iterator[str]:
         wanted = (*old.shape[:2], time, *old.shape[2:])

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch.nn import functional
 
+from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise, shape
-from pytest_ckptcompat.recipes.promises import differing, promise
+from pytest_ckptcompat.recipes.promises import differing
 from pytest_ckptcompat.recipes.rows import bits
 from pytest_ckptcompat.tensors.deferred import materialise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_ckptcompat.core.findings import Promise
     from pytest_ckptcompat.recipes.plan import State
 
 Margins = list[tuple[int, int]]
@@ -95,7 +95,7 @@ class pad(KeyWise):
         more = [new - old for old, new in zip(has, wanted, strict=True)]
         return [(each // 2, each - each // 2) if self.mode == "centre" else (0, each) for each in more]
 
-    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+    def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """The old tensor is there, bit for bit, and everything around it is zero."""
 
         def faults() -> Iterator[str]:
@@ -104,7 +104,7 @@ class pad(KeyWise):
                 if any(map(any, margins)):
                     yield from self._faults(key, materialise(before[key]), materialise(after[key]), margins)
 
-        return [promise(f"{self}: the centre is kept, the rest zero", faults(), "bit for bit")]
+        return [Claim.of(f"{self}: the centre is kept, the rest zero", faults, "bit for bit")]
 
     def _faults(self, key: str, old: torch.Tensor, new: torch.Tensor, margins: Margins) -> Iterator[str]:
         wanted = [before + size + behind for size, (before, behind) in zip(old.shape, margins, strict=True)]

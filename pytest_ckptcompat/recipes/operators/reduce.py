@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise, shape
-from pytest_ckptcompat.recipes.promises import promise
 from pytest_ckptcompat.recipes.rows import resized, wide
 from pytest_ckptcompat.tensors.deferred import materialise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_ckptcompat.core.findings import Promise
     from pytest_ckptcompat.recipes.plan import State
 
 
@@ -95,7 +94,7 @@ class reduce(KeyWise):
             raise self.unfit(key, f"dimension {self.dim} has {old}{to}: that makes no {n} groups")
         return old // new, new // n
 
-    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+    def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Each row is the mean, or the sum, of those that it stands for."""
 
         def faults() -> Iterator[str]:
@@ -104,7 +103,7 @@ class reduce(KeyWise):
                 if sizes is not None:
                     yield from self._faults(key, materialise(before[key]), materialise(after[key]), *sizes)
 
-        return [promise(f"{self}: each group's {self.op} is kept", faults())]
+        return [Claim.of(f"{self}: each group's {self.op} is kept", faults)]
 
     def _faults(
         self, key: str, old: torch.Tensor, new: torch.Tensor, several: int, block: int

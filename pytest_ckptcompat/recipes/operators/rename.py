@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.keys import nearest
@@ -16,12 +17,11 @@ from pytest_ckptcompat.recipes.arguments import python
 from pytest_ckptcompat.recipes.base import Operator
 from pytest_ckptcompat.recipes.globs import alike, filled, stars
 from pytest_ckptcompat.recipes.plan import Plan, State, Write
-from pytest_ckptcompat.recipes.promises import differing, promise
+from pytest_ckptcompat.recipes.promises import differing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_ckptcompat.core.findings import Promise
     from pytest_ckptcompat.recipes.plan import State
 
 
@@ -30,6 +30,7 @@ class Renaming(Operator):
     """An operator that gives keys other names; every tensor stays the same object."""
 
     rounds: ClassVar[bool] = False
+    changes_function: ClassVar[str] = ""
 
     def named(self, key: str) -> str:
         """What the operator calls a key."""
@@ -49,7 +50,7 @@ class Renaming(Operator):
     def destination(self, key: str) -> str | None:
         return self.named(key)
 
-    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+    def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """As many tensors as there were, each bit-equal to the one that it was under its old name."""
 
         def faults() -> Iterator[str]:
@@ -63,7 +64,7 @@ class Renaming(Operator):
                 elif isinstance(old, torch.Tensor):
                     yield from differing(name, old, after[name])
 
-        return [promise(f"{self}: bytes unchanged", faults(), f"{len(after)} keys")]
+        return [Claim.of(f"{self}: bytes unchanged", faults, f"{len(after)} keys")]
 
 
 @dataclass(frozen=True, repr=False)

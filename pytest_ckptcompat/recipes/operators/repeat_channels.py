@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from pytest_ckptcompat.core.findings import Promise
+from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.recipes.arguments import python
 from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise, missized, outputs_of, size_after
-from pytest_ckptcompat.recipes.promises import differing, grown, promise
+from pytest_ckptcompat.recipes.promises import differing, grown
 from pytest_ckptcompat.recipes.rows import resized, wide
 from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.tensors.difference import magnitude
@@ -67,7 +67,7 @@ class repeat_channels(KeyWise):
 
         return Change(make, (lambda _, tensor: repeated(tensor, 1)) if self.optim == "copy" else None)
 
-    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+    def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Channel i is channel ``i mod n`` times n/N; the sum over the channels is kept where n divides N."""
         said: dict[str, None] = {}
 
@@ -86,5 +86,5 @@ class repeat_channels(KeyWise):
                 sums = f"sums change by up to {apart}, as {n} does not divide {more}"
                 said[sums if more % n else "their sum is kept"] = None  # which follows
 
-        proved = promise(f"{self}: channel i is channel i mod n, times n/N", faults())
-        return [proved if proved.detail else Promise(proved.name, proved.status, "; ".join(said))]
+        told = f"{self}: channel i is channel i mod n, times n/N"
+        return [Claim.of(told, faults, lambda: "; ".join(said))]

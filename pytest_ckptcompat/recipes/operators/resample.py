@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch.nn import functional
 
+from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise, shape
-from pytest_ckptcompat.recipes.promises import differing, promise
+from pytest_ckptcompat.recipes.promises import differing
 from pytest_ckptcompat.recipes.rows import joined, wide
 from pytest_ckptcompat.tensors.deferred import materialise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_ckptcompat.core.findings import Promise
     from pytest_ckptcompat.recipes.plan import State
 
 Size = tuple[int, int]
@@ -217,7 +217,7 @@ class resample(KeyWise):
 
     # -- the proof -----------------------------------------------------------------------------------------
 
-    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+    def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Prefix tokens are kept, and the grid is the old one times matrices that resize each side."""
 
         def faults() -> Iterator[str]:
@@ -227,7 +227,7 @@ class resample(KeyWise):
                     yield from self._faults(key, grid, materialise(before[key]), materialise(after[key]))
 
         name = "a resized patch gives what it gave" if self.mode == "pinv" else "resized line by line"
-        return [promise(f"{self}: {name}", faults(), "prefix tokens bit-equal" if self.prefix_tokens else "")]
+        return [Claim.of(f"{self}: {name}", faults, "prefix tokens bit-equal" if self.prefix_tokens else "")]
 
     def _faults(self, key: str, grid: Grid, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
         rows, columns = (

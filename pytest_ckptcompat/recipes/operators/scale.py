@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise
-from pytest_ckptcompat.recipes.promises import pieces, promise
+from pytest_ckptcompat.recipes.promises import pieces
 from pytest_ckptcompat.recipes.rows import wide
 from pytest_ckptcompat.tensors.deferred import materialise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_ckptcompat.core.findings import Promise
     from pytest_ckptcompat.recipes.plan import State
 
 
@@ -80,7 +80,7 @@ class scale(KeyWise):
             else f"it is {shown(tuple(tensor.shape))}, with not {len(self.factor)} in dimension {self.dim}"
         )
 
-    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+    def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Every element is the old one times its factor, but for the rounding of its dtype."""
 
         def faults() -> Iterator[str]:
@@ -95,7 +95,7 @@ class scale(KeyWise):
                     if off := sum(_apart(was, now, factor) for was, now in pieces(one, other)):
                         yield f"{escape(key)}: {off} elements are not {factor} times the old"
 
-        return [promise(f"{self}: linear", faults())]
+        return [Claim.of(f"{self}: linear", faults)]
 
     def _rows(
         self, old: torch.Tensor, new: torch.Tensor

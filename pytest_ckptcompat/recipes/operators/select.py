@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
+from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.recipes.arguments import python
 from pytest_ckptcompat.recipes.new_rows import Fresh, Init, mean
 from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise, shape
-from pytest_ckptcompat.recipes.promises import promise
 from pytest_ckptcompat.recipes.rows import bits, joined, resized
 from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.tensors.difference import same_bits
@@ -24,7 +24,6 @@ from pytest_ckptcompat.tensors.difference import same_bits
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_ckptcompat.core.findings import Promise
     from pytest_ckptcompat.recipes.plan import State
 
 
@@ -133,7 +132,7 @@ class select(KeyWise):
         beyond = [row for row in self.index or () if not -size <= row < size]
         return f"with no row {beyond[0]} in dimension {self.dim}" if beyond else ""
 
-    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+    def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Every new row is, bit for bit, the old row of its number or name; others are as `missing` says."""
         count = 0
 
@@ -159,8 +158,7 @@ class select(KeyWise):
                     declared = Fresh.of(self.missing, self, self, key, before, target)
                     yield from declared.faults(old, torch.stack(fresh, self.dim), self.dim)
 
-        proved = promise(f"{self}: rows by their place", faults(), "bit for bit")
-        return [proved]
+        return [Claim.of(f"{self}: rows by their place", faults, "bit for bit")]
 
     def _came(self, place: int) -> int | None:
         """The old row of one new row."""

@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.recipes.arguments import python
 from pytest_ckptcompat.recipes.base import Operator
 from pytest_ckptcompat.recipes.globs import alike, filled, stars
 from pytest_ckptcompat.recipes.plan import Plan, State, Write
-from pytest_ckptcompat.recipes.promises import differing, promise
+from pytest_ckptcompat.recipes.promises import differing
 from pytest_ckptcompat.tensors.difference import memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from pytest_ckptcompat.core.findings import Promise
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,7 +67,7 @@ class tie(Operator):
             values = stars(self.keys[0], first) or ()
             yield first, [filled(pattern, values) for pattern in self.keys[1:]]
 
-    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+    def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """All names have the storage of the first, whose bytes are unchanged."""
 
         def faults() -> Iterator[str]:
@@ -81,4 +80,4 @@ class tie(Operator):
                 if isinstance(before[first], torch.Tensor) and first in after:
                     yield from differing(first, before[first], after[first])
 
-        return [promise(f"{self}: shared", faults())]
+        return [Claim.of(f"{self}: shared", faults)]

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
+from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise, missized, outputs_of, size_after
-from pytest_ckptcompat.recipes.promises import differing, grown, old_rows_kept, promise
+from pytest_ckptcompat.recipes.promises import differing, grown, old_rows_kept
 from pytest_ckptcompat.recipes.rows import bits, drawn, joined
 from pytest_ckptcompat.tensors.deferred import materialise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_ckptcompat.core.findings import Promise
     from pytest_ckptcompat.recipes.plan import State
 
 
@@ -88,7 +88,7 @@ class tile(KeyWise):  # operators are named as recipes spell them
     def _noise(self, tensor: torch.Tensor, generator: torch.Generator) -> None:
         tensor.normal_(0.0, self.noise_std, generator=generator)
 
-    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+    def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Old rows are bit-equal, and row i is row ``i mod n``, but for the noise."""
 
         def faults() -> Iterator[str]:
@@ -99,5 +99,5 @@ class tile(KeyWise):  # operators are named as recipes spell them
                 yield from differing(key, expected, new, 7 * self.noise_std if self.noise_std else None)
 
         told = f"within 7 × {self.noise_std}" if self.noise_std else "bit for bit"
-        repeated = promise(f"{self}: row i is row i mod n", faults(), told)
+        repeated = Claim.of(f"{self}: row i is row i mod n", faults, told)
         return [old_rows_kept(self, before, after, self.dim), repeated]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
+from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.core.keys import nearest
@@ -17,7 +18,6 @@ from pytest_ckptcompat.recipes.base import Operator
 from pytest_ckptcompat.recipes.globs import alike, filled, stars
 from pytest_ckptcompat.recipes.per_tensor import shape, tied
 from pytest_ckptcompat.recipes.plan import Plan, State, Write
-from pytest_ckptcompat.recipes.promises import promise
 from pytest_ckptcompat.recipes.rows import drawn, generator
 from pytest_ckptcompat.recipes.units import Split, Units, conditions, shares, twins, uncopied, unshared
 from pytest_ckptcompat.tensors.difference import memory
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from pytest_ckptcompat.core.findings import Finding, Promise
+    from pytest_ckptcompat.core.findings import Finding
 
     Modules = Mapping[str, Sequence[str]]
 
@@ -225,18 +225,25 @@ class widen(Operator):
 
     # -- the proof -----------------------------------------------------------------------------------------
 
-    def prove(self, before: State, after: State, target: State) -> list[Promise]:
+    def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """What comes in is copied, and what goes out sums up to what it was.
 
         So every unit's copies together give its consumers what it gave alone, if all that lies between treats
         each unit by itself; where a norm may not, that is told.
         """
         layers = list(self._layers(before, target))
-        copied = (uncopied(units, before, after, self.mapping, self.noise_std) for units in layers)
-        shared = (unshared(units, before, after, self.mapping, self.split) for units in layers)
+
+        def copied() -> Iterator[str]:
+            for units in layers:
+                yield from uncopied(units, before, after, self.mapping, self.noise_std)
+
+        def shared() -> Iterator[str]:
+            for units in layers:
+                yield from unshared(units, before, after, self.mapping, self.split)
+
         return [
-            promise(f"{self}: units copied", chain.from_iterable(copied)),
-            promise(f"{self}: work shared", chain.from_iterable(shared), conditions(layers, before)),
+            Claim.of(f"{self}: units copied", copied),
+            Claim.of(f"{self}: work shared", shared, conditions(layers, before)),
         ]
 
     def remarks(self, before: State, after: State, target: State) -> list[Finding]:

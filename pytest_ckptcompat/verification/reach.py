@@ -1,0 +1,144 @@
+"""How far some tensors reach: which parts of the outputs depend on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from .regions import pairings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch import nn
+
+    from .pairing import Way
+    from .regions import Rows
+    from .run_copies import Outputs
+
+Elements = torch.Tensor | None
+"""Which elements of a tensor are meant; None: all of them."""
+
+_TRIES = 2
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The elements of outputs that some tensors have influence on.
+
+    Attributes:
+        masks: mode -> for each batch, output path -> True where it has; None: everywhere, as far as is known.
+    """
+
+    masks: Mapping[str, list[dict[str, torch.Tensor]]] | None
+
+    def excused(
+        self,
+        mode: str,
+        batch: int,
+        output: torch.Tensor,
+        way: Way,
+        was: torch.Tensor,
+        now: torch.Tensor,
+        rows: Rows,
+    ) -> torch.Tensor:
+        """`now`, with what is in reach taken from `was`; `output` is the whole old one."""
+        if self.masks is None:
+            return was
+        mask = self.masks[mode][batch][way.path]
+        inside = next(now for moved, _, now in pairings(output, mask, rows) if moved == way.moved)
+        return torch.where(inside, was, now)
+
+    def anywhere(self) -> bool:
+        """Whether anything is in reach."""
+        return self.masks is None or any(bool(mask.any()) for _, mask in _each(self.masks))
+
+
+def reach_of(
+    tensors: Mapping[str, Elements], model: nn.Module, run: Callable[[], Outputs], given: Outputs
+) -> Reach:
+    """What changes in the outputs of a model when some of its tensors do.
+
+    They are disturbed, and the model is run: an element that is bit for bit what it was does not depend on
+    them. A part of an output that one sample shows is taken to be in reach for all samples.
+
+    Args:
+        tensors: key -> which elements of it are disturbed.
+        model: left as it was.
+        run: gives the outputs of a copy of it on the batches.
+        given: what it gave undisturbed.
+    """
+    held = model.state_dict(keep_vars=True)
+    if any(key not in held or not held[key].is_floating_point() for key in tensors):
+        return Reach(None)
+    found = [_disturbed({held[key]: each for key, each in tensors.items()}, run, n) for n in range(_TRIES)]
+    masks: dict[str, list[dict[str, torch.Tensor]]] = {}
+    for mode, batches in given.modes.items():
+        masks[mode] = [
+            {
+                path: torch.stack(
+                    [_differs(tensor, each.modes[mode][batch].get(path)) for each in found]
+                ).any(0)
+                for path, tensor in outputs.items()
+            }
+            for batch, outputs in enumerate(batches)
+        ]
+    return Reach(_over_samples(masks))
+
+
+def _disturbed(tensors: Mapping[torch.Tensor, Elements], run: Callable[[], Outputs], seed: int) -> Outputs:
+    """The outputs with other values in some tensors, which get their own back."""
+    kept = {tensor: tensor.detach().clone() for tensor in tensors}
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        with torch.no_grad():
+            for tensor, elements in tensors.items():
+                other = _other(kept[tensor], generator)
+                tensor.copy_(other if elements is None else torch.where(elements, other, kept[tensor]))
+        return run()
+    finally:
+        with torch.no_grad():
+            for tensor, was in kept.items():
+                tensor.copy_(was)
+
+
+def _other(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Values of the size of the old ones; those that are positive stay so."""
+    drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+    size = tensor.float().square().mean().sqrt().to(tensor) if tensor.numel() else 0
+    return tensor * (1.2 + drawn) + (0.1 + 0.3 * drawn.roll(1)) * (size or 1)
+
+
+def _differs(one: torch.Tensor, other: torch.Tensor | None) -> torch.Tensor:
+    if other is None or one.shape != other.shape:
+        return torch.ones(one.shape, dtype=torch.bool)
+    return (one != other) & ~(one.isnan() & other.isnan())
+
+
+def _over_samples(
+    masks: Mapping[str, list[dict[str, torch.Tensor]]],
+) -> Mapping[str, list[dict[str, torch.Tensor]]]:
+    """The masks, with what one sample of any batch shows in all of them: a unit may be silent for some."""
+    shown: dict[tuple[str, torch.Size], torch.Tensor] = {}
+    for path, mask in _each(masks):
+        if mask.dim() > 1:
+            key = path, mask.shape[1:]
+            shown[key] = mask.any(0) | shown.get(key, torch.tensor(False))
+    return {
+        mode: [
+            {
+                path: shown[path, mask.shape[1:]].expand(mask.shape) if mask.dim() > 1 else mask
+                for path, mask in outputs.items()
+            }
+            for outputs in batches
+        ]
+        for mode, batches in masks.items()
+    }
+
+
+def _each(masks: Mapping[str, list[dict[str, torch.Tensor]]]) -> Iterator[tuple[str, torch.Tensor]]:
+    for batches in masks.values():
+        for outputs in batches:
+            yield from outputs.items()
