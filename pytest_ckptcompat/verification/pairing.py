@@ -129,7 +129,7 @@ class Comparing:
                 limit = self.allowed * (10 if mode == "train" else 1)
                 for way, was, now in _places(path, others, before, after, self.rows):
                     if reach is not None:
-                        now = reach.excused(mode, batch, before[path], way, was, now, self.rows)
+                        now = reach.excused(mode, batch, before[path], *way, was, now, self.rows)
                     candidate = found.setdefault(way, Candidate(way, before[path].shape))
                     candidate.exact &= before[path].shape == after[way.path].shape
                     candidate.gaps.append(Gap(*_apart(was, now, limit), path, batch, mode))

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from .pairing import Way
     from .regions import Rows
     from .run_copies import Outputs
 
@@ -39,16 +38,28 @@ class Reach:
         mode: str,
         batch: int,
         output: torch.Tensor,
-        way: Way,
+        path: str,
+        moved: int | None,
         was: torch.Tensor,
         now: torch.Tensor,
         rows: Rows,
     ) -> torch.Tensor:
-        """`now`, with what is in reach taken from `was`; `output` is the whole old one."""
+        """`now`, with what is in reach taken from `was`.
+
+        Args:
+            mode: of the run.
+            batch: its number.
+            output: the old output as a whole.
+            path: of the new output that it lies in.
+            moved: the dimension whose rows have moved, or None.
+            was: the old side.
+            now: the new side.
+            rows: where rows went.
+        """
         if self.masks is None:
             return was
-        mask = self.masks[mode][batch][way.path]
-        inside = next(now for moved, _, now in pairings(output, mask, rows) if moved == way.moved)
+        mask = self.masks[mode][batch][path]
+        inside = next(there for dim, _, there in pairings(output, mask, rows) if dim == moved)
         return torch.where(inside, was, now)
 
     def anywhere(self) -> bool:
