@@ -52,7 +52,7 @@ def same_bits(expected: torch.Tensor, actual: torch.Tensor) -> bool:
     """Whether both tensors have one shape, one dtype and the same bits; NaNs are equal if their bits are."""
     if expected.shape != actual.shape or expected.dtype != actual.dtype:
         return False
-    return torch.equal(_bits(materialise(expected)), _bits(materialise(actual)))
+    return torch.equal(bits(materialise(expected)), bits(materialise(actual)))
 
 
 def difference(
@@ -85,7 +85,7 @@ def difference(
         beyond = (
             apart > tolerance
             if tolerance is not None
-            else (_bits(left) != _bits(right)).reshape(left.numel(), -1).any(1)
+            else (bits(left) != bits(right)).reshape(left.numel(), -1).any(1)
         )
         count += int(beyond.sum())
         if beyond.any():
@@ -117,7 +117,7 @@ def _distance(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return torch.where(alike, 0.0, apart).nan_to_num(nan=math.inf, posinf=math.inf)
 
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
+def bits(tensor: torch.Tensor) -> torch.Tensor:
     """The same memory as integers, because comparing floats finds ``nan != nan`` and ``0.0 == -0.0``."""
     tensor = tensor.detach().cpu().contiguous().reshape(-1)
     if tensor.is_complex():

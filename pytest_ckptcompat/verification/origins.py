@@ -1,0 +1,279 @@
+"""Where the values of a loaded model come from: each of its tensors traced to a checkpoint by its bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_ckptcompat.tensors.deferred import DeferredTensor, materialise
+from pytest_ckptcompat.tensors.difference import bits, memory
+
+from .counterparts import Counterparts
+from .lines import Lines
+from .same_values import constant, conversions, converted, held_values, plain, sample, views
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+BY_LINES = "line by line"
+"""How values came that are in no tensor of the checkpoint as a whole, or in another order than there."""
+
+_PAGES = 1 << 20  # bytes from which it takes noticeable time to have memory for them
+_SMALL = 1 << 20  # elements up to which an unused tensor is looked at, lest it be a constant
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a tensor of the model has its values from.
+
+    Attributes:
+        sources: the keys of the checkpoint, in its order.
+        how: what became of the values on the way, in words; ``""`` where they are as they were.
+    """
+
+    sources: tuple[str, ...]
+    how: str = ""
+
+
+@dataclass
+class Origins:
+    """What `trace` found; every tensor of the model is in one of the first four.
+
+    Attributes:
+        held: key -> where its values are from.
+        other: keys that the checkpoint has under the same name, with other values -> what they hold, as far
+            as that is known.
+        missed: keys that the checkpoint does not have by name, and whose values it does not have either ->
+            what else is known of them.
+        constants: key -> the constant that it holds (``"zeros"``), which any constructor gives: no evidence.
+        unused: keys of the checkpoint whose values are nowhere in the model, constants left out.
+        evidence: the keys of `held` whose values are no constants.
+    """
+
+    held: dict[str, Origin] = field(default_factory=dict)
+    other: dict[str, str] = field(default_factory=dict)
+    missed: dict[str, str] = field(default_factory=dict)
+    constants: dict[str, str] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
+    evidence: set[str] = field(default_factory=set)
+
+    @property
+    def total(self) -> int:
+        """How many tensors the model has."""
+        return len(self.held) + len(self.other) + len(self.missed) + len(self.constants)
+
+
+def trace(model: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Origins:
+    """Trace every tensor of a model to a checkpoint.
+
+    A key that both have is compared under its own name, whatever else holds its values. Any other is looked
+    for everywhere: as it is, cast (also by way of a dtype that rounds), reshaped, with its axes in another
+    order, or line by line where tensors were fused, split, stacked or reordered. Every tensor of the
+    checkpoint is read once, and a second time where only its lines can tell.
+
+    Args:
+        model: the ``state_dict()`` of a loaded model.
+        checkpoint: the state dict that it was loaded from; values that are still on disk are read one tensor
+            at a time.
+    """
+    return _Tracing(model, checkpoint).run()
+
+
+class _Tracing:
+    def __init__(self, model: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> None:
+        self._model = _tensors(model)
+        self._checkpoint = _tensors(checkpoint)
+        self._read = _Reader().read
+        self._used: set[object] = set()
+        self._found = Origins()
+
+    def run(self) -> Origins:
+        found = self._found
+        nameless = {key: each for key, each in self._model.items() if key not in self._checkpoint}
+        found.constants = {key: what for key, each in nameless.items() if (what := constant(each))}
+        wanted = {key: each for key, each in nameless.items() if key not in found.constants}
+        self._whole(_Samples(wanted))
+        self._aliases(wanted)
+        self._by_lines(wanted)
+        self._aliases(wanted)
+        found.missed |= {key: found.missed.get(key, "") for key in wanted if key not in found.held}
+        self._constants()
+        self._swapped()
+        self._elsewhere()
+        found.evidence = {key for key in found.held if not constant(self._model[key])}
+        found.unused = [key for key, each in self._checkpoint.items() if self._reached_nothing(each)]
+        return found
+
+    def _whole(self, samples: _Samples) -> None:
+        """Look for whole tensors; where both sides have a name, under that name alone."""
+        for key, stored in self._checkpoint.items():
+            own = self._model.get(key)
+            if own is None and stored.numel() not in samples.sizes:
+                continue
+            value = self._read(stored)
+            if own is not None:
+                how = held_values(own, value)
+                if how is not None:
+                    self._hold(key, key, how)
+                else:
+                    self._own_lines(key, own, value)
+            for name, how in samples.alike(value):
+                self._hold(name, key, how)
+
+    def _own_lines(self, key: str, own: torch.Tensor, value: torch.Tensor) -> None:
+        """A tensor that has not the checkpoint's values may have its lines: fewer, or in another order."""
+        lines = Lines({key: own})
+        if lines.fits(value):
+            lines.look_in(key, value)
+        if any(lines.complete()):
+            self._hold(key, key, BY_LINES)
+            return
+        some = [f"{count} of {total} lines are the checkpoint's" for _, _, count, total in lines.part()]
+        self._found.other[key] = some[0] if some else constant(own)
+
+    def _hold(self, name: str, key: str, how: str) -> None:
+        self._used.add(memory(self._checkpoint[key]))
+        self._found.held.setdefault(name, Origin((key,), how))
+
+    def _aliases(self, wanted: Mapping[str, torch.Tensor]) -> None:
+        """Find, with a tensor that was found, its other names in the model."""
+        places = {memory(self._model[name]): origin for name, origin in self._found.held.items()}
+        for name, tensor in wanted.items():
+            if name not in self._found.held and (origin := places.get(memory(tensor))) is not None:
+                self._found.held[name] = origin
+
+    def _by_lines(self, wanted: Mapping[str, torch.Tensor]) -> None:
+        """Look for lines of what was not found whole: in tensors that reached nothing, then in all."""
+        left = {name: each for name, each in wanted.items() if name not in self._found.held}
+        lines = Lines(left)
+        for thoroughly in (False, True):
+            if left.keys() <= self._found.held.keys():
+                return
+            for key, stored in self._checkpoint.items():
+                place = memory(stored)
+                if (
+                    (thoroughly or place not in self._used)
+                    and lines.fits(stored)
+                    and lines.look_in(key, self._read(stored), thoroughly=thoroughly)
+                ):
+                    self._used.add(place)
+            for name, sources in lines.complete():
+                self._found.held.setdefault(name, Origin(sources, BY_LINES))
+        for name, sources, count, total in lines.part():
+            self._found.missed[name] = f"{count} of {total} lines are in {sources[0]}, the others nowhere"
+
+    def _constants(self) -> None:
+        """Compare constants with what the checkpoint has under the name that belongs to their module."""
+        counterparts = self._counterparts()
+        for name, what in list(self._found.constants.items()):
+            key = counterparts.of(name)
+            if key is None or key in self._model:
+                continue
+            value = self._read(self._checkpoint[key])
+            how = held_values(self._model[name], value)
+            if how is not None:
+                del self._found.constants[name]
+                self._hold(name, key, how)
+            elif value.numel() == self._model[name].numel():
+                del self._found.constants[name]
+                self._found.missed[name] = f"{what}; the checkpoint has {key}"
+
+    def _swapped(self) -> None:
+        """Find tensors that took one another's places, such as q and k, while all names were changed."""
+        whole, counterparts = self._single_sources(), self._counterparts()
+        wanted = {
+            name: due
+            for name, key in whole.items()
+            if name not in self._checkpoint and (due := counterparts.of(name, but=key)) not in (None, key)
+        }
+        holder = {key: name for name, key in whole.items()}
+        for name in wanted:
+            there, seen = name, set[str]()
+            while there in wanted and there not in seen:
+                seen.add(there)
+                there = holder.get(str(wanted[there]), "")
+            if there == name and not self._holds(name, str(wanted[name])):
+                self._found.other[name] = f"holds {whole[name]}, not {wanted[name]}"
+        for name in self._found.other:
+            self._found.held.pop(name, None)
+
+    def _holds(self, name: str, key: str) -> bool:
+        return held_values(self._model[name], self._read(self._checkpoint[key])) is not None
+
+    def _elsewhere(self) -> None:
+        """Find out where keys that hold other values than their own have those from."""
+        samples = _Samples({name: self._model[name] for name, told in self._found.other.items() if not told})
+        for key, stored in self._checkpoint.items():
+            if stored.numel() in samples.sizes:
+                for name, _ in samples.alike(self._read(stored)):
+                    self._found.other[name] = f"holds {key}"
+
+    def _reached_nothing(self, stored: torch.Tensor) -> bool:
+        return memory(stored) not in self._used and not (
+            stored.numel() <= _SMALL and constant(self._read(stored))
+        )
+
+    def _counterparts(self) -> Counterparts:
+        return Counterparts(self._single_sources(), self._checkpoint.keys())
+
+    def _single_sources(self) -> dict[str, str]:
+        return {name: each.sources[0] for name, each in self._found.held.items() if len(each.sources) == 1}
+
+
+class _Reader:
+    """Reads one tensor after the other into the same memory, which a new one overwrites."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def read(self, stored: torch.Tensor) -> torch.Tensor:
+        """The values, until the next call."""
+        if not isinstance(stored, DeferredTensor) or stored.numel() * stored.element_size() < _PAGES:
+            return materialise(stored)
+        nbytes = stored.numel() * stored.element_size()
+        if self._memory.numel() < nbytes:
+            self._memory = torch.empty(0, dtype=torch.uint8)  # not both at once
+            self._memory = torch.empty(nbytes, dtype=torch.uint8)
+        return self._memory[:nbytes].view(stored.dtype).view(stored.shape).copy_(stored)
+
+
+class _Samples:
+    """Tensors of a model by a few of their elements, so that one with given values is found at once."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+        self._names: dict[object, list[str]] = {}
+        self._kinds: dict[int, set[tuple[torch.dtype, tuple[int, ...]]]] = {}
+        for name, tensor in tensors.items():
+            if plain(tensor):
+                self._names.setdefault(_sample(tensor, (tensor.dtype,)), []).append(name)
+                self._kinds.setdefault(tensor.numel(), set()).add((tensor.dtype, tuple(tensor.shape)))
+
+    @property
+    def sizes(self) -> Collection[int]:
+        """How many elements they have."""
+        return self._kinds.keys()
+
+    def alike(self, value: torch.Tensor) -> Iterator[tuple[str, str]]:
+        """Those that hold the values of a tensor of the checkpoint, and what became of these on the way."""
+        if not plain(value):
+            return
+        likely: set[str] = set()
+        for dtype, shape in self._kinds.get(value.numel(), ()):
+            for conversion in conversions(value.dtype, dtype):
+                for view, _ in views(value, shape):
+                    likely.update(self._names.get(_sample(view, conversion), ()))
+        for name in self._tensors if likely else ():
+            if name in likely and (how := held_values(self._tensors[name], value)) is not None:
+                yield name, how
+
+
+def _sample(tensor: torch.Tensor, conversion: tuple[torch.dtype, ...]) -> object:
+    few = bits(converted(sample(tensor), conversion))
+    return conversion[-1], tuple(tensor.shape), tuple(few.reshape(-1).tolist())
+
+
+def _tensors(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in state_dict.items() if isinstance(value, torch.Tensor)}

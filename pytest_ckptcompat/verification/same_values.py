@@ -1,0 +1,156 @@
+"""Whether a tensor holds the values of another one: as they are, cast, reshaped, or in another axis order."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import TYPE_CHECKING
+
+import torch
+
+from pytest_ckptcompat.tensors.difference import bits
+
+from .comparison import loses
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    Conversion = tuple[torch.dtype, ...]
+    """The dtypes that values go through, the last one being the model's."""
+
+_PIECE = 1 << 22
+_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+_SAMPLED = 16
+
+
+def held_values(held: torch.Tensor, value: torch.Tensor) -> str | None:
+    """How `held` got the values of `value`, bit for bit: ``""`` as they are, or in words; None: it did not.
+
+    Args:
+        held: a tensor of the model.
+        value: a tensor of the checkpoint, in memory.
+    """
+    if held.numel() != value.numel() or held.is_meta:
+        return None
+    held, value = _dense(held), _dense(value)
+    wanted = bits(sample(held))
+    for conversion in conversions(value.dtype, held.dtype):
+        for view, how in views(value, tuple(held.shape)):
+            if torch.equal(bits(converted(sample(view), conversion)), wanted) and _same(
+                held, view, conversion
+            ):
+                return ", ".join(filter(None, (how, told(conversion, value.dtype))))
+    return None
+
+
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    """The values of a sparse or quantized tensor in ordinary memory; any other as it is."""
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
+
+
+def plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's values lie in ordinary memory, where they can be compared."""
+    return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
+
+
+def conversions(source: torch.dtype, target: torch.dtype) -> Iterator[Conversion]:
+    """The ways from one dtype to another: straight, then by a dtype that rounds."""
+    yield (target,)
+    if source.is_floating_point and target.is_floating_point:
+        for narrow in _NARROW:
+            if narrow not in (source, target) and narrow.itemsize < source.itemsize and loses(source, narrow):
+                yield narrow, target
+
+
+def converted(tensor: torch.Tensor, conversion: Conversion) -> torch.Tensor:
+    """The values on the CPU, after all of its casts."""
+    tensor = tensor.detach().cpu()
+    for dtype in conversion:
+        tensor = tensor.to(dtype)
+    return tensor
+
+
+def told(conversion: Conversion, source: torch.dtype) -> str:
+    """What a conversion did, in words; ``""`` for nothing."""
+    *between, target = (str(dtype).removeprefix("torch.") for dtype in conversion)
+    if between:
+        return f"rounded to {between[0]}"
+    return "" if conversion == (source,) else f"cast to {target}"
+
+
+def views(value: torch.Tensor, shape: tuple[int, ...]) -> Iterator[tuple[torch.Tensor, str]]:
+    """The ways in which values of as many elements may lie in a tensor of this shape, the plainest first."""
+    same = tuple(value.shape) == shape
+    yield value.reshape(shape), "" if same else f"reshaped from {tuple(value.shape)}"
+    squeezed, wanted = value.squeeze(), tuple(size for size in shape if size != 1)
+    for order in _orders(squeezed.dim()):
+        if tuple(squeezed.shape[axis] for axis in order) == wanted:
+            how = "transposed" if squeezed.dim() == 2 else f"permuted {order}"
+            yield _in_shape(squeezed.permute(order), shape), how
+
+
+def _in_shape(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """The tensor, squeezed, with dimensions of size 1 where `shape` has some; nothing is copied."""
+    for place, size in enumerate(shape):
+        if size == 1:
+            tensor = tensor.unsqueeze(place)
+    return tensor
+
+
+def _orders(dims: int) -> Iterator[tuple[int, ...]]:
+    straight = tuple(range(dims))
+    if dims <= 4:
+        yield from (order for order in permutations(straight) if order != straight)
+    else:
+        yield straight[::-1]
+        yield (*straight[:-2], dims - 1, dims - 2)
+        yield (1, 0, *straight[2:])
+
+
+def sample(tensor: torch.Tensor) -> torch.Tensor:
+    """A few elements, spread over a tensor, in the order in which they lie in its shape."""
+    if tensor.numel() <= _SAMPLED:
+        return tensor.detach().reshape(-1)
+    index: list[list[int]] = []
+    for number in range(_SAMPLED):
+        place, at = number * (tensor.numel() - 1) // (_SAMPLED - 1), []
+        for size in reversed(tensor.shape):  # as torch.unravel_index, which imports sympy
+            place, rest = divmod(place, size)
+            at.append(rest)
+        index.append(at[::-1])
+    return tensor.detach()[tuple(torch.tensor(index, device=tensor.device).unbind(1))]
+
+
+def constant(tensor: torch.Tensor) -> str:
+    """``"zeros"``, ``"ones"``, ``"0, 1, 2, …"``, a single number: what any constructor gives; else ``""``."""
+    if not tensor.numel() or not plain(tensor):
+        return ""
+    for found in (sample(tensor), tensor.detach()):  # nearly always, a few elements tell that it is not
+        flat = found.reshape(-1).cpu()
+        numbers = bits(flat).reshape(flat.numel(), -1)
+        if not torch.equal(numbers[:1].expand_as(numbers), numbers):
+            break
+    else:
+        first = flat[0].item()
+        known = {0.0: "zeros", 1.0: "ones"}.get(float(first)) if not isinstance(first, complex) else None
+        return known or (f"{first:.6g}" if flat.numel() == 1 else f"{first:.6g} everywhere")
+    return "0, 1, 2, …" if _counts(tensor.detach()) else ""
+
+
+def _counts(tensor: torch.Tensor) -> bool:
+    """Whether it numbers its elements, or those of its last dimension: position ids."""
+    if tensor.dtype.is_complex or not tensor.dim() or tensor.shape[-1] < 2:
+        return False
+    rows = tensor.cpu().reshape(-1, tensor.shape[-1])
+    numbers = torch.arange(tensor.shape[-1]).to(tensor.dtype)
+    return bool(torch.equal(rows[0], numbers)) and torch.equal(rows, numbers.expand_as(rows))
+
+
+def _same(held: torch.Tensor, view: torch.Tensor, conversion: Conversion) -> bool:
+    for left, right in zip(
+        torch.split(held.detach().reshape(-1), _PIECE), torch.split(view.reshape(-1), _PIECE), strict=True
+    ):
+        if not torch.equal(bits(left), bits(converted(right, conversion))):
+            return False
+    return True
