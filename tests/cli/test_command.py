@@ -1,12 +1,19 @@
 """The ``ckptcompat`` command: output and exit codes."""
 
+import argparse
+import io
 import json
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
 from networks import Boxes, Words
 
 from pytest_ckptcompat.cli import main
+from pytest_ckptcompat.cli.command import COMMANDS
 
 RECIPE = '[[recipe]]\nop = "tile"\nkey = "out2.*"\ndim = 0\n'
 
@@ -179,6 +186,110 @@ def test_apply_that_fails_writes_nothing(folder, capsys, recipe, output, code):
     assert main(["apply", "net.pth", "networks:Grown", "--recipe", "r.toml", "-o", output]) == code
     assert sorted(folder.iterdir()) == before
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_versions_are_told_without_importing_torch(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert re.fullmatch(
+        r"ckptcompat [\d.]+ \(Python 3[\d.]+\S*, torch \S+, pytest [\d.]+\S*\)\n", capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_every_option_has_help_and_the_exit_codes_are_told(command):
+    parser = argparse.ArgumentParser()
+    command.add_options(parser)
+    assert all(action.help for action in parser._actions)
+    assert re.match(r"0 \w", command.EXITS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ["check", "a", "b:c", "--receipe", "x.toml"],
+            "unrecognized arguments: --receipe x.toml; did you mean --recipe?",
+        ),
+        (["show", "a", "--jso"], "unrecognized arguments: --jso; did you mean --json?"),
+        (["chek", "a"], "did you mean check?"),
+        (["diff", "a"], "the following arguments are required: --against"),
+    ],
+)
+def test_an_error_shows_the_usage_of_its_command_and_what_was_meant(capsys, arguments, told):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    text = capsys.readouterr().err
+    usage = "ckptcompat [-h]" if arguments[0] == "chek" else f"ckptcompat {arguments[0]} [-h]"
+    assert text.startswith(f"usage: {usage}")
+    assert told in text
+
+
+def test_lock_says_what_it_wrote(folder, capsys):
+    assert main(["lock", "net.pth", "-o", "net.ckpt.json"]) == 0
+    assert capsys.readouterr().out == "net.ckpt.json: 28 keys of net.pth\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "painted"),
+    [
+        ({}, False),
+        ({"FORCE_COLOR": "1"}, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+    ],
+)
+def test_colours_off_a_terminal(folder, capsys, monkeypatch, variables, painted):
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(["check", "net.pth", "networks:Grown"]) == 1
+    assert ("\x1b[" in capsys.readouterr().out) is painted
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("term", "painted"), [("xterm", True), ("dumb", False)])
+def test_colours_on_a_terminal(folder, monkeypatch, term, painted):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    main(["check", "net.pth", "networks:Grown"])
+    assert ("\x1b[" in sys.stdout.getvalue()) is painted
+
+
+# -- an output that nobody reads, or that can't be written ----------------------------------------------------
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("shell", "codes"),
+    [("| true", (1, 0)), (">&-", (1, 0)), ("> /dev/full", (2, 2))],
+    ids=["broken pipe", "closed", "full"],
+)
+def test_the_verdict_survives_what_becomes_of_the_output(folder, buffered, shell, codes):
+    for other, code in zip(("words.pth", "net.pth"), codes, strict=True):
+        line = f'"{sys.executable}" -m pytest_ckptcompat diff {other} --against net.pth {shell}; exit ${{PIPESTATUS[0]}}'
+        environment = os.environ | {"PYTHONUNBUFFERED": buffered, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(
+            ["bash", "-c", line], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, (other, done)
+        assert "Traceback" not in done.stderr
+        assert "Exception ignored" not in done.stderr
+        assert len(done.stderr.splitlines()) <= (1 if code == 2 else 0)
+
+
+def test_an_interrupted_command_says_so_in_one_line(folder, capsys, monkeypatch):
+    (folder / "slow.py").write_text("def net():\n    raise KeyboardInterrupt\n")
+    assert main(["check", "net.pth", "slow:net"]) == 130
+    assert capsys.readouterr() == ("", "ckptcompat: interrupted\n")
 
 
 def test_rules(capsys):

@@ -1,0 +1,75 @@
+"""The command: which of its parts is asked for, and how each ends."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
+
+from pytest_ckptcompat.core.errors import CheckpointError, RecipeError
+
+from . import apply, check, diff, lock, rules, show
+from .outcome import INTERRUPTED, UNCHECKED, Outcome
+from .output import say, write
+from .parser import Parser
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+
+class Command(Protocol):
+    """A module of this room that is a command of its own name."""
+
+    __name__: str
+    SUMMARY: str
+    EXITS: str
+
+    def add_options(self, parser: argparse.ArgumentParser) -> None:
+        """Declare its arguments."""
+
+    def run(self, options: argparse.Namespace) -> Outcome:
+        """Do what it is for."""
+        ...
+
+
+COMMANDS: tuple[Command, ...] = (show, diff, check, lock, apply, rules)
+"""In the order in which help lists them."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        The exit code: 0 fits or same, 1 not, 2 could not tell, 130 interrupted. It never depends on whether
+        somebody reads the output to its end.
+    """
+    options = _parser().parse(arguments)
+    try:
+        outcome: Outcome = options.run(options)
+    except (CheckpointError, RecipeError, ValueError) as error:
+        say(str(error))
+        return UNCHECKED
+    except KeyboardInterrupt:
+        say("interrupted")
+        return INTERRUPTED
+    if outcome.refusal:
+        say(outcome.refusal)
+    return outcome.code if write(outcome.text) else max(outcome.code, UNCHECKED)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="ckptcompat", description="Does the checkpoint still load into the model?")
+    parser.add_version()
+    commands = parser.add_subparsers(required=True, metavar="command", parser_class=Parser)
+    for module in COMMANDS:
+        text = f"{module.SUMMARY[0].upper()}{module.SUMMARY[1:]}."
+        name = module.__name__.rpartition(".")[2]
+        command = commands.add_parser(
+            name, help=module.SUMMARY, description=text, epilog=f"exit codes: {module.EXITS}"
+        )
+        module.add_options(command)
+        command.set_defaults(run=module.run, parser=command)
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow
+        import_module("argcomplete").autocomplete(parser)
+    return parser

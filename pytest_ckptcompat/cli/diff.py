@@ -1,0 +1,31 @@
+"""``ckptcompat diff``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .options import ABOUT_CHECKPOINT, add_json, add_reading, opened
+from .outcome import INCOMPATIBLE, OK, Outcome
+
+if TYPE_CHECKING:
+    import argparse
+
+SUMMARY = "compare two checkpoints or locks"
+EXITS = "0 the same, 1 they differ, 2 not readable"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare its arguments."""
+    parser.add_argument("new", metavar="NEW", help=ABOUT_CHECKPOINT)
+    parser.add_argument("--against", required=True, metavar="OLD", help="what NEW is compared with, likewise")
+    add_reading(parser)
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> Outcome:
+    """The differences as a table."""
+    from pytest_ckptcompat.report.listing import changes, contrasted, contrasted_json
+
+    new, old = opened(options.new, options), opened(options.against, options)
+    text = contrasted_json(old, new) if options.json else contrasted(old, new)
+    return Outcome(INCOMPATIBLE if changes(old, new) else OK, text)

@@ -1,0 +1,60 @@
+"""The parser of the command line: no abbreviations, and errors that say what may have been meant."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of the command, or of one of its parts."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        """The options. An error ends the process with 2 and shows the usage of the command meant."""
+        options, unknown = self.parse_known_args(arguments)
+        if unknown:
+            parser: Parser = options.parser
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the error, with what may have been meant, and exit with 2."""
+        super().error(message + self._meant(message))
+
+    def add_version(self) -> None:
+        """Declare ``--version``."""
+        told = "show the versions of ckptcompat, Python, torch and pytest"
+        self.add_argument("--version", action=_Version, nargs=0, help=told)
+
+    def _meant(self, message: str) -> str:
+        found = re.match(r"unrecognized arguments: (-[\w-]+)|.*invalid choice: '(.*?)'", message)
+        if not found:
+            return ""
+        option, choice = found.groups()
+        known = list(self._option_string_actions) if option else re.findall(r"'([\w-]+)'", message)[1:]
+        near = difflib.get_close_matches(option or choice, known, 1)
+        return f"; did you mean {near[0]}?" if near else ""
+
+
+class _Version(argparse.Action):
+    """Prints versions. torch's comes from its metadata: importing it would take seconds."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        import platform
+        from importlib.metadata import version
+
+        others = ", ".join(f"{name} {version(name)}" for name in ("torch", "pytest"))
+        sys.stdout.write(
+            f"ckptcompat {version('pytest-ckptcompat')} (Python {platform.python_version()}, {others})" + "\n"
+        )
+        parser.exit()
