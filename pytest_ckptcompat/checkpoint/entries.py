@@ -1,7 +1,8 @@
-"""Tensors in the nested objects of a checkpoint, by dotted key."""
+"""The entries of a state dict: a dict, parts that are joined by dots, or a module that was pickled whole."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.errors import CheckpointError
@@ -20,13 +21,19 @@ _PER_TENSOR = 4
 
 _WIDEST_CHARACTER = 4
 
+_LONGEST_NAME = 64
 
-def has_tensors(node: object) -> bool:
-    """Whether it is a dict with strings as keys and a tensor among its values."""
-    entries = node.items if isinstance(node, Stub) else node
-    if not isinstance(entries, dict):
-        return False
-    return any(isinstance(value, TensorSpec) and isinstance(key, str) for key, value in entries.items())
+_TRAINING = re.compile(
+    r"(\w+_)?(optimi[sz]ers?|optims?|opts?|(lr_?)?sched(uler)?s?|(grad|loss|amp)?_?scalers?|amp|rng|random|seed)"
+    r"(_?(states?|state_?dicts?|dict|sd|generator|discriminator|\d+)|_[a-z](?=_))*(_?[a-z])?",
+    re.IGNORECASE,
+)
+"""What people call the rest of a training's state."""
+
+
+def is_extra_state(key: str) -> bool:
+    """Whether a key is that of what a module's ``get_extra_state`` gave."""
+    return key == "_extra_state" or key.endswith("._extra_state")
 
 
 def is_module(node: object) -> bool:
@@ -35,6 +42,17 @@ def is_module(node: object) -> bool:
         return False
     attributes = node.attributes
     return "_parameters" in attributes and "_modules" in attributes
+
+
+def is_training_state(node: object) -> bool:
+    """Whether it is an optimizer's state, which may hold tensors under the names of parameters."""
+    entries = node.items if isinstance(node, Stub) else node
+    return isinstance(entries, dict) and "param_groups" in entries
+
+
+def serves_training(name: str) -> bool:
+    """Whether a part's name says that it is the state of an optimizer, a scheduler or a random generator."""
+    return len(name) <= _LONGEST_NAME and bool(_TRAINING.fullmatch(name))
 
 
 def flatten(node: object, limits: Limits) -> dict[str, object]:
@@ -48,17 +66,21 @@ def flatten(node: object, limits: Limits) -> dict[str, object]:
         CheckpointError: it is none of these, or a cap is exceeded.
     """
     if is_module(node):
-        return dict(_module_entries(node, limits))
+        return dict(module_entries(node, limits))
     entries = node.items if isinstance(node, Stub) and node.items is not None else node
     if isinstance(entries, TensorSpec):
         raise CheckpointError("it is a tensor, not a state dict")
     if not isinstance(entries, dict):
-        raise CheckpointError("it is no state dict")
+        raise CheckpointError("it is not a state dict")
     if isinstance(entries, Branch):
-        return dict(_joined_entries("", entries, limits))
+        return dict(_branch_entries("", entries, limits))
+    if not any(isinstance(value, TensorSpec) for value in entries.values()):
+        joined = dict(_joined_entries(entries, limits))
+        if joined:
+            return joined
     odd = [kind.__name__ for kind in set(map(type, entries)) if not issubclass(kind, str)]
     if odd:
-        raise CheckpointError(f"its state dict has a key that is no string, but {min(odd)}")
+        raise CheckpointError(f"its state dict has a key that is not a string, but of type {min(odd)}")
     flat: dict[str, object] = dict(entries)
     if max(map(len, flat), default=0) * _WIDEST_CHARACTER > limits.key_bytes:
         for key in flat:
@@ -66,7 +88,7 @@ def flatten(node: object, limits: Limits) -> dict[str, object]:
     return flat
 
 
-def _module_entries(root: object, limits: Limits) -> Iterator[tuple[str, object]]:
+def module_entries(root: object, limits: Limits) -> Iterator[tuple[str, object]]:
     """What ``state_dict()`` of a module gives: parameters and persistent buffers, then the children's."""
     pending = [("", root, 0)]
     looked_at = 0
@@ -99,15 +121,42 @@ def _under(prefix: str, group: object, limits: Limits) -> list[tuple[str, object
     return named
 
 
-def _joined_entries(path: str, node: object, limits: Limits) -> Iterator[tuple[str, object]]:
+def _branch_entries(path: str, node: object, limits: Limits) -> Iterator[tuple[str, object]]:
     """The tensors inside, under keys joined by dots, and the parts that hold none. `Branch` is never deep."""
     for name, part in children(node):
         key = f"{path}{name}"
         if _branches_to_tensors(part):
-            yield from _joined_entries(f"{key}.", part, limits)
+            yield from _branch_entries(f"{key}.", part, limits)
         else:
             _check_key(key, limits)
             yield key, part
+
+
+def _joined_entries(root: object, limits: Limits) -> Iterator[tuple[str, object]]:
+    """The tensors of dicts in dicts, under keys joined by dots, and the extra state of modules among them.
+
+    What else lies between them (versions, settings) is left out.
+    """
+    pending: list[tuple[str, object, int]] = [("", root, 0)]
+    looked_at = 0
+    while pending:
+        prefix, node, depth = pending.pop()
+        limits.check("nesting", depth, "its parts are nested too deeply")
+        if is_module(node):
+            yield from ((f"{prefix}{key}", value) for key, value in module_entries(node, limits))
+            continue
+        inner: list[tuple[str, object, int]] = []
+        entries = node.items if isinstance(node, Stub) else node
+        for name, part in children(entries) if isinstance(entries, dict) else ():
+            looked_at += 1
+            key = f"{prefix}{name}"
+            if isinstance(part, TensorSpec) or is_extra_state(name):
+                _check_key(key, limits)
+                yield key, part
+            elif isinstance(part, (dict, Stub)) and not (serves_training(name) or is_training_state(part)):
+                inner.append((f"{key}.", part, depth + 1))
+        limits.check("tensors", looked_at // _PER_TENSOR, "its parts are nested in too many ways")
+        pending.extend(reversed(inner))
 
 
 def _branches_to_tensors(node: object) -> bool:
@@ -123,7 +172,23 @@ def _check_key(key: str, limits: Limits) -> None:
 
 
 def metadata_of(node: object) -> dict[str, object] | None:
-    """The ``_metadata`` that torch keeps with a state dict (versions by module), or None."""
+    """The ``_metadata`` that torch keeps with a state dict (versions by module), or None.
+
+    Of a state dict in several parts it is that of each, under the part's name.
+    """
+    found = _own_metadata(node)
+    if found is not None or not isinstance(node, dict) or isinstance(node, Branch):
+        return found
+    parts = {str(name): _own_metadata(part) for name, part in node.items() if isinstance(part, Dict)}
+    joined = {
+        f"{name}.{path}".rstrip("."): entry
+        for name, metadata in parts.items()
+        for path, entry in (metadata or {}).items()
+    }
+    return joined or None
+
+
+def _own_metadata(node: object) -> dict[str, object] | None:
     attributes = node.attributes if isinstance(node, Dict) else None
     found = attributes.get("_metadata") if attributes else None
     if not isinstance(found, dict):

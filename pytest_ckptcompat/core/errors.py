@@ -14,6 +14,10 @@ class CheckpointError(ValueError):
     """
 
 
+class AmbiguousError(CheckpointError):
+    """A checkpoint that holds several state dicts that may be meant; the text lists them."""
+
+
 class RecipeError(ValueError):
     """A recipe that can't be built or doesn't apply.
 

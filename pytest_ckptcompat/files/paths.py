@@ -45,7 +45,7 @@ def about(path: str, error: CheckpointError) -> CheckpointError:
     """The error, saying of which file it is."""
     shown = display(path)
     text = str(error)
-    return error if shown in text else CheckpointError(f"{shown}: {text}")
+    return error if shown in text else type(error)(f"{shown}: {text}")
 
 
 def unreachable(path: str, error: OSError | ValueError) -> CheckpointError:

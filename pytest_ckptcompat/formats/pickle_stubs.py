@@ -156,7 +156,10 @@ class Storage:
 
 
 def children(node: object) -> Iterator[tuple[str, object]]:
-    """The named parts of a container: entries of a dict, elements of a list, attributes of an object."""
+    """The named parts of a container: entries of a dict, elements of a list, attributes of an object.
+
+    Those of a module that was pickled whole are its children, parameters and buffers, too.
+    """
     if isinstance(node, dict):
         for key, value in node.items():
             if isinstance(key, str) or type(key) is int:
@@ -165,9 +168,8 @@ def children(node: object) -> Iterator[tuple[str, object]]:
         for index, value in enumerate(node):
             yield str(index), value
     elif isinstance(node, Stub):
-        yield from children(node.items)
-        yield from children(node.elements)
-        yield from children(node.attributes)
+        for part in _parts(node):
+            yield from children(part)
 
 
 def child(node: object, name: str) -> object:
@@ -178,7 +180,7 @@ def child(node: object, name: str) -> object:
     """
     number = int(name) if name.isdecimal() and len(name) < 16 else None
     if isinstance(node, Stub):
-        for part in (node.items, node.elements, node.attributes):
+        for part in _parts(node):
             try:
                 return child(part, name)
             except LookupError:
@@ -188,3 +190,14 @@ def child(node: object, name: str) -> object:
     elif isinstance(node, (list, tuple)) and number is not None:
         return node[number]
     raise LookupError(name)
+
+
+def _parts(stub: Stub) -> Iterator[object]:
+    """The containers that an object's named parts lie in."""
+    attributes = stub.attributes
+    yield from (stub.items, stub.elements)
+    yield from (attributes.get(name) for name in _OF_MODULES if isinstance(attributes.get(name), dict))
+    yield attributes
+
+
+_OF_MODULES = ("_modules", "_parameters", "_buffers")

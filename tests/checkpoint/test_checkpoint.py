@@ -32,6 +32,7 @@ def trained() -> tuple[nn.Module, torch.optim.Optimizer]:
 
 STATE = OrderedDict(a=torch.ones(2), b=torch.zeros(3, 1))
 OTHER = OrderedDict(c=torch.ones(5))
+WEIGHTS = OrderedDict(weight=torch.ones(2), bias=torch.zeros(3, 1))
 
 # -- the state dict inside ---------------------------------------------------------------------------------
 
@@ -54,6 +55,32 @@ FOUND = {
     "the usual name": ({"teacher": OTHER, "state_dict": STATE}, "state_dict"),
     "keys with dots": ({"v1.0": {"model": STATE}}, "v1.0.model"),
     "none that looks like one": ({"model": None, "state_dict": STATE}, "state_dict"),
+    "beside a lone tensor": ({"g_ema": WEIGHTS, "latent_avg": torch.zeros(4)}, "g_ema"),
+    "beside several lone tensors": (
+        {"mean": torch.ones(3), "std": torch.ones(3), "my_net": WEIGHTS},
+        "my_net",
+    ),
+    "beside a random state": ({"net_g": WEIGHTS, "rng": [{"torch_rng_state": torch.zeros(5)}]}, "net_g"),
+    "beside statistics": ({"stats": {"mean": torch.zeros(3)}, "my_net": WEIGHTS}, "my_net"),
+    "a usual name that holds no model": ({"params": {"lr": torch.ones(1)}, "my_net": WEIGHTS}, "my_net"),
+    "named like an optimizer": ({"optimized_model": STATE, "epoch": 3}, "optimized_model"),
+    "named like a scheduler": ({"scheduler_net": STATE}, "scheduler_net"),
+    "named like a scaler": ({"upscaler": STATE, "scaler": {"scale": torch.ones(1)}}, "upscaler"),
+    "beside an optimizer without groups": ({"my_net": STATE, "optimizer": {"w": torch.ones(2)}}, "my_net"),
+    "beside several optimizers": (
+        {
+            "g": STATE,
+            "optimizer_g": {"w": torch.ones(1)},
+            "optim_d_state_dict": {"v": torch.ones(1)},
+            "d_opt": OTHER,
+        },
+        "g",
+    ),
+    "itself, with extra state": (OrderedDict(STATE, _extra_state={"amax": torch.ones(3)}), ""),
+    "itself, with another object": (
+        OrderedDict({"fc.weight": torch.ones(1), "aux": {"x": torch.ones(3)}}),
+        "",
+    ),
 }
 
 
@@ -63,14 +90,21 @@ def test_the_state_dict_is_found(path: Path, layout: str) -> None:
     torch.save(saved, path)
     ckpt = open_checkpoint(path)
     assert ckpt.state_dict_key == key
-    assert_same_state(ckpt, STATE)
+    assert_same_state(ckpt, inside(saved, key))
 
 
 @pytest.mark.parametrize("layout", FOUND)
 def test_the_path_that_was_found_leads_there(path: Path, layout: str) -> None:
     saved, key = FOUND[layout]
     torch.save(saved, path)
-    assert_same_state(open_checkpoint(path, key), STATE)
+    assert_same_state(open_checkpoint(path, key), inside(saved, key))
+
+
+def inside(saved: Any, key: str) -> Any:
+    """The part of what was saved that a path of names without dots leads to."""
+    for name in filter(None, ("v1.0", "model") if key.startswith("v1.0") else key.split(".")):
+        saved = saved[int(name) if isinstance(saved, list) else name]
+    return saved
 
 
 def test_a_training_checkpoint(path: Path) -> None:
@@ -97,6 +131,10 @@ def test_a_training_checkpoint(path: Path) -> None:
         ({"model": STATE, "ema": OTHER}, ("'model'", "'ema'")),
         ({"generator": STATE, "discriminator": OTHER}, ("'generator'", "'discriminator'")),
         ({"model": {"encoder": STATE, "decoder": OTHER}}, ("'model.encoder'", "'model.decoder'")),
+        ({"encoder": STATE, "decoder": {"layers": OTHER}}, ("'encoder'", "'decoder'")),
+        ({"a": {"b": WEIGHTS}, "c": OrderedDict(WEIGHTS)}, ("'a'", "'c'")),
+        ({"model": {"module": STATE}, "ema": OTHER}, ("'model'", "'ema'")),
+        ({"fc.weight": torch.ones(1), "twin": WEIGHTS}, ("''", "'twin'")),
     ],
 )
 def test_two_that_are_equally_good_are_an_error_that_lists_both(
@@ -105,7 +143,7 @@ def test_two_that_are_equally_good_are_an_error_that_lists_both(
     torch.save(saved, path)
     with pytest.raises(
         CheckpointError,
-        match=r"2 state dicts .* say which with state_dict_key= \(on the command line --key\)$",
+        match=r"2 state dicts .* Say which with state_dict_key= \(on the command line --key\)$",
     ) as error:
         open_checkpoint(path)
     assert all(name in str(error.value) for name in names)
@@ -115,7 +153,7 @@ def test_two_that_are_equally_good_are_an_error_that_lists_both(
 
 NONE = {
     "a tensor": (torch.ones(2), "a single tensor"),
-    "no tensor": ({"epoch": 3, "args": {"lr": 0.1}}, "no state dict.*'epoch' \\(a int\\)"),
+    "no tensor": ({"epoch": 3, "args": {"lr": 0.1}}, "no state dict.*'epoch' \\(an int\\).*--key"),
     "an optimizer": (trained()[1].state_dict(), "no state dict"),
     "an empty dict": ({}, "no state dict"),
     "a number": (3, "no state dict"),
@@ -134,19 +172,34 @@ def test_without_a_state_dict_the_error_says_what_is_there(path: Path, what: str
 
 
 def test_a_key_that_leads_nowhere_is_an_error_that_lists_what_is_there(path: Path) -> None:
-    torch.save({"model": {"body": STATE, "n": 1}}, path)
+    torch.save({"model": {"body": STATE, "n": 1}, "other": {"m": 2}}, path)
     with pytest.raises(
         CheckpointError, match=r"'model' has no such part; it has 'body' \(a dict of 2\), 'n'"
     ):
         open_checkpoint(path, "model.bdy")
     with pytest.raises(CheckpointError, match=r"the checkpoint has no such part; it has 'model'"):
         open_checkpoint(path, "modle")
-    with pytest.raises(CheckpointError, match="no state dict"):
+    with pytest.raises(CheckpointError, match="not a state dict"):
         open_checkpoint(path, "model.n")
     with pytest.raises(CheckpointError, match="is a tensor"):
         open_checkpoint(path, "model.body.a")
     with pytest.raises(CheckpointError, match="holds no tensor"):
-        open_checkpoint(path, "model")
+        open_checkpoint(path, "other")
+
+
+def test_parts_are_joined_by_dots_where_they_are_asked_for_together(path: Path) -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    parts = {"encoder": net.state_dict(), "decoder": {"layers": net.state_dict()}}
+    torch.save({"model": parts, "optimizer": {"encoder": {"weight": torch.ones(9)}}, "step": 3}, path)
+    both = nn.ModuleDict({"encoder": net, "decoder": nn.ModuleDict({"layers": net})})
+    ckpt = open_checkpoint(path, "model")
+    assert {key: spec.shape for key, spec in ckpt.items()} == {
+        k: v.shape for k, v in both.state_dict().items()
+    }
+    assert ckpt.metadata is not None
+    assert ckpt.metadata["encoder.1"] == {"version": 2}  # as torch notes of a batch norm
+    assert set(open_checkpoint(path, "")) == {f"model.{key}" for key in ckpt}, "of the optimizer nothing"
+    both.load_state_dict(ckpt.state_dict())
 
 
 def test_a_key_may_lead_through_lists_numbers_and_objects(path: Path) -> None:
@@ -161,7 +214,7 @@ class Holder:
 
 def test_a_state_dict_with_a_number_as_key_is_refused(path: Path) -> None:
     torch.save({"a": torch.ones(1), 3: torch.ones(1)}, path)
-    with pytest.raises(CheckpointError, match="a key that is no string, but int"):
+    with pytest.raises(CheckpointError, match="a key that is not a string, but of type int"):
         open_checkpoint(path)
 
 

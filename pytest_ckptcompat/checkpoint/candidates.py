@@ -1,0 +1,172 @@
+"""The parts of a checkpoint that hold tensors, and which of them is the model's state dict.
+
+A part is judged by what it holds: the names that ``state_dict()`` gives (dotted, or a leaf of torch's own
+modules), not an optimizer's state and not a random generator's. The names of parts only decide between those
+that hold the like.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pytest_ckptcompat.core.tensor_spec import TensorSpec
+from pytest_ckptcompat.formats.pickle_stubs import Branch, Stub, children
+
+from .entries import is_extra_state, is_module, is_training_state, module_entries, serves_training
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_ckptcompat.core.limits import Limits
+
+USUAL = (
+    "state_dict", "model_state_dict", "model", "module", "net", "ema", "model_state", "network", "weights",
+    "params", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "model_ema_state_dict",
+    "params_ema", "net_state_dict", "model_weights",
+)  # fmt: skip
+"""What people call the state dict inside a checkpoint."""
+
+_LEAVES = frozenset({
+    "weight", "bias", "running_mean", "running_var", "num_batches_tracked", "weight_g", "weight_v",
+    "in_proj_weight", "in_proj_bias", "weight_orig", "weight_u", "weight_ih", "weight_hh", "bias_ih",
+    "bias_hh",    "weight_ih_l0", "weight_hh_l0", "cls_token", "pos_embed",
+})  # fmt: skip
+"""What torch's modules, and those of others, call a tensor of a model that is a single module."""
+
+DEEPEST = 3
+"""How many levels below the outer object a state dict is looked for."""
+
+_CONTAINERS = (dict, list, tuple, Stub)
+_MOST_CONTAINERS = 100_000
+
+
+@dataclass(eq=False)
+class Candidate:
+    """A part of a checkpoint that may be the state dict.
+
+    Attributes:
+        path: dotted, from the outer object; ``""`` for that itself.
+        name: the last part of it.
+        node: the dict, the module that was pickled whole, or what holds such things.
+        depth: how many levels below the outer object it lies.
+        own: tensors that it holds itself; for a module all of them.
+        model_like: whether some of its own tensors are named as those of a model.
+        inner: the candidates inside.
+    """
+
+    path: str
+    name: str
+    node: object
+    depth: int = 0
+    own: int = 0
+    model_like: bool = False
+    inner: list[Candidate] = field(default_factory=list)
+
+    @property
+    def tensors(self) -> int:
+        """How many tensors it holds, those of its parts included."""
+        return sum(each.own for each in self.walk())
+
+    @property
+    def holds_a_model(self) -> bool:
+        """Whether tensors in it are named as those of a model."""
+        return any(each.model_like for each in self.walk())
+
+    def walk(self) -> Iterator[Candidate]:
+        """It and all candidates inside, from the outside in."""
+        pending = [self]
+        for each in pending:  # which grows as it is walked
+            pending.extend(each.inner)
+        yield from pending
+
+
+def survey(tree: object, limits: Limits) -> Candidate:
+    """Find the parts that hold tensors, without those that serve a training. Each is met once.
+
+    The outer object comes back whether or not it holds any.
+    """
+    root = Candidate("", "", tree)
+    found, outer = [root], [root]
+    seen = {id(tree)}
+    for each in found:  # breadth first
+        if is_module(each.node):
+            each.own = int(
+                any(isinstance(value, TensorSpec) for _, value in module_entries(each.node, limits))
+            )
+            each.model_like = True
+        elif len(found) < _MOST_CONTAINERS and not is_training_state(each.node):
+            for name, part in _parts(each):
+                if id(part) not in seen and not is_extra_state(name) and not serves_training(name):
+                    seen.add(id(part))
+                    path = f"{each.path}.{name}".removeprefix(".")
+                    found.append(Candidate(path, name, part, each.depth + 1))
+                    outer.append(each)
+    for each, holder in zip(reversed(found[1:]), reversed(outer[1:]), strict=True):
+        if each.own or each.inner:
+            holder.inner.insert(0, each)
+    return root
+
+
+def _parts(candidate: Candidate) -> Iterator[tuple[str, object]]:
+    """The containers inside; tensors are counted on the way."""
+    node = candidate.node
+    named = node.items() if isinstance(node, dict) else children(node)
+    has_names = isinstance(node, (dict, Stub))
+    for name, part in named:
+        if isinstance(part, TensorSpec):
+            if not has_names or not isinstance(name, str):
+                continue
+            if "." in name or name in _LEAVES:
+                candidate.model_like = True
+            elif serves_training(name):
+                continue
+            candidate.own += 1
+        elif isinstance(part, _CONTAINERS) and isinstance(name, (str, int)):
+            yield str(name), part
+
+
+def meant(root: Candidate) -> list[Candidate]:
+    """The candidates that may be the state dict: one if it is clear, none if there is none.
+
+    The usual names are looked for first, the shallowest first. A part that has no tensors of its own but holds
+    several such parts (``model: {"encoder": .., "decoder": ..}``) may be meant as a whole: it is the first of
+    them then. Nothing is meant that lies more than three levels deep.
+    """
+    while True:
+        usual = _usual(root)
+        contenders = usual or _contenders(root)
+        if len(contenders) == 1 and contenders[0] is not root:
+            (root,) = contenders
+        elif len(contenders) > 1 and not usual and not root.own:
+            # The keys of a distributed checkpoint are one state dict, cut at their dots.
+            return [root] if isinstance(root.node, Branch) else [root, *contenders]
+        else:
+            return [each for each in contenders if each.depth <= DEEPEST]
+
+
+def _usual(root: Candidate) -> list[Candidate]:
+    """The shallowest parts with a usual name, of those that hold a model where any part does."""
+    level = root.inner
+    model = root.holds_a_model
+    for _ in range(1 if root.model_like else DEEPEST):
+        found = [each for each in level if each.name in USUAL and (each.holds_a_model or not model)]
+        if found:
+            return (
+                [root, *found]
+                if root.model_like and max(each.tensors for each in found) < root.own
+                else found
+            )
+        level = [inside for each in level if not is_module(each.node) for inside in each.inner]
+    return []
+
+
+def _contenders(root: Candidate) -> list[Candidate]:
+    """It, by its own tensors, and its parts: those that hold a model, where any does."""
+    own = [root] if root.own else []
+    if model := [
+        *(each for each in own if each.model_like),
+        *(each for each in root.inner if each.holds_a_model),
+    ]:
+        return model
+    return own + root.inner
