@@ -95,8 +95,10 @@ def survey(tree: object, limits: Limits) -> Candidate:
                 any(isinstance(value, TensorSpec) for _, value in module_entries(each.node, limits))
             )
             each.model_like = True
-        elif len(found) < _MOST_CONTAINERS and not is_training_state(each.node):
+        elif not is_training_state(each.node):
             for name, part in _parts(each):
+                if len(found) >= _MOST_CONTAINERS:
+                    break
                 if id(part) not in seen and not is_extra_state(name) and not serves_training(name):
                     seen.add(id(part))
                     path = f"{each.path}.{name}".removeprefix(".")
@@ -129,7 +131,7 @@ def _parts(candidate: Candidate) -> Iterator[tuple[str, object]]:
 def meant(root: Candidate) -> list[Candidate]:
     """The candidates that may be the state dict: one if it is clear, none if there is none.
 
-    The usual names are looked for first, the shallowest first. A part that has no tensors of its own but holds
+    The usual names are looked for first, the shallowest first. A part without tensors of its own that has
     several such parts (``model: {"encoder": .., "decoder": ..}``) may be meant as a whole: it is the first of
     them then. Nothing is meant that lies more than three levels deep.
     """

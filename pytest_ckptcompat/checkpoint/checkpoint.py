@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
-from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.errors import AmbiguousError, CheckpointError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.limits import DEFAULT, Limits
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
 from pytest_ckptcompat.files.paths import about, is_url
 from pytest_ckptcompat.files.progress import Progress
 
+from .candidates import survey
 from .contents import Contents, read_contents
 from .entries import flatten, metadata_of
 from .rank_part import check_whole
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from pluggy import HookRelay
 
     from .values import Values
+
+
+_MOST_CANDIDATES = 64
 
 
 def open_checkpoint(
@@ -58,7 +63,7 @@ def checkpoint(contents: Contents, state_dict_key: str | None = None) -> Checkpo
         state_dict_key: dotted path to it; without it the usual wrappers are tried.
 
     Raises:
-        CheckpointError: there is none, or there are several that are equally good.
+        CheckpointError: there is none, or (`AmbiguousError`) there are several that are equally good.
     """
     tree = contents.header.tree
     try:
@@ -66,12 +71,29 @@ def checkpoint(contents: Contents, state_dict_key: str | None = None) -> Checkpo
             key, node = find_state_dict(tree, contents.limits)
         else:
             key, node = state_dict_key, state_dict_at(tree, state_dict_key)
-        entries = flatten(node, contents.limits)
-        if not any(isinstance(value, TensorSpec) for value in entries.values()):
-            raise CheckpointError(f"{escape(key)!r} holds no tensor" if key else "there is no tensor in it")
-        check_whole(entries, tree, contents.path)
+        return _picked(contents, key, node)
     except CheckpointError as error:
-        raise about(contents.path, error) from None
+        told = about(contents.path, error)
+        if isinstance(told, AmbiguousError):
+            told.contents = contents
+        raise told from None
+
+
+def candidates(contents: Contents) -> list[Checkpoint]:
+    """Every state dict in a checkpoint that may be meant, or that several of them make together."""
+    found: list[Checkpoint] = []
+    for each in islice(survey(contents.header.tree, contents.limits).walk(), _MOST_CANDIDATES):
+        if each.own or len(each.inner) > 1:
+            with suppress(CheckpointError):
+                found.append(_picked(contents, each.path, each.node))
+    return found
+
+
+def _picked(contents: Contents, key: str, node: object) -> Checkpoint:
+    entries = flatten(node, contents.limits)
+    if not any(isinstance(value, TensorSpec) for value in entries.values()):
+        raise CheckpointError(f"{escape(key)!r} holds no tensor" if key else "there is no tensor in it")
+    check_whole(entries, contents.header.tree, contents.path)
     return Checkpoint(contents, key, entries, metadata_of(node))
 
 

@@ -155,7 +155,7 @@ def _joined_entries(root: object, limits: Limits) -> Iterator[tuple[str, object]
                 yield key, part
             elif isinstance(part, (dict, Stub)) and not (serves_training(name) or is_training_state(part)):
                 inner.append((f"{key}.", part, depth + 1))
-        limits.check("tensors", looked_at // _PER_TENSOR, "its parts are nested in too many ways")
+        limits.check("tensors", looked_at // 2, "its parts are nested in too many ways")
         pending.extend(reversed(inner))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint, open_checkpoint
@@ -49,6 +49,8 @@ def check(model: Any, ckpt: str | PathLike[str] | Checkpoint, **arguments: Unpac
     """
     declared = CheckArguments.of(model=model, **arguments)
     if isinstance(ckpt, Checkpoint):
+        if declared.state_dict_key is None:  # the caller has chosen it
+            declared = replace(declared, state_dict_key=ckpt.state_dict_key)
         return Check(declared, ckpt.path, ckpt.at).run()
     path = os.fspath(ckpt)
     return Check(declared, path, lambda key: open_checkpoint(path, key)).run()
@@ -87,10 +89,8 @@ class Check:
         )
         on_cuda = False
         try:
-            ckpt = header.open_stage(self.open, arguments.state_dict_key, log)
-            checkpoint = ckpt.name
-            blueprint, self._schema = header.build_stage(arguments.model, log)
-            model = blueprint.name
+            ckpt, blueprint, self._schema = header.open_stage(self.open, arguments, log)
+            checkpoint, model = ckpt.name, blueprint.name
             on_cuda = self._stages(ckpt, blueprint, self._schema, log)
         except Stopped as stop:
             done = {stage.name for stage in log.stages}

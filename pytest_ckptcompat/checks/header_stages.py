@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pytest_ckptcompat.core.errors import CheckpointError, ModelError, RecipeError, raised
+from pytest_ckptcompat.core.errors import AmbiguousError, CheckpointError, ModelError, RecipeError, raised
 from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.core.memory import shown as size_shown
 from pytest_ckptcompat.models.blueprint import Blueprint, blueprint
@@ -19,6 +19,7 @@ from pytest_ckptcompat.verification.comparison import Comparison, compare
 from pytest_ckptcompat.verification.source_model import misfit
 
 from . import protection
+from .choice import chosen
 from .rollback import rollback
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.core.findings import Finding
     from pytest_ckptcompat.recipes.applied import Applied
 
+    from .arguments import CheckArguments
     from .log import Log
 
 _SMALL = 4096
@@ -38,21 +40,44 @@ _SMALL = 4096
 
 
 def open_stage(
-    opener: Callable[[str | None], Checkpoint], state_dict_key: str | None, log: Log
-) -> Checkpoint:
-    """Open the checkpoint.
+    opener: Callable[[str | None], Checkpoint], arguments: CheckArguments, log: Log
+) -> tuple[Checkpoint, Blueprint, nn.Module]:
+    """Open the checkpoint and build the model on meta; of several state dicts the one that fits is taken.
+
+    Returns:
+        The checkpoint, how the model is built, and the model on meta.
 
     Raises:
-        Stopped: it can't be read.
+        Stopped: one of them can't be read or built.
     """
+    ambiguous: AmbiguousError | None = None
+    ckpt: Checkpoint | None = None
     try:
-        ckpt = opener(state_dict_key)
+        ckpt = opener(arguments.state_dict_key)
+        contents = ckpt.contents
+    except AmbiguousError as error:
+        ambiguous, contents = error, error.contents
     except CheckpointError as error:
         log.stop(finding("no-checkpoint", message=str(error)), "the checkpoint can't be read", "open")
+    why = ""
+    try:
+        blueprint, schema = build_stage(arguments.model, log)
+        if arguments.state_dict_key is None:
+            ckpt, why = chosen(contents, ckpt, schema.state_dict(), arguments.recipe)
+    finally:
+        if ckpt is not None:
+            _opened(ckpt, why, log)
+    if ckpt is None:
+        log.stop(finding("no-checkpoint", message=str(ambiguous)), "the checkpoint can't be read", "open")
+    return ckpt, blueprint, schema
+
+
+def _opened(ckpt: Checkpoint, why: str, log: Log) -> None:
+    """Note what was opened."""
     if ckpt.unsafe:
         log.add(finding("unsafe-pickle", message=ckpt.unsafe))
-    log.stage("open", "passed", f"{ckpt.format}, {len(ckpt)} tensors, {size_shown(ckpt.nbytes)}")
-    return ckpt
+    what = f"{ckpt.format}, {len(ckpt)} tensors, {size_shown(ckpt.nbytes)}"
+    log.stage("open", "passed", f"{what}, {why}" if why else what)
 
 
 def build_stage(model: Any, log: Log) -> tuple[Blueprint, nn.Module]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 
 class CheckpointError(ValueError):
@@ -15,7 +16,13 @@ class CheckpointError(ValueError):
 
 
 class AmbiguousError(CheckpointError):
-    """A checkpoint that holds several state dicts that may be meant; the text lists them."""
+    """A checkpoint that holds several state dicts that may be meant; the text lists them.
+
+    Attributes:
+        contents: its header, for those who know a model to choose by.
+    """
+
+    contents: Any = None
 
 
 class RecipeError(ValueError):

@@ -52,6 +52,15 @@ def modules(depth: int) -> bytes:
     return HEAD + body
 
 
+def weights(times: int = 60) -> bytes:
+    """A dict that holds the one before twice, and so on, around one tensor."""
+    storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0000X\3\0\0\0cpuK\6tQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0))\x89NtR"
+    inner = b"}X\6\0\0\0weight" + tensor + b"s"
+    outer = b"q%c0}X\1\0\0\0ah%csX\1\0\0\0bh%cs"
+    return HEAD + inner + b"".join(outer % (n, n, n) for n in range(times))
+
+
 def entries(count: int) -> bytes:
     """Keys that collide in a dict of integers, were they hashed as they are."""
     step = (1 << 61) - 1
@@ -66,6 +75,8 @@ def entries(count: int) -> bytes:
 PICKLES: dict[str, Callable[[], bytes]] = {
     "doubled tuples": doubled,
     "doubled dicts": doubled_dicts,
+    "doubled dicts around a tensor": weights,
+    "many dicts": lambda: many(b"}", 1_200_000, HEAD + b"](", b"e"),
     "a tuple with endless hash as key": dict_of_cyclic_keys,
     "colliding keys": lambda: entries(300_000),
     "colliding tuples as keys": lambda: many(b"K\1K\2\x86N", 2_000_000, HEAD + b"}(", b"u"),
