@@ -15,6 +15,7 @@ from . import header_stages as header
 from . import value_stages as values
 from .arguments import Arguments, CheckArguments
 from .log import Log, Stopped
+from .suggestion import Adviser
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -107,19 +108,20 @@ class Check:
         """What follows the opening of the checkpoint; whether the forward pass ran on a card."""
         arguments = self.arguments
         source = header.source_stage(arguments.source_model, ckpt, log)
-        recipe, applied = header.recipe_stage(arguments.recipe, arguments.protect, ckpt, schema, log)
+        inputs = None if arguments.inputs is None else Inputs.parse(arguments.inputs)
+        reason = values.unneeded(arguments, ckpt, wants_model=self.wants_model)
+        advise = Adviser(arguments, ckpt, blueprint, schema, source, None if reason else inputs, log).advise
+        recipe, applied = header.recipe_stage(arguments.recipe, arguments.protect, ckpt, schema, advise, log)
         if arguments.direction != "backward":
             header.rollback_stage(ckpt, schema, source, recipe, log)
         if arguments.direction == "forward":
             raise Stopped("direction=forward looks at the released model alone")
-        comparison = header.compare_stage(ckpt, schema, recipe, applied, log)
+        comparison = header.compare_stage(ckpt, schema, recipe, applied, advise, log)
         if log.failed:
             if comparison.fits:
                 raise Stopped("an error was found before it")
             how = "after the recipe" if recipe.operators else "as it is"
             raise Stopped(f"the checkpoint does not fit {how}")
-        inputs = None if arguments.inputs is None else Inputs.parse(arguments.inputs)
-        reason = values.unneeded(arguments, ckpt, wants_model=self.wants_model)
         if reason:
             log.stage("load", "skipped", reason)
             values.list_promises(arguments, ckpt, schema, source, recipe, applied, inputs, reason, log)

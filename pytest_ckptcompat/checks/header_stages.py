@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pytest_ckptcompat.core.errors import AmbiguousError, CheckpointError, ModelError, RecipeError, raised
+from pytest_ckptcompat.core.errors import AmbiguousError, CheckpointError, ModelError, RecipeError
 from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.core.memory import shown as size_shown
 from pytest_ckptcompat.models.blueprint import Blueprint, blueprint
 from pytest_ckptcompat.models.meta_copy import meta_copy
 from pytest_ckptcompat.recipes.recipe import Recipe
-from pytest_ckptcompat.suggest.search import repair
 from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.verification.comparison import Comparison, compare
 from pytest_ckptcompat.verification.source_model import misfit
@@ -34,6 +33,9 @@ if TYPE_CHECKING:
 
     from .arguments import CheckArguments
     from .log import Log
+
+    Advise = Callable[[Recipe], None]
+    """Looks for a recipe in place of the one that was declared, and notes it."""
 
 _SMALL = 4096
 """Elements of a tensor that a loader may look at: a version, a scale, a table."""
@@ -115,7 +117,12 @@ def source_stage(source_model: Any, ckpt: Checkpoint, log: Log) -> Blueprint | N
 
 
 def recipe_stage(
-    declared: Recipe | str | None, protect: Sequence[str], ckpt: Checkpoint, schema: nn.Module, log: Log
+    declared: Recipe | str | None,
+    protect: Sequence[str],
+    ckpt: Checkpoint,
+    schema: nn.Module,
+    advise: Advise,
+    log: Log,
 ) -> tuple[Recipe, Applied]:
     """Apply the recipe to the shapes.
 
@@ -137,7 +144,7 @@ def recipe_stage(
     try:
         applied = recipe.run(ckpt.meta(), target)
     except RecipeError as error:
-        log.suggestion, _ = _suggested(recipe, ckpt, schema)
+        advise(recipe)
         log.stop(_refused(error), "the recipe does not apply", "recipe")
     log.add(*protection.broken(protect, applied))
     log.stage("recipe", "passed", applied.summary)
@@ -158,7 +165,7 @@ def rollback_stage(
 
 
 def compare_stage(
-    ckpt: Checkpoint, schema: nn.Module, recipe: Recipe, applied: Applied, log: Log
+    ckpt: Checkpoint, schema: nn.Module, recipe: Recipe, applied: Applied, advise: Advise, log: Log
 ) -> Comparison:
     """Have the model's own strict load judge the shapes; where it looks at values, at small ones too.
 
@@ -175,12 +182,11 @@ def compare_stage(
             log.stop(_refused(error), "the recipe does not apply to the values", "compare")
     log.comparison = comparison
     log.add(*comparison.findings)
+    fits = comparison.fits
     count = f"{comparison.matched} of {comparison.total} keys match"
-    if comparison.fits:
-        log.stage("compare", "passed", count)
-        return comparison
-    log.suggestion, trouble = _suggested(recipe, ckpt, schema)
-    log.stage("compare", "failed", count + trouble)
+    log.stage("compare", "passed" if fits else "failed", count)
+    if not fits and log.failed:
+        advise(recipe)
     return comparison
 
 
@@ -206,17 +212,3 @@ def _compared_by_values(
         else:
             grown[key] = materialise(grown[key])
     return compare(schema, grown)
-
-
-def _suggested(declared: Recipe, ckpt: Checkpoint, schema: nn.Module) -> tuple[Recipe | None, str]:
-    """A recipe that would load; or none, and why not if that is no lack of ideas: the verdict stands."""
-    target, raw = schema.state_dict(), ckpt.meta()
-
-    def loads(recipe: Recipe) -> bool:
-        return compare(schema, recipe.apply(raw, target)).fits
-
-    try:
-        modules = dict(schema.named_modules(remove_duplicate=False))
-        return repair(declared, raw, target, loads, modules), ""
-    except Exception as error:
-        return None, f"; no suggestion, an error of pytest-ckptcompat itself: {raised(error)}"

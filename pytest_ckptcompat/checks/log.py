@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from pytest_ckptcompat.recipes.recipe import Recipe
+    from pytest_ckptcompat.report.advice import Remedy
 
     from .waivers import Waiver
 
@@ -38,6 +39,7 @@ class Log:
         severities: what ``ckpt_severity`` changes.
         comparison: the model's verdict on the keys; empty until they were compared.
         suggestion: a recipe with which the checkpoint would load.
+        remedy: what the search for one found besides.
     """
 
     waivers: Sequence[Waiver] = ()
@@ -47,6 +49,7 @@ class Log:
     stages: list[Stage] = field(default_factory=list)
     comparison: Comparison = field(default_factory=Comparison)
     suggestion: Recipe | None = None
+    remedy: Remedy | None = None
     _run: set[Kind] = field(default_factory=set)
 
     def add(self, *findings: Finding) -> None:
@@ -115,6 +118,7 @@ class Log:
             promises=self.promises,
             stages=self.stages,
             suggestion=self.suggestion,
+            remedy=self.remedy,
             recipe=recipe,
             fitting=comparison.fitting,
         )

@@ -6,10 +6,11 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import Finding, Promise, Stage
 from pytest_ckptcompat.core.rules import RULES
+
+from .advice import Advice, RecipeText, Remedy, advice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,21 +20,6 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """A suggested recipe as text, where the recipe itself is in another process."""
-
-    python: str
-    toml: str
-
-    def __repr__(self) -> str:
-        return self.python
-
-    def to_toml(self) -> str:
-        """The recipe's TOML form."""
-        return self.toml
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,6 +37,7 @@ class Facts:
         promises: what the recipe promised, and whether it was kept.
         stages: open, recipe, compare, load, verify, forward, optimizer, as far as they were reached.
         suggestion: a recipe with which the checkpoint would load, tried before it is given.
+        remedy: what the search for one found besides, or instead; None where there was no search.
         recipe: whether the checkpoint went through a recipe.
         fitting: key -> shape and dtype as shown, of the keys that match; not part of the JSON.
     """
@@ -65,7 +52,8 @@ class Facts:
     findings: list[Finding] = field(default_factory=list)
     promises: list[Promise] = field(default_factory=list)
     stages: list[Stage] = field(default_factory=list)
-    suggestion: Recipe | Suggestion | None = None
+    suggestion: Recipe | RecipeText | None = None
+    remedy: Remedy | None = None
     recipe: bool = False
     fitting: Mapping[str, str] = field(default_factory=dict)
 
@@ -128,22 +116,9 @@ class Facts:
         return "after recipe" if applied else "checkpoint"
 
     @property
-    def advice(self) -> str:
-        """What the suggestion is, as a sentence; ``""`` where there is none."""
-        if self.suggestion is None:
-            return ""
-        if self.recipe and repr(self.suggestion) == "Recipe()":
-            return "Without a recipe it would load."
-        instead = ", instead of the one declared," if self.recipe else ""
-        return f"This recipe{instead} would make it load:"
-
-    @property
-    def suggested_toml(self) -> str:
-        """The suggestion as a recipe file; ``""`` where it has no such form, as of a nameless function."""
-        try:
-            return "" if self.suggestion is None else self.suggestion.to_toml()
-        except RecipeError:
-            return ""
+    def advice(self) -> list[Advice]:
+        """What to do about it."""
+        return list(advice(self.suggestion, self.remedy, declared=self.recipe))
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of one report, as ``report.schema.json`` describes it, as plain values."""
@@ -163,9 +138,8 @@ class Facts:
             "findings": [asdict(found) for found in self.findings],
             "promises": [asdict(promise) for promise in self.promises],
             "stages": [asdict(stage) for stage in self.stages],
-            "suggestion": None
-            if self.suggestion is None
-            else {"python": repr(self.suggestion), "toml": self.suggested_toml},
+            "suggestion": None if self.suggestion is None else asdict(RecipeText.of(self.suggestion)),
+            "remedy": None if self.remedy is None else self.remedy.to_dict(),
         }
 
     @classmethod
@@ -186,7 +160,8 @@ class Facts:
             findings=[Finding(**each) for each in content["findings"]],
             promises=[Promise(**each) for each in content["promises"]],
             stages=[Stage(**each) for each in content["stages"]],
-            suggestion=None if suggestion is None else Suggestion(**suggestion),
+            suggestion=None if suggestion is None else RecipeText(**suggestion),
+            remedy=None if content.get("remedy") is None else Remedy.of(content["remedy"]),
             recipe=content["recipe"],
         )
 

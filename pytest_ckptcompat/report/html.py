@@ -17,10 +17,11 @@ from .fit_text import pasted
 from .module_tree import FITS, Leaf, Module, leaves, tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from pytest_ckptcompat.core.findings import Promise, Stage
 
+    from .advice import Advice
     from .facts import Facts
 
 MOST_ROWS = 20_000
@@ -127,7 +128,7 @@ def _section(place: int, check: Check, found: Sequence[Leaf]) -> str:
         _tag("h2", _sign(report), _said(report.verdict)),
         _tag("p", _text(check.title), class_="nodeid"),
         _sentences([leaf for leaf in found if not leaf.pattern]),
-        _suggestion(place, report),
+        _advice(place, report),
         _keys([leaf for leaf in found if leaf.pattern], report.side),
         _outcomes("Promises of the recipe", "promise", report.promises),
         _outcomes("Stages", "stage", report.stages),
@@ -151,25 +152,25 @@ def _sentences(found: Sequence[Leaf]) -> str:
     return _tag("ul", *lines, class_="said") if found else ""
 
 
-def _suggestion(place: int, report: Facts) -> str:
-    if not report.advice.endswith(":"):
-        return _tag("h3", report.advice.removesuffix(".")) if report.advice else ""
-    python = "\n".join(pasted(repr(report.suggestion), 100))
-    toml = report.suggested_toml
+def _advice(place: int, report: Facts) -> str:
     return "\n".join(
-        [
-            _tag("h3", report.advice.removesuffix(":")),
-            _tag("pre", _tag("code", quoted(python), id=f"python-{place}")),
-            _tag("button", "copy", type="button", data_copy=f"python-{place}", hidden=True),
-            _tag(
+        line for number, each in enumerate(report.advice) for line in _advised(f"{place}-{number}", each)
+    )
+
+
+def _advised(place: str, advice: Advice) -> Iterator[str]:
+    yield _tag("h3", advice.sentence.rstrip(":."))
+    if advice.recipe is not None:
+        python, toml = "\n".join(pasted(advice.recipe.python, 100)), advice.recipe.toml
+        yield _tag("pre", _tag("code", quoted(python), id=f"python-{place}"))
+        yield _tag("button", "copy", type="button", data_copy=f"python-{place}", hidden=True)
+        if toml:
+            yield _tag(
                 "details",
                 _tag("summary", "As TOML, for a recipe file"),
                 _tag("pre", _tag("code", quoted(toml))),
             )
-            if toml
-            else "",
-        ]
-    )
+    yield from (_tag("p", _said(note)) for note in advice.notes)
 
 
 def _outcomes(title: str, name: str, outcomes: Iterable[Promise | Stage]) -> str:

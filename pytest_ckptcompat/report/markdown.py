@@ -35,7 +35,7 @@ def render(report: Facts, title: str = "") -> str:
         f"### {'✅' if report.ok else '❌'} {_text(report.verdict)}",
         *([_code(title)] if title else []),
         *_findings(table, report.side),
-        *_suggestion(report),
+        *_advice(report),
         *_details("Promises of the recipe", _outcomes("promise", report.promises)),
         *_details("Stages", _outcomes("stage", report.stages)),
     ]
@@ -122,18 +122,20 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _suggestion(report: Facts) -> list[str]:
-    if not report.advice.endswith(":"):
-        return [report.advice] if report.advice else []
-    python = "\n".join(pasted(repr(report.suggestion), 100))
-    toml = report.suggested_toml.strip()
-    if len(python) + len(toml) > _MOST_BYTES // 4:
-        return ["A recipe would make it load; it is too long to show here; the JSON report has it."]
-    return [
-        report.advice,
-        _block("python", python),
-        *_details("As TOML, for a recipe file", _block("toml", toml) if toml else ""),
-    ]
+def _advice(report: Facts) -> Iterator[str]:
+    for each in report.advice:
+        if each.recipe is None:
+            yield _text(each.sentence)
+        else:
+            python = "\n".join(pasted(each.recipe.python, 100))
+            toml = each.recipe.toml.strip()
+            if len(python) + len(toml) > _MOST_BYTES // 4:
+                yield "A recipe would make it load; it is too long to show here; the JSON report has it."
+                return
+            yield each.sentence
+            yield _block("python", python)
+            yield from _details("As TOML, for a recipe file", _block("toml", toml) if toml else "")
+        yield from map(_text, each.notes)
 
 
 def _outcomes(name: str, outcomes: Iterable[Promise | Stage]) -> str:

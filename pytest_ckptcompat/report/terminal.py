@@ -9,6 +9,7 @@ from pytest_ckptcompat.core.escape import printable
 from pytest_ckptcompat.report.colours import paint
 from pytest_ckptcompat.report.tables import _LEAST, NARROWEST, _said, _table
 
+from .advice import RecipeText
 from .fit_text import pasted
 from .rows import Row, rows
 
@@ -44,7 +45,7 @@ def render(
     """
     width = max(width, NARROWEST)
     after = [
-        *_suggestion(report, width, verbosity, where),
+        *_advice(report, width, verbosity, where),
         *_as_tables(report, width, verbosity, table),
         *_promises(report, width, verbosity),
         *_stages(report, width, verbosity),
@@ -104,22 +105,25 @@ def _section(table: Sequence[Row], side: str, width: int, verbosity: int, room: 
     return lines
 
 
-def _suggestion(report: Facts, width: int, verbosity: int, where: str) -> list[str]:
-    if report.suggestion is None:
-        return []
-    advice = report.advice[0].lower() + report.advice[1:]
-    if not advice.endswith(":"):
-        return ["", advice.removesuffix(".")]
-    lines = pasted(repr(report.suggestion), width - 4)
-    most = {0: 10, 1: 100}.get(verbosity, len(lines))
-    if len(lines) > most:
-        lines = [*lines[: most - 1], f"# ... {len(lines) - most + 1} more lines: {where}"]
-    return ["", advice, *(f"    {line}" for line in lines)]
+def _advice(report: Facts, width: int, verbosity: int, where: str) -> list[str]:
+    lines: list[str] = []
+    for each in report.advice:
+        sentence = each.sentence[0].lower() + each.sentence[1:].removesuffix(".")
+        lines += ["", *_said(sentence, width, verbosity, hanging="")]
+        if each.recipe is not None:
+            recipe = pasted(each.recipe.python, width - 4)
+            most = {0: 10, 1: 100}.get(verbosity, len(recipe))
+            if len(recipe) > most:
+                recipe = [*recipe[: most - 1], f"# ... {len(recipe) - most + 1} more lines: {where}"]
+            lines += [f"    {line}" for line in recipe]
+        for note in each.notes:
+            lines += _said(note[0].lower() + note[1:].removesuffix("."), width, 1, hanging="    ")
+    return lines
 
 
 def _as_tables(report: Facts, width: int, verbosity: int, table: str) -> list[str]:
     """The suggestion as TOML, if it can be pasted from here: whole, and with every line as it is."""
-    written = report.suggested_toml.splitlines()
+    written = [] if report.suggestion is None else RecipeText.of(report.suggestion).toml.splitlines()
     lines = [f"[[{table}]]" if line == "[[recipe]]" else line for line in written]
     if not lines or not table or len(lines) > {0: 20, 1: 100}.get(verbosity, len(lines)):
         return []

@@ -1,5 +1,1 @@
 """What to do about a checkpoint that does not fit: a recipe, tried before it is given."""
-
-from .search import repair, suggest
-
-__all__ = ["repair", "suggest"]

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from .templates import Indices, Shapes, Substitution, Template
+from .submodels import WRAPPERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+    from .templates import Families, Shapes, Substitution
 
 # Names that other frameworks, or older versions of this one, have for the same thing.
 _SYNONYMS = (
@@ -76,15 +78,8 @@ def _synonymous(one: str, other: str) -> bool:
     return any(one in names and other in names for names in _SYNONYMS)
 
 
-Families = dict[Template, dict[Indices, str]]
-
 CLEAR = 0.15
 """How much likelier by its name a substitution must be than another that explains as much."""
-
-_WRAPPERS = {
-    *("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
-    *("model", "net", "network"),
-}
 
 
 @dataclass(slots=True)
@@ -115,7 +110,7 @@ class Evidence:
         """
         parts = self.substitution.old + self.substitution.new
         one_sided = not (self.substitution.old and self.substitution.new)
-        return self.substitution.prefix == () and one_sided and _WRAPPERS.issuperset(parts)
+        return self.substitution.prefix == () and one_sided and WRAPPERS.issuperset(parts)
 
     @property
     def explains(self) -> int:
@@ -134,15 +129,13 @@ class Evidence:
         parts = len(substitution.old) + len(substitution.new)
         return self.wraps, self.worth, self.like, substitution.prefix is not None, -parts
 
-    def convinces(self, current: Shapes, model: Shapes, reshaped: bool) -> bool:
+    def convinces(self, neighbours: Neighbours, reshaped: bool) -> bool:
         """Whether there is more to it than a shape that happens to be the same."""
         if self.worth <= 0 or not (self.exact or reshaped):
             return False
         if self.exact >= 3 or self.like >= 0.3:
             return True
-        return self.exact == 2 and all(
-            _in_place(key, name, current, model) for key, name in self.names.items()
-        )
+        return self.exact == 2 and all(neighbours.same(*names) for names in self.names.items())
 
     def rivalled(self, others: Iterable[Evidence]) -> bool:
         """Whether another explains about as much in another way, and is about as likely by its name."""
@@ -198,20 +191,34 @@ def _common(names: Sequence[str]) -> frozenset[str]:
 def _likeness(substitution: Substitution) -> float:
     if substitution.old and substitution.new:
         return likeness(".".join(substitution.old), ".".join(substitution.new))
-    return 0.9 if _WRAPPERS.issuperset(substitution.old + substitution.new) else 0.5
+    return 0.9 if WRAPPERS.issuperset(substitution.old + substitution.new) else 0.5
 
 
-def _in_place(key: str, name: str, current: Shapes, model: Shapes) -> bool:
-    """Whether a key stands between the same keys in the checkpoint as its place does in the model."""
-    olds, news = list(current), list(model)
-    one, other = olds.index(key), news.index(name)
-    before = _neighbour(reversed(olds[:one]), model) == _neighbour(reversed(news[:other]), current)
-    after = _neighbour(olds[one + 1 :], model) == _neighbour(news[other + 1 :], current)
-    return before and after
+class Neighbours:
+    """Between which keys that both have a key stands, in the checkpoint and in the model."""
+
+    def __init__(self, current: Shapes, model: Shapes) -> None:
+        self._old = _between(list(current), model)
+        self._new = _between(list(model), current)
+
+    def same(self, key: str, name: str) -> bool:
+        """Whether a key stands in the checkpoint where its name stands in the model."""
+        return self._old[key] == self._new[name]
 
 
-def _neighbour(keys: Iterable[str], known: Shapes) -> str:
-    return next((key for key in keys if key in known), "")
+def _between(keys: Sequence[str], known: Shapes) -> dict[str, tuple[str, str]]:
+    """For each key the nearest known ones before and behind it."""
+    before, behind = _preceding(keys, known), _preceding(keys[::-1], known)
+    return {key: (before[key], behind[key]) for key in keys}
+
+
+def _preceding(keys: Iterable[str], known: Shapes) -> dict[str, str]:
+    last, found = "", {}
+    for key in keys:
+        found[key] = last
+        if key in known:
+            last = key
+    return found
 
 
 def _contradict(names: Mapping[str, str], others: Mapping[str, str]) -> bool:

@@ -40,26 +40,32 @@ _LEAF = "(weight|bias)"
 MOST_STEPS = 8
 
 
-def fuses(checkpoint: Shapes, model: Shapes) -> tuple[list[Step], dict[str, Shape]] | None:
-    """Steps that join or split every layer's projections as the model wants them, and the checkpoint after.
+def fuses(checkpoint: Shapes, model: Shapes) -> tuple[list[Step], dict[str, Shape], set[str]]:
+    """Find steps that join or split every layer's projections as the model wants them.
 
     Only if the layers of both are as many, of the same sizes and named in one way each. What else their names
     need is left to `renaming`.
 
     Returns:
-        None where projections were joined or split in an unknown way: one of them, renamed and grown,
-        would seem to take the place of all.
+        The steps, the checkpoint after them, and keys of either side to leave alone: projections that were
+        joined or split in an unknown way. One of them, renamed and grown, would seem to be all of them.
     """
     lacking = {key: shape for key, shape in checkpoint.items() if key not in model}
     wanted = {key: shape for key, shape in model.items() if key not in checkpoint}
     for old, new in ((_apart(lacking), _joined(wanted)), (_joined(lacking), _apart(wanted))):
         if old and new:
             known = len(old) == len(new) == 1 and old[0].sizes == new[0].sizes
-            if not known or old[0].woven or new[0].woven or not _unambiguous(new[0]):
-                return None
-            steps = list(_steps(old[0], new[0], checkpoint))
-            return (steps, _after(old[0], new[0], checkpoint)) if len(steps) <= MOST_STEPS else None
-    return [], dict(checkpoint)
+            if known and not (old[0].woven or new[0].woven) and _unambiguous(new[0]):
+                steps = list(_steps(old[0], new[0], checkpoint))
+                if len(steps) <= MOST_STEPS:
+                    return steps, _after(old[0], new[0], checkpoint), set()
+            styles = [*old, *new]
+            return (
+                [],
+                dict(checkpoint),
+                {key for style in styles for place in style.places for key in style.keys(place)},
+            )
+    return [], dict(checkpoint), set()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
 
 from .steps import Step, renaming
 from .templates import Shapes, Substitution, Template, indices, template
+
+if TYPE_CHECKING:
+    from .budget import Budget
 
 MOST_STEPS = 40
 
@@ -22,7 +27,11 @@ class Move:
 
 
 def move(
-    names: Mapping[str, str], substitution: Substitution | None, current: Shapes, model: Shapes
+    names: Mapping[str, str],
+    substitution: Substitution | None,
+    current: Shapes,
+    model: Shapes,
+    budget: Budget,
 ) -> Move | None:
     """Steps that give keys of the checkpoint these names and leave alone what has its place already.
 
@@ -31,6 +40,7 @@ def move(
         substitution: how all the names came about, if in one way: then one step may do.
         current: the checkpoint's keys.
         model: the model's keys.
+        budget: the time that is left.
 
     Returns:
         None where it would take more than `MOST_STEPS` steps.
@@ -42,16 +52,18 @@ def move(
             changes = _changes(done)
             if changes is not None and not _collide(changes, current):
                 return Move(changes, [step])
-    return _one_by_one(names, current)
+    return _one_by_one(names, current, budget)
 
 
-def _one_by_one(names: Mapping[str, str], current: Collection[str]) -> Move | None:
+def _one_by_one(names: Mapping[str, str], current: Collection[str], budget: Budget) -> Move | None:
     left, keys = dict(names), list(current)
     steps: list[Step] = []
     while left:
         if len(steps) == MOST_STEPS:
             return None
-        found = next((found for key in left if (found := _step(key, left, keys))), None)
+        firsts = _by_first(keys)
+        there = frozenset(keys)
+        found = next((found for key in left if (found := _step(key, left, firsts, there, budget))), None)
         if found is None:
             return None
         step, changes = found
@@ -61,17 +73,38 @@ def _one_by_one(names: Mapping[str, str], current: Collection[str]) -> Move | No
     return Move(dict(names), steps)
 
 
-def _step(key: str, left: Mapping[str, str], keys: Collection[str]) -> tuple[Step, dict[str, str]] | None:
+def _step(
+    key: str,
+    left: Mapping[str, str],
+    firsts: Mapping[str, list[str]],
+    there: Collection[str],
+    budget: Budget,
+) -> tuple[Step, dict[str, str]] | None:
     """The step that renames this key, and with it as many others as it can without harm."""
     for step, renamed in _single(key, left[key]):
-        changes = _changes({each: renamed(each) for each in keys})
+        budget.check()
+        changes = _changes({each: renamed(each) for each in _near(step.arguments[0], firsts)})
         if (
             changes
             and all(left.get(each) == name for each, name in changes.items())
-            and not _collide(changes, keys)
+            and not _collide(changes, there)
         ):
             return step, changes
     return None
+
+
+def _by_first(keys: Iterable[str]) -> dict[str, list[str]]:
+    """Keys by their first part."""
+    firsts: dict[str, list[str]] = {}
+    for key in keys:
+        firsts.setdefault(key.partition(".")[0], []).append(key)
+    return firsts
+
+
+def _near(pattern: str, firsts: Mapping[str, list[str]]) -> Iterable[str]:
+    """The keys that a pattern may match."""
+    first = pattern.partition(".")[0]
+    return chain.from_iterable(firsts.values()) if "*" in first else firsts.get(first, [])
 
 
 def _changes(done: Mapping[str, str | None]) -> dict[str, str] | None:
@@ -81,11 +114,7 @@ def _changes(done: Mapping[str, str | None]) -> dict[str, str] | None:
 
 def _collide(changes: Mapping[str, str], keys: Collection[str]) -> bool:
     names = list(changes.values())
-    stay = {key for key in keys if key not in changes}
-    return len(set(names)) < len(names) or not stay.isdisjoint(names)
-
-
-# -- forms of a step, the plainest first --------------------------------------------------------------------
+    return len(set(names)) < len(names) or any(name in keys and name not in changes for name in names)
 
 
 def _whole(substitution: Substitution, key: str, name: str) -> Iterator[tuple[Step, Renamed]]:

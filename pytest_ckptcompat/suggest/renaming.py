@@ -2,110 +2,55 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from torch import nn
-
-from .evidence import Evidence, Families, gathered, set_apart
+from .budget import Budget, OutOfTime
+from .evidence import Evidence, Neighbours, gathered, set_apart
 from .layers import NO_MODULES
 from .moves import MOST_STEPS, Move, move
-from .templates import Indices, Shape, Shapes, Substitution, Template, by_template, indices, template
+from .numbering import renumbered
+from .templates import ALL, NONE, Places, Substitution, by_template, indices, template
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from .layers import Modules
     from .steps import Step
-    from .templates import Shape, Shapes
-
-
-def renumbered(current: Shapes, model: Shapes, modules: Modules, origin: Mapping[str, str]) -> Move | None:
-    """The numbered children of one module, if each has its counterpart under another number, in order.
-
-    This is what happens when modules without parameters come or go: ``net.0, net.2, net.4`` became ``net.0,
-    net.1, net.2``.
-
-    Args:
-        current: the checkpoint's keys, by the names found so far.
-        model: the model's.
-        modules: its modules, by their paths.
-        origin: each of the names found so far -> the key that the checkpoint has.
-    """
-    parents, others = _children(current), _children(model)
-    for parent, old in parents.items():
-        new = others.get(parent, {})
-        if len(old) != len(new) or old.keys() == new.keys():
-            continue
-        places = dict(zip(sorted(old), sorted(new), strict=True))
-        moved = {one: other for one, other in places.items() if one != other}
-        fits = all(old[one] == new[other] for one, other in places.items())
-        stay = any(
-            old[one] == new.get(one) and origin[f"{parent}{one}{rest}"].endswith(f".{one}{rest}")
-            for one in moved
-            for rest in old[one]
-        )
-        if fits and _ordered(modules.get(parent.removesuffix(".")), new, stay):
-            names = {
-                f"{parent}{one}{rest}": f"{parent}{other}{rest}"
-                for one, other in moved.items()
-                for rest in old[one]
-            }
-            return move(names, None, current, model)
-    return None
-
-
-def _ordered(parent: nn.Module | None, children: Mapping[int, Mapping[str, Shape]], stay: bool) -> bool:
-    """Whether a child is what was in the same place of the row, and not what had its number.
-
-    In a Sequential a number is a place. Elsewhere it may be a name, such as the stride of a feature map or
-    the number of a task: then shapes must say which is which, or nothing that fits where it is may be moved.
-
-    Args:
-        parent: their module.
-        children: by their numbers, what the model has under each.
-        stay: whether some that would be moved fit where they are.
-    """
-    if isinstance(parent, nn.Sequential) and list(parent._modules) == [str(i) for i in range(len(parent))]:
-        return True
-    shapes = list(children.values())
-    if all(shapes.count(each) == 1 for each in shapes):
-        return True
-    return not stay and not isinstance(parent, nn.ModuleDict)
-
-
-def _children(shapes: Shapes) -> dict[str, dict[int, dict[str, Shape]]]:
-    """By the beginning of keys before a number, and by the number: what follows, with its shapes."""
-    parents: dict[str, dict[int, dict[str, Shape]]] = {}
-    for key, shape in shapes.items():
-        for number in _NUMBER.finditer(key):
-            children = parents.setdefault(key[: number.start()], {})
-            children.setdefault(int(number[0]), {})[key[number.end() :]] = shape
-    return parents
-
-
-_NUMBER = re.compile(r"(?<![^.])(?:0|[1-9][0-9]{0,8})(?![^.])")
+    from .templates import Families, Indices, Shape, Shapes, Template
 
 MOST_PAIRS = 60_000
-
+_COUNTS = (1, 2)
+"""How many numbers are those of blocks, where a name behind them got a number or lost one."""
 _LEAVES = {"weight", "bias", "running_mean", "running_var"}
 """None of them ever became another."""
 
 
 def renames(
-    checkpoint: Shapes, model: Shapes, modules: Modules = NO_MODULES
+    checkpoint: Shapes, model: Shapes, modules: Modules = NO_MODULES, budget: Budget | None = None
 ) -> tuple[list[Step], dict[str, Shape]]:
-    """Steps that rename keys of the checkpoint into keys of the model, and the checkpoint after them.
+    """Find steps that rename keys of the checkpoint into keys of the model.
 
-    The model's `modules`, by their paths, tell whether numbers of layers are their places or their names.
+    Args:
+        checkpoint: its keys.
+        model: the model's keys.
+        modules: the model's, by their paths. They tell whether numbers of layers are their places or their
+            names.
+        budget: the time for it; when it is spent, what was found until then is given.
+
+    Returns:
+        The steps, and the checkpoint after them.
     """
+    budget = budget or Budget()
     current = dict(checkpoint)
     steps: list[Step] = []
     while len(steps) < MOST_STEPS:
         origin = dict(zip(current, checkpoint, strict=True))
-        found = _next_move(current, model, modules, origin)
+        try:
+            found = _next_move(current, model, modules, origin, budget)
+        except OutOfTime:
+            break
         if found is None:
             break
         steps += found.steps
@@ -113,36 +58,42 @@ def renames(
     return steps, current
 
 
-def _next_move(current: Shapes, model: Shapes, modules: Modules, origin: Mapping[str, str]) -> Move | None:
+def _next_move(
+    current: Shapes, model: Shapes, modules: Modules, origin: Mapping[str, str], budget: Budget
+) -> Move | None:
+    if found := renumbered(current, model, modules, origin, budget):
+        return found
     if all(key in model for key in current) or all(key in current for key in model):
         return None
-    return (
-        renumbered(current, model, modules, origin)
-        or substituted(current, model)
-        or substituted(current, model, reshaped=True)
-    )
+    return substituted(current, model, budget) or substituted(current, model, budget, reshaped=True)
 
 
-def substituted(current: Shapes, model: Shapes, *, reshaped: bool = False) -> Move | None:
-    """The replacement of parts of names that explains most, unless another explains as much as well.
+def substituted(current: Shapes, model: Shapes, budget: Budget, *, reshaped: bool = False) -> Move | None:
+    """Find the replacement of parts of names that explains most, unless another explains as much as well.
 
     Args:
         current: the checkpoint's keys.
         model: the model's keys.
+        budget: the time that is left.
         reshaped: look for keys whose shape changed along with the name.
     """
-    evidence = sorted(_evidence(current, model, reshaped), key=lambda each: each.rank, reverse=True)
+    found = _evidence(current, model, reshaped, budget)
+    if not found:
+        return None
+    evidence = sorted(found, key=lambda each: each.rank, reverse=True)
     set_apart(evidence)
     stay = {(template(key), shape) for key, shape in current.items() if model.get(key) == shape}
+    neighbours = Neighbours(current, model)
     for each in evidence:
+        budget.check()
         if (
-            each.convinces(current, model, reshaped)
+            each.convinces(neighbours, reshaped)
             and not each.rivalled(evidence)
             and not _passes_by(each.names, current, stay)
         ):
-            found = move(each.names, each.substitution, current, model)
-            if found is not None:
-                return found
+            moved = move(each.names, each.substitution, current, model, budget)
+            if moved is not None:
+                return moved
     return None
 
 
@@ -157,27 +108,38 @@ def _passes_by(names: Mapping[str, str], current: Shapes, stay: Collection[tuple
     )
 
 
-def _evidence(current: Shapes, model: Shapes, reshaped: bool) -> list[Evidence]:
+def _evidence(current: Shapes, model: Shapes, reshaped: bool, budget: Budget) -> list[Evidence]:
     """For every substitution that turns some key into a key that the model lacks: what else it would do."""
     found: dict[tuple[tuple[str, str], ...], Evidence] = {}
-    for numbers_out in (True, False):
-        old = by_template((key for key in current if key not in model), numbers_out)
-        new = by_template((key for key in model if key not in current), numbers_out)
+    for most in (ALL, *_COUNTS, NONE):
+        budget.check()
+        old = by_template((key for key in current if key not in model), most)
+        new = by_template((key for key in model if key not in current), most)
+        if most in _COUNTS and not _counted_otherwise(old, new):
+            continue
         if reshaped:
             pairs = _reshaped(old, new, current, model)
         else:
             pairs = chain(_wrapped(old, new), _alike(old, new, current, model))
-        if not numbers_out:
+        if most == NONE:
             pairs = _other_numbers(pairs)
+        elif most in _COUNTS:
+            pairs = _more_numbers(pairs)
+        places = Places(old)
         votes = Counter(each for one, other in dict.fromkeys(pairs) for each in _substitutions(one, other))
         room = min(max(MOST_PAIRS // max(len(old), 1), 30), 300)
         for substitution, _ in votes.most_common(room):
-            each = gathered(substitution, old, new, current, model)
+            budget.check()
+            families = {parts: old[parts] for parts in places.of(substitution)}
+            each = gathered(substitution, families, new, current, model)
             if each.names:
                 found.setdefault(tuple(each.names.items()), each)
         if any(each.wraps and each.exact for each in found.values()):
             break
     return list(found.values())
+
+
+# -- pairs of names that may be the same --------------------------------------------------------------------
 
 
 def _wrapped(old: Families, new: Families) -> Iterator[tuple[Template, Template]]:
@@ -229,6 +191,24 @@ def _other_numbers(pairs: Iterable[tuple[Template, Template]]) -> Iterator[tuple
             layers[old] == layers[new] or not layers[old] or not layers[new]
         ):
             yield pair
+
+
+def _counted_otherwise(old: Families, new: Families) -> bool:
+    """Whether there are names that still have numbers of layers, and not as many in both."""
+    olds, news = ({len(_layer_numbers(parts)) for parts in families} for families in (old, new))
+    return olds != news and max(olds | news, default=0) > 0
+
+
+def _more_numbers(pairs: Iterable[tuple[Template, Template]]) -> Iterator[tuple[Template, Template]]:
+    """Pairs of names without their blocks' numbers of which one still has others: ``out.0`` was ``proj``."""
+    for old, new in pairs:
+        counts = [len(_layer_numbers(parts)) for parts in (old, new)]
+        if counts[0] != counts[1] and 0 in counts:
+            yield old, new
+
+
+def _layer_numbers(parts: Template) -> list[str]:
+    return [part for part in parts if part.isdecimal()]
 
 
 def _reshaped(

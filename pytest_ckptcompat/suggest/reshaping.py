@@ -1,245 +1,114 @@
-"""What became of a key whose shape changed: told from its shapes, its name and its neighbours."""
+"""What became of keys whose shape changed: told from their shapes, their names and their neighbours."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from math import isqrt
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from torch import nn
-
-from .layers import NO_MODULES, layers_of, module_of, projects, unitwise
-from .steps import Step, cover
-from .templates import template
-from .widening import differing, widened
+from .changes import Explained, differing
+from .layerwise import layerwise
+from .patterns import Globs
+from .positions import positions
+from .recurrent import gates
+from .steps import Step
+from .vocabulary import vocabulary
+from .widening import widened
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from .layers import Layer, Modules
-    from .templates import Shapes
-    from .widening import Sizes
-
-MOST_LISTED = 1000
-"""Rows that a suggestion lists one by one; nobody would read more."""
-_POSITIONS = re.compile(
-    r"(?:^|[._])(?:abs_|rel_)?pos(?:ition|itional|itions)?(?:[._]|$)|pos_?emb|position_bias", re.IGNORECASE
-)
-_SPECTRAL = {"weight_u", "weight_v", "_u", "_v"}
-"""Vectors of unit length from which a spectral norm is computed."""
-_VOCABULARY = re.compile(
-    r"(?:^|[._])(?:wte|lm_head|(?:\w+_)?emb(?:ed|edding|eddings)?(?:_tokens|_in)?)(?:[.]|$)", re.IGNORECASE
-)
+    from .changes import Change, Changes
 
 
-def reshapes(checkpoint: Shapes, model: Shapes, modules: Modules = NO_MODULES) -> list[Step] | None:
-    """Steps that give every key of the checkpoint the shape that it has in the model.
+@dataclass(frozen=True)
+class Reshaped:
+    """Steps that give keys the shape that they have in the model.
 
-    Args:
-        checkpoint: the checkpoint's keys, by the names that the model has for them.
-        model: the model's.
-        modules: its modules by their paths, as far as they are known; where a weight's is not, its bias tells
-            which dimension counts the outputs.
-
-    Returns:
-        None where one of the keys changed in a way for which no operator stands out.
+    Attributes:
+        steps: operators, in order.
+        unexplained: keys for which none stands out.
     """
-    changed: dict[str, tuple[Sizes, Sizes]] = {}
-    for key, old in checkpoint.items():
-        new = model.get(key)
-        if old is not None and new is not None and old != new:
-            changed[key] = old, new
+
+    steps: list[Step] = field(default_factory=list)
+    unexplained: set[str] = field(default_factory=set)
+
+
+def reshapes(changes: Changes) -> Reshaped:
+    """Find operators that give the keys of a checkpoint the shapes that they have in the model.
+
+    Every kind of change has a function that knows it; what one knows and can't explain, no other may try.
+    What may hang together with something unexplained is not explained either.
+    """
+    changed = changes.changed
     if not changed:
-        return []
-    layers = layers_of(checkpoint, model, modules)
-    wider = widened(changed, layers, checkpoint, modules)
-    if wider is None:
-        return None
-    grown, widen = wider
-    look = _Look(checkpoint, model, modules, layers)
-    steps: dict[str, Step] = {}
-    for key, (old, new) in changed.items():
-        if key not in grown:
-            step = look.step(key, old, new)
-            if step is None:
-                return None
-            steps[key] = step
-    transposed = [key for key, step in steps.items() if step.operator == "transpose"]
-    square = _square_too(transposed, checkpoint, modules)
-    if square is None or (transposed and not any(look.bias_stays(key) for key in transposed)):
-        return None
-    steps |= {key: Step("transpose", ()) for key in square}
-    return [*_merged(steps, list(checkpoint)), *widen]
+        return Reshaped()
+    found = Explained()
+    left = dict.fromkeys(changed)
+    for explain in (gates, positions, vocabulary, widened, layerwise):
+        more = explain(changes, left.keys())
+        found.steps |= more.steps
+        found.joint += more.joint
+        found.barred |= more.barred
+        for key in more.keys:
+            left.pop(key, None)
+    found.barred |= left.keys()
+    _bar_what_hangs_together(found, changes)
+    steps = _merged(found.steps, changes)
+    return Reshaped([*steps, *(step for _, step in found.joint)], found.barred & changed.keys())
 
 
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """The operator for one key, from all that its neighbours tell."""
+def _bar_what_hangs_together(found: Explained, changes: Changes) -> None:
+    """Leave unexplained what may be a part of something that is.
 
-    checkpoint: Shapes
-    model: Shapes
-    modules: Modules
-    layers: Mapping[str, Layer]
-
-    def step(self, key: str, old: Sizes, new: Sizes) -> Step | None:
-        """The operator, its key left out; None where none stands out."""
-        if len(old) == 2 and old == new[::-1]:
-            return Step("transpose", ()) if self._bias_fits(key) else None
-        dims = differing(old, new)
-        if _larger_kernel(key, old, new, dims):
-            return Step("pad", ())
-        if len(dims) != 1:
-            return None
-        (dim,) = dims
-        if _POSITIONS.search(key):
-            # A text may have 1024 positions as well: a square number alone says little. In a model that
-            # sees pictures, it says enough.
-            pictures = any(shape is not None and len(shape) == 4 for shape in self.checkpoint.values())
-            fewest_tokens = 0 if pictures or "relative" in key else 1
-            if step := _resampled(old[dim], new[dim], fewest_tokens):
-                return step
-        if key in self.layers:
-            return self._of_layer(key, old, new, dim)
-        if dim == 0 and not self._woven(key, old[0], new[0]):
-            return _resized(key, old[0], new[0], 0)
-        if dim == 1 and len(old) == 3 and old[0] == 1:
-            return _resized(key, old[1], new[1], 1)
-        return None
-
-    def _of_layer(self, key: str, old: Sizes, new: Sizes, dim: int) -> Step | None:
-        layer = self.layers[key]
-        depthwise = old[1] == new[1] == 1 and layer.groups == new[0]
-        if not (layer.takes_all or (depthwise and dim == 0)):
-            return None  # outputs that came or went would move all others to other groups
-        plain = key.rpartition(".")[2] == "weight"  # and no part of one, that is divided by its norm
-        if dim == layer.outputs or (dim == 0 and layer.outputs is None):
-            if projects(key, self.model) or (dim and not plain):
-                return None
-            return _resized(key, old[dim], new[dim], dim)
-        picture = plain and dim == 1 and layer.outputs == 0 and len(old) >= 3 and min(old[1], new[1]) <= 4
-        return _stem(old[1], new[1]) if picture and not self._fed(key, old[1], new[1]) else None
-
-    def _fed(self, key: str, old: int, new: int) -> bool:
-        """Whether the inputs of a convolution may be another's outputs, and no picture's channels.
-
-        They are as many, or as many in each group: and then the number of groups may have changed.
-        """
-        outputs, grouped = self.checkpoint[key], self.layers[key].groups == 0
-        if outputs is not None and old == 1 and outputs[0] == new > 4:
-            return True  # it may have been a depthwise one
-        for other, layer in self.layers.items():
-            if other == key:
-                return False
-            before, after = self.checkpoint[other], self.model[other]
-            if before is None or after is None:
-                continue
-            dim = layer.outputs or 0
-            whole = after[dim] % new == 0 if grouped else after[dim] == new
-            if whole and before[dim] % old == 0:
-                return True
-        return False
-
-    def _woven(self, key: str, old: int, new: int) -> bool:
-        """Whether it is no vector of which rows can be copied one by one: its norm is over all of them."""
-        if key.rpartition(".")[2] in _SPECTRAL:
-            return True
-        module = self.modules.get(module_of(key))
-        over_all = isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm))
-        if over_all and not unitwise(module_of(key), (old, new), self.checkpoint, self.modules):
-            return True
-        return projects(key, self.model)
-
-    def _bias_fits(self, key: str) -> bool:
-        """Whether the bias beside a weight, if it has one, can stay."""
-        bias = _bias(key)
-        return self.checkpoint.get(bias) == self.model.get(bias)
-
-    def bias_stays(self, key: str) -> bool:
-        """Whether there is a bias that counts one dimension of the weight: its outputs, before and after."""
-        bias, weight = self.checkpoint.get(_bias(key)), self.checkpoint[key]
-        return bias is not None and weight is not None and len(bias) == 1 and bias[0] in weight
-
-
-def _bias(key: str) -> str:
-    return ".".join([*key.split(".")[:-1], "bias"])
-
-
-def _larger_kernel(key: str, old: Sizes, new: Sizes, dims: Sequence[int]) -> bool:
-    """Whether a convolution's kernel grew around its centre, which only an odd size has.
-
-    Of even kernels, most of which cut a picture into patches, a shape does not tell how they grew.
+    These are keys of one module, sizes that changed alike, and rows that may be what a later layer takes in.
     """
-    return (
-        key.rpartition(".")[2] == "weight"
-        and not _POSITIONS.search(key)
-        and len(old) - 2 in (1, 2, 3)
-        and bool(dims)
-        and min(dims) >= 2
-        and all(old[dim] % 2 and new[dim] % 2 and old[dim] < new[dim] <= _WIDEST_KERNEL for dim in dims)
-    )
+    while True:
+        sizes = {pair for key in found.barred for pair in _pairs(changes.changed[key])}
+        modules = {key.rpartition(".")[0] for key in found.barred}
+        takes_in = max(
+            (changes.order[key] for key in found.barred if 1 in differing(*changes.changed[key])), default=-1
+        )
+        more = {
+            key
+            for key in found.steps.keys() & changes.changed.keys()
+            if key.rpartition(".")[0] in modules
+            or sizes.intersection(_pairs(changes.changed[key]))
+            or (changes.order[key] < takes_in and _grows_rows(found.steps[key]))
+        }
+        together = [keys for keys, _ in found.joint if keys & found.barred]
+        if not more and not together:
+            return
+        found.barred |= more.union(*together)
+        found.steps = {key: steps for key, steps in found.steps.items() if key not in found.barred}
+        found.joint = [(keys, step) for keys, step in found.joint if keys not in together]
 
 
-_WIDEST_KERNEL = 31
+def _pairs(change: Change) -> list[tuple[int, int]]:
+    old, new = change
+    return [(old[dim], new[dim]) for dim in differing(old, new)]
 
 
-def _resized(key: str, old: int, new: int, dim: int) -> Step | None:
-    if new < old:
-        return Step("select", (), {"dim": dim, "index": list(range(new))}) if new <= MOST_LISTED else None
-    if _VOCABULARY.search(key) and not _POSITIONS.search(key):
-        return Step("append", (), {"dim": dim, "init": "mean"})
-    return Step("tile", (), {"dim": dim})
+def _grows_rows(steps: tuple[Step, ...]) -> bool:
+    """Whether they are those of units that another layer may take in, and not of words."""
+    return steps[0].operator in ("tile", "select") and steps[0].options["dim"] == 0
 
 
-def _stem(old: int, new: int) -> Step | None:
-    """Input channels of a convolution: more of them repeat the old ones, fewer are their sum."""
-    if new > old:
-        return Step("repeat_channels", ())
-    if old % new == 0:
-        return Step("reduce", (), {"dim": 1, "groups": new, "op": "sum"})
-    return None
+def _merged(steps: Mapping[str, tuple[Step, ...]], changes: Changes) -> list[Step]:
+    """Keys of which the same is to be done, as few operators as possible.
 
-
-def _resampled(old: int, new: int, fewest_tokens: int) -> Step | None:
-    """Positions of a square grid, behind up to two tokens that have no place in it."""
-    for tokens in range(fewest_tokens, 3):
-        before, after = isqrt(max(old - tokens, 0)), isqrt(max(new - tokens, 0))
-        if before**2 + tokens == old and after**2 + tokens == new and min(before, after) > 1:
-            prefix = {"prefix_tokens": tokens} if tokens else {}
-            return Step("resample", (), {"size": (after, after), **prefix})
-    return None
-
-
-def _square_too(transposed: Sequence[str], checkpoint: Shapes, modules: Modules) -> list[str] | None:
-    """Square weights that were transposed along: their shape can't tell, but their name does.
-
-    Returns:
-        None where a square weight stands beside transposed ones and nothing tells whether it was transposed.
+    Of keys of one tensor of the checkpoint, an operator on the first moves the others along.
     """
-    leaves = {tuple(key.split(".")[-2:]) for key in transposed}
-    blocks = {template(key)[:-2] for key in transposed}
-    square = []
-    for key, shape in checkpoint.items():
-        if shape is None or len(shape) != 2 or shape[0] != shape[1]:
-            continue
-        if tuple(key.split(".")[-2:]) in leaves:
-            square.append(key)
-        elif transposed and (
-            template(key)[:-2] in blocks or isinstance(modules.get(module_of(key)), nn.Linear)
-        ):
-            return None
-    return square
-
-
-def _merged(steps: Mapping[str, Step], keys: Sequence[str]) -> list[Step]:
-    """Keys of which the same is to be done, as few operators as possible."""
     alike: dict[str, list[str]] = {}
-    for key, step in steps.items():
-        alike.setdefault(repr(step), []).append(key)
-    merged = []
-    for chosen in alike.values():
-        step = steps[chosen[0]]
-        merged += [
-            Step(step.operator, (pattern, *step.arguments), step.options) for pattern in cover(chosen, keys)
-        ]
-    return merged
+    firsts: set[object] = set()
+    for key, several in steps.items():
+        tensor = (changes.old_ties.get(key, key), repr(several))
+        if tensor not in firsts:
+            firsts.add(tensor)
+            alike.setdefault(repr(several), []).append(key)
+    globs = Globs(changes.checkpoint)
+    return [
+        Step(step.operator, (pattern, *step.arguments), step.options)
+        for chosen in alike.values()
+        for pattern in globs.cover(chosen)
+        for step in steps[chosen[0]]
+    ]

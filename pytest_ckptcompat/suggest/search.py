@@ -2,79 +2,198 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_ckptcompat.core.errors import RecipeError
-from pytest_ckptcompat.recipes.recipe import Recipe
+import torch
 
+from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.core.keys import select
+from pytest_ckptcompat.recipes.operators import OPERATORS
+from pytest_ckptcompat.recipes.recipe import Recipe
+from pytest_ckptcompat.tensors.difference import memory
+
+from .budget import Budget
+from .changes import Changes
+from .companions import set_apart
 from .fusing import fuses
 from .layers import NO_MODULES
+from .patterns import Globs
 from .renaming import renames
 from .reshaping import reshapes
-from .steps import Step, cover
+from .steps import Step
+from .submodels import is_wrapper, submodels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from .layers import Modules
     from .templates import Shape, Shapes
+
+    Differences = Callable[[Recipe], Collection[str]]
+    """Which keys differ after a recipe: none where the checkpoint then loads."""
+
+MOST_CHOICES = 4
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What was found for a checkpoint that does not fit.
+
+    Attributes:
+        recipe: makes it load.
+        partial: makes a part of it fit; `unexplained` is what then still differs.
+        choices: recipes of which each makes it load, and nothing tells which is meant.
+        unexplained: keys for which nothing was found; all of them where nothing was found at all.
+        dropped: patterns of `recipe` that leave out numbers, trained ones for all that is known.
+        stopped: whether the search ran out of time.
+    """
+
+    recipe: Recipe | None = None
+    partial: Recipe | None = None
+    choices: tuple[Recipe, ...] = ()
+    unexplained: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    stopped: bool = False
 
 
 def suggest(
     checkpoint: Mapping[str, Any],
     target: Mapping[str, Any],
-    verify: Callable[[Recipe], bool],
+    differences: Differences,
     modules: Modules = NO_MODULES,
-) -> Recipe | None:
-    """A recipe that makes the checkpoint load into the model, or None where there is none to be confident of.
+    budget: Budget | None = None,
+) -> Suggestion:
+    """Find a recipe that makes the checkpoint load into the model, or as much of it as can be explained.
 
     It is told from keys and shapes, and from what the model's modules are: wrapper prefixes, renamed modules
     and leaves, layers that got other numbers, projections that were joined or split, grown and shrunk rows,
-    another number of input channels, larger kernels, position embeddings of another grid, transposed weights,
-    names of one tensor, and whatever of these come together. Keys that the model lacks are dropped only if
-    nothing else is left to be done. What the model needs and the checkpoint lacks is never made up, and where
-    two answers are as good as each other, neither is given.
+    other inputs, larger kernels, positions of another grid, transposed weights, names of one tensor, and
+    whatever of these come together. Keys that the model lacks are dropped only if nothing else is left to be
+    done. What the model needs and the checkpoint lacks is never made up, and where two answers are as good as
+    each other, neither is taken.
 
     Args:
         checkpoint: the state dict's keys, each with something that has a shape.
         target: the model's, likewise.
-        verify: whether the checkpoint loads with a recipe; asked at most twice, and before one is given.
+        differences: which keys differ after a recipe, or `RecipeError` where it does not apply; asked only
+            a few times, and before a recipe is given.
         modules: the model's modules by their paths. They tell which dimension of a weight counts outputs, in
             how many groups, and whether the numbers of layers are their places or their names; without them,
             less is suggested.
+        budget: the time for it.
     """
-    for steps in _answers(_shapes(checkpoint), target, modules):
-        recipe = _recipe(steps)
-        if recipe is not None and _verified(recipe, verify):
-            return recipe
-    return None
+    return _Search(checkpoint, target, differences, modules, budget or Budget()).run()
 
 
-def _answers(checkpoint: Shapes, target: Mapping[str, Any], modules: Modules) -> Iterator[list[Step]]:
-    model = _shapes(target)
-    projections = fuses(checkpoint, model)
-    if projections is None:
-        return
-    fusing, fused = projections
-    renaming, renamed = renames(fused, model, modules)
-    reshaping = reshapes(renamed, model, modules)
-    if reshaping is None:
-        return
-    ties = _ties(renamed, model, target)
-    steps = [*fusing, *renaming, *reshaping, *(Step("tie", (keys,)) for keys in ties)]
-    if steps:
-        yield steps
-    unexpected = [key for key in renamed if key not in model]
-    tied = {key for keys in ties for key in keys}
-    complete = bool(model) and all(key in renamed or key in tied for key in model)
-    if unexpected and complete:
-        yield [*steps, *(Step("drop", (pattern,)) for pattern in cover(unexpected, list(renamed)))]
+class _Search:
+    """One search: what is known, and what is left to be explained."""
+
+    def __init__(
+        self,
+        checkpoint: Mapping[str, Any],
+        target: Mapping[str, Any],
+        differences: Differences,
+        modules: Modules,
+        budget: Budget,
+    ) -> None:
+        self.raw = checkpoint
+        self.checkpoint, self.model = _shapes(checkpoint), _shapes(target)
+        self.target = target
+        self.modules = modules
+        self.budget = budget
+        self.origin: dict[str, str] = {}
+        self._differences = differences
+
+    def run(self) -> Suggestion:
+        """Try the likeliest steps, then the same and what must be dropped, then what is left of them."""
+        at_first = _apart(self.checkpoint, self.model)
+        if not at_first:
+            return Suggestion()
+        if choices := self._choices():
+            return Suggestion(choices=choices)
+        steps, renamed, tied = self._steps()
+        dropped = self._dropped(renamed, tied)
+        left: Collection[str] | None = None
+        for drops in ([], dropped) if dropped else ([],):
+            recipe = _recipe([*steps, *(Step("drop", (pattern,)) for pattern in drops)])
+            if recipe is None or not recipe.operators:
+                continue
+            after = self._left(recipe)
+            if after is not None and not after:
+                return Suggestion(recipe, dropped=self._trained(drops, renamed), stopped=self.budget.spent)
+            left = after if left is None else left
+        partial = _recipe(steps) if left is not None and len(left) < len(at_first) else None
+        return Suggestion(
+            partial=partial,
+            unexplained=tuple(at_first if partial is None else left or ()),
+            stopped=self.budget.spent,
+        )
+
+    def _choices(self) -> tuple[Recipe, ...]:
+        """Recipes that take one of several parts of the checkpoint, if each is the whole model."""
+        prefixes = submodels(self.checkpoint, self.model)
+        if len(prefixes) < 2 or sum(map(is_wrapper, prefixes)) == 1:
+            return ()
+        return tuple(filter(None, map(self._taking, prefixes[:MOST_CHOICES])))
+
+    def _taking(self, prefix: str) -> Recipe | None:
+        others = [key for key in self.checkpoint if not key.startswith(prefix)]
+        drops = (Step("drop", (pattern,)) for pattern in Globs(self.checkpoint).cover(others))
+        recipe = _recipe([*drops, Step("strip_prefix", (prefix,))])
+        return None if recipe is None or self._left(recipe) != [] else recipe
+
+    def _steps(self) -> tuple[list[Step], dict[str, Shape], set[str]]:
+        """The steps, the checkpoint under its last names, and the keys that will share another's tensor."""
+        apart = set_apart(self.checkpoint, self.model)
+        seen = {key: shape for key, shape in self.checkpoint.items() if key not in apart.checkpoint}
+        model = {key: shape for key, shape in self.model.items() if key not in apart.model}
+        fusing, fused, joined = fuses(seen, model)
+        hidden = {key for key in fused if key in joined}
+        named = {key: shape for key, shape in fused.items() if key not in hidden}
+        wanted = {key: shape for key, shape in model.items() if key not in joined}
+        renaming, renamed = renames(named, wanted, self.modules, self.budget)
+        self.origin = dict(zip(renamed, named, strict=True))
+        old_ties = {
+            key: memory(self.raw[old])
+            for key, old in self.origin.items()
+            if self.checkpoint.get(old) is not None
+        }
+        ties = {key: memory(self.target[key]) for key in renamed if self.model.get(key) is not None}
+        reshaping = reshapes(Changes(renamed, wanted, self.modules, ties, old_ties))
+        shared = _ties(renamed, wanted, self.target)
+        steps = [*fusing, *renaming, *reshaping.steps, *(Step("tie", (keys,)) for keys in shared)]
+        rest = {key: self.checkpoint.get(key) for key in (*apart.checkpoint, *hidden)}
+        return steps, {**renamed, **rest}, {key for keys in shared for key in keys}
+
+    def _dropped(self, renamed: Mapping[str, Shape], tied: Collection[str]) -> list[str]:
+        """Patterns for what the model lacks, if nothing else is left to be done."""
+        unexpected = [key for key in renamed if key not in self.model]
+        complete = bool(self.model) and all(key in renamed or key in tied for key in self.model)
+        lost = set_apart(self.checkpoint, self.model).checkpoint.intersection(unexpected)
+        return Globs(renamed).cover(unexpected) if complete and not lost else []
+
+    def _trained(self, patterns: Iterable[str], renamed: Collection[str]) -> tuple[str, ...]:
+        """Those patterns for keys to be dropped that stand for real numbers."""
+        real = [key for key in renamed if _is_real(self.raw.get(self.origin.get(key, key)))]
+        return tuple(pattern for pattern in patterns if select(pattern, real))
+
+    def _left(self, recipe: Recipe) -> list[str] | None:
+        """The keys that differ after a recipe; None where it does not apply."""
+        try:
+            return list(self._differences(recipe))
+        except RecipeError:
+            return None
+
+
+def _apart(checkpoint: Shapes, model: Shapes) -> list[str]:
+    """Keys that one side lacks or has in another shape, the model's first."""
+    differ = [key for key, shape in model.items() if key not in checkpoint or checkpoint[key] != shape]
+    return [*differ, *(key for key in checkpoint if key not in model)]
 
 
 def _ties(renamed: Shapes, model: Shapes, target: Mapping[str, Any]) -> list[list[str]]:
     """Keys that the checkpoint lacks, behind the key that it has of the same tensor of the model."""
-    from pytest_ckptcompat.tensors.difference import memory
-
     missing = [key for key in model if key not in renamed and model[key] is not None]
     if not missing:
         return []
@@ -101,68 +220,12 @@ def _shape(value: Any) -> Shape:
         return None
 
 
-def _recipe(steps: list[Step]) -> Recipe | None:
-    from pytest_ckptcompat.core.errors import RecipeError
-    from pytest_ckptcompat.recipes.operators import OPERATORS
-    from pytest_ckptcompat.recipes.recipe import Recipe
+def _is_real(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
 
+
+def _recipe(steps: Iterable[Step]) -> Recipe | None:
     try:
         return Recipe(*(OPERATORS[step.operator](*step.arguments, **step.options) for step in steps))
     except RecipeError:
         return None
-
-
-def _verified(recipe: Recipe, verify: Callable[[Recipe], bool]) -> bool:
-    from pytest_ckptcompat.core.errors import RecipeError
-
-    try:
-        return verify(recipe)
-    except RecipeError:
-        return False
-
-
-def repair(
-    declared: Recipe,
-    checkpoint: Mapping[str, Any],
-    target: Mapping[str, Any],
-    verify: Callable[[Recipe], bool],
-    modules: Modules = NO_MODULES,
-) -> Recipe | None:
-    """The recipe without one of its operators, without any, or with more after them; None if none will do.
-
-    Where the recipe does not even apply, what is suggested starts from the checkpoint as it is.
-
-    Args:
-        declared: the recipe; an empty one where there is none.
-        checkpoint: the old state dict, on the meta device.
-        target: the model's.
-        verify: whether the checkpoint loads with a recipe that applies.
-        modules: the model's modules by their paths.
-    """
-
-    def loads(recipe: Recipe) -> bool:
-        try:
-            return verify(recipe)
-        except RecipeError:
-            return False
-
-    for fewer in _fewer(declared):
-        if loads(fewer):
-            return fewer
-    try:
-        grown: Mapping[str, Any] = declared.apply(checkpoint, target)
-    except RecipeError:
-        declared, grown = Recipe(), checkpoint
-    further = suggest(grown, target, lambda more: loads(_both(declared, more)), modules)
-    return None if further is None else _both(declared, further)
-
-
-def _fewer(recipe: Recipe) -> Iterator[Recipe]:
-    for place in range(len(recipe.operators)):
-        yield Recipe(*recipe.operators[:place], *recipe.operators[place + 1 :])
-    if len(recipe.operators) > 1:
-        yield Recipe()
-
-
-def _both(first: Recipe, then: Recipe) -> Recipe:
-    return Recipe(*first.operators, *then.operators)

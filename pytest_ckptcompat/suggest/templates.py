@@ -10,9 +10,13 @@ from typing import TypeAlias
 Shape: TypeAlias = tuple[int, ...] | None
 Shapes: TypeAlias = Mapping[str, Shape]
 Template: TypeAlias = tuple[str, ...]
-"""Parts of a key between its dots, with ``#`` for every number."""
+"""Parts of a key between its dots, with ``#`` for every number that was taken out."""
 Indices: TypeAlias = tuple[str, ...]
+Families: TypeAlias = dict[Template, dict[Indices, str]]
 
+ALL = 0
+NONE = -1
+_NO_INDICES: Indices = ()
 _NUMBER = re.compile(r"[0-9]+")
 
 
@@ -26,12 +30,20 @@ def indices(key: str) -> Indices:
     return tuple(_NUMBER.findall(key))
 
 
-def by_template(keys: Iterable[str], numbers_out: bool) -> dict[Template, dict[Indices, str]]:
-    """The keys, by template and then by the numbers taken out; each by itself if none are taken out."""
-    families: dict[Template, dict[Indices, str]] = {}
+def by_template(keys: Iterable[str], most: int = ALL) -> Families:
+    """The keys, by template and then by the numbers taken out.
+
+    Args:
+        keys: of a state dict; those with a ``#`` of their own are left out.
+        most: how many numbers are taken out of each key, the first ones: ``ALL``, ``NONE``, or a count.
+    """
+    families: Families = {}
     for key in keys:
         if "#" not in key:
-            parts, numbers = (template(key), indices(key)) if numbers_out else (tuple(key.split(".")), ())
+            parts, numbers = tuple(key.split(".")), _NO_INDICES
+            if most != NONE:
+                numbers = indices(key)[: most or None]
+                parts = tuple(_NUMBER.sub("#", key, count=most).split("."))
             families.setdefault(parts, {})[numbers] = key
     return families
 
@@ -64,3 +76,22 @@ class Substitution:
                 return None
         changed = (*parts[:start], *self.new, *parts[start + len(self.old) :])
         return changed or None
+
+
+class Places:
+    """Templates by where they begin and by the parts in them, so that few are tried for a substitution."""
+
+    def __init__(self, families: Iterable[Template]) -> None:
+        self._beginnings: dict[Template, list[Template]] = {}
+        self._with: dict[str, list[Template]] = {}
+        for parts in families:
+            for end in range(len(parts) + 1):
+                self._beginnings.setdefault(parts[:end], []).append(parts)
+            for part in dict.fromkeys(parts):
+                self._with.setdefault(part, []).append(parts)
+
+    def of(self, substitution: Substitution) -> list[Template]:
+        """Those that the substitution may change."""
+        if substitution.prefix is None:
+            return min((self._with.get(part, []) for part in substitution.old), key=len, default=[])
+        return self._beginnings.get(substitution.prefix + substitution.old, [])

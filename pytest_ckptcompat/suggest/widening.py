@@ -2,96 +2,185 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .layers import module_of, unitwise
+from .changes import Explained, differing
+from .layers import module_of, projects, unitwise
 from .steps import Step
 
 if TYPE_CHECKING:
-    from .layers import Layer, Modules
-    from .templates import Shapes
+    from collections.abc import Collection, Iterator
 
-Sizes = tuple[int, ...]
-Changes = Mapping[str, tuple[Sizes, Sizes]]
+    from .changes import Changes
 
-MOST_WIDENED = 8
+Pair = tuple[int, int]
+"""How many units there were, and how many there are."""
+_Paths = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 
 
-def widened(
-    changed: Changes, layers: Mapping[str, Layer], checkpoint: Shapes, modules: Modules
-) -> tuple[set[str], list[Step]] | None:
-    """Steps that widen hidden layers, and the keys that they are about.
+@dataclass
+class _Units:
+    """Units of one hidden layer, by the keys that are about them.
+
+    Attributes:
+        pair: how many.
+        producers: weights with a row for each.
+        along: what goes unit by unit after them: biases, norms, depthwise convolutions.
+        consumers: weights with a column, or several, for each.
+    """
+
+    pair: Pair
+    producers: list[str]
+    along: list[str] = field(default_factory=list)
+    consumers: list[str] = field(default_factory=list)
+
+    @property
+    def keys(self) -> frozenset[str]:
+        return frozenset([*self.producers, *self.along, *self.consumers])
+
+    @property
+    def paths(self) -> _Paths:
+        """The modules of producers, consumers, and what lies between."""
+        producers, consumers, along = (
+            tuple(dict.fromkeys(map(module_of, keys)))
+            for keys in (self.producers, self.consumers, self.along)
+        )
+        return producers, consumers, tuple(path for path in along if path not in producers)
+
+
+def widened(changes: Changes, left: Collection[str]) -> Explained:
+    """Find hidden layers with more units than before, and widen them, equal ones of all blocks in one step.
+
+    A weight belongs to the last layer before it that gives as many units as it takes in. Where a norm between
+    the two would not treat copies of units as it treated their originals, or units are those of heads or
+    fewer than before, nothing of that layer is explained.
 
     Args:
-        changed: keys, each with its shape in the checkpoint and in the model, which differ.
-        layers: how to read the weights among them.
-        checkpoint: the checkpoint's keys.
-        modules: the model's.
-
-    Returns:
-        None where a norm between would not treat the copies as it treated their originals.
+        changes: what has changed.
+        left: the keys among them that are not yet accounted for.
     """
-    rows = {key: sizes for key, sizes in changed.items() if differing(*sizes) == [0]}
-    columns = {
-        key: sizes
-        for key, sizes in changed.items()
-        if _in_rows(key, layers) and differing(*sizes) == [1] and layers[key].takes_all
-    }
-    order = {key: place for place, key in enumerate(changed)}
-    producers = [key for key in rows if _in_rows(key, layers)]
-    keys: set[str] = set()
-    steps: list[Step] = []
-    for key in producers:
-        old, new = (sizes[0] for sizes in rows[key])
-        alike = [other for other in producers if other != key and rows[other][0][0] == old]
-        consumers = [
-            other
-            for other in columns
-            if other not in keys
-            and order[other] > order[key]
-            and _follows(rows[key], columns[other], alone=not alike)
-            and not any(order[key] < order[each] < order[other] for each in alike)
-        ]
-        if new > old and consumers:
-            along = [
-                other
-                for other, sizes in rows.items()
-                if (sizes[0][0], sizes[1][0]) == (old, new)
-                and order[key] < order[other] < order[consumers[-1]]
-                and len(sizes[0]) == 1
-            ]
-            norms = list(dict.fromkeys(module_of(other) for other in along))
-            norms = [name for name in norms if name != module_of(key)]
-            if not all(unitwise(name, (old, new), checkpoint, modules) for name in norms):
-                return None
-            options = {"norms": norms} if norms else {}
-            steps.append(Step("widen", (module_of(key), [module_of(other) for other in consumers]), options))
-            keys.update([key, *consumers, *along])
-    return (keys, steps) if len(steps) <= MOST_WIDENED else (set(), [])
+    every = list(_layers(changes, left))
+    layers = [units for units in every if units.consumers]
+    found = Explained()
+    alike: dict[tuple[Pair, _Paths], list[_Units]] = {}
+    for units in layers:
+        if _as_copies(changes, units):
+            alike.setdefault((units.pair, _blocks(units)), []).append(units)
+        else:
+            found.barred |= units.keys
+    taken_in = {key for units in layers for key in units.consumers}
+    for units in every:
+        if not units.consumers:
+            for key in taken_in.intersection(units.producers):  # a head on a wider layer, with more outputs
+                found.steps[key] = (Step("tile", (), {"dim": 0}),)
+                if units.pair[0] > units.pair[1]:
+                    found.barred.add(key)
+    paths = {key.rpartition(".")[0] for key in changes.checkpoint}
+    for (_, named), several in alike.items():
+        keys = frozenset().union(*(units.keys for units in several))
+        if len(several) > 1 and len(_matched(named[0][0], paths)) == len(several):
+            found.joint.append((keys, _step(*named)))
+        else:
+            found.joint += [(units.keys, _step(*units.paths)) for units in several]
+    return found
 
 
-def _in_rows(key: str, layers: Mapping[str, Layer]) -> bool:
-    """Whether it is a module's weight, as it is, with a row for each output."""
-    return bool(module_of(key)) and key in layers and layers[key].outputs != 1
+def _layers(changes: Changes, left: Collection[str]) -> Iterator[_Units]:
+    """Every layer whose units have changed in number, with or without consumers."""
+    last: dict[Pair, _Units] = {}
+    for key, (old, new) in changes.changed.items():
+        if key not in left:
+            continue
+        dims = differing(old, new)
+        layer = changes.layers.get(key)
+        rows = (old[0], new[0])
+        if layer is None:
+            if dims == [0] and len(old) == 1 and rows in last and module_of(key):
+                last[rows].along.append(key)
+            continue
+        if not module_of(key) or layer.outputs == 1:
+            continue
+        if dims == [0] and layer.groups == new[0] > 1 and rows in last and not last[rows].consumers:
+            last[rows].along.append(key)  # a depthwise convolution
+            continue
+        if 1 in dims and layer.takes_all and set(dims) <= {0, 1}:
+            units = last.get((old[1], new[1])) or _flattened(changes, key, last)
+            if units is not None:
+                units.consumers.append(key)
+            elif 0 in dims:
+                continue
+        if dims[:1] == [0] and set(dims) <= {0, 1} and layer.takes_all:
+            if rows in last and not last[rows].consumers:
+                last[rows].producers.append(key)
+            else:
+                last[rows] = _Units(rows, [key])
+                yield last[rows]
 
 
-def differing(old: Sizes, new: Sizes) -> list[int]:
-    """The dimensions in which two shapes differ; none where they have not as many."""
-    if len(old) != len(new):
-        return []
-    return [dim for dim, (one, other) in enumerate(zip(old, new, strict=True)) if one != other]
+def _flattened(changes: Changes, key: str, last: dict[Pair, _Units]) -> _Units | None:
+    """The convolution whose pictures are flattened for a linear layer: each unit has several columns.
 
-
-def _follows(producer: tuple[Sizes, Sizes], consumer: tuple[Sizes, Sizes], *, alone: bool) -> bool:
-    """Whether the columns of one are the units of the other.
-
-    Each unit may have several columns side by side: where a linear layer comes behind the flattened pictures
-    of a convolution. Columns of units that two layers give (`alone` is false) are not in this order.
+    Columns of units that two layers give are not in this order.
     """
-    (old, *_), (new, *_) = producer
-    columns, columns_after = (sizes[1] for sizes in consumer)
-    flattened = alone and len(producer[0]) > 2 and len(consumer[0]) == 2
-    if columns != old and not flattened:
-        return False
-    return columns % old == 0 and columns_after == columns // old * new
+    old, new = changes.changed[key]
+    found = [
+        units
+        for (before, after), units in last.items()
+        if len(changes.changed[units.producers[0]][0]) > 2 == len(old)
+        and len(units.producers) == 1
+        and old[1] % before == 0
+        and new[1] == old[1] // before * after
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _as_copies(changes: Changes, units: _Units) -> bool:
+    """Whether copies of units do what their originals did, if they share their work."""
+    old, new = units.pair
+    _, _, between = units.paths
+    return (
+        new > old
+        and not any(projects(key, changes.model) for key in units.producers)
+        and all(
+            unitwise(path, units.pair, changes.checkpoint, changes.modules) or _depthwise(changes, path)
+            for path in between
+        )
+    )
+
+
+def _depthwise(changes: Changes, path: str) -> bool:
+    layer = changes.layers.get(f"{path}.weight")
+    return layer is not None and layer.groups > 1
+
+
+# -- the same in every block --------------------------------------------------------------------------------
+
+
+def _blocks(units: _Units) -> _Paths:
+    """The paths of `units`, with stars for the numbers of the blocks that they share."""
+    named = units.paths
+    every = [path.split(".") for paths in named for path in paths]
+    common = next(
+        (at for at in range(min(map(len, every))) if len({path[at] for path in every}) > 1),
+        min(map(len, every)),
+    )
+    producers, consumers, along = (tuple(_starred(path, common) for path in paths) for paths in named)
+    return producers, consumers, along
+
+
+def _starred(path: str, common: int) -> str:
+    parts = path.split(".")
+    return ".".join("*" if at < common and part.isdecimal() else part for at, part in enumerate(parts))
+
+
+def _matched(glob: str, paths: set[str]) -> list[str]:
+    pattern = re.compile(".*".join(map(re.escape, glob.split("*"))), re.DOTALL)
+    return [path for path in paths if pattern.fullmatch(path)]
+
+
+def _step(producers: tuple[str, ...], consumers: tuple[str, ...], norms: tuple[str, ...]) -> Step:
+    options = {"norms": list(norms)} if norms else {}
+    first = producers[0] if len(producers) == 1 else list(producers)
+    return Step("widen", (first, list(consumers)), options)

@@ -58,7 +58,12 @@ class Comparison:
     @property
     def fits(self) -> bool:
         """Whether torch loads the state dict strictly."""
-        return not any(f.rule in _STRICT for f in self.findings)
+        return not self.differing
+
+    @property
+    def differing(self) -> list[str]:
+        """The keys for which torch does not load it strictly; ``""`` for an error of the model's own load."""
+        return [f.key for f in self.findings if f.rule in _STRICT]
 
 
 _NO_VALUES = re.compile(r"\bmeta tensors?\b|\bmeta device\b|'Meta' backend|Meta tensor")

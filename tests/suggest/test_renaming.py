@@ -12,7 +12,6 @@ from torch import nn
 from pytest_ckptcompat.suggest.evidence import likeness
 from pytest_ckptcompat.suggest.layers import NO_MODULES
 from pytest_ckptcompat.suggest.renaming import renames
-from pytest_ckptcompat.suggest.steps import cover
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -313,26 +312,6 @@ def test_two_thousand_keys_take_well_under_a_second(change: Callable[[str], str]
 )
 def test_likeness_of_names(one: str, better: str, worse: str) -> None:
     assert likeness(one, better) > likeness(one, worse) + 0.15
-
-
-@pytest.mark.parametrize(
-    ("chosen", "others", "patterns"),
-    [
-        (["out2.weight", "out2.bias"], ["out1.weight", "conv.weight"], ["out2.*"]),
-        (["bn.weight", "bn.bias"], ["bn.num_batches_tracked"], ["bn.weight", "bn.bias"]),
-        (
-            [f"h.{i}.mlp.c_fc.weight" for i in range(9)],
-            ["h.0.mlp.c_fc.bias", "wte.weight"],
-            ["h.*.mlp.c_fc.weight"],
-        ),
-        (["a.weight"], ["b.weight"], ["a.weight"]),
-        (["a[0].w", "a[0].b"], ["a0.w"], ["a[0].w", "a[0].b"]),
-    ],
-)
-def test_siblings_are_one_glob_only_where_it_matches_nothing_else(
-    chosen: list[str], others: list[str], patterns: list[str]
-) -> None:
-    assert cover(chosen, [*chosen, *others]) == patterns
 
 
 # -- random trees in which many shapes are the same ---------------------------------------------------------

@@ -16,7 +16,7 @@ from pytest_ckptcompat.recipes import operators
 from pytest_ckptcompat.recipes.recipe import Recipe
 from pytest_ckptcompat.report import terminal
 from pytest_ckptcompat.report.report import Report
-from pytest_ckptcompat.suggest.search import suggest
+from pytest_ckptcompat.suggest.search import Suggestion, suggest
 from pytest_ckptcompat.verification.comparison import compare
 
 if TYPE_CHECKING:
@@ -25,13 +25,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def suggested(state_dict: Mapping[str, Tensor], model: nn.Module) -> Recipe | None:
-    """What a check would suggest, from shapes and the model's modules alone."""
+def answer(state_dict: Mapping[str, Tensor], model: nn.Module) -> Suggestion:
+    """What a check would find, from shapes and the model's modules alone."""
     schema = meta_copy(model)
     shapes = OrderedDict((key, value.to("meta")) for key, value in state_dict.items())
     target = schema.state_dict()
     modules = dict(schema.named_modules(remove_duplicate=False))
-    return suggest(shapes, target, lambda recipe: compare(schema, recipe.apply(shapes, target)).fits, modules)
+    return suggest(
+        shapes, target, lambda recipe: compare(schema, recipe.apply(shapes, target)).differing, modules
+    )
+
+
+def suggested(state_dict: Mapping[str, Tensor], model: nn.Module) -> Recipe | None:
+    return answer(state_dict, model).recipe
 
 
 def pasted(recipe: Recipe, width: int = 80) -> Recipe:
@@ -676,7 +682,7 @@ def test_a_checkpoint_that_fits_gets_no_suggestion() -> None:
 def test_nothing_is_suggested_that_was_not_seen_to_load() -> None:
     old = ONet(4).state_dict()
     asked: list[Recipe] = []
-    assert suggest(old, ONet(14).state_dict(), lambda recipe: bool(asked.append(recipe))) is None
+    assert suggest(old, ONet(14).state_dict(), lambda recipe: [str(asked.append(recipe))]).recipe is None
     assert [repr(recipe) for recipe in asked] == ['Recipe(tile("out2.*", dim=0))']
 
 
@@ -688,15 +694,15 @@ def test_what_has_no_shape_is_left_out_of_account() -> None:
     lazy = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2)).state_dict()
     old = {"module.0.weight": torch.zeros(3, 5), "module.0.bias": torch.zeros(3), "module.extra": b"state"}
     old |= {"module.1.weight": torch.zeros(2, 3), "module.1.bias": torch.zeros(2)}
-    recipe = suggest(old, lazy | {"extra": b""}, lambda recipe: True)
+    recipe = suggest(old, lazy | {"extra": b""}, lambda recipe: []).recipe
     assert repr(recipe) == 'Recipe(strip_prefix("module."))'
 
 
 def test_a_recipe_that_does_not_apply_is_not_given() -> None:
-    def refuse(recipe: Recipe) -> bool:
+    def refuse(recipe: Recipe) -> list[str]:
         raise RecipeError("no")
 
-    assert suggest(ONet(4).state_dict(), ONet(14).state_dict(), refuse) is None
+    assert suggest(ONet(4).state_dict(), ONet(14).state_dict(), refuse).recipe is None
 
 
 def test_keys_of_any_text_do_no_harm() -> None:
@@ -706,10 +712,10 @@ def test_keys_of_any_text_do_no_harm() -> None:
     }
     new = {key.removeprefix("module."): value for key, value in old.items()}
 
-    def loads(recipe: Recipe) -> bool:
-        return recipe.apply(old, new).keys() == new.keys()
+    def differences(recipe: Recipe) -> set[str]:
+        return recipe.apply(old, new).keys() ^ new.keys()
 
-    recipe = suggest(old, new, loads)
+    recipe = suggest(old, new, differences).recipe
     assert recipe is not None
     assert pasted(recipe) == recipe
 
@@ -723,5 +729,5 @@ def test_two_thousand_keys_take_well_under_a_second() -> None:
     new = {key.removeprefix("module.").replace("layers", "blocks"): value for key, value in old.items()}
     new["blocks.3.c"] = torch.empty(16, 8, device="meta")
     with within(1):
-        recipe = suggest(old, new, lambda recipe: True)
+        recipe = suggest(old, new, lambda recipe: []).recipe
     assert recipe is not None

@@ -1,0 +1,34 @@
+"""How long a search may take."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+SECONDS = 2.0
+
+
+class OutOfTime(Exception):  # noqa: N818  # the search stops, and that is not an error
+    """The budget is spent."""
+
+
+class Budget:
+    """The time left for a search.
+
+    Attributes:
+        spent: whether a search that asked `check` had to stop.
+    """
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self._end = perf_counter() + seconds
+        self.spent = False
+
+    def check(self) -> None:
+        """Raise `OutOfTime` once no time is left."""
+        if self.left <= 0:
+            self.spent = True
+            raise OutOfTime
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self._end - perf_counter()

@@ -1,0 +1,88 @@
+"""Weights saved in parts: parametrised, adapted, quantised. No part means anything without the others."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from .templates import Shapes
+
+_TOGETHER = {"weight norm": ("_g", "_v"), "spectral norm": ("_orig", "_u"), "pruning": ("_orig", "_mask")}
+"""Ends of the names of two parts that stand for a kind, if both are there; ``_v`` is spectral norm's too."""
+_PARAMETRIZED = re.compile(r"(?P<module>(?:.*\.)?)parametrizations\.(?P<leaf>[^.]+)\..*", re.DOTALL)
+_ADAPTED = re.compile(
+    r"(?P<module>(?:.*?\.)?)(?:lora|hada|lokr|oft|boft|ia3|vera|dora|adalora)_.*", re.DOTALL
+)
+_BASE = re.compile(r"(?P<module>(?:.*\.)?)base_layer\.(?P<leaf>.*)", re.DOTALL)
+_SCALE = re.compile(
+    r"(?P<module>(?:.*\.)?)(?P<leaf>weight_|input_|activation_|act_|output_)?"
+    r"(?:scales?|scale_inv|zero_points?|zp|qzeros|qweight|g_idx|SCB|absmax|quant_map|quant_state.*|packed_params.*)",
+    re.DOTALL,
+)
+
+
+class Apart(NamedTuple):
+    """What a search for other changes is not to see.
+
+    Attributes:
+        checkpoint: the keys of parts, of a kind that the other side does not have.
+        model: the weights that they may stand for, or the other way round.
+        kinds: what they are.
+    """
+
+    checkpoint: set[str]
+    model: set[str]
+    kinds: set[str]
+
+
+def set_apart(checkpoint: Shapes, model: Shapes) -> Apart:
+    """Find the parts of weights that one side has whole.
+
+    Renamed, one part would pass for the weight, and dropped, the others' numbers would be lost.
+    """
+    olds, news = dict(_parts(checkpoint)), dict(_parts(model))
+    apart = Apart(set(), set(), {kind for kind, _ in olds.values()} ^ {kind for kind, _ in news.values()})
+    for key, (kind, whole) in olds.items():
+        if kind in apart.kinds:
+            apart.checkpoint.add(key)
+            apart.model.update(name for name in _endings(whole) if name in model)
+            if whole in checkpoint:
+                apart.checkpoint.add(whole)
+    for key, (kind, whole) in news.items():
+        if kind in apart.kinds:
+            apart.model.add(key)
+            if kind != "adapter":  # the weight beside it is what it was
+                apart.checkpoint.update(name for name in _endings(whole) if name in checkpoint)
+    return apart
+
+
+def _parts(keys: Collection[str]) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Keys of parts, each with its kind and the key that the weight would have in one piece."""
+    adapted = {found["module"] for key in keys if (found := _ADAPTED.fullmatch(key))}
+    for key in keys:
+        if found := _PARAMETRIZED.fullmatch(key):
+            yield key, ("parametrisation", found["module"] + found["leaf"])
+        elif found := _ADAPTED.fullmatch(key):
+            yield key, ("adapter", found["module"] + "weight")
+        elif (found := _BASE.fullmatch(key)) and found["module"] in adapted:
+            yield key, ("adapter", found["module"] + found["leaf"])
+        elif ((found := _SCALE.fullmatch(key)) and f"{found['module']}weight" in keys) or key.endswith(
+            ".qweight"
+        ):
+            yield key, ("quantisation", key.rpartition(".")[0] + ".weight")
+        else:
+            stem = key[: key.rindex("_")] if "_" in key else ""
+            for kind, ends in _TOGETHER.items() if stem else ():
+                if all(f"{stem}{end}" in keys for end in ends) and key[len(stem) :] in (*ends, "_v"):
+                    yield key, (kind, stem)
+                    break
+
+
+def _endings(key: str) -> Iterator[str]:
+    """The key, and what is left of it under fewer modules."""
+    while key:
+        yield key
+        key = key.partition(".")[2]

@@ -1,0 +1,230 @@
+"""Changes that one layer explains by itself: outputs, inputs, kernels, axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import isqrt
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from .changes import Explained, differing
+from .layers import module_of, projects, unitwise
+from .positions import MOST_LISTED, is_position
+from .recurrent import hidden_sizes
+from .steps import Step
+from .templates import template
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from .changes import Changes, Sizes
+    from .templates import Shapes
+
+_SPECTRAL = {"weight_u", "weight_v", "_u", "_v"}
+"""Vectors of unit length from which a spectral norm is computed."""
+_WIDEST_KERNEL = 31
+
+
+def layerwise(changes: Changes, left: Collection[str]) -> Explained:
+    """Find the operator for each key, from its shapes and its module.
+
+    Args:
+        changes: what has changed.
+        left: the keys among them that are not yet accounted for.
+    """
+    look = _Look(changes)
+    found = Explained()
+    for key in left:
+        step = look.step(key, *changes.changed[key])
+        if step is None:
+            found.barred.add(key)
+        else:
+            found.steps[key] = (step,)
+    transposed = [key for key, (step,) in found.steps.items() if step.operator == "transpose"]
+    square = _square_too(transposed, changes)
+    if square is None or not any(look.bias_stays(key) for key in transposed):
+        for key in transposed:
+            del found.steps[key]
+            found.barred.add(key)
+    else:
+        found.steps |= {key: (Step("transpose", ()),) for key in square}
+    return found
+
+
+@dataclass
+class _Look:
+    """The operator for one key, from all that its neighbours tell."""
+
+    changes: Changes
+
+    def step(self, key: str, old: Sizes, new: Sizes) -> Step | None:
+        """The operator, its key left out; None where none stands out."""
+        if len(old) == 2 and old == new[::-1]:
+            return Step("transpose", ()) if self._bias_fits(key) else None
+        dims = differing(old, new)
+        if _larger_kernel(key, old, new, dims):
+            return Step("pad", ())
+        if len(dims) != 1:
+            return None
+        (dim,) = dims
+        if key in self.changes.layers:
+            return self._of_layer(key, old, new, dim)
+        alone = len(old) == 1 and not self._woven(key, old[0], new[0])
+        return _resized(old[0], new[0], 0) if alone and not self._numbers(key, old[0], new[0]) else None
+
+    def _of_layer(self, key: str, old: Sizes, new: Sizes, dim: int) -> Step | None:
+        layer = self.changes.layers[key]
+        depthwise = old[1] == new[1] == 1 and layer.groups == new[0]
+        if not (layer.takes_all or (depthwise and dim == 0)):
+            return None  # outputs that came or went would move all others to other groups
+        plain = key.rpartition(".")[2] == "weight"  # and no part of one, that is divided by its norm
+        if dim == layer.outputs or (dim == 0 and layer.outputs is None):
+            if (
+                projects(key, self.changes.model)
+                or (dim and not plain)
+                or self._numbers(key, old[dim], new[dim])
+            ):
+                return None
+            return _resized(old[dim], new[dim], dim)
+        if not plain or dim != 1 or layer.outputs != 0 or self._fed(key, old, new):
+            return None
+        if len(old) >= 3 and min(old[1], new[1]) <= 4:
+            return _stem(old[1], new[1])
+        return Step("append", (), {"dim": 1}) if new[1] > old[1] else None
+
+    def _fed(self, key: str, old: Sizes, new: Sizes) -> bool:
+        """Whether inputs may be what another layer gives: as they are, flattened, or one by one."""
+        if old[1] == 1 and old[0] == new[1] > 4:
+            return True
+        place = self.changes.order[key]
+        sides = zip(self._first_given, (old, new), strict=True)
+        return any(given.get(size, place) < place for given, sizes in sides for size in _divisors(sizes[1]))
+
+    @cached_property
+    def _first_given(self) -> tuple[dict[int, int], dict[int, int]]:
+        """How many channels are given, and by which key first: in the checkpoint, and in the model."""
+        return self._given(self.changes.checkpoint), self._given(self.changes.model)
+
+    def _given(self, shapes: Shapes) -> dict[int, int]:
+        given: dict[int, int] = {}
+        for key, shape in shapes.items():
+            place = self.changes.order.get(key)
+            if place is None or shape is None or len(shape) < 2:
+                continue
+            module = self.changes.modules.get(module_of(key))
+            layer = self.changes.layers.get(key)
+            if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or layer is None:
+                sizes = (shape[-1], *hidden_sizes(key, shape))
+            else:
+                sizes = (shape[layer.outputs or 0],)
+            for size in sizes:
+                given.setdefault(size, place)
+        return given
+
+    def _numbers(self, key: str, old: int, new: int) -> bool:
+        """Whether rows may be of a router: as many as there are modules beside it, before and after."""
+        return (old, new) in self._numbered.get(module_of(key).rpartition(".")[0], ())
+
+    @cached_property
+    def _numbered(self) -> dict[str, set[tuple[int, int]]]:
+        """Module -> how many numbered children lists in it had, and have."""
+        olds, news = (_lists(keys) for keys in (self.changes.checkpoint, self.changes.model))
+        counts: dict[str, set[tuple[int, int]]] = {}
+        for path, numbers in olds.items():
+            counts.setdefault(path.rpartition(".")[0], set()).add((len(numbers), len(news.get(path, ()))))
+        return counts
+
+    def _woven(self, key: str, old: int, new: int) -> bool:
+        """Whether rows of a vector can't be copied one by one: they share a norm, or are of heads."""
+        if key.rpartition(".")[2] in _SPECTRAL:
+            return True
+        module = self.changes.modules.get(module_of(key))
+        over_all = isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm))
+        if over_all and not unitwise(
+            module_of(key), (old, new), self.changes.checkpoint, self.changes.modules
+        ):
+            return True
+        return projects(key, self.changes.model)
+
+    def _bias_fits(self, key: str) -> bool:
+        """Whether the bias beside a weight, if it has one, can stay."""
+        bias = _bias(key)
+        return self.changes.checkpoint.get(bias) == self.changes.model.get(bias)
+
+    def bias_stays(self, key: str) -> bool:
+        """Whether there is a bias that counts one dimension of the weight: its outputs, before and after."""
+        bias, weight = self.changes.checkpoint.get(_bias(key)), self.changes.checkpoint[key]
+        return bias is not None and weight is not None and len(bias) == 1 and bias[0] in weight
+
+
+def _lists(keys: Collection[str]) -> dict[str, set[str]]:
+    """Modules with numbered children -> the numbers."""
+    lists: dict[str, set[str]] = {}
+    for key in keys:
+        parts = key.split(".")
+        for at, part in enumerate(parts):
+            if part.isdecimal():
+                lists.setdefault(".".join(parts[:at]), set()).add(part)
+    return lists
+
+
+def _divisors(number: int) -> set[int]:
+    """All but 1."""
+    small = [each for each in range(1, isqrt(number) + 1) if number % each == 0]
+    return {*small, *(number // each for each in small)} - {1}
+
+
+def _bias(key: str) -> str:
+    return ".".join([*key.split(".")[:-1], "bias"])
+
+
+def _larger_kernel(key: str, old: Sizes, new: Sizes, dims: Sequence[int]) -> bool:
+    """Whether a convolution's kernel grew around its centre, which only an odd size has.
+
+    Of even kernels, most of which cut a picture into patches, a shape does not tell how they grew.
+    """
+    return (
+        key.rpartition(".")[2] == "weight"
+        and not is_position(key)
+        and len(old) - 2 in (1, 2, 3)
+        and bool(dims)
+        and min(dims) >= 2
+        and all(old[dim] % 2 and new[dim] % 2 and old[dim] < new[dim] <= _WIDEST_KERNEL for dim in dims)
+    )
+
+
+def _resized(old: int, new: int, dim: int) -> Step | None:
+    """Rows of which the first ones stay, or which are repeated."""
+    if new > old:
+        return Step("tile", (), {"dim": dim})
+    return Step("select", (), {"dim": dim, "index": list(range(new))}) if new <= MOST_LISTED else None
+
+
+def _stem(old: int, new: int) -> Step | None:
+    """Input channels of a convolution: more of them repeat the old ones, fewer are their sum."""
+    if new > old:
+        return Step("repeat_channels", ())
+    if old % new == 0:
+        return Step("reduce", (), {"dim": 1, "groups": new, "op": "sum"})
+    return None
+
+
+def _square_too(transposed: Sequence[str], changes: Changes) -> list[str] | None:
+    """Square weights that were transposed along: their shape can't tell, but their name does.
+
+    Returns:
+        None where a square weight stands beside transposed ones and nothing tells whether it was transposed.
+    """
+    leaves = {tuple(key.split(".")[-2:]) for key in transposed}
+    blocks = {template(key)[:-2] for key in transposed}
+    square = []
+    for key, shape in changes.checkpoint.items() if transposed else ():
+        if shape is None or len(shape) != 2 or shape[0] != shape[1]:
+            continue
+        if tuple(key.split(".")[-2:]) in leaves:
+            square.append(key)
+        elif template(key)[:-2] in blocks or isinstance(changes.modules.get(module_of(key)), nn.Linear):
+            return None
+    return square

@@ -1,0 +1,122 @@
+"""Layers that got other numbers."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import nn
+
+from .moves import Move, move
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .budget import Budget
+    from .layers import Modules
+    from .templates import Shape, Shapes
+
+
+class _Parent(NamedTuple):
+    """What is numbered: the children of one module, or what each of them has under one name.
+
+    Attributes:
+        before: the keys' beginning, up to the number.
+        branch: the part behind the number; ``""`` for whole children.
+    """
+
+    before: str
+    branch: str
+
+    def key(self, number: int, rest: str) -> str:
+        return f"{self.before}{number}{self.branch}{rest}"
+
+
+Children = dict[int, dict[str, "Shape"]]
+"""Under each number, what follows in a key, with its shape."""
+
+
+def renumbered(
+    current: Shapes, model: Shapes, modules: Modules, origin: Mapping[str, str], budget: Budget
+) -> Move | None:
+    """The numbered children of one module, if each has its counterpart under another number, in order.
+
+    This is what happens when modules without parameters come or go: ``net.0, net.2, net.4`` became ``net.0,
+    net.1, net.2``; or, to a part of each child, when it is handed to the next one: ``layers.0.downsample``
+    became ``layers.1.downsample``.
+
+    Args:
+        current: the checkpoint's keys, by the names found so far.
+        model: the model's.
+        modules: its modules, by their paths.
+        origin: each of the names found so far -> the key that the checkpoint has.
+        budget: the time that is left.
+    """
+    for branches in (False, True):
+        parents, others = _children(current, branches), _children(model, branches)
+        budget.check()
+        for parent, old in parents.items():
+            new = others.get(parent, {})
+            if (
+                len(old) == len(new)
+                and old.keys() != new.keys()
+                and _ordered(parent, old, new, modules, origin)
+            ):
+                places = zip(sorted(old), sorted(new), strict=True)
+                names = {
+                    parent.key(one, rest): parent.key(other, rest)
+                    for one, other in places
+                    if one != other
+                    for rest in old[one]
+                }
+                return move(names, None, current, model, budget)
+    return None
+
+
+def _ordered(
+    parent: _Parent, old: Children, new: Children, modules: Modules, origin: Mapping[str, str]
+) -> bool:
+    """Whether a child is what was in the same place of the row, and not what had its number.
+
+    In a Sequential a number is a place. Elsewhere it may be a name, such as the stride of a feature map or
+    the number of a task: then shapes must say which is which, or nothing that fits where it is may be moved.
+    """
+    places = dict(zip(sorted(old), sorted(new), strict=True))
+    if any(old[one] != new[other] for one, other in places.items()):
+        return False
+    module = modules.get(parent.before.removesuffix("."))
+    whole = not parent.branch
+    if (
+        whole
+        and isinstance(module, nn.Sequential)
+        and list(module._modules) == [str(i) for i in range(len(module))]
+    ):
+        return True
+    shapes = list(new.values())
+    if len({repr(each) for each in shapes}) == len(shapes):
+        return True
+    stay = any(
+        old[one] == new.get(one) and origin[parent.key(one, rest)].endswith(f".{one}{parent.branch}{rest}")
+        for one, other in places.items()
+        if one != other
+        for rest in old[one]
+    )
+    return whole and not stay and not isinstance(module, nn.ModuleDict)
+
+
+def _children(shapes: Shapes, branches: bool) -> dict[_Parent, Children]:
+    parents: dict[_Parent, Children] = {}
+    for key, shape in shapes.items():
+        for number in _NUMBER.finditer(key):
+            before, rest, branch = key[: number.start()], key[number.end() :], ""
+            if branches:
+                part, dot, rest = rest[1:].partition(".")
+                branch, rest = f".{part}", dot + rest
+                if branch == ".":
+                    continue
+            children = parents.setdefault(_Parent(before, branch), {})
+            children.setdefault(int(number[0]), {})[rest] = shape
+    return parents
+
+
+_NUMBER = re.compile(r"(?<![^.])(?:0|[1-9][0-9]{0,8})(?![^.])")

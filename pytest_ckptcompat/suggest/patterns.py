@@ -1,0 +1,93 @@
+"""Few globs for many keys."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from pytest_ckptcompat.core.keys import select
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+class Globs:
+    """Globs over keys, counted and not matched, so that the cost grows with the keys and not their square."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._counts: Counter[str] = Counter()
+        self._by_first: dict[str, list[str]] = {}
+        for key in keys:
+            self._counts.update(_patterns(key))
+            self._by_first.setdefault(_first(key), []).append(key)
+
+    def cover(self, chosen: Iterable[str]) -> list[str]:
+        """Few patterns that match all the chosen keys and none of the other keys."""
+        left = dict.fromkeys(chosen)
+        if len(left) < 2:
+            return list(left)
+        counts = Counter(chain.from_iterable(map(_patterns, left)))
+        free = {pattern for pattern, count in counts.items() if count == self._counts[pattern]}
+        patterns = []
+        everything = frozenset(left)
+        while left:
+            pattern, matched = self._widest(next(iter(left)), left, counts, free, everything)
+            patterns.append(pattern)
+            for key in matched:
+                del left[key]
+                counts.subtract(_patterns(key))
+        return patterns
+
+    def _widest(
+        self, key: str, left: Mapping[str, None], counts: Counter[str], free: set[str], chosen: frozenset[str]
+    ) -> tuple[str, list[str]]:
+        """The pattern that matches the key and most others that are left; of several, the clearest."""
+        safe = not set("*?[]") & set(key)
+        wide = {pattern for pattern in _patterns(key) if safe and pattern in free and counts[pattern] > 1}
+        for pattern in sorted(
+            wide, key=lambda each: (counts[each], -each.count("*"), len(each)), reverse=True
+        ):
+            matched = [each for keys in _near(pattern, self._by_first) for each in select(pattern, keys)]
+            if _EXACT.fullmatch(pattern) or chosen.issuperset(matched):
+                return pattern, [each for each in matched if each in left]
+            free.discard(pattern)  # its stars stand for more than one part of another key
+        return key, [key]
+
+
+def cover(chosen: Iterable[str], keys: Iterable[str]) -> list[str]:
+    """Few patterns that match all the chosen keys and none of the other keys."""
+    return Globs(keys).cover(chosen)
+
+
+def _near(pattern: str, keys: Mapping[str, list[str]]) -> Iterable[list[str]]:
+    """Of keys by their first part, those that a pattern may match."""
+    first = _first(pattern)
+    return keys.values() if "*" in first else [keys.get(first, [])]
+
+
+def _first(key: str) -> str:
+    return key.partition(".")[0]
+
+
+_EXACT = re.compile(r"[^*]+\.\*(\.[^*.]+)?|\*(\.[^*.]+){2,}", re.DOTALL)
+"""Globs that match just those keys that have them among their `_patterns`."""
+_DIGITS = re.compile(r"[0-9]+")
+
+
+def _patterns(key: str) -> list[str]:
+    """Globs that match the key."""
+    parts = key.split(".")
+    starred = ["*" if _DIGITS.fullmatch(part) else part for part in parts]
+    found: dict[str, None] = {}
+    for named in (parts, starred):
+        for length in range(1, len(parts)):
+            found[f"{'.'.join(named[:length])}.*"] = None
+            if length < len(parts) - 1:
+                found[f"{'.'.join(named[:length])}.*.{parts[-1]}"] = None
+    if starred != parts:
+        found[".".join(starred)] = None
+    for length in range(2, len(parts)):  # every bias would be too much said
+        found[f"*.{'.'.join(parts[-length:])}"] = None
+    return list(found)

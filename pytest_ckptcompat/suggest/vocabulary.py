@@ -1,0 +1,73 @@
+"""Vocabularies: embeddings of words, with all that counts the same words."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from .changes import Explained, differing
+from .layers import module_of
+from .positions import MOST_LISTED, is_position
+from .steps import Step
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from .changes import Changes
+
+_VOCABULARY = re.compile(
+    r"(?:^|[._])(?:wte|lm_head|(?:\w+_)?emb(?:ed|edding|eddings)?(?:_tokens|_in)?)(?:[.]|$)", re.IGNORECASE
+)
+
+
+def vocabulary(changes: Changes, left: Collection[str]) -> Explained:
+    """Find the tensors that count the words of an embedding that has others now; new words begin at the mean.
+
+    The embedding and the head, tied or not, the head's bias, and a bias over the logits are grown alike. Of
+    fewer words, the first ones are kept.
+    """
+    words = {
+        (old[0], new[0])
+        for key, (old, new) in changes.changed.items()
+        if len(old) == 2 and differing(old, new) == [0] and _embeds(changes, key)
+    }
+    if not words:
+        return Explained()
+    taken_in = {
+        (old[1], new[1])
+        for old, new in changes.changed.values()
+        if len(old) > 1 and old[0] > 1 and len(old) == len(new)
+    }
+    tied = {changes.ties[key] for key in changes.changed if key in changes.ties and _embeds(changes, key)}
+    found = Explained()
+    for key in left:
+        old, new = changes.changed[key]
+        dims = differing(old, new)
+        if len(dims) != 1 or (pair := (old[dims[0]], new[dims[0]])) not in words or is_position(key):
+            continue
+        counts = (dims[0] == 0 and len(old) < 3) or (dims[0] == 1 and len(old) == 2 and old[0] == 1)
+        own = _embeds(changes, key) or changes.ties.get(key) in tied
+        if own or (counts and pair not in taken_in):
+            step = _resized(*pair, dims[0])
+            if step is None:
+                found.barred.add(key)
+            else:
+                found.steps[key] = (step,)
+    return found
+
+
+def _embeds(changes: Changes, key: str) -> bool:
+    if is_position(key):
+        return False
+    module = changes.modules.get(module_of(key))
+    if isinstance(module, nn.Linear):
+        return "lm_head" in key
+    return isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or bool(_VOCABULARY.search(key))
+
+
+def _resized(old: int, new: int, dim: int) -> Step | None:
+    if new > old:
+        return Step("append", (), {"dim": dim, "init": "mean"})
+    return Step("select", (), {"dim": dim, "index": list(range(new))}) if new <= MOST_LISTED else None
