@@ -62,7 +62,11 @@ REPORTS = {
 @pytest.mark.parametrize("name", REPORTS)
 def test_every_form_says_it(name):
     report = REPORTS[name]
-    forms = [terminal.render(report, 80), markdown.render(report), html.render([Check("test", report)], "checks")]
+    forms = [
+        terminal.render(report, 80),
+        markdown.render(report),
+        html.render([Check("test", report)], "checks"),
+    ]
     for text in forms:
         for each in report.advice:
             assert each.sentence.rstrip(":.")[1:] in text
