@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .checkpoint.checkpoint import Checkpoint, open_checkpoint
     from .checks.check import check
+    from .checks.load import load
     from .checks.waivers import allow
-    from .core.errors import CheckpointError, RecipeError
+    from .core.errors import CheckpointError, MisfitError, RecipeError
     from .core.findings import Finding, Stage
     from .core.tensor_spec import TensorSpec
     from .recipes.base import Edit, Operator
@@ -43,6 +44,7 @@ _HOMES = {
     "CheckpointError": "core.errors",
     "Edit": "recipes.base",
     "Finding": "core.findings",
+    "MisfitError": "core.errors",
     "Operator": "recipes.base",
     "Recipe": "recipes.recipe",
     "RecipeError": "core.errors",
@@ -60,6 +62,7 @@ _HOMES = {
     "drop": "recipes.operators",
     "inflate": "recipes.operators",
     "insert_block": "recipes.operators",
+    "load": "checks.load",
     "open_checkpoint": "checkpoint.checkpoint",
     "pad": "recipes.operators",
     "permute": "recipes.operators",
@@ -83,6 +86,7 @@ __all__ = [
     "CheckpointError",
     "Edit",
     "Finding",
+    "MisfitError",
     "Operator",
     "Recipe",
     "RecipeError",
@@ -100,6 +104,7 @@ __all__ = [
     "drop",
     "inflate",
     "insert_block",
+    "load",
     "open_checkpoint",
     "pad",
     "permute",

@@ -17,6 +17,7 @@ from pytest_ckptcompat.checkpoint.wrappers import state_dict_at
 from pytest_ckptcompat.checkpoint.written_object import Content
 from pytest_ckptcompat.checkpoint.written_tensor import Value
 from pytest_ckptcompat.core import memory
+from pytest_ckptcompat.core.errors import MisfitError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.files.atomic_write import whole_file
 from pytest_ckptcompat.files.paths import is_url
@@ -25,7 +26,7 @@ from pytest_ckptcompat.tensors.difference import memory as place
 from pytest_ckptcompat.verification.comparison import compare
 
 from .averages import grown_averages
-from .resuming import MisfitError, Resuming
+from .resuming import Resuming
 from .waivers import Waiver, settle
 
 if TYPE_CHECKING:

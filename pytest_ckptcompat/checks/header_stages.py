@@ -172,14 +172,12 @@ def compare_stage(
     Raises:
         Stopped: the values that it looks at can't be read.
     """
-    comparison = compare(schema, applied.state_dict)
-    if comparison.needs_values:
-        try:
-            comparison = _compared_by_values(comparison, ckpt, schema, recipe, applied)
-        except CheckpointError as error:
-            log.stop(finding("no-checkpoint", message=str(error)), "the values can't be read", "compare")
-        except RecipeError as error:
-            log.stop(_refused(error), "the recipe does not apply to the values", "compare")
+    try:
+        comparison = compared(ckpt, schema, recipe, applied)
+    except CheckpointError as error:
+        log.stop(finding("no-checkpoint", message=str(error)), "the values can't be read", "compare")
+    except RecipeError as error:
+        log.stop(_refused(error), "the recipe does not apply to the values", "compare")
     log.comparison = comparison
     log.add(*comparison.findings)
     fits = comparison.fits
@@ -187,6 +185,19 @@ def compare_stage(
     log.stage("compare", "passed" if fits else "failed", count)
     if not fits and log.failed:
         advise(recipe)
+    return comparison
+
+
+def compared(ckpt: Checkpoint, schema: nn.Module, recipe: Recipe, applied: Applied) -> Comparison:
+    """The verdict of the model's own strict load, on shapes, and on small values where it looks at them.
+
+    Raises:
+        CheckpointError: the values can't be read.
+        RecipeError: the recipe does not apply to them.
+    """
+    comparison = compare(schema, applied.state_dict)
+    if comparison.needs_values:
+        return _compared_by_values(comparison, ckpt, schema, recipe, applied)
     return comparison
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pytest_ckptcompat.core.errors import MisfitError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
     from .waivers import Waiver
 
 _SHOWN = 3
-
-
-class MisfitError(ValueError):
-    """The grown checkpoint does not fit the model, or its optimizer's state can't be matched to it."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import Promise, finding
 from pytest_ckptcompat.forward.real import forward
 from pytest_ckptcompat.forward.rehearsal import rehearse
-from pytest_ckptcompat.models.skeleton import skeleton
+from pytest_ckptcompat.models.skeleton import LARGE, skeleton
 from pytest_ckptcompat.optimizer.stage import CLAIMS as OPTIMIZER_CLAIMS
 from pytest_ckptcompat.optimizer.stage import check_optimizer
 from pytest_ckptcompat.tensors.footprint import weights
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 
     from .arguments import CheckArguments
     from .log import Log
-
-_LARGE = 64 << 20
-"""Bytes of weights, above which it takes noticeable time to draw random ones first."""
 
 
 def unneeded(arguments: CheckArguments, ckpt: Checkpoint, *, wants_model: bool) -> str:
@@ -100,7 +97,7 @@ def _loaded(
             warnings.simplefilter("ignore")
             model.load_state_dict(applied.state_dict, strict=strict)
 
-    model = skeleton(blueprint.build, load) if strict and weights(schema) > _LARGE else None
+    model = skeleton(blueprint.build, load) if strict and weights(schema) > LARGE else None
     if model is None:
         model = blueprint.build()
         load(model)

@@ -39,6 +39,13 @@ class RecipeError(ValueError):
         self.key = key
 
 
+class MisfitError(ValueError):
+    """A checkpoint that does not fit the model, or an optimizer's state that can't be matched to it.
+
+    The message says what is wrong; of a checkpoint, key by key.
+    """
+
+
 class ModelError(Exception):
     """The model could not be imported or built; the message says what was tried and what it raised."""
 

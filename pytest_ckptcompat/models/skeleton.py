@@ -25,6 +25,9 @@ from pytest_ckptcompat.tensors.seeds import DRAWN
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+LARGE = 64 << 20
+"""Bytes of weights, above which it takes noticeable time to draw random ones first."""
+
 _ATEN = torch.ops.aten
 _T = torch.Tensor
 

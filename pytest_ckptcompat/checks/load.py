@@ -1,0 +1,131 @@
+"""Loading for use: the recipe that the gate checked is the one that the product runs."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from pytest_ckptcompat.core.errors import CheckpointError, MisfitError, ModelError, RecipeError, raised
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.findings import finding
+from pytest_ckptcompat.models.blueprint import Blueprint, blueprint
+from pytest_ckptcompat.models.meta_copy import meta_copy
+from pytest_ckptcompat.models.real_tensors import give_memory, read_deferred
+from pytest_ckptcompat.models.skeleton import LARGE, skeleton
+from pytest_ckptcompat.recipes.recipe import Recipe
+from pytest_ckptcompat.report.report import Report
+from pytest_ckptcompat.tensors.footprint import weights
+from pytest_ckptcompat.verification.loaded import tied_conflicts
+
+from .header_stages import compared
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable
+
+    from pytest_ckptcompat.core.findings import Finding
+
+
+def load(
+    model: nn.Module | Callable[[], nn.Module] | str,
+    path: str | os.PathLike[str] | Checkpoint,
+    recipe: Recipe | str | os.PathLike[str] | None = None,
+    *,
+    state_dict_key: str | None = None,
+) -> nn.Module:
+    """Load a checkpoint into a model, old ones by their recipe.
+
+    The load is strict, whatever the recipe. The values are read once, straight into the model: there is no
+    second copy of them. Where loading takes a while and someone watches, a line on the terminal tells how far
+    it is.
+
+    Args:
+        model: an ``nn.Module``, which is loaded where it is (one on the meta device gets memory on the CPU);
+            or a callable that gives one, or its name, ``"package.module:name"``: it is then built first,
+            without drawing random numbers that the load overwrites.
+        path: a file, a folder or an fsspec URL, or what `open_checkpoint` gave.
+        recipe: a recipe, or the path of a recipe file.
+        state_dict_key: dotted path to the state dict inside; without it the usual wrappers are tried.
+
+    Returns:
+        The model, in the mode (training or not) in which it was.
+
+    Raises:
+        CheckpointError: the checkpoint can't be read. Where its values end too early, a module that was given
+            may be loaded in part.
+        RecipeError: the recipe does not apply.
+        MisfitError: what it gives does not fit the model, or this can't be built; the text has the table. A
+            module that was given is as it was, unless its own loader raised on the values.
+
+    Example::
+
+        net = load(Net, "net-2024.pth", recipe="grow.toml").eval()
+    """
+    ckpt = path if isinstance(path, Checkpoint) else open_checkpoint(path, state_dict_key)
+    if ckpt.format == "lock":
+        raise CheckpointError(f"{ckpt.name} is a lock file, which has no values to load")
+    plan, schema = _planned(model)
+    applicable = _recipe(recipe)
+    applied = applicable.run(ckpt.meta(), schema.state_dict())
+    verdict = compared(ckpt, schema, applicable, applied)
+    report = Report(
+        ckpt.name,
+        plan.name,
+        verdict.missing,
+        verdict.unexpected,
+        verdict.mismatched,
+        verdict.matched,
+        verdict.total,
+        recipe=bool(applicable.operators),
+    )
+    if not verdict.fits:
+        raise _misfit(report, verdict.findings)
+    state_dict = applicable.run(ckpt.stored(), schema.state_dict()).state_dict
+
+    def fill(module: nn.Module) -> None:
+        give_memory(module)
+        with ckpt.progress(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module.load_state_dict(state_dict, strict=True)
+        read_deferred(module)
+
+    large = weights(schema) > LARGE and not isinstance(model, nn.Module)
+    loaded = skeleton(plan.make, fill) if large else None
+    if loaded is None:
+        loaded = plan.make()
+        try:
+            fill(loaded)
+        except (CheckpointError, RecipeError, MisfitError):
+            raise
+        except Exception as error:
+            refused = finding("load-error", message=escape(raised(error), limit=500))
+            raise _misfit(report, [refused]) from error
+    if conflicts := list(tied_conflicts(loaded, state_dict)):
+        raise _misfit(report, conflicts)
+    return loaded
+
+
+def _planned(model: nn.Module | Callable[[], nn.Module] | str) -> tuple[Blueprint, nn.Module]:
+    """How the model is made, and a copy of it on the meta device."""
+    if isinstance(model, nn.Module):
+        return Blueprint(type(model).__name__, lambda: model), meta_copy(model)
+    try:
+        plan = blueprint(model)
+        return plan, plan.schema()
+    except ModelError as error:
+        raise MisfitError(f"the model can't be built: {error}") from error
+
+
+def _recipe(recipe: Recipe | str | os.PathLike[str] | None) -> Recipe:
+    if recipe is None:
+        return Recipe()
+    return recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+
+
+def _misfit(report: Report, findings: Iterable[Finding]) -> MisfitError:
+    found = [each for each in findings if each.severity == "error"]
+    return MisfitError(str(replace(report, findings=found)))

@@ -1,0 +1,68 @@
+"""A model whose tensors are all real: memory instead of the meta device, values instead of a file's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_ckptcompat.core.errors import MisfitError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.tensors.deferred import DeferredTensor
+from pytest_ckptcompat.tensors.nested import mapped, tensors
+
+
+def give_memory(module: nn.Module) -> None:
+    """Give memory to tensors on the meta device; ties are kept, and what no load reaches is refused.
+
+    Raises:
+        MisfitError: a tensor on the meta device is not in the state dict.
+    """
+    given: dict[int, torch.Tensor] = {}
+    saved = {id(value) for value in module.state_dict(keep_vars=True).values()}
+    for path, owner in module.named_modules():
+        for held in (owner._parameters, owner._buffers):
+            for name, tensor in held.items():
+                if tensor is None or not tensor.is_meta:
+                    continue
+                if id(tensor) not in saved:
+                    key = f"{path}.{name}".removeprefix(".")
+                    raise MisfitError(
+                        f"{escape(key)} is on the meta device and in no state dict, so that it would have no "
+                        f"values: build the model on the CPU"
+                    )
+                if id(tensor) not in given:
+                    empty = torch.empty_like(tensor, device="cpu")
+                    parameter = isinstance(tensor, nn.Parameter)
+                    given[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if parameter else empty
+                held[name] = given[id(tensor)]
+
+
+def read_deferred(module: nn.Module) -> None:
+    """Replace what a model's own loader kept of the state dict, which is still on disk, by its values."""
+    for owner in module.modules():
+        for held in (owner._parameters, owner._buffers, vars(owner)):
+            for name, value in held.items():
+                if name not in _OF_MODULES and any(map(_is_deferred, _tensors(value))):
+                    held[name] = mapped(value, _read)
+
+
+_OF_MODULES = {"_parameters", "_buffers", "_modules"}
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [each for _, each in tensors(value)] if isinstance(value, (dict, list, tuple)) else []
+
+
+def _is_deferred(tensor: torch.Tensor) -> bool:
+    return isinstance(tensor, DeferredTensor)
+
+
+def _read(tensor: torch.Tensor) -> torch.Tensor:
+    if not isinstance(tensor, DeferredTensor):
+        return tensor
+    values = tensor.read()
+    return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
