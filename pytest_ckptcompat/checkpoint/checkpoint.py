@@ -17,7 +17,7 @@ from pytest_ckptcompat.files.progress import Progress
 
 from .candidates import survey
 from .contents import Contents, read_contents
-from .entries import flatten, metadata_of
+from .entries import flatten, metadata_of, own_keys
 from .rank_part import check_whole
 from .wrappers import find_state_dict, state_dict_at
 
@@ -85,7 +85,7 @@ def candidates(contents: Contents) -> list[Checkpoint]:
     for each in islice(survey(contents.header.tree, contents.limits).walk(), _MOST_CANDIDATES):
         if each.own or len(each.inner) > 1:
             with suppress(CheckpointError):
-                found.append(_picked(contents, each.path, each.node))
+                found.append(_picked(contents, each.path, own_keys(each.node)))
     return found
 
 

@@ -55,6 +55,31 @@ def serves_training(name: str) -> bool:
     return len(name) <= _LONGEST_NAME and bool(_TRAINING.fullmatch(name))
 
 
+def own_keys(node: object) -> object:
+    """A state dict without what stands beside its keys, where a distributed checkpoint has them on top.
+
+    Keys of a model have dots there (torchtitan); the optimizer, the state of the training and the like are
+    parts of their own.
+    """
+    if not isinstance(node, Branch):
+        return node
+    dotted = any(isinstance(part, TensorSpec) and "." in str(key) for key, part in node.items())
+    own = Branch()
+    for key, part in node.items():
+        kept = isinstance(part, TensorSpec) or is_extra_state(str(key))
+        if kept or not (dotted or serves_training(str(key))):
+            own.put(key, part)
+    return own
+
+
+def beside(tree: object, key: str) -> dict[object, object]:
+    """What stands beside the keys of a state dict that is a checkpoint's outer object; see `own_keys`."""
+    own = own_keys(tree)
+    if key or not isinstance(tree, Branch) or not isinstance(own, Branch):
+        return {}
+    return {name: part for name, part in tree.items() if name not in own}
+
+
 def flatten(node: object, limits: Limits) -> dict[str, object]:
     """The entries of a state dict in order: `TensorSpec` where there is a tensor, else plain values.
 

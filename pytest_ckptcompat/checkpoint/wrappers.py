@@ -11,7 +11,7 @@ from pytest_ckptcompat.core.tensor_spec import TensorSpec
 from pytest_ckptcompat.formats.pickle_stubs import Global, Set, Stub, child, children
 
 from .candidates import DEEPEST, Candidate, meant, survey
-from .entries import is_module, is_training_state
+from .entries import is_module, is_training_state, own_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +63,7 @@ def find_state_dict(tree: object, limits: Limits) -> tuple[str, object]:
     root = survey(tree, limits)
     found = meant(root)
     if len(found) == 1:
-        return found[0].path, found[0].node
+        return found[0].path, own_keys(found[0].node)
     if not found:
         raise CheckpointError(_nothing(tree))
     raise AmbiguousError(_several(found))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_ckptcompat.checkpoint.entries import beside
 from pytest_ckptcompat.checkpoint.dcp_writer import check_replaceable, write_dcp
 from pytest_ckptcompat.checkpoint.safetensors_writer import write_safetensors
 from pytest_ckptcompat.checkpoint.torch_zip_writer import write_torch_zip
@@ -124,13 +125,14 @@ def apply(
     resuming = Resuming(checkpoint, recipe, applied, model, source_model, optimizer, allow)
     content = Content(lambda spec: _stored(checkpoint, spec))
     notes: list[str] = []
-    whole = _state(values, applied, content)
+    whole: Any = _state(values, applied, content)
     inner = state_dict_at(checkpoint.wrapper, checkpoint.state_dict_key)
-    if inner is not checkpoint.wrapper and isinstance(checkpoint.wrapper, dict):
+    others = beside(checkpoint.wrapper, checkpoint.state_dict_key)
+    if isinstance(checkpoint.wrapper, dict) and (others or inner is not checkpoint.wrapper):
         content.instead(inner, whole)
         notes += resuming.rewrite(content, by_name=kind == "folder")
         notes += grown_averages(content, checkpoint, inner, recipe, applied, model)
-        whole = content.of(checkpoint.wrapper)
+        whole = {**whole, **content.of(others)} if others else content.of(checkpoint.wrapper)
     nbytes = _write(out, whole)
     if optimizer_state is not None:
         notes.append(_write_beside(out, optimizer_state, resuming, by_name=kind == "folder"))
@@ -237,9 +239,9 @@ def _write_beside(out: str, state: Checkpoint, resuming: Resuming, *, by_name: b
     content = Content(lambda spec: _stored(state, spec))
     notes = list(resuming.rewrite(content, state, by_name=by_name))
     path = Path(out)
-    beside = f"{path.with_suffix('')}.optimizer{path.suffix}"
-    _write(beside, content.of(state.wrapper))
-    return "; ".join([f"{escape(beside)} is written beside it", *notes])
+    new = f"{path.with_suffix('')}.optimizer{path.suffix}"
+    _write(new, content.of(state.wrapper))
+    return "; ".join([f"{escape(new)} is written beside it", *notes])
 
 
 def _stored(checkpoint: Checkpoint, spec: TensorSpec) -> Value:

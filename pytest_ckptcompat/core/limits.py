@@ -19,6 +19,8 @@ class Limits:
         pickle_bytes: bytes of one pickle.
         pickle_opcodes: operations of one pickle; torch writes 30 for a tensor, 40 for a parameter.
         pickle_memory: bytes of the objects that one pickle describes, estimated.
+        records: small objects in the index of a distributed checkpoint, three for each block of a tensor:
+            up to 12 s and 1 GB.
         tensors: of one checkpoint.
         zip_entries: of one zip archive.
         key_bytes: UTF-8 bytes of one key.
@@ -35,6 +37,7 @@ class Limits:
     pickle_bytes: int = 64 << 20
     pickle_opcodes: int = 6_000_000
     pickle_memory: int = 256 << 20
+    records: int = 4_000_000
     tensors: int = 250_000
     zip_entries: int = 250_000
     key_bytes: int = 4096

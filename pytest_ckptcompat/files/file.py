@@ -158,6 +158,25 @@ class Part:
             raise CheckpointError(f"{display(self.path)}: a part of it ends before byte {offset + size}")
 
 
+class Bytes(Part):
+    """Bytes in memory that were read from a file, read as if they were a file of their own."""
+
+    def __init__(self, path: str, data: bytes) -> None:
+        self.path = path
+        self.size = len(data)
+        self.remote = False
+        self._data = data
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """As for `File`."""
+        self._check(offset, size)
+        return self._data[offset : offset + size]
+
+    def readinto_at(self, offset: int, buffer: bytearray | memoryview) -> None:
+        """As for `File`."""
+        buffer[:] = self.read_at(offset, len(buffer))
+
+
 def changed(path: str) -> CheckpointError:
     """The error for a file that is another one than before."""
     return CheckpointError(

@@ -15,16 +15,16 @@ from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.header import Header
 from pytest_ckptcompat.core.hooks import hookimpl
 from pytest_ckptcompat.core.tensor_spec import Chunk, TensorSpec, contiguous_stride
-from pytest_ckptcompat.files.file import Part
 from pytest_ckptcompat.files.folders import names_in
 from pytest_ckptcompat.files.paths import inside
 
+from .dcp_objects import read_objects
+from .dcp_places import Places, fields, is_sizes
 from .pickle_machine import Machine
-from .pickle_stubs import Branch, Branches, Dict, Global, Stub
-from .sharded import check_inside
+from .pickle_records import Records
+from .pickle_stubs import Branch, Branches, Dict, Stub
 from .torch_arguments import dtype_of
 from .torch_names import Tensors
-from .torch_zip import read_archive
 
 if TYPE_CHECKING:
     from pytest_ckptcompat.core.limits import Limits
@@ -36,18 +36,28 @@ _EXPECTED = re.compile(
     r"torch\.(distributed\.checkpoint\.\w+(\.\w+)*|serialization\._get_layout|Size|device|\w+)"
     r"|collections\.OrderedDict|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path|_io\.BytesIO|builtins\.(set|slice)"
 )
-_SMALL = 1 << 20
-_MOST_OBJECTS = 10_000
+_PART = ".distcp"
+_OPTIMIZER = re.compile(r"(\w*optim\w*)\.((?:state|param_groups)\..+)", re.DOTALL)
+_OBJECT = ".BytesStorageMetadata"
 _MOST_PARTS = 100
-_UNREAD = "an object that was not read"
 
 
 @hookimpl(tryfirst=True)
 def pytest_ckptcompat_open(path: str, file: object, files: Files, limits: Limits) -> Header | None:
     """Read a distributed checkpoint by its folder."""
-    if file is not None or _INDEX not in names_in(path):
+    if file is not None:
         return None
-    return _Reader(path, files, limits).header()
+    names = names_in(path)
+    if _INDEX in names:
+        return _Reader(path, files, limits).header()
+    ranks = [name for name in names if name.endswith(_PART)]
+    if ranks:
+        raise CheckpointError(
+            f"an unfinished save of a distributed checkpoint: there are {len(ranks)} files of ranks "
+            f"({escape(min(ranks), 40)}) and no .metadata, which is written last. Save it again, or name an "
+            "earlier one"
+        )
+    return None
 
 
 class _Reader:
@@ -57,18 +67,19 @@ class _Reader:
         self._folder = folder
         self._files = files
         self._limits = limits
-        self._sizes: dict[str, int] = {}
-        self._objects = 0
-        self._places: dict[str, tuple[str, int, int]] = {}
+        self._places = Places(folder, files, limits)
+        self._objects: dict[str, object] = {}
+        self._fitting: dict[str, set[tuple[int, int]]] = {}
         self._storages: dict[str, tuple[Extent, ...]] = {}
 
     def header(self) -> Header:
         """The table of the whole checkpoint."""
         with self._files.open(inside(self._folder, _INDEX)) as file:
-            self._limits.check("pickle_bytes", file.size, f"its .metadata has {file.size} bytes")
+            # Most of it are the places of blocks, which have a cap of their own.
+            self._limits.check("pickle_bytes", file.size // 8, f"its .metadata has {file.size} bytes")
             data = file.read_at(0, file.size)
         tensors = Tensors(self._limits)
-        machine = Machine(data, names=tensors.names, limits=self._limits)
+        machine = Machine(data, names=tensors.names, limits=self._limits, records=_records())
         index = machine.load()
         if not isinstance(index, Stub):
             raise CheckpointError("its .metadata is not what torch.distributed.checkpoint writes")
@@ -79,53 +90,34 @@ class _Reader:
         if not isinstance(entries, dict) or not isinstance(places, dict):
             raise CheckpointError("its .metadata lacks the list of tensors, or of where they are stored")
         for at, place in places.items():
-            self._remember(at, place)
+            self._places.add(at, place)
+        self._objects = self._read_objects(entries)
         tree = Branch()
         for key, entry in entries.items():
-            path = paths.get(key) if isinstance(paths, dict) else None
-            if not isinstance(path, tuple) or not 0 < len(path) <= _MOST_PARTS:
-                path = (key,)
-            _put(tree, path, self._entry(key, entry))
+            _put(tree, _path(key, paths), self._entry(key, entry))
         return Header("dcp", _settled(tree), self._storages, _unsafe(machine))
-
-    def _remember(self, at: Any, place: Any) -> None:
-        """Where one block or object is stored: file, offset and length, by its key and its offset."""
-        match _fields(at, "fqn"), _fields(place, "relative_path", "offset", "length"):
-            case [str(key)], [str(name), int(offset), int(length)] if offset >= 0 and length >= 0:
-                pass
-            case _:
-                raise CheckpointError("its .metadata has a damaged entry of where something is stored")
-        check_inside(name, "its .metadata")
-        if place.attributes.get("transform_descriptors"):
-            raise CheckpointError("its values are compressed or encrypted by an extension, which is not read")
-        if offset + length > self._size(name):
-            raise CheckpointError(
-                f"{escape(name)} is truncated: it should have {offset + length} bytes or more"
-            )
-        self._places[_spot(key, at.attributes.get("offset"))] = name, offset, length
-
-    def _size(self, name: str) -> int:
-        if name not in self._sizes:
-            self._limits.check("files", len(self._sizes) + 1, "its .metadata names too many files")
-            with self._files.open(self._path(name)) as file:
-                self._sizes[name] = file.size
-        return self._sizes[name]
-
-    def _path(self, name: str) -> str:
-        return inside(self._folder, name)
 
     def _entry(self, key: Any, entry: Any) -> object:
         if not isinstance(key, str):
             raise CheckpointError("its .metadata has a key that is no string")
         if not isinstance(entry, Stub):
             raise CheckpointError(f"its .metadata has a damaged entry {escape(key)}")
-        if entry.name.endswith(".BytesStorageMetadata"):
-            return self._object(key)
-        return self._tensor(key, entry)
+        return self._objects[key] if key in self._objects else self._tensor(key, entry)
+
+    def _read_objects(self, entries: dict[Any, Any]) -> dict[str, object]:
+        """The plain values, which are stored like tensors."""
+        places = {}
+        for key, entry in entries.items():
+            if isinstance(key, str) and isinstance(entry, Stub) and entry.name.endswith(_OBJECT):
+                place = self._places.find(key)
+                if place is None:
+                    raise CheckpointError(f"its .metadata does not say where {escape(key)} is stored")
+                places[key] = place
+        return read_objects(places, self._files, self._limits)
 
     def _tensor(self, key: str, entry: Stub) -> TensorSpec:
-        properties, shape, chunks = _fields(entry, "properties", "size", "chunks")
-        if not _is_sizes(shape) or not isinstance(chunks, list):
+        properties, shape, chunks = fields(entry, "properties", "size", "chunks")
+        if not is_sizes(shape) or not isinstance(chunks, list):
             raise CheckpointError(f"its .metadata has a damaged entry {escape(key)}")
         self._limits.check("dims", len(shape), f"{escape(key)} has {len(shape)} dimensions")
         try:
@@ -133,61 +125,57 @@ class _Reader:
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{escape(key)}: {escape(str(error))}") from None
         self._limits.check("tensors", len(self._storages) + 1, "it holds too many tensors")
-        self._storages[key] = tuple(self._chunk(key, shape, chunk) for chunk in chunks)
-        if sum(prod(chunk.size) for chunk in self._storages[key] if isinstance(chunk, Chunk)) != prod(shape):
+        fitting = self._fitting.setdefault(str(shape), set())
+        blocks = tuple(self._chunk(key, shape, chunk, fitting) for chunk in chunks)
+        self._storages[key] = blocks
+        if sum(prod(block.size) for block in blocks) != prod(shape):
             raise CheckpointError(f"the blocks of {escape(key)} do not make up a tensor of shape {shape}")
         return TensorSpec(dtype, shape, contiguous_stride(shape), 0, key)
 
-    def _chunk(self, key: str, shape: tuple[int, ...], chunk: Any) -> Chunk:
-        begin, size = _fields(chunk, "offsets", "sizes")
-        fits = _is_sizes(begin) and _is_sizes(size) and len(begin) == len(size) == len(shape)
-        if not fits or any(
-            low + length > whole for low, length, whole in zip(begin, size, shape, strict=True)
-        ):
-            raise CheckpointError(f"a block of {escape(key)} lies outside the tensor")
-        place = self._places.get(_spot(key, begin))
+    def _chunk(self, key: str, shape: tuple[int, ...], chunk: Any, fitting: set[tuple[int, int]]) -> Chunk:
+        begin, size = fields(chunk, "offsets", "sizes")
+        if (id(begin), id(size)) not in fitting:  # the same two tuples serve many tensors
+            fits = is_sizes(begin) and is_sizes(size) and len(begin) == len(size) == len(shape)
+            if not fits or any(
+                low + length > whole for low, length, whole in zip(begin, size, shape, strict=True)
+            ):
+                raise CheckpointError(f"a block of {escape(key)} lies outside the tensor")
+            fitting.add((id(begin), id(size)))
+        place = self._places.find(key, begin)
         if place is None:
             raise CheckpointError(f"its .metadata does not say where a block of {escape(key)} is stored")
-        name, offset, length = place
-        return Chunk(self._path(name), offset, length, begin, size)
-
-    def _object(self, key: str) -> object:
-        """A plain value, which is stored like a tensor; read where that is cheap."""
-        place = self._places.get(_spot(key, None))
-        if place is None:
-            raise CheckpointError(f"its .metadata does not say where {escape(key)} is stored")
-        name, offset, length = place
-        self._objects += 1
-        with self._files.open(self._path(name)) as file:
-            if length > _SMALL or file.remote or self._objects > _MOST_OBJECTS:
-                return Stub(Global(_UNREAD))
-            header = read_archive(Part(file, offset, length), self._limits)
-        return Stub(Global(_UNREAD)) if header is None or header.storages else header.tree
+        return Chunk(*place, begin, size)
 
 
-def _fields(stub: Any, *names: str) -> list[Any]:
-    attributes = stub.attributes if isinstance(stub, Stub) else {}
-    return [attributes.get(name) for name in names]
-
-
-def _spot(key: str, offset: Any) -> str:
-    """One text for a key and an offset; a tuple from a file is never hashed."""
-    return f"{key}\0{','.join(map(str, offset))}" if _is_sizes(offset) else key
-
-
-def _is_sizes(value: Any) -> bool:
-    return (
-        isinstance(value, tuple)
-        and len(value) <= _MOST_PARTS
-        and all(type(size) is int and 0 <= size < 1 << 63 for size in value)
-    )
+def _records() -> dict[str, Records]:
+    """The objects of which an index has one for each block, as torch 2.0 to 2.13 writes them."""
+    checkpoint = "torch.distributed.checkpoint"
+    return {
+        f"{checkpoint}.metadata.ChunkStorageMetadata": Records(("offsets", "sizes")),
+        f"{checkpoint}.metadata.MetadataIndex": Records(
+            ("fqn", "index", "offset"), ("fqn", "offset", "index")
+        ),
+        f"{checkpoint}.filesystem._StorageInfo": Records(
+            ("relative_path", "offset", "length"),
+            ("relative_path", "offset", "length", "transform_descriptors"),
+        ),
+    }
 
 
 def _dtype(properties: Any) -> Any:
     """The dtype in a tensor's properties, which are pickled as a tuple, or as attributes."""
     if isinstance(properties, Stub) and isinstance(properties.state, tuple) and properties.state:
         return properties.state[0]
-    return _fields(properties, "dtype")[0]
+    return fields(properties, "dtype")[0]
+
+
+def _path(key: Any, paths: Any) -> tuple[Any, ...]:
+    """The parts of a key: as the planner noted them, else the key as it is, apart from an optimizer's."""
+    path = paths.get(key) if isinstance(paths, dict) else None
+    if isinstance(path, tuple) and 0 < len(path) <= _MOST_PARTS:
+        return path
+    flat = _OPTIMIZER.fullmatch(key) if isinstance(key, str) else None
+    return flat.groups() if flat else (key,)
 
 
 def _put(tree: Branch, path: tuple[Any, ...], value: object) -> None:

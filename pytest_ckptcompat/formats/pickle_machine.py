@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from struct import Struct
 from struct import error as StructError  # noqa: N812  # `struct.error` says little, and its module is not needed
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import CheckpointError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.core.limits import Limits
 
     from .pickle_stack import Rebuild
+    from .pickle_stubs import Recognizer
 
 # The opcodes that make up nearly all of a checkpoint's pickle.
 MARK, STOP, REDUCE, BINPERSID, BINFLOAT = 0x28, 0x2E, 0x52, 0x51, 0x47
@@ -54,11 +56,13 @@ class Machine(Stack):
         limits: Limits,
         persistent: Callable[[Any], object] | None = None,
         start: int = 0,
+        records: Mapping[str, Recognizer] = MappingProxyType({}),
     ) -> None:
-        super().__init__(data, names=names, limits=limits, persistent=persistent, start=start)
+        super().__init__(
+            data, names=names, limits=limits, persistent=persistent, start=start, records=records
+        )
         self.rare: set[int] = set()
         self._begun = start
-        self._left = limits.pickle_opcodes
 
     def extend(self, data: bytes) -> None:
         """Take more of the bytes, where `load` found too few; the next `load` goes on where that one ended.
@@ -95,10 +99,10 @@ class Machine(Stack):
         stack, outer, memo = self.stack, self.outer, self.memo
         begun = position
         try:
-            while self._left:
+            while self.left:
                 self._check(memory)
-                batch = min(_BATCH, self._left)
-                self._left -= batch
+                batch = min(_BATCH, self.left)
+                self.left -= batch
                 for _ in range(batch):
                     begun = position
                     opcode = data[position]

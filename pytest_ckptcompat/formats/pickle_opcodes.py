@@ -216,7 +216,13 @@ def _new(pickle: Stack, kind: object, arguments: object) -> None:
 
 def _newobj(pickle: Stack) -> None:
     arguments = pickle.stack.pop()
-    _new(pickle, pickle.stack.pop(), arguments)
+    kind = pickle.stack.pop()
+    if type(kind) is Global and kind.records is not None and arguments == ():
+        record = kind.records.take(pickle, kind)
+        if record is not None:
+            pickle.stack.append(record)
+            return
+    _new(pickle, kind, arguments)
 
 
 def _newobj_ex(pickle: Stack) -> None:

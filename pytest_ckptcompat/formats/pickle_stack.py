@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from struct import unpack
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import CheckpointError
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pytest_ckptcompat.core.limits import Limits
+
+    from .pickle_stubs import Recognizer
 
     Rebuild = Callable[[tuple[Any, ...]], object]
 
@@ -35,6 +38,7 @@ class Stack:
         persistent: what a persistent id stands for; likewise.
         limits: caps; ``pickle_bytes`` is for the caller to check.
         start: where the pickle begins.
+        records: name of a class -> recognises its objects whole.
 
     Attributes:
         position: of the next opcode or of its argument.
@@ -42,6 +46,8 @@ class Stack:
         stack: objects since the last mark.
         outer: the stacks below the marks.
         memory: bytes that further objects may take.
+        left: operations that may follow.
+        records_left: objects that may still be recognised whole.
     """
 
     def __init__(
@@ -52,11 +58,13 @@ class Stack:
         limits: Limits,
         persistent: Callable[[Any], object] | None = None,
         start: int = 0,
+        records: Mapping[str, Recognizer] = MappingProxyType({}),
     ) -> None:
         self.data = data
         self.position = start
         self.globals: dict[str, Global] = {}
         self.names = names
+        self.records = records
         self.persistent = persistent
         self.limits = limits
         self.protocol = 0
@@ -64,6 +72,8 @@ class Stack:
         self.outer: list[list[Any]] = []
         self.memo: list[Any] = []
         self.memory = limits.pickle_memory
+        self.left = limits.pickle_opcodes
+        self.records_left = limits.records
 
     def push(self, value: object, memory: int = 32) -> None:
         """Put an object on the stack, and charge the bytes that it takes."""
@@ -100,7 +110,7 @@ class Stack:
         self.limits.check("global_bytes", size, f"a pickle names a class or function of {size} bytes")
         if full not in self.globals:
             self.memory -= 400
-            self.globals[full] = Global(full, self.names.get(full))
+            self.globals[full] = Global(full, self.names.get(full), self.records.get(full))
         return self.globals[full]
 
     # -- arguments of opcodes ------------------------------------------------------------------------------

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+
+class Recognizer(Protocol):
+    """Takes objects of one class from a pickle whole."""
+
+    def take(self, stack: Any, kind: Global) -> object | None:
+        """The object that begins where `stack` is; None if it has to be read opcode by opcode."""
 
 
 class Global:
@@ -14,13 +21,20 @@ class Global:
     Attributes:
         name: module and qualified name, joined by a dot.
         rebuild: what *we* do in place of calling it, or None: then a `Stub` stands for the result.
+        records: recognises its objects whole, or None.
     """
 
-    __slots__ = ("name", "rebuild")
+    __slots__ = ("name", "rebuild", "records")
 
-    def __init__(self, name: str, rebuild: Callable[[tuple[Any, ...]], object] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        rebuild: Callable[[tuple[Any, ...]], object] | None = None,
+        records: Recognizer | None = None,
+    ) -> None:
         self.name = name
         self.rebuild = rebuild
+        self.records = records
 
     def __repr__(self) -> str:
         return f"Global({self.name!r})"
@@ -61,6 +75,27 @@ class Stub:
 
     def __repr__(self) -> str:
         return f"Stub({self.name!r})"
+
+
+class Record:
+    """An object whose state is a flat dict.
+
+    Attributes:
+        kind: its class.
+        names: of its attributes.
+        values: of the same.
+    """
+
+    __slots__ = ("kind", "names", "values")
+
+    def __init__(self, kind: Global, names: tuple[str, ...], values: tuple[Any, ...]) -> None:
+        self.kind = kind
+        self.names = names
+        self.values = values
+
+    def get(self, name: str) -> Any:
+        """An attribute, or None."""
+        return self.values[self.names.index(name)] if name in self.names else None
 
 
 class Dict(dict[object, object]):
@@ -121,7 +156,7 @@ class Branches(list[object]):
     __slots__ = ()
 
 
-_FAIR = {str, bytes, bool, float, type(None), Global, Stub}
+_FAIR = {str, bytes, bool, float, type(None), Global, Stub, Record}
 _SMALL = (1 << 61) - 1
 """Below this, an integer is its own hash: no two collide fully."""
 

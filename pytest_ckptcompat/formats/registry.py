@@ -34,6 +34,11 @@ def recognised(path: str, file: Any, files: Files, limits: Limits, hook: HookRel
         if header is not None:
             return header
     except CheckpointError as error:
+        if file is not None and path.endswith(".distcp"):
+            shown = display(path)
+            raise CheckpointError(
+                f"{shown} is one rank's file of a distributed checkpoint: name its folder"
+            ) from None
         raise about(path, error) from None
     if file is None:
         only = only_file_in(path)

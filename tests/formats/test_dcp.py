@@ -14,10 +14,21 @@ from dcp_ranks import whole
 from equality import assert_same, assert_same_state
 from tensor_zoo import dtypes, layouts, of_dtype
 from torch import nn
+from torch.distributed.checkpoint import metadata as md
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+)
 
 from pytest_ckptcompat import CheckpointError, open_checkpoint
 from pytest_ckptcompat.checkpoint import reader as reading
 from pytest_ckptcompat.core.limits import Limits
+from pytest_ckptcompat.formats import dcp as dcp_format
+from pytest_ckptcompat.formats.pickle_machine import Machine
+from pytest_ckptcompat.formats.pickle_records import Records
+from pytest_ckptcompat.optimizer.state import saved_states
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -269,3 +280,117 @@ def test_caps(tmp_path: Path, cap: str, value: int) -> None:
     folder = save({"aaaa": torch.ones(3, 4), "b": torch.zeros(2)}, tmp_path / "x")
     with pytest.raises(CheckpointError, match=rf"limit exceeded: .*limit {cap}={value}\)"):
         open_checkpoint(folder, limits=Limits.parse([f"{cap}={value}"]))
+
+
+# -- layouts of trainers -----------------------------------------------------------------------------------
+
+
+def titan(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    flat = StateDictOptions(flatten_optimizer_state_dict=True)
+    return {
+        **get_model_state_dict(model),
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=flat),
+        "train_state": {"step": torch.tensor(5)},
+        "epoch": 3,
+    }
+
+
+def test_model_keys_on_top_are_the_state_dict(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.randn(2, 3)).sum().backward()
+    optimizer.step()
+    ckpt = open_checkpoint(save(titan(model, optimizer), tmp_path / "x"))
+    assert_same_state(ckpt, unmarked(model.state_dict()))
+    assert ckpt.objects == {}
+    [saved] = saved_states(ckpt.wrapper)
+    assert (saved.path, saved.layout, saved.lengths) == ("optimizer", "flat", [4])
+    assert saved.groups[0].options["betas"] == (0.9, 0.999)
+    assert saved.state["0.weight"].keys() == {"step", "exp_avg", "exp_avg_sq"}
+
+
+def test_keys_without_a_planner_s_notes_are_told_from_an_optimizer_s(folder: Path, tmp_path: Path) -> None:
+    state = {"a.w": torch.ones(2), "optim.state.a.w.exp_avg": torch.ones(2), "optim.param_groups.a.w.lr": 0.1}
+    path = save(state, tmp_path / "y")
+    rewrite(path, lambda index: setattr(index, "planner_data", None))
+    ckpt = open_checkpoint(path)
+    assert list(ckpt) == ["a.w"]
+    assert [saved.path for saved in saved_states(ckpt.wrapper)] == ["optim"]
+
+
+def test_options_of_any_number_and_size_are_read_in_few_reads(tmp_path: Path) -> None:
+    names = [f"block_{n:04d}_" + "x" * 1000 for n in range(1200)]
+    folder = save({"w": torch.ones(2), "long": names, **{f"o{n}": n for n in range(500)}}, tmp_path / "x")
+    ckpt = open_checkpoint(folder, "")
+    assert ckpt.objects["long"] == names
+    assert all(ckpt.objects[f"o{n}"] == n for n in range(500))
+
+
+def test_a_save_that_was_not_finished_is_told(folder: Path) -> None:
+    (folder / ".metadata").unlink()
+    with pytest.raises(CheckpointError, match=r"unfinished save .* 1 files of ranks \(__0_0\.distcp\)"):
+        open_checkpoint(folder)
+    with pytest.raises(CheckpointError, match="one rank's file of a distributed checkpoint: name its folder"):
+        open_checkpoint(folder / "__0_0.distcp")
+
+
+# -- what is recognised whole ------------------------------------------------------------------------------
+
+
+def in_blocks(folder: Path, *shapes: tuple[int, ...], ranks: int = 5) -> Path:
+    """An index as several ranks leave it: of each tensor a block from each; the files have no values."""
+    tensors, where, used = {}, {}, [0] * ranks
+    for number, shape in enumerate(shapes):
+        chunks = []
+        for rank in range(ranks):
+            begin = torch.Size([rank * shape[0], *[0] * len(shape[1:])])
+            chunks.append(md.ChunkStorageMetadata(offsets=begin, sizes=torch.Size(shape)))
+            where[md.MetadataIndex(f"t{number}", begin, rank)] = _StorageInfo(
+                f"__{rank}_0.distcp", used[rank], 10 + rank
+            )
+            used[rank] += 10 + rank
+        size = torch.Size([shape[0] * ranks, *shape[1:]])
+        tensors[f"t{number}"] = md.TensorStorageMetadata(md.TensorProperties(torch.float32), size, chunks)
+    folder.mkdir()
+    for rank in range(ranks):
+        (folder / f"__{rank}_0.distcp").write_bytes(bytes(used[rank]))
+    (folder / ".metadata").write_bytes(pickle.dumps(md.Metadata(tensors, None, where)))
+    return folder
+
+
+SHAPES = [(2, 3), (1,), (300, 70_000), (2, 3), (1, 1, 3 << 32), (2, 3, 4, 5, 6), (128, 256)]
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_objects_that_are_recognised_whole_are_those_of_the_long_way(
+    tmp_path: Path, protocol: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = in_blocks(tmp_path / "x", *SHAPES)
+    index = pickle.loads((folder / ".metadata").read_bytes())
+    (folder / ".metadata").write_bytes(pickle.dumps(index, protocol))
+    quick = open_checkpoint(folder).contents.header.storages
+    monkeypatch.setattr(dcp_format, "_records", dict)
+    slow = open_checkpoint(folder).contents.header.storages
+    assert quick == slow
+    for number, shape in enumerate(SHAPES):
+        for rank, block in enumerate(quick[f"t{number}"]):
+            expected = f"{folder}/__{rank}_0.distcp", (rank * shape[0], *[0] * len(shape[1:])), shape
+            assert (block.file, block.begin, block.size, block.nbytes) == (*expected, 10 + rank)
+
+
+def test_records_have_a_cap_of_their_own(tmp_path: Path) -> None:
+    folder = in_blocks(tmp_path / "x", *[(2, 3)] * 10)
+    with pytest.raises(CheckpointError, match=r"limit exceeded: .*limit records=100\)"):
+        open_checkpoint(folder, limits=Limits.parse(["records=100"]))
+    assert len(open_checkpoint(folder, limits=Limits.parse(["pickle_opcodes=1500"]))) == 10
+
+
+def test_the_state_of_a_record_can_not_be_changed_later(folder: Path) -> None:
+    """A pickle of no pickler's making, which takes a block's state from the memo to put something into it."""
+    stack = Machine(
+        b"\x80\x04ct\nChunk\n\x94\x8c\x01a\x94\x8c\x01b\x94"
+        b"h\x00)\x81\x94}\x94(h\x01K\x01h\x02K\x02ub0h\x04(h\x01K\x07u.",
+        names={}, limits=Limits(), records={"t.Chunk": Records(("a", "b"))},
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match="what is no dict"):
+        stack.load()

@@ -1,0 +1,83 @@
+"""The plain values of a distributed checkpoint: options of an optimizer, counters, extra state.
+
+Each is an archive of torch.save of about a kilobyte, and they lie side by side: neighbours are read together,
+and archives with the same bytes are parsed once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_ckptcompat.files.file import Bytes
+
+from .pickle_stubs import Global, Stub
+from .torch_zip import read_archive
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pytest_ckptcompat.core.limits import Limits
+    from pytest_ckptcompat.files.files import Files
+
+    from .dcp_places import Place
+
+UNREAD = "an object that was not read"
+
+_GAP, _SPAN = 1 << 16, 1 << 22
+_MOST, _MOST_REMOTE = 64 << 20, 16 << 20
+"""Bytes of objects that are read, the smallest first; one that is left out stays a stub."""
+
+
+def read_objects(places: Mapping[str, Place], files: Files, limits: Limits) -> dict[str, object]:
+    """The values of objects, by key; `Stub` for one that holds a tensor, or that is not read.
+
+    Raises:
+        CheckpointError: one is damaged.
+    """
+    values: dict[str, object] = {key: Stub(Global(UNREAD)) for key in places}
+    parsed: dict[bytes, object] = {}
+    for path, begin, end, keys in _spans(_affordable(places, files)):
+        with files.open(path) as file:
+            data = file.read_at(begin, end - begin)
+        for key in keys:
+            _, offset, length = places[key]
+            archive = data[offset - begin : offset - begin + length]
+            if archive in parsed:
+                values[key] = parsed[archive]
+                continue
+            header = read_archive(Bytes(path, archive), limits)
+            if header is not None and not header.storages:
+                values[key] = header.tree
+                if isinstance(header.tree, (str, int, float, type(None))):  # others may be changed later
+                    parsed[archive] = header.tree
+    return values
+
+
+def _affordable(places: Mapping[str, Place], files: Files) -> dict[str, Place]:
+    first = next(iter(places.values()), None)
+    if first is None:
+        return {}
+    with files.open(first[0]) as file:
+        left = _MOST_REMOTE if file.remote else _MOST
+    taken: dict[str, Place] = {}
+    for key, place in sorted(places.items(), key=lambda item: item[1][2]):
+        left -= place[2]
+        if left < 0:
+            break
+        taken[key] = place
+    return taken
+
+
+def _spans(places: Mapping[str, Place]) -> Iterator[tuple[str, int, int, list[str]]]:
+    """Stretches of files that hold objects side by side: file, begin, end, and whose objects they are."""
+    found: tuple[str, int, int, list[str]] | None = None
+    for key, (path, offset, length) in sorted(places.items(), key=lambda item: item[1]):
+        if found is not None:
+            file, begin, end, keys = found
+            if file == path and offset - end < _GAP and offset + length - begin < _SPAN:
+                found = file, begin, max(end, offset + length), [*keys, key]
+                continue
+            yield found
+        found = path, offset, offset + length, [key]
+    if found is not None:
+        yield found

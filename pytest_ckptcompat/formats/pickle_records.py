@@ -1,0 +1,151 @@
+"""Small objects of which a pickle has hundreds of thousands, recognised whole instead of opcode by opcode.
+
+A distributed checkpoint's index has three for each block of each tensor. What is recognised is what Python's
+pickler (protocol 4 and later) writes for an object whose state is a flat dict of known names; anything else
+goes the long way, with the same result.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from pytest_ckptcompat.core.limits import exceeded
+
+from .pickle_stubs import Global, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .pickle_stack import Stack
+
+_REFERENCE = rb"h.|j.{4}"
+_NUMBERS = rb"(?:K.|M.{2}|J.{4}|\x8a\x05.{5})"
+_TUPLE = rb"(?:" + _NUMBERS + rb"{1,3}[\x85-\x87]\x94|\(" + _NUMBERS + rb"{4,64}t\x94|\))"
+_FIELD = (
+    rb"(" + _REFERENCE + rb")"
+    rb"("
+    + _NUMBERS
+    + rb"|\x8c.[\x20-\x7e]+\x94|N|(?:"
+    + _REFERENCE
+    + rb")(?:"
+    + _TUPLE
+    + rb"\x85\x94R\x94)?)"
+)
+_OBJECTS = {count: re.compile(rb"\x94\}\x94\(" + _FIELD * count + rb"ub", re.DOTALL) for count in (2, 3, 4)}
+_WIDTHS = {0x4B: 1, 0x4D: 2, 0x4A: 4, 0x8A: 6}
+_REFERENCE_1, _TEXT, _NONE = 0x68, 0x8C, 0x4E
+_OPERATIONS = 3
+"""How many operations led to it, which are given back: records have a cap of their own."""
+
+_MOST_CACHED = 100_000
+
+
+class _Gone:
+    """Stands in the memo for the state of a record, to which nothing refers that Python's pickler writes."""
+
+    __slots__ = ()
+
+
+_GONE = _Gone()
+
+
+class Records:
+    """Recognises objects of one class.
+
+    Args:
+        names: sets of attributes that an object may have, in their order.
+    """
+
+    def __init__(self, *names: tuple[str, ...]) -> None:
+        self._names = names
+        self._patterns = [_OBJECTS[count] for count in sorted({len(each) for each in names}, reverse=True)]
+        self._known: dict[tuple[bytes, ...], tuple[str, ...]] = {}
+        self._sizes: dict[bytes, tuple[Any, ...]] = {}
+
+    def take(self, stack: Stack, kind: Global) -> Record | None:
+        """The object that begins at the stack's position, which is moved behind it; None: go the long way."""
+        data, position, memo = stack.data, stack.position, stack.memo
+        for pattern in self._patterns:
+            match = pattern.match(data, position)
+            if match is not None:
+                break
+        else:
+            return None
+        parts = match.groups()
+        names = self._known.get(parts[::2]) or self._looked_up(parts[::2], memo)
+        if names is None:
+            return None
+        values: list[Any] = []
+        kept: list[Any] = []
+        for part in parts[1::2]:
+            first = part[0]
+            if first in _WIDTHS:
+                values.append(_number(part))
+            elif first == _NONE:
+                values.append(None)
+            elif first == _TEXT:
+                if part[1] != len(part) - 3:
+                    return None
+                text = part[2:-1].decode("ascii")
+                values.append(text)
+                kept.append(text)
+            elif len(part) == (2 if first == _REFERENCE_1 else 5):
+                values.append(memo[_index(part)])
+            else:
+                made = self._sizes.get(part) or self._size(part, memo)
+                if made is None:
+                    return None
+                values.append(made[-1])
+                kept += made
+        record = Record(kind, names, tuple(values))
+        memo += (record, _GONE, *kept)
+        stack.position = match.end()
+        stack.left += _OPERATIONS
+        stack.records_left -= 1
+        if stack.records_left < 0:
+            raise exceeded("records", stack.limits.records, "its index holds too many blocks")
+        return record
+
+    def _looked_up(self, references: tuple[bytes, ...], memo: list[Any]) -> tuple[str, ...] | None:
+        indices = [_index(reference) for reference in references]
+        names = tuple(memo[index] if index < len(memo) else None for index in indices)
+        for known in self._names:
+            if names == known:
+                self._known[references] = known
+                return known
+        return None
+
+    def _size(self, part: bytes, memo: list[Any]) -> tuple[Any, ...] | None:
+        """What the memo gets of a call that makes a ``torch.Size``: numbers, arguments and the result."""
+        length = 2 if part[0] == _REFERENCE_1 else 5
+        index = _index(part[:length])
+        callee = memo[index] if index < len(memo) else None
+        rebuild: Callable[..., object] | None = callee.rebuild if type(callee) is Global else None
+        if type(callee) is not Global or rebuild is None or callee.name != "torch.Size":
+            return None
+        numbers, at = [], length + (part[length] == 0x28)
+        while part[at] in _WIDTHS:
+            width = 1 + _WIDTHS[part[at]]
+            numbers.append(_number(part[at : at + width]))
+            at += width
+        expected = {0x85: 1, 0x86: 2, 0x87: 3, 0x29: 0}.get(part[at], len(numbers))
+        if len(numbers) != expected:
+            return None
+        items = tuple(numbers)
+        made: tuple[Any, ...] = ((items,), rebuild((items,)))
+        made = (items, *made) if items else made
+        if len(self._sizes) < _MOST_CACHED:
+            self._sizes[part] = made
+        return made
+
+
+def _index(reference: bytes) -> int:
+    return int.from_bytes(reference[1:], "little")
+
+
+def _number(part: bytes) -> int:
+    first = part[0]
+    if first == 0x8A:
+        return int.from_bytes(part[2:], "little", signed=True)
+    return int.from_bytes(part[1:], "little", signed=first == 0x4A)
