@@ -246,4 +246,4 @@ def _write_beside(out: str, state: Checkpoint, resuming: Resuming, *, by_name: b
 
 def _stored(checkpoint: Checkpoint, spec: TensorSpec) -> Value:
     same = (spec.storage or id(spec), spec.offset, spec.shape, spec.stride)
-    return Value(spec.shape, getattr(torch, spec.dtype), lambda: checkpoint.materialise(spec), same)
+    return Value(tuple(spec.shape), getattr(torch, spec.dtype), lambda: checkpoint.materialise(spec), same)

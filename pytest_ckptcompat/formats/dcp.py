@@ -130,7 +130,7 @@ class _Reader:
         self._storages[key] = blocks
         if sum(prod(block.size) for block in blocks) != prod(shape):
             raise CheckpointError(f"the blocks of {escape(key)} do not make up a tensor of shape {shape}")
-        return TensorSpec(dtype, shape, contiguous_stride(shape), 0, key)
+        return TensorSpec(dtype, tuple(shape), contiguous_stride(shape), 0, key)
 
     def _chunk(self, key: str, shape: tuple[int, ...], chunk: Any, fitting: set[tuple[int, int]]) -> Chunk:
         begin, size = fields(chunk, "offsets", "sizes")
