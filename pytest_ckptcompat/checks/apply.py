@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_ckptcompat.checkpoint.entries import beside
 from pytest_ckptcompat.checkpoint.dcp_writer import check_replaceable, write_dcp
+from pytest_ckptcompat.checkpoint.entries import beside
 from pytest_ckptcompat.checkpoint.safetensors_writer import write_safetensors
 from pytest_ckptcompat.checkpoint.torch_zip_writer import write_torch_zip
 from pytest_ckptcompat.checkpoint.wrappers import state_dict_at
