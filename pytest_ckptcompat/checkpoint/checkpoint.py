@@ -12,8 +12,7 @@ from pytest_ckptcompat.core.errors import AmbiguousError, CheckpointError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.limits import DEFAULT, Limits
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
-from pytest_ckptcompat.files.paths import about, is_url
-from pytest_ckptcompat.files.progress import Progress
+from pytest_ckptcompat.files.paths import about, name_of
 
 from .candidates import survey
 from .contents import Contents, read_contents
@@ -141,8 +140,7 @@ class Checkpoint(Mapping[str, TensorSpec]):
     @property
     def name(self) -> str:
         """Last part of the path, safe to print."""
-        path = self.path.partition("?")[0] if is_url(self.path) else self.path
-        return escape(path.rstrip("/\\").rpartition("/")[2] or path)
+        return name_of(self.path)
 
     @property
     def format(self) -> str:
@@ -201,14 +199,14 @@ class Checkpoint(Mapping[str, TensorSpec]):
 
     @contextmanager
     def progress(self) -> Iterator[None]:
-        """Show, where somebody watches, how much of all values was read inside."""
-        files, whole = self._contents.files, Progress(self.name, self.nbytes)
-        files.progress = whole
-        try:
-            with whole:
-                yield
-        finally:
-            files.progress = None
+        """Show, where somebody watches, how much of all values was read inside.
+
+        Raises:
+            CheckpointError: a remote file has changed meanwhile.
+        """
+        with self._contents.files.progress(self.name, self.nbytes):
+            yield
+        self._contents.files.check_unchanged()
 
     # -- values; torch is imported here --------------------------------------------------------------------
 

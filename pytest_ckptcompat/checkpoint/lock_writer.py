@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import CheckpointError
-from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.keys import natural
+from pytest_ckptcompat.core.redaction import is_url, public
 from pytest_ckptcompat.files.atomic_write import whole_file
+from pytest_ckptcompat.files.paths import display
 from pytest_ckptcompat.formats.lock import MARK, VERSION, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from .checkpoint import Checkpoint
+
+_PIECE = 8 << 20
 
 Content = dict[str, Any]
 
@@ -29,7 +31,8 @@ def lock_of_checkpoint(
 
     Args:
         ckpt: opened; no value of it is read.
-        output: where the lock will lie: the checkpoint's path is noted relative to it.
+        output: where the lock will lie: the checkpoint's path is noted relative to it, and a URL without its
+            secrets.
         sha256: note the hash of the file's bytes too, for which all of it is read.
         plain: metadata of the checkpoint to keep, as `plain_metadata.metadata` finds it.
 
@@ -46,7 +49,7 @@ def lock_of_checkpoint(
     if ckpt.state_dict_key:
         source["state_dict_key"] = ckpt.state_dict_key
     if sha256:
-        source["sha256"] = _sha256(ckpt.path)
+        source["sha256"] = _sha256(ckpt)
     tensors = {
         key: [spec.dtype, list(spec.shape), *([spec.note] if spec.note else [])] for key, spec in ckpt.items()
     }
@@ -70,7 +73,7 @@ def write_lock(path: str, content: Content) -> None:
         with whole_file(path) as file:
             file.write(_text(content).encode("ascii"))
     except OSError as error:
-        raise CheckpointError(f"{escape(path)} can't be written: {error.strerror or error}") from None
+        raise CheckpointError(f"{display(path)} can't be written: {error.strerror or error}") from None
 
 
 def content(
@@ -113,17 +116,18 @@ def _part(value: Any) -> str:
 
 
 def _relative(path: str, output: str) -> str:
-    from pytest_ckptcompat.files.paths import is_url
-
     if is_url(path):
-        return path
+        return public(path)
     folder = os.path.dirname(os.path.abspath(output))  # noqa: PTH100, PTH120  # links stay what they are
     return os.path.relpath(path, folder).replace(os.sep, "/")
 
 
-def _sha256(path: str) -> str:
+def _sha256(ckpt: Checkpoint) -> str:
+    digest = hashlib.sha256()
     try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"--sha256: {escape(path)}: {error.strerror or error}") from None
+        with ckpt.contents.files.open(ckpt.path) as file:
+            for start in range(0, file.size, _PIECE):
+                digest.update(file.read_at(start, min(_PIECE, file.size - start)))
+    except CheckpointError as error:
+        raise CheckpointError(f"--sha256: {error}") from None
+    return digest.hexdigest()

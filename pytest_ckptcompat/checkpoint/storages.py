@@ -9,11 +9,12 @@ from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.tensor_spec import Chunk, Member, TensorSpec
 from pytest_ckptcompat.files.file import Part
 from pytest_ckptcompat.files.paths import display
+from pytest_ckptcompat.files.read_ahead import Held, ReadAhead
 from pytest_ckptcompat.formats.torch_zip import read_archive
 from pytest_ckptcompat.formats.zip_members import data_offset, inflate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
     from typing import Self
 
@@ -26,13 +27,28 @@ if TYPE_CHECKING:
     """Fills a buffer with the bytes of one storage from its byte `start` on."""
 
 
-class Storages:
-    """The storages of one checkpoint, open for reading: a context manager."""
+_LOCAL_HEADER = 512
+"""Bytes in front of a zip member's values, at most, besides its name: its own header, and padding."""
 
-    def __init__(self, contents: Contents) -> None:
+
+class Storages:
+    """The storages of one checkpoint, open for reading: a context manager.
+
+    Args:
+        contents: the checkpoint.
+        expected: storages that are going to be read: of a remote file, many of them come with one request.
+    """
+
+    def __init__(self, contents: Contents, expected: Iterable[str] = ()) -> None:
         self._contents = contents
-        self._open: dict[str, File] = {}
+        self._open: dict[str, File | Part] = {}
         self._closing = ExitStack()
+        self._held = Held()
+        self._expected: dict[str, list[tuple[int, int]]] = {}
+        for extent in (extent for name in expected for extent in contents.header.storages.get(name, ())):
+            header = _LOCAL_HEADER + len(extent.name.encode()) if isinstance(extent, Member) else 0
+            part = extent.offset, extent.offset + header + extent.nbytes
+            self._expected.setdefault(extent.file, []).append(part)
 
     def __enter__(self) -> Self:
         return self
@@ -89,9 +105,11 @@ class Storages:
             )
         return found
 
-    def _file(self, path: str) -> File:
+    def _file(self, path: str) -> File | Part:
         if path not in self._open:
-            self._open[path] = self._closing.enter_context(self._contents.files.open(path))
+            file = self._closing.enter_context(self._contents.files.open(path))
+            parts = self._expected.get(path) if file.remote else None
+            self._open[path] = ReadAhead(file, parts, self._held) if parts else file
         return self._open[path]
 
 

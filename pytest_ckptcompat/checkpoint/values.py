@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.redaction import is_url
 from pytest_ckptcompat.core.tensor_spec import CompositeSpec, TensorSpec
 from pytest_ckptcompat.files.paths import about
 from pytest_ckptcompat.tensors.deferred import DeferredTensor
@@ -16,7 +18,7 @@ from .reader import buffer, copy, memory_of, new, read, span, view
 from .storages import Storages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import torch
 
@@ -30,6 +32,7 @@ class Values:
         if sys.byteorder != "little":
             raise CheckpointError("values are read on little-endian machines only")
         self._contents = contents
+        self._kept: Storages | None = None
 
     def tensor(self, spec: TensorSpec) -> torch.Tensor:
         """The values of one tensor, in memory of their own; the strides are kept where they leave no gaps.
@@ -39,7 +42,7 @@ class Values:
         """
         if spec.note:
             return self._composed(spec)
-        with Storages(self._contents) as storages:
+        with self._storages() as storages:
             return read(storages, spec)
 
     def read_into(self, spec: TensorSpec, destination: torch.Tensor) -> None:
@@ -50,7 +53,7 @@ class Values:
         if spec.note:
             destination.copy_(self._composed(spec))
             return
-        with Storages(self._contents) as storages:
+        with self._storages() as storages:
             copy(storages, spec, destination)
 
     def state_dict(
@@ -60,7 +63,7 @@ class Values:
         bounds = _bounds(entries.values())
         memories: dict[str, torch.UntypedStorage] = {}
         made: OrderedDict[str, Any] = OrderedDict()
-        with Storages(self._contents) as storages:
+        with self._storages(bounds) as storages:
             for key, value in entries.items():
                 if not isinstance(value, TensorSpec):
                     made[key] = value
@@ -103,8 +106,14 @@ class Values:
     def stored(
         self, entries: Mapping[str, object], metadata: Mapping[str, object] | None
     ) -> OrderedDict[str, Any]:
-        """All tensors as `DeferredTensor`: nothing is read yet."""
+        """All tensors as `DeferredTensor`: nothing is read yet.
+
+        Remote files are not asked after every tensor whether they have changed: `Files.check_unchanged` is to
+        be called in the end.
+        """
         made = self.meta(entries, metadata)
+        if is_url(self._contents.path):
+            self._kept = Storages(self._contents, _bounds(entries.values()))
         for key, spec in entries.items():
             if isinstance(spec, TensorSpec) and made[key].is_meta:
                 made[key] = DeferredTensor.of(self, spec, made[key])
@@ -112,10 +121,30 @@ class Values:
 
     def _composed(self, spec: TensorSpec) -> torch.Tensor:
         """The values of a tensor without a plain layout, from the tensors that it is made of."""
+        with self._noted():
+            try:
+                return composed(spec, self.tensor)
+            except CheckpointError as error:
+                raise about(self._contents.path, error) from None
+
+    @contextmanager
+    def _storages(self, expected: Iterable[str] = ()) -> Iterator[Storages]:
+        """The storages, open meanwhile."""
+        with self._noted():
+            if self._kept is not None:
+                yield self._kept
+            else:
+                with Storages(self._contents, expected) as storages:
+                    yield storages
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Note with the files what can't be read: torch may catch the error, and raise its own."""
         try:
-            return composed(spec, self.tensor)
+            yield
         except CheckpointError as error:
-            raise about(self._contents.path, error) from None
+            self._contents.files.failure = self._contents.files.failure or error
+            raise
 
 
 def _bounds(entries: Iterable[object]) -> dict[str, tuple[int, int]]:

@@ -20,8 +20,9 @@ from pytest_ckptcompat.checkpoint.written_tensor import Value
 from pytest_ckptcompat.core import memory
 from pytest_ckptcompat.core.errors import MisfitError
 from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.redaction import is_meant_as_url, is_url
 from pytest_ckptcompat.files.atomic_write import whole_file
-from pytest_ckptcompat.files.paths import is_url
+from pytest_ckptcompat.files.paths import display
 from pytest_ckptcompat.tensors.deferred import DeferredTensor
 from pytest_ckptcompat.tensors.difference import memory as place
 from pytest_ckptcompat.verification.comparison import compare
@@ -63,7 +64,7 @@ class Written:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"{escape(self.path)}: {self.tensors} tensors, {memory.shown(self.nbytes)}", *self.notes]
+        lines = [f"{display(self.path)}: {self.tensors} tensors, {memory.shown(self.nbytes)}", *self.notes]
         return "\n".join(lines)
 
 
@@ -141,6 +142,8 @@ def apply(
 
 
 def _format(out: str) -> str:
+    if is_meant_as_url(out):
+        raise ValueError(f"{display(out)} is a URL, and files are written on this machine alone")
     suffix = Path(out).suffix.lower()
     if out.endswith(("/", os.sep)) or Path(out).is_dir() or not suffix:
         return "folder"
@@ -149,7 +152,7 @@ def _format(out: str) -> str:
     if suffix in _TORCH:
         return "torch"
     raise ValueError(
-        f"{escape(out)}: write a .safetensors or a .pth file, or a folder (which ends with a slash) for a "
+        f"{display(out)}: write a .safetensors or a .pth file, or a folder (which ends with a slash) for a "
         "distributed checkpoint"
     )
 
@@ -160,7 +163,7 @@ def _keep_source(checkpoint: Checkpoint, out: str) -> None:
     for file in {checkpoint.path, *files}:
         if not is_url(file) and os.path.lexists(out) and os.path.exists(file) and os.path.samefile(file, out):  # noqa: PTH110, PTH121
             raise ValueError(
-                f"{escape(out)} is the checkpoint itself, which only --force (force=True) replaces"
+                f"{display(out)} is the checkpoint itself, which only --force (force=True) replaces"
             )
 
 

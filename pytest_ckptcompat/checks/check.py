@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import finding
+from pytest_ckptcompat.core.redaction import public
+from pytest_ckptcompat.files.paths import name_of
 from pytest_ckptcompat.forward.inputs import Inputs
 
 from . import header_stages as header
@@ -85,7 +86,7 @@ class Check:
         arguments = self.arguments
         log = Log(arguments.allow, self.severities)
         checkpoint, model = (
-            escape(self.path.rstrip("/").rpartition("/")[2] or self.path),
+            name_of(self.path),
             _named(arguments.model),
         )
         on_cuda = False
@@ -111,12 +112,17 @@ class Check:
         inputs = None if arguments.inputs is None else Inputs.parse(arguments.inputs)
         reason = values.unneeded(arguments, ckpt, wants_model=self.wants_model)
         advise = Adviser(arguments, ckpt, blueprint, schema, source, None if reason else inputs, log).advise
-        recipe, applied = header.recipe_stage(arguments.recipe, arguments.protect, ckpt, schema, advise, log)
+        files = ckpt.contents.files
+        with log.reading("recipe", files):
+            recipe, applied = header.recipe_stage(
+                arguments.recipe, arguments.protect, ckpt, schema, advise, log
+            )
         if arguments.direction != "backward":
             header.rollback_stage(ckpt, schema, source, recipe, log)
         if arguments.direction == "forward":
             raise Stopped("direction=forward looks at the released model alone")
-        comparison = header.compare_stage(ckpt, schema, recipe, applied, advise, log)
+        with log.reading("compare", files):
+            comparison = header.compare_stage(ckpt, schema, recipe, applied, advise, log)
         if log.failed:
             if comparison.fits:
                 raise Stopped("an error was found before it")
@@ -126,10 +132,15 @@ class Check:
             log.stage("load", "skipped", reason)
             values.list_promises(arguments, ckpt, schema, source, recipe, applied, inputs, reason, log)
         else:
-            self.model, applied = values.load_stage(ckpt, blueprint, schema, recipe, comparison, log)
-            values.verify_stage(arguments, ckpt, blueprint, source, recipe, applied, self.model, inputs, log)
+            with log.reading("load", files):
+                self.model, applied = values.load_stage(ckpt, blueprint, schema, recipe, comparison, log)
+            with log.reading("verify", files):
+                values.verify_stage(
+                    arguments, ckpt, blueprint, source, recipe, applied, self.model, inputs, log
+                )
         on_cuda = values.forward_stage(arguments.device or "auto", inputs, self.model, schema, reason, log)
-        values.optimizer_stage(arguments.optimizer, ckpt, source, recipe, self.model, reason, log)
+        with log.reading("optimizer", files):
+            values.optimizer_stage(arguments.optimizer, ckpt, source, recipe, self.model, reason, log)
         return on_cuda
 
     @property
@@ -155,5 +166,6 @@ def _demand_cuda(log: Log) -> None:
 
 def _named(model: Any) -> str:
     if isinstance(model, str):
-        return model.replace(":", ".")
+        shown = public(model)
+        return shown if shown != model else model.replace(":", ".")
     return str(getattr(model, "__name__", type(model).__name__))

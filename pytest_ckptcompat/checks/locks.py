@@ -17,6 +17,7 @@ from pytest_ckptcompat.checkpoint.lock_writer import (
 from pytest_ckptcompat.core.errors import CheckpointError, ModelError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.limits import DEFAULT, Limits
+from pytest_ckptcompat.core.redaction import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -126,6 +127,8 @@ def _made_anew(path: str, held: Mapping[str, Any], limits: Limits) -> Content:
         return lock_of_model(source["model"])
     from pytest_ckptcompat.checkpoint.checkpoint import open_checkpoint
 
-    named = os.path.join(os.path.dirname(path), source["checkpoint"])  # noqa: PTH118, PTH120  # URLs too
+    named = source["checkpoint"]
+    if not is_url(named):
+        named = os.path.join(os.path.dirname(path), named)  # noqa: PTH118, PTH120  # paths stay text
     ckpt = open_checkpoint(named, source.get("state_dict_key"), limits=limits)
     return lock_of_checkpoint(ckpt, path, sha256="sha256" in source)

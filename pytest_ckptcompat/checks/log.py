@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pytest_ckptcompat.core.findings import Finding, Promise, Stage, Status
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.findings import Finding, Promise, Stage, Status, finding
 from pytest_ckptcompat.core.rules import RULES, Kind, Severity
 from pytest_ckptcompat.report.report import Report
 from pytest_ckptcompat.verification.comparison import Comparison
@@ -13,9 +15,10 @@ from pytest_ckptcompat.verification.comparison import Comparison
 from .waivers import settle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import NoReturn
 
+    from pytest_ckptcompat.files.files import Files
     from pytest_ckptcompat.recipes.recipe import Recipe
     from pytest_ckptcompat.report.advice import Remedy
 
@@ -82,6 +85,36 @@ class Log:
         if stage is not None:
             self.stage(stage, "failed", found.rule)
         raise Stopped(reason) from None
+
+    @contextmanager
+    def reading(self, stage: Kind, files: Files) -> Iterator[None]:
+        """Run a stage that reads values; where they can't be read, that alone is what it found.
+
+        Code of torch and of models may catch the error of a read and go on, or raise its own: nothing that
+        the stage says then is about the model.
+
+        Raises:
+            Stopped: values can't be read, or the stage says so.
+        """
+        files.failure = None
+        before, read = (len(self.findings), len(self.promises), len(self.stages)), files.bytes_read
+        stopped: Exception | None = None
+        failure: CheckpointError | None = None
+        try:
+            yield
+            if files.bytes_read != read:
+                files.check_unchanged()
+        except CheckpointError as error:
+            failure = error
+        except Exception as error:
+            stopped = error
+        failure = failure or files.failure
+        if failure is None and stopped is not None:
+            raise stopped
+        if failure is not None:
+            findings, promises, stages = before
+            del self.findings[findings:], self.promises[promises:], self.stages[stages:]
+            self.stop(finding("no-checkpoint", message=str(failure)), "the values can't be read", stage)
 
     def settled(self) -> list[Finding]:
         """The findings as the user wants them: severities configured, waivers applied."""

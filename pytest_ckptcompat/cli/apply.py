@@ -26,6 +26,7 @@ def run(options: argparse.Namespace) -> Outcome:
     """The grown checkpoint, written whole or not at all."""
     from pytest_ckptcompat.checks.apply import MisfitError, apply
     from pytest_ckptcompat.core.errors import ModelError, RecipeError
+    from pytest_ckptcompat.files.paths import display
     from pytest_ckptcompat.models.blueprint import blueprint
     from pytest_ckptcompat.recipes.recipe import Recipe
 
@@ -40,5 +41,5 @@ def run(options: argparse.Namespace) -> Outcome:
     except (MisfitError, RecipeError) as error:
         return Outcome(INCOMPATIBLE, refusal=f"nothing was written: {error}")
     except OSError as error:
-        raise ValueError(f"{options.output} can't be written: {error.strerror or error}") from None
+        raise ValueError(f"{display(options.output)} can't be written: {error.strerror or error}") from None
     return Outcome(OK, str(written))

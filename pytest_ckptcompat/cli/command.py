@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_ckptcompat.core.errors import CheckpointError, RecipeError
+from pytest_ckptcompat.core.redaction import redact
 
 from . import apply, check, diff, lock, rules, show
 from .outcome import INTERRUPTED, UNCHECKED, Outcome
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         outcome: Outcome = options.run(options)
     except (CheckpointError, RecipeError, ValueError) as error:
-        say(str(error))
+        say(redact(str(error)))
         return UNCHECKED
     except KeyboardInterrupt:
         say("interrupted")

@@ -30,7 +30,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Outcome:
     """The lock, written."""
     from pytest_ckptcompat.checkpoint.lock_writer import lock_of_checkpoint, write_lock
-    from pytest_ckptcompat.core.escape import escape
+    from pytest_ckptcompat.core.redaction import public
+    from pytest_ckptcompat.files.paths import display
 
     if _is_model(options.source):
         from pytest_ckptcompat.checks.locks import lock_of_model
@@ -42,7 +43,8 @@ def run(options: argparse.Namespace) -> Outcome:
     write_lock(options.output, content)
     count = len(content["tensors"])
     keys = f"{count:,} key{'' if count == 1 else 's'}"
-    return Outcome(OK, f"{escape(options.output)}: {keys} of {escape(options.source)}")
+    hidden = " (noted without its user and query)" if public(options.source) != options.source else ""
+    return Outcome(OK, f"{display(options.output)}: {keys} of {display(options.source)}{hidden}")
 
 
 def _is_model(source: str) -> bool:

@@ -8,6 +8,8 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from pytest_ckptcompat.core.redaction import redact
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
@@ -29,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the error, with what may have been meant, and exit with 2."""
-        super().error(message + self._meant(message))
+        super().error(redact(message) + self._meant(message))
 
     def add_version(self) -> None:
         """Declare ``--version``."""

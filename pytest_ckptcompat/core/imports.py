@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_ckptcompat.core.errors import ModelError, raised
 
 from .escape import escape
+from .redaction import is_meant_as_url, public
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,8 +23,8 @@ def imported(name: str) -> Any:
         ModelError: the form is wrong, the module does not import, or it has no such name.
     """
     module_name, _, path = name.partition(":")
-    if not module_name or not path:
-        raise ModelError(f"{name!r} is no model name: write 'package.module:name'")
+    if not module_name or not path or is_meant_as_url(name):
+        raise ModelError(f"{public(name)!r} is not a model name: write 'package.module:name'")
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+
+from pytest_ckptcompat.core.redaction import is_meant_as_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,8 +25,10 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     missing are made.
 
     Raises:
-        OSError: a folder can't be made or written, or the disk is full.
+        OSError: a folder can't be made or written, the disk is full, or `path` is a URL.
     """
+    if is_meant_as_url(os.fspath(path)):
+        raise OSError(errno.EINVAL, "it is a URL, and files are written on this machine alone")
     place = Path(os.path.realpath(path))
     made = [folder for folder in place.parents if not folder.exists()]
     if made:

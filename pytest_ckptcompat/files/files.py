@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.redaction import is_url
 from pytest_ckptcompat.files.file import File, Fingerprint, changed
 
 from .folders import kind_of
-from .paths import display, is_url, unreachable
+from .paths import display, unreachable
+from .progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterator
 
-    from .progress import Progress
+    from .remote import RemoteFile
 
 
 class LocalFile(File):
@@ -64,16 +67,17 @@ class Files:
 
     Attributes:
         bytes_read: from all of them, so far.
-        progress: of reading them all, for those that are opened from now on.
+        failure: why values could not be read, the first time that happened; None where they could.
     """
 
-    progress: Progress | None = None
+    failure: CheckpointError | None = None
 
     def __init__(self) -> None:
         self._seen: dict[str, Hashable] = {}
         self._opened: list[File] = []
         self._read_before = 0
-        self._progress: dict[str, Progress] = {}
+        self._remote: dict[str, RemoteFile] = {}
+        self._progress: Progress | None = None
 
     @property
     def bytes_read(self) -> int:
@@ -86,22 +90,56 @@ class Files:
     def open(self, path: str) -> File:
         """Open a file for reading. It is to be closed: it is a context manager.
 
+        A remote file is opened once, and stays open.
+
         Raises:
             CheckpointError: there is none, it is a folder, a pipe or a device, it can't be read, or it is not
                 the file that was opened under this path before.
         """
         if is_url(path):
-            from .remote import RemoteFile
-
-            file: LocalFile | RemoteFile = RemoteFile(path, self._progress)
-        else:
-            file = LocalFile(path, *_open_regular(path))
+            return self._open_remote(path)
+        file = LocalFile(path, *_open_regular(path))
         if self._seen.setdefault(path, file.fingerprint) != file.fingerprint:
             file.close()
             raise changed(path)
-        file.progress = self.progress or file.progress
+        file.progress = self._progress
         self._opened.append(file)
         return file
+
+    def _open_remote(self, path: str) -> RemoteFile:
+        if path not in self._remote or self._remote[path].closed:
+            from .remote import RemoteFile
+
+            self._remote[path] = file = RemoteFile(path)
+            file.progress = self._progress
+            self._opened.append(file)
+        return self._remote[path]
+
+    def check_unchanged(self) -> None:
+        """Look again at the remote files, which stay open.
+
+        Raises:
+            CheckpointError: one has changed since it was opened.
+        """
+        for file in self._remote.values():
+            file.check_unchanged()
+
+    @contextmanager
+    def progress(self, what: str, nbytes: int) -> Iterator[None]:
+        """Show inside, where somebody watches, how much of so many bytes was read; see `Progress`."""
+        whole = Progress(what, nbytes)
+        self._show(whole)
+        try:
+            with whole:
+                yield
+        finally:
+            self._show(None)
+
+    def _show(self, progress: Progress | None) -> None:
+        """Tell it of what is read from now on, also from remote files that are open."""
+        self._progress = progress
+        for file in self._remote.values():
+            file.progress = progress
 
 
 def _open_regular(path: str) -> tuple[int, Fingerprint]:

@@ -10,7 +10,8 @@ from pathlib import PurePath
 
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.keys import nearest
-from pytest_ckptcompat.files.paths import beside, display, inside, is_url, unreachable
+from pytest_ckptcompat.core.redaction import is_url
+from pytest_ckptcompat.files.paths import beside, display, inside, unreachable
 
 _MOST_NAMES = 100_000
 
@@ -26,7 +27,7 @@ def names_in(folder: str) -> list[str]:
         CheckpointError: it can't be read.
     """
     if is_url(folder):
-        from .remote import names_behind
+        from .remote_folder import names_behind
 
         return names_behind(folder)
     try:
@@ -45,7 +46,7 @@ def kind_of(path: str) -> str:
     if not path.strip():
         raise CheckpointError("a checkpoint's path is empty: name one (an unset variable?)")
     if is_url(path):
-        from .remote import kind_of_url
+        from .remote_folder import kind_of_url
 
         return kind_of_url(path)
     shown = display(path)

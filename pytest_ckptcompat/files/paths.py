@@ -5,28 +5,47 @@ from __future__ import annotations
 import errno
 import os
 import re
+from urllib.parse import quote
 
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.redaction import is_url, links, public
 
-_SECRETS = re.compile(r"(://)[^/@]*@")
-
-_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+(://|::)")
+_WEB = ("http://", "https://")
 
 
 def beside(path: str, name: str) -> str:
-    """The path of a file in the folder of another one; for a folder, `path` ends with a slash."""
-    return path[: path.rfind("/") + 1] + name if is_url(path) else os.path.join(os.path.dirname(path), name)  # noqa: PTH118, PTH120  # paths stay text
+    """The path of a file in the folder of another one; for a folder, `path` ends with a slash.
+
+    A web server gets the query that came with `path` for it too: it may be what lets the user in.
+    """
+    if not is_url(path):
+        return os.path.join(os.path.dirname(path), name)  # noqa: PTH118, PTH120  # paths stay text
+    before, after = split(path)
+    return before[: before.rfind("/") + 1] + (quote(name) if is_web(before) else name) + after
 
 
 def inside(folder: str, name: str) -> str:
     """The path of a file in a folder."""
-    return beside(folder.rstrip("/") + "/", name)
+    if not is_url(folder):
+        return os.path.join(folder, name)  # noqa: PTH118  # paths stay text
+    before, after = split(folder)
+    return beside(before.rstrip("/") + "/" + after, name)
 
 
-def is_url(path: str) -> bool:
-    """Whether a path is an fsspec URL (``s3://bucket/net.pth``), not a local one."""
-    return bool(_URL.match(path))
+def split(url: str) -> tuple[str, str]:
+    """A URL up to the end of its path, and what follows: a web server's query, the other links of a chain."""
+    chain = links(url)
+    at = next((place for place, link in enumerate(chain) if "://" in link), 0)
+    path, mark, query = re.split(r"([?#])", chain[at] + "?", maxsplit=1)
+    query = query[:-1].partition("#")[0]
+    after = f"?{query}" if mark == "?" and query and is_web(path) else ""
+    return "::".join([*chain[:at], path]), "::".join([after, *chain[at + 1 :]])
+
+
+def is_web(url: str) -> bool:
+    """Whether the first address in a URL, which may be a chain, is one of a web server."""
+    return next((link for link in links(url) if "://" in link), "").startswith(_WEB)
 
 
 def local(path: str) -> str:
@@ -35,10 +54,14 @@ def local(path: str) -> str:
 
 
 def display(path: str) -> str:
-    """A path as it is shown: safe to print, and a URL without its password and its signature."""
-    if is_url(path):
-        path = _SECRETS.sub(r"\1", path).partition("?")[0]
-    return escape(path)
+    """A path as it is shown: safe to print, without user, password, query and fragment."""
+    return escape(public(path))
+
+
+def name_of(path: str) -> str:
+    """The last part of a path, safe to print."""
+    shown = public(path)
+    return escape(shown.rstrip("/\\").rpartition("/")[2] or shown)
 
 
 def about(path: str, error: CheckpointError) -> CheckpointError:

@@ -59,6 +59,27 @@ def shown_on(screen: Screen) -> Iterator[None]:
         _screen = before
 
 
+@contextmanager
+def notice(text: str) -> Iterator[None]:
+    """Show a line of one's own meanwhile, where somebody watches."""
+    watched = _is_watched()
+    if watched:
+        _screen.show(text[: _width()])
+    try:
+        yield
+    finally:
+        if watched:
+            _screen.show("")
+
+
+def _is_watched() -> bool:
+    return "CI" not in os.environ and _screen.watched()
+
+
+def _width() -> int:
+    return shutil.get_terminal_size().columns - 1
+
+
 class Progress:
     """Shows how much of something was read, where someone looks at it and it takes a while.
 
@@ -83,14 +104,14 @@ class Progress:
         """So many more bytes are there."""
         self._done += nbytes
         now = time.monotonic()
-        if self._depth and now >= self._next and "CI" not in os.environ and _screen.watched():
+        if self._depth and now >= self._next and _is_watched():
             self._next = now + _EVERY
             self._shown = True
             _screen.show(self._text(now - self._start))
 
     def _text(self, seconds: float) -> str:
         known = self._done <= self._total  # or some of it was read twice
-        width = shutil.get_terminal_size().columns - 1
+        width = _width()
         try:
             tqdm = import_module("tqdm").tqdm
         except ImportError:

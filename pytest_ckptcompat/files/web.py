@@ -1,29 +1,42 @@
-"""What is asked of web servers: an answer in time, and the very part of a file that was asked for."""
+"""What is asked of web servers: an answer in time, and exactly the part of a file that was asked for."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.redaction import links
+
+from .file import changed
+from .paths import split
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
 
 SILENCE = 30
 """Seconds without a byte after which a server is given up."""
 
+_T = TypeVar("_T")
 _REQUEST = 300
+_MOST_WAITED = 30
 _ANSWERS = {
     401: "can't be read: the server wants you to log in",
     403: "can't be read: the server refuses it; are you logged in, has the link expired?",
     404: "does not exist: the server has no such file; is the address right?",
+    407: "can't be read: the proxy of the environment wants you to log in",
     410: "does not exist any more: the server has no such file",
     429: "can't be read now: the server gets too many requests; try again later",
 }
+_SIGNED = "can't be read: the server refuses it; has the link expired, or was it signed for one file alone?"
 _FAILS = "can't be read: the server fails; try again later"
-
-
-def is_web(url: str) -> bool:
-    """Whether a web server is behind an fsspec URL, which may be a chain (``simplecache::https://…``)."""
-    return any(link.startswith(("http://", "https://")) for link in url.split("::"))
+_PASSING = {408, 425, 429, 500, 502, 503, 504}
+_NO_SIZE = "the server does not say how large it is: download it first"
+_NO_RANGES = (
+    "the server does not send parts of a file (range requests), and all of it is not downloaded for "
+    "its header: download it first"
+)
+_OTHER_PART = "the server sends another part of the file than it was asked for: download it first"
 
 
 def options(url: str) -> dict[str, dict[str, Any]]:
@@ -33,8 +46,8 @@ def options(url: str) -> dict[str, dict[str, Any]]:
         ImportError: the client is not installed.
     """
     found = {}
-    for link in url.split("::"):
-        protocol = link.partition(":")[0]
+    for link in links(url):
+        protocol = link.partition(":")[0].lower()
         if protocol in ("http", "https"):
             from aiohttp import ClientTimeout
             from fsspec.config import conf  # type: ignore[import-untyped]
@@ -43,38 +56,132 @@ def options(url: str) -> dict[str, dict[str, Any]]:
                 "client_kwargs": {
                     "timeout": ClientTimeout(total=_REQUEST, sock_connect=SILENCE, sock_read=SILENCE),
                     "headers": {"Accept-Encoding": "identity"},
-                    "raise_for_status": _check_part,
+                    "trust_env": True,  # the proxies of the environment
                     **conf.get(protocol, {}).get("client_kwargs", {}),
                 }
             }
     return found
 
 
-async def _check_part(response: Any) -> None:
-    """Refuse an answer that is not what a range request asked for, before anything of it is fetched."""
-    asked = response.request_info.headers.get("Range", "").removeprefix("bytes=")
-    if not asked or response.status >= 400:
-        return
-    first, last = map(int, asked.split("-"))
-    size = last - first + 1
-    length = response.headers.get("Content-Length", "")
-    all_is_wanted = first == 0 and length == str(size)
-    if response.status != 206 and not all_is_wanted:
-        fault = (
-            "the server does not send parts of a file (range requests), and all of it is not downloaded for "
-            "its header: download it first"
-        )
-    elif response.status == 206 and (
-        length != str(size) or not response.headers.get("Content-Range", "").startswith(f"bytes {asked}/")
-    ):
-        fault = "the server sends another part of the file than it was asked for: download it first"
-    else:
-        return
-    response.close()
-    raise CheckpointError(fault)
+def ask(system: Any, url: str, take: Callable[[Any], Awaitable[_T]], headers: Mapping[str, str]) -> _T:
+    """Send a GET request, and give what `take` makes of the answer.
+
+    Args:
+        system: fsspec's file system of web servers.
+        url: what is asked for.
+        take: called with aiohttp's response before its body is fetched.
+        headers: of the request.
+
+    Raises:
+        CheckpointError: `take` says so, or `url` is redirected to a folder.
+        Exception: the client's.
+    """
+    from fsspec.asyn import sync  # type: ignore[import-untyped]
+
+    async def asked() -> _T:
+        session = await system.set_session()
+        async with session.get(system.encode_url(url), headers=headers) as answer:
+            if answer.history and answer.url.path.endswith("/") and not split(url)[0].endswith("/"):
+                raise CheckpointError("it is a folder: end its address with a slash, or name a file in it")
+            return await take(answer)
+
+    made: _T = sync(system.loop, asked)
+    return made
 
 
-def reason(error: BaseException) -> str:
+class WebRanges:
+    """Ranges of one file on a web server. Every answer is compared with the first: is it still the same file?
+
+    Attributes:
+        size: of the file in bytes, from the first answer; -1 before it.
+    """
+
+    def __init__(self, system: Any, url: str) -> None:
+        self._system = system
+        self._url = url
+        self._version: tuple[str | None, ...] = ()
+        self._answered = False
+        self.size = -1
+
+    def fetch(self, offset: int, size: int) -> bytes:
+        """The bytes of one range, as many as there are of it.
+
+        Raises:
+            CheckpointError: the server sends something else, or the file has changed.
+            Exception: the client's.
+        """
+
+        async def take(answer: Any) -> bytes:
+            if answer.status == 416 and offset == 0 and self.size <= 0:
+                self.size = 0  # an empty file has no first byte
+                return b""
+            self._check_version(answer)
+            self._check_part(answer, offset, size)
+            data: bytes = await answer.read()
+            return data
+
+        return ask(self._system, self._url, take, {"Range": f"bytes={offset}-{offset + size - 1}"})
+
+    def check_unchanged(self) -> None:
+        """Ask for one byte, unless an answer since the last time has told; errors as for `fetch`."""
+
+        async def take(answer: Any) -> None:
+            self._check_version(answer)
+
+        if self.size and not self._answered:
+            ask(self._system, self._url, take, {"Range": "bytes=0-0"})
+        self._answered = False
+
+    def close(self) -> None:
+        """Do nothing: the connections are shared."""
+
+    def _check_version(self, answer: Any) -> None:
+        """See that it is still the file of the first answer, or learn from the first what the file is."""
+        if answer.status == 416:
+            raise changed(self._url)  # it is shorter now
+        answer.raise_for_status()
+        whole = answer.headers.get("Content-Range", "").rpartition("/")[2]
+        size = whole if answer.status == 206 else answer.headers.get("Content-Length", "")
+        if not size.isdecimal():
+            raise CheckpointError(_NO_SIZE)
+        version = tuple(answer.headers.get(name) for name in ("ETag", "Last-Modified"))
+        if self.size < 0:
+            self.size, self._version = int(size), version
+        if int(size) != self.size or version != self._version:
+            raise changed(self._url)
+        self._answered = True
+
+    def _check_part(self, answer: Any, offset: int, size: int) -> None:
+        """Refuse an answer that is not what was asked for, before anything of it is fetched."""
+        length = answer.headers.get("Content-Length", "")
+        if answer.status != 206 and (offset > 0 or self.size > size):
+            raise CheckpointError(_NO_RANGES)
+        end = min(offset + size, self.size)
+        part = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")[0]
+        if answer.status == 206 and (part != f"{offset}-{end - 1}" or length != str(end - offset)):
+            raise CheckpointError(_OTHER_PART)
+
+
+def passing(error: BaseException) -> bool:
+    """Whether what the client raised may be over in a moment."""
+    import aiohttp
+
+    match error:
+        case aiohttp.ClientResponseError(status=status):
+            return status in _PASSING
+        case aiohttp.ClientSSLError() | aiohttp.InvalidURL():
+            return False
+    return isinstance(error, (TimeoutError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError))
+
+
+def asked_to_wait(error: BaseException) -> float:
+    """The seconds that a server asks to wait before it is asked again, at most half a minute; or 0."""
+    headers = getattr(error, "headers", None) or {}
+    seconds = headers.get("Retry-After", "")
+    return min(int(seconds), _MOST_WAITED) if seconds.isdecimal() else 0
+
+
+def reason(url: str, error: BaseException) -> str:
     """The end of a sentence about a URL that can't be read, from what the client raised: ``<url> ...``."""
     import aiohttp
     from aiohttp.http_exceptions import HttpProcessingError
@@ -84,10 +191,16 @@ def reason(error: BaseException) -> str:
             return f"does not answer (waited {SILENCE} s): try again, or download it first"
         case aiohttp.TooManyRedirects():
             return "can't be read: the server redirects in a circle"
+        case aiohttp.ClientResponseError(status=403) if split(url)[1]:
+            return f"{_SIGNED} (HTTP 403)"
         case aiohttp.ClientResponseError(status=status):
             return f"{_ANSWERS.get(status, _FAILS)} (HTTP {status})"
+        case aiohttp.ClientProxyConnectionError(strerror=why):
+            return f"can't be reached: the proxy of the environment does not answer ({escape(str(why), 200)})"
         case aiohttp.ClientConnectorError(strerror=why):
             return f"can't be reached ({escape(str(why), 200)}): is the address right, and are you online?"
         case aiohttp.ClientConnectionError() | aiohttp.ClientPayloadError() | HttpProcessingError():
             return "can't be read: the connection broke off; try again"
-    return f"can't be read: {type(error).__name__}: {escape(str(error), 200)}"
+        case aiohttp.InvalidURL() | ValueError():
+            return "can't be read: its address is not valid; in a user or password, write @ as %40, / as %2F"
+    return f"can't be read: {type(error).__name__}"

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.errors import CheckpointError
-from pytest_ckptcompat.files.paths import is_url
+from pytest_ckptcompat.core.redaction import is_url, public
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,8 +31,12 @@ def expand(path: str, folders: Sequence[Path]) -> list[str]:
     Returns:
         At least one path. What does not exist is given as it would be in the first folder.
     """
+    return list(map(CheckpointPath, _expanded(path, folders)))
+
+
+def _expanded(path: str, folders: Sequence[Path]) -> list[str]:
     if is_url(path):
-        return [path]
+        return _expand_url(path)
     path = os.path.expanduser(path)  # noqa: PTH111  # keeps "~" inside a URL or a glob alone
     for folder in folders:
         candidate = str(folder / path)
@@ -51,16 +55,38 @@ def not_found(name: str, paths: Sequence[str], folders: Sequence[Path]) -> str:
         return ""
     from pytest_ckptcompat.core.escape import escape
     from pytest_ckptcompat.files.folders import near
+    from pytest_ckptcompat.files.paths import display
 
     what = "matches no file" if glob.has_magic(name) else "does not exist"
     looked = f"{escape(str(folders[0]), None)} or in {escape(_shortest(str(folders[-1])), None)}"
     meant = next(filter(None, (near(str(folder / name)) for folder in folders)), "")
     hint = f"; did you mean {escape(_shortest(meant), None)}?" if meant else ""
-    return f"{escape(name)} {what} in {looked}{hint}"
+    return f"{display(name)} {what} in {looked}{hint}"
+
+
+def _expand_url(url: str) -> list[str]:
+    from pytest_ckptcompat.files.remote_folder import is_glob, matches
+
+    if not is_glob(url):
+        return [url]
+    try:
+        return matches(url) or [url]
+    except CheckpointError:
+        return [url]  # opening it says why
+
+
+class CheckpointPath(str):
+    """A path as it was given; in tracebacks and with ``--setup-show``, pytest shows no secrets of it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(public(self))
 
 
 def ids(paths: Sequence[str]) -> list[str]:
     """A short name for each path, stable and different for different paths: ``net.pth``, ``v2/net.pth``."""
+    paths = [public(path) for path in paths]
     parts = [PurePosixPath(path.replace(os.sep, "/")).parts for path in paths]
     for depth in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
@@ -112,10 +138,10 @@ class CheckpointCache:
 
     def _read(self, path: str) -> Contents:
         from pytest_ckptcompat.checkpoint.contents import read_contents
-        from pytest_ckptcompat.core.escape import escape
+        from pytest_ckptcompat.files.paths import display
 
         if glob.has_magic(path) and not is_url(path) and not os.path.lexists(path):
-            raise CheckpointError(f"{escape(path)} matches no file")
+            raise CheckpointError(f"{display(path)} matches no file")
         contents = read_contents(path, limits=self._limits, hook=self._hook)
         if self._update_locks and contents.header.format == "lock":
             from pytest_ckptcompat.checks.locks import update

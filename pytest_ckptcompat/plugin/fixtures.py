@@ -27,7 +27,9 @@ def ckpt_path(request: pytest.FixtureRequest) -> str:
     path = param.path if isinstance(param, Chosen) else param or (paths[0] if len(paths) == 1 else None)
     if path is None:
         raise skipped("give --ckpt PATH")
-    return str(path)
+    from .checkpoints import CheckpointPath
+
+    return CheckpointPath(path)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.keys import nearest
+from pytest_ckptcompat.core.redaction import public
 from pytest_ckptcompat.recipes.applied import Applied, Step, _Aimed, _left_out, _sources, _touched
 
 from . import registry as extensions
@@ -141,7 +142,7 @@ class Recipe:
         Raises:
             RecipeError: it can't be read, or is no recipe; the text names the file.
         """
-        shown = escape(str(path))
+        shown = escape(public(str(path)))
         try:
             return Recipe.from_toml(Path(path).read_text(encoding="utf-8"))
         except OSError as error:

@@ -11,6 +11,7 @@ from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.key_groups import group
 from pytest_ckptcompat.core.keys import natural
 from pytest_ckptcompat.core.memory import shown as size_shown
+from pytest_ckptcompat.core.redaction import public
 from pytest_ckptcompat.core.tensor_spec import shown
 
 from .facts import SCHEMA_VERSION
@@ -75,7 +76,12 @@ def listed_json(ckpt: Checkpoint) -> str:
         }
         for key, spec in ckpt.items()
     ]
-    content = {"schema_version": SCHEMA_VERSION, "path": ckpt.path, "format": ckpt.format, "tensors": tensors}
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "path": public(ckpt.path),
+        "format": ckpt.format,
+        "tensors": tensors,
+    }
     return json.dumps(content, indent=2)
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 from tensor_zoo import layouts
 
 from pytest_ckptcompat import CheckpointError, open_checkpoint
-from pytest_ckptcompat.files import progress, remote, web
+from pytest_ckptcompat.files import attempts, progress, remote, web
 from pytest_ckptcompat.files.files import Files
 
 if TYPE_CHECKING:
@@ -44,6 +45,12 @@ def memory() -> Iterator[Any]:
     yield system
     system.store.clear()
     system.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails for a moment is tried again at once."""
+    monkeypatch.setattr(attempts, "WAITS", (0.01, 0.01, 0.01, 0.01))
 
 
 # -- over HTTP ---------------------------------------------------------------------------------------------
@@ -181,17 +188,17 @@ def test_a_server_that_tells_no_size(server: Served, tmp_path: Path) -> None:
         (401, r"wants you to log in \(HTTP 401\)"),
         (403, r"refuses it; are you logged in, has the link expired\? \(HTTP 403\)"),
         (404, r"does not exist: the server has no such file; is the address right\? \(HTTP 404\)"),
-        (503, r"the server fails; try again later \(HTTP 503\)"),
+        (503, r"the server fails; try again later \(HTTP 503, tried 5 times\)"),
         ("circle", "the server redirects in a circle"),
-        ("cut", "the connection broke off; try again"),
+        ("cut", r"the connection broke off; try again \(tried 5 times\)"),
         (
             "short",
             "sends another part .*: download it first|1000 bytes follow its last tensor: it is damaged",
         ),
         ("shifted", "sends another part of the file than it was asked for: download it first"),
         ("everything", "sends another part of the file than it was asked for: download it first"),
-        ("silent", r"does not answer \(waited 0\.3 s\): try again, or download it first"),
-        ("mute", r"does not answer \(waited 0\.3 s\): try again, or download it first"),
+        ("silent", r"does not answer \(waited 0\.3 s\): try again, or download it first \(tried 5 times\)"),
+        ("mute", r"does not answer \(waited 0\.3 s\): try again, or download it first \(tried 5 times\)"),
     ],
 )
 @pytest.mark.parametrize("name", LARGE)
@@ -223,6 +230,167 @@ def test_it_gets_bad_while_values_are_fetched(server: Served) -> None:
             CheckpointError, match=r"layouts\.pth can't be read: the server fails; try again later"
         ):
             ckpt.tensor(key)
+
+
+@pytest.mark.parametrize("fault", [503, 429, "reset", "cut", "silent"])
+@pytest.mark.parametrize("request_number", [0, 1, 2, 3])
+def test_what_fails_for_a_moment_is_tried_again(
+    server: Served, fault: str | int, request_number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever request it is; the waits grow."""
+    monkeypatch.setattr(web, "SILENCE", 0.2)
+    waits: list[float] = []
+    monkeypatch.setattr(attempts.time, "sleep", waits.append)
+    monkeypatch.setattr(attempts, "WAITS", (1, 2, 4))
+    state = {str(n): torch.full((300, 100), n) for n in range(3)}
+    torch.save(state, server.folder / "flaky.pth")
+    with serve(server.folder, fault=fault, fails=0) as flaky:
+        answered = 0
+
+        def failing_once(answer: Any, *arguments: Any) -> Any:
+            nonlocal answered
+            flaky.fails = 2 if answered == request_number else 0
+            answered += 1
+            return answer(*arguments)
+
+        fetch = web.WebRanges.fetch
+        monkeypatch.setattr(web.WebRanges, "fetch", lambda *given: failing_once(fetch, *given))
+        assert_same_state(open_checkpoint(f"{flaky.url}/flaky.pth"), state)
+    assert answered > request_number
+    assert waits == [1, 2][: len(waits)]
+    assert waits
+
+
+def test_a_server_says_how_long_to_wait(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(attempts.time, "sleep", waits.append)
+    torch.save(STATE, server.folder / "busy.pth")
+    with serve(server.folder, fault=503, fails=2, retry_after="7") as busy:
+        open_checkpoint(f"{busy.url}/busy.pth")
+    assert waits == [7, 7]
+
+
+@pytest.mark.parametrize("fault", [401, 403, 404, "circle", "shifted"])
+def test_what_will_not_change_is_asked_for_once(server: Served, fault: str | int) -> None:
+    torch.save(STATE, server.folder / "refused.pth")
+    with serve(server.folder, fault=fault) as refusing:
+        with pytest.raises(CheckpointError) as error:
+            open_checkpoint(f"{refusing.url}/refused.pth")
+        assert "tried" not in str(error.value)
+        assert len(set(refusing.requests)) == 1
+        assert len(refusing.requests) == 1 or fault == "circle"
+
+
+def test_after_giving_up_nobody_waits_again(server: Served) -> None:
+    torch.save({str(n): torch.full((20_000,), n) for n in range(4)}, server.folder / "gone.pth")
+    with serve(server.folder) as going:
+        ckpt = open_checkpoint(f"{going.url}/gone.pth")
+        going.fault = 503
+        for tries in (5, 1, 1):
+            before = len(going.requests)
+            with pytest.raises(CheckpointError, match="HTTP 503"):
+                ckpt.tensor("1")
+            assert len(going.requests) - before == tries
+        going.fault = ""
+        assert_same(ckpt.tensor("1"), torch.full((20_000,), 1))
+
+
+# -- few requests ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many(server: Served) -> dict[str, torch.Tensor]:
+    """200 small tensors, in every format."""
+    state = {f"layers.{n}.weight": torch.full((50, 20), float(n)) for n in range(200)}
+    torch.save({"model": state, "optimizer": torch.zeros(300_000)}, server.folder / "many.pth")
+    torch.save(state, server.folder / "old.pth", _use_new_zipfile_serialization=False)
+    save_file(state, server.folder / "many.safetensors")
+    names = {key: f"{n % 3}.safetensors" for n, key in enumerate(state)}
+    (server.folder / "shards").mkdir()
+    for name in set(names.values()):
+        save_file({key: state[key] for key in state if names[key] == name}, server.folder / "shards" / name)
+    (server.folder / "shards" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save({"model": state}, checkpoint_id=server.folder / "dcp", no_dist=True)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("many.pth", 8), ("old.pth", 8), ("many.safetensors", 5), ("shards/model.safetensors.index.json", 12), ("dcp/", 10)],
+)  # fmt: skip
+@pytest.mark.parametrize("way", ["state_dict", "copied", "backwards"])
+def test_many_small_tensors_come_with_few_requests(
+    server: Served, many: dict[str, torch.Tensor], name: str, most: int, way: str
+) -> None:
+    before = len(server.requests)
+    ckpt = open_checkpoint(f"{server.url}/{name}")
+    if way == "state_dict":
+        found = ckpt.state_dict()
+    else:
+        deferred = ckpt.stored()
+        order = list(deferred) if way == "copied" else list(reversed(deferred))
+        found = {key: torch.empty_like(many[key]).copy_(deferred[key]) for key in order}
+    assert found.keys() == many.keys()
+    for key in many:
+        assert_same(found[key], many[key])
+    assert len(server.requests) - before <= most
+    assert not any(request.startswith("HEAD") for request in server.requests)
+
+
+def test_of_what_is_not_wanted_little_is_fetched(server: Served, many: dict[str, torch.Tensor]) -> None:
+    ckpt = open_checkpoint(f"{server.url}/many.pth")
+    before = server.sent
+    ckpt.tensor("layers.100.weight")
+    assert server.sent - before < 70_000
+    before = server.sent
+    ckpt.state_dict()
+    assert server.sent - before < 200 * (4000 + 200) + 70_000  # and nothing of the optimizer's
+
+
+# -- on the way --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_proxy_of_the_environment_is_used(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        asked: list[bytes] = []
+
+        def answer() -> None:
+            caller, _ = proxy.accept()
+            with caller:
+                asked.append(caller.recv(1000).partition(b"\r")[0])
+                caller.sendall(b"HTTP/1.1 407 Who are you?\r\nContent-Length: 0\r\n\r\n")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(f"{scheme}_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        with pytest.raises(CheckpointError, match=r"the proxy .* wants you to log in \(HTTP 407\)"):
+            open_checkpoint(f"{scheme}://nowhere.invalid/net.pth")
+        thread.join(5)
+    assert asked == [b"CONNECT nowhere.invalid:443 HTTP/1.1" if scheme == "https" else
+                     b"GET http://nowhere.invalid/net.pth HTTP/1.1"]  # fmt: skip
+
+
+def test_the_token_goes_to_the_shards_too(server: Served, many: dict[str, torch.Tensor]) -> None:
+    with serve(server.folder, token="sig=s3cret/+") as private:
+        url = f"{private.url}/shards/model.safetensors.index.json?sig=s3cret/+"
+        assert_same_state(open_checkpoint(url), many)
+        with pytest.raises(CheckpointError, match="HTTP 403"):
+            open_checkpoint(url.partition("?")[0])
+
+
+def test_a_link_that_is_good_for_the_index_alone(server: Served, many: dict[str, torch.Tensor]) -> None:
+    """As those of object stores are, which sign one file."""
+    with serve(server.folder, token="sig=s3cret", token_for="index.json") as private:
+        url = f"{private.url}/shards/model.safetensors.index.json?sig=s3cret"
+        with pytest.raises(CheckpointError, match="HTTP 403") as error:
+            open_checkpoint(url)
+    assert "was it signed for one file alone?" in str(error.value)
+    assert "s3cret" not in str(error.value)
 
 
 def test_a_redirect_is_followed(server: Served) -> None:
@@ -433,6 +601,6 @@ def test_a_file_that_could_not_be_opened_can_be_forgotten() -> None:
     """Python closes what it forgets, however far it came."""
     file = remote.RemoteFile.__new__(remote.RemoteFile)
     with pytest.raises(CheckpointError):
-        file.__init__("memory://nothing/here.pth", {})  # type: ignore[misc]
+        file.__init__("memory://nothing/here.pth")  # type: ignore[misc]
     file.close()
     assert file.closed

@@ -40,7 +40,18 @@ def test_what_does_not_exist_is_given_as_it_is(folder):
 
 
 def test_urls_are_left_alone(folder):
-    assert expand("s3://bucket/*.pth", [folder]) == ["s3://bucket/*.pth"]
+    assert expand("s3://bucket/net.pth", [folder]) == ["s3://bucket/net.pth"]
+
+
+def test_a_glob_in_a_bucket_is_its_matches(folder):
+    bucket = pytest.importorskip("fsspec").filesystem("memory")
+    for name in ("net10.pth", "net2.pth", "other"):
+        bucket.pipe(f"/globbed/{name}", b"x")
+    found = expand("memory://globbed/*.pth", [folder])
+    assert found == ["memory://globbed/net2.pth", "memory://globbed/net10.pth"]
+    assert ids(found) == ["net2.pth", "net10.pth"]
+    assert expand("memory://globbed/*.bin", [folder]) == ["memory://globbed/*.bin"]
+    assert expand("nosuch://globbed/*.bin", [folder]) == ["nosuch://globbed/*.bin"]
 
 
 @pytest.mark.parametrize(
@@ -53,6 +64,12 @@ def test_urls_are_left_alone(folder):
         (["v1/a/net.pth", "v2/a/net.pth"], ["v1/a/net.pth", "v2/a/net.pth"]),
         (["net.pth", "a/net.pth"], ["net.pth", "a/net.pth"]),
         (["s3://b/n\u00e9t.pth"], ["n\\xe9t.pth"]),
+        (["https://u:p/w@h.org/net.pth?sig=a/b"], ["net.pth"]),
+        (
+            ["https://u:p@h.org/net.pth?sig=a", "https://h.org/v2/net.pth?sig=b"],
+            ["h.org/net.pth", "v2/net.pth"],
+        ),
+        (["https://h.org/net.pth?version=1", "https://h.org/net.pth?version=2"], ["net.pth", "net.pth"]),
     ],
 )
 def test_ids_are_short_and_different(paths, names):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +26,7 @@ FAULTS = (
     "everything",  # says that it sends a part, and sends all
     "elsewhere",  # redirects to where the file is
     "circle",  # redirects to itself
+    "reset",  # resets the connection
 )
 
 
@@ -36,6 +40,12 @@ class Served:
         ranges: whether range requests are understood.
         size_told: whether the size is told.
         password: what a request must have as its ``Authorization``, if anything.
+        token: what must be in the query of a request, if anything.
+        token_for: ends the paths for which it is good; of other paths, every request is refused.
+        pages: whether a folder is shown as a page of links.
+        delay: seconds before each answer.
+        retry_after: seconds that it tells those to wait who get a status instead.
+        fails: how many of the next requests get `fault` instead of an answer; -1: all.
         fault: what is wrong with its answers, one of `FAULTS` or a status.
         sent: bytes of files that were sent.
         requests: method and path of every request.
@@ -47,6 +57,12 @@ class Served:
     ranges: bool = True
     size_told: bool = True
     password: str = ""
+    token: str = ""
+    token_for: str = ""
+    pages: bool = False
+    delay: float = 0
+    retry_after: str = ""
+    fails: int = -1
     fault: str | int = ""
     sent: int = 0
     requests: list[str] = field(default_factory=list)
@@ -86,13 +102,29 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         self.state.requests.append(f"{self.command} {self.path}")
-        fault = self.state.fault
+        if self.state.delay:
+            time.sleep(self.state.delay)
+        fault = self.state.fault if self.state.fails else ""
+        self.state.fails -= self.state.fails > 0
         path = self.state.folder / unquote(urlsplit(self.path).path).lstrip("/")
+        if fault == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+            self.connection.close()
+            return
         if fault == "silent":
             self.state.over.wait(60)
             return
         if self.state.password not in self.headers.get("Authorization", ""):
             self._without_body(401)
+        elif self.state.token not in urlsplit(self.path).query or not str(path).endswith(
+            self.state.token_for
+        ):
+            self._without_body(403)
+        elif not fault and path.is_dir() and not urlsplit(self.path).path.endswith("/"):
+            self._without_body(301, urlsplit(self.path).path + "/")
+        elif not fault and path.is_dir() and self.state.pages:
+            self._page(path)
         elif isinstance(fault, int) or not path.is_file():
             self._without_body(fault or 404)
         elif fault == "circle" or (fault == "elsewhere" and "moved" not in self.path):
@@ -104,8 +136,23 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(int(status))
         if location:
             self.send_header("Location", location)
+        if self.state.retry_after:
+            self.send_header("Retry-After", self.state.retry_after)
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+    def _page(self, folder: Path) -> None:
+        """What Apache shows: its own links, no hidden files."""
+        names = [
+            each.name + "/" * each.is_dir() for each in folder.iterdir() if not each.name.startswith(".")
+        ]
+        links = ["?C=N;O=D", "/", *map(quote, names)]
+        page = "".join(f'<a href="{link}">{link}</a>' for link in links).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html;charset=UTF-8")
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
 
     def _file(self, path: Path, fault: int | str, *, body: bool) -> None:
         size = path.stat().st_size

@@ -1,0 +1,90 @@
+"""Paths and URLs without their secrets: every path that is shown or written goes through `public`.
+
+A URL can hold a user, a password, and a query or fragment with a signature or token. Passwords are often
+pasted as they are, with ``@``, ``/`` and ``#`` in them. Where a URL can be read in two ways, only what is
+not a secret in either reading is kept.
+"""
+
+from __future__ import annotations
+
+import re
+
+_SCHEME = r"[a-zA-Z][a-zA-Z0-9+.-]+"
+_URL = re.compile(rf"{_SCHEME}(://|::)")
+_NEXT_LINK = re.compile(rf"::(?=(?:{_SCHEME}::)*{_SCHEME}://|\.{{0,2}}/[^@?#]*$)")
+_LINK = re.compile(rf"(?!file:|local:)({_SCHEME}:/+)([^/?#]*)([^?#]*)(.*)", re.DOTALL)
+"""Also with a single slash, which is what pathlib makes of a URL."""
+_LINK_IN_FOLDER = re.compile(
+    r"(/(?:.*?/)?(?:https?|s?ftp|s3a?|gc?s|hf|az|abfss?|webdavs?):/+)([^/?#]*)([^?#]*)(.*)", re.DOTALL
+)
+"""What becomes of that where it is taken for a relative path."""
+_HOST = re.compile(r"(\[[^\]@]*\]|[^:@\[\]]*)(:\d*)?")
+_FULL_HOST = r"(localhost|\[[^/@]*\]|(\d+\.){3}\d+|[\w.-]+\.[a-zA-Z]{2,})"
+_KNOWN_HOST = re.compile(rf"{_FULL_HOST}(:\d*)?")
+_HOST_FOLLOWS = re.compile(rf"@({_FULL_HOST}(:\d+)?|[\w.-]+:\d+)/")
+_USER_ENDS = re.compile(r"@(?=[\w.:\[\]-]+/)")
+_IN_TEXT = re.compile(rf"({_SCHEME}:/+\S+?)([\])>}}'\",.:;]*(?:\s|$))")
+_FILE_NAME = re.compile(r"[\w.-]{1,80}\.(pth|pt|ckpt|safetensors|bin|json)")
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is an fsspec URL (``s3://bucket/net.pth``), not a local one."""
+    return bool(_URL.match(path))
+
+
+def is_meant_as_url(path: str) -> bool:
+    """Whether a path is a URL, or what is left of one that went through pathlib (``https:/user:…``)."""
+    return is_url(path) or public(path) != path
+
+
+def links(url: str) -> list[str]:
+    """The parts of a chained URL: ``simplecache::https://…`` has two."""
+    return _NEXT_LINK.split(url)
+
+
+def public(path: str) -> str:
+    """A path without user, password, query and fragment; a local path as it is. It is not escaped."""
+    return "::".join(map(_public_link, links(path)))
+
+
+def redact(text: str) -> str:
+    """A text in which every URL is replaced by what `public` gives."""
+    return _IN_TEXT.sub(lambda found: public(found[1]) + found[2], text)
+
+
+def _public_link(link: str) -> str:
+    match = _LINK.fullmatch(link) or _LINK_IN_FOLDER.fullmatch(link)
+    if match is None:
+        return link
+    scheme, host, path, rest = match.groups()
+    if not _may_have_user(host, path, rest):
+        return scheme + host + path
+    ends = _USER_ENDS.split(rest)
+    if "@" in host + path:
+        shown = (host + path).rpartition("@")[2] if len(ends) == 1 else _file_name_of(path, rest)
+    elif len(ends) == 1:
+        shown = host.partition(":")[0] + path
+    elif len(ends) == 2 and not (path and _HOST.fullmatch(host)):
+        shown = re.split(r"[?#]", ends[1])[0]
+    else:
+        shown = _file_name_of(path, rest)
+    return scheme + shown
+
+
+def _file_name_of(path: str, rest: str) -> str:
+    """All that is shown of a URL that can be read in two ways: its name, if one reading alone has one."""
+    readings = path, re.split(r"[?#]", rest.rpartition("@")[2])[0]
+    names = [reading.rpartition("/")[2] for reading in readings]
+    found = [name for name in names if _FILE_NAME.fullmatch(name)]
+    return f"***/{found[0]}" if len(found) == 1 else "***"
+
+
+def _may_have_user(host: str, path: str, rest: str) -> bool:
+    """Whether something in front of the host is, or can be read as, a user or a password."""
+    if "@" in host or not _HOST.fullmatch(host):
+        return True
+    if "@" not in path + rest:
+        return False
+    if not path or _HOST_FOLLOWS.search(path):
+        return True
+    return ":" in host and not _KNOWN_HOST.fullmatch(host)  # user:1/2@host
