@@ -148,6 +148,11 @@ class Checkpoint(Mapping[str, TensorSpec]):
         return self._contents.header.format
 
     @property
+    def valueless(self) -> str:
+        """Why there are no values to read, or ``""``."""
+        return {"lock": "a lock file has no values", "git": "a commit has no values"}.get(self.format, "")
+
+    @property
     def objects(self) -> dict[str, object]:
         """Key -> plain value of what is no tensor in the state dict (an ``_extra_state``)."""
         return {key: value for key, value in self.entries.items() if not isinstance(value, TensorSpec)}

@@ -9,8 +9,15 @@ import torch
 from pytest_ckptcompat.core.errors import CheckpointError, ModelError, RecipeError
 from pytest_ckptcompat.core.findings import Finding, Promise, finding
 from pytest_ckptcompat.tensors import plain, synthetic
-from pytest_ckptcompat.verification.behaviour import Behaviour, Comparison, compare, is_random
+from pytest_ckptcompat.verification.behaviour import (
+    Behaviour,
+    Comparison,
+    compare,
+    is_random,
+    reached,
+)
 from pytest_ckptcompat.verification.regions import rows_moved
+from pytest_ckptcompat.verification.verify import precision_of, said_of
 from pytest_ckptcompat.verification.wide_run import RunError, run
 
 from .behaviours import too_large, undrawn
@@ -22,14 +29,44 @@ if TYPE_CHECKING:
 
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
     from pytest_ckptcompat.core.limits import Limits
-    from pytest_ckptcompat.forward.inputs import Inputs
     from pytest_ckptcompat.models.blueprint import Blueprint
     from pytest_ckptcompat.recipes.applied import Applied
     from pytest_ckptcompat.recipes.recipe import Recipe
 
+    from .behaviours import Batch
+    from .log import Log
+
 NAME = "function kept"
 
 Verdict = tuple[Promise, list[Finding]]
+
+
+def compare_behaviour(
+    ckpt: Checkpoint,
+    blueprint: Blueprint,
+    schema: nn.Module,
+    recipe: Recipe,
+    batch: Batch,
+    strict: bool,
+    limits: Limits,
+    log: Log,
+) -> None:
+    """Compare what the model computes, where that was recorded; arguments as of `on_synthetic_values`."""
+    try:
+        verdict = on_synthetic_values(ckpt, blueprint, schema, recipe, batch, strict=strict, limits=limits)
+    except CheckpointError as error:
+        return log.add(finding("no-checkpoint", message=str(error)))
+    if verdict is None:
+        return None
+    promise, found = verdict
+    log.promises = [each for each in log.promises if each.name != NAME] + [promise]
+    left = sum(each.status == "unchecked" for each in log.promises if each is not promise)
+    rest = f"; {ckpt.valueless}: {left} promises not checked" if left else ""
+    log.stages = [stage for stage in log.stages if stage.name != "verify"]
+    if promise.status == "unchecked":
+        log.add(*found)
+        return log.stage("verify", "skipped", f"function not compared{rest}")
+    return log.judged("verify", found, f"function {'kept' if promise.status == 'kept' else 'changed'}{rest}")
 
 
 def on_synthetic_values(
@@ -37,7 +74,7 @@ def on_synthetic_values(
     blueprint: Blueprint,
     schema: nn.Module,
     recipe: Recipe,
-    inputs: Inputs,
+    batch: Batch,
     *,
     strict: bool,
     limits: Limits,
@@ -49,7 +86,7 @@ def on_synthetic_values(
         blueprint: of today's model.
         schema: it, on the meta device.
         recipe: an empty one where the table loads as it is.
-        inputs: of the forward pass.
+        batch: what the model is called with.
         strict: whether the table fits; else keys are waived.
         limits: caps on what is drawn.
 
@@ -61,18 +98,17 @@ def on_synthetic_values(
     """
     held = ckpt.contents.header.behaviour
     if held is None:
-        return None
+        lost = ckpt.format == "git" and batch.inputs is not None and batch.lacking
+        return _uncompared(batch.lacking) if lost else None
     method = str(held.get("method", "forward"))
     try:
         then = Behaviour.from_json(held)
         kept = _constructed(held, ckpt)
     except ValueError as error:
         raise CheckpointError(f"{ckpt.name}: {error}: lock it again") from None
-    try:
-        batch = inputs.plain()
-    except ValueError as error:
-        return _uncompared(str(error))
-    if plain.digest(batch) != held.get("batch"):
+    if batch.lacking:
+        return _uncompared(batch.lacking)
+    if plain.digest(batch.plain) != held.get("batch"):
         return _uncompared("its outputs were recorded for other inputs")
     if then.uncompared or (large := too_large(ckpt, limits)):
         return _uncompared(then.uncompared or large)
@@ -88,44 +124,51 @@ def on_synthetic_values(
     def load(model: nn.Module) -> None:
         model.load_state_dict(applied.state_dict, strict=strict)
 
-    return _verdict(
-        then, blueprint.build, load, plain.unpacked(batch), method, applied, values, "synthetic values"
-    )
+    drawn = synthetic.inputs(plain.unpacked(batch.plain))
+    return _verdict(then, blueprint.build, load, drawn, method, applied, values, "synthetic values")
 
 
 def _verdict(
     then: Behaviour,
     build: Callable[[int], nn.Module],
     load: Callable[[nn.Module], object],
-    batch: Any,
+    drawn: Any,
     method: str,
     applied: Applied,
     old: Mapping[str, Any],
     values: str,
 ) -> Verdict:
-    drawn = synthetic.inputs(batch)
     try:
         now = run(lambda: build(0), load, drawn, method)
     except RunError as error:
         message = f"it gave {_count(len(then.outputs))} then, and now the model does not run: {error}"
-        return Promise(NAME, "broken", "the model does not run"), [
-            finding("function-changed", message=message)
-        ]
-    found = compare(then, now, rows_moved(applied, old), resized=bool(applied.touched))
+        gone = finding("function-changed", message=message)
+        return Promise(NAME, "broken", "the model does not run"), [gone]
+    said, resized = said_of(applied, old), bool(applied.touched)
+    rows, precision = rows_moved(applied, old), precision_of(applied, {})
+    found = compare(then, now, rows, resized=resized, precision=precision)
     if found.changed and (random := is_random(now, build, load, drawn, method)):
         return _uncompared(random)
-    return _told(found, applied, values, then.note or now.note)
+    declared = ""
+    if found.changed and said.changes:
+        within = None if said.anywhere else reached(now, build, load, said.made, drawn, method)
+        beyond = compare(then, now, rows, resized=resized, precision=precision, reach=within)
+        if said.anywhere or not beyond.changed:
+            declared = "; ".join(said.changes)
+        else:
+            found = beyond
+    return _told(found, declared, values, then.note or now.note)
 
 
-def _told(found: Comparison, applied: Applied, values: str, note: str) -> Verdict:
+def _told(found: Comparison, declared: str, values: str, note: str) -> Verdict:
     narrow = f"; {note}" if note else ""
-    findings = [finding("function-uncompared", message="; ".join(found.alone))] if found.alone else []
+    alone = f"not compared: {'; '.join(found.alone)}"
+    findings = [finding("function-uncompared", message=alone)] if found.alone else []
     if not found.gaps:
         return Promise(NAME, "unchecked", "no output can be paired with an old one"), findings
     worst = found.gaps[0]
-    if found.changed and applied.changes_function:
-        declared = f"{worst}; {applied.changes_function}{narrow}"
-        return Promise(NAME, "unchecked", f"changed, as declared: {declared}"), findings
+    if declared:
+        return Promise(NAME, "changed", f"{worst}: {declared}{narrow}"), findings
     if found.changed:
         findings.append(finding("function-changed", message=f"on {values}, {worst}{narrow}"))
         return Promise(NAME, "broken", f"{worst}{narrow}"), findings

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.core.redaction import public
-from pytest_ckptcompat.files.paths import name_of
+from pytest_ckptcompat.files.paths import is_reference, name_of
 from pytest_ckptcompat.forward.inputs import Inputs
 
 from . import header_stages as header
 from . import value_stages as values
 from .arguments import Arguments, CheckArguments
+from .behaviour_stage import compare_behaviour
+from .behaviours import Batch
 from .log import Log, Stopped
+from .past_checkpoint import Place, Question, open_past
 from .suggestion import Adviser
 
 if TYPE_CHECKING:
@@ -60,7 +63,7 @@ def check(model: Any, ckpt: str | PathLike[str] | Checkpoint, **arguments: Unpac
 
 @dataclass
 class Check:
-    """One check. `run` gives the report; `model` is then the loaded model, if it was loaded.
+    """One check. `run` gives the report; `model` is then the loaded model, `ckpt` the checkpoint, if any.
 
     Attributes:
         arguments: what is declared.
@@ -69,6 +72,7 @@ class Check:
         severities: what ``ckpt_severity`` changes.
         require_cuda: fail unless the forward pass really ran on CUDA.
         wants_model: load the values even if no stage needs them (``ckpt_model``).
+        place: where past commits are looked for, and their answers are kept.
     """
 
     arguments: CheckArguments
@@ -77,23 +81,29 @@ class Check:
     severities: Mapping[str, Severity] = field(default_factory=dict)
     require_cuda: bool = False
     wants_model: bool = False
+    place: Place = field(default_factory=Place)
     model: nn.Module | None = field(default=None, init=False)
     report: Report | None = field(default=None, init=False)
+    ckpt: Checkpoint | None = field(default=None, init=False)
     _schema: nn.Module | None = field(default=None, init=False, repr=False)
 
     def run(self) -> Report:
         """Run every stage that can be run, and say of the others why they were not."""
         arguments = self.arguments
         log = Log(arguments.allow, self.severities)
-        checkpoint, model = (
-            name_of(self.path),
-            _named(arguments.model),
-        )
+        checkpoint, model = name_of(self.path), _named(arguments.model)
         on_cuda = False
         try:
-            ckpt, blueprint, self._schema = header.open_stage(self.open, arguments, log)
+            if is_reference(self.path):  # the commit is asked what its model gives for the inputs of today's
+                blueprint, schema = header.build_stage(arguments.model, log)
+                batch = Batch(self._inputs())
+                ckpt = header.past_stage(lambda: self._past(batch), log)
+            else:
+                ckpt, blueprint, schema = header.open_stage(self.open, arguments, log)
+                batch = Batch(self._inputs(ckpt))
+            self.ckpt, self._schema = ckpt, schema
             checkpoint, model = ckpt.name, blueprint.name
-            on_cuda = self._stages(ckpt, blueprint, self._schema, log)
+            on_cuda = self._stages(ckpt, blueprint, schema, batch, log)
         except Stopped as stop:
             done = {stage.name for stage in log.stages}
             for kind in STAGES:
@@ -102,14 +112,29 @@ class Check:
                     log.stage(kind, "skipped", "none declared" if undeclared else stop.reason)
         if self.require_cuda and not on_cuda:
             _demand_cuda(log)
-        self.report = log.report(checkpoint, model, recipe=arguments.recipe is not None)
+        self.report = log.report(checkpoint, model, recipe=arguments.recipe is not None and not log.lenient)
         return self.report
 
-    def _stages(self, ckpt: Checkpoint, blueprint: Blueprint, schema: nn.Module, log: Log) -> bool:
+    def _past(self, batch: Batch) -> Checkpoint:
+        """What a past commit would have saved; with what its model gives, where that is to be compared."""
+        runs = self.arguments.device not in ("none", "rehearse")
+        question = Question(self.arguments.model, batch=batch.plain if runs else None)
+        return open_past(self.path, question, self.place)
+
+    def _inputs(self, ckpt: Checkpoint | None = None) -> Inputs | None:
+        """The declared inputs, or those for which a lock recorded outputs."""
+        declared = self.arguments.inputs
+        if declared is None and ckpt is not None and ckpt.contents.header.behaviour is not None:
+            declared = ckpt.contents.header.behaviour.get("inputs")
+        return None if declared is None else Inputs.parse(declared)
+
+    def _stages(
+        self, ckpt: Checkpoint, blueprint: Blueprint, schema: nn.Module, batch: Batch, log: Log
+    ) -> bool:
         """What follows the opening of the checkpoint; whether the forward pass ran on a card."""
         arguments = self.arguments
         source = header.source_stage(arguments.source_model, ckpt, log)
-        inputs = None if arguments.inputs is None else Inputs.parse(arguments.inputs)
+        inputs = batch.inputs
         reason = values.unneeded(arguments, ckpt, wants_model=self.wants_model)
         advise = Adviser(arguments, ckpt, blueprint, schema, source, None if reason else inputs, log).advise
         files = ckpt.contents.files
@@ -131,6 +156,9 @@ class Check:
         if reason:
             log.stage("load", "skipped", reason)
             values.list_promises(arguments, ckpt, schema, source, recipe, applied, inputs, reason, log)
+            if ckpt.valueless and arguments.device not in ("none", "rehearse") and not comparison.mismatched:
+                limits = self.place.limits
+                compare_behaviour(ckpt, blueprint, schema, recipe, batch, comparison.fits, limits, log)
         else:
             with log.reading("load", files):
                 self.model, applied = values.load_stage(ckpt, blueprint, schema, recipe, comparison, log)

@@ -74,6 +74,20 @@ def open_stage(
     return ckpt, blueprint, schema
 
 
+def past_stage(opener: Callable[[], Checkpoint], log: Log) -> Checkpoint:
+    """Ask a commit what its model would have saved.
+
+    Raises:
+        Stopped: there is no such commit, or its model can't be had.
+    """
+    try:
+        ckpt = opener()
+    except CheckpointError as error:
+        log.stop(finding("no-checkpoint", message=str(error)), "the commit can't be asked", "open")
+    _opened(ckpt, "", log)
+    return ckpt
+
+
 def _opened(ckpt: Checkpoint, why: str, log: Log) -> None:
     """Note what was opened."""
     if ckpt.unsafe:
@@ -102,7 +116,7 @@ def build_stage(model: Any, log: Log) -> tuple[Blueprint, nn.Module]:
 
 def source_stage(source_model: Any, ckpt: Checkpoint, log: Log) -> Blueprint | None:
     """The model that the checkpoint was made for, where it really is: another one proves nothing."""
-    if source_model is None:
+    if source_model is None or ckpt.format == "git":  # a commit tells itself what its model computed
         return None
     try:
         source = blueprint(source_model)
@@ -134,9 +148,15 @@ def recipe_stage(
     """
     target = schema.state_dict()
     log.add(*protection.unknown(protect, list(dict.fromkeys([*ckpt, *target]))))
+    as_it_is = Recipe().run(ckpt.meta(), target)
+    # Recipe and waivers may be for checkpoints that are older than the commit.
+    log.lenient = ckpt.format == "git" and compare(schema, as_it_is.state_dict).fits
     if declared is None:
         log.stage("recipe", "skipped", "none declared")
-        return Recipe(), Recipe().run(ckpt.meta(), target)
+        return Recipe(), as_it_is
+    if log.lenient:
+        log.stage("recipe", "skipped", "not needed: what the model saved at that commit loads as it is")
+        return Recipe(), as_it_is
     try:
         recipe = Recipe.load(declared) if isinstance(declared, str) else declared
     except RecipeError as error:
@@ -209,8 +229,9 @@ def _compared_by_values(
     comparison: Comparison, ckpt: Checkpoint, schema: nn.Module, recipe: Recipe, applied: Applied
 ) -> Comparison:
     """Once more, with the values of what is small: version numbers, scales, and the like."""
-    if ckpt.format == "lock":
-        why = "the model's own loader looks at values, and a lock has none: check against the checkpoint; "
+    if ckpt.valueless:
+        what = "a lock" if ckpt.format == "lock" else "a commit"
+        why = f"the model's own loader looks at values, and {what} has none: check against the checkpoint; "
         found = [
             replace(each, message=why + each.message) if each.rule == "load-error" else each
             for each in comparison.findings

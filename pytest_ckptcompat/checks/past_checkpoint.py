@@ -31,13 +31,15 @@ class Place:
 
     Attributes:
         folder: in the repository that ``git:`` means.
-        cache: pytest's cache, where answers are kept; None: nowhere.
+        cache: pytest's cache, where answers are kept; None: the nearest one.
+        keeps: whether they are kept at all.
         timeout: seconds that a past version may take.
         limits: caps on what is read and drawn.
     """
 
     folder: Path = field(default_factory=Path.cwd)
     cache: Path | None = None
+    keeps: bool = True
     timeout: float = TIMEOUT
     limits: Limits = DEFAULT
 
@@ -85,7 +87,8 @@ def lock_at(path: str, question: Question, place: Place) -> dict[str, Any]:
         return _asked(reference, commit, asked, place)
 
     kept = {"commit": commit.sha, "folder": _inside(place.folder, commit), "asked": asked}
-    lock: dict[str, Any] = cache.answer(place.cache, kept, made)["lock"]
+    folder = (place.cache or cache.nearest(place.folder, commit.repository)) if place.keeps else None
+    lock: dict[str, Any] = cache.answer(folder, kept, made)["lock"]
     return lock
 
 

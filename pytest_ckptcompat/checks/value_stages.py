@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 def unneeded(arguments: CheckArguments, ckpt: Checkpoint, *, wants_model: bool) -> str:
     """Why no value has to be read, or ``""``."""
-    if ckpt.format == "lock":
-        return "a lock file has no values"
+    if ckpt.valueless:
+        return ckpt.valueless
     if wants_model:
         return ""
     if arguments.device in ("none", "rehearse"):

@@ -11,6 +11,8 @@ from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.redaction import is_url, links, public
 
+GIT = "git:"
+
 _WEB = ("http://", "https://")
 
 
@@ -48,6 +50,11 @@ def is_web(url: str) -> bool:
     return next((link for link in links(url) if "://" in link), "").startswith(_WEB)
 
 
+def is_reference(path: str) -> bool:
+    """Whether a checkpoint is named by a commit, ``git:REF``: what the model would have saved there."""
+    return path.startswith(GIT)
+
+
 def local(path: str) -> str:
     """The path that a ``file://`` URL means; any other path as it is."""
     return re.sub(r"^(file|local)://", "", path)
@@ -59,7 +66,9 @@ def display(path: str) -> str:
 
 
 def name_of(path: str) -> str:
-    """The last part of a path, safe to print."""
+    """The last part of a path, safe to print; a reference to a commit whole."""
+    if is_reference(path):
+        return escape(path)
     shown = public(path)
     return escape(shown.rstrip("/\\").rpartition("/")[2] or shown)
 

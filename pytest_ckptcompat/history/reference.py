@@ -10,15 +10,10 @@ from pathlib import Path
 
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.files.paths import GIT
 
-SCHEME = "git:"
 _QUIET = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 _MODEL = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
-
-
-def is_reference(path: str) -> bool:
-    """Whether a checkpoint is named by a commit: ``git:origin/main``."""
-    return path.startswith(SCHEME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +37,7 @@ class Reference:
         Raises:
             CheckpointError: no REF is given.
         """
-        ref = text.removeprefix(SCHEME)
+        ref = text.removeprefix(GIT)
         before, mark, model = ref.rpartition("#")
         if mark and _MODEL.fullmatch(model):
             ref = before
@@ -93,7 +88,7 @@ def resolve(reference: Reference, folder: Path) -> Commit:
 
 def shown(reference: Reference) -> str:
     """``git:REF`` as reports print it."""
-    return escape(f"{SCHEME}{reference.ref}{'...' if reference.merge_base else ''}", 80)
+    return escape(f"{GIT}{reference.ref}{'...' if reference.merge_base else ''}", 80)
 
 
 def repository(folder: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.redaction import is_url, public
+from pytest_ckptcompat.files.paths import is_reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,7 +26,7 @@ def expand(path: str, folders: Sequence[Path]) -> list[str]:
     """The checkpoints that one path names: itself, or the matches of a glob in natural order.
 
     Args:
-        path: a file, a folder, a glob or a URL.
+        path: a file, a folder, a glob, a URL, or ``git:REF``.
         folders: where a relative path is looked for; the first folder that has it wins.
 
     Returns:
@@ -35,6 +36,8 @@ def expand(path: str, folders: Sequence[Path]) -> list[str]:
 
 
 def _expanded(path: str, folders: Sequence[Path]) -> list[str]:
+    if is_reference(path):
+        return [path]
     if is_url(path):
         return _expand_url(path)
     path = os.path.expanduser(path)  # noqa: PTH111  # keeps "~" inside a URL or a glob alone
@@ -51,7 +54,12 @@ def _expanded(path: str, folders: Sequence[Path]) -> list[str]:
 
 def not_found(name: str, paths: Sequence[str], folders: Sequence[Path]) -> str:
     """What to say of a name that led to these paths, where none of the folders has them; else ``""``."""
-    if is_url(paths[0]) or Path(name).expanduser().is_absolute() or os.path.lexists(paths[0]):
+    if (
+        is_url(paths[0])
+        or is_reference(paths[0])
+        or Path(name).expanduser().is_absolute()
+        or os.path.lexists(paths[0])
+    ):
         return ""
     from pytest_ckptcompat.core.escape import escape
     from pytest_ckptcompat.files.folders import near
@@ -87,7 +95,9 @@ class CheckpointPath(str):
 def ids(paths: Sequence[str]) -> list[str]:
     """A short name for each path, stable and different for different paths: ``net.pth``, ``v2/net.pth``."""
     paths = [public(path) for path in paths]
-    parts = [PurePosixPath(path.replace(os.sep, "/")).parts for path in paths]
+    parts = [
+        (path,) if is_reference(path) else PurePosixPath(path.replace(os.sep, "/")).parts for path in paths
+    ]
     for depth in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
         taken = Counter(names)
@@ -140,6 +150,10 @@ class CheckpointCache:
         from pytest_ckptcompat.checkpoint.contents import read_contents
         from pytest_ckptcompat.files.paths import display
 
+        if is_reference(path):
+            raise CheckpointError(
+                f"{display(path)} is a commit: name the model too, {display(path)}#module:name"
+            )
         if glob.has_magic(path) and not is_url(path) and not os.path.lexists(path):
             raise CheckpointError(f"{display(path)} matches no file")
         contents = read_contents(path, limits=self._limits, hook=self._hook)

@@ -9,7 +9,7 @@ import pytest
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.hooks import forget, use
 
-from .session import MARKER, settings, shelf
+from .session import MARKER, probe, settings
 from .summary import Summary
 
 
@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--ckpt",
         action="append",
         metavar="PATH",
-        help="a checkpoint: a file, glob, folder, *.index.json, URL or lock file; repeatable",
+        help="a checkpoint: a file, glob, folder, *.index.json, URL, lock file or git:REF; repeatable",
     )
     group.addoption(
         "--ckpt-required",
@@ -56,6 +56,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("ckpt_device", "as --ckpt-device (auto)", type="string", default="")
     parser.addini("ckpt_require_cuda", "as --ckpt-require-cuda", type="bool", default=False)
     parser.addini("ckpt_severity", "lines of rule=error, rule=warn or rule=off", type="linelist", default=[])
+    parser.addini("ckpt_git_timeout", "seconds for the code of a commit (60)", type="string", default="")
     parser.addini("ckpt_limits", "lines of name=value: caps of the readers", type="linelist", default=[])
 
 
@@ -90,7 +91,7 @@ def _marker(*, in_full: bool) -> str:
 
 _OPTIONS = ("", "_required", "_device", "_require_cuda", "_report", "_lock_update")
 
-_KEYS = ("ckpt_device", "ckpt_severity", "ckpt_limits")
+_KEYS = ("ckpt_device", "ckpt_severity", "ckpt_limits", "ckpt_git_timeout")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -102,7 +103,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         return
     for path in settings(config).paths:
         try:
-            shelf(config).contents(path)
+            probe(config, path)
         except CheckpointError as error:
             raise pytest.UsageError(f"--ckpt: {error}") from None
 

@@ -5,16 +5,17 @@ Every pytest run on the machine imports this; what a run without checkpoints doe
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
     from pytest_ckptcompat.checks.arguments import CheckArguments
     from pytest_ckptcompat.checks.check import Check
+    from pytest_ckptcompat.checks.past_checkpoint import Place
     from pytest_ckptcompat.report.report import Report
 
     from .checkpoints import CheckpointCache
@@ -97,6 +98,35 @@ def shelf(config: pytest.Config) -> CheckpointCache:
     return config.stash[_SHELF]
 
 
+def probe(config: pytest.Config, path: str) -> None:
+    """Open what an option names, as far as no test is needed for that.
+
+    Raises:
+        CheckpointError: it can't be read, or names no commit.
+    """
+    from pytest_ckptcompat.files.paths import is_reference
+
+    if not is_reference(path):
+        shelf(config).contents(path)
+        return
+    from pytest_ckptcompat.history.reference import Reference, resolve
+
+    resolve(Reference.parse(path), config.rootpath)
+
+
+def place(config: pytest.Config) -> Place:
+    """Where the commits that ``git:`` names are looked for, and what they answer is kept."""
+    from pytest_ckptcompat.checks.past_checkpoint import Place
+
+    chosen = settings(config)
+    cache = None
+    if config.pluginmanager.hasplugin("cacheprovider"):
+        cache = config.rootpath / Path(os.path.expandvars(config.getini("cache_dir"))).expanduser()
+    return Place(
+        config.rootpath, cache, keeps=cache is not None, timeout=chosen.git_timeout, limits=chosen.limits
+    )
+
+
 def named(case: CheckArguments | None, node: pytest.Item) -> list[str]:
     """The paths of a case's checkpoints, as `resolved`. A case that names none is for every ``--ckpt``."""
     if case is None or not case.ckpt:
@@ -154,6 +184,7 @@ def run(
         severities=chosen.severities,
         require_cuda=chosen.require_cuda,
         wants_model=wants_model,
+        place=place(node.config),
     )
     with shown_on(Terminal(node.config)):
         report = check.run()

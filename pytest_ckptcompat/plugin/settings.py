@@ -34,6 +34,7 @@ class Settings:
         require_cuda: it must really run on CUDA.
         severities: what ``ckpt_severity`` changes.
         limits: the readers' caps.
+        git_timeout: seconds that a past version of the code may take.
         reports: (format, path) of the files to write.
         update_locks: lock files are written anew before they are used.
         width: columns of the terminal.
@@ -46,6 +47,7 @@ class Settings:
     require_cuda: bool
     severities: Mapping[str, Severity]
     limits: Limits
+    git_timeout: float
     reports: tuple[tuple[str, Path], ...]
     update_locks: bool
     width: int
@@ -70,6 +72,7 @@ class Settings:
             require_cuda=bool(either("ckpt_require_cuda", "ckpt_require_cuda")),
             severities=severities_of(config.getini("ckpt_severity")),
             limits=Limits.parse(config.getini("ckpt_limits")),
+            git_timeout=_seconds(config.getini("ckpt_git_timeout")),
             reports=tuple(_report(text) for text in config.getoption("ckpt_report")),
             update_locks=_update_locks(config),
             width=_width(config),
@@ -86,6 +89,16 @@ def _paths(config: pytest.Config) -> list[str]:
     beside = config.inipath.parent if config.inipath else config.rootpath
     folder = beside if given is None else Path.cwd()
     return unique(path for name in names for path in expand(name, [folder]))
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text or 60)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise ValueError(f"ckpt_git_timeout={text!r}: write a number of seconds, for example 120")
+    return seconds
 
 
 def _report(text: str) -> tuple[str, Path]:

@@ -25,6 +25,8 @@ def packed(value: Any) -> Any:
         ValueError: something else is in it; the text names its type.
     """
     if isinstance(value, torch.Tensor):
+        if type(value) not in (torch.Tensor, torch.nn.Parameter):
+            raise ValueError(f"a tensor of type {type(value).__name__}")
         if value.layout != torch.strided or value.is_quantized:
             raise ValueError(f"a tensor of layout {str(value.layout).removeprefix('torch.')}")
         drawn = value.is_floating_point() or value.is_complex()
@@ -38,7 +40,7 @@ def packed(value: Any) -> Any:
         return [packed(item) for item in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: packed(item) for key, item in value.items()}
-    raise ValueError(f"a {type(value).__name__}")
+    raise ValueError(f"an object of type {type(value).__name__}")
 
 
 def unpacked(value: Any) -> Any:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .reach import Elements, other_values
 from .recorded_outputs import Gap, Recorded, gap, moved_gap
 from .regions import corner
+from .run_copies import coarser
 from .wide_run import Run, RunError, run
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from .regions import Rows
     from .run_copies import Batch
 
+_TRIES = 2
 _PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -103,13 +107,11 @@ class Comparison:
         gaps: one for each output that both have, the largest first.
         alone: outputs that nothing of now can be paired with, and why.
         grown: whether an output has grown, and its old region was compared.
-        precision: the coarser arithmetic of both runs.
     """
 
     gaps: tuple[Gap, ...]
     alone: tuple[str, ...]
     grown: bool
-    precision: torch.dtype
 
     @property
     def changed(self) -> bool:
@@ -117,7 +119,15 @@ class Comparison:
         return any(each.times > 1 for each in self.gaps)
 
 
-def compare(then: Behaviour, now: Run, rows: Rows | None = None, *, resized: bool = False) -> Comparison:
+def compare(
+    then: Behaviour,
+    now: Run,
+    rows: Rows | None = None,
+    *,
+    resized: bool = False,
+    precision: torch.dtype = torch.float64,
+    reach: Mapping[str, torch.Tensor] | None = None,
+) -> Comparison:
     """Compare what a model gives now with what was recorded, in the region of each output that existed then.
 
     Args:
@@ -125,9 +135,10 @@ def compare(then: Behaviour, now: Run, rows: Rows | None = None, *, resized: boo
         now: a run on the same values and the same batch.
         rows: where the rows of a dimension went that was not simply extended at its end.
         resized: whether a recipe gave weights other sizes; otherwise an output that lost its shape changed.
+        precision: the coarsest dtype in which weights were computed.
+        reach: path -> True for elements of today's outputs that may differ.
     """
-    coarse = torch.float32 in (then.precision, now.precision)
-    precision = torch.float32 if coarse else torch.float64
+    precision = coarser(precision, coarser(then.precision, now.precision))
     gaps, alone, grown = [], [], False
     pairs = _pairs(then.outputs, now.outputs)
     for path, recorded in then.outputs.items():
@@ -135,7 +146,8 @@ def compare(then: Behaviour, now: Run, rows: Rows | None = None, *, resized: boo
         if tensor is None or path not in pairs:
             alone.append(f"output{path} {recorded.shape} is gone")
             continue
-        found, larger = _gap(path, recorded, tensor, rows or {}, precision)
+        free = None if reach is None else reach.get(pairs[path])
+        found, larger = _gap(path, recorded, tensor, rows or {}, precision, free)
         if found is None:
             text = f"was {recorded.shape} and is {tuple(tensor.shape)}"
             if resized:
@@ -145,7 +157,52 @@ def compare(then: Behaviour, now: Run, rows: Rows | None = None, *, resized: boo
         else:
             gaps.append(found)
             grown = grown or larger
-    return Comparison(tuple(sorted(gaps, key=lambda each: -each.times)), tuple(alone), grown, precision)
+    return Comparison(tuple(sorted(gaps, key=lambda each: -each.times)), tuple(alone), grown)
+
+
+def reached(
+    now: Run,
+    build: Callable[[int], nn.Module],
+    load: Callable[[nn.Module], object],
+    tensors: Mapping[str, Elements],
+    batch: Batch,
+    method: str = "forward",
+) -> dict[str, torch.Tensor]:
+    """Which elements of a model's outputs depend on some of its tensors: path -> True where they do.
+
+    The tensors are disturbed, and the model runs again: what is bit for bit the same does not depend on them.
+
+    Args:
+        now: the run with nothing disturbed.
+        build: seed -> a new model.
+        load: writes the values into it.
+        tensors: key -> which elements of it are disturbed, None for all.
+        batch: arguments of the call.
+        method: which method is called.
+
+    Raises:
+        RunError: it did not run.
+    """
+    found = {path: torch.zeros(tensor.shape, dtype=torch.bool) for path, tensor in now.outputs.items()}
+
+    def disturb(model: nn.Module, seed: int) -> None:
+        load(model)
+        held = model.state_dict(keep_vars=True)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for key, elements in tensors.items():
+                other = other_values(held[key], generator)
+                held[key].copy_(other if elements is None else torch.where(elements, other, held[key]))
+
+    for seed in range(_TRIES):
+        again = run(partial(build, 0), partial(disturb, seed=seed), batch, method)
+        for path, mask in found.items():
+            other = again.outputs.get(path)
+            if other is None or other.shape != mask.shape:
+                mask.fill_(True)
+            else:
+                mask |= other.ne(now.outputs[path])
+    return found
 
 
 def is_random(
@@ -201,14 +258,20 @@ def _pairs(then: Mapping[str, Recorded], now: Mapping[str, torch.Tensor]) -> dic
 
 
 def _gap(
-    path: str, then: Recorded, now: torch.Tensor, rows: Rows, precision: torch.dtype
+    path: str,
+    then: Recorded,
+    now: torch.Tensor,
+    rows: Rows,
+    precision: torch.dtype,
+    reach: torch.Tensor | None,
 ) -> tuple[Gap | None, bool]:
     """The gap of one output, and whether it has grown."""
     moved = moved_gap(path, then, now, rows, precision)
     region = now if tuple(now.shape) == then.shape else corner(torch.empty(then.shape, device="meta"), now)
     if region is None:
         return moved, False
-    found = gap(path, then, region, precision)
+    free = None if reach is None else corner(torch.empty(then.shape, device="meta"), reach)
+    found = gap(path, then, region, precision, free)
     if moved is not None and moved.times < found.times:
         found = moved
     return found, math.prod(then.shape) != now.numel()

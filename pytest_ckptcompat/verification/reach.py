@@ -106,7 +106,7 @@ def _disturbed(tensors: Mapping[torch.Tensor, Elements], run: Callable[[], Outpu
     try:
         with torch.no_grad():
             for tensor, elements in tensors.items():
-                other = _other(kept[tensor], generator)
+                other = other_values(kept[tensor], generator)
                 tensor.copy_(other if elements is None else torch.where(elements, other, kept[tensor]))
         return run()
     finally:
@@ -115,7 +115,7 @@ def _disturbed(tensors: Mapping[torch.Tensor, Elements], run: Callable[[], Outpu
                 tensor.copy_(was)
 
 
-def _other(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def other_values(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Values of the size of the old ones; those that are positive stay so."""
     drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
     size = tensor.float().square().mean().sqrt().to(tensor) if tensor.numel() else 0

@@ -10,13 +10,12 @@ import torch
 
 from pytest_ckptcompat.tensors import synthetic
 
+from .function import tolerance
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from .regions import Rows
-
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
-"""How far off an element may be, in parts of its own size and of a typical one."""
 
 _KEPT = 32
 _SURE = 8.0
@@ -95,14 +94,14 @@ class Recorded:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: 13 digits, infinite elements as texts."""
+        """Plain values; infinite elements are texts."""
         return {
             "shape": list(self.shape),
-            "typical": _digits(self.typical),
-            "rms": _digits(self.rms),
+            "typical": self.typical,
+            "rms": self.rms,
             "extreme": self.extreme,
-            "entries": [_digits(each) if math.isfinite(each) else str(each) for each in self.entries],
-            "projections": [_digits(each) for each in self.projections],
+            "entries": [each if math.isfinite(each) else str(each) for each in self.entries],
+            "projections": list(self.projections),
         }
 
 
@@ -130,9 +129,30 @@ class Gap:
         return f"output{self.path} differs by {self.size:.2g}; its values: {self.rms:.2g}"
 
 
-def gap(path: str, then: Recorded, now: torch.Tensor, precision: torch.dtype) -> Gap:
-    """How far a tensor is from the recorded one of the same shape."""
-    allowed, flat = TOLERANCE[precision], _real(now)
+def gap(
+    path: str,
+    then: Recorded,
+    now: torch.Tensor,
+    precision: torch.dtype,
+    reach: torch.Tensor | None = None,
+) -> Gap:
+    """How far a tensor is from the recorded one of the same shape.
+
+    Args:
+        path: of the output.
+        then: recorded.
+        now: given.
+        precision: the coarsest arithmetic that took part.
+        reach: True for elements that may differ; of the others, those that were recorded are compared.
+    """
+    allowed, flat = tolerance(precision), _real(now)
+    if reach is not None:
+        place = positions(path, then.shape, len(flat))
+        may = reach.reshape(-1).repeat_interleave(len(flat) // max(1, reach.numel()))[place].tolist()
+        pairs = zip(then.entries, flat[place].tolist(), may, strict=True)
+        fixed = [(was, here) for was, here, free in pairs if not free]
+        times, size = _entries_apart(fixed, then.typical, allowed)
+        return Gap(path, times, size, then.rms)
     if bool(flat.isnan().any()):
         return Gap(path, math.inf, math.inf, then.rms, "is NaN in places, and was not")
     extreme = _extreme(flat, then.typical)
@@ -145,7 +165,8 @@ def gap(path: str, then: Recorded, now: torch.Tensor, precision: torch.dtype) ->
             f"has {count} infinite or extreme values, and had {then.extreme}",
         )
     place = positions(path, then.shape, len(flat))
-    times, size = _entries_apart(then.entries, flat[place].tolist(), then.typical, allowed)
+    entries = zip(then.entries, flat[place].tolist(), strict=True)
+    times, size = _entries_apart(entries, then.typical, allowed)
     sums = _projections(path, then.shape, torch.where(extreme, 0.0, flat))
     apart = [abs(was - here) for was, here in zip(then.projections, sums, strict=True)]
     if apart:
@@ -170,16 +191,15 @@ def moved_gap(path: str, then: Recorded, now: torch.Tensor, rows: Rows, precisio
         if sizes[dim] not in rows or any(was != here for was, here in others):
             continue
         where = dict(zip(*rows[sizes[dim]], strict=True))
-        was, here = [], []
+        pairs = []
         count = math.prod(then.shape)
         for number, entry in zip(positions(path, then.shape, count).tolist(), then.entries, strict=True):
             index = [int(each) for each in torch.unravel_index(torch.tensor(number), then.shape)]
             if index[dim] in where:
                 index[dim] = where[index[dim]]
-                was.append(entry)
-                here.append(float(now[tuple(index)]))
-        if was:
-            times, size = _entries_apart(was, here, then.typical, TOLERANCE[precision])
+                pairs.append((entry, float(now[tuple(index)])))
+        if pairs:
+            times, size = _entries_apart(pairs, then.typical, tolerance(precision))
             return Gap(path, times, size, then.rms)
     return None
 
@@ -192,10 +212,10 @@ def positions(path: str, shape: Sequence[int], count: int) -> torch.Tensor:
 
 
 def _entries_apart(
-    then: Sequence[float], now: Sequence[float], typical: float, allowed: float
+    pairs: Iterable[tuple[float, float]], typical: float, allowed: float
 ) -> tuple[float, float]:
     times = size = 0.0
-    for was, here in zip(then, now, strict=True):
+    for was, here in pairs:
         if was == here:  # infinities too
             continue
         apart = abs(was - here)
@@ -241,10 +261,6 @@ def _extreme(flat: torch.Tensor, typical: float) -> torch.Tensor:
 def _real(tensor: torch.Tensor) -> torch.Tensor:
     tensor = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
     return tensor.double().reshape(-1)
-
-
-def _digits(number: float) -> float:
-    return float(f"{number:.13g}")
 
 
 def _number(entry: Any) -> float:

@@ -129,15 +129,15 @@ def _function(
             old,
             model,
             batches,
-            precision=_precision(growth, model),
+            precision=precision_of(growth, model.state_dict()),
             rows=rows_moved(growth, old),
             renamed={old: new for new, old in growth.origin.items() if old is not None and old != new},
-            said=_said(growth, old),
+            said=said_of(growth, old),
         ),
     )
 
 
-def _said(growth: Applied, old: Mapping[str, Any]) -> Said:
+def said_of(growth: Applied, old: Mapping[str, Any]) -> Said:
     """What the steps of a recipe say of the function, and what those made that do not claim to keep it."""
     changing = growth.changes_function
     return Said(
@@ -162,10 +162,14 @@ def _made(key: str, growth: Applied, old: Mapping[str, Any]) -> torch.Tensor | N
     return materialise(was) != materialise(new)
 
 
-def _precision(growth: Applied, model: nn.Module) -> torch.dtype:
-    """The coarsest dtype in which the recipe computed weights, or to which loading rounded them."""
+def precision_of(growth: Applied, held: Mapping[str, Any]) -> torch.dtype:
+    """The coarsest dtype in which the recipe computed weights, or to which loading rounded them.
+
+    Args:
+        growth: what the recipe made.
+        held: the state dict of the model that was loaded.
+    """
     precision = torch.float64
-    held = model.state_dict()
     for key, value in growth.state_dict.items():
         if not _is_float(value):
             continue

@@ -6,8 +6,9 @@ import pytest
 from repositories import Repository
 
 from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.files.paths import is_reference
 from pytest_ckptcompat.history import reference
-from pytest_ckptcompat.history.reference import Reference, is_reference, resolve, shown
+from pytest_ckptcompat.history.reference import Reference, resolve, shown
 
 
 @pytest.fixture

@@ -49,10 +49,10 @@ Pair = namedtuple("Pair", "a b")  # noqa: PYI024
 @pytest.mark.parametrize(
     ("value", "told"),
     [
-        (pack_sequence([torch.zeros(2)]), "a PackedSequence"),
-        (Pair(1, 2), "a Pair"),
-        ({1: 2}, "a dict"),
-        (object(), "a object"),
+        (pack_sequence([torch.zeros(2)]), "an object of type PackedSequence"),
+        (Pair(1, 2), "an object of type Pair"),
+        ({1: 2}, "an object of type dict"),
+        (object(), "an object of type object"),
         (torch.zeros(2).to_sparse(), "a tensor of layout sparse_coo"),
     ],
 )
