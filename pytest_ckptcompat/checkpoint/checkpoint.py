@@ -78,6 +78,11 @@ def checkpoint(contents: Contents, state_dict_key: str | None = None) -> Checkpo
         raise told from None
 
 
+def outer_object(contents: Contents) -> Checkpoint:
+    """What may hold no state dict, such as a file of an optimizer's state, for its `wrapper`."""
+    return Checkpoint(contents, "", {}, None)
+
+
 def candidates(contents: Contents) -> list[Checkpoint]:
     """Every state dict in a checkpoint that may be meant, or that several of them make together."""
     found: list[Checkpoint] = []

@@ -18,17 +18,21 @@ from pytest_ckptcompat.checkpoint.wrappers import state_dict_at
 from pytest_ckptcompat.checkpoint.written_object import Content
 from pytest_ckptcompat.checkpoint.written_tensor import Value
 from pytest_ckptcompat.core import memory
-from pytest_ckptcompat.core.errors import MisfitError
+from pytest_ckptcompat.core.errors import CheckpointError, MisfitError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.redaction import is_meant_as_url, is_url
 from pytest_ckptcompat.files.atomic_write import whole_file
 from pytest_ckptcompat.files.paths import display
+from pytest_ckptcompat.recipes.recipe import Recipe
 from pytest_ckptcompat.tensors.deferred import DeferredTensor
 from pytest_ckptcompat.tensors.difference import memory as place
-from pytest_ckptcompat.verification.comparison import compare
 
+from . import protection
 from .averages import grown_averages
+from .header_stages import compared, open_stage, source_stage
+from .log import Log, Stopped
 from .resuming import Resuming
+from .value_stages import optimizer_holder
 from .waivers import Waiver, settle
 
 if TYPE_CHECKING:
@@ -39,9 +43,11 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
     from pytest_ckptcompat.core.tensor_spec import TensorSpec
     from pytest_ckptcompat.recipes.applied import Applied
-    from pytest_ckptcompat.recipes.recipe import Recipe
+    from pytest_ckptcompat.verification.comparison import Comparison
 
-__all__ = ["MisfitError", "Written", "apply"]
+    from .arguments import CheckArguments
+
+__all__ = ["MisfitError", "Written", "apply", "apply_declared"]
 
 _TORCH = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 _ROOT = "archive"  # torch takes any; one that does not depend on the file's name gives the same bytes
@@ -117,7 +123,7 @@ def apply(
         if kind == "folder":
             check_replaceable(out)
     target = model.state_dict()
-    _hold_fit(recipe.apply(checkpoint.meta(), target), model, allow)
+    _hold_fit(compared(checkpoint, model, recipe, recipe.run(checkpoint.meta(), target)), allow)
     applied = recipe.run(checkpoint.stored(), target)
     tensors = sum(isinstance(value, torch.Tensor) for value in applied.state_dict.values())
     values = _values(applied.state_dict, model)
@@ -167,8 +173,59 @@ def _keep_source(checkpoint: Checkpoint, out: str) -> None:
             )
 
 
-def _hold_fit(state_dict: Mapping[str, Any], model: nn.Module, allow: Sequence[Waiver]) -> None:
-    comparison = compare(model, state_dict)
+def apply_declared(
+    arguments: CheckArguments,
+    opener: Callable[[str | None], Checkpoint],
+    out_path: str,
+    *,
+    force: bool = False,
+) -> Written:
+    """Write the checkpoint of what a check declares, decided by the stages of the check itself.
+
+    Args:
+        arguments: as for a check; a recipe is one of them.
+        opener: state dict key, or None -> the checkpoint.
+        out_path: where to write.
+        force: see `apply`.
+
+    Raises:
+        CheckpointError: the checkpoint can't be read, or the model not be built.
+        MisfitError: the check would fail.
+        RecipeError: the recipe can't be read, or does not apply.
+        ValueError: see `apply`.
+        OSError: see `apply`.
+    """
+    log = Log(arguments.allow)
+    try:
+        checkpoint, _, model = open_stage(opener, arguments, log)
+    except Stopped:
+        raise CheckpointError(log.findings[-1].message) from None
+    source = source_stage(arguments.source_model, checkpoint, log)
+    recipe = (
+        Recipe.load(arguments.recipe) if isinstance(arguments.recipe, str) else arguments.recipe or Recipe()
+    )
+    applied = recipe.run(checkpoint.meta(), model.state_dict())
+    log.add(*protection.broken(arguments.protect, applied))
+    if log.failed:
+        first = next(found for found in log.settled() if found.severity == "error")
+        raise MisfitError(f"{first.rule} {escape(first.key)} {first.message}".replace("  ", " "))
+    holder = checkpoint
+    if arguments.optimizer is not None or arguments.optimizer_state is not None:
+        holder = optimizer_holder(checkpoint, arguments.optimizer_state)
+    return apply(
+        checkpoint,
+        model,
+        recipe,
+        out_path,
+        source_model=None if source is None else source.schema(),
+        optimizer=arguments.optimizer,
+        optimizer_state=None if holder is checkpoint else holder,
+        allow=arguments.allow,
+        force=force,
+    )
+
+
+def _hold_fit(comparison: Comparison, allow: Sequence[Waiver]) -> None:
     wrong = [
         found
         for found in settle(comparison.findings, allow, judged=lambda _: False)

@@ -67,6 +67,13 @@ def text(name: str, value: Any) -> str:
     return value
 
 
+def path(name: str, value: Any) -> str:
+    """One path."""
+    if not isinstance(value, (str, PathLike)) or not str(fspath(value)).strip():
+        raise ValueError(f"{name}= wants a path, {_not(value)}")
+    return str(fspath(value))
+
+
 def patterns(name: str, value: Any) -> tuple[str, ...]:
     """One key pattern or several."""
     values = [value] if isinstance(value, str) else value

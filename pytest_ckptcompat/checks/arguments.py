@@ -141,6 +141,12 @@ class CheckArguments:
         {**_NAMED, "description": "package.module:name of a callable (parameters) -> Optimizer"},
         Flag("NAME", "grow, check and step its state, as torch.optim:Adam does"),
     )
+    optimizer_state: str | None = _argument(
+        types.path,
+        "path of the optimizer's state, where it is not in the checkpoint or beside it",
+        {"type": "string", "description": "path of the optimizer's state, where it has a file of its own"},
+        Flag("PATH", "the optimizer's state, where it has a file of its own"),
+    )
     direction: Direction = _argument(
         types.direction,
         "backward: today's model reads the checkpoint; forward: the released model reads today's; full: both",
@@ -186,6 +192,7 @@ class Arguments(TypedDict, total=False):
     allow: Waiver | Sequence[Waiver]
     device: str | None
     optimizer: Callable[..., Any] | str | None
+    optimizer_state: str | PathLike[str] | None
     direction: Direction
 
 

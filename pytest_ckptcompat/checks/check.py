@@ -43,8 +43,8 @@ def check(model: Any, ckpt: str | PathLike[str] | Checkpoint, **arguments: Unpac
         model: a callable giving the model, ``"package.module:name"``, or an ``nn.Module``, left as it was.
         ckpt: a path, or what `open_checkpoint` gave.
         **arguments: ``recipe``, ``inputs``, ``source_model``, ``state_dict_key``, ``protect``, ``allow``,
-            ``device``, ``optimizer``, ``direction``, as the marker takes them; ``pytest --markers`` tells
-            what each is.
+            ``device``, ``optimizer``, ``optimizer_state``, ``direction``, as the marker takes them;
+            ``pytest --markers`` tells what each is.
 
     Returns:
         The report. A checkpoint that can't be read or a recipe that does not apply is a finding in it.
@@ -168,7 +168,7 @@ class Check:
                 )
         on_cuda = values.forward_stage(arguments.device or "auto", inputs, self.model, schema, reason, log)
         with log.reading("optimizer", files):
-            values.optimizer_stage(arguments.optimizer, ckpt, source, recipe, self.model, reason, log)
+            values.optimizer_stage(arguments, ckpt, source, recipe, self.model, reason, log)
         return on_cuda
 
     @property

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pytest_ckptcompat.checkpoint.checkpoint import outer_object
+from pytest_ckptcompat.checkpoint.contents import read_contents
+from pytest_ckptcompat.checkpoint.optimizer_file import optimizer_beside
 from pytest_ckptcompat.core.claim import NEEDED
 from pytest_ckptcompat.core.errors import CheckpointError, ModelError, raised
 from pytest_ckptcompat.core.escape import escape
@@ -16,6 +19,7 @@ from pytest_ckptcompat.forward.rehearsal import rehearse
 from pytest_ckptcompat.models.skeleton import LARGE, skeleton
 from pytest_ckptcompat.optimizer.stage import CLAIMS as OPTIMIZER_CLAIMS
 from pytest_ckptcompat.optimizer.stage import check_optimizer
+from pytest_ckptcompat.optimizer.state import saved_states
 from pytest_ckptcompat.tensors.footprint import weights
 from pytest_ckptcompat.verification.loaded import not_finite, tied_conflicts
 from pytest_ckptcompat.verification.verify import claims, verify
@@ -23,8 +27,6 @@ from pytest_ckptcompat.verification.verify import claims, verify
 from .log import Stopped, errors
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from torch import nn
 
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
@@ -205,7 +207,7 @@ def _noted(outcome: Outcome, log: Log, name: str = "") -> Outcome:
 
 
 def optimizer_stage(
-    optimizer: Any,
+    arguments: CheckArguments,
     ckpt: Checkpoint,
     source: Blueprint | None,
     recipe: Recipe,
@@ -214,13 +216,18 @@ def optimizer_stage(
     log: Log,
 ) -> None:
     """Grow the optimizer's state, load it, and take one step."""
-    if optimizer is None:
+    if arguments.optimizer is None:
         return log.stage("optimizer", "skipped", "none declared")
     if model is None:
         return log.stage("optimizer", "skipped", reason)
+    try:
+        holder = optimizer_holder(ckpt, arguments.optimizer_state)
+    except CheckpointError as error:
+        return log.judged("optimizer", [finding("optimizer-error", message=str(error))], "it can't be read")
     promises, found = check_optimizer(
-        optimizer,
+        arguments.optimizer,
         checkpoint=ckpt,
+        holder=holder,
         recipe=recipe,
         model=model,
         source=None if source is None else source.build(),
@@ -230,6 +237,17 @@ def optimizer_stage(
         log.add(*found)
         return log.stage("optimizer", "skipped", "; ".join(promise.detail for promise in promises))
     return log.judged("optimizer", found, _kept(promises))
+
+
+def optimizer_holder(ckpt: Checkpoint, path: str | None) -> Checkpoint:
+    """What holds the optimizer's state: the file that is named, the checkpoint, or the file beside it.
+
+    Raises:
+        CheckpointError: it can't be read.
+    """
+    if path is None and not saved_states(ckpt.wrapper):
+        path = optimizer_beside(ckpt.path)
+    return ckpt if path is None else outer_object(read_contents(path, limits=ckpt.contents.limits))
 
 
 def _kept(promises: list[Promise]) -> str:

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .options import add_checkpoint_and_model, add_reading, make_importable, opened
+from .options import (
+    add_checkpoint_and_model,
+    add_flags,
+    add_reading,
+    given_flags,
+    make_importable,
+    opened,
+)
 from .outcome import INCOMPATIBLE, OK, Outcome
 
 if TYPE_CHECKING:
     import argparse
+
+_TAKEN = ("source_model", "optimizer", "optimizer_state", "allow", "protect")
+"""The arguments of a check that it takes as well: what passes with them is written."""
 
 SUMMARY = "write the checkpoint that a recipe makes"
 EXITS = "0 written, 1 the recipe does not make it fit, 2 it could not be written"
@@ -18,26 +28,35 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments."""
     add_checkpoint_and_model(parser)
     parser.add_argument("--recipe", required=True, metavar="FILE.toml", help="the recipe file")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="a .safetensors or .pth file")
+    out = "a .safetensors or .pth file, or a folder (ending with a slash) for a distributed checkpoint"
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help=out)
+    add_flags(parser, _TAKEN)
+    parser.add_argument("--force", action="store_true", help="replace the checkpoint itself, or a folder")
     add_reading(parser)
 
 
 def run(options: argparse.Namespace) -> Outcome:
     """The grown checkpoint, written whole or not at all."""
-    from pytest_ckptcompat.checks.apply import MisfitError, apply
-    from pytest_ckptcompat.core.errors import ModelError, RecipeError
+    from pytest_ckptcompat.checks.apply import MisfitError, apply_declared
+    from pytest_ckptcompat.checks.arguments import CheckArguments
+    from pytest_ckptcompat.core.errors import RecipeError
     from pytest_ckptcompat.files.paths import display
-    from pytest_ckptcompat.models.blueprint import blueprint
     from pytest_ckptcompat.recipes.recipe import Recipe
 
     make_importable()
+    arguments = CheckArguments.of(
+        model=options.model,
+        recipe=Recipe.load(options.recipe),
+        state_dict_key=options.key,
+        **given_flags(options, _TAKEN),
+    )
     try:
-        model = blueprint(options.model).schema()
-    except ModelError as error:
-        raise ValueError(str(error)) from None
-    ckpt, recipe = opened(options.ckpt, options), Recipe.load(options.recipe)
-    try:
-        written = apply(ckpt, model, recipe, options.output)
+        written = apply_declared(
+            arguments,
+            lambda key: opened(options.ckpt, options, key),
+            options.output,
+            force=options.force,
+        )
     except (MisfitError, RecipeError) as error:
         return Outcome(INCOMPATIBLE, refusal=f"nothing was written: {error}")
     except OSError as error:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.checks.arguments import ARGUMENTS
 
-from .options import add_checkpoint_and_model, add_json, add_reading, make_importable, opened
+from .options import (
+    add_checkpoint_and_model,
+    add_flags,
+    add_json,
+    add_reading,
+    given_flags,
+    make_importable,
+    opened,
+)
 from .outcome import INCOMPATIBLE, OK, UNCHECKED, Outcome
 from .output import in_colour
 
@@ -23,11 +31,7 @@ EXITS = "0 it fits, 1 it does not, 2 it could not be checked"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments: those of the marker that have a flag, and its own."""
     add_checkpoint_and_model(parser)
-    for name, argument in ARGUMENTS.items():
-        if argument.flag is not None:
-            flag, option = argument.flag, f"--{name.replace('_', '-')}"
-            action = "append" if flag.repeat else "store"
-            parser.add_argument(option, action=action, metavar=flag.metavar, help=flag.help)
+    add_flags(parser, ARGUMENTS)
     parser.add_argument(
         "--require-cuda", action="store_true", help="fail unless the forward pass ran on CUDA"
     )
@@ -42,12 +46,9 @@ def run(options: argparse.Namespace) -> Outcome:
     from pytest_ckptcompat.checks.check import Check
 
     make_importable()
-    given = {
-        name: row.flag.read(value)
-        for name, row in ARGUMENTS.items()
-        if row.flag is not None and (value := getattr(options, name)) is not None
-    }
-    arguments = CheckArguments.of(model=options.model, state_dict_key=options.key, **given)
+    arguments = CheckArguments.of(
+        model=options.model, state_dict_key=options.key, **given_flags(options, ARGUMENTS)
+    )
     check = Check(
         arguments,
         options.ckpt,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pytest_ckptcompat.checks.arguments import ARGUMENTS
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterable
 
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
 
@@ -34,6 +37,28 @@ def add_checkpoint_and_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ckpt", metavar="CKPT", help=f"the checkpoint: {ABOUT_CHECKPOINT}")
     model = "package.module:name of what gives the model; the current folder is importable"
     parser.add_argument("model", metavar="MODEL", help=model)
+
+
+def add_flags(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """The flags of a check's arguments, of those that have one."""
+    for name in names:
+        if (flag := ARGUMENTS[name].flag) is not None:
+            action, option = "append" if flag.repeat else "store", f"--{name.replace('_', '-')}"
+            parser.add_argument(option, action=action, metavar=flag.metavar, help=flag.help)
+
+
+def given_flags(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """The arguments of a check that were given by their flags.
+
+    Raises:
+        ValueError: one can't be read.
+    """
+    flags = {name: flag for name in names if (flag := ARGUMENTS[name].flag) is not None}
+    return {
+        name: flag.read(value)
+        for name, flag in flags.items()
+        if (value := getattr(options, name)) is not None
+    }
 
 
 def opened(path: str, options: argparse.Namespace, key: str | None = None) -> Checkpoint:

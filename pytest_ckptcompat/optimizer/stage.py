@@ -34,6 +34,7 @@ def check_optimizer(
     recipe: Recipe,
     model: nn.Module,
     source: nn.Module | None = None,
+    holder: Checkpoint | None = None,
 ) -> tuple[list[Promise], list[Finding]]:
     """Whether training can go on: the checkpoint's optimizer state serves the optimizer of the new model.
 
@@ -47,7 +48,9 @@ def check_optimizer(
         recipe: how it becomes the new one; an empty one where it is loaded as it is.
         model: the new model, loaded; left as it is.
         source: the model that the checkpoint was made for, if it is known; one without memory will do.
+        holder: the file that holds the optimizer's state, if it is one of its own.
     """
+    holder = holder or checkpoint
     old, target = checkpoint.meta(), model.state_dict()
     applied = recipe.run(old, target)
     training = Training(
@@ -59,7 +62,7 @@ def check_optimizer(
         changed=applied.touched.keys(),
         sources=applied.sources,
     )
-    return judged(factory, checkpoint.wrapper, checkpoint.materialise, training, plain=not recipe.operators)
+    return judged(factory, holder.wrapper, holder.materialise, training, plain=not recipe.operators)
 
 
 def judged(
