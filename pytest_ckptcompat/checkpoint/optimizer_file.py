@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_ckptcompat.files.paths import is_url
+from pytest_ckptcompat.core.redaction import is_url
 
 _NAMES = ("optimizer.bin", "optimizer.pt", "optimizer.pth", "optimizer.ckpt", "optimizer_0")
 """Of accelerate, of transformers' Trainer, and of accelerate with FSDP, where it is a folder."""
