@@ -127,6 +127,8 @@ class WebRanges:
 
         async def take(answer: Any) -> None:
             self._check_version(answer)
+            if answer.status == 206:
+                await answer.read()  # one byte, so that the connection is kept
 
         if self.size and not self._answered:
             ask(self._system, self._url, take, {"Range": "bytes=0-0"})

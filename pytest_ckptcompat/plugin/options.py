@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.hooks import forget, use
 
-from .session import MARKER, probe, settings
+from .session import MARKER, clash, probe, settings
 from .summary import Summary
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -70,8 +73,14 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and hold the options to their types."""
     config.addinivalue_line("markers", _marker(in_full=config.getoption("markers", False)))
-    if any(config.getoption(f"ckpt{name}") for name in _OPTIONS) or any(map(config.getini, _KEYS)):
+    if _is_given(config, _KEYS):
         settings(config)  # what is ill-formed is refused before a test is collected
+    if (
+        not hasattr(config, "workerinput")
+        and _is_given(config, (*_KEYS, *_OTHER_KEYS))
+        and (refusal := clash(config))
+    ):
+        raise pytest.UsageError(refusal)
     config.pluginmanager.register(Summary(config), "ckptcompat-summary")
     use(config.hook)
 
@@ -89,9 +98,16 @@ def _marker(*, in_full: bool) -> str:
     return marker_help(MARKER)
 
 
+def _is_given(config: pytest.Config, keys: Iterable[str]) -> bool:
+    """Whether this run was given one of our options, or of these ini keys."""
+    return any(config.getoption(f"ckpt{name}") for name in _OPTIONS) or any(map(config.getini, keys))
+
+
 _OPTIONS = ("", "_required", "_device", "_require_cuda", "_report", "_lock_update")
 
 _KEYS = ("ckpt_device", "ckpt_severity", "ckpt_limits", "ckpt_git_timeout")
+
+_OTHER_KEYS = ("ckpt", "ckpt_required", "ckpt_require_cuda")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

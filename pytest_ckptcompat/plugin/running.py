@@ -8,7 +8,7 @@ import pytest
 
 from .collection import declared
 from .marks import is_marked, where
-from .session import CHECKS, MARKER, Declared, Incompatible, run, settings, without
+from .session import CHECKS, MARKER, Declared, Incompatible, clash, run, settings, without
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -25,6 +25,8 @@ GIVEN = pytest.StashKey[list["Unread"]]()
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A wrong mark fails its test; a test without a checkpoint is skipped, or fails where one is required."""
     if is_marked(item):
+        if refusal := clash(item.config):
+            raise pytest.fail.Exception(refusal, pytrace=False)
         try:
             item.stash[CHECKS] = declared(item)
         except ValueError as error:

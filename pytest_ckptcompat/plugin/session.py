@@ -127,6 +127,20 @@ def place(config: pytest.Config) -> Place:
     )
 
 
+def clash(config: pytest.Config) -> str:
+    """Why tests of this run would wait for each other for ever; ``""`` where they would not."""
+    under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ or {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+    workers = hasattr(config, "workerinput") or (
+        bool(config.getoption("tx", None)) and config.getoption("dist", "no") != "no"
+    )
+    if not (under_torchrun and workers):
+        return ""
+    return (
+        "pytest-xdist (-n) under torchrun: every worker would take the same rank, and wait for the others: "
+        "leave out -n, since torchrun starts the processes"
+    )
+
+
 def named(case: CheckArguments | None, node: pytest.Item) -> list[str]:
     """The paths of a case's checkpoints, as `resolved`. A case that names none is for every ``--ckpt``."""
     if case is None or not case.ckpt:

@@ -77,7 +77,7 @@ def serve(folder: Path, **how: Any) -> Iterator[Served]:
     class Handler(_Handler):
         state = served
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     served.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
@@ -88,6 +88,11 @@ def serve(folder: Path, **how: Any) -> Iterator[Served]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """Clients may hang up."""
 
 
 class _Handler(BaseHTTPRequestHandler):
