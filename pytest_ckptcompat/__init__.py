@@ -17,21 +17,29 @@ if TYPE_CHECKING:
     from .core.findings import Finding, Stage
     from .core.tensor_spec import TensorSpec
     from .recipes.base import Edit, Operator
+    from .recipes.operators.add import add
     from .recipes.operators.append import append
     from .recipes.operators.axes import permute, transpose
-    from .recipes.operators.blocks import insert_block, stack
+    from .recipes.operators.blocks import insert_block
     from .recipes.operators.cast import cast
+    from .recipes.operators.copy import copy
     from .recipes.operators.custom import custom
     from .recipes.operators.drop import drop
+    from .recipes.operators.fold_batch_norm import fold_batch_norm
+    from .recipes.operators.fold_weight_norm import fold_weight_norm
     from .recipes.operators.fusing import concat, split
     from .recipes.operators.inflate import inflate
+    from .recipes.operators.merge_lora import merge_lora
     from .recipes.operators.pad import pad
     from .recipes.operators.reduce import reduce
     from .recipes.operators.rename import add_prefix, rename, strip_prefix
     from .recipes.operators.repeat_channels import repeat_channels
     from .recipes.operators.resample import resample
+    from .recipes.operators.reshape import reshape
     from .recipes.operators.scale import scale
     from .recipes.operators.select import select
+    from .recipes.operators.stack import stack
+    from .recipes.operators.stacking import stack_tensors, unbind
     from .recipes.operators.tie import tie
     from .recipes.operators.tile import tile
     from .recipes.operators.widen import widen
@@ -52,17 +60,22 @@ _HOMES = {
     "Stage": "core.findings",
     "TensorSpec": "core.tensor_spec",
     "Write": "recipes.plan",
+    "add": "recipes.operators",
     "add_prefix": "recipes.operators",
     "allow": "checks.waivers",
     "append": "recipes.operators",
     "cast": "recipes.operators",
     "check": "checks.check",
     "concat": "recipes.operators",
+    "copy": "recipes.operators",
     "custom": "recipes.operators",
     "drop": "recipes.operators",
+    "fold_batch_norm": "recipes.operators",
+    "fold_weight_norm": "recipes.operators",
     "inflate": "recipes.operators",
     "insert_block": "recipes.operators",
     "load": "checks.load",
+    "merge_lora": "recipes.operators",
     "open_checkpoint": "checkpoint.checkpoint",
     "pad": "recipes.operators",
     "permute": "recipes.operators",
@@ -70,14 +83,17 @@ _HOMES = {
     "rename": "recipes.operators",
     "repeat_channels": "recipes.operators",
     "resample": "recipes.operators",
+    "reshape": "recipes.operators",
     "scale": "recipes.operators",
     "select": "recipes.operators",
     "split": "recipes.operators",
     "stack": "recipes.operators",
+    "stack_tensors": "recipes.operators",
     "strip_prefix": "recipes.operators",
     "tie": "recipes.operators",
     "tile": "recipes.operators",
     "transpose": "recipes.operators",
+    "unbind": "recipes.operators",
     "widen": "recipes.operators",
 }
 
@@ -94,17 +110,22 @@ __all__ = [
     "Stage",
     "TensorSpec",
     "Write",
+    "add",
     "add_prefix",
     "allow",
     "append",
     "cast",
     "check",
     "concat",
+    "copy",
     "custom",
     "drop",
+    "fold_batch_norm",
+    "fold_weight_norm",
     "inflate",
     "insert_block",
     "load",
+    "merge_lora",
     "open_checkpoint",
     "pad",
     "permute",
@@ -112,14 +133,17 @@ __all__ = [
     "rename",
     "repeat_channels",
     "resample",
+    "reshape",
     "scale",
     "select",
     "split",
     "stack",
+    "stack_tensors",
     "strip_prefix",
     "tie",
     "tile",
     "transpose",
+    "unbind",
     "widen",
 ]
 

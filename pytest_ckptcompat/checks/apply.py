@@ -29,6 +29,7 @@ from pytest_ckptcompat.tensors.difference import memory as place
 
 from . import protection
 from .averages import grown_averages
+from .completion import completed
 from .header_stages import compared, open_stage, source_stage
 from .log import Log, Stopped
 from .resuming import Resuming
@@ -99,7 +100,7 @@ def apply(
 
     Args:
         checkpoint: the old one.
-        model: the new model; one on meta will do.
+        model: the new model; one on meta will do, unless the recipe takes values from it.
         recipe: how the one becomes the other.
         out_path: where to write; an old file there is replaced.
         source_model: the model that the checkpoint was made for, which shows whose optimizer state is whose.
@@ -122,6 +123,8 @@ def apply(
         _keep_source(checkpoint, out)
         if kind == "folder":
             check_replaceable(out)
+    source = None if source_model is None else (lambda: source_model)
+    recipe = completed(recipe, checkpoint, model, source)
     target = model.state_dict()
     _hold_fit(compared(checkpoint, model, recipe, recipe.run(checkpoint.meta(), target)), allow)
     applied = recipe.run(checkpoint.stored(), target)
@@ -197,13 +200,14 @@ def apply_declared(
     """
     log = Log(arguments.allow)
     try:
-        checkpoint, _, model = open_stage(opener, arguments, log)
+        checkpoint, built, model = open_stage(opener, arguments, log)
     except Stopped:
         raise CheckpointError(log.findings[-1].message) from None
     source = source_stage(arguments.source_model, checkpoint, log)
     recipe = (
         Recipe.load(arguments.recipe) if isinstance(arguments.recipe, str) else arguments.recipe or Recipe()
     )
+    recipe = completed(recipe, checkpoint, model, None if source is None else source.schema)
     applied = recipe.run(checkpoint.meta(), model.state_dict())
     log.add(*protection.broken(arguments.protect, applied))
     if log.failed:
@@ -214,7 +218,7 @@ def apply_declared(
         holder = optimizer_holder(checkpoint, arguments.optimizer_state)
     return apply(
         checkpoint,
-        model,
+        built.build() if recipe.needs_model else model,
         recipe,
         out_path,
         source_model=None if source is None else source.schema(),

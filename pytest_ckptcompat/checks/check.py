@@ -140,7 +140,7 @@ class Check:
         files = ckpt.contents.files
         with log.reading("recipe", files):
             recipe, applied = header.recipe_stage(
-                arguments.recipe, arguments.protect, ckpt, schema, advise, log
+                arguments.recipe, arguments.protect, ckpt, schema, source, advise, log
             )
         if arguments.direction != "backward":
             header.rollback_stage(ckpt, schema, source, recipe, log)

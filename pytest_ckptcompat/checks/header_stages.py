@@ -19,6 +19,7 @@ from pytest_ckptcompat.verification.source_model import misfit
 
 from . import protection
 from .choice import chosen
+from .completion import completed
 from .rollback import rollback
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def recipe_stage(
     protect: Sequence[str],
     ckpt: Checkpoint,
     schema: nn.Module,
+    source: Blueprint | None,
     advise: Advise,
     log: Log,
 ) -> tuple[Recipe, Applied]:
@@ -162,6 +164,7 @@ def recipe_stage(
     except RecipeError as error:
         log.stop(_refused(error), "the recipe can't be read", "recipe")
     try:
+        recipe = completed(recipe, ckpt, schema, None if source is None else source.schema)
         applied = recipe.run(ckpt.meta(), target)
     except RecipeError as error:
         advise(recipe)

@@ -21,6 +21,7 @@ from pytest_ckptcompat.report.report import Report
 from pytest_ckptcompat.tensors.footprint import weights
 from pytest_ckptcompat.verification.loaded import tied_conflicts
 
+from .completion import completed, target_of
 from .header_stages import compared
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def load(
     if ckpt.format == "lock":
         raise CheckpointError(f"{ckpt.name} is a lock file, which has no values to load")
     plan, schema = _planned(model)
-    applicable = _recipe(recipe)
+    applicable = completed(_recipe(recipe), ckpt, schema, None)
     applied = applicable.run(ckpt.meta(), schema.state_dict())
     verdict = compared(ckpt, schema, applicable, applied)
     report = Report(
@@ -84,7 +85,7 @@ def load(
     )
     if not verdict.fits:
         raise _misfit(report, verdict.findings)
-    state_dict = applicable.run(ckpt.stored(), schema.state_dict()).state_dict
+    state_dict = applicable.run(ckpt.stored(), target_of(applicable, schema, plan.build)).state_dict
 
     def fill(module: nn.Module) -> None:
         give_memory(module)

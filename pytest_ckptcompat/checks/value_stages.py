@@ -24,6 +24,7 @@ from pytest_ckptcompat.tensors.footprint import weights
 from pytest_ckptcompat.verification.loaded import not_finite, tied_conflicts
 from pytest_ckptcompat.verification.verify import claims, verify
 
+from .completion import target_of
 from .log import Stopped, errors
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def load_stage(
     if comparison.mismatched:
         raise Stopped("shapes differ (waived): nothing can be loaded")
     try:
-        applied = recipe.run(ckpt.stored(), schema.state_dict())
+        applied = recipe.run(ckpt.stored(), target_of(recipe, schema, blueprint.build))
         model = _loaded(ckpt, blueprint, schema, applied, strict=comparison.fits)
     except ModelError as error:
         log.stop(finding("model-error", message=str(error)), "the model can't be built", "load")

@@ -9,6 +9,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pytest_ckptcompat.core.errors import RecipeError
 
+MAY_BE_EMPTY = {"may_be_empty": True}
+"""Metadata of a field whose list may be empty."""
+
 
 def checked(operator: str, name: str, value: Any, hint: Any) -> Any:
     """The value as the operator holds it: lists become tuples, whole numbers floats where one is wanted.
@@ -20,6 +23,8 @@ def checked(operator: str, name: str, value: Any, hint: Any) -> Any:
         fitted = _fitted(value, kind)
         if fitted is not MISSING:
             return fitted
+    if value in ((), []) and any(get_origin(kind) is tuple for kind in _choices(hint)):
+        raise RecipeError(f"{operator}: {name} is an empty list; at least one entry is needed")
     raise RecipeError(f"{operator}: {name} wants {_wanted(hint)}, not {value!r:.80}")
 
 

@@ -16,8 +16,25 @@ if TYPE_CHECKING:
     from collections import OrderedDict
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from torch import nn
+
     from pytest_ckptcompat.core.claim import Claim
     from pytest_ckptcompat.core.findings import Finding, Promise
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a check knows besides the state dict, for arguments that a recipe leaves open.
+
+    Attributes:
+        beside: reads a file in the checkpoint's folder by its name; None where there is none.
+        model: the new model, on the meta device; None if it is not known.
+        source: gives the model that the checkpoint was made for, likewise.
+    """
+
+    beside: Callable[[str], bytes | None] = lambda name: None
+    model: nn.Module | None = None
+    source: Callable[[], nn.Module | None] = lambda: None
 
 
 class Edit(NamedTuple):
@@ -56,7 +73,8 @@ class Operator:
         kinds = hints(type(self))
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.default == () and value in ((), []):  # lists that may be empty are so by default
+            may_be_empty = field.default == () or field.metadata.get("may_be_empty")
+            if may_be_empty and value in ((), []):
                 value = ()
             else:
                 value = checked(type(self).__name__, field.name, value, kinds[field.name])
@@ -83,7 +101,7 @@ class Operator:
         """The operator as a table of a recipe file: ``op``, and the arguments that are not defaults."""
         return {
             "op": type(self).__name__,
-            **{_IN_TABLES.get(key, key): value for key, value in given(self).items()},
+            **given(self),
         }
 
     @classmethod
@@ -93,7 +111,7 @@ class Operator:
         Raises:
             RecipeError: an argument is unknown, missing or of a wrong type.
         """
-        names = {_IN_TABLES.get(field.name, field.name): field for field in fields(cls)}
+        names = {field.name: field for field in fields(cls)}
         for name in arguments:
             if name not in names:
                 near = nearest(name, names, 1)
@@ -109,9 +127,7 @@ class Operator:
     def signature(cls) -> str:
         """``tile(key, dim, to=None)``: the arguments by the names that they have in tables."""
         arguments = (
-            _IN_TABLES.get(field.name, field.name)
-            + ("" if field.default is MISSING else f"={field.default!r}")
-            for field in fields(cls)
+            field.name + ("" if field.default is MISSING else f"={field.default!r}") for field in fields(cls)
         )
         return f"{cls.__name__}({', '.join(arguments)})"
 
@@ -128,7 +144,7 @@ class Operator:
         raise NotImplementedError
 
     def edit(self, state: State, target: State) -> Edit:
-        """Plan, and optimizer_transform it out."""
+        """Plan, and carry the plan out."""
         plan = self.plan(state, target)
         return Edit(carry_out(plan, state, self), plan)
 
@@ -141,6 +157,19 @@ class Operator:
         if self.changes_function is None:
             return f"{self} does not say whether it keeps it"
         return self.changes_function
+
+    def completed(self, surroundings: Surroundings) -> Operator:
+        """The same with what a check knows besides, where the recipe leaves it open.
+
+        Raises:
+            RecipeError: it is not what the recipe says.
+        """
+        return self
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether values that the model constructs are needed, and not its shapes alone."""
+        return False
 
     def destination(self, key: str) -> str | None:
         """What the operator calls a key that it is given; None for a key that it takes away."""
@@ -181,10 +210,6 @@ class Operator:
     def unfit(self, key: str, why: str) -> RecipeError:
         """The error of an operator that can't do what it says."""
         return RecipeError(f"{self} does not fit {python(key)}: {why}", key=key)
-
-
-_IN_TABLES = {"op": "reduction"}
-"""An argument's name in tables, where ``op`` is the operator's own name."""
 
 
 def _hint(pattern: str, state: State) -> str:

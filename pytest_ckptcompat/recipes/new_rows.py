@@ -12,13 +12,14 @@ from torch import nn
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.tensors.difference import magnitude
 
-from .per_tensor import KeyWise, shape
+from .per_tensor import shape
 from .promises import differing
 from .rows import drawn, resized, wide
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from .base import Operator
     from .plan import State
 
 Init = Literal[
@@ -62,7 +63,9 @@ class Fresh:
     fans: tuple[int, int]
 
     @staticmethod
-    def of(init: Init, declared: Declared, operator: KeyWise, key: str, state: State, target: State) -> Fresh:
+    def of(
+        init: Init, declared: Declared, operator: Operator, key: str, state: State, target: State
+    ) -> Fresh:
         """The new rows of a tensor.
 
         Raises:
@@ -70,7 +73,7 @@ class Fresh:
         """
         fans = (0, 0)
         if init in ("kaiming_uniform", "xavier_uniform"):
-            sizes = shape(target.get(key, state[key])) or ()
+            sizes = shape(target.get(key, state.get(key))) or ()
             if len(sizes) < 2:
                 weight = f"{key.rpartition('.')[0]}.weight".removeprefix(".")
                 sizes = shape(target.get(weight, state.get(weight))) or ()
@@ -151,7 +154,7 @@ class Fresh:
         elif self.init in ("mean", "multivariate_normal"):
             yield from self._off_the_mean(old, added, dim)
         else:
-            yield from self._ill_spread(old, added.double(), dim)
+            yield from self._ill_spread(old, added, dim)
 
     def _off_the_mean(self, old: torch.Tensor, added: torch.Tensor, dim: int) -> Iterator[str]:
         centre, deviation, largest = _moments(old, dim)
@@ -174,13 +177,15 @@ class Fresh:
             std = most / sqrt(3)
             error = std * sqrt(0.2)
         k, name = max(added.numel(), 1), escape(self.key)
-        near = 1e-2 * std  # rounding to a coarse dtype
+        rounding = max(1e-2, torch.finfo(added.dtype).eps) if added.is_floating_point() else 1e-2
+        near = rounding * std + (not added.is_floating_point())  # integers are cut off behind the point
+        added = added.double()
         if abs(float(added.mean())) > _SIGMAS * std / sqrt(k) + near:
             yield f"{name}: the new rows' mean is {magnitude(float(added.mean()))}, not about 0"
         found = float(added.std(correction=0))
         if abs(found - std) > _SIGMAS * max(error / sqrt(k), std / k) + near:
             yield f"{name}: the new rows' deviation is {magnitude(found)}, not about {magnitude(std)}"
-        if float(added.abs().max()) > most * 1.01:
+        if float(added.abs().max()) > most * (1 + rounding):
             yield f"{name}: a new row has {magnitude(float(added.abs().max()))}, beyond {magnitude(most)}"
 
     def _overall(self, old: torch.Tensor, dim: int) -> float:

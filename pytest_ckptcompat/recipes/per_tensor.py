@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 
-from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.keys import select
 from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.tensors.difference import memory
@@ -111,29 +110,6 @@ def shape(value: Any) -> tuple[int, ...] | None:
         return tuple(value.shape)
     except (AttributeError, RuntimeError):  # None, extra state, parameters that are not initialised yet
         return None
-
-
-def missized(
-    operator: KeyWise, dim: int, to: Callable[[int], int | None], before: State, after: State, target: State
-) -> Iterator[str]:
-    """The faults of tensors that `operator` names and that have not the size along `dim` that they should.
-
-    Args:
-        operator: whose promise it is.
-        dim: of the tensors.
-        to: the old size -> the new one that is declared, or None.
-        before: the state dict before it.
-        after: and after it.
-        target: what the model has.
-    """
-    for key in select(operator.key, before.keys()):
-        if (has := shape(before[key])) is None:
-            continue
-        declared = to(has[dim]) if -len(has) <= dim < len(has) else None
-        wanted = size_after(operator, key, dim, declared, before, target)
-        found = shape(after.get(key))
-        if wanted is not None and (found is None or len(found) != len(has) or found[dim] != wanted):
-            yield f"{escape(key)}: {'gone' if found is None else shown(found)} where {wanted} rows are due"
 
 
 def size_after(

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
 
+    from .base import Surroundings
+
 
 class Recipe:
     """Operators, in the order in which they run: ``Recipe(tile("out2.*", dim=0))``.
@@ -81,6 +83,19 @@ class Recipe:
             key: old[0] if len(old) == 1 else None for key, old in sources.items()
         }
         return Applied(state, touched, origin, sources, changes, lost, eval_only)
+
+    def completed(self, surroundings: Surroundings) -> Recipe:
+        """The recipe with what a check knows besides the state dict, where an operator leaves it open.
+
+        Raises:
+            RecipeError: it is not what an operator says.
+        """
+        return Recipe(*(operator.completed(surroundings) for operator in self.operators))
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether an operator takes values from the model, so that `target` must have some."""
+        return any(operator.needs_model for operator in self.operators)
 
     def steps(self, state_dict: State, target: State) -> Iterator[Step]:
         """Run the operators one after the other; no state dict but the last is held."""

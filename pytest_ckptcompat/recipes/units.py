@@ -6,7 +6,7 @@ Nothing here may use how `widen` makes a tensor.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -17,7 +17,7 @@ from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.tensors.difference import same_bits
 
 from .promises import differing
-from .rows import bits, resized
+from .rows import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -48,24 +48,20 @@ class Units:
     origin: tuple[int, ...]
     shares: tuple[float, ...]
 
-    def more_rows(self, tensor: torch.Tensor) -> torch.Tensor:
+    @cached_property
+    def more_rows(self) -> Rows:
         """Each new unit's row: a copy of its original's."""
-        return _taken(tensor, 0, self._index())
+        return Rows(self.origin)
 
-    def more_columns(self, tensor: torch.Tensor) -> torch.Tensor:
+    def more_columns(self, tensor: torch.Tensor) -> Rows:
         """Each new unit's columns: copies of its original's."""
         block = tensor.shape[1] // self.old
-        return _taken(tensor, 1, (self._index()[:, None] * block + torch.arange(block)).flatten())
+        return Rows(tuple(unit * block + column for unit in self.origin for column in range(block)))
 
-    def shared(self, tensor: torch.Tensor, dim: int, power: int = 1) -> torch.Tensor:
-        """A new tensor with each unit's part multiplied by its share."""
-        if tensor.is_meta:
-            return tensor
-        exact = torch.promote_types(tensor.dtype, torch.float32)
-        shares = torch.tensor(self.shares, dtype=exact, device=tensor.device) ** power
-        shares = shares.repeat_interleave(tensor.shape[dim] // len(self.origin))
-        across = shares.reshape([-1 if each == dim else 1 for each in range(tensor.dim())])
-        return (tensor.to(exact) * across).to(tensor.dtype)
+    def shared(self, rows: Rows, power: int = 1) -> Rows:
+        """The same with each unit's part multiplied by its share."""
+        block = len(rows.origin) // len(self.origin)
+        return replace(rows, factors=tuple(share**power for share in self.shares for _ in range(block)))
 
     @cached_property
     def firsts(self) -> dict[int, int]:
@@ -76,16 +72,6 @@ class Units:
     def copies(self) -> list[int]:
         """The new units that are not the first of their original."""
         return [unit for unit, original in enumerate(self.origin) if self.firsts[original] != unit]
-
-    def _index(self) -> torch.Tensor:
-        return torch.tensor(self.origin, dtype=torch.int64)
-
-
-def _taken(tensor: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
-    """Rows along `dim`, in memory of their own; on meta, where torch takes its time, the shape alone."""
-    if tensor.is_meta:
-        return tensor.new_empty(resized(tensor, dim, len(index)))
-    return bits(tensor).index_select(dim, index.to(tensor.device)).view(tensor.dtype)
 
 
 def first_copies(origin: Sequence[int]) -> dict[int, int]:
@@ -120,16 +106,14 @@ def uncopied(
     """The rows that are not those of the units that they are copies of, but for the noise of new weights."""
     for key in units.rows:
         old, new = materialise(before[key]), materialise(after[key])
-        originals = torch.tensor(mapping or [unit % len(old) for unit in range(len(new))])
-        if len(new) != len(originals) or len(new) != len(units.origin):
+        rows = Rows(tuple(mapping or [unit % len(old) for unit in range(len(new))]))
+        if len(new) != len(rows.origin) or len(new) != len(units.origin):
             yield f"{escape(key)}: {len(new)} rows for {len(units.origin)} units"
             continue
-        expected = bits(old)[originals].view(old.dtype)
-        if noise_std and key in units.weights:
-            yield from differing(key, expected, new, 8 * noise_std)
-            firsts = dict(reversed([(unit, place) for place, unit in enumerate(originals.tolist())]))
-            expected, new = old, new[[firsts[unit] for unit in range(len(old))]]
-        yield from differing(key, expected, new)
+        noisy = noise_std and key in units.weights
+        yield from rows.faults(key, old, new, 0, places=rows.firsts if noisy else None)
+        if noisy:
+            yield from rows.faults(key, old, new, 0, tolerance=8 * noise_std)
 
 
 def unshared(

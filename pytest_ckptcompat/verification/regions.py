@@ -29,7 +29,7 @@ def corner(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor | None:
 
 
 def rows_moved(growth: Applied, old: Mapping[str, Any]) -> Rows:
-    """Rows that ``select`` dropped or put into another order, found again by their bits.
+    """Rows that ``select`` dropped or moved, or that stand in several blocks, found again by their bits.
 
     Only weights are looked at: rows of a bias are numbers, of which several may be equal. Where two weights
     of the same sizes disagree, nothing is said of that size.
@@ -38,7 +38,7 @@ def rows_moved(growth: Applied, old: Mapping[str, Any]) -> Rows:
     unclear: set[tuple[int, int]] = set()
     for key, operators in growth.touched.items():
         came, new = growth.origin.get(key), growth.state_dict.get(key)
-        if not any(isinstance(operator, select) for operator in operators):
+        if not any(isinstance(each, select) or getattr(each, "blocks", 1) > 1 for each in operators):
             continue
         if came is None or not isinstance(new, torch.Tensor) or new.dim() < 2 or new.dim() != old[came].dim():
             continue
@@ -48,11 +48,21 @@ def rows_moved(growth: Applied, old: Mapping[str, Any]) -> Rows:
         kept = corner(before, after)
         if kept is not None and same_bits(before, kept):
             continue
-        sizes = len(before), len(after)
-        pairs = _pairs(before, after)
-        if moved.setdefault(sizes, pairs) != pairs:
-            unclear.add(sizes)
+        sizes, pairs = (len(before), len(after)), _pairs(before, after)
+        blocks = max(getattr(each, "blocks", 1) for each in operators)
+        for found, where in ((sizes, pairs), _of_one_block(sizes, pairs, blocks)):
+            if moved.setdefault(found, where) != where:
+                unclear.add(found)
     return {sizes: pairs for sizes, pairs in moved.items() if sizes not in unclear and pairs[0]}
+
+
+def _of_one_block(
+    sizes: tuple[int, int], pairs: tuple[list[int], list[int]], blocks: int
+) -> tuple[tuple[int, int], tuple[list[int], list[int]]]:
+    """The same inside a block, for outputs in which blocks have a dimension of their own."""
+    old, new = sizes[0] // blocks, sizes[1] // blocks
+    inside = [(row, now) for row, now in zip(*pairs, strict=True) if row < old and now < new]
+    return (old, new), ([row for row, _ in inside], [now for _, now in inside])
 
 
 def _pairs(before: torch.Tensor, after: torch.Tensor) -> tuple[list[int], list[int]]:

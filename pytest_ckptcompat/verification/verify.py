@@ -103,7 +103,8 @@ def claims(
     """
     loading = cache(lambda: listen(model, growth.state_dict, waived))
     yield from transferred(growth, old, model, loading, protect, set(waived))
-    yield from of_steps(recipe, growth, old, model.state_dict())
+    constructed = build(0) if recipe.needs_model and build is not None else model
+    yield from of_steps(recipe, growth, old, constructed.state_dict())
     if growth.state_dict:
         yield Claim(LOADED, lambda: loaded_whole(model, growth.state_dict, loading(), build))
     yield from all_finite(growth, old)

@@ -15,8 +15,9 @@ from torch import nn
 
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.optimizer.growth import grown
-from pytest_ckptcompat.recipes.operators.blocks import insert_block, stack
+from pytest_ckptcompat.recipes.operators.blocks import insert_block
 from pytest_ckptcompat.recipes.operators.rename import rename
+from pytest_ckptcompat.recipes.operators.stack import stack
 from pytest_ckptcompat.recipes.recipe import Recipe
 from pytest_ckptcompat.verification.function import function_kept
 
@@ -186,12 +187,12 @@ def test_moments_move_with_their_blocks_and_the_copy_starts_anew() -> None:
     }
     meta = Deep(2).to("meta").state_dict()
     target = Deep(3).state_dict()
-    expanded = grown(Recipe(insert_block("layers.0", at=1, zero=OUTPUTS)), state, meta, target)
+    expanded = grown(Recipe(insert_block("layers.0", at=1, zero=OUTPUTS)), state, meta, target).state
     assert not any(key.startswith("layers.1.") for key in expanded)
     assert expanded.keys() == {name.replace("layers.1.", "layers.2.") for name in names}
     for name in names:
         assert expanded[name.replace("layers.1.", "layers.2.")] == state[name]
-    copied = grown(Recipe(insert_block("layers.0", at=1, optim="copy")), state, meta, target)
+    copied = grown(Recipe(insert_block("layers.0", at=1, optim="copy")), state, meta, target).state
     assert torch.equal(copied["layers.1.mlp.0.weight"]["exp_avg"], state["layers.0.mlp.0.weight"]["exp_avg"])
 
 
@@ -322,3 +323,50 @@ def test_a_rename_before_it() -> None:
     )
     recipe = Recipe(rename("blocks.*", "layers.*"), insert_block("layers.1", at=2, zero=OUTPUTS))
     assert list(recipe.apply(old, {})) == list(Deep(3).state_dict())
+
+
+class Towers(nn.Module):
+    """An encoder and a decoder, each of so many residual layers."""
+
+    def __init__(self, depth: int = 2) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Module(), nn.Module()
+        for part in (self.encoder, self.decoder):
+            part.layers = nn.ModuleList(nn.Linear(5, 5) for _ in range(depth))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for part in (self.encoder, self.decoder):
+            for layer in part.layers:  # type: ignore[union-attr]
+                x = x + torch.tanh(layer(x))  # type: ignore[operator]
+        return x
+
+
+def test_a_glob_puts_a_block_into_every_tower() -> None:
+    old, new = settle(Towers()), Towers(3)
+    operator = insert_block("*.layers.1", at=2, zero=["weight", "bias"])  # type: ignore[arg-type]
+    made = Recipe(operator).apply(old.state_dict(), new.state_dict())
+    new.load_state_dict(made)
+    assert statuses(operator, old.state_dict(), made, new.state_dict()) == {"kept"}
+    x = torch.randn(3, 5)
+    assert torch.equal(new(x), old(x))
+    made["decoder.layers.2.bias"] = torch.ones(5)
+    assert "broken" in statuses(operator, old.state_dict(), made, new.state_dict())
+
+
+def test_a_glob_repeats_the_blocks_of_every_tower() -> None:
+    old, new = Towers(), Towers(4)
+    made = Recipe(stack("*.layers")).apply(old.state_dict(), new.state_dict())
+    new.load_state_dict(made)
+    for tower in ("encoder", "decoder"):
+        for number in range(4):
+            original = old.state_dict()[f"{tower}.layers.{number % 2}.weight"]
+            assert torch.equal(made[f"{tower}.layers.{number}.weight"], original)
+    assert statuses(stack("*.layers"), old.state_dict(), made, new.state_dict()) == {"kept"}
+    made["encoder.layers.3.weight"] = old.state_dict()["decoder.layers.1.weight"]
+    assert statuses(stack("*.layers"), old.state_dict(), made, new.state_dict()) == {"broken"}
+
+
+@pytest.mark.parametrize("operator", [insert_block("*.blocks.1", at=2), stack("*.blocks")])
+def test_a_glob_without_any_match_is_one_error(operator: Any) -> None:
+    with pytest.raises(RecipeError, match="matches nothing in the checkpoint"):
+        operator.apply(Towers().state_dict(), Towers(3).state_dict())

@@ -114,12 +114,15 @@ def test_groups_that_do_not_divide(operator: reduce, wanted: Any, text: str) -> 
     assert text in str(caught.value)
 
 
-def test_the_text_form_has_a_word_of_its_own_for_the_operation() -> None:
+def test_the_operation_has_one_name_and_in_python_a_second() -> None:
     recipe = Recipe(reduce("conv1.weight", dim=1, groups=1, op="sum"))
-    assert repr(recipe) == 'Recipe(reduce("conv1.weight", dim=1, groups=1, op="sum"))'
+    assert repr(recipe) == 'Recipe(reduce("conv1.weight", dim=1, groups=1, reduction="sum"))'
     assert 'op = "reduce"' in recipe.to_toml()
     assert 'reduction = "sum"' in recipe.to_toml()
     assert Recipe.from_toml(recipe.to_toml()) == recipe
+    assert reduce("conv1.weight", dim=1, groups=1, reduction="sum") == recipe.operators[0]
+    with pytest.raises(RecipeError, match="op is another name of reduction"):
+        reduce("conv1.weight", dim=1, groups=1, reduction="sum", op="mean")
 
 
 # -- repeat_channels -----------------------------------------------------------------------------------------

@@ -380,7 +380,10 @@ def test_defaults_are_left_out() -> None:
             '[[recipe]]\nop = "strip_prefx"\nkey = "a"',
             "operator 1 of the recipe: unknown op 'strip_prefx': did you mean 'strip_prefix'?",
         ),
-        ('[[recipe]]\nkey = "a"', "operator 1 of the recipe: op is missing: known are add_prefix, append"),
+        (
+            '[[recipe]]\nkey = "a"',
+            "operator 1 of the recipe: op is missing: known are add, add_prefix, append",
+        ),
         ('[[recipe]]\nop = "tile"\nkey = "a"', "tile: dim is missing: tile(key, dim, to=None, "),
         (
             '[[recipe]]\nop = "tile"',

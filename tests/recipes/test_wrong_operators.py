@@ -13,6 +13,7 @@ from torch import nn
 
 from pytest_ckptcompat import Recipe
 from pytest_ckptcompat.recipes.base import Edit, Operator
+from pytest_ckptcompat.recipes.operators.add import add
 from pytest_ckptcompat.tensors.difference import same_bits
 from pytest_ckptcompat.verification.verify import verify
 
@@ -126,10 +127,18 @@ def judged(example: Example, operator: Operator) -> tuple[list[str], State]:
     return broken, growth.state_dict
 
 
+def is_random(example: Example) -> bool:
+    """Whether it makes random values alone, of which any others of their kind are as good."""
+    return getattr(example.operator, "init", "") in DRAWN and isinstance(example.operator, add)
+
+
+DRAWN = ("normal", "kaiming_uniform", "xavier_uniform")
+
 CASES = [
     pytest.param(example, fault, id=f"{example.name}, {name}")
     for example in EXAMPLES
     for name, fault in FAULTS.items()
+    if not is_random(example) or name in ("new rows too large", "a neighbour changed")
 ]
 
 
@@ -142,19 +151,23 @@ def test_a_wrong_operator_is_caught(example: Example, fault: Fault) -> None:
     assert bool(broken) == differs, broken
 
 
-ROUNDING = ("cast", "inflate", "reduce", "repeat_channels", "resample", "scale", "widen")
+ROUNDING = (
+    "cast", "fold_batch_norm", "fold_weight_norm", "inflate", "merge_lora", "reduce", "repeat_channels", "resample",
+    "scale", "widen",
+)  # fmt: skip
 """Those that compute, so that the last bit is not theirs to promise."""
 
 
 def last_bit_of_the_first_element(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.clone()
-    tensor.view(torch.int64).view(-1)[0] ^= 1
+    integers = torch.int64 if tensor.element_size() == 8 else torch.int32
+    tensor.view(-1).view(integers)[0] ^= 1
     return tensor
 
 
 @pytest.mark.parametrize(
     "example",
-    [each for each in EXAMPLES if type(each.operator).__name__ not in ROUNDING],
+    [each for each in EXAMPLES if type(each.operator).__name__ not in ROUNDING and not is_random(each)],
     ids=lambda example: example.name,
 )
 def test_a_flipped_bit_is_caught(example: Example) -> None:

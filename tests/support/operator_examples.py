@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 State = OrderedDict[str, Any]
 
 
+def drawn(key: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Normal values; variances are positive."""
+    values = torch.randn(shape, generator=generator)
+    return values.abs() if key.endswith("running_var") else values
+
+
 class Example(NamedTuple):
     """An operator, the shapes that it is given, and those that the model has where it asks."""
 
@@ -30,9 +36,7 @@ class Example(NamedTuple):
         """Values of which no two are equal, and two keys that no example names."""
         generator = torch.Generator().manual_seed(1)
         shapes = {"aside.weight": (3, 2), **self.old, "last.bias": (5,)}
-        return OrderedDict(
-            (key, torch.randn(shape, generator=generator).to(dtype)) for key, shape in shapes.items()
-        )
+        return OrderedDict((key, drawn(key, shape, generator).to(dtype)) for key, shape in shapes.items())
 
     def meta(self) -> State:
         """The same without values."""
@@ -58,6 +62,28 @@ HIDDEN = {
     "two.weight": (3, 4),
 }
 MORE = {"fc.weight": (9, 6), "fc.bias": (9,)}
+
+NORMED = {"fc.weight_g": (4, 1), "fc.weight_v": (4, 6), "fc.bias": (4,)}
+NORMED_ANEW = {
+    "up.parametrizations.weight.original0": (1, 5, 1),
+    "up.parametrizations.weight.original1": (3, 5, 2),
+}
+SPECTRAL = {"fc.weight_orig": (4, 6), "fc.weight_u": (4,), "fc.weight_v": (6,)}
+FOLDED = {
+    "conv.weight": (4, 3, 2, 2),
+    "bn.weight": (4,),
+    "bn.bias": (4,),
+    "bn.running_mean": (4,),
+    "bn.running_var": (4,),
+}
+EXPERTS = {f"experts.{i}.w": (2, 3) for i in (0, 1, 2, 10)}
+ADAPTED = {
+    "m.q.base_layer.weight": (4, 6),
+    "m.q.base_layer.bias": (4,),
+    "m.q.lora_A.default.weight": (2, 6),
+    "m.q.lora_B.default.weight": (4, 2),
+    "m.k.weight": (3, 4),
+}
 
 EXAMPLES = [
     Example(o.rename("fc.*", "head.*"), LAYER, {}),
@@ -91,5 +117,24 @@ EXAMPLES = [
     Example(o.insert_block("layers.1", at=1, zero=["b.*"], optim="copy"), BLOCKS, {}),
     Example(o.stack("layers", times=2, optim="copy"), BLOCKS, {}),
     Example(o.cast("fc.*", "float8_e4m3fn"), LAYER, {}),
+    Example(o.tile("fc.*", dim=0, to=10, blocks=2), LAYER, {}),
+    Example(o.append("fc.*", dim=0, n=4, init="normal", blocks=2), LAYER, {}),
+    Example(o.select("fc.*", dim=0, index=[1], blocks=2), LAYER, {}),
+    Example(o.reshape("fc.weight", shape=[4, 6, 1, -1]), LAYER, {}),
+    Example(o.reshape("fc.*"), LAYER, {"fc.weight": (2, 12), "fc.bias": (1, 4)}),
+    *(Example(o.add("new.*", init=init), LAYER, {"new.weight": (5, 4), "new.bias": (5,)}) for init in ("zeros", "ones", "kaiming_uniform", "xavier_uniform")),
+    Example(o.add("new", init="normal", std=0.1), LAYER, {"new": (5, 4)}),
+    Example(o.add("new", init="constant", value=0.5), LAYER, {"new": ()}),
+    Example(o.copy("fc.*", "fc2.*"), LAYER, {}),
+    Example(o.stack_tensors("experts.*.w", "experts.w"), EXPERTS, {}),
+    Example(o.stack_tensors(["fc.weight", "head.weight"], "both", dim=-1), {"fc.weight": (4, 6), "head.weight": (4, 6)}, {}),
+    Example(o.unbind("experts.w", "experts.*.w", dim=1), {"experts.w": (2, 4, 3)}, {}),
+    Example(o.unbind("w", ["one", "two"]), {"w": (2, 3)}, {}),
+    Example(o.merge_lora("m.", alpha=4), ADAPTED, {}),
+    Example(o.fold_weight_norm("fc"), NORMED, {}),
+    Example(o.fold_weight_norm("up.weight"), NORMED_ANEW, {}),
+    Example(o.fold_weight_norm("*"), SPECTRAL, {}),
+    Example(o.fold_batch_norm("conv", "bn"), FOLDED, {}),
+    Example(o.fold_batch_norm("conv", "bn", eps=0.1), FOLDED | {"conv.bias": (4,)}, {}),
     Example(o.tie(["fc.weight", "head.weight"]), {**LAYER, "head.weight": (4, 6)}, {}),
 ]  # fmt: skip

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.recipes.new_rows import Fresh, Init, mean
-from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise, missized, size_after
-from pytest_ckptcompat.recipes.promises import grown, old_rows_kept
-from pytest_ckptcompat.recipes.rows import joined, resized
-from pytest_ckptcompat.tensors.deferred import materialise
+from pytest_ckptcompat.recipes.per_row import RowWise
+from pytest_ckptcompat.recipes.per_tensor import Change, size_after
+from pytest_ckptcompat.recipes.rows import Rows, picked, resized
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +24,7 @@ Optim = Literal["mean", "zeros", "reset"]
 
 
 @dataclass(frozen=True, repr=False)
-class append(KeyWise):
+class append(RowWise):
     """Grow a dimension by new rows behind the old ones.
 
     ``mean`` and ``multivariate_normal`` are for new words, which with small random rows would take most of
@@ -43,6 +42,8 @@ class append(KeyWise):
         std: for ``normal``; the standard deviation of the old rows if it is left out.
         value: for ``constant``.
         seed: of what is drawn.
+        blocks: the dimension is so many equal blocks (anchors, gates, heads), each of which grows alike; `n`
+            counts the new rows of all together.
         optim: optimizer state of the new rows: ``mean`` fills in zeros for first moments and the old rows'
             mean for second ones, so that the first updates are not large; ``zeros``; ``reset`` starts the
             tensor's state anew.
@@ -50,13 +51,17 @@ class append(KeyWise):
 
     rounds: ClassVar[bool] = False
 
-    dim: int
     n: int | None = None
     init: Init = "zeros"
     std: float | None = None
     value: float = 0.0
     seed: int = 0
+    blocks: int = 1
     optim: Optim = "mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_blocks(self.blocks)
 
     @property
     def changes_function(self) -> str:  # type: ignore[override]
@@ -64,41 +69,44 @@ class append(KeyWise):
         nothing = self.init == "zeros" or (self.init == "constant" and self.value == 0)
         return "" if self.dim == 0 or nothing else f"{self} adds inputs that count"
 
-    def change(self, key: str, state: State, target: State) -> Change | None:
-        old = state[key].shape[self.dim] if -state[key].dim() <= self.dim < state[key].dim() else 0
-        size = size_after(self, key, self.dim, self._declared(old), state, target)
+    def rows(self, key: str, state: State, target: State) -> Rows | None:
+        dims = state[key].dim()
+        old = state[key].shape[self.dim] if -dims <= self.dim < dims else 0
+        declared = None if self.n is None else old + self.n
+        size = size_after(self, key, self.dim, declared, state, target)
         if size is None:
             return None
         if size < old:
             raise self.unfit(key, f"dimension {self.dim} has {old} and is to have {size}: append makes more")
-        rows = Fresh.of(self.init, self, self, key, state, target)
+        each, more = (self.divided(key, rows, self.blocks) for rows in (old, size))
+        return Rows.extended(each, more, self.blocks)
+
+    def change(self, key: str, state: State, target: State) -> Change | None:
+        rows = self.rows(key, state, target)
+        if rows is None:
+            return None
+        new = Fresh.of(self.init, self, self, key, state, target)
 
         def make(tensor: torch.Tensor) -> torch.Tensor:
-            return joined([tensor, rows.made(tensor, self.dim, size - old)], self.dim)
+            return rows.taken(tensor, self.dim, new.made(tensor, self.dim, len(rows.fresh)))
 
         def optimizer_transform(squares: bool, tensor: torch.Tensor) -> torch.Tensor:
-            fill = mean(tensor, self.dim) if squares and self.optim == "mean" and old else 0
-            added = tensor.new_zeros(resized(tensor, self.dim, size - old)) + fill
-            return joined([tensor, added.to(tensor.dtype)], self.dim)
+            filled = squares and self.optim == "mean" and tensor.shape[self.dim]
+            fill = mean(tensor, self.dim) if filled else 0
+            added = tensor.new_zeros(resized(tensor, self.dim, len(rows.fresh))) + fill
+            return rows.taken(tensor, self.dim, added.to(tensor.dtype))
 
         return Change(make, None if self.optim == "reset" else optimizer_transform)
-
-    def _declared(self, old: int) -> int | None:
-        return None if self.n is None else old + self.n
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Old rows are bit-equal, and the new ones are what `init` says."""
 
-        def faults() -> Iterator[str]:
-            yield from missized(self, self.dim, self._declared, before, after, target)
-            for key, old, new in grown(before, after, self.dim):
-                count = old.shape[self.dim]
-                added = materialise(new).narrow(self.dim, count, new.shape[self.dim] - count)
-                yield from Fresh.of(self.init, self, self, key, before, target).faults(
-                    materialise(old), added, self.dim
-                )
+        def check(key: str, rows: Rows, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
+            declared = Fresh.of(self.init, self, self, key, before, target)
+            yield from declared.faults(old, picked(new, self.dim, rows.fresh), self.dim)
 
+        new = f"{self}: new rows are as declared"
         return [
-            old_rows_kept(self, before, after, self.dim),
-            Claim.of(f"{self}: new rows are as declared", faults, self.init),
+            self.old_rows_kept(before, after, target),
+            Claim.of(new, lambda: self.faults(before, after, target, check), self.init),
         ]

@@ -23,27 +23,44 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.plan import State
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, init=False)
 class reduce(KeyWise):
     """Join consecutive rows, or blocks of rows, to fewer ones by their mean or sum.
 
-    A stem for grey pictures is ``reduce("conv1.weight", dim=1, groups=1, op="sum")``: on a picture whose
-    three channels are equal it gives what it gave (timm's ``adapt_input_conv``). Key and value heads for
-    grouped queries are ``reduce("*.k_proj.*", dim=0, groups=4)``: the heads that share one become their mean
-    (GQA, Ainslie et al. 2023, arXiv:2305.13245).
+    A stem for grey pictures is ``reduce("conv1.weight", dim=1, groups=1, reduction="sum")``: on a picture
+    whose three channels are equal it gives what it gave (timm's ``adapt_input_conv``). Key and value heads
+    for grouped queries are ``reduce("*.k_proj.*", dim=0, groups=4)``: the heads that share one become their
+    mean (GQA, Ainslie et al. 2023, arXiv:2305.13245).
 
     Attributes:
         key: an exact key or a glob.
         dim: the dimension whose rows are joined.
         groups: how many remain: channels, or heads. A head is as many rows as the model's size gives each.
-        op: ``mean`` or ``sum``; called ``reduction`` in recipe files.
+        reduction: ``mean`` or ``sum``; in Python also called `op`.
         optim: optimizer state: ``reset`` starts it anew; ``copy`` joins it as well, by the mean.
     """
 
     dim: int
     groups: int
-    op: Literal["mean", "sum"] = "mean"
+    reduction: Literal["mean", "sum"] = "mean"
     optim: Literal["copy", "reset"] = "reset"
+
+    def __init__(
+        self,
+        key: str,
+        dim: int,
+        groups: int,
+        reduction: Literal["mean", "sum"] = "mean",
+        optim: Literal["copy", "reset"] = "reset",
+        *,
+        op: Literal["mean", "sum"] | None = None,
+    ) -> None:
+        if op is not None and reduction not in ("mean", op):
+            raise RecipeError("reduce: op is another name of reduction: give one of them", key=key)
+        given = {"key": key, "dim": dim, "groups": groups, "reduction": op or reduction, "optim": optim}
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
+        self.__post_init__()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,7 +90,7 @@ class reduce(KeyWise):
             return whole.reshape(resized(tensor, dim, self.groups * block)).to(tensor.dtype)
 
         def make(tensor: torch.Tensor) -> torch.Tensor:
-            return joined(tensor, self.op)
+            return joined(tensor, self.reduction)
 
         return Change(make, (lambda _, tensor: joined(tensor, "mean")) if self.optim == "copy" else None)
 
@@ -103,7 +120,7 @@ class reduce(KeyWise):
                 if sizes is not None:
                     yield from self._faults(key, materialise(before[key]), materialise(after[key]), *sizes)
 
-        return [Claim.of(f"{self}: each group's {self.op} is kept", faults)]
+        return [Claim.of(f"{self}: each group's {self.reduction} is kept", faults)]
 
     def _faults(
         self, key: str, old: torch.Tensor, new: torch.Tensor, several: int, block: int
@@ -115,8 +132,8 @@ class reduce(KeyWise):
             head, inside = divmod(row, block)
             firsts = [(head * several + each) * block + inside for each in range(several)]
             parts = torch.stack([old.select(self.dim, first).double() for first in firsts])
-            expected = parts.sum(0) / (several if self.op == "mean" else 1)
+            expected = parts.sum(0) / (several if self.reduction == "mean" else 1)
             allowed = several * torch.finfo(new.dtype).eps * parts.abs().sum(0)
             if bool(((found - expected).abs() > allowed + torch.finfo(new.dtype).tiny).any()):
-                yield f"{escape(key)}: row {row} is not the {self.op} of old rows {firsts}"
+                yield f"{escape(key)}: row {row} is not the {self.reduction} of old rows {firsts}"
                 return

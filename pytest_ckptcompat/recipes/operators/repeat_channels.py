@@ -4,16 +4,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from pytest_ckptcompat.core.claim import Claim
+from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.recipes.arguments import python
-from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise, missized, outputs_of, size_after
-from pytest_ckptcompat.recipes.promises import differing, grown
-from pytest_ckptcompat.recipes.rows import resized, wide
+from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise, outputs_of, size_after
+from pytest_ckptcompat.recipes.rows import Rows, resized
 from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.tensors.difference import magnitude
 
@@ -44,7 +44,8 @@ class repeat_channels(KeyWise):
         """The pictures are other ones."""
         return f"{self}: the model takes other inputs"
 
-    def change(self, key: str, state: State, target: State) -> Change | None:
+    def _rows(self, key: str, state: State, target: State) -> Rows | None:
+        """Channel i is channel ``i mod n``, times n/N; None if the tensor stays as it is."""
         size = size_after(self, key, 1, self.to, state, target)
         if size is None:
             return None
@@ -54,37 +55,34 @@ class repeat_channels(KeyWise):
         if outputs_of(key, state, target) == 1:
             how = f"tile({python(key)}, dim=1) and tile of its bias, dim=0, make more of those"
             raise self.unfit(key, f"dimension 1 counts its outputs, as its bias tells: {how}")
+        return replace(Rows.repeated(old, size), factors=(old / size,) * size)
 
-        def repeated(tensor: torch.Tensor, factor: float) -> torch.Tensor:
-            if tensor.is_meta:
-                return tensor.new_empty(resized(tensor, 1, size))
-            channels = torch.arange(size, device=tensor.device) % old
-            computed = tensor.to(torch.promote_types(wide(tensor), torch.float32))
-            return computed.index_select(1, channels).mul_(factor).to(tensor.dtype)
-
-        def make(tensor: torch.Tensor) -> torch.Tensor:
-            return repeated(tensor, old / size)
-
-        return Change(make, (lambda _, tensor: repeated(tensor, 1)) if self.optim == "copy" else None)
+    def change(self, key: str, state: State, target: State) -> Change | None:
+        rows = self._rows(key, state, target)
+        if rows is None:
+            return None
+        repeated = replace(rows, factors=None)
+        copied = (lambda _, tensor: repeated.taken(tensor, 1)) if self.optim == "copy" else None
+        return Change(lambda tensor: rows.taken(tensor, 1), copied)
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Channel i is channel ``i mod n`` times n/N; the sum over the channels is kept where n divides N."""
         said: dict[str, None] = {}
 
         def faults() -> Iterator[str]:
-            yield from missized(self, 1, lambda _: self.to, before, after, target)
-            for key, old, new in grown(before, after, 1):
-                one, other = materialise(old).double(), materialise(new).double()
-                n, more = one.shape[1], other.shape[1]
-                eps = torch.finfo(new.dtype).eps
-                for channel in range(more):
-                    expected = one[:, channel % n] * n / more
-                    yield from differing(
-                        key, expected, other[:, channel], 2 * eps * float(expected.abs().max())
-                    )
-                apart = magnitude(float((other.sum(1) - one.sum(1)).abs().max()))
-                sums = f"sums change by up to {apart}, as {n} does not divide {more}"
-                said[sums if more % n else "their sum is kept"] = None  # which follows
+            for key in self.tensors(before):
+                rows, new = self._rows(key, before, target), after.get(key)
+                if rows is None:
+                    continue
+                old = materialise(before[key])
+                if new is None or new.shape != torch.Size(resized(old, 1, len(rows.origin))):
+                    yield f"{escape(key)}: it is not there with {len(rows.origin)} channels"
+                    return
+                new = materialise(new)
+                yield from rows.faults(key, old, new, 1)
+                apart = magnitude(float((new.double().sum(1) - old.double().sum(1)).abs().max()))
+                sums = f"sums change by up to {apart}, as {old.shape[1]} does not divide {new.shape[1]}"
+                said[sums if new.shape[1] % old.shape[1] else "their sum is kept"] = None  # which follows
 
         told = f"{self}: channel i is channel i mod n, times n/N"
         return [Claim.of(told, faults, lambda: "; ".join(said))]

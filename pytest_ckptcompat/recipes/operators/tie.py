@@ -68,7 +68,10 @@ class tie(Operator):
             yield first, [filled(pattern, values) for pattern in self.keys[1:]]
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """All names have the storage of the first, whose bytes are unchanged."""
+        """All names have the storage of the first, whose bytes are unchanged.
+
+        A model that does not tie them copies the values into a tensor of each name, and that is told.
+        """
 
         def faults() -> Iterator[str]:
             for first, others in self._groups(before):
@@ -80,4 +83,17 @@ class tie(Operator):
                 if isinstance(before[first], torch.Tensor) and first in after:
                     yield from differing(first, before[first], after[first])
 
+        apart = self._apart(before, target)
+        if apart:
+            told = f"the model does not tie {escape(apart, 60)}: it keeps a copy of its own"
+            return [Claim.of(f"{self}: equal values", faults, told)]
         return [Claim.of(f"{self}: shared", faults)]
+
+    def _apart(self, state: State, target: State) -> str:
+        """A name that the model keeps apart from the first one, or ``""``."""
+        for first, others in self._groups(state):
+            for other in others:
+                one, two = target.get(first), target.get(other)
+                if torch.is_tensor(one) and torch.is_tensor(two) and memory(one) != memory(two):
+                    return other
+        return ""

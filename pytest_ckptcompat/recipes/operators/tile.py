@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 
 from pytest_ckptcompat.core.claim import Claim
-from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise, missized, outputs_of, size_after
-from pytest_ckptcompat.recipes.promises import differing, grown, old_rows_kept
-from pytest_ckptcompat.recipes.rows import bits, drawn, joined
-from pytest_ckptcompat.tensors.deferred import materialise
+from pytest_ckptcompat.recipes.per_row import RowWise
+from pytest_ckptcompat.recipes.per_tensor import Change, outputs_of, size_after
+from pytest_ckptcompat.recipes.rows import Rows, add_to_rows, drawn, picked, put_rows, resized
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False)
-class tile(KeyWise):  # operators are named as recipes spell them
+class tile(RowWise):
     """Grow a dimension by repeating what is there: new row i is old row ``i mod n``.
 
     ``Linear(256, 4)`` grown to 14 outputs is ``cat([w, w, w, w[0:2]])``, and so is its bias. The old rows
@@ -35,28 +34,34 @@ class tile(KeyWise):  # operators are named as recipes spell them
         to: its new size; the model's if it is left out.
         noise_std: standard deviation of normal noise on the new rows, by which they stop being exact copies.
         seed: of the noise.
+        blocks: the dimension is so many equal blocks (anchors, gates, heads), each of which grows alike; `to`
+            is the size of all together.
         optim: optimizer state of the new rows: ``copy`` repeats the old rows' as the weights are, ``zeros``
             fills in zeros, ``reset`` starts the tensor's state anew.
     """
 
     rounds: ClassVar[bool] = False
 
-    dim: int
     to: int | None = None
     noise_std: float = 0.0
     seed: int = 0
+    blocks: int = 1
     optim: Literal["copy", "zeros", "reset"] = "copy"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_blocks(self.blocks)
 
     def caveat(self, state: State, target: State) -> str:
         """Repeated inputs count more than once; repeated outputs stand beside the old ones."""
         for key in self.tensors(state):
-            if self.change(key, state, target) is not None:
+            if self.rows(key, state, target) is not None:
                 outputs = outputs_of(key, state, target)
                 if self.dim % state[key].dim() != (outputs or 0):
                     return f"{self} repeats inputs{'' if outputs is not None else ', as far as shapes tell'}"
         return ""
 
-    def change(self, key: str, state: State, target: State) -> Change | None:
+    def rows(self, key: str, state: State, target: State) -> Rows | None:
         size = size_after(self, key, self.dim, self.to, state, target)
         if size is None:
             return None
@@ -65,25 +70,28 @@ class tile(KeyWise):  # operators are named as recipes spell them
             raise self.unfit(
                 key, f"dimension {self.dim} has {old} and is to have {size}: tile makes more of what there is"
             )
+        each, more = (self.divided(key, rows, self.blocks) for rows in (old, size))
+        return Rows.repeated(each, more, self.blocks)
+
+    def change(self, key: str, state: State, target: State) -> Change | None:
+        rows = self.rows(key, state, target)
+        if rows is None:
+            return None
 
         def make(tensor: torch.Tensor) -> torch.Tensor:
-            new = self._repeated(tensor, size)
+            new = rows.taken(tensor, self.dim)
             if self.noise_std and not new.is_meta:
-                added = new.narrow(self.dim, old, size - old)
-                added += drawn(added, added.shape, self._noise, self.seed, key)
+                sizes = resized(new, self.dim, len(rows.copies))
+                add_to_rows(new, self.dim, rows.copies, drawn(new, sizes, self._noise, self.seed, key))
             return new
 
         def optimizer_transform(_: bool, tensor: torch.Tensor) -> torch.Tensor:
-            new = self._repeated(tensor, size)
-            if self.optim == "zeros":
-                new.narrow(self.dim, old, size - old).zero_()
+            new = rows.taken(tensor, self.dim)
+            if self.optim == "zeros" and not new.is_meta:
+                put_rows(new, self.dim, rows.copies, torch.zeros_like(picked(new, self.dim, rows.copies)))
             return new
 
         return Change(make, None if self.optim == "reset" else optimizer_transform)
-
-    def _repeated(self, tensor: torch.Tensor, size: int) -> torch.Tensor:
-        whole, rest = divmod(size, tensor.shape[self.dim])
-        return joined([*[tensor] * whole, tensor.narrow(self.dim, 0, rest)], self.dim)
 
     def _noise(self, tensor: torch.Tensor, generator: torch.Generator) -> None:
         tensor.normal_(0.0, self.noise_std, generator=generator)
@@ -91,13 +99,19 @@ class tile(KeyWise):  # operators are named as recipes spell them
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Old rows are bit-equal, and row i is row ``i mod n``, but for the noise."""
 
-        def faults() -> Iterator[str]:
-            yield from missized(self, self.dim, lambda _: self.to, before, after, target)
-            for key, old, new in grown(before, after, self.dim):
-                rows = torch.arange(new.shape[self.dim]) % old.shape[self.dim]
-                expected = bits(materialise(old)).index_select(self.dim, rows).view(old.dtype)
-                yield from differing(key, expected, new, 7 * self.noise_std if self.noise_std else None)
+        def check(key: str, rows: Rows, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
+            yield from rows.faults(key, old, new, self.dim, tolerance=self._allowed(old))
 
         told = f"within 7 × {self.noise_std}" if self.noise_std else "bit for bit"
-        repeated = Claim.of(f"{self}: row i is row i mod n", faults, told)
-        return [old_rows_kept(self, before, after, self.dim), repeated]
+        block = " of its block" if self.blocks > 1 else ""
+        repeated = Claim.of(
+            f"{self}: row i is row i mod n{block}", lambda: self.faults(before, after, target, check), told
+        )
+        return [self.old_rows_kept(before, after, target), repeated]
+
+    def _allowed(self, old: torch.Tensor) -> float | None:
+        """How far the noise may be off, and with it the rounding of the sum."""
+        if not self.noise_std or not old.is_floating_point():
+            return None
+        size = float(old.double().abs().max()) if old.numel() else 0.0
+        return 7 * self.noise_std + torch.finfo(old.dtype).eps * (size + 7 * self.noise_std)

@@ -18,7 +18,7 @@ from pytest_ckptcompat.recipes.base import Operator
 from pytest_ckptcompat.recipes.globs import alike, filled, stars
 from pytest_ckptcompat.recipes.per_tensor import shape, tied
 from pytest_ckptcompat.recipes.plan import Plan, State, Write
-from pytest_ckptcompat.recipes.rows import drawn, generator
+from pytest_ckptcompat.recipes.rows import add_to_rows, drawn, generator
 from pytest_ckptcompat.recipes.units import Split, Units, conditions, shares, twins, uncopied, unshared
 from pytest_ckptcompat.tensors.difference import memory
 
@@ -109,26 +109,26 @@ class widen(Operator):
 
     def _row_write(self, units: Units, key: str) -> Write:
         def make(tensor: torch.Tensor) -> torch.Tensor:
-            new = units.more_rows(tensor)
+            new = units.more_rows.taken(tensor, 0)
             if self.noise_std and key in units.weights and not new.is_meta:
                 sizes = [len(units.copies), *new.shape[1:]]
-                new[units.copies] += drawn(new, sizes, self._noise, self.seed, key)
+                add_to_rows(new, 0, units.copies, drawn(new, sizes, self._noise, self.seed, key))
             return new
 
         def optimizer_transform(squares: bool, tensor: torch.Tensor) -> torch.Tensor:
-            new = units.more_rows(tensor)
             if squares and self.split == "zero":
-                return new  # one that counts nothing has no gradient yet: as if it counted, for small steps
-            return units.shared(new, 0, 2 if squares else 1)
+                # One that counts nothing has no gradient yet: as if it counted, for small steps.
+                return units.more_rows.taken(tensor, 0)
+            return units.shared(units.more_rows, 2 if squares else 1).taken(tensor, 0)
 
         return Write(key, (key,), make, None if self.optim == "reset" else optimizer_transform)
 
     def _column_write(self, units: Units, key: str) -> Write:
         def make(tensor: torch.Tensor) -> torch.Tensor:
-            return units.shared(units.more_columns(tensor), 1)
+            return units.shared(units.more_columns(tensor)).taken(tensor, 1)
 
         def optimizer_transform(_: bool, tensor: torch.Tensor) -> torch.Tensor:
-            return units.more_columns(tensor)
+            return units.more_columns(tensor).taken(tensor, 1)
 
         return Write(key, (key,), make, None if self.optim == "reset" else optimizer_transform)
 

@@ -1,0 +1,210 @@
+"""A batch norm computed into the layer before it."""
+
+# ruff: noqa: D102, N801  # named as recipes spell them; a method is documented where it is first
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+
+import torch
+from torch import nn
+
+from pytest_ckptcompat.core.claim import Claim
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.tensor_spec import shown
+from pytest_ckptcompat.recipes.arguments import python
+from pytest_ckptcompat.recipes.base import Operator
+from pytest_ckptcompat.recipes.globs import alike, filled, stars
+from pytest_ckptcompat.recipes.per_tensor import shape
+from pytest_ckptcompat.recipes.plan import Plan, State, Write
+from pytest_ckptcompat.tensors.deferred import materialise
+from pytest_ckptcompat.tensors.difference import magnitude
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_ckptcompat.recipes.base import Surroundings
+
+EPS = 1e-5
+"""That of torch's own batch norms."""
+
+
+class Pair(NamedTuple):
+    """A layer and the norm behind it, by their paths, and the dimension of the weight that counts outputs."""
+
+    conv: str
+    norm: str
+    outputs: int
+
+
+@dataclass(frozen=True, repr=False)
+class fold_batch_norm(Operator):
+    """Fold a batch norm into the convolution or linear layer before it (`torch.nn.utils.fuse_conv_bn_eval`).
+
+    ``fold_batch_norm("layer*.conv1", "layer*.bn1")``. The weight of each output is multiplied by
+    ``γ / sqrt(var + eps)``; the bias takes up mean and β, and comes into being where the layer had none. The
+    norm's keys go. The function is kept in eval mode only: in train mode a batch norm computes with the
+    statistics of the batch. The optimizer's state of weight and bias starts anew.
+
+    Attributes:
+        conv: the layer's path; stars stand for the same in `norm`.
+        norm: the norm's path.
+        eps: of the norm; that of ``source_model`` where one is given, else 1e-5.
+        transposed: whether the layer is a transposed convolution, whose weight is (in, out, ...). If it is
+            left out, the models tell, else the sizes; where both dimensions fit, it is taken for an ordinary
+            layer.
+    """
+
+    changes_function: ClassVar[str] = ""
+    eval_only: ClassVar[bool] = True
+
+    conv: str
+    norm: str
+    eps: float | None = None
+    transposed: bool | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        alike("fold_batch_norm", self.conv, self.norm)
+
+    def completed(self, surroundings: Surroundings) -> Self:
+        """With the eps and the kind of layer that the models have, where they are not given."""
+        eps, transposed = self.eps, self.transposed
+        for model in filter(None, (surroundings.source(), surroundings.model)):
+            for path, module in model.named_modules():
+                is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+                if eps is None and is_norm and stars(self.norm, path) is not None:
+                    eps = module.eps
+                if transposed is None and stars(self.conv, path) is not None and hasattr(module, "weight"):
+                    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+        return replace(self, eps=eps, transposed=transposed)
+
+    def plan(self, state: State, target: State) -> Plan:
+        plan: dict[str, list[Write]] = {}
+        for pair in self._pairs(state):
+            weight, bias, norm = f"{pair.conv}.weight", f"{pair.conv}.bias", self._norm(pair, state)
+            plan |= {key: [] for key in state if key.rpartition(".")[0] == pair.norm}
+            makes = _Fold(self._eps, pair.outputs, list(norm))
+            sources = tuple(norm.values())
+            plan[weight] = [Write(weight, (weight, *sources), makes.weight)]
+            if bias in state:
+                plan[bias] = [Write(bias, (bias, *sources), makes.bias)]
+            else:
+                plan[weight].append(Write(bias, (weight, *sources), makes.new_bias))
+        return plan
+
+    def destination(self, key: str) -> str | None:
+        return None if stars(self.norm, key.rpartition(".")[0]) is not None else key
+
+    @property
+    def _eps(self) -> float:
+        return EPS if self.eps is None else self.eps
+
+    def _pairs(self, state: State) -> Iterator[Pair]:
+        modules = dict.fromkeys(key.rpartition(".")[0] for key in state)
+        named = [path for path in modules if stars(self.conv, path) is not None]
+        if not named:
+            raise self.unused(self.conv, f"{python(self.conv)} matches no layer in the checkpoint")
+        pairs = [(path, filled(self.norm, stars(self.conv, path) or ())) for path in named]
+        if "*" in self.conv:  # which may match layers that have no norm behind them
+            pairs = [(conv, norm) for conv, norm in pairs if f"{norm}.running_var" in state] or pairs[:1]
+        for conv, norm in pairs:
+            yield Pair(conv, norm, self._outputs(conv, norm, state))
+
+    def _outputs(self, conv: str, norm: str, state: State) -> int:
+        """Which dimension of the layer's weight counts the norm's channels."""
+        channels, weight = shape(state.get(f"{norm}.running_var")), shape(state.get(f"{conv}.weight"))
+        if weight is None or len(weight) < 2:
+            raise self.unfit(f"{conv}.weight", "the layer has no weight in the checkpoint")
+        if channels is None or len(channels) != 1:
+            raise self.unfit(f"{norm}.running_var", "the norm has no running statistics in the checkpoint")
+        fitting = [dim for dim in (0, 1) if weight[dim] == channels[0]]
+        if self.transposed is not None:
+            fitting = [dim for dim in fitting if dim == int(self.transposed)]
+        if not fitting:
+            why = f"it is {shown(weight)}, and the norm has {channels[0]} channels"
+            grouped = "; transposed convolutions with groups are not supported" if self.transposed else ""
+            raise self.unfit(f"{conv}.weight", why + grouped)
+        return fitting[0]
+
+    def _norm(self, pair: Pair, state: State) -> dict[str, str]:
+        """The norm's tensors that count, by their leaf."""
+        leaves = ("running_mean", "running_var", "weight", "bias")
+        found = {leaf: f"{pair.norm}.{leaf}" for leaf in leaves if f"{pair.norm}.{leaf}" in state}
+        if "running_mean" not in found:
+            raise self.unfit(f"{pair.norm}.running_mean", "it is not in the checkpoint")
+        return found
+
+    def prove(self, before: State, after: State, target: State) -> Iterator[Claim]:
+        """Multiplied by the norm's deviation, the new layer is the old one times γ, and so is its bias."""
+
+        def faults() -> Iterator[str]:
+            for pair in self._pairs(before):
+                yield from self._faults(pair, before, after)
+
+        told = f"in eval mode, eps {self._eps:g}" + (" (torch's default)" if self.eps is None else "")
+        yield Claim.of(f"{self}: folded into the layer", faults, told)
+
+    def _faults(self, pair: Pair, before: State, after: State) -> Iterator[str]:
+        norm = {leaf: materialise(before[key]).double() for leaf, key in self._norm(pair, before).items()}
+        if any(key.rpartition(".")[0] == pair.norm for key in after):
+            yield f"{escape(pair.norm)} is still there"
+            return
+        deviation = (norm["running_var"] + self._eps).sqrt()
+        gamma, beta = norm.get("weight", torch.ones(())), norm.get("bias", torch.zeros(()))
+        old = materialise(before[f"{pair.conv}.weight"]).double().movedim(pair.outputs, -1)
+        had = before.get(f"{pair.conv}.bias")
+        bias = torch.zeros(()) if had is None else materialise(had).double()
+        shift = (bias - norm["running_mean"]) * gamma
+        for leaf, dim, expected, size in (
+            ("weight", pair.outputs, old * gamma, old.abs() * gamma.abs()),
+            ("bias", 0, shift, (bias.abs() + norm["running_mean"].abs()) * gamma.abs()),
+        ):
+            key = f"{pair.conv}.{leaf}"
+            new = after.get(key)
+            if not isinstance(new, torch.Tensor) or new.numel() != expected.numel():
+                yield f"{escape(key)}: it is not there in the layer's size"
+                return
+            value = materialise(new).double().movedim(dim, -1)
+            if value.shape != expected.shape:
+                yield f"{escape(key)}: it is {shown(tuple(new.shape))}"
+                return
+            apart = ((value - (beta if leaf == "bias" else 0)) * deviation - expected).abs()
+            eps = torch.finfo(new.dtype).eps
+            scale = size + (value.abs() + (beta.abs() if leaf == "bias" else 0)) * deviation
+            if bool((apart > 4 * eps * scale + torch.finfo(new.dtype).tiny).any()):
+                off = magnitude(float((apart / deviation).max()))
+                yield f"{escape(key)}: max |Δ| {off} from the folded one"
+
+
+class _Fold:
+    """Computes the tensors of a layer with its norm in it, in float64."""
+
+    def __init__(self, eps: float, outputs: int, leaves: list[str]) -> None:
+        self.eps, self.outputs, self.leaves = eps, outputs, leaves
+
+    def _norm(self, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Factor, mean and β of every channel."""
+        named = {leaf: tensor.double() for leaf, tensor in zip(self.leaves, tensors, strict=True)}
+        factor = named.get("weight", 1.0) / (named["running_var"] + self.eps).sqrt()
+        return factor, named["running_mean"], named.get("bias", torch.zeros_like(factor))
+
+    def weight(self, tensor: torch.Tensor, *norm: torch.Tensor) -> torch.Tensor:
+        if tensor.is_meta:
+            return tensor.new_empty(tensor.shape)
+        factor, _, _ = self._norm(norm)
+        across = [-1 if dim == self.outputs else 1 for dim in range(tensor.dim())]
+        return (tensor.double() * factor.reshape(across)).to(tensor.dtype)
+
+    def bias(self, tensor: torch.Tensor, *norm: torch.Tensor) -> torch.Tensor:
+        if tensor.is_meta:
+            return tensor.new_empty(tensor.shape)
+        factor, mean, beta = self._norm(norm)
+        return ((tensor.double() - mean) * factor + beta).to(tensor.dtype)
+
+    def new_bias(self, weight: torch.Tensor, *norm: torch.Tensor) -> torch.Tensor:
+        if weight.is_meta:
+            return weight.new_empty(norm[0].shape)
+        factor, mean, beta = self._norm(norm)
+        return (beta - mean * factor).to(weight.dtype)

@@ -1,0 +1,212 @@
+"""Weights that a parametrization computes, as plain weights."""
+
+# ruff: noqa: D102, N801  # named as recipes spell them; a method is documented where it is first
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import torch
+
+from pytest_ckptcompat.core.claim import Claim
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.keys import matches
+from pytest_ckptcompat.recipes.arguments import python
+from pytest_ckptcompat.recipes.base import Operator
+from pytest_ckptcompat.recipes.per_tensor import shape
+from pytest_ckptcompat.recipes.plan import Plan, State, Write
+from pytest_ckptcompat.tensors.deferred import materialise
+from pytest_ckptcompat.tensors.difference import magnitude
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Parts(NamedTuple):
+    """The tensors that a weight is computed from: the one of its own shape, and the others."""
+
+    kind: str
+    direction: str
+    others: tuple[str, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All of them, in the order in which they are given to the computation."""
+        return (self.direction, *self.others)
+
+
+_WEIGHT, _SPECTRAL, _OTHER = "weight norm", "spectral norm", "another parametrization"
+
+
+@dataclass(frozen=True, repr=False)
+class fold_weight_norm(Operator):
+    """Replace a weight norm or spectral norm by the weight that results from it.
+
+    Weight norm (Salimans and Kingma 2016, arXiv:1602.07868) is ``g * v / |v|``, with the norm over every
+    dimension in which g has size 1. Spectral norm (Miyato et al. 2018, arXiv:1802.05957) is the weight over
+    ``u · W v``, as torch computes it in eval mode. Both of torch's spellings are known: ``weight_g`` and
+    ``weight_orig`` of `torch.nn.utils`, ``parametrizations.weight.original0`` of
+    `torch.nn.utils.parametrizations`. Others, such as orthogonal, can't be computed from the checkpoint
+    alone and are refused.
+
+    Attributes:
+        key: the weight that results (``conv.weight``), its layer (``conv``), or a glob of either. The
+            optimizer's state of the weight starts anew.
+    """
+
+    changes_function: ClassVar[str] = ""
+
+    key: str
+
+    def plan(self, state: State, target: State) -> Plan:
+        plan: dict[str, list[Write]] = {}
+        places = {key: place for place, key in enumerate(state)}
+        for name, parts in self._chosen(state).items():
+            if parts.kind == _OTHER:
+                raise self.unfit(
+                    name,
+                    f"{python(parts.direction)} belongs to a parametrization that can't be computed from the "
+                    "checkpoint alone; call torch.nn.utils.parametrize.remove_parametrizations on the old "
+                    "model, and save that",
+                )
+            first = min(parts.keys, key=places.__getitem__)
+            make = _weight_normed if parts.kind == _WEIGHT else _spectral_normed
+            plan |= {key: [] for key in parts.keys} | {first: [Write(name, parts.keys, make)]}
+        return plan
+
+    def destination(self, key: str) -> str | None:
+        found = _part(key)
+        if found is None or not self._names(found[0]):
+            return key
+        return found[0] if found[1] in ("direction", "original") else None
+
+    def _names(self, name: str) -> bool:
+        """Whether `key` means this weight: by its name or its layer's."""
+        return matches(self.key, name) or matches(self.key, name.rpartition(".")[0])
+
+    def _chosen(self, state: State) -> dict[str, Parts]:
+        """The weights that are folded, by name.
+
+        Raises:
+            RecipeError: there are none.
+        """
+        found = {name: parts for name, parts in parametrized(state).items() if self._names(name)}
+        if not found:
+            known = ", ".join(python(name) for name in list(parametrized(state))[:3])
+            hint = f"; there is one of {known}" if known else ""
+            raise self.unused(self.key, f"matches no weight norm or spectral norm in the checkpoint{hint}")
+        return found
+
+    def prove(self, before: State, after: State, target: State) -> Iterator[Claim]:
+        """Times the norm that was divided by, the weight is the old tensor, row by row."""
+        worst = 0.0
+
+        def faults() -> Iterator[str]:
+            nonlocal worst
+            for name, parts in self._chosen(before).items():
+                if any(key in after and key != name for key in parts.keys):
+                    yield f"{escape(name)}: what it was computed from is still there"
+                    return
+                new = after.get(name)
+                values = [materialise(before[key]).double() for key in parts.keys]
+                if new is None or new.shape != values[0].shape:
+                    yield f"{escape(name)}: there is no such tensor of shape {tuple(values[0].shape)}"
+                    return
+                exact = _by_slices(*values) if parts.kind == _WEIGHT else _by_matrix(*values)
+                apart = (materialise(new).double() - exact).abs()
+                allowed = 4 * torch.finfo(new.dtype).eps * exact.abs() + torch.finfo(new.dtype).tiny
+                if bool((apart > allowed).any()) or not bool(torch.isfinite(exact).all()):
+                    yield f"{escape(name)}: max |Δ| {magnitude(float(apart.max()))} from the computed weight"
+                worst = max(worst, float(apart.max()) if apart.numel() else 0.0)
+
+        yield Claim.of(f"{self}: the weight that results", faults, lambda: f"max |Δ| {magnitude(worst)}")
+
+
+def parametrized(state: State) -> dict[str, Parts]:
+    """The weights that a state dict holds in parts, by the name that they would have without."""
+    found: dict[str, dict[str, str]] = {}
+    for key in state:
+        part = _part(key)
+        if part is not None and shape(state[key]) is not None:
+            found.setdefault(part[0], {})[part[1]] = key
+    return {name: parts for name, named in found.items() if (parts := _parts(named)) is not None}
+
+
+def _part(key: str) -> tuple[str, str] | None:
+    """The weight that a key is a part of, and which part; None if it is none."""
+    module, inner, leaf = key.rpartition(".parametrizations.")
+    if inner or key.startswith("parametrizations."):
+        leaf = leaf if inner else key.removeprefix("parametrizations.")
+        name, _, part = leaf.partition(".")
+        known = {"original0": "magnitude", "original1": "direction", "original": "original"}
+        spectral = {"0._u": "left", "0._v": "right"}
+        return f"{module}.{name}".removeprefix("."), known.get(part) or spectral.get(part, "unknown")
+    for suffix, part in _SUFFIXES.items():
+        if key.endswith(suffix):
+            return key.removesuffix(suffix), part
+    return None
+
+
+_SUFFIXES = {"_g": "magnitude", "_v": "direction", "_orig": "original", "_u": "left"}
+
+
+def _parts(named: dict[str, str]) -> Parts | None:
+    if named.keys() == {"magnitude", "direction"}:
+        return Parts(_WEIGHT, named["direction"], (named["magnitude"],))
+    right = named.get("right") or named.get("direction")  # the old spelling calls it _v, as weight norm's
+    if named.keys() in ({"original", "left", "right"}, {"original", "left", "direction"}):
+        return Parts(_SPECTRAL, named["original"], (named["left"], str(right)))
+    if any(".parametrizations." in f".{key}" for key in named.values()):
+        return Parts(_OTHER, next(iter(named.values())), ())
+    return None
+
+
+def _weight_normed(v: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """``g * v / |v|``, in float64."""
+    if v.is_meta:
+        return v.new_empty(v.shape)
+    wide = v.double()
+    over = [dim for dim in range(v.dim()) if g.dim() != v.dim() or g.shape[dim] == 1]
+    norm = torch.linalg.vector_norm(wide, dim=over, keepdim=True) if over else wide.abs()
+    return (wide * (g.double().reshape(norm.shape) / norm)).to(v.dtype)
+
+
+def _spectral_normed(weight: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The weight over ``u · W v``, in float64."""
+    if weight.is_meta:
+        return weight.new_empty(weight.shape)
+    wide = weight.double()
+    if weight.dim() == 1:
+        norm: torch.Tensor = torch.linalg.vector_norm(wide)
+        return (wide / norm).to(weight.dtype)
+    products = torch.stack([torch.dot(u.double(), rows @ v.double()) for rows in _matrices(wide, u, v)])
+    sigma: torch.Tensor = products.max()
+    return (wide / sigma).to(weight.dtype)
+
+
+def _matrices(weight: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> list[torch.Tensor]:
+    """The weight as matrices that u and v fit: of its outputs, which a transposed convolution has second.
+
+    Where both fit, the one that u and v were computed for is the one with the larger ``u · W v``.
+    """
+    found = [weight.transpose(0, dim).flatten(1) for dim in ((0, 1) if weight.dim() > 2 else (0,))]
+    return [rows for rows in found if rows.shape == (len(u), len(v))]
+
+
+def _by_slices(v: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """Weight norm once more, slice by slice, for the proof."""
+    if g.numel() == 1:
+        return v * (g.flatten()[0] / v.square().sum().sqrt())
+    dim = next(dim for dim in range(g.dim()) if g.shape[dim] > 1)
+    slices = zip(v.unbind(dim), g.flatten(), strict=True)
+    return torch.stack([each * (size / each.square().sum().sqrt()) for each, size in slices], dim)
+
+
+def _by_matrix(weight: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Spectral norm once more, by sums of products, for the proof."""
+    if weight.dim() == 1:
+        return weight / weight.square().sum().sqrt()
+    products = [(u[:, None] * rows * v).sum() for rows in _matrices(weight, u, v)]
+    sigma: torch.Tensor = torch.stack(products).max()
+    return weight / sigma

@@ -1,0 +1,93 @@
+"""Operators that give one dimension of a tensor other rows, and what they promise of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from pytest_ckptcompat.core.claim import Claim
+from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.tensor_spec import shown
+from pytest_ckptcompat.tensors.deferred import materialise
+
+from .per_tensor import KeyWise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .plan import State
+    from .rows import Rows
+
+    Check = Callable[[str, Rows, torch.Tensor, torch.Tensor], Iterator[str]]
+
+
+@dataclass(frozen=True, repr=False)
+class RowWise(KeyWise):
+    """An operator that makes a dimension of each tensor anew, row by row.
+
+    Attributes:
+        key: as of `KeyWise`.
+        dim: the dimension that counts the rows.
+    """
+
+    dim: int
+
+    def rows(self, key: str, state: State, target: State) -> Rows | None:
+        """Which old row each new one is; None if the tensor stays as it is.
+
+        Raises:
+            RecipeError: it should change, and can't.
+        """
+        raise NotImplementedError
+
+    def require_blocks(self, blocks: int) -> None:
+        """Demand a number of blocks.
+
+        Raises:
+            RecipeError: it is none.
+        """
+        if blocks < 1:
+            raise RecipeError(f"{type(self).__name__}: blocks={blocks}: there is 1 at least", key=self.key)
+
+    def divided(self, key: str, size: int, blocks: int) -> int:
+        """The size of one of several equal blocks.
+
+        Raises:
+            RecipeError: they are not equal.
+        """
+        if size % blocks:
+            raise self.unfit(key, f"{size} rows in dimension {self.dim} are not {blocks} equal blocks")
+        return size // blocks
+
+    def faults(self, before: State, after: State, target: State, check: Check) -> Iterator[str]:
+        """The faults of every tensor that was to change: of its size, then those that `check` finds."""
+        for key in self.tensors(before):
+            rows = self.rows(key, before, target)
+            if rows is None:
+                continue
+            old, new = materialise(before[key]), after.get(key)
+            wanted = list(old.shape)
+            wanted[self.dim] = len(rows.origin)
+            if not isinstance(new, torch.Tensor) or list(new.shape) != wanted or new.dtype != old.dtype:
+                found = "gone" if new is None else shown(tuple(new.shape), str(new.dtype)[6:])
+                yield f"{escape(key)}: {found} where {shown(tuple(wanted), str(old.dtype)[6:])} is due"
+                return
+            yield from check(key, rows, old, materialise(new))
+
+    def old_rows_kept(self, before: State, after: State, target: State) -> Claim:
+        """The rows that were there are there still, at their places, bit for bit."""
+        count = 0
+
+        def check(key: str, rows: Rows, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
+            nonlocal count
+            count += 1
+            yield from rows.faults(key, old, new, self.dim, places=rows.firsts)
+
+        return Claim.of(
+            f"{self}: old rows kept",
+            lambda: self.faults(before, after, target, check),
+            lambda: f"bit-equal in {count} tensor{'' if count == 1 else 's'}",
+        )
