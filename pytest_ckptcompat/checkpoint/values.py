@@ -7,20 +7,23 @@ from collections import OrderedDict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.redaction import is_url
 from pytest_ckptcompat.core.tensor_spec import CompositeSpec, TensorSpec
 from pytest_ckptcompat.files.paths import about
 from pytest_ckptcompat.tensors.deferred import DeferredTensor
+from pytest_ckptcompat.tensors.unread import Unread
 
 from .composite import NOT_ON_META, composed
+from .entries import is_extra_state
+from .objects import given
 from .reader import buffer, copy, memory_of, new, read, span, view
 from .storages import Storages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-
-    import torch
 
     from .contents import Contents
 
@@ -66,7 +69,7 @@ class Values:
         with self._storages(bounds) as storages:
             for key, value in entries.items():
                 if not isinstance(value, TensorSpec):
-                    made[key] = value
+                    made[key] = given(value, self.tensor)
                 elif value.note:
                     made[key] = self._composed(value)
                 elif value.storage not in bounds or storages.in_chunks(value.storage):
@@ -84,14 +87,17 @@ class Values:
     ) -> OrderedDict[str, Any]:
         """All tensors on the meta device; tied tensors share storage.
 
-        Quantized, sparse and nested ones have no equal there: their values are read.
+        Quantized, sparse and nested ones have no equal there, and a model's code looks at its extra state:
+        their values are read.
         """
         bounds = _bounds(entries.values())
         memories: dict[str, torch.UntypedStorage] = {}
         made: OrderedDict[str, Any] = OrderedDict()
         for key, value in entries.items():
             if not isinstance(value, TensorSpec):
-                made[key] = value
+                made[key] = given(value, self.tensor)
+            elif is_extra_state(key):
+                made[key] = self._extra_state(value)
             elif isinstance(value, CompositeSpec) and value.kind in NOT_ON_META:
                 made[key] = self._composed(value)
             elif value.storage not in bounds:
@@ -115,9 +121,16 @@ class Values:
         if is_url(self._contents.path):
             self._kept = Storages(self._contents, _bounds(entries.values()))
         for key, spec in entries.items():
-            if isinstance(spec, TensorSpec) and made[key].is_meta:
+            if isinstance(made[key], torch.Tensor) and made[key].is_meta and isinstance(spec, TensorSpec):
                 made[key] = DeferredTensor.of(self, spec, made[key])
         return made
+
+    def _extra_state(self, spec: TensorSpec) -> Any:
+        """The values of a tensor that is a module's extra state; a lock has none."""
+        header = self._contents.header
+        if not isinstance(spec, CompositeSpec) and spec.numel and spec.storage not in header.storages:
+            return Unread.of("torch.Tensor", f"it is a tensor, of which a {header.format} has no values")
+        return self.tensor(spec)
 
     def _composed(self, spec: TensorSpec) -> torch.Tensor:
         """The values of a tensor without a plain layout, from the tensors that it is made of."""

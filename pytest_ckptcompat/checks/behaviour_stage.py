@@ -9,6 +9,7 @@ import torch
 from pytest_ckptcompat.core.errors import CheckpointError, ModelError, RecipeError
 from pytest_ckptcompat.core.findings import Finding, Promise, finding
 from pytest_ckptcompat.tensors import plain, synthetic
+from pytest_ckptcompat.tensors.unread import spared
 from pytest_ckptcompat.verification.behaviour import (
     Behaviour,
     Comparison,
@@ -122,7 +123,8 @@ def on_synthetic_values(
         return _uncompared(f"the recipe on synthetic values: {error}")
 
     def load(model: nn.Module) -> None:
-        model.load_state_dict(applied.state_dict, strict=strict)
+        with spared(model, applied.state_dict):
+            model.load_state_dict(applied.state_dict, strict=strict)
 
     drawn = synthetic.inputs(plain.unpacked(batch.plain))
     return _verdict(then, blueprint.build, load, drawn, method, applied, values, "synthetic values")

@@ -11,7 +11,7 @@ from pytest_ckptcompat.core.errors import AmbiguousError, CheckpointError, Model
 from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.core.memory import shown as size_shown
 from pytest_ckptcompat.models.blueprint import Blueprint, blueprint
-from pytest_ckptcompat.models.meta_copy import meta_copy
+from pytest_ckptcompat.models.meta_copy import meta_copy, opaque
 from pytest_ckptcompat.recipes.recipe import Recipe
 from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.verification.comparison import Comparison, compare
@@ -219,7 +219,7 @@ def compared(ckpt: Checkpoint, schema: nn.Module, recipe: Recipe, applied: Appli
         RecipeError: the recipe does not apply to them.
     """
     comparison = compare(schema, applied.state_dict)
-    if comparison.needs_values:
+    if comparison.needs_values or (opaque(schema) and not ckpt.valueless):
         return _compared_by_values(comparison, ckpt, schema, recipe, applied)
     return comparison
 
@@ -241,8 +241,9 @@ def _compared_by_values(
         ]
         return replace(comparison, findings=found)
     grown = recipe.run(ckpt.stored(), schema.state_dict()).state_dict
+    by_value = opaque(schema)
     for key, value in applied.state_dict.items():
-        if isinstance(value, torch.Tensor) and value.numel() > _SMALL:
+        if isinstance(value, torch.Tensor) and key not in by_value and value.numel() > _SMALL:
             grown[key] = value
         else:
             grown[key] = materialise(grown[key])

@@ -21,6 +21,7 @@ from pytest_ckptcompat.optimizer.stage import CLAIMS as OPTIMIZER_CLAIMS
 from pytest_ckptcompat.optimizer.stage import check_optimizer
 from pytest_ckptcompat.optimizer.state import saved_states
 from pytest_ckptcompat.tensors.footprint import weights
+from pytest_ckptcompat.tensors.unread import spared, unread
 from pytest_ckptcompat.verification.loaded import not_finite, tied_conflicts
 from pytest_ckptcompat.verification.verify import claims, verify
 
@@ -60,6 +61,7 @@ def load_stage(
     blueprint: Blueprint,
     schema: nn.Module,
     recipe: Recipe,
+    applied: Applied,
     comparison: Comparison,
     log: Log,
 ) -> tuple[nn.Module, Applied]:
@@ -73,6 +75,8 @@ def load_stage(
     """
     if comparison.mismatched:
         raise Stopped("shapes differ (waived): nothing can be loaded")
+    if withheld := unread(applied.state_dict):
+        raise Stopped(withheld)
     try:
         applied = recipe.run(ckpt.stored(), target_of(recipe, schema, blueprint.build))
         model = _loaded(ckpt, blueprint, schema, applied, strict=comparison.fits)
@@ -98,7 +102,8 @@ def _loaded(
     def load(model: nn.Module) -> None:
         with ckpt.progress(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model.load_state_dict(applied.state_dict, strict=strict)
+            with spared(model, applied.state_dict):
+                model.load_state_dict(applied.state_dict, strict=strict)
 
     model = skeleton(blueprint.build, load) if strict and weights(schema) > LARGE else None
     if model is None:

@@ -84,6 +84,12 @@ RULES: dict[str, Rule] = {
             "error",
             "after loading, a parameter is on meta or still as constructed",
         ),
+        Rule(
+            "extra-state-unread",
+            "compare",
+            "warn",
+            "extra state can't be read without running what the file names; the tensors alone were judged",
+        ),
         Rule("unsafe-pickle", "open", "warn", "torch.load(weights_only=True) would refuse this file"),
         Rule(
             "no-checkpoint",

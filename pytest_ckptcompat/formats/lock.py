@@ -15,7 +15,7 @@ from pytest_ckptcompat.core.tensor_spec import TensorSpec, contiguous_stride
 
 from .diagnosis import damaged_lock
 from .json_header import loads
-from .pickle_stubs import Dict
+from .pickle_stubs import LOCKED, Dict, Global, Stub
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -93,7 +93,7 @@ def header_of(content: Mapping[str, Any], limits: Limits) -> Header:
     for key, row in rows.items():
         tree[key] = _spec(key, row, storages.get(key) or key, limits)
     for key in content.get("objects") or ():
-        tree[str(key)] = None
+        tree[str(key)] = Stub(Global(LOCKED))
     found = content.get("versions")
     metadata = metadata_of(found, rows) if isinstance(found, dict) else None
     if metadata is not None:

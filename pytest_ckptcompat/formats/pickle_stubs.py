@@ -40,6 +40,10 @@ class Global:
         return f"Global({self.name!r})"
 
 
+LOCKED = "a lock, which keeps no such values"
+"""Stands in a `Global` for the class of an object that a lock only names."""
+
+
 class Stub:
     """Stands for an object that we know nothing of but what the pickle says.
 

@@ -20,7 +20,7 @@ from pytest_ckptcompat.core import memory
 from pytest_ckptcompat.core.errors import ModelError, raised
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.imports import imported
-from pytest_ckptcompat.models.meta_copy import meta_copy
+from pytest_ckptcompat.models.meta_copy import meta_copy, opaque
 from pytest_ckptcompat.tensors.footprint import weights
 from pytest_ckptcompat.tensors.seeds import DRAWN, seeded
 
@@ -62,7 +62,8 @@ class Blueprint:
             model = self.build()
         else:
             room = memory.free()
-            if unfilled.lacking and (room is None or weights(model) < room):
+            lacking = unfilled.lacking or bool(opaque(model))
+            if lacking and (room is None or weights(model) < room):
                 model = self.build()
         return meta_copy(model)
 
@@ -81,7 +82,7 @@ class _Unfilled(TorchFunctionMode):
     """Leaves out what fills meta tensors with values they can't have: torch imports its compiler for that.
 
     Attributes:
-        lacking: whether an operation was called that torch does not have on meta.
+        lacking: whether an operation was called that torch does not have on meta, or has wrong.
     """
 
     def __init__(self) -> None:
@@ -92,6 +93,7 @@ class _Unfilled(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        self.lacking = self.lacking or func in _UNTRUE
         if func not in _FILLS:
             try:
                 return func(*args, **kwargs)
@@ -111,6 +113,12 @@ _FILLS = {
     *(nn.init.normal_, torch.Tensor.normal_, torch.Tensor.exponential_, torch.Tensor.log_normal_),
     *(torch.Tensor.cauchy_, torch.Tensor.erfinv_, torch.Tensor.clamp_),
 }
+
+
+_UNTRUE = {
+    *(torch.quantize_per_tensor, torch.quantize_per_channel, torch.quantize_per_tensor_dynamic),
+}
+"""What gives something else on meta: tensors that are not quantized."""
 
 
 def blueprint(model: object, arguments: Mapping[str, Any] | None = None) -> Blueprint:

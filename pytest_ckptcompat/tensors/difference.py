@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .deferred import materialise
+from .parts import is_strided, parts
 
 
 def memory(tensor: Any) -> object:
@@ -50,9 +51,20 @@ class Difference:
 
 def same_bits(expected: torch.Tensor, actual: torch.Tensor) -> bool:
     """Whether both tensors have one shape, one dtype and the same bits; NaNs are equal if their bits are."""
+    if not (is_strided(expected) and is_strided(actual)):
+        return _same_parts(expected, actual)
     if expected.shape != actual.shape or expected.dtype != actual.dtype:
         return False
     return torch.equal(bits(materialise(expected)), bits(materialise(actual)))
+
+
+def _same_parts(expected: torch.Tensor, actual: torch.Tensor) -> bool:
+    """`same_bits` of tensors that are sparse, nested or quantized."""
+    kinds = [(each.layout, each.is_nested, each.is_quantized, each.dtype) for each in (expected, actual)]
+    if kinds[0] != kinds[1] or (not expected.is_nested and expected.shape != actual.shape):
+        return False
+    ours, theirs = parts(expected), parts(actual)
+    return len(ours) == len(theirs) and all(map(same_bits, ours, theirs))
 
 
 def difference(
@@ -61,13 +73,15 @@ def difference(
     """The worst difference of two tensors, or None.
 
     Args:
-        expected: any strided tensor.
-        actual: any strided tensor.
+        expected: any tensor.
+        actual: any tensor.
         tolerance: the largest absolute difference that is none; None: the dtypes must be the same and so must
             the bits, signs of zeros and bits of NaNs included.
     """
     if expected is actual and tolerance is None:  # which may be on disk, and stays there
         return None
+    if not (is_strided(expected) and is_strided(actual)):
+        return None if _same_parts(expected, actual) else Difference(text="other values or another layout")
     if expected.shape != actual.shape:
         return Difference(text=f"shape {tuple(actual.shape)} instead of {tuple(expected.shape)}")
     if tolerance is None and expected.dtype != actual.dtype:

@@ -14,6 +14,8 @@ def finite(tensor: torch.Tensor) -> int:
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.dtype in _ALWAYS_FINITE:
         return tensor.numel()
     tensor = materialise(tensor).detach()
+    if tensor.is_nested:
+        return sum(map(finite, tensor.unbind()))
     if tensor.layout is not torch.strided:
         zeros = tensor.numel() - tensor._nnz()
         return zeros + finite(

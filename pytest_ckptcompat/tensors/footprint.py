@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from itertools import chain
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Any
 
     from torch import nn
 
@@ -25,5 +24,14 @@ def weights(model: nn.Module, itemsize: int = 0) -> int:
 
 def tensors(values: Iterable[Any], itemsize: int = 0) -> int:
     """Bytes of those of `values` that are tensors, or stand for tensors, each object once; see `weights`."""
-    held = {id(value): value for value in values if hasattr(value, "nbytes") and hasattr(value, "shape")}
-    return sum(max(int(value.nbytes), prod(value.shape) * itemsize) for value in held.values())
+    held = {id(value): value for value in values}
+    return sum(_size(value, itemsize) for value in held.values())
+
+
+def _size(value: Any, itemsize: int) -> int:
+    try:
+        return max(int(value.nbytes), int(prod(value.shape)) * itemsize)
+    except (AttributeError, ValueError):  # no tensor, or a parameter that has no shape yet
+        return 0
+    except RuntimeError:  # a sparse or nested tensor, which torch does not measure
+        return int(value.numel() * max(value.element_size(), itemsize))

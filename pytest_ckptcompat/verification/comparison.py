@@ -15,9 +15,11 @@ from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import Finding, finding
 from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.models.meta_copy import meta_copy
+from pytest_ckptcompat.tensors.parts import QUANTIZED, is_strided
+from pytest_ckptcompat.tensors.unread import Unread, spared, unread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 Shape = tuple[int, ...]
 
@@ -78,6 +80,7 @@ def compare(model: nn.Module, state_dict: Mapping[str, Any]) -> Comparison:
     beside a mismatch is no limit: its lists are read where they are filled.
     """
     trial = meta_copy(model)
+    _give_memory(trial, [key for key, value in state_dict.items() if _has_own_layout(value)])
     heard, passed = _strict_load(trial, state_dict)
     expected = model.state_dict()
     missing = list(dict.fromkeys(heard.missing))
@@ -85,6 +88,8 @@ def compare(model: nn.Module, state_dict: Mapping[str, Any]) -> Comparison:
     mismatched, others = _sort_errors(heard.errors)
     keys = {*expected, *state_dict}
     wrong = {*missing, *unexpected, *(key for key, _, _ in mismatched)}
+    withheld = unread(state_dict)
+    before = f"{withheld}: " if withheld else ""
     findings = [
         *(
             finding("shape-mismatch", key, _shown(state_dict.get(key), old), _shown(expected.get(key), new))
@@ -92,7 +97,12 @@ def compare(model: nn.Module, state_dict: Mapping[str, Any]) -> Comparison:
         ),
         *(finding("missing-key", key, "", _shown(expected.get(key))) for key in missing),
         *(finding("unexpected-key", key, _shown(state_dict.get(key))) for key in unexpected),
-        *(finding("load-error", message=text) for text in others),
+        *(finding("load-error", message=before + text) for text in others),
+        *(
+            finding("extra-state-unread", key, message=f"was not judged: {value.why}")
+            for key, value in state_dict.items()
+            if isinstance(value, Unread) and key not in wrong
+        ),
         *_lossy(state_dict, expected, wrong),
     ]
     fitting = {key: _shown(value) for key, value in expected.items() if key not in wrong}
@@ -100,6 +110,26 @@ def compare(model: nn.Module, state_dict: Mapping[str, Any]) -> Comparison:
     right = (expected.keys() & state_dict.keys() if wrong else keys) - wrong - passed
     total = len(keys | wrong)
     return Comparison(missing, unexpected, mismatched, len(right), total, findings, fitting)
+
+
+def _has_own_layout(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not (value.is_meta or is_strided(value))
+
+
+def _give_memory(trial: nn.Module, keys: Iterable[str]) -> None:
+    """Take some of a copy's tensors off the meta device, which copies any layout into any other."""
+    for key in keys:
+        prefix, _, leaf = key.rpartition(".")
+        try:
+            owner = trial.get_submodule(prefix)
+        except AttributeError:
+            continue
+        if (buffer := owner._buffers.get(leaf)) is not None and buffer.is_meta:
+            owner._buffers[leaf] = torch.zeros_like(buffer, device="cpu")
+        elif (weight := owner._parameters.get(leaf)) is not None and weight.is_meta:
+            owner._parameters[leaf] = nn.Parameter(
+                torch.zeros_like(weight, device="cpu"), weight.requires_grad
+            )
 
 
 @dataclass
@@ -143,13 +173,11 @@ def _strict_load(model: nn.Module, state_dict: Mapping[str, Any]) -> tuple[_Hear
     wraps, and a module load a part of itself, strictly or not. Which of them counts, the error tells.
     """
     heard: dict[int, _Heard] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
+    module: Any
+    for module in model.modules():
         module._load_from_state_dict = _listening(module._load_from_state_dict, heard)
-        extra = f"{name}._extra_state".removeprefix(".")
-        if extra in state_dict:
-            module.set_extra_state = _without_values(module.set_extra_state)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), spared(model, state_dict):
             warnings.simplefilter("ignore")
             model.load_state_dict(state_dict, strict=True)
     except (Exception, SystemExit) as error:
@@ -160,17 +188,6 @@ def _strict_load(model: nn.Module, state_dict: Mapping[str, Any]) -> tuple[_Hear
         return _Heard(root.missing, root.unexpected, [*root.errors, raised(error)]), set()
     root = next(iter(heard.values()), _Heard())
     return _Heard(), {*root.missing, *root.unexpected}
-
-
-def _without_values(setter: Callable[[Any], None]) -> Callable[[Any], None]:
-    def set_extra_state(state: Any) -> None:
-        try:
-            setter(state)
-        except Exception as error:
-            if state is not None and not _NO_VALUES.search(str(error)):
-                raise  # it is not that it looked at what is not there
-
-    return set_extra_state
 
 
 def _listening(loader: Callable[..., None], heard: dict[int, _Heard]) -> Callable[..., None]:
@@ -200,6 +217,8 @@ def _shown(value: Any, shape: Shape | None = None) -> str:
     if isinstance(value, torch.Tensor):
         if nn.parameter.is_lazy(value):
             return "any shape"
+        if value.is_nested:
+            return "nested"
         return shown(tuple(value.shape) if shape is None else shape, str(value.dtype).removeprefix("torch."))
     if shape is not None:
         return shown(shape, "")
@@ -212,14 +231,15 @@ def _lossy(state_dict: Mapping[str, Any], expected: Mapping[str, Any], wrong: se
         target = expected.get(key)
         if key in wrong or not isinstance(value, torch.Tensor) or not isinstance(target, torch.Tensor):
             continue
-        if not nn.parameter.is_lazy(target) and loses(value.dtype, target.dtype):
+        lazy = nn.parameter.is_lazy(target) or nn.parameter.is_lazy(value)
+        if not lazy and loses(value.dtype, target.dtype):
             findings.append(finding("dtype-mismatch", key, _shown(value), _shown(target)))
     return findings
 
 
 def loses(source: torch.dtype, target: torch.dtype) -> bool:
     """Whether some value of `source` changes when it is converted to `target`."""
-    if source == target:
+    if source == target or {source, target} & QUANTIZED:
         return False
     if source.is_complex or target.is_complex:
         return not target.is_complex or loses(

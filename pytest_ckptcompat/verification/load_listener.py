@@ -12,6 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from pytest_ckptcompat.models.meta_copy import meta_copy
+from pytest_ckptcompat.tensors.unread import spared
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -50,7 +51,8 @@ def listen(model: nn.Module, state_dict: Mapping[str, Any], missing: Collection[
     with _Listener() as heard, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            trial.load_state_dict(state, strict=False)
+            with spared(trial, state):
+                trial.load_state_dict(state, strict=False)
         except (Exception, SystemExit):
             return None
     after, _ = _held(trial)

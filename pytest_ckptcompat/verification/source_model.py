@@ -13,6 +13,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from pytest_ckptcompat.core.errors import raised
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.key_groups import group
+from pytest_ckptcompat.tensors.unread import spared
 
 from .comparison import Comparison, compare
 
@@ -45,7 +46,9 @@ def loaded(source: Callable[[], nn.Module], old: Mapping[str, Any]) -> nn.Module
     if wrong := misfit(model, old):
         raise SourceError(LOADS_NOT, wrong)
     try:
-        model.load_state_dict(_unwrapped(old, model), strict=False)
+        state = _unwrapped(old, model)
+        with spared(model, state):
+            model.load_state_dict(state, strict=False)
     except (Exception, SystemExit) as error:
         raise SourceError(LOADS_NOT, f"{LOADS_NOT}: {raised(error)}") from error
     return model

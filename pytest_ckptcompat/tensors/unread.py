@@ -1,0 +1,99 @@
+"""Objects of a checkpoint that can't be given without running what the file names."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pytest_ckptcompat.core.escape import escape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import nn
+
+
+class UnreadError(AttributeError):
+    """Code looked at an object that was not read."""
+
+
+class Unread:
+    """Stands for an object that was not read: its class has the object's name, and can do nothing.
+
+    A model's code should never see one: see `spared`.
+
+    Attributes:
+        why: what it is and why it was not read, safe to print.
+    """
+
+    why: str
+
+    @staticmethod
+    def of(kind: str, why: str) -> Unread:
+        """The stand-in for an object of a class.
+
+        Args:
+            kind: name of the class with its module; safe to print.
+            why: as for `why`.
+        """
+        module, _, name = kind.rpartition(".")
+        standing: Unread = type(name or "object", (Unread,), {"__module__": module or "builtins"})()
+        standing.why = why
+        return standing
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise UnreadError(f"{name!r} of an object that was not read: {self.__dict__.get('why', '')}")
+
+    def __repr__(self) -> str:
+        return f"<not read: {self.why}>"
+
+
+def _looked_at(self: Unread, *_: object) -> NoReturn:
+    raise UnreadError(f"an object that was not read was looked at: {self.why}")
+
+
+for _name in (
+    *(
+        "__getitem__",
+        "__setitem__",
+        "__len__",
+        "__iter__",
+        "__contains__",
+        "__call__",
+        "__int__",
+        "__float__",
+    ),
+    *("__index__", "__add__", "__radd__", "__sub__", "__mul__", "__or__", "__and__", "__lt__", "__gt__"),
+):
+    setattr(Unread, _name, _looked_at)
+
+
+def unread(state_dict: Mapping[str, Any]) -> str:
+    """Say which object for a model's own loader was not read, and why; ``""`` if there is none.
+
+    Extra state is not among them: it can be kept from the model's code, see `spared`.
+    """
+    for key, value in state_dict.items():
+        if isinstance(value, Unread) and key.rpartition(".")[2] != "_extra_state":
+            return f"{escape(key)} was not read: {value.why}"
+    return ""
+
+
+@contextmanager
+def spared(model: nn.Module, state_dict: Mapping[str, Any]) -> Iterator[None]:
+    """Keep what was not read from a model's code: inside, the setters of such extra state are not called."""
+    unread = {key for key, value in state_dict.items() if isinstance(value, Unread)}
+    changed: list[Any] = []
+    for name, module in model.named_modules(remove_duplicate=False) if unread else ():
+        if f"{name}._extra_state".removeprefix(".") in unread and "set_extra_state" not in vars(module):
+            module.set_extra_state = _nothing
+            changed.append(module)
+    try:
+        yield
+    finally:
+        for module in changed:
+            del module.set_extra_state
+
+
+def _nothing(state: Any) -> None:
+    """Take an extra state, and leave it."""
