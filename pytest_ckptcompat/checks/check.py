@@ -161,9 +161,7 @@ class Check:
                 compare_behaviour(ckpt, blueprint, schema, recipe, batch, comparison.fits, limits, log)
         else:
             with log.reading("load", files):
-                self.model, applied = values.load_stage(
-                    ckpt, blueprint, schema, recipe, applied, comparison, log
-                )
+                self.model, applied = values.load_stage(ckpt, blueprint, schema, recipe, comparison, log)
             with log.reading("verify", files):
                 values.verify_stage(
                     arguments, ckpt, blueprint, source, recipe, applied, self.model, inputs, log

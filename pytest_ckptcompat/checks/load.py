@@ -19,6 +19,7 @@ from pytest_ckptcompat.models.skeleton import LARGE, skeleton
 from pytest_ckptcompat.recipes.recipe import Recipe
 from pytest_ckptcompat.report.report import Report
 from pytest_ckptcompat.tensors.footprint import weights
+from pytest_ckptcompat.tensors.unread import Unread
 from pytest_ckptcompat.verification.loaded import tied_conflicts
 
 from .completion import completed, target_of
@@ -86,6 +87,9 @@ def load(
     if not verdict.fits:
         raise _misfit(report, verdict.findings)
     state_dict = applicable.run(ckpt.stored(), target_of(applicable, schema, plan.build)).state_dict
+    for key, value in state_dict.items():
+        if isinstance(value, Unread):
+            raise CheckpointError(f"{ckpt.name}: {escape(key)} was not read: {value.why}")
 
     def fill(module: nn.Module) -> None:
         give_memory(module)

@@ -61,7 +61,6 @@ def load_stage(
     blueprint: Blueprint,
     schema: nn.Module,
     recipe: Recipe,
-    applied: Applied,
     comparison: Comparison,
     log: Log,
 ) -> tuple[nn.Module, Applied]:
@@ -75,11 +74,13 @@ def load_stage(
     """
     if comparison.mismatched:
         raise Stopped("shapes differ (waived): nothing can be loaded")
-    if withheld := unread(applied.state_dict):
-        raise Stopped(withheld)
     try:
         applied = recipe.run(ckpt.stored(), target_of(recipe, schema, blueprint.build))
+        if withheld := unread(applied.state_dict):
+            raise Stopped(withheld)
         model = _loaded(ckpt, blueprint, schema, applied, strict=comparison.fits)
+    except Stopped:
+        raise
     except ModelError as error:
         log.stop(finding("model-error", message=str(error)), "the model can't be built", "load")
     except CheckpointError as error:

@@ -72,7 +72,7 @@ def files(folder: Path, nasty: str) -> dict[str, Path]:
         "a root": checkpoint(root=nasty[:500] if "\udc80" not in nasty else "r")
         .without("version")
         .to_bytes(),
-        "a compressed member": checkpoint().plus(Raw(b"net/" + short, method=8)).to_bytes(),
+        "a compressed member": checkpoint().plus(Raw(b"net/" + short, method=12)).to_bytes(),
         "a byte order": checkpoint().with_member("byteorder", data=short[:16]).to_bytes(),
         "safetensors, a key twice": safetensors(
             b"{" + quoted + b":" + row + b"," + quoted + b":" + row + b"}"
