@@ -151,7 +151,8 @@ def _listed(
     if not table:
         return []
     room = max(width - len("unchecked") - 2 * len("  "), 2 * _LEAST)
-    name_room = min(max(len(name) for name, _, _ in table), room - _LEAST)
+    widest = max(len(headers[0]) + 2, *(len(name) for name, _, _ in table))  # tabulate pads a header
+    name_room = min(widest, room - _LEAST)
     cells = [
         (
             name if len(name) <= name_room else "\n".join(_said(name, name_room, 1, hanging="  ")),

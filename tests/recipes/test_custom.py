@@ -129,7 +129,7 @@ def test_optimizer_state(optim: Any, kept: set[str]) -> None:
 
     old = {key: torch.ones(2) for key in "abz"}
     slots = {key: {"exp_avg": torch.full((2,), 0.5)} for key in old}
-    carried = grown(Recipe(custom(change, optim=optim)), slots, old, {})
+    carried = grown(Recipe(custom(change, optim=optim)), slots, old, {}).state
     assert set(carried) == kept
     assert all(torch.equal(each["exp_avg"], torch.full((2,), 0.5)) for each in carried.values())
 

@@ -320,7 +320,7 @@ def test_moments_are_those_of_the_new_networks_own_gradients(split: str) -> None
         for name, each in before.items()
     }
     meta = Convolutions().to("meta").state_dict()
-    carried = grown(recipe, state, meta, new.state_dict())
+    carried = grown(recipe, state, meta, new.state_dict()).state
     after = gradients(new)
     assert carried.keys() == after.keys()
     for name, gradient in after.items():
