@@ -11,6 +11,7 @@ from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.core.redaction import public
 from pytest_ckptcompat.files.paths import is_reference, name_of
 from pytest_ckptcompat.forward.inputs import Inputs
+from pytest_ckptcompat.models.sharded import Sharded
 
 from . import header_stages as header
 from . import value_stages as values
@@ -19,6 +20,7 @@ from .behaviour_stage import compare_behaviour
 from .behaviours import Batch
 from .log import Log, Stopped
 from .past_checkpoint import Place, Question, open_past
+from .sharded_stages import sharded_stages
 from .suggestion import Adviser
 
 if TYPE_CHECKING:
@@ -153,6 +155,11 @@ class Check:
                 raise Stopped("an error was found before it")
             how = "after the recipe" if recipe.operators else "as it is"
             raise Stopped(f"the checkpoint does not fit {how}")
+        if isinstance(schema, Sharded):
+            self.model = sharded_stages(
+                arguments, ckpt, blueprint, schema, source, recipe, applied, comparison, inputs, reason, log
+            )
+            return False
         if reason:
             log.stage("load", "skipped", reason)
             values.list_promises(arguments, ckpt, schema, source, recipe, applied, inputs, reason, log)

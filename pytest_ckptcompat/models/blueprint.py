@@ -21,6 +21,7 @@ from pytest_ckptcompat.core.errors import ModelError, raised
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.imports import imported
 from pytest_ckptcompat.models.meta_copy import meta_copy, opaque
+from pytest_ckptcompat.models.sharded import is_sharded, more_ranks, simulated_ranks, stand_in, wants_ranks
 from pytest_ckptcompat.tensors.footprint import weights
 from pytest_ckptcompat.tensors.seeds import DRAWN, seeded
 
@@ -51,9 +52,20 @@ class Blueprint:
         one that goes on where torch lacks an operation there may lack parameters (``orthogonal`` does). Such
         a model is built for real, if memory allows, and its parameters are then replaced.
 
+        One that shards itself is stood in for, with whole tensors; where its ranks are not there, they are
+        simulated.
+
         Raises:
             ModelError: as `build`.
         """
+        try:
+            return self._schema()
+        except ModelError as error:
+            if error.__cause__ is None or not wants_ranks(error.__cause__):
+                raise
+            return self._schema_of_ranks()
+
+    def _schema(self) -> nn.Module:
         unfilled = _Unfilled()
         try:
             with torch.device("meta"), unfilled:
@@ -65,7 +77,18 @@ class Blueprint:
             lacking = unfilled.lacking or bool(opaque(model))
             if lacking and (room is None or weights(model) < room):
                 model = self.build()
-        return meta_copy(model)
+        return stand_in(model) if is_sharded(model) else meta_copy(model)
+
+    def _schema_of_ranks(self) -> nn.Module:
+        try:
+            with simulated_ranks():
+                return self._schema()
+        except ModelError as error:
+            ranks = 0 if error.__cause__ is None else more_ranks(error.__cause__)
+            if not ranks:
+                raise
+        with simulated_ranks(ranks):
+            return self._schema()
 
     def _made(self) -> nn.Module:
         try:
@@ -139,6 +162,8 @@ def blueprint(model: object, arguments: Mapping[str, Any] | None = None) -> Blue
         if arguments:
             raise ModelError("model_args are for a callable, and model is an nn.Module that is built already")
         module = model
+        if is_sharded(module):
+            return Blueprint(_name(type(model)), lambda: stand_in(module))
         return Blueprint(_name(type(model)), lambda: copy.deepcopy(module))
     if not callable(model):
         raise ModelError(f"model={model!r} is neither callable, nor an nn.Module, nor 'package.module:name'")

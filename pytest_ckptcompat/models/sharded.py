@@ -1,0 +1,136 @@
+"""Models that shard themselves over ranks (``fully_shard``, tensor parallel): whole shapes and values.
+
+Such a model can't be copied, and its tensors are parts. A stand-in has the same names with whole tensors.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+HOW = "the model shards itself; start with torchrun"
+"""Why its values are not loaded in a process of its own."""
+
+_RANKS = 8
+_NO_RANKS = re.compile(
+    r"process group|init_process_group|device ?mesh|\b(RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT)\b",
+    re.IGNORECASE,
+)
+_ENVIRONMENT = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+class Sharded(nn.Module):
+    """Stands in for a model that shards itself: a tree of modules that compute nothing."""
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether some parameter is a part of one that lies on several ranks."""
+    return any(hasattr(each, "full_tensor") for each in model.parameters())
+
+
+def wants_ranks(error: BaseException) -> bool:
+    """Whether a constructor failed for want of the other ranks."""
+    return not has_ranks() and bool(_NO_RANKS.search(f"{error}"))
+
+
+def has_ranks() -> bool:
+    """Whether this process is one of a group that was started together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def stand_in(model: nn.Module, *, values: bool = False) -> Sharded:
+    """A model of the same names, shapes, dtypes and ties.
+
+    Args:
+        model: sharded, or on the meta device.
+        values: gather the values, for which every rank has to ask; without them it lies on the meta device.
+    """
+    root = Sharded()
+    made: dict[int, torch.Tensor] = {}
+    parameters = {id(each) for each in model.parameters()}
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        if id(tensor) not in made:
+            whole = _whole(tensor) if values else torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+            made[id(tensor)] = (
+                nn.Parameter(whole, tensor.requires_grad) if id(tensor) in parameters else whole
+            )
+        _put(root, key, made[id(tensor)])
+    return root
+
+
+def load_sharded(model: nn.Module, state_dict: Mapping[str, Any], *, strict: bool) -> None:
+    """Load whole tensors into a model of which this rank has a part; every rank has to do it."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, strict=strict)
+    set_model_state_dict(model, dict(state_dict), options=options)
+
+
+@contextmanager
+def simulated_ranks(size: int = _RANKS) -> Iterator[None]:
+    """As if this were the first of several ranks, which a constructor can shard its model over.
+
+    Nothing is sent anywhere. What the constructor does to join its group is left out.
+    """
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    group = torch.distributed
+    mesh: Any = group.device_mesh.DeviceMesh
+    before = {name: os.environ.get(name) for name in (*_ENVIRONMENT, "WORLD_SIZE")}
+    join, made = group.init_process_group, mesh.__init__
+
+    def on_cpu(self: Any, device_type: str, *arguments: Any, **more: Any) -> None:
+        made(self, device_type if torch.cuda.is_available() else "cpu", *arguments, **more)
+
+    os.environ.update(_ENVIRONMENT, WORLD_SIZE=str(size))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        join("fake", rank=0, world_size=size, store=FakeStore())
+    group.init_process_group = lambda *arguments, **more: None
+    mesh.__init__ = on_cpu
+    try:
+        yield
+    finally:
+        group.init_process_group, mesh.__init__ = join, made
+        group.destroy_process_group()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def more_ranks(error: BaseException) -> int:
+    """How many ranks a constructor asked for, where it failed for there being too few; else 0."""
+    if not re.search(r"world size", f"{error}", re.IGNORECASE):
+        return 0
+    return max((int(number) for number in re.findall(r"\b\d{1,6}\b", f"{error}")), default=0)
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    gathered = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return gathered.detach().cpu()
+
+
+def _put(root: nn.Module, key: str, tensor: torch.Tensor) -> None:
+    *path, leaf = key.split(".")
+    module = root
+    for name in path:
+        if name not in module._modules:
+            module.add_module(name, nn.Module())
+        module = module.get_submodule(name)
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(leaf, tensor)
+    else:
+        module.register_buffer(leaf, tensor)
