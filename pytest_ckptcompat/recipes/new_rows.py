@@ -28,6 +28,7 @@ Init = Literal[
 SHRUNK = 1e-9
 """Of the old rows' covariance, for ``multivariate_normal``."""
 _SIGMAS = 5.0
+_DRAWN = ("normal", "kaiming_uniform", "xavier_uniform", "multivariate_normal")
 
 
 class Declared(Protocol):
@@ -71,6 +72,11 @@ class Fresh:
         Raises:
             RecipeError: `init` goes by a weight's size, and the tensor is no weight and has none beside it.
         """
+        like = target.get(key) if key not in state else state[key]
+        if isinstance(like, torch.Tensor) and (
+            (init in _DRAWN and not like.is_floating_point()) or (init == "mean" and like.is_complex())
+        ):
+            raise operator.unfit(key, f"it holds no real numbers, which init={init} needs")
         fans = (0, 0)
         if init in ("kaiming_uniform", "xavier_uniform"):
             sizes = shape(target.get(key, state.get(key))) or ()
@@ -177,11 +183,11 @@ class Fresh:
             std = most / sqrt(3)
             error = std * sqrt(0.2)
         k, name = max(added.numel(), 1), escape(self.key)
-        rounding = max(1e-2, torch.finfo(added.dtype).eps) if added.is_floating_point() else 1e-2
-        near = rounding * std + (not added.is_floating_point())  # integers are cut off behind the point
+        rounding = max(1e-2, torch.finfo(added.dtype).eps)
+        near = rounding * std
         added = added.double()
         if abs(float(added.mean())) > _SIGMAS * std / sqrt(k) + near:
-            yield f"{name}: the new rows' mean is {magnitude(float(added.mean()))}, not about 0"
+            yield f"{name}: the new rows' mean is {magnitude(abs(float(added.mean())))}, not about 0"
         found = float(added.std(correction=0))
         if abs(found - std) > _SIGMAS * max(error / sqrt(k), std / k) + near:
             yield f"{name}: the new rows' deviation is {magnitude(found)}, not about {magnitude(std)}"

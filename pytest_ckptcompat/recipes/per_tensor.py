@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 
@@ -35,7 +35,10 @@ class KeyWise(Operator):
     Attributes:
         key: an exact key or a glob. Of the keys that a glob matches, those stay that have nothing to change;
             one at least must change. A tensor that is tied to one that changes moves along.
+        computes: whether it computes with the values: of a glob's keys those stay that hold no floats.
     """
+
+    computes: ClassVar[bool] = False
 
     key: str
 
@@ -53,7 +56,7 @@ class KeyWise(Operator):
         ties = tied(state)
         plan: dict[str, list[Write]] = {}
         for key in keys:
-            if key in plan or not isinstance(state[key], torch.Tensor):
+            if key in plan or not isinstance(state[key], torch.Tensor) or not self._computable(key, state):
                 continue
             change = self.change(key, state, target)
             if change is not None:
@@ -65,7 +68,20 @@ class KeyWise(Operator):
 
     def tensors(self, state: State) -> list[str]:
         """The tensors that `key` names, for the proof."""
-        return [key for key in select(self.key, state.keys()) if isinstance(state[key], torch.Tensor)]
+        found = (key for key in select(self.key, state.keys()) if isinstance(state[key], torch.Tensor))
+        return [key for key in found if self._computable(key, state)]
+
+    def _computable(self, key: str, state: State) -> bool:
+        """Whether the operator can compute with a tensor.
+
+        Raises:
+            RecipeError: it can't, and the key is named exactly.
+        """
+        if not self.computes or has_floats(state[key]):
+            return True
+        if key == self.key:
+            raise self.unfit(key, "it holds no real floats")
+        return False
 
     def follows(self, earlier: Operator, state: State) -> bool:
         """Tied tensors were moved along by the same operator on another of their names."""
@@ -86,6 +102,11 @@ class KeyWise(Operator):
         wanted = shape(target.get(key))
         model = "the model does not have it" if wanted is None else f"the model has {shown(wanted)}"
         return f"{python(key)} is {shown(has)}, {model}"
+
+
+def has_floats(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds numbers that can be averaged and drawn: real ones."""
+    return tensor.is_floating_point()
 
 
 def tied(state: State) -> dict[object, list[str]]:

@@ -14,7 +14,7 @@ from networks import Words, settle
 from operator_examples import EXAMPLES, Example, State
 from proving import proved
 
-from pytest_ckptcompat import Recipe, open_checkpoint
+from pytest_ckptcompat import Recipe, RecipeError, open_checkpoint
 from pytest_ckptcompat.optimizer.growth import grown
 from pytest_ckptcompat.recipes import operators as o
 from pytest_ckptcompat.recipes.operators import OPERATORS
@@ -125,6 +125,22 @@ def test_in_every_dtype_of_weights(example: Example, dtype: str) -> None:
     new = example.operator.apply(state, example.target)
     if not isinstance(example.operator, (o.cast, o.add)):  # whose dtype is declared, or the model's
         assert {str(value.dtype) for value in new.values()} == {f"torch.{dtype}"}
+    promises = proved(example.operator, state, new, example.target)
+    assert {promise.status for promise in promises} == {"kept"}, promises
+
+
+@each
+@pytest.mark.parametrize(
+    "dtype", ["int8", "int64", "uint16", "bool", "float8_e4m3fn", "float8_e5m2", "complex64"]
+)
+def test_in_every_other_dtype_it_does_what_it_says_or_refuses(example: Example, dtype: str) -> None:
+    state = OrderedDict(
+        (key, (value * 9).to(getattr(torch, dtype))) for key, value in example.state().items()
+    )
+    try:
+        new = example.operator.apply(state, example.target)
+    except RecipeError:
+        return
     promises = proved(example.operator, state, new, example.target)
     assert {promise.status for promise in promises} == {"kept"}, promises
 

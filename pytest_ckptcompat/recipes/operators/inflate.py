@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
@@ -38,6 +38,8 @@ class inflate(KeyWise):
         optim: optimizer state: ``reset`` starts it anew; ``copy`` gives every frame the old one's, since on a
             clip that stands still every frame has its gradient.
     """
+
+    computes: ClassVar[bool] = True
 
     time: int | None = None
     mode: Literal["mean", "centre"] = "mean"

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
@@ -39,6 +39,8 @@ class reduce(KeyWise):
         reduction: ``mean`` or ``sum``; in Python also called `op`.
         optim: optimizer state: ``reset`` starts it anew; ``copy`` joins it as well, by the mean.
     """
+
+    computes: ClassVar[bool] = True
 
     dim: int
     groups: int

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
@@ -35,6 +35,8 @@ class repeat_channels(KeyWise):
         to: the new number of channels; the model's if it is left out.
         optim: optimizer state: ``reset`` starts it anew; ``copy`` repeats it.
     """
+
+    computes: ClassVar[bool] = True
 
     to: int | None = None
     optim: Literal["copy", "reset"] = "reset"

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isqrt
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch.nn import functional
@@ -107,6 +107,8 @@ class resample(KeyWise):
         old_size: the old height and width, where the tokens are no square.
         optim: optimizer state: ``reset`` starts it anew; ``copy`` interpolates it, but not for ``pinv``.
     """
+
+    computes: ClassVar[bool] = True
 
     size: tuple[int, ...] | None = None
     mode: Literal["bicubic", "bilinear", "nearest", "pinv"] = "bicubic"

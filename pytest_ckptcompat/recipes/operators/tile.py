@@ -11,8 +11,8 @@ import torch
 
 from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.recipes.per_row import RowWise
-from pytest_ckptcompat.recipes.per_tensor import Change, outputs_of, size_after
-from pytest_ckptcompat.recipes.rows import Rows, add_to_rows, drawn, picked, put_rows, resized
+from pytest_ckptcompat.recipes.per_tensor import Change, has_floats, outputs_of, size_after
+from pytest_ckptcompat.recipes.rows import Rows, add_to_rows, drawn, picked, put_rows, resized, wide
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,6 +70,8 @@ class tile(RowWise):
             raise self.unfit(
                 key, f"dimension {self.dim} has {old} and is to have {size}: tile makes more of what there is"
             )
+        if self.noise_std and not has_floats(state[key]):
+            raise self.unfit(key, "it holds no real floats, to which noise could be added")
         each, more = (self.divided(key, rows, self.blocks) for rows in (old, size))
         return Rows.repeated(each, more, self.blocks)
 
@@ -111,7 +113,9 @@ class tile(RowWise):
 
     def _allowed(self, old: torch.Tensor) -> float | None:
         """How far the noise may be off, and with it the rounding of the sum."""
-        if not self.noise_std or not old.is_floating_point():
+        if not self.noise_std:
             return None
-        size = float(old.double().abs().max()) if old.numel() else 0.0
+        size = (
+            float(old.to(torch.promote_types(wide(old), torch.float32)).abs().max()) if old.numel() else 0.0
+        )
         return 7 * self.noise_std + torch.finfo(old.dtype).eps * (size + 7 * self.noise_std)

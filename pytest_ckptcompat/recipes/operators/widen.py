@@ -16,7 +16,7 @@ from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.recipes.arguments import python
 from pytest_ckptcompat.recipes.base import Operator
 from pytest_ckptcompat.recipes.globs import alike, filled, stars
-from pytest_ckptcompat.recipes.per_tensor import shape, tied
+from pytest_ckptcompat.recipes.per_tensor import has_floats, shape, tied
 from pytest_ckptcompat.recipes.plan import Plan, State, Write
 from pytest_ckptcompat.recipes.rows import add_to_rows, drawn, generator
 from pytest_ckptcompat.recipes.units import Split, Units, conditions, shares, twins, uncopied, unshared
@@ -187,6 +187,8 @@ class widen(Operator):
     def _rows(self, keys: Iterable[str], old: int, state: State, *, norm: bool) -> Iterator[str]:
         for key in keys:
             sizes = tuple(state[key].shape)
+            if sizes and not has_floats(state[key]):
+                raise self.unfit(key, "it holds no real floats")
             if sizes and sizes[0] == old:
                 yield key
             elif sizes and not (norm and sizes == (1,)):  # one slope may be for all units
@@ -198,6 +200,8 @@ class widen(Operator):
             sizes = tuple(state[key].shape)
             if len(sizes) > 1:
                 found = True
+                if not has_floats(state[key]):
+                    raise self.unfit(key, "it holds no real floats")
                 if sizes[1] % old or not sizes[1]:
                     raise self.unfit(key, f"it is {shown(sizes)}: its columns are no multiple of {old} units")
                 yield key, sizes[1] // old
