@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.core.redaction import public
-from pytest_ckptcompat.files.paths import is_reference, name_of
+from pytest_ckptcompat.files.paths import display_from, is_reference
 from pytest_ckptcompat.forward.inputs import Inputs
 from pytest_ckptcompat.models.sharded import Sharded
 
@@ -75,6 +76,7 @@ class Check:
         require_cuda: fail unless the forward pass really ran on CUDA.
         wants_model: load the values even if no stage needs them (``ckpt_model``).
         place: where past commits are looked for, and their answers are kept.
+        shown: what the report calls the checkpoint; ``""``: its path.
     """
 
     arguments: CheckArguments
@@ -84,6 +86,7 @@ class Check:
     require_cuda: bool = False
     wants_model: bool = False
     place: Place = field(default_factory=Place)
+    shown: str = ""
     model: nn.Module | None = field(default=None, init=False)
     report: Report | None = field(default=None, init=False)
     ckpt: Checkpoint | None = field(default=None, init=False)
@@ -93,8 +96,7 @@ class Check:
         """Run every stage that can be run, and say of the others why they were not."""
         arguments = self.arguments
         log = Log(arguments.allow, self.severities)
-        checkpoint, model = name_of(self.path), _named(arguments.model)
-        on_cuda = False
+        model, on_cuda = _named(arguments.model), False
         try:
             if is_reference(self.path):  # the commit is asked what its model gives for the inputs of today's
                 blueprint, schema = header.build_stage(arguments.model, log)
@@ -104,7 +106,7 @@ class Check:
                 ckpt, blueprint, schema = header.open_stage(self.open, arguments, log)
                 batch = Batch(self._inputs(ckpt))
             self.ckpt, self._schema = ckpt, schema
-            checkpoint, model = ckpt.name, blueprint.name
+            model = blueprint.name
             on_cuda = self._stages(ckpt, blueprint, schema, batch, log)
         except Stopped as stop:
             done = {stage.name for stage in log.stages}
@@ -114,7 +116,8 @@ class Check:
                     log.stage(kind, "skipped", "none declared" if undeclared else stop.reason)
         if self.require_cuda and not on_cuda:
             _demand_cuda(log)
-        self.report = log.report(checkpoint, model, recipe=arguments.recipe is not None and not log.lenient)
+        shown = self.shown or display_from(str(Path.cwd()), self.path)
+        self.report = log.report(shown, model, recipe=arguments.recipe is not None and not log.lenient)
         return self.report
 
     def _past(self, batch: Batch) -> Checkpoint:
@@ -153,8 +156,8 @@ class Check:
         if log.failed:
             if comparison.fits:
                 raise Stopped("an error was found before it")
-            how = "after the recipe" if recipe.operators else "as it is"
-            raise Stopped(f"the checkpoint does not fit {how}")
+            how = "the recipe does not make it fit" if recipe.operators else "the checkpoint does not fit"
+            raise Stopped(how)
         if isinstance(schema, Sharded):
             self.model = sharded_stages(
                 arguments, ckpt, blueprint, schema, source, recipe, applied, comparison, inputs, reason, log

@@ -202,10 +202,10 @@ def compare_stage(
     except RecipeError as error:
         log.stop(_refused(error), "the recipe does not apply to the values", "compare")
     log.comparison = comparison
-    log.add(*comparison.findings)
     fits = comparison.fits
-    count = f"{comparison.matched} of {comparison.total} keys match"
-    log.stage("compare", "passed" if fits else "failed", count)
+    refused = "load-error; " if any(each.rule == "load-error" for each in comparison.findings) else ""
+    detail = f"{refused}{comparison.matched} of {comparison.total} keys match"
+    log.judged("compare", comparison.findings, detail)
     if not fits and log.failed:
         advise(recipe)
     return comparison

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.errors import CheckpointError
@@ -56,14 +56,21 @@ class Log:
     remedy: Remedy | None = None
     lenient: bool = False
     _run: set[Kind] = field(default_factory=set)
+    _causes: dict[str, Sequence[Finding]] = field(default_factory=dict)
 
     def add(self, *findings: Finding) -> None:
         """Note what was found."""
         self.findings += findings
 
-    def stage(self, kind: Kind, status: Status, detail: str, name: str = "") -> None:
-        """Note how a stage went; its name is its kind unless one of that kind is there already."""
+    def stage(
+        self, kind: Kind, status: Status, detail: str, name: str = "", causes: Sequence[Finding] = ()
+    ) -> None:
+        """Note how a stage went, and the findings by which it failed, if it did.
+
+        Its name is its kind unless one of that kind is there already.
+        """
         self.stages.append(Stage(name or kind, status, detail))
+        self._causes[name or kind] = causes
         if status != "skipped":
             self._run.add(kind)
 
@@ -75,7 +82,7 @@ class Log:
         """Note a stage with its findings: it failed if one of them is an error."""
         found = list(found)
         self.add(*found)
-        self.stage(kind, "failed" if errors(found) else "passed", detail, name)
+        self.stage(kind, "failed" if errors(found) else "passed", detail, name, found)
 
     def stop(self, found: Finding, reason: str, stage: Kind | None = None) -> NoReturn:
         """Note the finding that ends the check, and the stage that failed by it.
@@ -84,8 +91,9 @@ class Log:
             Stopped: always.
         """
         self.add(found)
-        if stage is not None:
-            self.stage(stage, "failed", found.rule)
+        if stage is None:
+            raise Stopped(f"{reason} ({found.rule})") from None
+        self.stage(stage, "failed", found.rule, causes=[found])
         raise Stopped(reason) from None
 
     @contextmanager
@@ -142,7 +150,7 @@ class Log:
             model: name of the model.
             recipe: whether one is declared.
         """
-        comparison = self.comparison
+        comparison, findings = self.comparison, self.settled()
         return Report(
             checkpoint=checkpoint,
             model=model,
@@ -151,14 +159,24 @@ class Log:
             mismatched=comparison.mismatched,
             matched=comparison.matched,
             total=comparison.total,
-            findings=self.settled(),
+            findings=findings,
             promises=self.promises,
-            stages=self.stages,
+            stages=[self._as_settled(stage, findings) for stage in self.stages],
             suggestion=self.suggestion,
             remedy=self.remedy,
             recipe=recipe,
             fitting=comparison.fitting,
         )
+
+    def _as_settled(self, stage: Stage, findings: Sequence[Finding]) -> Stage:
+        """The stage: one whose errors are all waived, or configured away, has not failed."""
+        causes = {(found.rule, found.key) for found in self._causes[stage.name]}
+        standing = {each.severity for each in findings if (each.rule, each.key) in causes}
+        if stage.status != "failed" or not causes or "error" in standing:
+            return stage
+        ended = stage.detail in RULES  # nothing was done but to find this
+        why = "waived" if "off" in standing else "not an error by ckpt_severity"
+        return replace(stage, status="skipped" if ended else "passed", detail=f"{stage.detail}; {why}")
 
 
 _DIRECTIONS: frozenset[Kind] = frozenset({"compare", "rollback"})

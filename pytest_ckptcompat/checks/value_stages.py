@@ -10,8 +10,8 @@ import torch
 from pytest_ckptcompat.checkpoint.checkpoint import outer_object
 from pytest_ckptcompat.checkpoint.contents import read_contents
 from pytest_ckptcompat.checkpoint.optimizer_file import optimizer_beside
-from pytest_ckptcompat.core.claim import NEEDED
-from pytest_ckptcompat.core.errors import CheckpointError, ModelError, raised
+from pytest_ckptcompat.core.claim import NEEDED, UNASKED
+from pytest_ckptcompat.core.errors import CheckpointError, ModelError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import Promise, finding
 from pytest_ckptcompat.forward.real import forward
@@ -22,6 +22,7 @@ from pytest_ckptcompat.optimizer.stage import check_optimizer
 from pytest_ckptcompat.optimizer.state import saved_states
 from pytest_ckptcompat.tensors.footprint import weights
 from pytest_ckptcompat.tensors.unread import spared, unread
+from pytest_ckptcompat.verification.comparison import load_fault
 from pytest_ckptcompat.verification.loaded import not_finite, tied_conflicts
 from pytest_ckptcompat.verification.verify import claims, verify
 
@@ -52,7 +53,7 @@ def unneeded(arguments: CheckArguments, ckpt: Checkpoint, *, wants_model: bool) 
     if arguments.device in ("none", "rehearse"):
         return f"device={arguments.device} reads headers only"
     if arguments.inputs is None and arguments.recipe is None and arguments.optimizer is None:
-        return "no stage needs values: no inputs, no recipe"
+        return UNASKED
     return ""
 
 
@@ -86,7 +87,7 @@ def load_stage(
     except CheckpointError as error:
         log.stop(finding("no-checkpoint", message=str(error)), "the values can't be read", "load")
     except (Exception, SystemExit) as error:
-        refused = finding("load-error", message=escape(raised(error), limit=500))
+        refused = finding("load-error", message=escape(load_fault(error), limit=500))
         log.stop(refused, "the checkpoint does not load", "load")
     model.eval()
     strictly = "strictly" if comparison.fits else "without the waived keys"
@@ -195,7 +196,8 @@ def forward_stage(
         _noted(rehearse(schema, inputs), log)
     elif model is None:
         log.stage("forward", "skipped", reason)
-        _noted(rehearse(schema, inputs), log, "forward-cuda")
+        if device == "auto":
+            _noted(rehearse(schema, inputs), log, "forward-cuda")
     elif device != "auto":
         return _noted(forward(model, inputs, device), log).on_cuda
     elif torch.cuda.is_available():
@@ -209,7 +211,7 @@ def forward_stage(
 def _noted(outcome: Outcome, log: Log, name: str = "") -> Outcome:
     # What fails on the CPU fails in the rehearsal with the same words: once is enough.
     log.add(*(found for found in outcome.findings if found not in log.findings))
-    log.stage("forward", outcome.status, outcome.detail, name)
+    log.stage("forward", outcome.status, outcome.detail, name, outcome.findings)
     return outcome
 
 

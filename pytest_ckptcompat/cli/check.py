@@ -17,7 +17,7 @@ from .options import (
     opened,
 )
 from .outcome import INCOMPATIBLE, OK, UNCHECKED, Outcome
-from .output import in_colour
+from .output import in_colour, on_terminal
 
 if TYPE_CHECKING:
     import argparse
@@ -72,4 +72,5 @@ def _rendered(report: Report, verbosity: int) -> str:
         color=in_colour(),
         where="-vv shows all, --json prints it",
         table="recipe",
+        whole=not on_terminal(),
     )

@@ -12,6 +12,9 @@ from pytest_ckptcompat.core.findings import Finding, Promise, finding
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+UNASKED = "no inputs and no recipe were given"
+"""Why no values were read, where nothing was asked of them."""
+
 NEEDED = "needs values"
 """Why a claim is not proved where there are shapes alone."""
 

@@ -73,6 +73,14 @@ def name_of(path: str) -> str:
     return escape(shown.rstrip("/\\").rpartition("/")[2] or shown)
 
 
+def display_from(folder: str, path: str) -> str:
+    """A path as it is shown, from a folder where it lies inside."""
+    if is_url(path):
+        return display(path)
+    absolute, folder = os.path.abspath(path), folder.rstrip(os.sep) + os.sep  # noqa: PTH100  # follows no links
+    return display(absolute.removeprefix(folder) if absolute.startswith(folder) else path)
+
+
 def about(path: str, error: CheckpointError) -> CheckpointError:
     """The error, saying of which file it is."""
     shown = display(path)

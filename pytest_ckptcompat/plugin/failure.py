@@ -10,6 +10,7 @@ from _pytest._code.code import ReprEntryNative, ReprExceptionInfo, ReprFileLocat
 from pytest_ckptcompat.report import terminal
 from pytest_ckptcompat.report.report import Report
 
+from .terminal_line import Terminal
 from .toml_file import CheckItem
 
 if TYPE_CHECKING:
@@ -29,7 +30,14 @@ def failure(reports: Sequence[Report], item: pytest.Item, settings: Settings) ->
     table = "check.recipe" if isinstance(item, CheckItem) else ""
     text, painted = (
         "\n\n".join(
-            terminal.render(report, settings.width, settings.verbosity, table=table, color=color)
+            terminal.render(
+                report,
+                settings.width,
+                settings.verbosity,
+                table=table,
+                color=color,
+                whole=not Terminal(item.config).watched(),
+            )
             for report in reports
         )
         for color in (False, True)

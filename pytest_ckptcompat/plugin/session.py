@@ -182,6 +182,7 @@ def run(
     with warnings.catch_warnings():  # as it is imported, torch misses numpy, which nobody needs here
         warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
         from pytest_ckptcompat.checks.check import Check
+    from pytest_ckptcompat.files.paths import display_from
     from pytest_ckptcompat.files.progress import shown_on
 
     from .terminal_line import Terminal
@@ -194,11 +195,12 @@ def run(
     check = Check(
         case,
         path,
-        lambda key: opened or shelf(node.config).checkpoint(path, key),
+        opened.at if opened is not None else lambda key: shelf(node.config).checkpoint(path, key),
         severities=chosen.severities,
         require_cuda=chosen.require_cuda,
         wants_model=wants_model,
         place=place(node.config),
+        shown=display_from(str(node.config.rootpath), path),
     )
     with shown_on(Terminal(node.config)):
         report = check.run()

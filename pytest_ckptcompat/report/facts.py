@@ -27,12 +27,13 @@ class Facts:
     """The outcome of one check.
 
     Attributes:
-        checkpoint: the checkpoint's name, escaped for printing.
+        checkpoint: the checkpoint's path, from the rootdir in a run of pytest; safe to print.
         model: the model's name.
         missing: keys in the model, not in the checkpoint; torch's own, waived or not.
         unexpected: keys in the checkpoint, not in the model.
         mismatched: (key, checkpoint's shape, model's shape).
-        matched: how many keys fit, of `total` keys that either side has; both 0 where nothing was compared.
+        matched: how many keys fit, of `total` that the model has or can't take; both 0 where nothing was
+            compared.
         findings: everything that was found, waived findings included (severity ``off``).
         promises: what the recipe promised, and whether it was kept.
         stages: open, recipe, compare, load, verify, forward, optimizer, as far as they were reached.
@@ -72,9 +73,9 @@ class Facts:
         """The one line for a summary: what was found first, and how much."""
         if self.ok:
             if not self.total and self._rolls_back:
-                return f"{self.checkpoint}: a rollback from {self.model} is possible"
-            rollback = ", and a rollback is possible" if self._rolls_back else ""
-            return f"{self.checkpoint} fits {self.model}{self._how()}{self._but}: {self._kept()}{rollback}"
+                return f"{self.checkpoint}: the released model can load checkpoints of today's {self.model}"
+            rollback = ", and the released model can load today's checkpoints" if self._rolls_back else ""
+            return f"{self.checkpoint} fits {self.model}{self._how()}{self._waived}: {self._kept()}{rollback}"
         first = self.errors[0]
         if not self.checkpoint:
             return f"{self.model}: {_one_line(first)}"
@@ -91,23 +92,28 @@ class Facts:
         if _stage(first) in ("open", "build") or (_stage(first) in _RECIPE and not self.total):
             path, _, reason = _one_line(first).partition(": ")
             why = reason if path.endswith(self.checkpoint) and reason else _one_line(first)
-            return f"{self.checkpoint} was not checked against {self.model}: {why}"
+            return f"{self.checkpoint} was not checked: {why}"
         if _stage(first) == "rollback":
             found = Counter(each.rule.removeprefix("rollback-") for each in self.errors)
             counts = (
                 f"{found['mismatch']} mismatched, {found['missing']} missing, "
-                f"{found['unexpected']} unexpected for the released model"
+                f"{found['unexpected']} unexpected"
             )
-            fits = (
-                f" fits {self.model}, but no rollback from it"
-                if self.total
-                else f": no rollback from {self.model}"
-            )
-            return f"{self.checkpoint}{fits}: {counts}"
+            fits = f" fits {self.model}, but" if self.total else ":"
+            cant = f"the released model can't load checkpoints of today's {self.model}"
+            return f"{self.checkpoint}{fits} {cant}: {counts}"
         more = len(self.errors) - 1
         others = f" (and {more} more)" if more else ""
         fits = f"fits {self.model}, but" if self.total else "fails:"
         return f"{self.checkpoint} {fits} {first.rule}: {_one_line(first)}{others}"
+
+    @property
+    def untold(self) -> list[Finding]:
+        """The findings that the verdict has not told whole."""
+        verdict = self.verdict
+        first = next((found for found in self.errors if not (found.checkpoint or found.model)), None)
+        told = first is not None and first.message and _one_line(first) in verdict
+        return [found for found in self.findings if not (told and found is first)]
 
     @property
     def side(self) -> str:
@@ -170,9 +176,9 @@ class Facts:
         return any(stage.name == "compare-forward" and stage.status == "passed" for stage in self.stages)
 
     @property
-    def _but(self) -> str:
+    def _waived(self) -> str:
         waived = sum(found.severity == "off" for found in self.findings)
-        return f", but for {waived:,} waived finding{'' if waived == 1 else 's'}" if waived else ""
+        return f" ({waived:,} finding{'' if waived == 1 else 's'} waived)" if waived else ""
 
     def _how(self) -> str:
         return " with the recipe" if self.recipe else ""
@@ -196,4 +202,6 @@ def _refuses(found: Finding) -> bool:
 def _one_line(found: Finding) -> str:
     text = " ".join(found.message.split())
     key = escape(found.key, limit=120)
-    return f"{key}: {text}" if key and text else key or text or found.rule
+    if not key or key in text:
+        return text or found.rule
+    return f"{key}: {text}" if text else key

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.escape import escape, printable
 
-from .fit_text import pasted
+from .advice_text import python_lines
 from .module_tree import FITS, Leaf, Module, leaves, tree
+from .rows import stage_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -106,12 +107,15 @@ def _contents(checks: Sequence[Check]) -> str:
 
 def _tools(found: Iterable[Leaf]) -> str:
     """What works with the script alone, hidden until it runs."""
+    counts = Counter[str]()
+    for leaf in found:
+        counts[leaf.rule] += leaf.count
     return _tag(
         "div",
         _tag("input", type="search", id="search", placeholder="Search keys ( / )", aria_label="Search keys"),
         *(
             _tag("button", f"{_text(rule)} {count:,}", type="button", data_filter=rule, aria_pressed="true")
-            for rule, count in sorted(Counter(leaf.rule for leaf in found).items())
+            for rule, count in sorted(counts.items())
         ),
         _tag("button", "open all", type="button", data_open="all"),
         _tag("button", "close all", type="button", data_open="none"),
@@ -131,7 +135,7 @@ def _section(place: int, check: Check, found: Sequence[Leaf]) -> str:
         _advice(place, report),
         _keys([leaf for leaf in found if leaf.pattern], report.side),
         _outcomes("Promises of the recipe", "promise", report.promises),
-        _outcomes("Stages", "stage", report.stages),
+        _outcomes("Stages", "stage", stage_rows(report.stages)),
         id=f"check-{place}",
         class_=_status(report),
     )
@@ -161,7 +165,7 @@ def _advice(place: int, report: Facts) -> str:
 def _advised(place: str, advice: Advice) -> Iterator[str]:
     yield _tag("h3", advice.sentence.rstrip(":."))
     if advice.recipe is not None:
-        python, toml = "\n".join(pasted(advice.recipe.python, 100)), advice.recipe.toml
+        python, toml = "\n".join(python_lines(advice.recipe, 100)), advice.recipe.toml
         yield _tag("pre", _tag("code", quoted(python), id=f"python-{place}"))
         yield _tag("button", "copy", type="button", data_copy=f"python-{place}", hidden=True)
         if toml:
@@ -197,13 +201,13 @@ def _keys(found: Sequence[Leaf], side: str) -> str:
     if not found:
         return ""
     heads = (_tag("span", head) for head in ("key", "rule", side, "model"))
-    more = len(found) - MOST_ROWS
+    more = sum(leaf.count for leaf in found[MOST_ROWS:])
     return "\n".join(
         [
             _tag("h3", "Keys"),
             _tag("div", *heads, class_="heads"),
             _tag("ul", _inside(tree(found[:MOST_ROWS])), class_="tree"),
-            _tag("p", f"{more:,} more rows are in the JSON report.") if more > 0 else "",
+            _tag("p", f"{more:,} more keys are in the JSON report.") if more > 0 else "",
         ]
     )
 
@@ -245,6 +249,7 @@ def _leaf(name: str, leaf: Leaf) -> str:
         class_=f"leaf {leaf.severity}",
         data_rule=leaf.rule,
         data_key=leaf.pattern,
+        data_count=str(leaf.count),
     )
 
 

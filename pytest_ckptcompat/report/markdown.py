@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.escape import escape, printable
 
-from .fit_text import pasted
-from .rows import Row, rows
+from .advice_text import python_lines
+from .rows import Row, rows, stage_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -30,14 +30,14 @@ def render(report: Facts, title: str = "") -> str:
         report: what to show.
         title: what was checked, such as a test's id; put below the verdict.
     """
-    table = rows(sorted(report.findings, key=lambda found: _SEVERITIES.index(found.severity)))
+    table = rows(sorted(report.untold, key=lambda found: _SEVERITIES.index(found.severity)))
     parts = [
         f"### {'✅' if report.ok else '❌'} {_text(report.verdict)}",
         *([_code(title)] if title else []),
         *_findings(table, report.side),
         *_advice(report),
         *_details("Promises of the recipe", _outcomes("promise", report.promises)),
-        *_details("Stages", _outcomes("stage", report.stages)),
+        *_details("Stages", _outcomes("stage", stage_rows(report.stages))),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -81,11 +81,8 @@ def _findings(table: Sequence[Row], side: str) -> list[str]:
     lines = list(_fitting(_cells(row)[: len(headers)] for row in table))
     parts = [_table(headers, lines[:_FIRST_ROWS])]
     if len(table) > _FIRST_ROWS:
-        counted = (
-            f"all {len(table):,} rows"
-            if len(lines) == len(table)
-            else f"{len(lines):,} of {len(table):,} rows"
-        )
+        total, shown = (sum(len(row.keys) for row in part) for part in (table, table[: len(lines)]))
+        counted = f"all {total:,} findings" if shown == total else f"{shown:,} of {total:,} findings"
         parts += _details(f"{counted}; the JSON report keeps every key", _table(headers, lines))
     return parts
 
@@ -127,7 +124,7 @@ def _advice(report: Facts) -> Iterator[str]:
         if each.recipe is None:
             yield _text(each.sentence)
         else:
-            python = "\n".join(pasted(each.recipe.python, 100))
+            python = "\n".join(python_lines(each.recipe, 100))
             toml = each.recipe.toml.strip()
             if len(python) + len(toml) > _MOST_BYTES // 4:
                 yield "A recipe would make it load; it is too long to show here; the JSON report has it."

@@ -82,7 +82,7 @@ def leaves(report: Facts, fitting: Mapping[str, str]) -> list[Leaf]:
     """The findings of a report, and the keys that fit, given with what they are."""
     found = [
         Leaf(row.pattern, len(row.keys), row.rule, row.severity, row.checkpoint, row.model, row.message)
-        for row in rows(report.findings)
+        for row in rows(report.untold)
     ]
     alike: dict[str, list[str]] = {}
     for key, shown in fitting.items():

@@ -46,8 +46,11 @@ function startsAt(parts, place, query) {
 
 for (const leaf of leaves) {
   leaf.plain = leaf.dataset.key.toLowerCase();
+  leaf.count = Number(leaf.dataset.count);
   leaf.parts = leaf.plain.includes("{") ? pieces(leaf.plain) : null;
 }
+
+const total = leaves.reduce((sum, leaf) => sum + leaf.count, 0);
 
 function matches(leaf, query) {
   if (leaf.plain.includes(query)) return true;
@@ -64,14 +67,14 @@ function show() {
   let count = 0;
   for (const leaf of leaves) {
     leaf.hidden = hidden.has(leaf.dataset.rule) || (query !== "" && !matches(leaf, query));
-    count += leaf.hidden ? 0 : 1;
+    count += leaf.hidden ? 0 : leaf.count;
   }
   for (const module of modules) {
     const any = module.querySelector("[data-key]:not([hidden])") !== null;
     module.parentElement.hidden = !any;
     module.open = query === "" ? openAtFirst.get(module) : any;
   }
-  found.textContent = `${count} of ${leaves.length} rows`;
+  found.textContent = `${count} of ${total} keys`;
   const state = new URLSearchParams();
   if (query) state.set("q", box.value.trim());
   if (hidden.size) state.set("hide", [...hidden].join(","));

@@ -23,4 +23,4 @@ class Report(Facts):
         return f"<Report: {self.verdict}>"
 
     def __str__(self) -> str:
-        return terminal.render(self)
+        return terminal.render(self, whole=True)

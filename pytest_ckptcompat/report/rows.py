@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_ckptcompat.core.findings import Stage
 from pytest_ckptcompat.core.key_groups import group
 
 if TYPE_CHECKING:
@@ -38,7 +39,11 @@ class Row:
 
 
 def rows(findings: Iterable[Finding]) -> list[Row]:
-    """The findings, grouped: rules in the order in which they first appear, and so are the rows of a rule."""
+    """The findings, grouped: rules in the order in which they first appear, and so are the rows of a rule.
+
+    Keys that are missing and unexpected for want of a prefix alone are one row in front.
+    """
+    findings, prefixed = _without_prefixes(list(findings))
     alike: dict[tuple[str, Severity, str, str, str], dict[str, int]] = {}
     rules: dict[str, int] = {}
     for place, found in enumerate(findings):
@@ -51,4 +56,52 @@ def rows(findings: Iterable[Finding]) -> list[Row]:
             first = min(map(places.__getitem__, keys.keys))
             row = Row(rule, severity, keys.pattern, keys.keys, checkpoint, model, message)
             placed.append((rules[rule], first, row))
-    return [row for _, _, row in sorted(placed, key=lambda each: each[:2])]
+    return [*prefixed, *(row for _, _, row in sorted(placed, key=lambda each: each[:2]))]
+
+
+def _without_prefixes(findings: list[Finding]) -> tuple[list[Finding], list[Row]]:
+    """The findings that are not of keys which differ in a prefix alone; and the rows that stand for those."""
+    pairs: dict[tuple[str, str], list[tuple[Finding, Finding]]] = {}
+    for longer, shorter in (("unexpected-key", "missing-key"), ("missing-key", "unexpected-key")):
+        known = {_alike(each, each.key): each for each in findings if each.rule == shorter}
+        for each in findings if known else ():
+            for prefix, rest in _splits(each.key) if each.rule == longer else ():
+                if (other := known.get(_alike(each, rest))) is not None:
+                    pairs.setdefault((longer, prefix), []).append((each, other))
+    rows, told = [], set[int]()
+    for (rule, prefix), found in sorted(pairs.items(), key=lambda each: -len(each[1])):
+        new = [pair for pair in found if told.isdisjoint(map(id, pair))]
+        if len(new) > 1:
+            told.update(id(each) for pair in new for each in pair)
+            rows.append(_prefix_row(rule, prefix, [longer for longer, _ in new]))
+    return [each for each in findings if id(each) not in told], rows
+
+
+def _prefix_row(rule: str, prefix: str, longer: list[Finding]) -> Row:
+    sides = f"prefix {prefix}", "no such prefix"
+    checkpoint, model = sides if rule == "unexpected-key" else sides[::-1]
+    keys = tuple(each.key for each in longer)
+    return Row(rule, longer[0].severity, f"{prefix}*", keys, checkpoint, model, longer[0].message)
+
+
+def _alike(found: Finding, key: str) -> tuple[str, str, str, str]:
+    return key, found.checkpoint or found.model, found.severity, found.message
+
+
+def _splits(key: str) -> list[tuple[str, str]]:
+    """The ways to part a key into a prefix of a few parts and the rest."""
+    parts = key.split(".", _DEEPEST_PREFIX)
+    return [(".".join([*parts[:n], ""]), ".".join(parts[n:])) for n in range(1, len(parts))]
+
+
+_DEEPEST_PREFIX = 4
+
+
+def stage_rows(stages: Iterable[Stage]) -> list[Stage]:
+    """The stages that were run, in order; below them those that were not, together where for one reason."""
+    ran = [stage for stage in stages if stage.status != "skipped"]
+    skipped: dict[str, list[str]] = {}
+    for stage in stages:
+        if stage.status == "skipped":
+            skipped.setdefault(stage.detail, []).append(stage.name)
+    return ran + [Stage(", ".join(names), "skipped", reason) for reason, names in skipped.items()]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from pytest_ckptcompat.core.claim import UNASKED
 from pytest_ckptcompat.core.escape import escape
 
 from .facts import SCHEMA_VERSION, Facts
@@ -53,15 +54,21 @@ def told(check: dict[str, Any], width: int, *, in_full: bool) -> list[str]:
         kept = [promise.name for promise in report.promises if promise.status == "kept"]
         told = [f"verified: {', '.join(kept)}"] if kept else []
         told += _unverified(report)
-        told += [
-            f"{each.name}: {each.status}{':' if each.status == 'skipped' else ''} {each.detail}"
-            for each in report.stages
-            if each.name.startswith("forward")
-        ]
+        told += _forward(report)
         told += [*_noted(report, "off", ""), *_noted(report, "warn", "warning: ")]
         for text in told:
             lines += textwrap.wrap(text, width - 4, subsequent_indent="  ")
     return lines
+
+
+def _forward(report: Facts) -> Iterator[str]:
+    """Where the forward pass ran, or why it did not."""
+    unasked = any(stage.name == "verify" and stage.detail == UNASKED for stage in report.stages)
+    for stage in report.stages:
+        if stage.name.startswith("forward") and stage.status != "skipped":
+            yield f"{stage.name}: {stage.status} {stage.detail}"
+        elif stage.name.startswith("forward") and not unasked:  # or it is told already
+            yield f"{stage.name}: skipped: {stage.detail}"
 
 
 def _noted(report: Facts, severity: Severity, word: str) -> Iterator[str]:
@@ -92,7 +99,7 @@ def _unverified(report: Facts) -> list[str]:
     changed = [f"{each.name}: {each.detail}" for each in report.promises if each.status == "changed"]
     if reasons or changed:
         return [
-            *(f"not verified ({reason}): {'; '.join(names)}" for reason, names in reasons.items()),
+            *(f"not checked ({reason}): {'; '.join(names)}" for reason, names in reasons.items()),
             *changed,
         ]
     return [

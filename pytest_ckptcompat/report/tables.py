@@ -19,11 +19,14 @@ NARROWEST = 60
 
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
+_WHOLE = 5000
+"""Characters of a key that are always shown; longer ones are an attack."""
+
 _PADDING = 2  # what tabulate adds to a header's width
 
 
 def _table(
-    table: Sequence[Row], side: str, width: int, verbosity: int, room: int
+    table: Sequence[Row], side: str, width: int, verbosity: int, whole: bool, room: int
 ) -> tuple[list[str], Sequence[Row]]:
     """A header and `room` lines of rows, with what does not fit into cells below; and the rows left over."""
     from tabulate import tabulate
@@ -33,9 +36,9 @@ def _table(
     cells = _cells(shown, headers, width)
     text = tabulate(cells, headers=headers, tablefmt="simple", disable_numparse=True)
     head, underline, *bodies = (line.rstrip() for line in text.split("\n"))
-    below = _all_below(shown, headers, cells, width, verbosity, full=True)
-    if verbosity < 2 and len(bodies) + sum(map(len, below)) > room:
-        below = _all_below(shown, headers, cells, width, verbosity, full=False)
+    below = _all_below(shown, headers, cells, width, verbosity, whole, full=True)
+    if not whole and verbosity < 2 and len(bodies) + sum(map(len, below)) > room:
+        below = _all_below(shown, headers, cells, width, verbosity, whole, full=False)
     lines = [head, underline]
     for place, body in enumerate(bodies):
         if place and len(lines) - 2 + 1 + len(below[place]) > room:
@@ -55,7 +58,7 @@ def _cells(table: Sequence[Row], headers: Sequence[str], width: int) -> list[tup
     ]
     least = [len(header) + _PADDING for header in headers[1:]]
     level = _level(wanted, least, width - max(len(row.rule) for row in table) - 3 * len("  "))
-    keys = elide(keys, level - max(map(len, counts)))
+    keys = keys if wanted[0] <= level else elide(keys, level - max(map(len, counts)))
     both = elide([*sides[0], *sides[1]], level)  # together, so that two unequal sides never look equal
     return [
         (row.rule, key + count, checkpoint, model)
@@ -82,28 +85,32 @@ def _all_below(
     cells: Sequence[Sequence[str]],
     width: int,
     verbosity: int,
+    whole: bool,
     *,
     full: bool,
 ) -> list[list[str]]:
     """For each row the lines below it: in full what had to be cut, if there is room, and the message."""
     return [
         [
-            *(_in_full(row, headers, cells[place], width, verbosity) if full else []),
+            *(_in_full(row, headers, cells[place], width, verbosity, whole) if full else []),
             *_message(row, table[place + 1 : place + 2], width, verbosity),
         ]
         for place, row in enumerate(table)
     ]
 
 
-def _in_full(row: Row, headers: Sequence[str], cells: Sequence[str], width: int, verbosity: int) -> list[str]:
-    most = 5000 if verbosity > 1 else 4 * width
+def _in_full(
+    row: Row, headers: Sequence[str], cells: Sequence[str], width: int, verbosity: int, whole: bool
+) -> list[str]:
+    """What had to be shortened in a row: its key on a line of its own where `whole`, the rest wrapped."""
+    most = _WHOLE if whole or verbosity > 1 else 4 * width
     _, _, *names = headers
     sides = (("", row.pattern), (f"{names[0]}: ", row.checkpoint), (f"{names[1]}: ", row.model))
     return [
         line
         for (name, text), shown in zip(sides, cells[1:], strict=True)
         if "…" in shown
-        for line in _indented(f"{name}{shortened(cell(text), most)}", width)
+        for line in _indented(f"{name}{shortened(cell(text), most)}", most if whole and not name else width)
     ]
 
 

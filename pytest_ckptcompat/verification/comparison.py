@@ -86,7 +86,6 @@ def compare(model: nn.Module, state_dict: Mapping[str, Any]) -> Comparison:
     missing = list(dict.fromkeys(heard.missing))
     unexpected = list(dict.fromkeys(heard.unexpected))
     mismatched, others = _sort_errors(heard.errors)
-    keys = {*expected, *state_dict}
     wrong = {*missing, *unexpected, *(key for key, _, _ in mismatched)}
     withheld = unread(state_dict)
     before = f"{withheld}: " if withheld else ""
@@ -106,10 +105,25 @@ def compare(model: nn.Module, state_dict: Mapping[str, Any]) -> Comparison:
         *_lossy(state_dict, expected, wrong),
     ]
     fitting = {key: _shown(value) for key, value in expected.items() if key not in wrong}
-    # Of a state dict that does not fit, a key that torch fills in itself (num_batches_tracked) is no match.
-    right = (expected.keys() & state_dict.keys() if wrong else keys) - wrong - passed
-    total = len(keys | wrong)
-    return Comparison(missing, unexpected, mismatched, len(right), total, findings, fitting)
+    total = len(expected.keys() | wrong | passed)
+    matched = _matched(expected, state_dict, wrong, passed)
+    return Comparison(missing, unexpected, mismatched, matched, total, findings, fitting)
+
+
+def _matched(
+    expected: Mapping[str, Any], state_dict: Mapping[str, Any], wrong: set[str], passed: set[str]
+) -> int:
+    """How many keys of the model got their tensor from the state dict.
+
+    A hook may have renamed keys on the way. Of a state dict that does not fit, a key that the model fills in
+    itself, as torch does ``num_batches_tracked``, is not a match.
+    """
+    right = expected.keys() - wrong - passed
+    if not wrong:
+        return len(right)
+    renamed = len(state_dict.keys() - expected.keys() - wrong - passed)
+    named = len(right & state_dict.keys())
+    return named + min(len(right) - named, renamed)
 
 
 def _has_own_layout(value: Any) -> bool:
@@ -185,9 +199,23 @@ def _strict_load(model: nn.Module, state_dict: Mapping[str, Any]) -> tuple[_Hear
             if lists.made(error):
                 return lists.counted(), set()
         root = next(iter(heard.values()), _Heard())
-        return _Heard(root.missing, root.unexpected, [*root.errors, raised(error)]), set()
+        return _Heard(root.missing, root.unexpected, [*root.errors, load_fault(error)]), set()
     root = next(iter(heard.values()), _Heard())
     return _Heard(), {*root.missing, *root.unexpected}
+
+
+def load_fault(error: BaseException) -> str:
+    """What ``load_state_dict`` raised, and in the loading of which module: its hook, or its own loader."""
+    trace, place = error.__traceback__, None
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code.co_name == "load" and code.co_filename == nn.modules.module.__file__:
+            place = trace.tb_frame.f_locals
+        trace = trace.tb_next
+    if place is None:
+        return raised(error)
+    name = str(place.get("prefix", "")).rstrip(".") or "the model itself"
+    return f"loading {escape(name)} ({type(place['module']).__name__}) raised {raised(error)}"
 
 
 def _listening(loader: Callable[..., None], heard: dict[int, _Heard]) -> Callable[..., None]:

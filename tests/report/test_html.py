@@ -107,7 +107,7 @@ def test_the_page_shows_the_verdict_both_sides_and_the_suggestion() -> None:
     assert ONET.verdict in page.said("h2") + page.said("")
     assert page.leaves == [{"key": "out2.weight", "rule": "shape-mismatch"}]
     assert page.said("mark") == ["4", "14"]
-    assert 'Recipe(tile("out2.*", dim=0))' in page.said("code")
+    assert 'from pytest_ckptcompat import Recipe, tile\n\nRecipe(tile("out2.*", dim=0))' in page.said("code")
     assert "no source_model declared" in page.said("td")
     assert "tests/test_onet.py::test_old[net.pth]" in page.said("nodeid")
 
@@ -217,7 +217,7 @@ def test_the_rows_of_a_huge_report_are_limited_and_the_rest_is_counted() -> None
     found = [finding("missing-key", f"m{i % 50}.k{i}x", "", f"({i},)") for i in range(MOST_ROWS + 1234)]
     text = render([Check("t", Report("c", "m", findings=found))])
     assert text.count("data-key=") == MOST_ROWS
-    assert "1,234 more rows are in the JSON report" in text
+    assert "1,234 more keys are in the JSON report" in text
 
 
 # -- in a browser -------------------------------------------------------------------------------------------

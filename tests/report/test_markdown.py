@@ -72,7 +72,7 @@ def test_the_suggestion_can_be_copied_in_both_forms() -> None:
     text = render(ONET)
     (python,) = re.findall(r"^```python\n(.*?)\n```$", text, re.MULTILINE | re.DOTALL)
     (toml,) = re.findall(r"^```toml\n(.*?)\n```$", text, re.MULTILINE | re.DOTALL)
-    assert python == repr(Grow())
+    assert python == f"from pytest_ckptcompat import Recipe, tile\n\n{Grow()!r}"
     assert tomllib.loads(toml) == tomllib.loads(Grow().to_toml())
 
 
@@ -116,7 +116,7 @@ def test_many_rows_are_folded_and_the_rest_is_counted() -> None:
     assert first.count("| missing-key |") == 20
     count = folded.count("| missing-key |")
     assert 100 < count < 3000
-    assert f"{count:,} of 3,000 rows" in folded
+    assert f"{count:,} of 3,000 findings" in folded
     assert len(text.encode()) < 1_000_000
 
 

@@ -1,6 +1,7 @@
 """The report: its verdict, its JSON, and the way there and back."""
 
 import json
+import re
 import tomllib
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from pytest_ckptcompat import Recipe, check, custom, rename, tile
 from pytest_ckptcompat.core.findings import Finding, Promise, Stage, finding
 from pytest_ckptcompat.report import html, terminal
+from pytest_ckptcompat.report.advice import RecipeText as Suggestion
 from pytest_ckptcompat.report.report import Report
 
 BROKEN = Report(
@@ -60,13 +62,13 @@ def test_the_verdict_of_one_that_fits_and_fails_later_says_what_first():
 
 def test_the_verdict_of_what_could_not_be_checked():
     report = Report("x.pth", "onet.Net", findings=[finding("no-checkpoint", message="x.pth does not exist")])
-    assert report.verdict == "x.pth was not checked against onet.Net: x.pth does not exist"
+    assert report.verdict == "x.pth was not checked: x.pth does not exist"
 
 
 def test_the_verdict_names_the_checkpoint_once():
     found = finding("no-checkpoint", message="runs/x.pth: it is empty: copy it again")
     verdict = Report("x.pth", "onet.Net", findings=[found]).verdict
-    assert verdict == "x.pth was not checked against onet.Net: it is empty: copy it again"
+    assert verdict == "x.pth was not checked: it is empty: copy it again"
 
 
 def test_the_verdict_does_not_hide_what_was_waived():
@@ -74,7 +76,7 @@ def test_the_verdict_does_not_hide_what_was_waived():
         Finding("missing-key", "off", f"extra.{leaf}", message="waived: new") for leaf in ("weight", "bias")
     ]
     report = Report("net.pth", "onet.Net", matched=4, total=6, findings=found)
-    assert report.verdict == "net.pth fits onet.Net, but for 2 waived findings: 4 of 6 keys match"
+    assert report.verdict == "net.pth fits onet.Net (2 findings waived): 4 of 6 keys match"
 
 
 def test_warnings_and_waived_findings_do_not_fail():
@@ -126,13 +128,51 @@ def test_a_suggestion_that_has_no_toml_form_is_still_reported(tmp_path):
     assert "As TOML" not in html.render([html.Check("t", report, {})], "")
 
 
-@pytest.mark.parametrize("key", ["out2.weight", "x" * 90, "##[group]", "\x1b[31m"])
-def test_a_suggestion_is_toml_too_where_it_can_be_pasted(key):
+@pytest.mark.parametrize("key", ["out2.weight", "x" * 90, "##[group]", "\x1b[31m", "\U0001f600"])
+def test_a_suggestion_is_what_the_user_pastes_whole(key):
     suggestion = Recipe(tile(key, dim=0), rename("a", "b"))
     text = terminal.render(Report("n", "m", suggestion=suggestion), 80, table="check.recipe")
-    shown = text.partition("the same as TOML:\n")[2].partition("\n\nstage")[0]
-    if key in ("out2.weight", "\x1b[31m"):
-        tables = tomllib.loads(f"[[check]]\nmodel = 'm:n'\n{shown}")["check"][0]["recipe"]
-        assert Recipe.from_tables(tables) == suggestion
-    else:
-        assert shown == ""
+    assert text.isascii()
+    assert "#" not in text
+    shown, told = re.search(r"would make it load:\n(.*?)\n(put it .*)", text, re.DOTALL).groups()
+    tables = tomllib.loads(f"[[check]]\nmodel = 'm:n'\n{shown}")["check"][0]["recipe"]
+    assert Recipe.from_tables(tables) == suggestion
+    assert told == "put it below its [[check]], in place of any recipe there"
+    assert "Recipe(" not in text
+    python = terminal.render(Report("n", "m", suggestion=suggestion), 60)
+    recipe, imports = re.search(
+        r"would make it load:\n(.*?)\npass it as .*?:\n(.*)", python, re.DOTALL
+    ).groups()
+    space = {}
+    exec(imports.strip(), space)
+    assert eval(recipe.strip(), space) == suggestion
+
+
+def test_a_long_suggestion_is_never_cut():
+    suggestion = Recipe(*(tile(f"layers.{place}.{'x' * 60}", dim=0) for place in range(60)))
+    report = Report("n", "m", suggestion=suggestion)
+    for verbosity in (-1, 0):
+        text = terminal.render(report, 80, verbosity)
+        assert text.count("tile(") == 60
+        text = terminal.render(report, 80, verbosity, table="recipe")
+        assert text.count("[[recipe]]") == 60
+        assert "--recipe FILE.toml" in text
+
+
+def test_many_imports_are_one_a_line():
+    names = [
+        "add_prefix",
+        "append",
+        "cast",
+        "drop",
+        "permute",
+        "rename",
+        "scale",
+        "strip_prefix",
+        "tile",
+        "transpose",
+    ]
+    suggestion = Suggestion(f"Recipe({', '.join(f'{name}(1)' for name in names)})", "")
+    text = terminal.render(Report("n", "m", suggestion=suggestion), 60)
+    assert all(f"        {name}," in text for name in ("Recipe", *names))
+    assert max(map(len, text.splitlines())) <= 60

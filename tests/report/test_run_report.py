@@ -18,7 +18,7 @@ def test_what_was_waived_is_listed_with_its_reason() -> None:
         for place in range(2)
     ]
     assert summed_up(*found) == [
-        "net.pth fits onet.Net, but for 2 waived findings: 4 of 6 keys match",
+        "net.pth fits onet.Net (2 findings waived): 4 of 6 keys match",
         "missing-key: extra.{0,1}.weight \N{MULTIPLICATION SIGN}2, (4, 4) f32, waived: new in v3",
     ]
 

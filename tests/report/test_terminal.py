@@ -50,9 +50,86 @@ def test_a_message_stands_below_its_row_once_for_rows_that_say_the_same() -> Non
 
 
 def test_a_finding_without_a_key_is_a_sentence() -> None:
-    text = render(report(finding("forward-error", message="out2 (Linear): shapes differ (onet.py:44)")))
-    assert "forward-error: out2 (Linear): shapes differ (onet.py:44)" in body(text)
+    error = finding("forward-error", message="out2 (Linear): shapes differ (onet.py:44)")
+    warning = finding("unsafe-pickle", message="it names os.system")
+    text = render(report(error, warning))
+    assert "unsafe-pickle: it names os.system" in body(text)
     assert "checkpoint  " not in text
+
+
+def test_what_the_verdict_tells_whole_is_not_told_again() -> None:
+    first = finding("forward-error", message="out2 (Linear): shapes differ (onet.py:44)")
+    second = finding("forward-non-finite", message="the forward pass gave NaN")
+    text = render(report(first, second))
+    assert text.count("shapes differ") == 1
+    assert "forward-non-finite: the forward pass gave NaN" in body(text)
+
+
+def test_a_prefix_alone_is_one_row() -> None:
+    keys = [f"layers.{place}.{name}.weight" for place in range(20) for name in "qkv"]
+    found = [finding("unexpected-key", f"module.{key}", f"({len(key)},) f32") for key in keys]
+    found += [finding("missing-key", key, "", f"({len(key)},) f32") for key in keys]
+    found += [finding("missing-key", "head.weight", "", "(4,) f32")]
+    rows = [line for line in body(render(report(*found))) if re.match("|".join(RULES), line)]
+    assert [re.split(r" {2,}", row) for row in rows] == [
+        ["unexpected-key", f"module.* {TIMES}60", "prefix module.", "no such prefix"],
+        ["missing-key", "head.weight", "(4,) f32"],
+    ]
+    turned = [
+        finding(
+            "missing-key" if each.rule == "unexpected-key" else "unexpected-key",
+            each.key,
+            each.model,
+            each.checkpoint,
+        )
+        for each in found
+    ]
+    rows = [line for line in body(render(report(*turned))) if re.match("|".join(RULES), line)]
+    assert re.split(r" {2,}", rows[0]) == [
+        "missing-key", f"module.* {TIMES}60", "no such prefix", "prefix module."
+    ]  # fmt: skip
+
+
+def test_keys_of_other_shapes_differ_in_more_than_a_prefix() -> None:
+    found = [finding("unexpected-key", f"module.{name}", "(3,) f32") for name in "abc"]
+    found += [finding("missing-key", name, "", "(4,) f32") for name in "abc"]
+    assert "prefix" not in render(report(*found))
+
+
+def test_stages_that_were_skipped_for_one_reason_are_one_line() -> None:
+    stages = [
+        Stage("open", "passed", "torch-zip"),
+        Stage("recipe", "skipped", "none declared"),
+        Stage("compare", "failed", "2 of 4 keys match"),
+        Stage("load", "skipped", "the checkpoint does not fit as it is"),
+        Stage("forward", "skipped", "the checkpoint does not fit as it is"),
+        Stage("optimizer", "skipped", "none declared"),
+    ]
+    told = [re.split(r" {2,}", line) for line in body(render(report(stages=stages)))]
+    assert told[-4:] == [
+        ["open", "passed", "torch-zip"],
+        ["compare", "failed", "2 of 4 keys match"],
+        ["recipe, optimizer", "skipped", "none declared"],
+        ["load, forward", "skipped", "the checkpoint does not fit as it is"],
+    ]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_shortened_key_stands_whole_below_its_row_where_nobody_looks_at_a_terminal(width: int) -> None:
+    keys = [
+        f"{'transformer_blocks.attention' * 8}.{letter}.{letter}{place}"
+        for place, letter in enumerate("abcdefgh")
+    ]
+    text = render(report(*(finding("missing-key", key, "", "(4,) f32") for key in keys)), width, whole=True)
+    lines = body(text)
+    assert all(f"    {key}" in lines for key in keys)
+    assert all(len(line) <= width for line in lines if line.strip() not in keys)
+
+
+def test_quiet_is_no_longer_than_the_default() -> None:
+    found = [finding("missing-key", f"{place}{'x' * 70}{place}a", "", f"({place},)") for place in range(2000)]
+    lengths = [len(body(render(report(*found), verbosity=verbosity))) for verbosity in (-2, -1, 0)]
+    assert lengths[0] <= lengths[1] <= lengths[2] < 60
 
 
 def test_waived_findings_are_listed_apart_with_the_reason() -> None:
@@ -138,9 +215,9 @@ def test_a_huge_report_is_short_says_what_it_cut_and_is_made_at_once(found: list
     )
     cut = sum(
         int(count.replace(",", ""))
-        for count in re.findall(r"^\.\.\. .* \(([\d,]+) fi", "\n".join(lines), re.MULTILINE)
+        for count in re.findall(r"^\.\.\. ([\d,]+) more findings", "\n".join(lines), re.MULTILINE)
     )
-    assert shown + cut == len(found)
+    assert shown + cut == len(whole.untold)
     assert not cut or "--ckpt-report json:PATH" in "\n".join(lines)
 
 
@@ -149,7 +226,7 @@ def test_everything_is_shown_at_the_highest_verbosity() -> None:
     text = render(report(*found), verbosity=2)
     joined = text.replace("\n    ", "")
     assert all(each.key in joined for each in found)
-    assert "more rows" not in text
+    assert "more findings" not in text
     assert all(len(line) <= 80 for line in body(text))
 
 
@@ -159,7 +236,7 @@ def test_errors_get_the_room_that_warnings_leave() -> None:
         render(report(*errors, finding("dtype-mismatch", "z", "(1,) f32", "(1,) f16"), stages=STAGES))
     )
     assert sum(line.startswith("missing-key") for line in lines) == 20
-    assert "more rows" not in "\n".join(lines)
+    assert "more findings" not in "\n".join(lines)
 
 
 def test_warnings_keep_some_room_beside_many_errors() -> None:

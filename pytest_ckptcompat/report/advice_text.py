@@ -1,0 +1,90 @@
+"""Advice as lines: recipes whole, as they are pasted where the user declares recipes."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from .fit_text import pasted
+from .tables import _said
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from .advice import RecipeText
+    from .facts import Facts
+
+_PLACES = {
+    "check.recipe": "put it below its [[check]], in place of any recipe there",
+    "recipe": "save it as a recipe file, and give that: --recipe FILE.toml",
+}
+"""By the name of its tables, where a recipe in TOML goes."""
+
+
+def advice_lines(report: Facts, width: int, table: str = "") -> list[str]:
+    """What to do: sentences, and recipes to paste with where they go.
+
+    Args:
+        report: with the advice.
+        width: what sentences and Python are wrapped to; texts in TOML can't be.
+        table: ``"check.recipe"`` or ``"recipe"`` for a user of TOML, ``""`` for one of Python.
+    """
+    lines: list[str] = []
+    recipes = []
+    for each in report.advice:
+        lines += ["", *_sentence(each.sentence, width, "")]
+        if each.recipe is not None:
+            recipes.append(each.recipe)
+            lines += _recipe(each.recipe, width - 4, table)
+        for note in each.notes:
+            lines += _sentence(note, width, "    ")
+    if recipes and table and all(recipe.toml for recipe in recipes):
+        return [*lines, _PLACES[table]]
+    if recipes:
+        lines.append("pass it as recipe= (mark or check), with this import:")
+        lines += (f"    {line}" for line in _imports([each.python for each in recipes], width - 4))
+    return lines
+
+
+def python_lines(recipe: RecipeText, width: int) -> list[str]:
+    """A recipe as Python that can be pasted into a file: the import and the recipe."""
+    return [*_imports([recipe.python], width), "", *pasted(recipe.python, width)]
+
+
+def _sentence(text: str, width: int, hanging: str) -> list[str]:
+    """A sentence in lines, in small letters and without its full stop, as other lines of a report are."""
+    return _said(text[0].lower() + text[1:].removesuffix("."), width, 1, hanging)
+
+
+def _recipe(recipe: RecipeText, width: int, table: str) -> Iterator[str]:
+    if table and recipe.toml:
+        lines = [_plain(line) for line in recipe.toml.replace("[[recipe]]", f"[[{table}]]").splitlines()]
+    else:
+        lines = pasted(recipe.python, width)
+    return (f"    {line}".rstrip() for line in lines)
+
+
+def _imports(sources: Sequence[str], width: int) -> list[str]:
+    """The line that imports what recipes in Python use of the package."""
+    public = sys.modules[__name__.partition(".")[0]].__all__  # imported, since this module of it is
+    used = {"Recipe"}
+    for source in sources:
+        with suppress(SyntaxError, ValueError, RecursionError):
+            used |= {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+    names = sorted(used & set(public), key=lambda name: (name.islower(), name))
+    line = f"from pytest_ckptcompat import {', '.join(names)}"
+    if len(line) <= width:
+        return [line]
+    return ["from pytest_ckptcompat import (", *(f"    {name}," for name in names), ")"]
+
+
+def _plain(line: str) -> str:
+    """A line of TOML whose texts are written in characters that only show, and are no command to CI."""
+    return "".join(each if " " <= each <= "~" and each != "#" else _code(each) for each in line)
+
+
+def _code(character: str) -> str:
+    code = ord(character)
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
