@@ -103,7 +103,7 @@ def _unverified(report: Facts) -> list[str]:
             *changed,
         ]
     return [
-        f"not verified: {each.detail}"
+        f"values not checked: {each.detail}"
         for each in report.stages
         if each.name == "verify" and each.status == "skipped"
     ]
