@@ -86,7 +86,8 @@ def test_check_without_and_with_the_recipe(folder, capsys):
     assert main(arguments) == 1
     text = capsys.readouterr().out
     assert text.startswith("net.pth does not fit networks.Grown: 2 mismatched")
-    assert 'Recipe(tile("out2.*", dim=0))' in text
+    assert '    op = "tile"\n    key = "out2.*"\n' in text
+    assert "save it as a recipe file, and give that: --recipe FILE.toml" in text
     assert main([*arguments, "--recipe", "grow.toml"]) == 0
     text = capsys.readouterr().out
     assert "function kept" in text
