@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.files.paths import name_of
 from pytest_ckptcompat.formats.pickle_stubs import Stub
 
 from .wrappers import state_dict_at
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
+    from .contents import Contents
 
 MOST = 64_000
 """Bytes of the metadata in a lock."""
@@ -49,20 +51,22 @@ def metadata(ckpt: Checkpoint) -> tuple[dict[str, Any], list[str]]:
     return found, large
 
 
-def arguments_at(ckpt: Checkpoint, path: str) -> dict[str, Any]:
+def arguments_at(contents: Contents, path: str) -> dict[str, Any]:
     """The keyword arguments that ``model_args="ckpt:PATH"`` names.
 
     Args:
-        ckpt: a checkpoint, or a lock that kept its metadata.
+        contents: of a checkpoint, or of a lock that kept its metadata.
         path: names joined by dots, as `state_dict_at` takes them.
 
     Raises:
         CheckpointError: there is no such part, or it is not a dict of plain values.
     """
-    outer: object = ckpt.contents.header.metadata if ckpt.format == "lock" else ckpt.wrapper
+    header = contents.header
+    outer: object = header.metadata if header.format == "lock" else header.tree
     shown = f"model_args='ckpt:{escape(path, 80)}'"
-    if ckpt.format == "lock" and not outer:
-        raise CheckpointError(f"{shown}: the lock {ckpt.name} holds no metadata: lock the checkpoint again")
+    if header.format == "lock" and not outer:
+        name = name_of(contents.path)
+        raise CheckpointError(f"{shown}: the lock {name} holds no metadata: lock the checkpoint again")
     try:
         node = state_dict_at(outer, path)
     except CheckpointError as error:

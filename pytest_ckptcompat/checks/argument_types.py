@@ -5,12 +5,19 @@ Nothing is imported, opened or built by them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import Any
 
 from .waivers import Waiver
+
+AUTO = "auto"
+"""Inputs that the model knows of itself."""
+
+FROM_CHECKPOINT = "ckpt:"
+"""Before the path of a model's arguments in the checkpoint."""
 
 DEVICES = "auto, cpu, cuda, cuda:N, rehearse or none"
 
@@ -53,7 +60,9 @@ def recipe(name: str, value: Any) -> Any:
 
 
 def inputs(name: str, value: Any) -> Any:
-    """Anything that `Inputs.parse` takes."""
+    """Anything that `Inputs.parse` takes, or ``"auto"``."""
+    if value == AUTO:
+        return value
     from pytest_ckptcompat.forward.inputs import Inputs
 
     Inputs.parse(value)  # raises what is wrong with it
@@ -143,6 +152,38 @@ _OPTIMIZERS = (
     *("RAdam", "RMSprop", "Rprop", "SGD", "SparseAdam"),
 )
 """Those of torch: a hint alone, for which torch is not imported."""
+
+
+def model_args(name: str, value: Any) -> Any:
+    """Keyword arguments by name, or ``"ckpt:PATH"``."""
+    if isinstance(value, str) and value.startswith(FROM_CHECKPOINT) and value != FROM_CHECKPOINT:
+        return value
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{name}= wants a dict of keyword arguments or 'ckpt:PATH', {_not(value)}")
+    return value
+
+
+def method(name: str, value: Any) -> str:
+    """The name of a method."""
+    if not isinstance(value, str) or not value.isidentifier():
+        raise ValueError(f"{name}= wants the name of a method, such as 'infer', {_not(value)}")
+    return value
+
+
+def memory(name: str, value: Any) -> int:
+    """Bytes of a text like ``"24GB"``."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]i?)?B", value) if isinstance(value, str) else None
+    size = float(found[1]) * _UNITS[found[2] or ""] if found else 0
+    if size < 1:
+        raise ValueError(f"{name}= wants a size such as '24GB' or '80GiB', {_not(value)}")
+    return int(size)
+
+
+_UNITS = {"": 1} | {
+    f"{prefix}{binary}": base**power
+    for binary, base in (("", 1000), ("i", 1024))
+    for power, prefix in enumerate("kMGT", 1)
+}
 
 
 def direction(name: str, value: Any) -> str:

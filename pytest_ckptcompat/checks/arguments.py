@@ -95,8 +95,8 @@ class CheckArguments:
     )
     inputs: Any = _argument(
         types.inputs,
-        "of the forward pass: a shape, a list or dict of shapes, or a callable giving tensors",
-        {"description": "one shape, a list of shapes, or a table name -> shape", "oneOf": _SHAPES},
+        "of the forward pass: a shape, a list or dict of shapes, a callable giving tensors, or 'auto'",
+        {"description": "one shape, a list of shapes, a table name -> shape, or auto", "oneOf": _SHAPES},
         Flag("2x3x48x48", "a shape; repeatable; name=shape for keywords", True, lambda texts: _shapes(texts)),
     )
     source_model: Any = _argument(
@@ -158,6 +158,32 @@ class CheckArguments:
         Flag("D", "backward (the default), forward or full"),
         default="backward",
     )
+    model_args: Any = _argument(
+        types.model_args,
+        "keyword arguments for model: a dict, or 'ckpt:PATH', a dict in the checkpoint or lock",
+        {
+            "oneOf": [{"type": "object"}, {"type": "string", "pattern": "^ckpt:."}],
+            "description": "keyword arguments for model, or ckpt:PATH, a dict in the checkpoint or lock",
+        },
+        Flag("ckpt:PATH", "keyword arguments for MODEL, a dict in the checkpoint or lock"),
+    )
+    method: str = _argument(
+        types.method,
+        "the method that the forward pass calls",
+        {"type": "string", "description": "the method that the forward pass calls"},
+        Flag("NAME", "the method that the forward pass calls, forward if not given"),
+        default="forward",
+    )
+    max_memory: int | None = _argument(
+        types.memory,
+        "'24GB' (10**9 each; GiB is 2**30): the most that the forward pass on CUDA may need",
+        {
+            "type": "string",
+            "pattern": "^[0-9]+(\\.[0-9]+)?\\s*([kMGT]i?)?B$",
+            "description": "the most that the forward pass on CUDA may need: 24GB, 80GiB",
+        },
+        Flag("24GB", "fail where the forward pass on CUDA needs more"),
+    )
 
     @classmethod
     def of(cls, **arguments: Any) -> CheckArguments:
@@ -174,7 +200,10 @@ class CheckArguments:
         if arguments.get("model") is None:
             raise ValueError("model= is missing: a callable giving the model, or 'package.module:name'")
         given = {name: value for name, value in arguments.items() if value is not None}
-        return cls(**{name: ARGUMENTS[name].check(name, value) for name, value in given.items()})
+        made = cls(**{name: ARGUMENTS[name].check(name, value) for name, value in given.items()})
+        if made.model_args and hasattr(made.model, "load_state_dict") and not isinstance(made.model, type):
+            raise ValueError("model_args= is for a callable model, and this model is built already")
+        return made
 
 
 ARGUMENTS: dict[str, Argument] = {each.name: each.metadata["argument"] for each in fields(CheckArguments)}
@@ -194,6 +223,9 @@ class Arguments(TypedDict, total=False):
     optimizer: Callable[..., Any] | str | None
     optimizer_state: str | PathLike[str] | None
     direction: Direction
+    model_args: dict[str, Any] | str | None
+    method: str
+    max_memory: str | None
 
 
 def marker_help(name: str) -> str:

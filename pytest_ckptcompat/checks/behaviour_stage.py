@@ -111,6 +111,8 @@ def on_synthetic_values(
         return _uncompared(batch.lacking)
     if plain.digest(batch.plain) != held.get("batch"):
         return _uncompared("its outputs were recorded for other inputs")
+    if batch.inputs is not None and batch.inputs.method != method:
+        return _uncompared(f"its outputs were recorded of the method {method}")
     if then.uncompared or (large := too_large(ckpt, limits)):
         return _uncompared(then.uncompared or large)
     try:

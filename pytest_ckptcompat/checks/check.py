@@ -11,11 +11,13 @@ from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.core.redaction import public
 from pytest_ckptcompat.files.paths import display_from, is_reference
+from pytest_ckptcompat.forward.declared_inputs import LOOKED_FOR, known_inputs
 from pytest_ckptcompat.forward.inputs import Inputs
 from pytest_ckptcompat.models.sharded import Sharded
 
 from . import header_stages as header
 from . import value_stages as values
+from .argument_types import AUTO
 from .arguments import Arguments, CheckArguments
 from .behaviour_stage import compare_behaviour
 from .behaviours import Batch
@@ -46,8 +48,8 @@ def check(model: Any, ckpt: str | PathLike[str] | Checkpoint, **arguments: Unpac
         model: a callable giving the model, ``"package.module:name"``, or an ``nn.Module``, left as it was.
         ckpt: a path, or what `open_checkpoint` gave.
         **arguments: ``recipe``, ``inputs``, ``source_model``, ``state_dict_key``, ``protect``, ``allow``,
-            ``device``, ``optimizer``, ``optimizer_state``, ``direction``, as the marker takes them;
-            ``pytest --markers`` tells what each is.
+            ``device``, ``optimizer``, ``optimizer_state``, ``direction``, ``model_args``, ``method``,
+            ``max_memory``, as the marker takes them; ``pytest --markers`` tells what each is.
 
     Returns:
         The report. A checkpoint that can't be read or a recipe that does not apply is a finding in it.
@@ -99,12 +101,12 @@ class Check:
         model, on_cuda = _named(arguments.model), False
         try:
             if is_reference(self.path):  # the commit is asked what its model gives for the inputs of today's
-                blueprint, schema = header.build_stage(arguments.model, log)
-                batch = Batch(self._inputs())
+                blueprint, schema = header.build_stage(arguments, log)
+                batch = Batch(self._inputs(blueprint, schema, log))
                 ckpt = header.past_stage(lambda: self._past(batch), log)
             else:
                 ckpt, blueprint, schema = header.open_stage(self.open, arguments, log)
-                batch = Batch(self._inputs(ckpt))
+                batch = Batch(self._inputs(blueprint, schema, log, ckpt.contents.header.behaviour))
             self.ckpt, self._schema = ckpt, schema
             model = blueprint.name
             on_cuda = self._stages(ckpt, blueprint, schema, batch, log)
@@ -123,15 +125,29 @@ class Check:
     def _past(self, batch: Batch) -> Checkpoint:
         """What a past commit would have saved; with what its model gives, where that is to be compared."""
         runs = self.arguments.device not in ("none", "rehearse")
-        question = Question(self.arguments.model, batch=batch.plain if runs else None)
+        model_args = header.model_arguments(self.arguments.model_args, None)
+        batch_json = batch.plain if runs else None
+        question = Question(self.arguments.model, model_args, batch_json, self.arguments.method)
         return open_past(self.path, question, self.place)
 
-    def _inputs(self, ckpt: Checkpoint | None = None) -> Inputs | None:
-        """The declared inputs, or those for which a lock recorded outputs."""
-        declared = self.arguments.inputs
-        if declared is None and ckpt is not None and ckpt.contents.header.behaviour is not None:
-            declared = ckpt.contents.header.behaviour.get("inputs")
-        return None if declared is None else Inputs.parse(declared)
+    def _inputs(
+        self, blueprint: Blueprint, schema: nn.Module, log: Log, recorded: Mapping[str, Any] | None = None
+    ) -> Inputs | None:
+        """The inputs: as declared, as the model knows them, or those for which a lock recorded outputs."""
+        declared, method = self.arguments.inputs, self.arguments.method
+        if declared is None and recorded is not None:
+            declared = recorded.get("inputs")
+            method = method if method != "forward" else str(recorded.get("method", method))
+        if declared is None:
+            return None
+        if declared != AUTO:
+            return replace(Inputs.parse(declared), method=method)
+        known = known_inputs(schema, blueprint.build)
+        if known is None:
+            message = f"inputs='auto': {blueprint.name} does not tell its inputs; looked for {LOOKED_FOR}"
+            log.add(finding("forward-error", message=message))
+            return None
+        return replace(known, method=method)
 
     def _stages(
         self, ckpt: Checkpoint, blueprint: Blueprint, schema: nn.Module, batch: Batch, log: Log
@@ -176,7 +192,7 @@ class Check:
                 values.verify_stage(
                     arguments, ckpt, blueprint, source, recipe, applied, self.model, inputs, log
                 )
-        on_cuda = values.forward_stage(arguments.device or "auto", inputs, self.model, schema, reason, log)
+        on_cuda = values.forward_stage(arguments, inputs, self.model, schema, reason, log)
         with log.reading("optimizer", files):
             values.optimizer_stage(arguments, ckpt, source, recipe, self.model, reason, log)
         return on_cuda

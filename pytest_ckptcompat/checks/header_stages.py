@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pytest_ckptcompat.checkpoint.plain_metadata import arguments_at
 from pytest_ckptcompat.core.errors import AmbiguousError, CheckpointError, ModelError, RecipeError
 from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.core.memory import shown as size_shown
@@ -18,6 +19,7 @@ from pytest_ckptcompat.verification.comparison import Comparison, compare
 from pytest_ckptcompat.verification.source_model import misfit
 
 from . import protection
+from .argument_types import FROM_CHECKPOINT
 from .choice import chosen
 from .completion import completed
 from .rollback import rollback
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
+    from pytest_ckptcompat.checkpoint.contents import Contents
     from pytest_ckptcompat.core.findings import Finding
     from pytest_ckptcompat.recipes.applied import Applied
 
@@ -64,7 +67,7 @@ def open_stage(
         log.stop(finding("no-checkpoint", message=str(error)), "the checkpoint can't be read", "open")
     why = ""
     try:
-        blueprint, schema = build_stage(arguments.model, log)
+        blueprint, schema = build_stage(arguments, log, contents)
         if arguments.state_dict_key is None:
             ckpt, why = chosen(contents, ckpt, schema.state_dict(), arguments.recipe)
     finally:
@@ -73,6 +76,21 @@ def open_stage(
     if ckpt is None:
         log.stop(finding("no-checkpoint", message=str(ambiguous)), "the checkpoint can't be read", "open")
     return ckpt, blueprint, schema
+
+
+def model_arguments(declared: dict[str, Any] | str | None, contents: Contents | None) -> dict[str, Any]:
+    """The keyword arguments of the model.
+
+    Raises:
+        CheckpointError: they are to be read from the checkpoint, and are not there.
+    """
+    if not isinstance(declared, str):
+        return declared or {}
+    if contents is None:
+        raise CheckpointError(
+            f"model_args={declared!r} reads a checkpoint, and a commit has none: give a dict"
+        )
+    return arguments_at(contents, declared.removeprefix(FROM_CHECKPOINT))
 
 
 def past_stage(opener: Callable[[], Checkpoint], log: Log) -> Checkpoint:
@@ -97,8 +115,15 @@ def _opened(ckpt: Checkpoint, why: str, log: Log) -> None:
     log.stage("open", "passed", f"{what}, {why}" if why else what)
 
 
-def build_stage(model: Any, log: Log) -> tuple[Blueprint, nn.Module]:
+def build_stage(
+    arguments: CheckArguments, log: Log, contents: Contents | None = None
+) -> tuple[Blueprint, nn.Module]:
     """Build the model on the meta device; it has no line of its own, since all that follow are about it.
+
+    Args:
+        arguments: ``model``, ``model_args`` and ``method``.
+        log: takes what is found.
+        contents: of the checkpoint, which may hold the model's arguments; None for a commit.
 
     Returns:
         How it is built, and the model on meta.
@@ -107,9 +132,11 @@ def build_stage(model: Any, log: Log) -> tuple[Blueprint, nn.Module]:
         Stopped: it can't be built.
     """
     try:
-        built = blueprint(model)
+        built = blueprint(arguments.model, model_arguments(arguments.model_args, contents))
         schema = built.schema()
-    except ModelError as error:
+        if not callable(getattr(schema, arguments.method, None)):
+            raise ModelError(f"{built.name} has no method {arguments.method!r}, which method= names")
+    except (ModelError, CheckpointError) as error:
         log.stop(finding("model-error", message=str(error)), "the model can't be built")
     log.done("build")
     return built, schema

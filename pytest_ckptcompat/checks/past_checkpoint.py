@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint, checkpoint
 from pytest_ckptcompat.checkpoint.contents import Contents
 from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.imports import importable
 from pytest_ckptcompat.core.limits import DEFAULT, Limits
 from pytest_ckptcompat.files.files import Files
 from pytest_ckptcompat.formats.lock import header_of
@@ -16,7 +17,6 @@ from pytest_ckptcompat.history import cache
 from pytest_ckptcompat.history.child import TIMEOUT, ChildError, ask
 from pytest_ckptcompat.history.reference import Commit, Reference, resolve, shown
 from pytest_ckptcompat.history.tree import exported
-from pytest_ckptcompat.models.blueprint import importable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +49,7 @@ class Question:
     """What a past commit is asked.
 
     Attributes:
-        model: as the check names it; a reference may name another.
+        model: as the check names it; None where the reference must name one.
         model_args: what the model gets.
         batch: as `plain.packed` gives it, to record what the model gives for it; None: nothing is run.
         method: which method of the model is called.
@@ -116,6 +116,10 @@ def behaviour_at(
 def _arguments(reference: Reference, question: Question, place: Place) -> dict[str, Any]:
     today = importable(question.model)
     name = reference.model or today
+    if question.model is None and not name:
+        raise CheckpointError(
+            f"{shown(reference)}: name the model too: {shown(reference)}#package.module:name"
+        )
     if not name:
         raise CheckpointError(
             f"{shown(reference)}: the model has no name in another process (a lambda, a local function, a "

@@ -14,6 +14,8 @@ from pytest_ckptcompat.core.claim import NEEDED, UNASKED
 from pytest_ckptcompat.core.errors import CheckpointError, ModelError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import Promise, finding
+from pytest_ckptcompat.forward.declared_inputs import known_inputs
+from pytest_ckptcompat.forward.outcome import within
 from pytest_ckptcompat.forward.real import forward
 from pytest_ckptcompat.forward.rehearsal import rehearse
 from pytest_ckptcompat.models.skeleton import LARGE, skeleton
@@ -165,6 +167,7 @@ def verify_stage(
         build=blueprint.build,
         source=None if source is None else source.build,
         batches=None if inputs is None else inputs.batch,
+        method=arguments.method,
         protect=arguments.protect,
         waived=[*comparison.missing, *comparison.unexpected],
     )
@@ -173,12 +176,17 @@ def verify_stage(
 
 
 def forward_stage(
-    device: str, inputs: Inputs | None, model: nn.Module | None, schema: nn.Module, reason: str, log: Log
+    arguments: CheckArguments,
+    inputs: Inputs | None,
+    model: nn.Module | None,
+    schema: nn.Module,
+    reason: str,
+    log: Log,
 ) -> bool:
     """Run the forward pass, for real or rehearsed.
 
     Args:
-        device: as the marker takes it.
+        arguments: ``device`` and ``max_memory``.
         inputs: what to call the model with.
         model: the loaded model; None where no values were read.
         schema: the model on the meta device.
@@ -188,31 +196,34 @@ def forward_stage(
     Returns:
         Whether it really ran on a card.
     """
+    device, most = arguments.device or "auto", arguments.max_memory
+
+    def noted(outcome: Outcome, name: str = "") -> Outcome:
+        outcome = within(outcome, most) if name or device != "auto" or outcome.on_cuda else outcome
+        # What fails on the CPU fails in the rehearsal with the same words: once is enough.
+        log.add(*(found for found in outcome.findings if found not in log.findings))
+        log.stage("forward", outcome.status, outcome.detail, name, outcome.findings)
+        return outcome
+
     if device == "none":
         log.stage("forward", "skipped", "device=none reads headers only")
     elif inputs is None:
-        log.stage("forward", "skipped", "no inputs declared")
+        known = "; the model knows some: inputs='auto'" if known_inputs(schema) else ""
+        log.stage("forward", "skipped", f"no inputs declared{known}")
     elif device == "rehearse":
-        _noted(rehearse(schema, inputs), log)
+        noted(rehearse(schema, inputs))
     elif model is None:
         log.stage("forward", "skipped", reason)
         if device == "auto":
-            _noted(rehearse(schema, inputs), log, "forward-cuda")
+            noted(rehearse(schema, inputs), "forward-cuda")
     elif device != "auto":
-        return _noted(forward(model, inputs, device), log).on_cuda
+        return noted(forward(model, inputs, device)).on_cuda
     elif torch.cuda.is_available():
-        return _noted(forward(model, inputs, "cuda"), log).on_cuda
+        return noted(forward(model, inputs, "cuda")).on_cuda
     else:
-        ran = _noted(forward(model, inputs, "cpu", or_skip=True), log)
-        _noted(rehearse(model, inputs, ran_on_cpu=ran.status == "passed"), log, "forward-cuda")
+        ran = noted(forward(model, inputs, "cpu", or_skip=True))
+        noted(rehearse(model, inputs, ran_on_cpu=ran.status == "passed"), "forward-cuda")
     return False
-
-
-def _noted(outcome: Outcome, log: Log, name: str = "") -> Outcome:
-    # What fails on the CPU fails in the rehearsal with the same words: once is enough.
-    log.add(*(found for found in outcome.findings if found not in log.findings))
-    log.stage("forward", outcome.status, outcome.detail, name, outcome.findings)
-    return outcome
 
 
 def optimizer_stage(

@@ -15,6 +15,7 @@ from .options import (
     given_flags,
     make_importable,
     opened,
+    place,
 )
 from .outcome import INCOMPATIBLE, OK, UNCHECKED, Outcome
 from .output import in_colour, on_terminal
@@ -54,6 +55,7 @@ def run(options: argparse.Namespace) -> Outcome:
         options.ckpt,
         lambda key: opened(options.ckpt, options, key),
         require_cuda=options.require_cuda,
+        place=place(options),
     )
     report = check.run()
     text = report.to_json() if options.json else _rendered(report, options.verbose)

@@ -10,11 +10,12 @@ from pytest_ckptcompat.checks.arguments import ARGUMENTS
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
+    from collections.abc import Collection
 
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
+    from pytest_ckptcompat.checks.past_checkpoint import Place
 
-ABOUT_CHECKPOINT = "a file, folder, *.index.json, URL or lock file"
+ABOUT_CHECKPOINT = "a file, folder, *.index.json, URL, lock file or git:REF"
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
@@ -39,15 +40,18 @@ def add_checkpoint_and_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=model)
 
 
-def add_flags(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+def add_flags(parser: argparse.ArgumentParser, names: Collection[str]) -> None:
     """The flags of a check's arguments, of those that have one."""
     for name in names:
         if (flag := ARGUMENTS[name].flag) is not None:
             action, option = "append" if flag.repeat else "store", f"--{name.replace('_', '-')}"
             parser.add_argument(option, action=action, metavar=flag.metavar, help=flag.help)
+        if name == "model_args":
+            told = "a keyword argument for MODEL, its value as in TOML or else a text; repeatable"
+            parser.add_argument("--model-arg", action="append", default=[], metavar="NAME=VALUE", help=told)
 
 
-def given_flags(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+def given_flags(options: argparse.Namespace, names: Collection[str]) -> dict[str, Any]:
     """The arguments of a check that were given by their flags.
 
     Raises:
@@ -58,7 +62,37 @@ def given_flags(options: argparse.Namespace, names: Iterable[str]) -> dict[str, 
         name: flag.read(value)
         for name, flag in flags.items()
         if (value := getattr(options, name)) is not None
-    }
+    } | (_model_arguments(options) if "model_args" in names else {})
+
+
+def _model_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """``{"model_args": ...}`` of ``--model-arg``; empty where it is not given.
+
+    Raises:
+        ValueError: a pair is ill-formed, or ``--model-args`` is given too.
+    """
+    import tomllib
+
+    found: dict[str, Any] = {}
+    for pair in options.model_arg:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise ValueError(f"--model-arg {pair!r}: write NAME=VALUE, for example width=64")
+        try:
+            found[name.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[name.strip()] = text
+    if found and getattr(options, "model_args", None):
+        raise ValueError("give --model-arg or --model-args, not both")
+    return {"model_args": found} if found else {}
+
+
+def place(options: argparse.Namespace) -> Place:
+    """Where past commits are looked for: from the current folder, under the limits of the command line."""
+    from pytest_ckptcompat.checks.past_checkpoint import Place
+    from pytest_ckptcompat.core.limits import Limits
+
+    return Place(limits=Limits.parse(options.limit))
 
 
 def opened(path: str, options: argparse.Namespace, key: str | None = None) -> Checkpoint:
@@ -69,7 +103,13 @@ def opened(path: str, options: argparse.Namespace, key: str | None = None) -> Ch
     """
     from pytest_ckptcompat.checkpoint.checkpoint import open_checkpoint
     from pytest_ckptcompat.core.limits import Limits
+    from pytest_ckptcompat.files.paths import is_reference
 
+    if is_reference(path):
+        from pytest_ckptcompat.checks.past_checkpoint import Question, open_past
+
+        make_importable()
+        return open_past(path, Question(None), place(options))
     return open_checkpoint(path, options.key if key is None else key, limits=Limits.parse(options.limit))
 
 

@@ -41,6 +41,26 @@ def imported(name: str) -> Any:
     return found
 
 
+def importable(model: object) -> str:
+    """``"package.module:name"`` of a callable, by which another process finds it; ``""`` if there is none."""
+    if isinstance(model, str):
+        return model
+    module = sys.modules.get(getattr(model, "__module__", None) or "")
+    built = hasattr(model, "load_state_dict") and not isinstance(model, type)
+    if built or module is None or module.__name__ == "__main__":
+        return ""
+    qualified = getattr(model, "__qualname__", "")
+    names = [qualified] if "<" not in qualified and qualified else []
+    names += [name for name, value in vars(module).items() if value is model]
+    for name in names:
+        found: Any = module
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if found is model:
+            return f"{module.__name__}:{name}"
+    return ""
+
+
 def _tried(module: str) -> str:
     """Where a module was looked for in vain, and what to do."""
     package = sys.modules.get(module.rpartition(".")[0])

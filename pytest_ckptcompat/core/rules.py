@@ -98,6 +98,7 @@ RULES: dict[str, Rule] = {
             "a marked test was given no checkpoint, or one that can't be read",
         ),
         Rule("forward-error", "forward", "error", "the forward pass raised"),
+        Rule("forward-memory", "forward", "error", "the forward pass on CUDA needs more than max_memory"),
         Rule("forward-non-finite", "forward", "error", "the forward pass gave NaN or infinite values"),
         Rule(
             "forward-no-cuda", "forward", "error", "--ckpt-require-cuda: the forward pass did not run on CUDA"

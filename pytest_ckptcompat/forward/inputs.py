@@ -73,11 +73,23 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The inputs of a forward pass: positional and keyword tensors, or a callable that gives them."""
+    """The inputs of a forward pass: positional and keyword tensors, or a callable that gives them.
+
+    Attributes:
+        args: positional tensors.
+        kwargs: keyword tensors.
+        make: gives a batch instead.
+        method: which method of the model is called with them.
+    """
 
     args: tuple[InputSpec, ...] = ()
     kwargs: dict[str, InputSpec] = field(default_factory=dict)
     make: Callable[[], Any] | None = None
+    method: str = "forward"
+
+    def callee(self, model: Any) -> Any:
+        """What is called: the model, whose hooks run then, or a method of it."""
+        return model if self.method == "forward" else getattr(model, self.method)
 
     @classmethod
     def parse(cls, spec: Any) -> Inputs:

@@ -63,14 +63,14 @@ def _run(model: nn.Module, inputs: Inputs, device: torch.device, *, or_skip: boo
         return _failed(device, finding("forward-error", message=str(error)))
     meter = Meter(device)
     try:
-        outputs = _pass(model, args, kwargs, device, meter)
+        outputs = _pass(model, inputs, args, kwargs, device, meter)
     except (Exception, SystemExit) as error:
         if or_skip and asks_for_card(error):
             return Outcome("skipped", f"the model asks for a card, and there is none here; {cause(error)}")
         return _failed(device, _raised(error, model, device))
     found = not_finite(outputs)
     if found:
-        place = _first_not_finite(model, args, kwargs, device)
+        place = _first_not_finite(model, inputs, args, kwargs, device)
         text = f"{found}; first {place}" if str(place) else found
         return _failed(device, finding("forward-non-finite", place.module, message=text))
     detail = f"on {meter.name}: {shown(outputs)}{meter.used}"
@@ -86,6 +86,7 @@ def _run(model: nn.Module, inputs: Inputs, device: torch.device, *, or_skip: boo
 
 def _pass(
     model: nn.Module,
+    inputs: Inputs,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     device: torch.device,
@@ -100,7 +101,7 @@ def _pass(
         places = _places(model)
         if len(places) == 1 and places != {device}:
             model.to(device)  # from another card too, where its constructor put it on the first
-        outputs = model(*moved(args, device), **moved(kwargs, device))
+        outputs = inputs.callee(model)(*moved(args, device), **moved(kwargs, device))
         meter.synchronise()  # what a kernel did wrong is raised here, not in the next test
         return mapped(outputs, lambda tensor: tensor.detach().cpu())
 
@@ -142,7 +143,7 @@ def _is_random(model: nn.Module, inputs: Inputs, device: torch.device, first: Ou
     """Whether another seed gives other outputs for the same batch: then two devices can't agree either."""
     args, kwargs = inputs.batch(0)
     try:
-        again = _pass(model, args, kwargs, device, Meter(device), seed=1)
+        again = _pass(model, inputs, args, kwargs, device, Meter(device), seed=1)
     except (Exception, SystemExit):
         return False
     other = gap(first.outputs, again)
@@ -156,15 +157,17 @@ def _under_autocast(model: nn.Module, inputs: Inputs, device: torch.device, wors
     with suppress(Exception, SystemExit):  # what ran once may be out of memory the second time
         first_module(
             model,
-            lambda: _pass(model, args, kwargs, device, Meter(device)),
+            lambda: _pass(model, inputs, args, kwargs, device, Meter(device)),
             lambda tensor: bool(seen.add(tensor.dtype)),  # type: ignore[func-returns-value]
         )
     return worst._replace(tolerance=max(worst.tolerance, tolerance(seen)))
 
 
-def _first_not_finite(model: nn.Module, args: Any, kwargs: Any, device: torch.device) -> Place:
+def _first_not_finite(
+    model: nn.Module, inputs: Inputs, args: Any, kwargs: Any, device: torch.device
+) -> Place:
     """Where the first bad value appears, found by running again and looking at what every module gives."""
-    run: Callable[[], Any] = lambda: _pass(model, args, kwargs, device, Meter(device))  # noqa: E731
+    run: Callable[[], Any] = lambda: _pass(model, inputs, args, kwargs, device, Meter(device))  # noqa: E731
     try:
         return first_module(model, run, lambda tensor: bool(bad_values(tensor)))
     except (Exception, SystemExit):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pytest_ckptcompat.core.findings import Finding, finding
+from pytest_ckptcompat.core.memory import shown as size_shown
 from pytest_ckptcompat.tensors.seeds import seeded
 
 from .cuda_rules import MixedDevices
@@ -15,6 +16,7 @@ from .fake_cuda import Card, Unrehearsable
 from .locate import blame, cause, failure
 from .outcome import Outcome, evaluating
 from .outputs import shown
+from .peak_memory import PeakMemory
 from .unrehearsable import limit
 
 if TYPE_CHECKING:
@@ -47,15 +49,15 @@ def rehearse(
     except ValueError as error:
         return _failed(device, finding("forward-error", message=str(error)))
     card = Card(device)
-    attempt = _attempt(model, args, kwargs, card)
+    attempt = _attempt(model, inputs, args, kwargs, card)
     if attempt.error is None:
         return _rehearsed(card, attempt)
     found = failure(attempt.error, attempt.model)
     if isinstance(attempt.error, MixedDevices):
-        return _built_elsewhere(model, args, kwargs, card) or _failed(device, found)
+        return _built_elsewhere(model, inputs, args, kwargs, card) or _failed(device, found)
     if reason := limit(attempt.error):
         return _skipped(reason, attempt)
-    if ran_on_cpu and (on_cpu := _attempt(model, args, kwargs, Card("cpu"))).error is not None:
+    if ran_on_cpu and (on_cpu := _attempt(model, inputs, args, kwargs, Card("cpu"))).error is not None:
         return _skipped(f"fake tensors fail where real ones pass, {cause(on_cpu.error)}", attempt)
     return _failed(device, found)
 
@@ -66,10 +68,17 @@ class _Attempt(NamedTuple):
     model: nn.Module
     outputs: Any = None
     error: BaseException | None = None
+    peak: int = 0
+    weights: int = 0
 
 
 def _attempt(
-    model: nn.Module, args: Any, kwargs: Any, card: Card, adapt: Callable[[nn.Module], None] | None = None
+    model: nn.Module,
+    inputs: Inputs,
+    args: Any,
+    kwargs: Any,
+    card: Card,
+    adapt: Callable[[nn.Module], None] | None = None,
 ) -> _Attempt:
     copied = model
     try:
@@ -78,12 +87,17 @@ def _attempt(
             if adapt:
                 adapt(copied)
             args, kwargs = card.batch(args, kwargs)
-            return _Attempt(copied, copied(*args, **kwargs))
+            memory = PeakMemory()
+            weights = memory.hold(list(copied.parameters()), list(copied.buffers()))
+            memory.hold(args, kwargs)
+            with memory:
+                outputs = inputs.callee(copied)(*args, **kwargs)
+            return _Attempt(copied, outputs, None, memory.peak, weights)
     except (Exception, SystemExit) as error:
         return _Attempt(copied, error=error)
 
 
-def _built_elsewhere(model: nn.Module, args: Any, kwargs: Any, card: Card) -> Outcome | None:
+def _built_elsewhere(model: nn.Module, inputs: Inputs, args: Any, kwargs: Any, card: Card) -> Outcome | None:
     """The outcome where a device chosen when the model was built explains the tensors on the CPU.
 
     ``self.device = "cuda" if torch.cuda.is_available() else "cpu"``, run where there is no card, is no fault.
@@ -104,12 +118,12 @@ def _built_elsewhere(model: nn.Module, args: Any, kwargs: Any, card: Card) -> Ou
                 if isinstance(value, torch.Tensor):
                     vars(module)[key] = value.to(card.device)
 
-    attempt = _attempt(model, args, kwargs, card, rebuild)
+    attempt = _attempt(model, inputs, args, kwargs, card, rebuild)
     if attempt.error is None:
         return _rehearsed(card, attempt, f", with {named} = {card.device} instead of cpu")
     if reason := limit(attempt.error):
         return _skipped(reason, attempt)
-    attempt = _attempt(model, args, kwargs, card, rebuild_all)
+    attempt = _attempt(model, inputs, args, kwargs, card, rebuild_all)
     if attempt.error is None:
         return _skipped(f"{named} is cpu, as built without a card, and so are tensors it keeps", attempt)
     return None
@@ -140,7 +154,11 @@ def _is_kept(key: Any, value: Any) -> bool:
 
 
 def _rehearsed(card: Card, attempt: _Attempt, note: str = "") -> Outcome:
-    return Outcome("rehearsed", f"{card.device} played by fake tensors{note}: {shown(attempt.outputs)}")
+    peak = ""
+    if card.device.type == "cuda":
+        peak = f"; peak {size_shown(attempt.peak)} (weights {size_shown(attempt.weights)})"
+    what = f"{card.device} played by fake tensors{note}: {shown(attempt.outputs)}{peak}"
+    return Outcome("rehearsed", what, peak_bytes=attempt.peak)
 
 
 def _skipped(reason: str, attempt: _Attempt) -> Outcome:

@@ -174,25 +174,6 @@ def blueprint(model: object, arguments: Mapping[str, Any] | None = None) -> Blue
     return Blueprint(_name(model), partial(model, **arguments))
 
 
-def importable(model: object) -> str:
-    """``"package.module:name"`` of a callable, by which another process finds it; ``""`` if there is none."""
-    if isinstance(model, str):
-        return model
-    module = sys.modules.get(getattr(model, "__module__", None) or "")
-    if isinstance(model, nn.Module) or module is None or module.__name__ == "__main__":
-        return ""
-    qualified = getattr(model, "__qualname__", "")
-    names = [qualified] if "<" not in qualified and qualified else []
-    names += [name for name, value in vars(module).items() if value is model]
-    for name in names:
-        found: Any = module
-        for part in name.split("."):
-            found = getattr(found, part, None)
-        if found is model:
-            return f"{module.__name__}:{name}"
-    return ""
-
-
 def _refused(make: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
     """Which of the keyword arguments a callable has no place for, and what it has instead."""
     try:

@@ -63,6 +63,7 @@ def function_kept(
     rows: Rows | None = None,
     renamed: Mapping[str, str] | None = None,
     said: Said | None = None,
+    method: str = "forward",
 ) -> Verdict:
     """Whether two models agree on seeded batches, in the region of each output that existed before.
 
@@ -81,6 +82,7 @@ def function_kept(
         rows: where the rows of a dimension went that was not simply extended at its end.
         renamed: old key -> new key, of tensors that have another name now.
         said: what the steps of the recipe say of the function; if it is left out, all claim to keep it.
+        method: which method of both models is called.
 
     Returns:
         The promise: ``changed``, with its size, where outputs differ in reach of a step that says so;
@@ -99,7 +101,7 @@ def function_kept(
             return Promise(NAME, "unchecked", error.reason), [found]
         try:
             ids = Ids.of(before, model, rows or {}, renamed or {}, batches(0))
-            run = _Run(source, old, before, model, batches, arithmetic, ids)
+            run = _Run(source, old, before, model, batches, arithmetic, ids, method)
             return run.compared(precision, rows or {}, said or Said())
         except (Exception, SystemExit) as error:
             reason = f"the forward pass raised {raised(error)}"
@@ -141,10 +143,12 @@ class _Run:
         batches: Callable[[int], Batch],
         arithmetic: Arithmetic,
         ids: Ids,
+        method: str,
     ) -> None:
         self._source, self._state, self._before, self._model = source, state, before, model
         self._pairs = [ids.pair(batches(seed)) for seed in range(BATCHES)]
-        self._arithmetic, self._ids, self._precision = arithmetic, ids, torch.float64
+        self._arithmetic, self._ids, self._method = arithmetic, ids, method
+        self._precision = torch.float64
 
     def compared(self, precision: torch.dtype, rows: Rows, said: Said) -> Verdict:
         """Run both, pair their outputs, and judge the differences by what the steps say."""
@@ -223,11 +227,11 @@ class _Run:
         if not copied:
             del self._before
             model = model.double() if self._arithmetic.wide else model
-        return outputs(model, [pair[0] for pair in self._pairs], self._arithmetic)
+        return outputs(model, [pair[0] for pair in self._pairs], self._arithmetic, self._method)
 
     def _new(self) -> Outputs:
         model = twin(self._model, self._arithmetic)
-        return outputs(model, [pair[1] for pair in self._pairs], self._arithmetic)
+        return outputs(model, [pair[1] for pair in self._pairs], self._arithmetic, self._method)
 
     def _broken(self, miss: Gap, allowed: float, blamed: str) -> Verdict:
         output = f"output{miss.path}"

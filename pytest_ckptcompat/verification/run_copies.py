@@ -52,7 +52,9 @@ class Outputs:
     random: bool
 
 
-def outputs(model: nn.Module, batches: Sequence[Batch], arithmetic: Arithmetic) -> Outputs:
+def outputs(
+    model: nn.Module, batches: Sequence[Batch], arithmetic: Arithmetic, method: str = "forward"
+) -> Outputs:
     """Run a model, which is changed by it, on every batch: in eval mode, then with BatchNorm in train mode.
 
     Only BatchNorm is put into train mode: dropout would draw other masks wherever a layer has grown.
@@ -60,13 +62,13 @@ def outputs(model: nn.Module, batches: Sequence[Batch], arithmetic: Arithmetic) 
     norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
     watch = _Watch()
     model.eval()
-    modes = {"eval": [_forward(model, batch, arithmetic, watch) for batch in batches]}
-    again = _forward(model, batches[0], arithmetic, watch, seed=1)
+    modes = {"eval": [_forward(model, batch, arithmetic, watch, method) for batch in batches]}
+    again = _forward(model, batches[0], arithmetic, watch, method, seed=1)
     for norm in norms:
         norm.train()
     with contextlib.suppress(ValueError):  # of a single value per channel there is no variance
         if norms:
-            modes["train"] = [_forward(model, batch, arithmetic, watch) for batch in batches]
+            modes["train"] = [_forward(model, batch, arithmetic, watch, method) for batch in batches]
     random = any(difference(modes["eval"][0].get(path, tensor), tensor) for path, tensor in again.items())
     return Outputs(modes, bool(norms), watch.lowest, random)
 
@@ -102,13 +104,13 @@ def _widened(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _forward(
-    model: nn.Module, batch: Batch, arithmetic: Arithmetic, watch: _Watch, seed: int = 0
+    model: nn.Module, batch: Batch, arithmetic: Arithmetic, watch: _Watch, method: str, seed: int = 0
 ) -> dict[str, torch.Tensor]:
     # A forward pass may write into its arguments; the next one gets them as they were.
     change = (lambda tensor: _widened(tensor.clone())) if arithmetic.wide else torch.clone
     args, kwargs = (moved(mapped(part, change), arithmetic.device) for part in batch)
     with seeded(seed), torch.no_grad(), watch:
-        found = model(*args, **kwargs)
+        found = (model if method == "forward" else getattr(model, method))(*args, **kwargs)
     return {
         path: tensor.detach().to("cpu", copy=True)
         for path, tensor in tensors(found)

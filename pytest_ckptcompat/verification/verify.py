@@ -43,6 +43,7 @@ def verify(
     build: Callable[[int], nn.Module] | None = None,
     source: Callable[[], nn.Module] | None = None,
     batches: Callable[[int], Batch] | None = None,
+    method: str = "forward",
     protect: Sequence[str] = (),
     waived: Sequence[str] = (),
 ) -> tuple[list[Promise], list[Finding]]:
@@ -58,7 +59,8 @@ def verify(
         model: the new model, loaded; left as it is.
         build: seed -> a new model, not loaded.
         source: builds the model that the checkpoint was made for; without it, its function is not compared.
-        batches: seed -> the arguments of ``forward``.
+        batches: seed -> the arguments of the call.
+        method: which method is called.
         protect: patterns of keys that must be as they were.
         waived: keys that are missing or unexpected by torch's strict verdict, which was waived.
 
@@ -75,6 +77,7 @@ def verify(
         build=build,
         source=source,
         batches=batches,
+        method=method,
         protect=protect,
         waived=waived,
     ):
@@ -93,6 +96,7 @@ def claims(
     build: Callable[[int], nn.Module] | None = None,
     source: Callable[[], nn.Module] | None = None,
     batches: Callable[[int], Batch] | None = None,
+    method: str = "forward",
     protect: Sequence[str] = (),
     waived: Sequence[str] = (),
 ) -> Iterator[Claim]:
@@ -110,7 +114,7 @@ def claims(
     yield from all_finite(growth, old)
     yield from scale_of_new_rows(growth, old)
     if source is not None:
-        yield _function(growth, old, model, source, batches)
+        yield _function(growth, old, model, source, batches, method)
 
 
 def _function(
@@ -119,6 +123,7 @@ def _function(
     model: nn.Module,
     source: Callable[[], nn.Module],
     batches: Callable[[int], Batch] | None,
+    method: str,
 ) -> Claim:
     if batches is None:
         why = "no inputs declared"
@@ -134,6 +139,7 @@ def _function(
             rows=rows_moved(growth, old),
             renamed={old: new for new, old in growth.origin.items() if old is not None and old != new},
             said=said_of(growth, old),
+            method=method,
         ),
     )
 

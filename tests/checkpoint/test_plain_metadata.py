@@ -63,10 +63,10 @@ def test_arguments_from_a_checkpoint_and_from_its_lock(saved, locked):
     lock = locked(ckpt)
     assert json.loads(Path(lock.path).read_text())["ckptcompat_lock"] == 2
     for each in (ckpt, lock):
-        assert arguments_at(each, "hyper_parameters") == HYPER
-        assert arguments_at(each, "hyper_parameters.deep") == HYPER["deep"]
-        assert arguments_at(each, "args") == {"width": 3}
-        assert arguments_at(each, "a.b") == {"c": 1}
+        assert arguments_at(each.contents, "hyper_parameters") == HYPER
+        assert arguments_at(each.contents, "hyper_parameters.deep") == HYPER["deep"]
+        assert arguments_at(each.contents, "args") == {"width": 3}
+        assert arguments_at(each.contents, "a.b") == {"c": 1}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_arguments_from_a_checkpoint_and_from_its_lock(saved, locked):
 )
 def test_what_is_not_a_dict_of_arguments(saved, path, told):
     with pytest.raises(CheckpointError, match=rf"model_args='ckpt:{path}'.*{told}"):
-        arguments_at(saved(hyper_parameters=HYPER, epoch=3, odd={"a b": 1}), path)
+        arguments_at(saved(hyper_parameters=HYPER, epoch=3, odd={"a b": 1}).contents, path)
 
 
 def test_a_lock_without_metadata_says_so(tmp_path, saved):
@@ -88,7 +88,7 @@ def test_a_lock_without_metadata_says_so(tmp_path, saved):
     with pytest.raises(
         CheckpointError, match=r"the lock a\.json holds no metadata: lock the checkpoint again"
     ):
-        arguments_at(open_checkpoint(tmp_path / "a.json"), "epoch")
+        arguments_at(open_checkpoint(tmp_path / "a.json").contents, "epoch")
 
 
 def test_a_lock_without_more_is_of_the_first_version(tmp_path, saved):

@@ -10,7 +10,8 @@ from rehearsal_zoo import ZOO
 from torch import nn
 
 from pytest_ckptcompat.core.errors import ModelError
-from pytest_ckptcompat.models.blueprint import blueprint, importable
+from pytest_ckptcompat.core.imports import importable
+from pytest_ckptcompat.models.blueprint import blueprint
 
 
 def table(model):
