@@ -115,7 +115,7 @@ def rank(place: str) -> int:
 def _saved(path: str, node: Any) -> Saved | None:
     if not isinstance(node, Mapping):
         return None
-    state, listed = node.get("state"), node.get("param_groups")
+    state, listed = node.get("state", {}), node.get("param_groups")  # SGD without momentum may have no state
     if not isinstance(state, Mapping) or not isinstance(listed, (list, tuple)) or not listed:
         return None
     if unread := _unread(listed):
