@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pytest_ckptcompat.checkpoint.plain_metadata import arguments_at
+from pytest_ckptcompat.core import collection
 from pytest_ckptcompat.core.errors import AmbiguousError, CheckpointError, ModelError, RecipeError
 from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.core.memory import shown as size_shown
@@ -45,6 +46,8 @@ _SMALL = 4096
 """Elements of a tensor that a loader may look at: a version, a scale, a table."""
 
 
+@collection.paused()
+@collection.paused()
 def open_stage(
     opener: Callable[[str | None], Checkpoint], arguments: CheckArguments, log: Log
 ) -> tuple[Checkpoint, Blueprint, nn.Module]:
@@ -214,6 +217,8 @@ def rollback_stage(
     log.judged("rollback", found, detail, "compare-forward")
 
 
+@collection.paused()
+@collection.paused()
 def compare_stage(
     ckpt: Checkpoint, schema: nn.Module, recipe: Recipe, applied: Applied, advise: Advise, log: Log
 ) -> Comparison:

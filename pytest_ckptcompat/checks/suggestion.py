@@ -111,5 +111,7 @@ class Adviser:
 def _notes(found: Suggestion) -> Iterator[str]:
     if found.dropped:
         yield f"It drops trained weights: {', '.join(found.dropped)}."
+    if found.too_long:
+        yield f"It is a part of a recipe of {found.too_long:,} operators."
     if found.stopped:
         yield f"The search for a recipe was stopped after {SECONDS:.0f} s."

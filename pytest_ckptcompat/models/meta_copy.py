@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import ChainMap
+from collections import ChainMap, OrderedDict
 from itertools import chain
 from typing import Any
 
@@ -30,6 +30,9 @@ def opaque(model: nn.Module) -> set[str]:
     return {name for name, tensor in named if not (is_plain(tensor) or nn.parameter.is_lazy(tensor))}
 
 
+_CONTAINERS = (dict, OrderedDict, list, set)
+
+
 def meta_copy(model: nn.Module) -> nn.Module:
     """A deep copy whose parameters and buffers are on the meta device; ties and hooks are kept.
 
@@ -40,6 +43,10 @@ def meta_copy(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for tensor in chain(model.parameters(), model.buffers()):
         memo[id(tensor)] = _on_meta(tensor)
+    for module in model.modules():
+        for value in vars(module).values():
+            if type(value) in _CONTAINERS and not value:  # a module has a dozen, and deepcopy takes its time
+                memo[id(value)] = type(value)()
     try:
         return copy.deepcopy(model, dict(memo))
     except Exception:

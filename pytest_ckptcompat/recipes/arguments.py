@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
+from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pytest_ckptcompat.core.errors import RecipeError
@@ -30,7 +31,10 @@ def checked(operator: str, name: str, value: Any, hint: Any) -> Any:
 
 def hints(kind: type) -> dict[str, Any]:
     """Field -> its annotation, evaluated; of all the operator's own and inherited fields."""
-    return get_type_hints(kind)
+    return _hints(kind)
+
+
+_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:

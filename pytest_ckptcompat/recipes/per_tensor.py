@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
@@ -85,11 +85,10 @@ class KeyWise(Operator):
 
     def follows(self, earlier: Operator, state: State) -> bool:
         """Tied tensors were moved along by the same operator on another of their names."""
-        if (
-            not isinstance(earlier, type(self))
-            or replace(earlier, key=self.key) != self
-            or earlier.key == self.key
-        ):
+        if not isinstance(earlier, type(self)) or earlier.key == self.key:
+            return False
+        others = (each.name for each in fields(self) if each.name != "key")
+        if any(getattr(earlier, name) != getattr(self, name) for name in others):
             return False
         there = {memory(state[key]) for key in select(earlier.key, state.keys())}
         keys = select(self.key, state.keys())

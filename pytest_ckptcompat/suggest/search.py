@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     """Which keys differ after a recipe: none where the checkpoint then loads."""
 
 MOST_CHOICES = 4
+MOST_OPERATORS = 250
+"""In a recipe that anybody would read."""
+MOST_WORK = 250_000
+"""Operators times keys that can be applied in about a second."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Suggestion:
         unexplained: keys for which nothing was found; all of them where nothing was found at all.
         dropped: patterns of `recipe` that leave out numbers, trained ones for all that is known.
         stopped: whether the search ran out of time.
+        too_long: how many operators the whole recipe would have had, where it was cut to `partial`.
     """
 
     recipe: Recipe | None = None
@@ -55,6 +60,7 @@ class Suggestion:
     unexplained: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     stopped: bool = False
+    too_long: int = 0
 
 
 def suggest(
@@ -113,7 +119,11 @@ class _Search:
         if choices := self._choices():
             return Suggestion(choices=choices)
         steps, renamed, tied = self._steps()
+        room = min(MOST_OPERATORS, max(MOST_WORK // len(self.checkpoint), 1))
         dropped = self._dropped(renamed, tied)
+        needed = len(steps) + len(dropped)
+        if needed > room:
+            steps, dropped = steps[:room], []
         left: Collection[str] | None = None
         for drops in ([], dropped) if dropped else ([],):
             recipe = _recipe([*steps, *(Step("drop", (pattern,)) for pattern in drops)])
@@ -128,6 +138,7 @@ class _Search:
             partial=partial,
             unexplained=tuple(at_first if partial is None else left or ()),
             stopped=self.budget.spent,
+            too_long=needed if needed > room else 0,
         )
 
     def _choices(self) -> tuple[Recipe, ...]:

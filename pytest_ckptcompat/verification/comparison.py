@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.models.meta_copy import meta_copy
 from pytest_ckptcompat.tensors.parts import QUANTIZED, is_strided
 from pytest_ckptcompat.tensors.unread import Unread, spared, unread
+
+from .plain_load import is_plain, plain_load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -79,9 +82,7 @@ def compare(model: nn.Module, state_dict: Mapping[str, Any]) -> Comparison:
     It runs on a copy without memory, so `model` is left as it was, and torch's refusal to name missing keys
     beside a mismatch is no limit: its lists are read where they are filled.
     """
-    trial = meta_copy(model)
-    _give_memory(trial, [key for key, value in state_dict.items() if _has_own_layout(value)])
-    heard, passed = _strict_load(trial, state_dict)
+    heard, passed = _heard(model, state_dict)
     expected = model.state_dict()
     missing = list(dict.fromkeys(heard.missing))
     unexpected = list(dict.fromkeys(heard.unexpected))
@@ -108,6 +109,17 @@ def compare(model: nn.Module, state_dict: Mapping[str, Any]) -> Comparison:
     total = len(expected.keys() | wrong | passed)
     matched = _matched(expected, state_dict, wrong, passed)
     return Comparison(missing, unexpected, mismatched, matched, total, findings, fitting)
+
+
+def _heard(model: nn.Module, state_dict: Mapping[str, Any]) -> tuple[_Heard, set[str]]:
+    """What a strict load names, and what it heard of and let pass."""
+    if is_plain(model, state_dict):
+        with warnings.catch_warnings(), contextlib.suppress(Exception):
+            warnings.simplefilter("ignore")
+            return _Heard(*plain_load(model, state_dict)), set()
+    trial = meta_copy(model)
+    _give_memory(trial, [key for key, value in state_dict.items() if _has_own_layout(value)])
+    return _strict_load(trial, state_dict)
 
 
 def _matched(

@@ -43,7 +43,7 @@ def suggested(state_dict: Mapping[str, Tensor], model: nn.Module) -> Recipe | No
 def pasted(recipe: Recipe, width: int = 80) -> Recipe:
     """The recipe as a user gets it: read off the report, and run as Python."""
     text = terminal.render(Report("c", "m", suggestion=recipe), width, verbosity=2)
-    source = text.partition("this recipe would make it load:\n")[2]
+    source = text.partition("this recipe would make it load:\n")[2].partition("\npass it as")[0]
     names = {name: getattr(operators, name) for name in dir(operators) if not name.startswith("_")}
     return eval(source.strip(), {"Recipe": Recipe, **names})
 
