@@ -91,7 +91,8 @@ def _is_web(url: str) -> bool:
 def _passing(url: str, error: BaseException) -> bool:
     if _is_web(url):
         return web.passing(error)
-    return isinstance(error, (ConnectionError, TimeoutError))
+    wanted = type(error).__name__ == "OfflineModeIsEnabled"  # HF_HUB_OFFLINE
+    return not wanted and any(map(_of_network, _chain(error)))
 
 
 def _reason(url: str, error: BaseException) -> str:

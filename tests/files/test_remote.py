@@ -604,3 +604,33 @@ def test_a_file_that_could_not_be_opened_can_be_forgotten() -> None:
         file.__init__("memory://nothing/here.pth")  # type: ignore[misc]
     file.close()
     assert file.closed
+
+
+@pytest.mark.parametrize(
+    ("raised", "said", "tries"),
+    [
+        (socket.gaierror(-2, "no name"), r"can't be reached \(.*no name.*\): are you online", 5),
+        (ConnectionResetError("reset"), r"can't be reached \(reset\): are you online", 5),
+        (PermissionError("no"), "no permission to read it; are you logged in", 1),
+        (ValueError("see https://u:S3CR3T@h/x?t=S3CR3T"), "can't be read: ValueError: see https://h/x", 1),
+    ],
+)
+def test_what_other_clients_raise(
+    memory: Any, monkeypatch: pytest.MonkeyPatch, raised: Exception, said: str, tries: int
+) -> None:
+    """Those of hubs and buckets wrap what the network said in errors of their own."""
+    asked = []
+
+    def failing(*_: Any) -> None:
+        asked.append(1)
+        if isinstance(raised, OSError) and not isinstance(raised, PermissionError):
+            try:
+                raise raised
+            except OSError as error:
+                raise RuntimeError("of the client's own kind") from error
+        raise raised
+
+    monkeypatch.setattr(type(memory), "info", failing)
+    with pytest.raises(CheckpointError, match=rf"^memory://bucket/net\.pth:? {said}"):
+        open_checkpoint("memory://bucket/net.pth")
+    assert len(asked) == tries
