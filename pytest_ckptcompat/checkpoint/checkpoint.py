@@ -155,7 +155,7 @@ class Checkpoint(Mapping[str, TensorSpec]):
     @property
     def valueless(self) -> str:
         """Why there are no values to read, or ``""``."""
-        return {"lock": "a lock file has no values", "git": "a commit has no values"}.get(self.format, "")
+        return self._contents.valueless
 
     @property
     def objects(self) -> dict[str, object]:

@@ -40,6 +40,12 @@ class Contents:
     files: Files
     limits: Limits = DEFAULT
 
+    @property
+    def valueless(self) -> str:
+        """Why there are no values to read, or ``""``."""
+        formats = {"lock": "a lock file has no values", "git": "a commit has no values"}
+        return formats.get(self.header.format, "")
+
 
 def read_contents(
     path: str | os.PathLike[str], *, limits: Limits = DEFAULT, hook: HookRelay | None = None

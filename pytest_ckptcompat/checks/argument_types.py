@@ -33,6 +33,16 @@ def model(name: str, value: Any) -> Any:
     return value
 
 
+def loader(name: str, value: Any) -> Any:
+    """A loading function, or its name."""
+    if isinstance(value, str):
+        return model(name, value)
+    if not callable(value) or hasattr(value, "state_dict"):
+        wanted = "your function (path) -> model, or (model, path) where model= is given, or its name"
+        raise ValueError(f"{name}= wants {wanted}, {_not(value)}")
+    return value
+
+
 def paths(name: str, value: Any) -> tuple[str, ...]:
     """One path or several."""
     values = [value] if isinstance(value, (str, PathLike)) else value

@@ -6,6 +6,8 @@ import difflib
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
+from pytest_ckptcompat.core.redaction import is_url
+
 from . import argument_types as types
 from .waivers import Waiver
 
@@ -184,6 +186,12 @@ class CheckArguments:
         },
         Flag("24GB", "fail where the forward pass on CUDA needs more"),
     )
+    loader: Callable[..., Any] | str | None = _argument(
+        types.loader,
+        "your own loading function, (path) or (model, path): it is run, and the model's values are traced",
+        {**_NAMED, "description": "package.module:name of your own loading function, which is tested"},
+        Flag("NAME", "test this loading function, (path) -> model, or (model, path) with MODEL"),
+    )
 
     @classmethod
     def of(cls, **arguments: Any) -> CheckArguments:
@@ -197,13 +205,39 @@ class CheckArguments:
                 near = difflib.get_close_matches(name, ARGUMENTS, 1)
                 hint = f"did you mean {near[0]}=?" if near else f"known are {', '.join(ARGUMENTS)}"
                 raise ValueError(f"unknown argument {name}=: {hint}")
-        if arguments.get("model") is None:
-            raise ValueError("model= is missing: a callable giving the model, or 'package.module:name'")
+        if arguments.get("model") is None and arguments.get("loader") is None:
+            raise ValueError(
+                "model= is missing: a callable giving the model, or 'package.module:name' "
+                "(or loader=, your own loading function)"
+            )
         given = {name: value for name, value in arguments.items() if value is not None}
         made = cls(**{name: ARGUMENTS[name].check(name, value) for name, value in given.items()})
         if made.model_args and hasattr(made.model, "load_state_dict") and not isinstance(made.model, type):
             raise ValueError("model_args= is for a callable model, and this model is built already")
+        if made.loader is not None:
+            made._hold_loader()
         return made
+
+    def _hold_loader(self) -> None:
+        """Refuse what says nothing about a loader.
+
+        Raises:
+            ValueError: the text names it.
+        """
+        if self.direction != "backward":
+            raise ValueError(
+                f"direction={self.direction!r} is for a model's own strict load, not for loader="
+            )
+        for name in ("optimizer", "source_model"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name}= can't be checked beside loader=: make it a check of its own")
+        if self.model is None and self.model_args:
+            raise ValueError("model_args= are the arguments of model=, which is not given")
+        for path in self.ckpt:
+            if not {"*", "?"}.isdisjoint(path) or is_url(path):
+                raise ValueError(
+                    f"ckpt={path!r}: a loader gets one file or folder; name each in a check of its own"
+                )
 
 
 ARGUMENTS: dict[str, Argument] = {each.name: each.metadata["argument"] for each in fields(CheckArguments)}
@@ -226,11 +260,16 @@ class Arguments(TypedDict, total=False):
     model_args: dict[str, Any] | str | None
     method: str
     max_memory: str | None
+    loader: Callable[..., Any] | str | None
 
 
 def marker_help(name: str) -> str:
     """The marker as ``pytest --markers`` prints it: its arguments, and what each of them is."""
-    taken = ["model", "ckpt=None", *(f"{each.name}={each.default!r}" for each in fields(CheckArguments)[2:])]
+    taken = [
+        "model=None",
+        "ckpt=None",
+        *(f"{each.name}={each.default!r}" for each in fields(CheckArguments)[2:]),
+    ]
     line = f"{name}(*, {', '.join(taken)}): the checkpoint must load into the model"
     return "\n  ".join([line, *(f"{each}: {row.help}" for each, row in ARGUMENTS.items())])
 

@@ -13,9 +13,12 @@ from pytest_ckptcompat.core.redaction import public
 from pytest_ckptcompat.files.paths import display_from, is_reference
 from pytest_ckptcompat.forward.declared_inputs import LOOKED_FOR, known_inputs
 from pytest_ckptcompat.forward.inputs import Inputs
+from pytest_ckptcompat.models.blueprint import Blueprint, named
+from pytest_ckptcompat.models.meta_copy import meta_copy
 from pytest_ckptcompat.models.sharded import Sharded
 
 from . import header_stages as header
+from . import loader
 from . import value_stages as values
 from .argument_types import AUTO
 from .arguments import Arguments, CheckArguments
@@ -34,22 +37,26 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pytest_ckptcompat.core.rules import Kind, Severity
-    from pytest_ckptcompat.models.blueprint import Blueprint
     from pytest_ckptcompat.report.report import Report
 
 STAGES: tuple[Kind, ...] = ("open", "recipe", "compare", "load", "verify", "forward", "optimizer")
 """Those that every report has a line for."""
 
 
-def check(model: Any, ckpt: str | PathLike[str] | Checkpoint, **arguments: Unpack[Arguments]) -> Report:
+def check(
+    model: Any = None,
+    ckpt: str | PathLike[str] | Checkpoint | None = None,
+    **arguments: Unpack[Arguments],
+) -> Report:
     """Check that a checkpoint still serves a model: the arguments of ``@pytest.mark.ckpt_compat``.
 
     Args:
-        model: a callable giving the model, ``"package.module:name"``, or an ``nn.Module``, left as it was.
+        model: a callable giving the model, ``"package.module:name"``, or an ``nn.Module``, left as it was;
+            may be left out where there is a ``loader``.
         ckpt: a path, or what `open_checkpoint` gave.
         **arguments: ``recipe``, ``inputs``, ``source_model``, ``state_dict_key``, ``protect``, ``allow``,
             ``device``, ``optimizer``, ``optimizer_state``, ``direction``, ``model_args``, ``method``,
-            ``max_memory``, as the marker takes them; ``pytest --markers`` tells what each is.
+            ``max_memory``, ``loader``, as the marker takes them; ``pytest --markers`` tells what each is.
 
     Returns:
         The report. A checkpoint that can't be read or a recipe that does not apply is a finding in it.
@@ -58,6 +65,8 @@ def check(model: Any, ckpt: str | PathLike[str] | Checkpoint, **arguments: Unpac
         ValueError: an argument is unknown or of a wrong type.
     """
     declared = CheckArguments.of(model=model, **arguments)
+    if ckpt is None:
+        raise ValueError("ckpt= is missing: the path of a checkpoint, or what open_checkpoint gave")
     if isinstance(ckpt, Checkpoint):
         if declared.state_dict_key is None:  # the caller has chosen it
             declared = replace(declared, state_dict_key=ckpt.state_dict_key)
@@ -93,23 +102,16 @@ class Check:
     report: Report | None = field(default=None, init=False)
     ckpt: Checkpoint | None = field(default=None, init=False)
     _schema: nn.Module | None = field(default=None, init=False, repr=False)
+    _model_name: str = field(default="", init=False, repr=False)
 
     def run(self) -> Report:
         """Run every stage that can be run, and say of the others why they were not."""
         arguments = self.arguments
         log = Log(arguments.allow, self.severities)
-        model, on_cuda = _named(arguments.model), False
+        self._model_name = _named(arguments.loader if arguments.model is None else arguments.model)
+        on_cuda = False
         try:
-            if is_reference(self.path):  # the commit is asked what its model gives for the inputs of today's
-                blueprint, schema = header.build_stage(arguments, log)
-                batch = Batch(self._inputs(blueprint, schema, log))
-                ckpt = header.past_stage(lambda: self._past(batch), log)
-            else:
-                ckpt, blueprint, schema = header.open_stage(self.open, arguments, log)
-                batch = Batch(self._inputs(blueprint, schema, log, ckpt.contents.header.behaviour))
-            self.ckpt, self._schema = ckpt, schema
-            model = blueprint.name
-            on_cuda = self._stages(ckpt, blueprint, schema, batch, log)
+            on_cuda = self._strictly(log) if self._is_strict(log) else self._by_loader(log)
         except Stopped as stop:
             done = {stage.name for stage in log.stages}
             for kind in STAGES:
@@ -119,8 +121,55 @@ class Check:
         if self.require_cuda and not on_cuda:
             _demand_cuda(log)
         shown = self.shown or display_from(str(Path.cwd()), self.path)
-        self.report = log.report(shown, model, recipe=arguments.recipe is not None and not log.lenient)
+        self.report = log.report(
+            shown, self._model_name, recipe=arguments.recipe is not None and not log.lenient
+        )
         return self.report
+
+    def _is_strict(self, log: Log) -> bool:
+        """Whether no loader is to be run: none is declared, or there are no values and keys are compared.
+
+        Raises:
+            Stopped: there is neither anything to load nor a model to compare with.
+        """
+        if self.arguments.loader is None:
+            return True
+        if is_reference(self.path):
+            why = "a commit has no values"
+        else:
+            contents, _, _ = header.opened(self.open, self.arguments.state_dict_key, log)
+            why = contents.valueless
+        if why and self.arguments.model is None:
+            text = f"{why}: there is nothing to load; with model= its keys are compared"
+            log.stop(finding("loader-error", message=text), "there is nothing to load", "load")
+        return bool(why)
+
+    def _strictly(self, log: Log) -> bool:
+        """Load as the model itself does; whether the forward pass ran on a card."""
+        arguments = self.arguments
+        if is_reference(self.path):  # the commit is asked what its model gives for the inputs of today's
+            blueprint, schema = header.build_stage(arguments, log)
+            batch = Batch(self._inputs(blueprint, schema, log))
+            ckpt = header.past_stage(lambda: self._past(batch), log)
+        else:
+            ckpt, blueprint, schema = header.open_stage(self.open, arguments, log)
+            batch = Batch(self._inputs(blueprint, schema, log, ckpt.contents.header.behaviour))
+        self.ckpt, self._schema = ckpt, schema
+        self._model_name = blueprint.name
+        return self._stages(ckpt, blueprint, schema, batch, log)
+
+    def _by_loader(self, log: Log) -> bool:
+        """Load by the repository's own function; whether the forward pass ran on a card."""
+        contents, usual, _ = header.opened(self.open, self.arguments.state_dict_key, log)
+        tested = loader.prepared(self.arguments, self.path, contents, log)
+        self.ckpt, model, in_place, recipe = loader.load_stage(tested, contents, usual, self.arguments, log)
+        self.model, self._model_name = model, named(type(model))
+        loader.trace_stage(tested, self.ckpt, model, in_place, recipe, log)
+        schema = meta_copy(model)
+        inputs = self._inputs(Blueprint(self._model_name, lambda: model), schema, log)
+        on_cuda = values.forward_stage(self.arguments, inputs, model, schema, "no values were read", log)
+        log.stage("optimizer", "skipped", "none declared")
+        return on_cuda
 
     def _past(self, batch: Batch) -> Checkpoint:
         """What a past commit would have saved; with what its model gives, where that is to be compared."""

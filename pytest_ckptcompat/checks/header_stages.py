@@ -59,15 +59,7 @@ def open_stage(
     Raises:
         Stopped: one of them can't be read or built.
     """
-    ambiguous: AmbiguousError | None = None
-    ckpt: Checkpoint | None = None
-    try:
-        ckpt = opener(arguments.state_dict_key)
-        contents = ckpt.contents
-    except AmbiguousError as error:
-        ambiguous, contents = error, error.contents
-    except CheckpointError as error:
-        log.stop(finding("no-checkpoint", message=str(error)), "the checkpoint can't be read", "open")
+    contents, ckpt, ambiguous = opened(opener, arguments.state_dict_key, log)
     why = ""
     try:
         blueprint, schema = build_stage(arguments, log, contents)
@@ -75,9 +67,9 @@ def open_stage(
             ckpt, why = chosen(contents, ckpt, schema.state_dict(), arguments.recipe)
     finally:
         if ckpt is not None:
-            _opened(ckpt, why, log)
+            note_opened(ckpt, why, log)
     if ckpt is None:
-        log.stop(finding("no-checkpoint", message=str(ambiguous)), "the checkpoint can't be read", "open")
+        log.stop(finding("no-checkpoint", message=ambiguous), "the checkpoint can't be read", "open")
     return ckpt, blueprint, schema
 
 
@@ -106,12 +98,32 @@ def past_stage(opener: Callable[[], Checkpoint], log: Log) -> Checkpoint:
         ckpt = opener()
     except CheckpointError as error:
         log.stop(finding("no-checkpoint", message=str(error)), "the commit can't be asked", "open")
-    _opened(ckpt, "", log)
+    note_opened(ckpt, "", log)
     return ckpt
 
 
-def _opened(ckpt: Checkpoint, why: str, log: Log) -> None:
-    """Note what was opened."""
+def opened(
+    opener: Callable[[str | None], Checkpoint], state_dict_key: str | None, log: Log
+) -> tuple[Contents, Checkpoint | None, str]:
+    """Read the header.
+
+    Returns:
+        The header, and the state dict in it; None, and why, if several may be meant.
+
+    Raises:
+        Stopped: it can't be read.
+    """
+    try:
+        ckpt = opener(state_dict_key)
+    except AmbiguousError as error:
+        return error.contents, None, str(error)
+    except CheckpointError as error:
+        log.stop(finding("no-checkpoint", message=str(error)), "the checkpoint can't be read", "open")
+    return ckpt.contents, ckpt, ""
+
+
+def note_opened(ckpt: Checkpoint, why: str, log: Log) -> None:
+    """Note what was opened, and why this state dict of several."""
     if ckpt.unsafe:
         log.add(finding("unsafe-pickle", message=ckpt.unsafe))
     what = f"{ckpt.format}, {len(ckpt)} tensors, {size_shown(ckpt.nbytes)}"

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from pytest_ckptcompat.core.errors import CheckpointError, MisfitError, ModelError, RecipeError, raised
+from pytest_ckptcompat.core.errors import (
+    AmbiguousError,
+    CheckpointError,
+    MisfitError,
+    ModelError,
+    RecipeError,
+    raised,
+)
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.models.blueprint import Blueprint, blueprint
@@ -22,6 +29,7 @@ from pytest_ckptcompat.tensors.footprint import weights
 from pytest_ckptcompat.tensors.unread import Unread
 from pytest_ckptcompat.verification.loaded import tied_conflicts
 
+from .choice import chosen
 from .completion import completed, target_of
 from .header_stages import compared
 
@@ -67,11 +75,12 @@ def load(
 
         net = load(Net, "net-2024.pth", recipe="grow.toml").eval()
     """
-    ckpt = path if isinstance(path, Checkpoint) else open_checkpoint(path, state_dict_key)
-    if ckpt.format == "lock":
-        raise CheckpointError(f"{ckpt.name} is a lock file, which has no values to load")
     plan, schema = _planned(model)
-    applicable = completed(_recipe(recipe), ckpt, schema, None)
+    declared = _recipe(recipe)
+    ckpt = path if isinstance(path, Checkpoint) else _opened(path, state_dict_key, schema, declared)
+    if ckpt.valueless:
+        raise CheckpointError(f"{ckpt.name} can't be loaded: {ckpt.valueless}")
+    applicable = completed(declared, ckpt, schema, None)
     applied = applicable.run(ckpt.meta(), schema.state_dict())
     verdict = compared(ckpt, schema, applicable, applied)
     report = Report(
@@ -112,6 +121,22 @@ def load(
     if conflicts := list(tied_conflicts(loaded, state_dict)):
         raise _misfit(report, conflicts)
     return loaded
+
+
+def _opened(
+    path: str | os.PathLike[str], state_dict_key: str | None, schema: nn.Module, recipe: Recipe
+) -> Checkpoint:
+    """The checkpoint; of several state dicts the one that fits the model, as in a check."""
+    try:
+        usual = open_checkpoint(path, state_dict_key)
+    except AmbiguousError as error:
+        ckpt, _ = chosen(error.contents, None, schema.state_dict(), recipe)
+        if ckpt is None:
+            raise
+        return ckpt
+    if state_dict_key is not None:
+        return usual
+    return chosen(usual.contents, usual, schema.state_dict(), recipe)[0] or usual
 
 
 def _planned(model: nn.Module | Callable[[], nn.Module] | str) -> tuple[Blueprint, nn.Module]:

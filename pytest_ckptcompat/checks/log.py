@@ -41,6 +41,7 @@ class Log:
         waivers: findings that are accepted.
         severities: what ``ckpt_severity`` changes.
         comparison: the model's verdict on the keys; empty until they were compared.
+        loader: the function that loaded the model; ``""`` where it was loaded strictly.
         suggestion: a recipe with which the checkpoint would load.
         remedy: what the search for one found besides.
         lenient: whether waivers may be unused, because they are for other checkpoints.
@@ -52,6 +53,7 @@ class Log:
     promises: list[Promise] = field(default_factory=list)
     stages: list[Stage] = field(default_factory=list)
     comparison: Comparison = field(default_factory=Comparison)
+    loader: str = ""
     suggestion: Recipe | None = None
     remedy: Remedy | None = None
     lenient: bool = False
@@ -165,6 +167,7 @@ class Log:
             suggestion=self.suggestion,
             remedy=self.remedy,
             recipe=recipe,
+            loader=self.loader,
             fitting=comparison.fitting,
         )
 

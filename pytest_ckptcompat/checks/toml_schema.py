@@ -24,7 +24,7 @@ def toml_schema() -> dict[str, Any]:
     check = {
         "type": "object",
         "additionalProperties": False,
-        "required": ["model"],
+        "anyOf": [{"required": ["model"]}, {"required": ["loader"]}],
         "properties": {"name": {"type": "string", "description": "the test's id"}, **properties},
     }
     return {

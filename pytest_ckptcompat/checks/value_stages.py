@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 def unneeded(arguments: CheckArguments, ckpt: Checkpoint, *, wants_model: bool) -> str:
     """Why no value has to be read, or ``""``."""
     if ckpt.valueless:
-        return ckpt.valueless
+        return f"{ckpt.valueless}, and the loader was not run" if arguments.loader else ckpt.valueless
     if wants_model:
         return ""
     if arguments.device in ("none", "rehearse"):

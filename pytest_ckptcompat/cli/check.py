@@ -31,7 +31,7 @@ EXITS = "0 it fits, 1 it does not, 2 it could not be checked"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments: those of the marker that have a flag, and its own."""
-    add_checkpoint_and_model(parser)
+    add_checkpoint_and_model(parser, required=False)
     add_flags(parser, ARGUMENTS)
     parser.add_argument(
         "--require-cuda", action="store_true", help="fail unless the forward pass ran on CUDA"

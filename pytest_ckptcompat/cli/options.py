@@ -33,11 +33,11 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def add_checkpoint_and_model(parser: argparse.ArgumentParser) -> None:
-    """``CKPT`` and ``MODEL``."""
+def add_checkpoint_and_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """``CKPT`` and ``MODEL``; the latter may be left out unless it is required."""
     parser.add_argument("ckpt", metavar="CKPT", help=f"the checkpoint: {ABOUT_CHECKPOINT}")
     model = "package.module:name of what gives the model; the current folder is importable"
-    parser.add_argument("model", metavar="MODEL", help=model)
+    parser.add_argument("model", metavar="MODEL", nargs=None if required else "?", help=model)
 
 
 def add_flags(parser: argparse.ArgumentParser, names: Collection[str]) -> None:

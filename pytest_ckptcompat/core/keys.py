@@ -69,6 +69,15 @@ def _likeness(name: str, key: str) -> float:
 _MOST_COMPARED = 200
 
 
+def beside(key: str, other: str) -> str:
+    """A key as seen from another one: ``….k.weight`` from ``layers.3.q.weight``; all layers look alike."""
+    ours, theirs = key.split("."), other.split(".")
+    shared = 0
+    while shared < min(len(ours), len(theirs)) - 1 and ours[shared] == theirs[shared]:
+        shared += 1
+    return ("…." if shared else "") + ".".join(theirs[shared:])
+
+
 def natural(key: str) -> tuple[tuple[object, ...], str]:
     """A sort key under which ``layers.2`` comes before ``layers.10``."""
     parts: list[object] = list(_DIGITS.split(key))

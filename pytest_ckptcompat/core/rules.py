@@ -90,6 +90,20 @@ RULES: dict[str, Rule] = {
             "warn",
             "extra state can't be read without running what the file names; the tensors alone were judged",
         ),
+        Rule("loader-error", "load", "error", "the loader under test raised, or gave no model"),
+        Rule(
+            "loader-missed",
+            "verify",
+            "error",
+            "after the loader ran, a key holds no values of the checkpoint",
+        ),
+        Rule(
+            "loader-other",
+            "verify",
+            "error",
+            "the loader gave a key other values than the checkpoint has under its name",
+        ),
+        Rule("loader-unused", "verify", "warn", "a tensor of the checkpoint reached nothing in the model"),
         Rule("unsafe-pickle", "open", "warn", "torch.load(weights_only=True) would refuse this file"),
         Rule(
             "no-checkpoint",

@@ -163,15 +163,15 @@ def blueprint(model: object, arguments: Mapping[str, Any] | None = None) -> Blue
             raise ModelError("model_args are for a callable, and model is an nn.Module that is built already")
         module = model
         if is_sharded(module):
-            return Blueprint(_name(type(model)), lambda: stand_in(module))
-        return Blueprint(_name(type(model)), lambda: copy.deepcopy(module))
+            return Blueprint(named(type(model)), lambda: stand_in(module))
+        return Blueprint(named(type(model)), lambda: copy.deepcopy(module))
     if not callable(model):
         raise ModelError(f"model={model!r} is neither callable, nor an nn.Module, nor 'package.module:name'")
     if not arguments:
-        return Blueprint(_name(model), model)
+        return Blueprint(named(model), model)
     if refused := _refused(model, arguments):
-        raise ModelError(f"{_name(model)} does not take {refused}")
-    return Blueprint(_name(model), partial(model, **arguments))
+        raise ModelError(f"{named(model)} does not take {refused}")
+    return Blueprint(named(model), partial(model, **arguments))
 
 
 def _refused(make: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
@@ -204,7 +204,7 @@ def _needs_arguments(make: Callable[..., Any]) -> bool:
 _NO_ARGUMENTS = "; name a function that takes no arguments and returns the model"
 
 
-def _name(model: object) -> str:
+def named(model: object) -> str:
     """``onet.Net``: what a report calls the model; of a partial, what it calls."""
     while isinstance(model, partial):
         model = model.func

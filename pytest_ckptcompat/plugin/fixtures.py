@@ -88,7 +88,7 @@ def ckpt_check(request: pytest.FixtureRequest) -> Callable[..., Report]:
             assert not ckpt_check(Net, "net4.pth").ok
     """
 
-    def check(model: Any, ckpt: Any, **arguments: Any) -> Report:
+    def check(model: Any = None, ckpt: Any = None, **arguments: Any) -> Report:
         from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
         from pytest_ckptcompat.checks.arguments import CheckArguments
 

@@ -40,6 +40,8 @@ class Facts:
         suggestion: a recipe with which the checkpoint would load, tried before it is given.
         remedy: what the search for one found besides, or instead; None where there was no search.
         recipe: whether the checkpoint went through a recipe.
+        loader: the function that loaded the model; ``""`` where it was loaded strictly. With one, `matched`
+            counts the keys that hold the checkpoint's values.
         fitting: key -> shape and dtype as shown, of the keys that match; not part of the JSON.
     """
 
@@ -56,6 +58,7 @@ class Facts:
     suggestion: Recipe | RecipeText | None = None
     remedy: Remedy | None = None
     recipe: bool = False
+    loader: str = ""
     fitting: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -79,6 +82,8 @@ class Facts:
         first = self.errors[0]
         if not self.checkpoint:
             return f"{self.model}: {_one_line(first)}"
+        if first.rule.startswith("loader-"):
+            return self._misloaded(first)
         if any(map(_refuses, self.errors)):
             counts = (
                 f"{len(self.mismatched)} mismatched, {len(self.missing)} missing, "
@@ -140,6 +145,7 @@ class Facts:
                 {"key": key, "checkpoint": list(old), "model": list(new)} for key, old, new in self.mismatched
             ],
             "recipe": self.recipe,
+            **({"loader": self.loader} if self.loader else {}),
             "keys": {"matched": self.matched, "total": self.total},
             "findings": [asdict(found) for found in self.findings],
             "promises": [asdict(promise) for promise in self.promises],
@@ -169,6 +175,7 @@ class Facts:
             suggestion=None if suggestion is None else RecipeText(**suggestion),
             remedy=None if content.get("remedy") is None else Remedy.of(content["remedy"]),
             recipe=content["recipe"],
+            loader=content.get("loader", ""),
         )
 
     @property
@@ -180,11 +187,33 @@ class Facts:
         waived = sum(found.severity == "off" for found in self.findings)
         return f" ({waived:,} finding{'' if waived == 1 else 's'} waived)" if waived else ""
 
+    def _misloaded(self, first: Finding) -> str:
+        """What the loader did instead of loading."""
+        if first.rule == "loader-error":
+            return f"{self.checkpoint} was not loaded: {_one_line(first)}"
+        if not self.matched:
+            return (
+                f"{self.loader} loads nothing of {self.checkpoint}: "
+                f"none of the {self.total} keys of {self.model} holds its values"
+            )
+        found = Counter(each.rule for each in self.errors)
+        counts = f"{found['loader-missed']} missed, {found['loader-other']} with other values"
+        what = f"{self.loader} does not load all of {self.checkpoint} into {self.model}"
+        return f"{what}: {counts} ({self._kept()})"
+
     def _how(self) -> str:
+        loader = f" with {self.loader}" if self.loader else ""
+        return f"{loader} and the recipe" if loader and self.recipe else loader or self._by_recipe()
+
+    def _by_recipe(self) -> str:
         return " with the recipe" if self.recipe else ""
 
     def _kept(self) -> str:
-        return f"{self.matched} of {self.total} keys match"
+        return f"{self.matched} of {self.total} keys {self._match}"
+
+    @property
+    def _match(self) -> str:
+        return "hold the checkpoint's values" if self.loader else "match"
 
 
 _RECIPE = ("recipe", "verify")

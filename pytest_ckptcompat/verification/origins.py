@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.keys import beside
 from pytest_ckptcompat.tensors.deferred import DeferredTensor, materialise
 from pytest_ckptcompat.tensors.difference import bits, memory
 
@@ -46,7 +48,7 @@ class Origins:
         other: keys that the checkpoint has under the same name, with other values -> what they hold, as far
             as that is known.
         missed: keys that the checkpoint does not have by name, and whose values it does not have either ->
-            what else is known of them.
+            what else is known of them, safe to print like all such texts.
         constants: key -> the constant that it holds (``"zeros"``), which any constructor gives: no evidence.
         unused: keys of the checkpoint whose values are nowhere in the model, constants left out.
         evidence: the keys of `held` whose values are no constants.
@@ -131,7 +133,7 @@ class _Tracing:
             self._hold(key, key, BY_LINES)
             return
         some = [f"{count} of {total} lines are the checkpoint's" for _, _, count, total in lines.part()]
-        self._found.other[key] = some[0] if some else constant(own)
+        self._found.other[key] = some[0] if some else _as_made(own)
 
     def _hold(self, name: str, key: str, how: str) -> None:
         self._used.add(memory(self._checkpoint[key]))
@@ -162,7 +164,9 @@ class _Tracing:
             for name, sources in lines.complete():
                 self._found.held.setdefault(name, Origin(sources, BY_LINES))
         for name, sources, count, total in lines.part():
-            self._found.missed[name] = f"{count} of {total} lines are in {sources[0]}, the others nowhere"
+            self._found.missed[name] = (
+                f"{count} of {total} lines are in {_named(name, sources[0])}, the others nowhere"
+            )
 
     def _constants(self) -> None:
         """Compare constants with what the checkpoint has under the name that belongs to their module."""
@@ -178,7 +182,7 @@ class _Tracing:
                 self._hold(name, key, how)
             elif value.numel() == self._model[name].numel():
                 del self._found.constants[name]
-                self._found.missed[name] = f"{what}; the checkpoint has {key}"
+                self._found.missed[name] = f"{what}; the checkpoint has {_named(name, key)}"
 
     def _swapped(self) -> None:
         """Find tensors that took one another's places, such as q and k, while all names were changed."""
@@ -195,7 +199,9 @@ class _Tracing:
                 seen.add(there)
                 there = holder.get(str(wanted[there]), "")
             if there == name and not self._holds(name, str(wanted[name])):
-                self._found.other[name] = f"holds {whole[name]}, not {wanted[name]}"
+                self._found.other[name] = (
+                    f"holds {_named(name, whole[name])}, not {_named(name, str(wanted[name]))}"
+                )
         for name in self._found.other:
             self._found.held.pop(name, None)
 
@@ -208,7 +214,7 @@ class _Tracing:
         for key, stored in self._checkpoint.items():
             if stored.numel() in samples.sizes:
                 for name, _ in samples.alike(self._read(stored)):
-                    self._found.other[name] = f"holds {key}"
+                    self._found.other[name] = f"holds {_named(name, key)}"
 
     def _reached_nothing(self, stored: torch.Tensor) -> bool:
         return memory(stored) not in self._used and not (
@@ -273,6 +279,16 @@ class _Samples:
 def _sample(tensor: torch.Tensor, conversion: tuple[torch.dtype, ...]) -> object:
     few = bits(converted(sample(tensor), conversion))
     return conversion[-1], tuple(tensor.shape), tuple(few.reshape(-1).tolist())
+
+
+def _as_made(tensor: torch.Tensor) -> str:
+    """The constant that a tensor is, in words; not a single number, which training may have given too."""
+    what = constant(tensor)
+    return what if tensor.numel() > 1 or what in ("zeros", "ones") else ""
+
+
+def _named(name: str, key: str) -> str:
+    return escape(beside(name, key), 120)
 
 
 def _tensors(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:

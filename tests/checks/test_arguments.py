@@ -101,7 +101,7 @@ def test_the_schema_for_editors_is_made_from_the_table():
 
 def test_the_markers_help_tells_every_argument():
     text = marker_help("ckpt_compat")
-    assert text.startswith("ckpt_compat(*, model, ckpt=None, recipe=None, ")
+    assert text.startswith("ckpt_compat(*, model=None, ckpt=None, recipe=None, ")
     assert [line.split(":")[0].strip() for line in text.splitlines()[1:]] == list(ARGUMENTS)
 
 

@@ -90,11 +90,19 @@ def test_other_errors_are_of_their_own_kind(saved: Path, tmp_path: Path) -> None
         load(lambda: nn.Linear(**{"no width": 1}), saved)
 
 
+def test_of_several_state_dicts_the_one_that_fits(saved: Path, tmp_path: Path) -> None:
+    state = torch.load(saved)["model"]
+    torch.save({"generator": Words().state_dict(), "critic": state}, tmp_path / "two.pth")
+    assert_equal(load(Boxes, tmp_path / "two.pth"), state)
+    with pytest.raises(CheckpointError, match="generator"):
+        load(lambda: nn.Linear(2, 2), tmp_path / "two.pth")
+
+
 def test_a_lock_has_nothing_to_load(saved: Path, tmp_path: Path) -> None:
     from pytest_ckptcompat.cli import main
 
     assert main(["lock", str(saved), "-o", str(tmp_path / "v1.ckpt.json")]) == 0
-    with pytest.raises(CheckpointError, match="is a lock file, which has no values to load"):
+    with pytest.raises(CheckpointError, match="can't be loaded: a lock file has no values"):
         load(Boxes, tmp_path / "v1.ckpt.json")
 
 

@@ -1,0 +1,241 @@
+"""A repository's own loading function under test: run as production runs it, its model traced to the file."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from pytest_ckptcompat.checkpoint.checkpoint import candidates
+from pytest_ckptcompat.core.errors import CheckpointError, ModelError, RecipeError, raised
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.findings import finding
+from pytest_ckptcompat.core.imports import imported
+from pytest_ckptcompat.core.key_groups import group
+from pytest_ckptcompat.core.redaction import is_url
+from pytest_ckptcompat.models.blueprint import Blueprint, blueprint, named
+from pytest_ckptcompat.models.meta_copy import meta_copy
+from pytest_ckptcompat.tensors.seeds import seeded
+from pytest_ckptcompat.verification.comparison import Comparison
+from pytest_ckptcompat.verification.loaded import not_finite
+from pytest_ckptcompat.verification.loader_faults import faults
+from pytest_ckptcompat.verification.of_steps import of_steps
+from pytest_ckptcompat.verification.origins import BY_LINES, Origins, trace
+
+from . import header_stages as header
+from .choice import chosen
+from .log import Stopped
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
+    from pytest_ckptcompat.checkpoint.contents import Contents
+    from pytest_ckptcompat.recipes.recipe import Recipe
+
+    from .arguments import CheckArguments
+    from .log import Log
+
+_SEED = 0x5EED_10AD
+"""An unlikely one: an untrained checkpoint must not be what the constructor draws here, too."""
+
+_GROUPS = 3  # of keys that a line lists
+
+
+@dataclass(frozen=True)
+class Loader:
+    """The function, and what it is called with.
+
+    Attributes:
+        name: as reports show it.
+        function: ``(path) -> model``, or ``(model, path)`` where a model is declared.
+        path: of the checkpoint, as it was given.
+        model: builds the model that is loaded in place; None if the function makes it.
+    """
+
+    name: str
+    function: Any
+    path: str
+    model: Blueprint | None
+
+    def run(self, seed: int = _SEED) -> tuple[nn.Module, bool]:
+        """Run it.
+
+        Returns:
+            The loaded model, and whether it is the one that the function was given.
+
+        Raises:
+            ModelError: the model can't be built, the function raised, or it gave no model.
+        """
+        given = None if self.model is None else self.model.build(seed)
+        arguments = (self.path,) if given is None else (given, self.path)
+        try:
+            with seeded(seed), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                loaded = self.function(*arguments)
+        except (Exception, SystemExit) as error:
+            called = "(path)" if given is None else "(model, path), since model= is given"
+            trace = error.__traceback__
+            refused = isinstance(error, TypeError) and trace is not None and trace.tb_next is None
+            how = f" is called with {called}:" if refused else " raised"
+            raise ModelError(f"{self.name}{how} {raised(error)}") from error
+        if isinstance(loaded, nn.Module):
+            return loaded, loaded is given
+        if loaded is not None or given is None:
+            what = f"a {type(loaded).__name__}" if loaded is not None else "nothing"
+            raise ModelError(f"{self.name} returned {what}, not the model")
+        return given, True
+
+    def before(self) -> Mapping[str, Any]:
+        """The state dict of the model as it was handed to the function."""
+        assert self.model is not None
+        return self.model.build(_SEED).state_dict()
+
+    def again(self) -> Mapping[str, Any] | None:
+        """The state dict after another run, with another seed; None if that fails."""
+        try:
+            return self.run(_SEED + 1)[0].state_dict()
+        except (ModelError, MemoryError):
+            return None
+
+
+def load_stage(
+    loader: Loader, contents: Contents, usual: Checkpoint | None, arguments: CheckArguments, log: Log
+) -> tuple[Checkpoint, nn.Module, bool, Recipe]:
+    """Run the loader, and find what belongs to its model in the checkpoint.
+
+    Args:
+        loader: the function.
+        contents: the header of the checkpoint.
+        usual: the state dict that would be taken without a model; None if several may be meant.
+        arguments: of the check.
+        log: takes what is found.
+
+    Returns:
+        The state dict, the model, whether that was loaded in place, and the recipe.
+
+    Raises:
+        Stopped: the loader failed, the recipe does not apply, or no state dict is the model's.
+    """
+    fault = ""
+    log.loader = loader.name
+    try:
+        model, in_place = loader.run()
+        if not callable(getattr(model, arguments.method, None)):
+            raise ModelError(f"{named(type(model))} has no method {arguments.method!r}, which method= names")
+    except ModelError as error:
+        fault = str(error)
+    ckpt, why = usual, ""
+    if not fault and arguments.state_dict_key is None:
+        ckpt, why = chosen(contents, usual, model.state_dict(), arguments.recipe)
+    if ckpt is None:
+        text = "several state dicts may be meant: name one with state_dict_key"
+        log.stop(finding("no-checkpoint", message=fault or text), "the checkpoint can't be read", "open")
+    header.note_opened(ckpt, why, log)
+    if fault:
+        log.stage("recipe", "skipped", "the loader failed")
+        log.stage("compare", "skipped", "the loader failed")
+        log.stop(finding("loader-error", message=fault), "the loader failed", "load")
+    recipe, _ = header.recipe_stage(
+        arguments.recipe, arguments.protect, ckpt, meta_copy(model), None, lambda recipe: None, log
+    )
+    log.stage("compare", "skipped", "the loader decides which keys it loads")
+    model.eval()
+    log.judged("load", not_finite(model), f"by {loader.name}")
+    return ckpt, model, in_place, recipe
+
+
+def trace_stage(
+    loader: Loader, ckpt: Checkpoint, model: nn.Module, in_place: bool, recipe: Recipe, log: Log
+) -> None:
+    """Trace the model's tensors to the checkpoint, and prove what the recipe promises.
+
+    Raises:
+        Stopped: the values can't be read, or an error was found.
+    """
+    state, old = model.state_dict(), ckpt.stored()
+    try:
+        applied = recipe.run(old, state)
+        with ckpt.progress():
+            origins = trace(state, applied.state_dict)
+            found = faults(
+                origins,
+                state,
+                applied.state_dict,
+                parameters={name for name, _ in model.named_parameters(remove_duplicate=False)},
+                elsewhere=lambda tensors: _in_other_parts(tensors, ckpt),
+                before=loader.before if in_place else None,
+                again=loader.again,
+            )
+            for claim in of_steps(recipe, applied, old, state):
+                if (verdict := claim.proved()) is not None:
+                    log.promises.append(verdict[0])
+                    found += verdict[1]
+    except CheckpointError as error:
+        log.stop(finding("no-checkpoint", message=str(error)), "the values can't be read", "verify")
+    except RecipeError as error:
+        refused = finding(error.rule, error.key, message=str(error))
+        log.stop(refused, "the recipe does not apply to the values", "verify")
+    log.comparison = Comparison(matched=len(origins.held), total=origins.total)
+    log.judged("verify", found, _summary(origins))
+    if log.failed:
+        raise Stopped("the loader did not load what the checkpoint has")
+
+
+def _in_other_parts(tensors: Mapping[str, Any], ckpt: Checkpoint) -> dict[str, str]:
+    """Tensors that another state dict of the same file has, such as an average, and which one."""
+    found: dict[str, str] = {}
+    for other in candidates(ckpt.contents):
+        if not f"{ckpt.state_dict_key}.".startswith(f"{other.state_dict_key}.".lstrip(".")):
+            there = trace({key: each for key, each in tensors.items() if key not in found}, other.stored())
+            where = f"holds the values of {escape(other.state_dict_key, 60)!r}"
+            found |= dict.fromkeys(there.evidence, where)
+    return found
+
+
+def _summary(origins: Origins) -> str:
+    """``61 of 63 keys hold the checkpoint's values``, what became of these, and which keys are constants."""
+    told = f"{len(origins.held)} of {origins.total} keys hold the checkpoint's values"
+    changes = Counter(origin.how for origin in origins.held.values() if origin.how)
+    how = ", ".join(
+        f"{count} {'from several tensors or lines' if text == BY_LINES else text}"
+        for text, count in changes.items()
+    )
+    constants = _listed(origins)
+    return (
+        told
+        + (f" ({how})" if how else "")
+        + (f"; constants are no evidence: {constants}" if constants else "")
+    )
+
+
+def _listed(origins: Origins) -> str:
+    groups = group(origins.constants)
+    shown = [f"{escape(each.pattern, 60)} ({origins.constants[each.keys[0]]})" for each in groups[:_GROUPS]]
+    more = len(groups) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def prepared(arguments: CheckArguments, path: str, contents: Contents, log: Log) -> Loader:
+    """What is to be run.
+
+    Raises:
+        Stopped: the function or the model can't be imported, or the path is one that no function would get.
+    """
+    if is_url(path) or (not Path(path).exists() and not {"*", "?"}.isdisjoint(path)):
+        text = f"{escape(path)}: a loader gets the path of one file or folder, not a URL or a pattern"
+        log.stop(finding("no-checkpoint", message=text), "there is no path to give to the loader", "open")
+    try:
+        function = imported(arguments.loader) if isinstance(arguments.loader, str) else arguments.loader
+    except ModelError as error:
+        log.stop(finding("model-error", message=str(error)), "the loader can't be imported")
+    try:
+        model_args = header.model_arguments(arguments.model_args, contents)
+        model = None if arguments.model is None else blueprint(arguments.model, model_args)
+    except (CheckpointError, ModelError) as error:
+        log.stop(finding("model-error", message=str(error)), "the model can't be built")
+    return Loader(named(function), function, path, model)

@@ -1,0 +1,99 @@
+"""What a repository's own loading function got wrong, told from where the model's values come from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_ckptcompat.core.findings import Finding, finding
+from pytest_ckptcompat.core.tensor_spec import shown
+from pytest_ckptcompat.tensors.difference import same_bits
+
+from .same_values import constant
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from .origins import Origins
+
+    State = Mapping[str, Any]
+
+UNCHANGED = "unchanged by the loader"
+RANDOM = "random values: with another seed they are others"
+
+
+def faults(
+    origins: Origins,
+    model: State,
+    checkpoint: State,
+    *,
+    parameters: set[str],
+    elsewhere: Callable[[State], Mapping[str, str]],
+    before: Callable[[], State] | None,
+    again: Callable[[], State | None],
+) -> list[Finding]:
+    """What is wrong with the values of a loaded model.
+
+    A buffer that the checkpoint does not have, and that comes out the same with another seed, was computed by
+    the constructor: it is moved to the constants.
+
+    Args:
+        origins: what `trace` found; its constants are added to.
+        model: the state dict of the loaded model.
+        checkpoint: what it was loaded from, for its shapes.
+        parameters: the names of the model's parameters.
+        elsewhere: tensors -> which of them other parts of the same file have, and where.
+        before: the model as it was handed to the loader; None if the loader made it.
+        again: the state dict after another run with another seed; None if that raised.
+    """
+    told = {**origins.other, **origins.missed}
+    was = before() if before is not None and told else None
+    told |= {key: UNCHANGED for key in told if was is not None and _same(was.get(key), model[key])}
+    unknown = {key: model[key] for key, text in told.items() if not text}
+    told |= elsewhere(unknown) if unknown else {}
+    unsure = [key for key, text in told.items() if text in ("", UNCHANGED)]
+    other_seed = again() if unsure else None
+    for key in unsure:
+        if other_seed is None:
+            break
+        if not _same(other_seed.get(key), model[key]):
+            told[key] = told[key] or RANDOM
+        elif key in origins.missed and key not in parameters:
+            del origins.missed[key], told[key]
+            origins.constants[key] = "computed by the constructor"
+    if not origins.evidence and (origins.unused or not origins.held):
+        origins.missed |= origins.constants  # the loader may have loaded nothing at all
+        told |= origins.constants
+        origins.constants = {}
+    missed = {
+        key: text for key, text in told.items() if key in origins.missed or _never_loaded(key, text, model)
+    }
+    other = {key: text for key, text in told.items() if key in origins.other and key not in missed}
+    return [
+        *_findings("loader-missed", missed, model, checkpoint, "its values are nowhere in the checkpoint"),
+        *_findings("loader-other", other, model, checkpoint, "other values than the checkpoint's"),
+        *(finding("loader-unused", key, _shown(checkpoint[key])) for key in origins.unused),
+    ]
+
+
+def _never_loaded(key: str, text: str, model: State) -> bool:
+    """Whether a key that the checkpoint has too was left as it was made."""
+    return text in (UNCHANGED, RANDOM) or (bool(text) and text == constant(model[key]))
+
+
+def _same(one: Any, other: torch.Tensor) -> bool:
+    return isinstance(one, torch.Tensor) and not (one.is_meta or other.is_meta) and same_bits(one, other)
+
+
+def _findings(
+    rule: str, told: Mapping[str, str], model: State, checkpoint: State, otherwise: str
+) -> Iterator[Finding]:
+    for key, text in told.items():
+        yield finding(rule, key, _shown(checkpoint.get(key)), _shown(model[key]), text or otherwise)
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, torch.Tensor):
+        return ""
+    return shown(tuple(value.shape), str(value.dtype).removeprefix("torch."))

@@ -1,0 +1,565 @@
+"""The loader under test: right ones are green, wrong ones are red with the keys, and nothing is a false alarm."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from networks import settle
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from pytest_ckptcompat import Recipe, allow, check, load, tile
+from pytest_ckptcompat.verification.loader_faults import RANDOM, UNCHANGED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from pytest_ckptcompat import Report
+
+WIDTH = 12
+
+
+class Net(nn.Module):
+    """Convolution with running statistics, attention with separate projections, a head, positions."""
+
+    def __init__(self, outputs: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv1d(3, WIDTH, 3, padding=1), nn.BatchNorm1d(WIDTH), nn.PReLU())
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.head = nn.Linear(WIDTH, outputs)
+        self.register_buffer("position_ids", torch.arange(7)[None])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).transpose(1, 2)
+        x = nn.functional.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x))
+        return self.head(x)
+
+
+class Fused(Net):
+    """The same with one projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.q, self.k, self.v
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).transpose(1, 2)
+        return self.head(nn.functional.scaled_dot_product_attention(*self.qkv(x).chunk(3, -1)))
+
+
+def trained(make: Callable[[], nn.Module] = Net, seed: int = 1) -> OrderedDict[str, Any]:
+    """What training leaves, with position ids as they are."""
+    state = settle(make(), seed).state_dict()
+    state["position_ids"] = torch.arange(7)[None]
+    return OrderedDict((key, value.clone()) for key, value in state.items())
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """The same trained model as its users find it."""
+    state = trained()
+    torch.save(state, tmp_path / "plain.pth")
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "ddp.pth")
+    torch.save({"model": state, "ema": trained(seed=2)}, tmp_path / "ema.pth")
+    torch.save(trained(Fused), tmp_path / "fused.pth")
+    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "plain.safetensors")
+    kernels = {
+        key: value.t().contiguous() if value.dim() == 2 and "weight" in key else value
+        for key, value in state.items()
+    }
+    torch.save(kernels, tmp_path / "kernels.pth")
+    return tmp_path
+
+
+def read(path: str) -> Any:
+    return torch.load(path, weights_only=True)
+
+
+def stripped(path: str) -> dict[str, Any]:
+    return {key.removeprefix("module."): value for key, value in read(path)["state_dict"].items()}
+
+
+# -- right ones ------------------------------------------------------------------------------------------------
+
+
+def strict(path: str) -> nn.Module:
+    model = Net()
+    model.load_state_dict(read(path))
+    return model
+
+
+def prefix_stripped(path: str) -> nn.Module:
+    model = Net()
+    model.load_state_dict(stripped(path))
+    return model.eval()
+
+
+def in_place(model: nn.Module, path: str) -> None:
+    model.load_state_dict(read(path))
+
+
+def half(path: str) -> nn.Module:
+    return strict(path).half()
+
+
+def half_and_back(path: str) -> nn.Module:
+    return strict(path).bfloat16().float()
+
+
+def transposed(path: str) -> nn.Module:
+    state = {
+        key: value.t() if value.dim() == 2 and "weight" in key else value for key, value in read(path).items()
+    }
+    model = Net()
+    model.load_state_dict(state)
+    return model
+
+
+def fusing(path: str) -> nn.Module:
+    state = read(path)
+    for leaf in ("weight", "bias"):
+        state[f"qkv.{leaf}"] = torch.cat([state.pop(f"{part}.{leaf}") for part in "qkv"])
+    model = Fused()
+    model.load_state_dict(state)
+    return model
+
+
+def splitting(path: str) -> nn.Module:
+    state = read(path)
+    for leaf in ("weight", "bias"):
+        for part, rows in zip("qkv", state.pop(f"qkv.{leaf}").chunk(3), strict=True):
+            state[f"{part}.{leaf}"] = rows
+    model = Net()
+    model.load_state_dict(state)
+    return model
+
+
+def assigning(path: str) -> nn.Module:
+    with torch.device("meta"):
+        model = Net()
+    model.load_state_dict(torch.load(path, mmap=True, weights_only=True), assign=True)
+    return model
+
+
+def streaming(path: str) -> nn.Module:
+    model = Net()
+    places = model.state_dict()
+    with safe_open(path, "pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            places[key].copy_(file.get_tensor(key))
+    return model
+
+
+def by_the_gate_s_recipe(path: str) -> nn.Module:
+    return load(Net, path)
+
+
+RIGHT = {
+    strict: "plain.pth",
+    prefix_stripped: "ddp.pth",
+    in_place: "plain.pth",
+    half: "plain.pth",
+    half_and_back: "plain.pth",
+    transposed: "kernels.pth",
+    fusing: "plain.pth",
+    splitting: "fused.pth",
+    assigning: "plain.pth",
+    streaming: "plain.safetensors",
+    by_the_gate_s_recipe: "plain.pth",
+}
+
+
+def judged(loader: Callable[..., Any], path: Path, **more: Any) -> Report:
+    model = Net if loader in (in_place, dropping_half_in_place, stale_in_place) else None
+    return check(model, path, loader=loader, **more)
+
+
+@pytest.mark.parametrize("loader", RIGHT, ids=lambda loader: loader.__name__)
+def test_right_loaders_are_green(loader: Callable[..., Any], files: Path) -> None:
+    inputs = None if loader is half else (2, 3, 7)
+    report = judged(loader, files / RIGHT[loader], inputs=inputs)
+    assert report.ok, str(report)
+    assert report.findings == []
+    assert report.matched == report.total == 17 - 4 * (loader is fusing)
+    assert f"with {__name__}.{loader.__name__}: {report.total} of {report.total} keys hold" in report.verdict
+    stages = {stage.name: stage.status for stage in report.stages}
+    assert stages["verify"] == stages["load"] == "passed"
+    assert stages["forward"] == ("passed" if inputs else "skipped")
+
+
+# -- wrong ones ------------------------------------------------------------------------------------------------
+
+
+def wrong_prefix(path: str) -> nn.Module:
+    model = Net()
+    model.load_state_dict(read(path)["state_dict"], strict=False)
+    return model
+
+
+def dropping_half(path: str) -> nn.Module:
+    model = Net()
+    model.load_state_dict(
+        {key: value for key, value in read(path).items() if "bias" not in key}, strict=False
+    )
+    return model
+
+
+def dropping_half_in_place(model: nn.Module, path: str) -> None:
+    model.load_state_dict(
+        {key: value for key, value in read(path).items() if "bias" not in key}, strict=False
+    )
+
+
+def swapping(path: str) -> nn.Module:
+    state = read(path)
+    for leaf in ("weight", "bias"):
+        state[f"q.{leaf}"], state[f"k.{leaf}"] = state[f"k.{leaf}"], state[f"q.{leaf}"]
+    model = Net()
+    model.load_state_dict(state)
+    return model
+
+
+def swapping_under_a_prefix(path: str) -> nn.Module:
+    state = stripped(path)
+    for leaf in ("weight", "bias"):
+        state[f"q.{leaf}"], state[f"k.{leaf}"] = state[f"k.{leaf}"], state[f"q.{leaf}"]
+    model = Net()
+    model.load_state_dict(state)
+    return model
+
+
+def forgetting_statistics(path: str) -> nn.Module:
+    model = Net()
+    model.load_state_dict(
+        {key: value for key, value in read(path).items() if "running" not in key}, strict=False
+    )
+    return model
+
+
+def forgetting_statistics_under_a_prefix(path: str) -> nn.Module:
+    model = Net()
+    model.load_state_dict(
+        {key: value for key, value in stripped(path).items() if "running" not in key}, strict=False
+    )
+    return model
+
+
+def taking_the_average(path: str) -> nn.Module:
+    model = Net()
+    model.load_state_dict(read(path)["ema"])
+    return model
+
+
+def with_a_new_head(path: str) -> nn.Module:
+    model = strict(path)
+    model.head.reset_parameters()
+    return model
+
+
+@functools.cache
+def cached() -> nn.Module:
+    model = Net()
+    model.load_state_dict(trained(seed=7))
+    return model
+
+
+def stale(path: str) -> nn.Module:
+    return cached()
+
+
+def stale_in_place(model: nn.Module, path: str) -> None:
+    model.load_state_dict(cached().state_dict())
+
+
+RANDOM_KEYS = {f"{name}.{leaf}" for name in ("stem.0", "q", "k", "v", "head") for leaf in ("weight", "bias")}
+"""Those that a constructor draws."""
+BIASES = {f"{name}.bias" for name in ("stem.0", "stem.1", "q", "k", "v", "head")}
+STATISTICS = {"stem.1.running_mean", "stem.1.running_var"}
+LOADED = RANDOM_KEYS | STATISTICS | {"stem.1.weight", "stem.1.bias", "stem.2.weight"}
+"""All but the counter and the positions, which are the same whatever was loaded."""
+
+WRONG: dict[Callable[..., Any], tuple[str, set[str], set[str], str]] = {
+    wrong_prefix: (
+        "ddp.pth",
+        LOADED | {"stem.1.num_batches_tracked", "position_ids"},
+        set(),
+        "loads nothing of ",
+    ),
+    dropping_half: ("plain.pth", BIASES, set(), "11 of 17 keys hold"),
+    dropping_half_in_place: ("plain.pth", BIASES, set(), "11 of 17 keys hold"),
+    swapping: ("plain.pth", set(), {"q.weight", "q.bias", "k.weight", "k.bias"}, "13 of 17 keys hold"),
+    swapping_under_a_prefix: ("ddp.pth", set(), {"q.weight", "q.bias", "k.weight", "k.bias"}, "13 of 17"),
+    forgetting_statistics: ("plain.pth", STATISTICS, set(), "15 of 17 keys hold"),
+    forgetting_statistics_under_a_prefix: ("ddp.pth", STATISTICS, set(), "15 of 17 keys hold"),
+    taking_the_average: ("ema.pth", set(), LOADED, "2 of 17 keys hold"),
+    with_a_new_head: ("plain.pth", {"head.weight", "head.bias"}, set(), "15 of 17 keys hold"),
+    stale: ("plain.pth", set(), LOADED, "2 of 17 keys hold"),
+    stale_in_place: ("plain.pth", set(), LOADED, "2 of 17 keys hold"),
+}
+
+
+@pytest.mark.parametrize("loader", WRONG, ids=lambda loader: loader.__name__)
+def test_wrong_loaders_are_red_with_the_keys(loader: Callable[..., Any], files: Path) -> None:
+    name, missed, other, said = WRONG[loader]
+    more = {"state_dict_key": "model"} if name == "ema.pth" else {}
+    report = judged(loader, files / name, inputs=(2, 3, 7), **more)
+    assert not report.ok
+    assert {found.key for found in report.errors if found.rule == "loader-missed"} == missed
+    assert {found.key for found in report.errors if found.rule == "loader-other"} == other
+    assert said in report.verdict, report.verdict
+    stages = {stage.name: stage.status for stage in report.stages}
+    assert (stages["load"], stages["verify"], stages["forward"]) == ("passed", "failed", "skipped")
+
+
+def messages(report: Report) -> dict[str, str]:
+    return {found.key: found.message for found in report.errors}
+
+
+def test_what_a_key_holds_instead_is_told(files: Path) -> None:
+    assert messages(judged(swapping, files / "plain.pth"))["q.weight"] == "holds k.weight"
+    assert messages(judged(with_a_new_head, files / "plain.pth"))["head.bias"] == RANDOM
+    assert messages(judged(dropping_half_in_place, files / "plain.pth"))["q.bias"] == UNCHANGED
+    average = judged(taking_the_average, files / "ema.pth", state_dict_key="model")
+    assert messages(average)["q.weight"] == "holds the values of 'ema'"
+    assert messages(judged(forgetting_statistics, files / "plain.pth"))["stem.1.running_var"] == "ones"
+
+
+def test_tensors_that_reached_nothing_are_a_warning(files: Path) -> None:
+    report = judged(wrong_prefix, files / "ddp.pth")
+    unused = {found.key for found in report.findings if found.rule == "loader-unused"}
+    assert "module.q.weight" in unused
+    assert all(found.severity == "warn" for found in report.findings if found.key in unused)
+
+
+def raising(path: str) -> nn.Module:
+    raise RuntimeError(f"no such version in {path[-9:]}")
+
+
+def leaving(path: str) -> nn.Module:
+    raise SystemExit("goodbye")
+
+
+def giving_a_pair(path: str) -> Any:
+    return strict(path), {"epoch": 3}
+
+
+def giving_nothing(path: str) -> None:
+    strict(path)
+
+
+def of_three(model: nn.Module, path: str, config: str) -> nn.Module:
+    return model
+
+
+@pytest.mark.parametrize(
+    ("loader", "said"),
+    [
+        (raising, "raising raised RuntimeError: no such version in plain.pth"),
+        (leaving, "goodbye"),
+        (giving_a_pair, "giving_a_pair returned a tuple, not the model"),
+        (giving_nothing, "giving_nothing returned nothing, not the model"),
+        (
+            of_three,
+            "of_three is called with (path): TypeError: of_three() missing 2 required positional arguments",
+        ),
+        (in_place, "in_place is called with (path)"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_loader_that_gives_no_model(loader: Callable[..., Any], said: str, files: Path) -> None:
+    report = check(ckpt=files / "plain.pth", loader=loader)
+    (found,) = report.errors
+    assert found.rule == "loader-error"
+    assert said in found.message
+    assert "plain.pth was not loaded: " in report.verdict
+    assert [stage.name for stage in report.stages] == [
+        "open",
+        "recipe",
+        "compare",
+        "load",
+        "verify",
+        "forward",
+        "optimizer",
+    ]
+
+
+def test_a_loader_that_takes_the_path_alone_beside_a_model(files: Path) -> None:
+    report = check(Net, files / "plain.pth", loader=strict)
+    assert "is called with (model, path), since model= is given" in report.verdict
+
+
+def test_a_name_that_can_t_be_imported_is_not_checked(files: Path) -> None:
+    report = check(ckpt=files / "plain.pth", loader="nowhere:load")
+    assert report.errors[0].rule == "model-error"
+    assert "no module 'nowhere'" in report.verdict
+
+
+class Growing(Net):
+    def __init__(self) -> None:
+        super().__init__(outputs=10)
+
+
+def growing(path: str) -> nn.Module:
+    state = read(path)
+    for leaf in ("weight", "bias"):
+        state[f"head.{leaf}"] = torch.cat([state[f"head.{leaf}"]] * 2)
+    model = Growing()
+    model.load_state_dict(state)
+    return model
+
+
+def test_growth_that_no_recipe_declares_is_not_the_checkpoint_s(files: Path) -> None:
+    assert judged(growing, files / "plain.pth", recipe=Recipe(tile("head.*", dim=0))).ok
+    report = judged(growing, files / "plain.pth", recipe=Recipe(tile("head.*", dim=0)))
+    assert [promise.status for promise in report.promises] == ["kept"] * len(report.promises) != []
+    wrong = judged(with_a_new_head, files / "plain.pth", recipe=Recipe(tile("head.*", dim=0, to=10)))
+    assert not wrong.ok
+
+
+class Extended(Net):
+    """Has what no checkpoint has: a table that its constructor computes, a counter, a new part, another head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", 1 / 10 ** (torch.arange(6) / 6))
+        self.register_buffer("order", torch.randperm(50))
+        self.adapter = nn.Linear(WIDTH, WIDTH)
+        nn.init.zeros_(self.adapter.bias)
+
+
+def extending(path: str) -> nn.Module:
+    model = Extended()
+    model.load_state_dict(read(path), strict=False)
+    return model
+
+
+def extending_in_place(model: nn.Module, path: str) -> None:
+    model.load_state_dict(read(path), strict=False)
+
+
+@pytest.mark.parametrize("model", [None, Extended])
+def test_only_what_a_constructor_draws_is_missed(files: Path, model: Any) -> None:
+    report = check(model, files / "plain.pth", loader=extending_in_place if model else extending)
+    assert {found.key for found in report.findings} == {"adapter.weight", "order"}
+    verify = next(stage for stage in report.stages if stage.name == "verify")
+    assert "17 of 21 keys hold the checkpoint's values" in verify.detail
+    assert "frequencies (computed by the constructor)" in verify.detail
+    assert "adapter.bias (zeros)" in verify.detail
+    waived = check(
+        model,
+        files / "plain.pth",
+        loader=extending_in_place if model else extending,
+        allow=[allow("loader-missed", key, reason="new") for key in ("adapter.*", "order")],
+    )
+    assert waived.ok
+
+
+def untouched(model: nn.Module, path: str) -> None:
+    """Loads nothing into a model that is all constants."""
+
+
+def test_nothing_but_constants_is_no_pass(files: Path) -> None:
+    report = check(lambda: nn.BatchNorm1d(12), files / "plain.pth", loader=untouched)
+    assert not report.ok
+    assert "loads nothing of " in report.verdict
+
+
+@pytest.mark.parametrize("device", ["none", "rehearse", "cpu"])
+def test_the_loader_runs_whatever_the_device_of_the_forward_pass(files: Path, device: str) -> None:
+    assert not judged(swapping, files / "plain.pth", device=device).ok
+    assert judged(strict, files / "plain.pth", device=device).ok
+
+
+def test_a_lock_has_keys_to_compare_and_nothing_to_load(files: Path) -> None:
+    from pytest_ckptcompat.cli import main
+
+    lock = files / "plain.ckpt.json"
+    assert main(["lock", str(files / "plain.pth"), "-o", str(lock)]) == 0
+    report = check(Net, lock, loader=in_place)
+    assert report.ok
+    load_stage = next(stage for stage in report.stages if stage.name == "load")
+    assert (load_stage.status, load_stage.detail) == (
+        "skipped",
+        "a lock file has no values, and the loader was not run",
+    )
+    without = check(ckpt=lock, loader=strict)
+    assert without.errors[0].rule == "loader-error"
+    assert (
+        "a lock file has no values: there is nothing to load; with model= its keys are compared"
+        in without.verdict
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"direction": "full"}, "direction='full' is for a model's own strict load"),
+        ({"optimizer": torch.optim.SGD}, "optimizer= can't be checked beside loader="),
+        ({"source_model": Net}, "source_model= can't be checked beside loader="),
+        ({"loader": 3}, "loader= wants your function"),
+        ({"loader": "strict"}, "loader='strict'"),
+    ],
+)
+def test_arguments_that_say_nothing_about_a_loader(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said.replace("(", r"\(")):
+        check(ckpt="plain.pth", **{"loader": strict, **more})
+
+
+@pytest.mark.parametrize("path", ["memory://plain.pth", "nothing-*.pth"])
+def test_a_loader_gets_one_file_or_folder(path: str) -> None:
+    report = check(ckpt=path, loader=strict)
+    assert [found.rule for found in report.errors] == ["no-checkpoint"]
+
+
+def test_json_names_the_loader(files: Path) -> None:
+    content = json.loads(judged(strict, files / "plain.pth").to_json())
+    assert content["loader"] == f"{__name__}.strict"
+    assert content["keys"] == {"matched": 17, "total": 17}
+
+
+# -- other people's libraries ----------------------------------------------------------------------------------
+
+
+def test_lightning_s_own_loader(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning", exc_type=ImportError)
+
+    class Digits(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self, width: int = 6) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+            self.net = nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.Linear(width, 2))
+
+    model = settle(Digits(width=9))
+    saved = {
+        "state_dict": model.state_dict(),
+        "hyper_parameters": {"width": 9},
+        "pytorch-lightning_version": "2.0.0",
+    }
+    torch.save(saved, tmp_path / "digits.ckpt")
+    report = check(ckpt=tmp_path / "digits.ckpt", loader=Digits.load_from_checkpoint)
+    assert report.ok, str(report)
+    assert report.matched == report.total == 9
+
+
+def test_transformers_own_loader(tmp_path: Path) -> None:
+    """A missing key, or one of another size, is a warning that nobody reads there; the model is random."""
+    transformers = pytest.importorskip("transformers", exc_type=ImportError)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(**sizes, vocab_size=32, tie_word_embeddings=True)
+    model = settle(transformers.LlamaForCausalLM(config))
+    model.save_pretrained(tmp_path, max_shard_size="4KB")
+    loader = transformers.AutoModelForCausalLM.from_pretrained
+    report = check(ckpt=tmp_path, loader=loader)
+    assert report.ok, str(report)
+    assert report.matched == report.total == len(model.state_dict())
+    wider = functools.partial(loader, ignore_mismatched_sizes=True, vocab_size=40)
+    wrong = check(ckpt=tmp_path, loader=wider)
+    assert {found.key for found in wrong.errors} == {"model.embed_tokens.weight", "lm_head.weight"}
