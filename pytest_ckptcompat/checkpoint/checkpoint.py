@@ -241,9 +241,14 @@ class Checkpoint(Mapping[str, TensorSpec]):
         """The state dict on the meta device: shapes, strides, dtypes and ties; nothing is read."""
         return self._values.meta(self.entries, self.metadata)
 
-    def stored(self) -> OrderedDict[str, Any]:
-        """The state dict with its values still on disk: each is read where it is copied to or looked at."""
-        return self._values.stored(self.entries, self.metadata)
+    def stored(self, *, once: bool = False) -> OrderedDict[str, Any]:
+        """The state dict with its values still on disk: each is read where it is copied to or looked at.
+
+        Args:
+            once: read each value once. Afterwards it is taken from where it was copied to, or from memory
+                that is held for it, up to a quarter of what is free.
+        """
+        return self._values.stored(self.entries, self.metadata, once=once)
 
     @cached_property
     def _values(self) -> Values:

@@ -236,11 +236,12 @@ class Check:
                 compare_behaviour(ckpt, blueprint, schema, recipe, batch, comparison.fits, limits, log)
         else:
             with log.reading("load", files):
-                self.model, applied = values.load_stage(ckpt, blueprint, schema, recipe, comparison, log)
+                self.model, applied, old = values.load_stage(ckpt, blueprint, schema, recipe, comparison, log)
             with log.reading("verify", files):
                 values.verify_stage(
-                    arguments, ckpt, blueprint, source, recipe, applied, self.model, inputs, log
+                    arguments, old, blueprint, source, recipe, applied, self.model, inputs, log
                 )
+            del applied, old  # with the values that were held for the proofs
         on_cuda = values.forward_stage(arguments, inputs, self.model, schema, reason, log)
         with log.reading("optimizer", files):
             values.optimizer_stage(arguments, ckpt, source, recipe, self.model, reason, log)

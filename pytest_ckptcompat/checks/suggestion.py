@@ -100,11 +100,9 @@ class Adviser:
             Stopped: the values do not load.
         """
         log = Log()
-        model, applied = load_stage(self.ckpt, self.blueprint, self.schema, recipe, log.comparison, log)
+        model, applied, old = load_stage(self.ckpt, self.blueprint, self.schema, recipe, log.comparison, log)
         arguments = replace(self.arguments, recipe=recipe)
-        verify_stage(
-            arguments, self.ckpt, self.blueprint, self.source, recipe, applied, model, self.inputs, log
-        )
+        verify_stage(arguments, old, self.blueprint, self.source, recipe, applied, model, self.inputs, log)
         return next((promise for promise in log.promises if promise.name == FUNCTION), None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -32,6 +32,8 @@ from .completion import target_of
 from .log import Stopped, errors
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
@@ -66,11 +68,12 @@ def load_stage(
     recipe: Recipe,
     comparison: Comparison,
     log: Log,
-) -> tuple[nn.Module, Applied]:
+) -> tuple[nn.Module, Applied, Mapping[str, Any]]:
     """Load the values as the model's own ``load_state_dict`` does.
 
     Returns:
-        The model in eval mode, and what the recipe made of the values.
+        The model in eval mode, what the recipe made of the values, and the old state dict, which knows where
+        they are in memory now.
 
     Raises:
         Stopped: it does not load.
@@ -78,7 +81,8 @@ def load_stage(
     if comparison.mismatched:
         raise Stopped("shapes differ (waived): nothing can be loaded")
     try:
-        applied = recipe.run(ckpt.stored(), target_of(recipe, schema, blueprint.build))
+        old = ckpt.stored(once=True)
+        applied = recipe.run(old, target_of(recipe, schema, blueprint.build))
         if withheld := unread(applied.state_dict):
             raise Stopped(withheld)
         model = _loaded(ckpt, blueprint, schema, applied, strict=comparison.fits)
@@ -95,7 +99,7 @@ def load_stage(
     strictly = "strictly" if comparison.fits else "without the waived keys"
     found = [*not_finite(model), *tied_conflicts(model, applied.state_dict)]
     log.judged("load", found, f"{strictly}, on the CPU")
-    return model, applied
+    return model, applied, old
 
 
 def _loaded(
@@ -148,7 +152,7 @@ def list_promises(
 
 def verify_stage(
     arguments: CheckArguments,
-    ckpt: Checkpoint,
+    old: Mapping[str, Any],
     blueprint: Blueprint,
     source: Blueprint | None,
     recipe: Recipe,
@@ -162,7 +166,7 @@ def verify_stage(
     promises, found = verify(
         recipe,
         applied,
-        old=ckpt.stored(),
+        old=old,
         model=model,
         build=blueprint.build,
         source=None if source is None else source.build,
