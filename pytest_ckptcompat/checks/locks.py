@@ -19,18 +19,27 @@ from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.limits import DEFAULT, Limits
 from pytest_ckptcompat.core.redaction import is_url
 
+from .argument_types import AUTO
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from torch import nn
+
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
-    from pytest_ckptcompat.forward.inputs import Inputs
     from pytest_ckptcompat.models.blueprint import Blueprint
+
+    from .past_checkpoint import Place
+
+Declared = list[str] | str
+"""Inputs as a lock notes them: texts that `Inputs.parse` reads, or ``"auto"``."""
 
 
 def lock_of_model(
     name: str,
     arguments: Mapping[str, Any] | None = None,
     *,
+    inputs: Declared | None = None,
     batch: Any = None,
     method: str = "forward",
     limits: Limits = DEFAULT,
@@ -41,13 +50,14 @@ def lock_of_model(
     Args:
         name: of the model.
         arguments: keyword arguments that it gets.
-        batch: as `plain.packed` gives it: what the model gives for it is recorded; None: nothing is.
+        inputs: what the model gives for them is recorded, and they are too; None: nothing is recorded.
+        batch: instead of `inputs`, as `plain.packed` gives it.
         method: which method is called.
         limits: caps on what is recorded.
         most: characters of the integers that are recorded.
 
     Raises:
-        CheckpointError: the model can't be imported or built.
+        CheckpointError: the model can't be imported or built, or the inputs can't be made.
     """
     import torch
 
@@ -57,9 +67,10 @@ def lock_of_model(
 
     try:
         made = blueprint(name, arguments)
-        state = made.schema().state_dict(keep_vars=True)
+        schema = made.schema()
     except ModelError as error:
         raise CheckpointError(str(error)) from None
+    state = schema.state_dict(keep_vars=True)
     table = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
     tied: dict[int, list[str]] = {}
     for key, value in table.items():
@@ -69,39 +80,79 @@ def lock_of_model(
     objects = [key for key in state if key not in table]
     source: Content = {"model": name} | ({"model_args": dict(arguments)} if arguments else {})
     found = content(source, rows, ties, objects, getattr(state, "_metadata", None))
+    if inputs is not None:
+        batch = _batch(inputs, made, schema)
     if batch is None:
         return found
     behaviour = recorded(made, table, ties, batch, method, limits=limits, most=KEPT if most is None else most)
-    return with_more(found, behaviour=behaviour)
+    return with_more(found, behaviour=({"inputs": inputs} if inputs else {}) | behaviour)
 
 
 def behaviour_of_checkpoint(
-    ckpt: Checkpoint, made: Blueprint, inputs: Inputs, method: str, limits: Limits = DEFAULT
+    ckpt: Checkpoint,
+    name: str,
+    arguments: Mapping[str, Any],
+    inputs: Declared,
+    method: str,
+    limits: Limits = DEFAULT,
 ) -> Content:
     """What the model of a checkpoint gives on synthetic values of the checkpoint's table.
+
+    Args:
+        ckpt: of which no value is read.
+        name: of the model, ``package.module:name``.
+        arguments: keyword arguments that it gets.
+        inputs: as they are declared.
+        method: which method is called.
+        limits: caps on what is recorded.
 
     Raises:
         CheckpointError: the inputs can't be made, or the model does not load the table.
     """
+    from pytest_ckptcompat.models.blueprint import blueprint
     from pytest_ckptcompat.verification.comparison import compare
 
     from .behaviours import recorded
 
     try:
-        fitting = compare(made.schema(), ckpt.meta())
-        batch = inputs.plain()
-    except (ModelError, ValueError) as error:
+        made = blueprint(name, arguments)
+        schema = made.schema()
+    except ModelError as error:
         raise CheckpointError(str(error)) from None
-    if not fitting.fits:
+    if not compare(schema, ckpt.meta()).fits:
         raise CheckpointError(
-            f"{ckpt.name} does not fit {made.name}, so that its outputs can't be recorded: "
+            f"{ckpt.name} does not fit {made.name}, so that no outputs can be recorded: "
             "name the model that it was saved from"
         )
-    return recorded(made, ckpt, ckpt.ties, batch, method, limits=limits)
+    about = {"model": name, "model_args": dict(arguments), "inputs": inputs}
+    batch = _batch(inputs, made, schema)
+    return about | recorded(made, ckpt, ckpt.ties, batch, method, limits=limits)
 
 
-def update(path: str, limits: Limits) -> None:
-    """Rewrite the lock file at `path` from the checkpoint or model that it names.
+def lock_at(
+    name: str,
+    ref: str,
+    arguments: Mapping[str, Any],
+    inputs: Declared | None,
+    method: str,
+    place: Place,
+) -> Content:
+    """The lock of a model as it stood at a commit; errors as for `open_past`."""
+    from pytest_ckptcompat.history.reference import Reference, resolve
+
+    from . import past_checkpoint
+    from .behaviours import KEPT
+
+    commit = resolve(Reference.parse(f"git:{ref}"), place.folder)
+    question = past_checkpoint.Question(name, arguments, None, method, inputs, KEPT)
+    found = past_checkpoint.lock_at(f"git:{commit.sha}#{name}", question, place)
+    return found | {"source": found["source"] | {"at": ref, "commit": commit.sha}}
+
+
+def update(path: str, limits: Limits, place: Place | None = None) -> None:
+    """Rewrite the lock file at `path` from the checkpoint, model or commit that it names.
+
+    Outputs and metadata are recorded again where it holds them.
 
     Raises:
         CheckpointError: it names none, that can't be read or built, or the file can't be written.
@@ -115,20 +166,56 @@ def update(path: str, limits: Limits) -> None:
     if not known:
         raise CheckpointError(f"{escape(path)} does not say what it was made of: lock it anew")
     try:
-        written = _made_anew(path, held, limits)
+        written = _made_anew(path, held, limits, place)
     except CheckpointError as error:
         raise CheckpointError(f"{escape(path)} can't be made anew: {error}") from None
     write_lock(path, written)
 
 
-def _made_anew(path: str, held: Mapping[str, Any], limits: Limits) -> Content:
-    source = held["source"]
+def _made_anew(path: str, held: Mapping[str, Any], limits: Limits, place: Place | None) -> Content:
+    source: Mapping[str, Any] = held["source"]
+    behaviour: Mapping[str, Any] = held.get("behaviour") or {}
+    inputs: Declared | None = behaviour.get("inputs")
+    method: str = behaviour.get("method", "forward")
+    arguments = source.get("model_args", behaviour.get("model_args", {}))
+    if "commit" in source:
+        from .past_checkpoint import Place
+
+        here = place or Place(folder=Path(path).resolve().parent, limits=limits)
+        anew = lock_at(source["model"], source["commit"], arguments, inputs, method, here)
+        return anew | {"source": source}
     if "model" in source:
-        return lock_of_model(source["model"])
+        return lock_of_model(source["model"], arguments, inputs=inputs, method=method, limits=limits)
     from pytest_ckptcompat.checkpoint.checkpoint import open_checkpoint
+    from pytest_ckptcompat.checkpoint.plain_metadata import metadata
 
     named = source["checkpoint"]
     if not is_url(named):
         named = os.path.join(os.path.dirname(path), named)  # noqa: PTH118, PTH120  # paths stay text
     ckpt = open_checkpoint(named, source.get("state_dict_key"), limits=limits)
-    return lock_of_checkpoint(ckpt, path, sha256="sha256" in source)
+    plain = metadata(ckpt)[0] if "metadata" in held else None
+    found = lock_of_checkpoint(ckpt, path, sha256="sha256" in source, plain=plain)
+    if inputs is None:
+        return found
+    made = behaviour_of_checkpoint(ckpt, behaviour["model"], arguments, inputs, method, limits)
+    return with_more(found, behaviour=made)
+
+
+def _batch(inputs: Declared, made: Blueprint, schema: nn.Module) -> Any:
+    """The inputs as `plain.packed` has them.
+
+    Raises:
+        CheckpointError: they can't be made, or the model knows none.
+    """
+    from pytest_ckptcompat.forward.declared_inputs import LOOKED_FOR, known_inputs
+    from pytest_ckptcompat.forward.inputs import Inputs
+
+    if inputs == AUTO:
+        known = known_inputs(schema, made.build)
+        if known is None:
+            raise CheckpointError(f"{made.name} does not tell its inputs; looked for {LOOKED_FOR}")
+        return known.plain()
+    try:
+        return Inputs.parse(inputs).plain()
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None

@@ -9,15 +9,14 @@ from pytest_ckptcompat.core.errors import CheckpointError, ModelError
 from pytest_ckptcompat.core.imports import imported
 from pytest_ckptcompat.core.limits import Limits
 
-_ALL = 64_000_000
-
 
 def answer(arguments: dict[str, Any]) -> dict[str, Any]:
     """Answer the process that asked.
 
     Args:
-        arguments: ``model``, ``model_args``, ``batch`` (or None), ``method`` and ``limits``; with ``values``
-            (``path``, ``state_dict_key``) the model computes on those of a checkpoint.
+        arguments: ``model``, ``model_args``, ``inputs`` or ``batch`` (or None), ``method``, ``most`` and
+            ``limits``; with ``values`` (``path``, ``state_dict_key``) the model computes on those of a
+            checkpoint.
 
     Returns:
         ``{"lock": content}``, ``{"behaviour": ...}`` where values were named, or ``{"error": text}``.
@@ -33,10 +32,11 @@ def answer(arguments: dict[str, Any]) -> dict[str, Any]:
         lock = lock_of_model(
             arguments["model"],
             arguments["model_args"],
+            inputs=arguments["inputs"],
             batch=arguments["batch"],
             method=arguments["method"],
             limits=limits,
-            most=_ALL,
+            most=arguments["most"],
         )
     except (CheckpointError, ModelError) as error:
         return {"error": str(error)}

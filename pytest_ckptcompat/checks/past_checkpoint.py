@@ -53,12 +53,16 @@ class Question:
         model_args: what the model gets.
         batch: as `plain.packed` gives it, to record what the model gives for it; None: nothing is run.
         method: which method of the model is called.
+        inputs: instead of `batch`, as they are declared.
+        most: characters of the integers that are recorded.
     """
 
     model: Any
     model_args: Mapping[str, Any] = field(default_factory=dict)
     batch: Any = None
     method: str = "forward"
+    inputs: list[str] | str | None = None
+    most: int = 64_000_000
 
 
 def open_past(path: str, question: Question, place: Place) -> Checkpoint:
@@ -129,6 +133,8 @@ def _arguments(reference: Reference, question: Question, place: Place) -> dict[s
         "model": name,
         "model_args": dict(question.model_args) if name == today else {},
         "batch": question.batch,
+        "inputs": question.inputs,
+        "most": question.most,
         "method": question.method,
         "limits": asdict(place.limits),
     }

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from .options import add_reading, make_importable, opened
+from .options import add_flags, add_reading, given_flags, make_importable, opened, place
 from .outcome import OK, Outcome
 
 if TYPE_CHECKING:
     import argparse
+    from typing import Any
+
+    from pytest_ckptcompat.checks.locks import Declared
 
 SUMMARY = "write keys, shapes and dtypes to a small lock file"
 EXITS = "0 written, 2 not written"
+
+_CALL = ("inputs", "method", "model_args")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -24,27 +29,95 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sha256", action="store_true", help="with the hash of the file's bytes: reads all of it"
     )
+    model = "the model of CKPT: with --inputs, what it computes on synthetic values is recorded"
+    parser.add_argument("--model", metavar="MODEL", help=model)
+    add_flags(parser, _CALL)
+    parser.add_argument("--at", metavar="REF", help="lock MODEL as it stood at a commit of git")
+    parser.add_argument(
+        "--no-metadata", action="store_true", help="without the plain values that stand beside the weights"
+    )
     add_reading(parser)
 
 
 def run(options: argparse.Namespace) -> Outcome:
     """The lock, written."""
-    from pytest_ckptcompat.checkpoint.lock_writer import lock_of_checkpoint, write_lock
+    from pytest_ckptcompat.checkpoint.lock_writer import write_lock
     from pytest_ckptcompat.core.redaction import public
     from pytest_ckptcompat.files.paths import display
 
-    if _is_model(options.source):
-        from pytest_ckptcompat.checks.locks import lock_of_model
-
-        make_importable()
-        content = lock_of_model(options.source)
-    else:
-        content = lock_of_checkpoint(opened(options.source, options), options.output, sha256=options.sha256)
+    content, notes = _of_model(options) if _is_model(options.source) else _of_checkpoint(options)
     write_lock(options.output, content)
     count = len(content["tensors"])
     keys = f"{count:,} key{'' if count == 1 else 's'}"
     hidden = " (noted without its user and query)" if public(options.source) != options.source else ""
-    return Outcome(OK, f"{display(options.output)}: {keys} of {display(options.source)}{hidden}")
+    told = [f"{display(options.output)}: {keys} of {display(options.source)}{hidden}", *notes]
+    return Outcome(OK, "\n".join([*told, *_recorded(content)]))
+
+
+def _of_model(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    from pytest_ckptcompat.checks.locks import lock_at, lock_of_model
+    from pytest_ckptcompat.core.limits import Limits
+
+    if options.model:
+        raise ValueError(f"--model is for a checkpoint, and {options.source} is a model")
+    make_importable()
+    inputs, method, arguments = _call(options)
+    if options.at:
+        return lock_at(options.source, options.at, arguments, inputs, method, place(options)), []
+    limits = Limits.parse(options.limit)
+    return lock_of_model(options.source, arguments, inputs=inputs, method=method, limits=limits), []
+
+
+def _of_checkpoint(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    from pytest_ckptcompat.checkpoint.lock_writer import lock_of_checkpoint, with_more
+    from pytest_ckptcompat.checkpoint.plain_metadata import arguments_at, metadata
+
+    if options.at:
+        raise ValueError("--at is for a model: write lock package.module:name --at REF")
+    inputs, method, arguments = _call(options)
+    if bool(options.model) != (inputs is not None):
+        raise ValueError("--model and --inputs belong together: what the model computes for them is recorded")
+    ckpt = opened(options.source, options)
+    plain, large = ({}, []) if options.no_metadata else metadata(ckpt)
+    content = lock_of_checkpoint(ckpt, options.output, sha256=options.sha256, plain=plain)
+    notes = [f"metadata: {', '.join(plain)}"] if plain else []
+    notes += [f"too large for its metadata: {', '.join(large)}"] if large else []
+    if inputs is None:
+        return content, notes
+    from pytest_ckptcompat.checks.locks import behaviour_of_checkpoint
+
+    make_importable()
+    if isinstance(arguments, str):
+        arguments = arguments_at(ckpt.contents, arguments.removeprefix("ckpt:"))
+    behaviour = behaviour_of_checkpoint(ckpt, options.model, arguments, inputs, method, ckpt.contents.limits)
+    return with_more(content, behaviour=behaviour), notes
+
+
+def _call(options: argparse.Namespace) -> tuple[Declared | None, str, Any]:
+    """Inputs as a lock notes them, the method, and the model's arguments."""
+    from pytest_ckptcompat.checks.argument_types import AUTO, method, model_args
+    from pytest_ckptcompat.forward.inputs import Inputs
+
+    given = given_flags(options, _CALL)
+    inputs, arguments = given.get("inputs"), given.get("model_args") or {}
+    if arguments:
+        model_args("--model-args", arguments)
+    if isinstance(arguments, str) and _is_model(options.source):
+        raise ValueError(f"--model-args {arguments} reads a checkpoint, and {options.source} is a model")
+    if inputs is not None and inputs != AUTO:
+        inputs = Inputs.parse(inputs).texts
+    return inputs, method("--method", given.get("method", "forward")), arguments
+
+
+def _recorded(content: dict[str, Any]) -> list[str]:
+    """What is said of the outputs that were recorded."""
+    behaviour = content.get("behaviour")
+    if behaviour is None:
+        return []
+    if why := behaviour.get("uncompared"):
+        return [f"outputs: none to compare with, {why}"]
+    count, note = len(behaviour["outputs"]), behaviour.get("note", "")
+    return [f"outputs: {count} on synthetic values{f', {note}' if note else ''}"]
 
 
 def _is_model(source: str) -> bool:

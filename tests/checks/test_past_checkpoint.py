@@ -37,7 +37,7 @@ def repository(tmp_path, monkeypatch):
 
 
 def opened(path, model="model:Net", **more):
-    return open_past(path, Question(model, **more), Place())
+    return open_past(path, Question(model, **more), Place(keeps=False))
 
 
 def test_the_table_of_a_past_commit(repository):
