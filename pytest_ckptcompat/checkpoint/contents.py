@@ -51,7 +51,7 @@ def read_contents(
     path: str | os.PathLike[str], *, limits: Limits = DEFAULT, hook: HookRelay | None = None
 ) -> Contents:
     """Read the header of a checkpoint, whatever is in it. Arguments and errors as for `open_checkpoint`."""
-    path = local(os.fspath(path))
+    path = local(os.fsdecode(path))
     files = Files()
     with _collector_paused():
         if kind_of_named(path) == "folder":

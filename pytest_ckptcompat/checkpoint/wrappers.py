@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pytest_ckptcompat.core.errors import AmbiguousError, CheckpointError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
-from pytest_ckptcompat.formats.pickle_stubs import Global, Set, Stub, child, children
+from pytest_ckptcompat.formats.pickle_stubs import Global, Set, Stub, child, children, is_array
 
 from .candidates import DEEPEST, Candidate, meant, survey
 from .entries import is_module, is_training_state, own_keys
@@ -22,6 +22,7 @@ CHOOSING = "state_dict_key= (on the command line --key)"
 """How a person says which state dict is meant."""
 
 _SHOWN = 8
+_MOST_SEARCHED = 1000
 
 
 def state_dict_at(tree: object, path: str) -> object:
@@ -97,11 +98,29 @@ def _beginnings(path: str) -> Iterator[str]:
 def _nothing(tree: object) -> str:
     if isinstance(tree, TensorSpec):
         return "it holds a single tensor, not a state dict; save {'name': tensor} or model.state_dict()"
+    if arrays := _array_in(tree):
+        return (
+            f"it holds NumPy arrays, such as {escape(arrays, 60)!r}, and no tensors of a model, so torch "
+            "can't load it into one. Convert them where the file is written: "
+            "torch.save({key: torch.from_numpy(array) for key, array in arrays.items()}, path)"
+        )
     what = "an optimizer's state" if is_training_state(tree) else kind_of(tree)
     return (
         f"there is no state dict in it (no dict with tensors of a model, at most {DEEPEST} levels deep): "
         f"it is {what}, and has {_listed(tree)}. If one of these is meant, name it with {CHOOSING}"
     )
+
+
+def _array_in(tree: object) -> str:
+    """The path of an array in a checkpoint, not too deep, or ``""``."""
+    pending = [("", tree, 0)]
+    for path, node, depth in islice(pending, _MOST_SEARCHED):  # grows as it is walked
+        for name, part in islice(children(node), _MOST_SEARCHED) if depth < DEEPEST else ():
+            if is_array(part):
+                return f"{path}.{name}".removeprefix(".")
+            if isinstance(part, (dict, list)):
+                pending.append((f"{path}.{name}".removeprefix("."), part, depth + 1))
+    return ""
 
 
 def _listed(node: object) -> str:
@@ -114,6 +133,8 @@ def kind_of(value: object) -> str:
     """What a value of a checkpoint is, in words that its author would use."""
     if isinstance(value, TensorSpec):
         return "a tensor"
+    if is_array(value):
+        return "a NumPy array"
     if isinstance(value, Stub):
         return "a whole module" if is_module(value) else escape(value.name, 80) or "an object"
     if isinstance(value, Global):

@@ -71,7 +71,7 @@ def check(
         if declared.state_dict_key is None:  # the caller has chosen it
             declared = replace(declared, state_dict_key=ckpt.state_dict_key)
         return Check(declared, ckpt.path, ckpt.at).run()
-    path = os.fspath(ckpt)
+    path = os.fsdecode(ckpt)
     return Check(declared, path, lambda key: open_checkpoint(path, key)).run()
 
 

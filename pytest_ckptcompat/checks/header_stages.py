@@ -126,8 +126,8 @@ def note_opened(ckpt: Checkpoint, why: str, log: Log) -> None:
     """Note what was opened, and why this state dict of several."""
     if ckpt.unsafe:
         log.add(finding("unsafe-pickle", message=ckpt.unsafe))
-    what = f"{ckpt.format}, {len(ckpt)} tensors, {size_shown(ckpt.nbytes)}"
-    log.stage("open", "passed", f"{what}, {why}" if why else what)
+    what = [f"{ckpt.format}, {len(ckpt)} tensors, {size_shown(ckpt.nbytes)}", *ckpt.contents.header.remarks]
+    log.stage("open", "passed", ", ".join([*what, why] if why else what))
 
 
 def build_stage(

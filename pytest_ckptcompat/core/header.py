@@ -26,6 +26,7 @@ class Header:
         unsafe: why ``torch.load(weights_only=True)`` would refuse the file, or ``""``.
         metadata: plain values that stand beside the table, in a lock.
         behaviour: what the model gave on synthetic values, in a lock that recorded it.
+        remarks: what a reader of the report should know of how the file was read, safe to print.
     """
 
     format: str
@@ -34,6 +35,7 @@ class Header:
     unsafe: str = ""
     metadata: Mapping[str, object] = field(default_factory=dict)
     behaviour: Mapping[str, Any] | None = None
+    remarks: tuple[str, ...] = ()
 
     def fault(self) -> str:
         """What makes a header of others unusable, or ``""``: a slip of theirs is told where it was made."""

@@ -11,7 +11,7 @@ from pathlib import PurePath
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.keys import nearest
 from pytest_ckptcompat.core.redaction import is_url
-from pytest_ckptcompat.files.paths import beside, display, inside, unreachable
+from pytest_ckptcompat.files.paths import beside, display, unreachable
 
 _MOST_NAMES = 100_000
 
@@ -69,12 +69,6 @@ def kind_of_named(path: str) -> str:
     except CheckpointError as error:
         meant = "" if is_url(path) or os.path.lexists(path) else near(path)
         raise CheckpointError(f"{error}: did you mean {display(meant)}?" if meant else str(error)) from None
-
-
-def only_file_in(folder: str) -> str:
-    """The path of the one file in a folder that is named as checkpoints are; ``""`` for none or several."""
-    found = [name for name in names_in(folder) if name.endswith(_USUAL)]
-    return inside(folder, found[0]) if len(found) == 1 else ""
 
 
 def near(path: str) -> str:

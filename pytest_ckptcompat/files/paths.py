@@ -35,6 +35,17 @@ def inside(folder: str, name: str) -> str:
     return beside(before.rstrip("/") + "/" + after, name)
 
 
+def check_inside(name: str, what: str) -> None:
+    """See that a file's name leads nowhere but into the folder; a link in its place is the folder's matter.
+
+    Raises:
+        CheckpointError: it is absolute, climbs out, or is no name.
+    """
+    parts = name.replace("\\", "/").split("/")
+    if not name or "\0" in name or ".." in parts or parts[0] == "" or ":" in parts[0]:
+        raise CheckpointError(f"{what} names a file outside the checkpoint's folder: {escape(name)!r}")
+
+
 def split(url: str) -> tuple[str, str]:
     """A URL up to the end of its path, and what follows: a web server's query, the other links of a chain."""
     chain = links(url)

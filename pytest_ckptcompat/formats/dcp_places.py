@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.files.paths import inside
+from pytest_ckptcompat.files.paths import check_inside, inside
 
 from .pickle_stubs import Record, Stub
-from .sharded import check_inside
 
 if TYPE_CHECKING:
     from pytest_ckptcompat.core.limits import Limits

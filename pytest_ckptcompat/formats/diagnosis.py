@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import re
 
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.files.folders import names_in
+
+from .foreign import foreign, foreign_folder
+
 _SAVE = "save model.state_dict() with torch.save or safetensors"
 
 _BEGINNINGS = (
@@ -14,14 +19,17 @@ _BEGINNINGS = (
     (rb"\x28\xb5\x2f\xfd", "zstd-compressed: unpack it with unzstd first"),
     (rb"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it first"),
     (rb"Rar!\x1a\x07", "a RAR archive: unpack it first"),
-    (rb"\x89HDF\r\n", f"an HDF5 file (Keras?): convert it to PyTorch, and {_SAVE}"),
-    (rb"GGUF", "a GGUF file (llama.cpp): check the PyTorch checkpoint it was made from"),
-    (rb"\x93NUMPY", f"a NumPy array (.npy): {_SAVE}"),
+    (rb"x[\x01\x5e\x9c\xda]", "compressed by zlib: unpack it first"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8", "an image, not a checkpoint"),
+    (rb"%PDF-", "a PDF document, not a checkpoint"),
+    (rb"SQLite format 3", "a SQLite database, not a checkpoint"),
     (rb"\xef\xbb\xbf", "a text file (it begins with a byte order mark)"),
 )
-_MARKUP = re.compile(rb"\s*(<!doctype html|<html|<head|<body|<\?xml|<error)", re.IGNORECASE)
+_WEB_PAGE = re.compile(rb"\s*(<!doctype html|<html|<head|<body)", re.IGNORECASE)
+_XML = re.compile(rb"\s*(<\?xml|<error)", re.IGNORECASE)
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
-_TEXT = re.compile(rb"[\t\n\r\x20-\x7e]{16,}\Z")
+_SHORT = 200
+"""Bytes of a text that is shown: an answer such as "Entry not found", saved in the place of a file."""
 
 _CONFLICT = re.compile(rb"^<{7} ", re.MULTILINE)
 _JSON = re.compile(rb"\s*[{\[]")
@@ -30,22 +38,25 @@ _AGAIN = "write it again with 'ckptcompat lock'"
 _TAR_NAMES = (b"sys_info", b"pickle", b"tensors", b"storages")
 
 
-def what_it_is(head: bytes, size: int, name: str) -> str:
+def what_it_is(head: bytes, size: int, name: str, tail: bytes = b"") -> str:
     """The end of a sentence about a file in no known format: ``<path> is ...``.
 
     Args:
         head: its first bytes, up to 4096.
         size: all its bytes.
         name: its name or path, which tells what it was to be.
+        tail: its last bytes.
     """
     if size == 0:
         return "empty (0 bytes): the download or the copy failed, or the disk was full; fetch it again"
     if _CONFLICT.search(head) and b"\0" not in head:
         return damaged_lock("", head) if name.endswith(".ckpt.json") else f"a text file that {_merged(head)}"
-    if _MARKUP.match(head):
-        return (
-            "a web page (HTML or XML), not a checkpoint: the download got an error or a login; fetch it again"
-        )
+    if _WEB_PAGE.match(head):
+        return "a web page (HTML), not a checkpoint: the download got an error or a login; fetch it again"
+    if told := foreign(head, tail, name):
+        return told
+    if _XML.match(head):
+        return _markup(head)
     for pattern, told in _BEGINNINGS:
         if re.match(pattern, head):
             return told
@@ -61,9 +72,40 @@ def what_it_is(head: bytes, size: int, name: str) -> str:
         return f"a plain Python pickle, which torch.load does not read: {_SAVE}"
     if not head.strip(b"\0"):
         return "all zeros where its header should be: it was never written, or not to its end; fetch it again"
-    if _TEXT.match(head):
-        return "a text file, not a checkpoint"
+    if (text := _text(head)) is not None:
+        if size > _SHORT:
+            return "a text file, not a checkpoint"
+        return f'a text of {size} bytes, not a checkpoint: "{escape(text, 100)}". Fetch the file again'
     return "in no known format: neither PyTorch (.pth, .pt, .ckpt) nor safetensors nor a sharded checkpoint"
+
+
+def what_lies_in(folder: str) -> str:
+    """The end of a sentence about a folder without a checkpoint: ``<path> is a folder ...``."""
+    names = sorted(names_in(folder))
+    if told := foreign_folder(names):
+        return f"that holds {told}"
+    shown = ", ".join(escape(name, 60) for name in names[:8])
+    listed = f"it has {shown}{', ...' if len(names) > 8 else ''}" if names else "it is empty"
+    return f"that holds no checkpoint: {listed}. Name a file, or the folder that has the weights"
+
+
+def _markup(head: bytes) -> str:
+    """An XML document: most that is found in the place of a checkpoint tells of an error of the storage."""
+    code = re.search(rb"<(?:Code|Message)>([^<]{1,100})<", head)
+    told = f" that says {escape(code[1].decode(errors='replace'), 100)}" if code else ""
+    return f"an XML document{told}, not a checkpoint: the download may have got an error; fetch it again"
+
+
+def _text(head: bytes) -> str | None:
+    """The text, if it is one."""
+    try:
+        text = head.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 4:  # cut within a character at the end
+            return None
+        text = head[: error.start].decode()
+    plain = text.strip()
+    return plain if len(plain) > 1 and all(each.isprintable() or each in "\t\n\r" for each in plain) else None
 
 
 def damaged_lock(why: str, data: bytes) -> str:

@@ -194,6 +194,17 @@ class Storage:
         return f"Storage({self.key!r}, {self.dtype}, {self.numel})"
 
 
+def is_array(node: object) -> bool:
+    """Whether it is a NumPy array, as any pickle protocol writes it."""
+    return isinstance(node, Stub) and node.name in _ARRAYS
+
+
+_ARRAYS = {
+    *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct", "numpy.ndarray"),
+    *("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"),
+}
+
+
 def children(node: object) -> Iterator[tuple[str, object]]:
     """The named parts of a container: entries of a dict, elements of a list, attributes of an object.
 

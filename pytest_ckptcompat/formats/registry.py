@@ -11,10 +11,9 @@ from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.header import Header
 from pytest_ckptcompat.core.hooks import installed
-from pytest_ckptcompat.files.folders import only_file_in
 from pytest_ckptcompat.files.paths import about, display
 
-from .diagnosis import what_it_is
+from .diagnosis import what_it_is, what_lies_in
 
 if TYPE_CHECKING:
     from pluggy import HookRelay
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.files.files import Files
 
 _HEAD = 4096
+_TAIL = 64
 
 
 def recognised(path: str, file: Any, files: Files, limits: Limits, hook: HookRelay | None) -> Header:
@@ -41,13 +41,10 @@ def recognised(path: str, file: Any, files: Files, limits: Limits, hook: HookRel
             ) from None
         raise about(path, error) from None
     if file is None:
-        only = only_file_in(path)
-        hint = f"did you mean {display(only)}?" if only else "name a file"
-        raise CheckpointError(
-            f"{display(path)} is a folder that holds no sharded or distributed checkpoint: {hint}"
-        )
+        raise CheckpointError(f"{display(path)} is a folder {what_lies_in(path)}")
     head = file.read_at(0, min(file.size, _HEAD))
-    raise CheckpointError(f"{display(path)} is {what_it_is(head, file.size, path)}")
+    tail = file.read_at(max(0, file.size - _TAIL), min(_TAIL, file.size))
+    raise CheckpointError(f"{display(path)} is {what_it_is(head, file.size, path, tail)}")
 
 
 def _by_others(hook: HookRelay | None, arguments: dict[str, Any]) -> Header | None:
@@ -80,11 +77,11 @@ def register(manager: PluginManager) -> None:
     """Add the hook's specification and the formats that come with the plugin to a plugin manager."""
     from pytest_ckptcompat.core import hooks as hookspecs
 
-    from . import dcp, lock, safetensors, sharded, torch_legacy, torch_zip
+    from . import dcp, folder, lock, safetensors, sharded, torch_legacy, torch_zip
 
     manager.add_hookspecs(hookspecs)
     # The last one that is registered is asked first.
-    for module in (dcp, sharded, lock, safetensors, torch_legacy, torch_zip):
+    for module in (folder, dcp, sharded, lock, safetensors, torch_legacy, torch_zip):
         manager.register(module, f"ckptcompat-{module.__name__.rpartition('.')[2]}")
 
 

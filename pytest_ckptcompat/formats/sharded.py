@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import posixpath
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.errors import CheckpointError
@@ -10,8 +10,7 @@ from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.header import Header
 from pytest_ckptcompat.core.hooks import hookimpl
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
-from pytest_ckptcompat.files.folders import names_in
-from pytest_ckptcompat.files.paths import beside, inside
+from pytest_ckptcompat.files.paths import about, beside, check_inside, inside
 
 from . import safetensors, torch_legacy, torch_zip
 from .diagnosis import what_it_is
@@ -19,6 +18,8 @@ from .json_header import Scanner
 from .pickle_stubs import Dict
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pytest_ckptcompat.core.limits import Limits
     from pytest_ckptcompat.core.tensor_spec import Extent
     from pytest_ckptcompat.files.file import File
@@ -29,28 +30,42 @@ _SUFFIX = ".index.json"
 
 @hookimpl(tryfirst=True)
 def pytest_ckptcompat_open(path: str, file: File | None, files: Files, limits: Limits) -> Header | None:
-    """Read a sharded checkpoint by its index, or by the folder that holds it."""
-    if file is not None:
-        shards = _shards(file, limits)
-        return None if shards is None else _read(path, shards, files, limits)
-    index = _index_in(path)
-    if index is None:
-        return None
-    with files.open(index) as found:
-        shards = _shards(found, limits)
-    if shards is None:
-        raise CheckpointError(f"{escape(posixpath.basename(index))} is no index of a sharded checkpoint")
-    return _read(index, shards, files, limits)
+    """Read a sharded checkpoint by its index."""
+    shards = None if file is None else _shards(file, limits)
+    return None if shards is None else _read(path, shards, files, limits)
 
 
-def _index_in(folder: str) -> str | None:
-    """The index in a folder; of two that are the same checkpoint, that of safetensors."""
-    found = [name for name in names_in(folder) if name.endswith(_SUFFIX)]
-    preferred = [name for name in found if "safetensors" in name] or found
-    if len(preferred) > 1:
-        names = ", ".join(escape(name, 80) for name in sorted(preferred)[:8])
-        raise CheckpointError(f"the folder holds {len(preferred)} sharded checkpoints, name one: {names}")
-    return inside(folder, preferred[0]) if preferred else None
+def header_of(path: str, files: Files, limits: Limits) -> Header:
+    """Read a file that holds a checkpoint, or the index of one.
+
+    Raises:
+        CheckpointError: it holds none; the text names the file.
+    """
+    try:
+        with files.open(path) as file:
+            shards = _shards(file, limits)
+            if shards is None:
+                return _of_file(file, limits)
+        return _read(path, shards, files, limits)
+    except CheckpointError as error:
+        raise about(path, error) from None
+
+
+def together(folder: str, names: Iterable[str], files: Files, limits: Limits) -> Header:
+    """Put the headers of shards together that no index lists.
+
+    Raises:
+        CheckpointError: one can't be read, or two have a key in common.
+    """
+    shards: dict[str, str] = {}
+    headers = {name: _shard(inside(folder, name), name, files, limits) for name in names}
+    for name, header in headers.items():
+        for key in _held(header, name):
+            if shards.setdefault(key, name) != name:
+                raise CheckpointError(
+                    f"{escape(key)} is in {escape(shards[key])} and in {escape(name)}: they are not shards"
+                )
+    return _joined(shards, headers)
 
 
 def _shards(file: File, limits: Limits) -> dict[str, str] | None:
@@ -91,50 +106,69 @@ def _weight_map(scanner: Scanner, limits: Limits) -> dict[str, str]:
     return shards
 
 
-def check_inside(name: str, what: str) -> None:
-    """See that a file's name leads nowhere but into the folder; a link in its place is the folder's matter.
-
-    Raises:
-        CheckpointError: it is absolute, climbs out, or is no name.
-    """
-    parts = name.replace("\\", "/").split("/")
-    if not name or "\0" in name or ".." in parts or parts[0] == "" or ":" in parts[0]:
-        raise CheckpointError(f"{what} names a file outside the checkpoint's folder: {escape(name)!r}")
-
-
 def _read(index: str, shards: dict[str, str], files: Files, limits: Limits) -> Header:
-    """The headers of all shards, put together in the order of the index."""
+    """The headers of all shards, put together in the order of the index.
+
+    What a shard holds and the index does not name is read as well: those who load shard by shard load it.
+    """
     headers = {
-        name: _header(beside(index, name), name, files, limits) for name in dict.fromkeys(shards.values())
+        name: _shard(beside(index, name), name, files, limits) for name in dict.fromkeys(shards.values())
     }
+    for key, name in shards.items():
+        if key not in _held(headers[name], name):
+            raise CheckpointError(f"the index says that {escape(key)} is in {escape(name)}, and it is not")
+    forgotten = {
+        key: name for name, header in headers.items() for key in _held(header, name) if key not in shards
+    }
+    header = _joined({**shards, **forgotten}, headers)
+    if not forgotten:
+        return header
+    first, name = next(iter(forgotten.items()))
+    more = f" and {len(forgotten) - 1} more keys" if len(forgotten) > 1 else ""
+    return replace(header, remarks=(f"the index lacks {escape(first)}{more}, which {escape(name)} has",))
+
+
+def _held(header: Header, name: str) -> dict[str, object]:
+    if not isinstance(header.tree, dict):
+        raise CheckpointError(f"the shard {escape(name)} holds no state dict")
+    return header.tree
+
+
+def _joined(shards: dict[str, str], headers: dict[str, Header]) -> Header:
+    """One table of all keys, each from its shard."""
     tree = Dict()
     storages: dict[str, tuple[Extent, ...]] = {}
     for key, name in shards.items():
         header = headers[name]
-        held = header.tree
-        if not isinstance(held, dict):
-            raise CheckpointError(f"the shard {escape(name)} holds no state dict")
-        if key not in held:
-            raise CheckpointError(f"the index says that {escape(key)} is in {escape(name)}, and it is not")
-        value = held[key]
-        if isinstance(value, TensorSpec) and value.storage:
-            storage = f"{name}:{value.storage}"
-            storages[storage] = header.storages[value.storage]
-            value = TensorSpec(value.dtype, value.shape, value.stride, value.offset, storage, value.note)
+        value = _held(header, name)[key]
+        if isinstance(value, TensorSpec):
+            value = value.within(name)
         tree[key] = value
+    for name, header in headers.items():
+        storages.update((f"{name}:{storage}", header.storages[storage]) for storage in header.storages)
     unsafe = next((header.unsafe for header in headers.values() if header.unsafe), "")
     kinds = sorted({header.format for header in headers.values()})
     return Header(f"sharded {' and '.join(kinds)}", tree, storages, unsafe)
 
 
-def _header(path: str, name: str, files: Files, limits: Limits) -> Header:
+def _shard(path: str, name: str, files: Files, limits: Limits) -> Header:
     try:
         with files.open(path) as file:
-            for known in (safetensors, torch_zip, torch_legacy):
-                header: Header | None = known.pytest_ckptcompat_open(file=file, limits=limits)
-                if header is not None:
-                    return header
-            head = file.read_at(0, min(4096, file.size))
-            raise CheckpointError(f"it is {what_it_is(head, file.size, name)}")
+            return _of_file(file, limits)
     except CheckpointError as error:
         raise CheckpointError(f"shard {escape(name)}: {error}") from None
+
+
+def _of_file(file: File, limits: Limits) -> Header:
+    """What a file holds in a format of one file."""
+    known = (
+        safetensors.pytest_ckptcompat_open,
+        torch_zip.read_archive,
+        torch_legacy.pytest_ckptcompat_open,
+    )
+    for read in known:
+        header: Header | None = read(file, limits)
+        if header is not None:
+            return header
+    head = file.read_at(0, min(4096, file.size))
+    raise CheckpointError(f"it is {what_it_is(head, file.size, file.path)}")

@@ -103,10 +103,12 @@ class Tensors:
         The id is ``("storage", class, key, location, numel)``, perhaps with a view of the storage behind, or
         ``("module", class, ...)``.
         """
-        if type(reference) is not tuple or not 2 <= len(reference) <= 6 or type(reference[1]) is not Global:
+        if type(reference) is not tuple or not 2 <= len(reference) <= 6:
             raise ValueError("a persistent id that torch does not write")
-        if reference[0] == "module":
+        if reference[0] == "module" and type(reference[1]) in (Global, Stub):  # a stub was pickled by value
             return reference[1]
+        if type(reference[1]) is not Global:
+            raise ValueError("a persistent id that torch does not write")
         what, kind, key, _, numel, *view = reference
         if what != "storage" or type(key) is not str or len(key) > _LONGEST_KEY:
             raise ValueError("a persistent id that torch does not write")

@@ -11,6 +11,8 @@ from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.header import Header
 from pytest_ckptcompat.core.hooks import hookimpl
 from pytest_ckptcompat.core.tensor_spec import Extent, Member
+from pytest_ckptcompat.files.folders import names_in
+from pytest_ckptcompat.files.paths import check_inside, inside
 
 from .pickle_machine import Machine
 from .safe_names import refused
@@ -21,6 +23,7 @@ from .zip_members import check_readable, data_offset, read_member
 if TYPE_CHECKING:
     from pytest_ckptcompat.core.limits import Limits
     from pytest_ckptcompat.files.file import File, Part
+    from pytest_ckptcompat.files.files import Files
 
     from .pickle_stubs import Storage
 
@@ -38,9 +41,33 @@ _NEWEST_VERSION = 10
 
 
 @hookimpl(tryfirst=True)
-def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
-    """Read a zip archive that torch.save wrote; others are left to others."""
-    return None if file is None else read_archive(file, limits)
+def pytest_ckptcompat_open(path: str, file: File | None, files: Files, limits: Limits) -> Header | None:
+    """Read a zip archive that torch.save wrote, or the folder that one was unpacked to."""
+    return _unpacked(path, files, limits) if file is None else read_archive(file, limits)
+
+
+def _unpacked(path: str, files: Files, limits: Limits) -> Header | None:
+    """The header of an archive whose members lie in a folder."""
+    if not {"data.pkl", "version"} <= set(names_in(path)):
+        return None
+    with files.open(inside(path, "data.pkl")) as file:
+        limits.check("pickle_bytes", file.size, f"its pickle has {file.size} bytes")
+        data = file.read_at(0, file.size)
+    tensors = Tensors(limits)
+    machine = Machine(data, names=tensors.names, persistent=tensors.storage, limits=limits)
+    tree = machine.load()
+    limits.check("files", len(tensors.storages), "the folder of the unpacked archive holds too many files")
+    storages = {key: (_file_of(path, key, storage, files),) for key, storage in tensors.storages.items()}
+    return Header("torch-zip", tree, storages, refused(machine), remarks=("unpacked",))
+
+
+def _file_of(path: str, key: str, storage: Storage, files: Files) -> Extent:
+    check_inside(key, "its pickle")
+    name = inside(path, f"data/{key}")
+    with files.open(name) as file:
+        if file.size != storage.nbytes:
+            raise CheckpointError(f"storage {escape(key)} has {file.size} bytes, and needs {storage.nbytes}")
+    return Extent(name, 0, storage.nbytes)
 
 
 def read_archive(file: File | Part, limits: Limits) -> Header | None:

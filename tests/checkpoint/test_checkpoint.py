@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from equality import assert_same, assert_same_state
@@ -356,3 +358,41 @@ def test_modules_that_multiply_are_capped(path: Path) -> None:
     torch.save(nn.ModuleList([nn.Linear(1, 1), module]), path)
     with pytest.raises(CheckpointError, match="limit exceeded: it holds too many modules"):
         open_checkpoint(path)
+
+
+# -- arrays, and classes that were pickled by value ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_arrays_are_named_with_their_conversion(path: Path, wrapped: bool, protocol: int) -> None:
+    arrays = {"weight": np.zeros((2, 3)), "bias": np.zeros(2)}
+    torch.save({"model": arrays, "step": 3} if wrapped else arrays, path, pickle_protocol=protocol)
+    with pytest.raises(CheckpointError, match=r"NumPy arrays, such as .*weight.*torch\.from_numpy") as error:
+        open_checkpoint(path)
+    assert "Stub" not in str(error.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("by", ["cloudpickle", "dill"])
+def test_a_whole_module_whose_class_was_pickled_by_value(path: Path, zipped: bool, by: str) -> None:
+    module = pytest.importorskip(by)
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(  # a class of __main__, which these picklers write with its code
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.fc = nn.Linear(3, 2)\n"
+        "        self.norm = nn.BatchNorm1d(2)\n",
+        space,
+    )
+    net = space["Net"]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save(net, path, pickle_module=module, _use_new_zipfile_serialization=zipped)
+    ckpt = open_checkpoint(path)
+    assert {key: spec.shape for key, spec in ckpt.items()} == {
+        k: tuple(v.shape) for k, v in net.state_dict().items()
+    }
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in ckpt.state_dict().items())

@@ -475,7 +475,7 @@ def test_a_sharded_folder_in_a_bucket(memory: Any, tmp_path: Path) -> None:
 
 def test_a_folder_without_a_checkpoint(memory: Any) -> None:
     memory.pipe("/bucket/z/readme", b"x")
-    with pytest.raises(CheckpointError, match="is a folder that holds no sharded"):
+    with pytest.raises(CheckpointError, match="is a folder that holds no checkpoint"):
         open_checkpoint("memory://bucket/z")
     with pytest.raises(CheckpointError, match="does not exist"):
         open_checkpoint("memory://bucket/none.pth")

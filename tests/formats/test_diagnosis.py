@@ -44,11 +44,35 @@ def array() -> bytes:
     return stream.getvalue()
 
 
+def field(number: int, value: int | bytes) -> bytes:
+    """A field of a protocol buffer."""
+
+    def varint(n: int) -> bytes:
+        out = b""
+        while n > 127:
+            out, n = out + bytes([n & 127 | 128]), n >> 7
+        return out + bytes([n])
+
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def onnx() -> bytes:
+    graph = field(1, field(1, b"x") + field(2, b"y") + field(4, b"Relu")) + field(2, b"main_graph")
+    return field(1, 8) + field(2, b"pytorch") + field(3, b"2.6.0") + field(7, graph) + field(8, field(2, 17))
+
+
+def saved_model() -> bytes:
+    about = field(1, field(4, b"serve") + field(5, b"2.15.0"))
+    return field(1, 1) + field(2, about + field(2, field(1, field(1, b"kernel") + field(2, b"VarHandleOp"))))
+
+
 CONTENT = {
     "nothing": (b"", r"is empty \(0 bytes\)"),
     "a web page": (b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>", "is a web page"),
     "a web page in capitals": (b"<HTML><BODY>404</BODY></HTML>", "is a web page"),
-    "an XML error": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is a web page"),
+    "an XML error": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is an XML document that says AccessDenied"),
     "a Git LFS pointer": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12345\n",
         "is a Git LFS pointer, not the file itself: run 'git lfs pull'",
@@ -68,12 +92,33 @@ CONTENT = {
         "is a text file that has conflict markers of git at line 2: resolve them",
     ),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "is an HDF5 file"),
+    "ONNX": (onnx(), "is an ONNX model: open the PyTorch checkpoint"),
+    "a SavedModel": (saved_model(), "is a TensorFlow SavedModel: .*from_tf"),
+    "a TensorFlow checkpoint": (bytes(40) + (0xDB4775248B80FB57).to_bytes(8, "little"), "index of a TensorFlow"),
+    "TensorFlow Lite": (struct.pack("<I", 28) + b"TFL3" + bytes(60), "is a TensorFlow Lite model: it is made for"),
+    "a Keras archive": (zipped(**{"metadata.json": b"{}", "model.weights.h5": b"x"}), "is a Keras archive"),
+    "Flax": (b"\x81\xa6params\x82\xa5Dense\x81\xa6kernel\xc7" + bytes(40), "is a Flax checkpoint .*from_flax"),
+    "OpenVINO": (b'<?xml version="1.0"?>\n<net name="x" version="11">\n<layers>', "is an OpenVINO model"),
+    "another XML document": (b'<?xml version="1.0"?><a/>', "is an XML document, not a checkpoint"),
+    "Caffe": (b"\x0a\x03net\xa2\x06\x05\x0a\x03abc", "is a Caffe model"),
+    "a protocol buffer": (field(1, 5) + field(2, field(1, b"x")) + field(300, b"abc"), "is a protocol buffer, as ONNX"),
+    "an npz archive": (zipped(**{"w.npy": b"x"}), "is a NumPy archive .*from_numpy"),
+    "an exported program": (zipped(**{"a/data/weights/weight_0": b"x"}), "a program of torch.export .*state_dict"),
+    "an older exported program": (zipped(**{"serialized_exported_program.json": b"x"}), "a program of torch.export"),
+    "ExecuTorch": (bytes(4) + b"ET12" + bytes(60), "is an ExecuTorch program"),
+    "TensorRT": (b"ptrt" + bytes(60), "is a TensorRT engine"),
+    "MXNet": (b"\x12\x01\0\0\0\0\0\0" + bytes(60), "is an MXNet parameter file"),
+    "GGML": (b"tjgg\x03\0\0\0" + bytes(60), "is a GGML file"),
     "GGUF": (b"GGUF\x03\0\0\0" + bytes(100), "is a GGUF file"),
     "NumPy": (array(), r"is a NumPy array \(.npy\)"),
     "another zip archive": (zipped(a=b"x"), "is a zip archive, but not one of torch.save"),
     "a plain pickle": (pickle.dumps({"w": [1.0]}), "is a plain Python pickle, which torch.load does not read"),
     "an old plain pickle": (pickle.dumps({"w": [1.0]}, protocol=0), "is a plain Python pickle"),
-    "text": (b"epoch 3\nloss 0.25\n", "is a text file"),
+    "text": (b"epoch 3\nloss 0.25\n" * 20, "is a text file, not a checkpoint"),
+    "an answer": (b"Entry not found", 'is a text of 15 bytes, not a checkpoint: "Entry not found". Fetch the file again'),
+    "a short answer": (b"Not Found", 'not a checkpoint: "Not Found"'),
+    "an answer in another script": ("Datei nicht gefunden: größe".encode(), "Datei nicht gefunden: größe"),
+    "an image": (b"\x89PNG\r\n\x1a\n" + bytes(30), "is an image"),
     "zeros": (bytes(5000), "is all zeros where its header should be"),
     "noise": (bytes(range(255, 100, -1)), "is in no known format"),
     "one byte": (b"P", "is in no known format"),
@@ -184,8 +229,8 @@ def test_a_name_that_is_hinted_at_is_safe_to_print(tmp_path: Path) -> None:
     (tmp_path / "network\x1b[m\n.pth").touch()
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "network\x1b[m\n.pth").touch()
-    for path in (tmp_path / "network.pth", tmp_path / "sub"):
-        with pytest.raises(CheckpointError, match="did you mean") as error:
+    for path, told in ((tmp_path / "network.pth", "did you mean"), (tmp_path / "sub", "is empty")):
+        with pytest.raises(CheckpointError, match=told) as error:
             open_checkpoint(path)
         assert str(error.value).isprintable()
 
@@ -212,14 +257,20 @@ def test_paths_that_are_none() -> None:
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"is a folder that holds no sharded .*: name a file$"):
+    with pytest.raises(
+        CheckpointError, match=r"is a folder that holds no checkpoint: it is empty\. Name a file"
+    ):
         open_checkpoint(tmp_path)
     (tmp_path / "config.json").touch()
+    with pytest.raises(CheckpointError, match=r"is a folder that holds no checkpoint: it has config\.json\."):
+        open_checkpoint(tmp_path)
     (tmp_path / "net.pth").touch()
-    with pytest.raises(CheckpointError, match=r"is a folder .*: did you mean .*/net\.pth\?$"):
+    with pytest.raises(CheckpointError, match=r"/net\.pth: it is empty \(0 bytes\)"):
         open_checkpoint(f"{tmp_path}/")
     (tmp_path / "other.safetensors").touch()
-    with pytest.raises(CheckpointError, match=r"is a folder that holds no sharded .*: name a file$"):
+    with pytest.raises(
+        CheckpointError, match=r"holds 2 checkpoints: net\.pth, other\.safetensors\. Name one of them"
+    ):
         open_checkpoint(tmp_path)
 
 

@@ -178,5 +178,5 @@ def test_caps(tmp_path: Path, cap: str, value: int) -> None:
 
 
 def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is a folder that holds no sharded or distributed checkpoint"):
+    with pytest.raises(CheckpointError, match="is a folder that holds no checkpoint"):
         open_checkpoint(tmp_path)

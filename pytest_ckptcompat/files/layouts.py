@@ -1,0 +1,240 @@
+"""Which file of a folder holds the weights: the layouts of the libraries that write such folders.
+
+Told by the names in the folder, and by small text files that point to the latest checkpoint. Read from the
+documentation and the code of transformers, diffusers, accelerate, PEFT, DeepSpeed, Megatron-LM and Llama.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.keys import natural
+
+from .folders import names_in
+from .paths import inside
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from .files import Files
+
+
+@dataclass(frozen=True)
+class Found:
+    """What holds the weights of a folder.
+
+    Attributes:
+        names: of the file, or of the folder in this one; of all shards, where there is no index of them.
+        optimizer: name of the file with the optimizer's state, or ``""``.
+    """
+
+    names: tuple[str, ...]
+    optimizer: str = ""
+
+
+class Folder:
+    """A folder, looked into once.
+
+    Attributes:
+        path: of the folder.
+        names: of what is in it, in natural order.
+    """
+
+    def __init__(self, path: str, files: Files) -> None:
+        self.path = path
+        self.names = sorted(names_in(path), key=natural)
+        self._files = files
+
+    def matching(self, pattern: str) -> list[str]:
+        """The names that a regular expression matches as a whole."""
+        known = re.compile(pattern, re.DOTALL)
+        return [name for name in self.names if known.fullmatch(name)]
+
+    def text(self, name: str) -> str:
+        """The one line of a small text file; ``""`` if it is not there or is something else."""
+        if name not in self.names:
+            return ""
+        try:
+            with self._files.open(inside(self.path, name)) as file:
+                return file.read_at(0, min(file.size, _LONGEST_LINE)).decode().strip()
+        except (CheckpointError, UnicodeDecodeError):
+            return ""
+
+
+def find(path: str, files: Files) -> Found | None:
+    """Find what holds the weights in a folder; None if it is laid out in no known way.
+
+    Raises:
+        CheckpointError: there are several, or only parts of a model; the text lists them and says what to do.
+    """
+    folder = Folder(path, files)
+    optimizer = next((name for name in _OPTIMIZERS if name in folder.names), "")
+    for layout in _LAYOUTS:
+        if names := layout(folder):
+            return Found(tuple(names), optimizer)
+    return None
+
+
+_LONGEST_LINE = 256
+_OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer.pth")
+_DEEPSPEED_PARTS = "tensor-parallel parts of a DeepSpeed checkpoint"
+_SUFFIXES = r"\.(pth|pt|ckpt|safetensors|bin|pth\.tar)"
+_TRAINING = (
+    r"(optimizer|optim|scheduler|lr_scheduler|scaler|sampler|rng_state|random_states?|training_args|training_state)"
+    r"([_.-].*)?"
+)
+_PRETRAINED = re.compile(
+    r"(?P<kind>model|pytorch_model|diffusion_pytorch_model|adapter_model)(?P<before>\.\w+)?"
+    r"\.(?P<type>safetensors|bin)(?P<index>\.index(?P<after>\.[\w-]+)?\.json)?"
+)
+
+
+def _pretrained(folder: Folder) -> Iterable[str]:
+    """``save_pretrained``, Trainer, accelerate, PEFT, diffusers, in the order in which they look."""
+    found = [match for name in folder.names if (match := _PRETRAINED.fullmatch(name))]
+    best: dict[str, list[tuple[tuple[bool, bool, bool], str]]] = {}
+    for match in found:
+        rank = (bool(match["before"] or match["after"]), match["type"] == "bin", bool(match["index"]))
+        best.setdefault(match["kind"].replace("pytorch_model", "model"), []).append((rank, match[0]))
+    first = {kind: min(ranked)[0] for kind, ranked in best.items()}
+    chosen = [name for kind, ranked in best.items() for rank, name in ranked if rank == first[kind]]
+    further = folder.matching(r"(pytorch_)?model_\d+\.(safetensors|bin)")  # accelerate, of several models
+    if len(chosen) + len(further) > 1:
+        raise _several([*chosen, *further])
+    return chosen
+
+
+def _indexed(folder: Folder) -> Iterable[str]:
+    """The index of shards; of two that are the same checkpoint, that of safetensors."""
+    found = folder.matching(r".*\.index(\.[\w-]+)?\.json")
+    preferred = [name for name in found if "safetensors" in name] or found
+    preferred = [name for name in preferred if name.endswith(".index.json")] or preferred
+    if len(preferred) > 1:
+        names = ", ".join(escape(name, 80) for name in preferred[:8])
+        raise CheckpointError(f"the folder holds {len(preferred)} sharded checkpoints, name one: {names}")
+    return preferred
+
+
+def _deepspeed(folder: Folder) -> Iterable[str]:
+    """A folder for each step, and ``latest`` with the name of the last."""
+    if states := folder.matching(r"mp_rank_\d+_model_states\.pt"):
+        return _one_of_parts(
+            states, "tensor-parallel parts of a DeepSpeed checkpoint", "Merge them with Megatron's tools"
+        )
+    if folder.matching(r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt"):
+        raise CheckpointError(
+            "it is a checkpoint of DeepSpeed's ZeRO stage 3: its parameters lie partitioned in the files of "
+            "all ranks. Run 'python zero_to_fp32.py . OUTPUT' in the folder above, and open what it writes"
+        )
+    if layers := folder.matching(r"layer_\d+-model_\d+-model_states\.pt"):
+        raise CheckpointError(
+            f"it holds the layers of a DeepSpeed pipeline, each by itself ({_listed(layers)}): convert them "
+            "with ds_to_universal.py of DeepSpeed, or name one of them"
+        )
+    latest = folder.text("latest")
+    if latest in folder.names:
+        return [latest]
+    return folder.matching(r"pytorch_model(_\d+)?") if "zero_to_fp32.py" not in folder.names else []
+
+
+def _fsdp(folder: Folder) -> Iterable[str]:
+    """Accelerate's folder of a model under FSDP, a distributed checkpoint in itself."""
+    return _one(folder.matching(r"pytorch_model_fsdp_\d+"))
+
+
+def _megatron(folder: Folder) -> Iterable[str]:
+    """A folder for each iteration, and in it one for each rank."""
+    latest = folder.text("latest_checkpointed_iteration.txt")
+    for name in (latest, f"iter_{latest:0>7}") if latest else ():
+        if name in folder.names:
+            return [name]
+    if ranks := folder.matching(r"mp_rank_\d+(_\d+)*"):
+        what = "model-parallel parts of a Megatron checkpoint"
+        (rank,) = _one_of_parts(ranks, what, "Merge them with Megatron's tools/checkpoint")
+        return [f"{rank}/model_optim_rng.pt"]
+    return []
+
+
+def _llama(folder: Folder) -> Iterable[str]:
+    """``consolidated.00.pth``, ...: tensors are cut along different dimensions, so no file is the model."""
+    found = folder.matching(r"consolidated(\.\d+)?\.(pth|pt|safetensors)")
+    what = "model-parallel parts of one model, as Llama is released"
+    return _one_of_parts(found, what, "Convert them with transformers' convert_llama_weights_to_hf")
+
+
+def _shards(folder: Folder) -> Iterable[str]:
+    """Shards whose index is missing: all of them together, if they are all there."""
+    found = folder.matching(r".*-\d{5}-of-\d{5}\.(safetensors|bin)")
+    totals = {name.rpartition("-of-")[2] for name in found}
+    if len(totals) > 1:
+        raise _several(found)
+    wanted = int(next(iter(totals)).partition(".")[0]) if totals else 0
+    if len(found) < wanted:
+        raise CheckpointError(
+            f"it holds {len(found)} of {wanted} shards, and no index of them: {_listed(found)}. Copy the rest"
+        )
+    return found
+
+
+def _pipeline(folder: Folder) -> Iterable[str]:
+    """A pipeline of diffusers has a folder for each of its models."""
+    if "model_index.json" in folder.names:
+        parts = [name for name in folder.names if "." not in name]
+        raise CheckpointError(
+            f"it is a pipeline of diffusers, with a folder for each model: name one of {_listed(parts)}"
+        )
+    return []
+
+
+def _only(folder: Folder) -> Iterable[str]:
+    """The one file that is named as checkpoints are, and not as the rest of a training's state."""
+    found = folder.matching(rf"(?!{_TRAINING}{_SUFFIXES}$).+{_SUFFIXES}")
+    return _one(found)
+
+
+def _steps(folder: Folder) -> Iterable[str]:
+    """A folder for each step or epoch of a training."""
+    found = folder.matching(r"(checkpoint|ckpt|step|epoch|iter|global_?step)[-_]?\d+")
+    return _one(found[::-1])
+
+
+_LAYOUTS: tuple[Callable[[Folder], Iterable[str]], ...] = (
+    _pretrained,
+    _indexed,
+    _deepspeed,
+    _fsdp,
+    _megatron,
+    _llama,
+    _shards,
+    _pipeline,
+    _only,
+    _steps,
+)
+"""In the order in which they are tried."""
+
+
+def _one(names: list[str]) -> list[str]:
+    if len(names) > 1:
+        raise _several(names)
+    return names
+
+
+def _one_of_parts(names: list[str], what: str, remedy: str) -> list[str]:
+    if len(names) > 1:
+        raise CheckpointError(
+            f"it holds {len(names)} {what}: {_listed(names)}. {remedy}, or name one of them"
+        )
+    return names
+
+
+def _several(names: list[str]) -> CheckpointError:
+    return CheckpointError(f"it holds {len(names)} checkpoints: {_listed(names)}. Name one of them")
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(escape(name, 80) for name in names[:8]) + more
