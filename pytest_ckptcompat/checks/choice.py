@@ -44,11 +44,11 @@ def chosen(
         return usual, ""
     fitting = [each for each in found if _made(each, target, recipe) == wanted]
     if len(fitting) == 1:
-        return fitting[0], f"{_named(fitting[0])}, the one of {len(found)} state dicts that fits"
+        return fitting[0], f"{_named(fitting[0])}, the only one that fits"
     if usual is None and not fitting:
         alike = [each for each in found if not wanted.keys().isdisjoint(each)]
         if len(alike) == 1:
-            why = f"the one of {len(found)} state dicts that has keys of the model"
+            why = "the only one with keys of the model"
             return alike[0], f"{_named(alike[0])}, {why}"
     return usual, ""
 
