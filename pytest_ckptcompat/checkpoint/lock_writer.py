@@ -11,7 +11,7 @@ from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.keys import natural
 from pytest_ckptcompat.core.redaction import is_url, public
 from pytest_ckptcompat.files.atomic_write import whole_file
-from pytest_ckptcompat.files.paths import display
+from pytest_ckptcompat.files.paths import display, inside
 from pytest_ckptcompat.formats.lock import MARK, VERSION, versions
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ def lock_of_checkpoint(
         ckpt: opened; no value of it is read.
         output: where the lock will lie: the checkpoint's path is noted relative to it, and a URL without its
             secrets.
-        sha256: note the hash of the file's bytes too, for which all of it is read.
+        sha256: note the hash of the files' bytes too, for which all of them are read.
         plain: metadata of the checkpoint to keep, as `plain_metadata.metadata` finds it.
 
     Raises:
-        CheckpointError: `ckpt` is a lock itself, or `sha256` is asked of what is no single file.
+        CheckpointError: `ckpt` is a lock itself, or a file of it can't be read.
     """
     if ckpt.format == "lock":
         raise CheckpointError(f"{ckpt.name} is a lock file already")
@@ -123,11 +123,24 @@ def _relative(path: str, output: str) -> str:
 
 
 def _sha256(ckpt: Checkpoint) -> str:
-    digest = hashlib.sha256()
+    """The hash of a file; of several, that of the list that ``sha256sum`` prints of them, by name."""
+    paths = {extent.file for extents in ckpt.contents.header.storages.values() for extent in extents}
+    if ckpt.format == "dcp":
+        paths.add(inside(ckpt.path, ".metadata"))
     try:
-        with ckpt.contents.files.open(ckpt.path) as file:
-            for start in range(0, file.size, _PIECE):
-                digest.update(file.read_at(start, min(_PIECE, file.size - start)))
+        if len(paths) < 2:
+            return _hash(ckpt, next(iter(paths), ckpt.path))
+        folder = os.path.commonpath([path.rpartition("/")[0] for path in paths])
+        names = {path: path[len(folder) :].removeprefix("/") for path in paths}
+        lines = [f"{_hash(ckpt, path)}  {names[path]}\n" for path in sorted(paths)]
     except CheckpointError as error:
         raise CheckpointError(f"--sha256: {error}") from None
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _hash(ckpt: Checkpoint, path: str) -> str:
+    digest = hashlib.sha256()
+    with ckpt.contents.files.open(path) as file:
+        for start in range(0, file.size, _PIECE):
+            digest.update(file.read_at(start, min(_PIECE, file.size - start)))
     return digest.hexdigest()

@@ -60,7 +60,7 @@ class Resuming:
         Raises:
             MisfitError: whose state it is is unclear, or its shapes are not those of the old parameters.
         """
-        holder = checkpoint or self.checkpoint
+        holder = self.checkpoint if checkpoint is None else checkpoint
         found = saved_states(holder.wrapper)
         if not found and checkpoint is not None:
             raise MisfitError(f"{checkpoint.name} holds no optimizer state")
@@ -194,10 +194,11 @@ class Resuming:
 
     def _training(self, holder: Checkpoint | None = None, *, optimizer: bool = True) -> Training:
         old, target = self.checkpoint.meta(), self.model.state_dict()
+        source = self.checkpoint if holder is None else holder
 
         def read(value: Any) -> Any:
             if isinstance(value, TensorSpec):
-                return (holder or self.checkpoint).materialise(value)
+                return source.materialise(value)
             return value
 
         factory = self.optimizer if optimizer else None

@@ -50,7 +50,7 @@ def check_optimizer(
         source: the model that the checkpoint was made for, if it is known; one without memory will do.
         holder: the file that holds the optimizer's state, if it is one of its own.
     """
-    holder = holder or checkpoint
+    holder = checkpoint if holder is None else holder
     old, target = checkpoint.meta(), model.state_dict()
     applied = recipe.run(old, target)
     training = Training(

@@ -1,10 +1,13 @@
 """Lock files: a gate without weights."""
 
+import hashlib
 import json
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 from networks import Boxes, Words
 
 from pytest_ckptcompat import CheckpointError, check, open_checkpoint
@@ -125,6 +128,19 @@ def test_the_command_and_its_hash(folder, capsys):
     assert "boxes.pth/h.ckpt.json can't be written: Not a directory" in capsys.readouterr().err
     assert main(["lock", "boxes.pth", "-o", "new/h.ckpt.json"]) == 0
     assert json.loads((folder / "new/h.ckpt.json").read_text())["source"]["checkpoint"] == "../boxes.pth"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_hash_of_several_files_is_that_of_their_list(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.distributed.checkpoint.save({"w": torch.ones(3), "n": 1}, checkpoint_id="step", no_dist=True)
+    assert main(["lock", "step", "-o", "a.ckpt.json", "--sha256"]) == 0
+    listed = "".join(
+        f"{hashlib.sha256(Path('step', name).read_bytes()).hexdigest()}  {name}\n"
+        for name in (".metadata", "__0_0.distcp")
+    )
+    found = json.loads(Path("a.ckpt.json").read_text())["source"]["sha256"]
+    assert found == hashlib.sha256(listed.encode()).hexdigest()
 
 
 def test_lock_update(project):

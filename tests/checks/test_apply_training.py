@@ -1,0 +1,244 @@
+"""What stands beside the weights in a checkpoint: averages, optimizers of other models, files of their own."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from networks import Boxes, Words, settle
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from trainings import training
+
+from pytest_ckptcompat import Recipe, allow, append, check, open_checkpoint, tile
+from pytest_ckptcompat.checkpoint.checkpoint import outer_object
+from pytest_ckptcompat.checkpoint.contents import read_contents
+from pytest_ckptcompat.checks.apply import MisfitError, apply
+from pytest_ckptcompat.cli import main
+from pytest_ckptcompat.tensors.difference import same_bits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+GROW = Recipe(tile("out2.*", dim=0))
+
+
+def written(
+    path: Path, content: Any, key: str | None = "model", **arguments: Any
+) -> tuple[Any, tuple[str, ...]]:
+    torch.save(content, path / "old.pth")
+    told = apply(open_checkpoint(path / "old.pth", key), Boxes(14), GROW, path / "new.pth", **arguments)
+    return torch.load(path / "new.pth", weights_only=True), told.notes
+
+
+# -- averages ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("ema", lambda model: model.state_dict()),
+        ("swa_model", lambda model: AveragedModel(model).state_dict()),
+        ("ema", lambda model: {"module": model.state_dict(), "decay": 0.999}),
+        ("teacher", lambda model: {f"backbone.{key}": value for key, value in model.state_dict().items()}),
+    ],
+    ids=["plain", "averaged", "nested", "prefix"],
+)
+def test_an_average_is_grown_as_the_weights_are(tmp_path: Path, name: str, form: Any) -> None:
+    model, average = settle(Boxes()), settle(Boxes(), 5)
+    found, notes = written(tmp_path, {"model": model.state_dict(), name: copy.deepcopy(form(average))})
+    grown = GROW.apply(average.state_dict(), Boxes(14).state_dict())
+    inside = found[name].get("module", found[name])
+    prefix = {"swa_model": "module.", "teacher": "backbone."}.get(name, "")
+    assert {key for key in inside if key.startswith(prefix)} - {"n_averaged"} == {
+        prefix + key for key in grown
+    }
+    assert all(same_bits(inside[prefix + key], value) for key, value in grown.items())
+    assert (inside.get("n_averaged"), found[name].get("decay")) == (
+        torch.tensor(0) if name == "swa_model" else None,
+        0.999 if "module" in found[name] else None,
+    )
+    [note] = notes
+    assert note.startswith(name)
+    assert note.endswith("is grown too")
+
+
+def test_an_average_as_a_list_of_parameters(tmp_path: Path) -> None:
+    """As torch-ema saves it."""
+    model = settle(Boxes())
+    shadow = [each.detach() + 1 for each in model.parameters()]
+    found, notes = written(
+        tmp_path, {"model": model.state_dict(), "ema": {"decay": 0.9, "shadow_params": shadow}}
+    )
+    names = [name for name, _ in model.named_parameters()]
+    for name, was, now in zip(names, shadow, found["ema"]["shadow_params"], strict=True):
+        assert same_bits(now[: len(was)], was)
+        assert now.shape == dict(Boxes(14).named_parameters())[name].shape
+    assert notes == ("ema.shadow_params is grown too",)
+
+
+def test_an_average_that_lacks_what_the_recipe_wants_is_left_out(tmp_path: Path) -> None:
+    average = {key: value for key, value in settle(Boxes()).state_dict().items() if key != "out2.bias"}
+    recipe = Recipe(tile("out2.weight", dim=0), tile("out2.bias", dim=0))
+    torch.save({"model": settle(Boxes()).state_dict(), "ema": average}, tmp_path / "old.pth")
+    told = apply(open_checkpoint(tmp_path / "old.pth", "model"), Boxes(14), recipe, tmp_path / "new.pth")
+    assert "ema" not in torch.load(tmp_path / "new.pth", weights_only=True)
+    assert told.notes[0].startswith("ema is left out: it can't be grown as the weights are")
+
+
+# -- optimizers beside the one that is meant ---------------------------------------------------------------
+
+
+def test_an_optimizer_of_another_model_stays_as_it_is(tmp_path: Path) -> None:
+    other = training(nn.Linear(2, 3))
+    content = training(settle(Boxes()))
+    found, notes = written(
+        tmp_path,
+        {
+            "model": content["model"],
+            "critic": other["model"],
+            "opt": content["optimizer"],
+            "opt_critic": other["optimizer"],
+        },
+    )
+    assert found["opt"]["state"][18]["exp_avg"].shape == (14,)
+    assert all(
+        same_bits(found["opt_critic"]["state"][number]["exp_avg"], slots["exp_avg"])
+        for number, slots in other["optimizer"]["state"].items()
+    )
+    assert notes == (
+        "opt is grown too",
+        "opt_critic is kept as it was: the recipe changes nothing that it is about",
+    )
+
+
+def test_two_states_of_the_same_parameters_are_refused(tmp_path: Path) -> None:
+    content = training(settle(Boxes()))
+    twice = {"model": content["model"], "opt_a": content["optimizer"], "opt_b": content["optimizer"]}
+    with pytest.raises(MisfitError, match="opt_a and opt_b both fit the parameters"):
+        written(tmp_path, twice)
+    assert not (tmp_path / "new.pth").exists()
+
+
+def by_rank(parameters: Any) -> torch.optim.Optimizer:
+    plain = [each[1] if isinstance(each, tuple) else each for each in parameters]
+    return torch.optim.AdamW(
+        [{"params": [p for p in plain if p.ndim > 1]}, {"params": [p for p in plain if p.ndim < 2]}]
+    )
+
+
+def test_what_can_not_be_matched_is_refused_or_waived(tmp_path: Path) -> None:
+    content = training(settle(Boxes()), by_rank)
+    with pytest.raises(MisfitError, match=r"5 \+ 14 parameters.*give optimizer= .*\.safetensors"):
+        written(tmp_path, content)
+    found, notes = written(tmp_path, content, allow=[allow("optimizer-error", reason="it starts anew")])
+    assert "optimizer" not in found
+    assert notes == ("optimizer is left out: which parameter has which can't be determined",)
+    found, notes = written(tmp_path, content, optimizer=by_rank)
+    assert notes == ("optimizer is grown too",)
+    resumed = by_rank(Boxes(14).parameters())
+    resumed.load_state_dict(found["optimizer"])
+
+
+def test_tied_parameters_that_the_new_model_has_apart_both_get_the_state(tmp_path: Path) -> None:
+    class Apart(Words):
+        def __init__(self) -> None:
+            super().__init__(15)
+            self.head.weight = nn.Parameter(self.embed.weight.detach().clone())
+
+    content = training(settle(Words()))
+    torch.save(content, tmp_path / "old.pth")
+    recipe = Recipe(append("embed.weight", dim=0, init="mean"))
+    model = Apart()
+    apply(open_checkpoint(tmp_path / "old.pth", "model"), model, recipe, tmp_path / "new.pth")
+    found = torch.load(tmp_path / "new.pth", weights_only=True)
+    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer.load_state_dict(found["optimizer"])
+    number = [name for name, _ in Words().named_parameters()].index("embed.weight")
+    before = content["optimizer"]["state"][number]["exp_avg"]
+    for each in (model.embed.weight, model.head.weight):
+        assert same_bits(optimizer.state[each]["exp_avg"][: len(before)], before)
+
+
+# -- a file of its own -------------------------------------------------------------------------------------
+
+
+def test_the_state_beside_the_weights_is_found_and_grown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As accelerate and transformers' Trainer save it."""
+    monkeypatch.chdir(tmp_path)
+    content = training(settle(Boxes()))
+    torch.save(content["model"], "model.pth")
+    torch.save(content["optimizer"], "optimizer.bin")
+    report = check(lambda: Boxes(14), "model.pth", recipe=GROW, optimizer=torch.optim.AdamW)
+    assert report.ok
+    assert [stage.status for stage in report.stages if stage.name == "optimizer"] == ["passed"]
+    (tmp_path / "grow.toml").write_text(GROW.to_toml())
+    command = ["apply", "model.pth", "networks:Grown", "--recipe", "grow.toml", "-o", "new.pth"]
+    assert main(command) == 0
+    assert not (tmp_path / "new.optimizer.pth").exists()
+    assert main([*command, "--optimizer-state", "optimizer.bin"]) == 0
+    optimizer = torch.optim.AdamW(Boxes(14).parameters())
+    optimizer.load_state_dict(torch.load("new.optimizer.pth", weights_only=True))
+    before = content["optimizer"]["state"][18]["exp_avg"]
+    assert same_bits(list(optimizer.state.values())[18]["exp_avg"][:4], before)
+
+
+def test_a_file_without_state_is_refused(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "x": torch.ones(1)}, tmp_path / "none.bin")
+    with pytest.raises(MisfitError, match=r"none\.bin holds no optimizer state"):
+        written(
+            tmp_path,
+            settle(Boxes()).state_dict(),
+            None,
+            optimizer_state=outer_object(read_contents(tmp_path / "none.bin")),
+        )
+
+
+# -- distributed checkpoints -------------------------------------------------------------------------------
+
+
+def test_a_folder_is_a_distributed_checkpoint(tmp_path: Path) -> None:
+    content = training(settle(Boxes())) | {"epoch": 3, "note": ["a", None]}
+    torch.save(content, tmp_path / "old.pth")
+    ckpt = open_checkpoint(tmp_path / "old.pth", "model")
+    told = apply(ckpt, Boxes(14), GROW, tmp_path / "new")
+    assert told.nbytes == sum(file.stat().st_size for file in (tmp_path / "new").iterdir())
+    names = [name for name, _ in Boxes(14).named_parameters()]
+    shapes = {key: torch.empty_like(value) for key, value in Boxes(14).state_dict().items()}
+    state = {name: {"exp_avg": torch.empty_like(each)} for name, each in Boxes(14).named_parameters()}
+    found: Any = {"model": shapes, "optimizer": {"state": state}, "epoch": 0}
+    dcp.load(found, checkpoint_id=tmp_path / "new", no_dist=True)
+    grown = GROW.apply(content["model"], Boxes(14).state_dict())
+    assert all(same_bits(found["model"][key], value) for key, value in grown.items())
+    for number, name in enumerate(names):
+        was = content["optimizer"]["state"][number]["exp_avg"]
+        assert same_bits(found["optimizer"]["state"][name]["exp_avg"][: len(was)], was)
+    assert found["epoch"] == 3
+    again = open_checkpoint(tmp_path / "new")
+    assert {*again} == {*grown}
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(settle(Boxes()).state_dict(), tmp_path / "old.pth")
+    ckpt = open_checkpoint(tmp_path / "old.pth")
+    apply(ckpt, Boxes(14), GROW, f"{tmp_path}/new/")
+    with pytest.raises(ValueError, match="is not empty, and only --force"):
+        apply(ckpt, Boxes(14), GROW, tmp_path / "new")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "new").iterdir()}
+    monkeypatch.setattr("pytest_ckptcompat.checkpoint.dcp_writer.save", lambda *args, **more: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        apply(ckpt, Boxes(14), GROW, tmp_path / "new", force=True)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "new").iterdir()} == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["new", "old.pth"]
+    monkeypatch.undo()
+    apply(ckpt, Boxes(14), GROW, tmp_path / "new", force=True)
+    (tmp_path / "new" / "mine.txt").write_text("keep")
+    with pytest.raises(ValueError, match=r"mine\.txt in it is not part of a distributed checkpoint"):
+        apply(ckpt, Boxes(14), GROW, tmp_path / "new", force=True)
