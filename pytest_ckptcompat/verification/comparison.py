@@ -16,7 +16,8 @@ from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import Finding, finding
 from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.models.meta_copy import meta_copy
-from pytest_ckptcompat.tensors.parts import QUANTIZED, is_strided
+from pytest_ckptcompat.tensors.casts import loses
+from pytest_ckptcompat.tensors.parts import is_strided
 from pytest_ckptcompat.tensors.unread import Unread, spared, unread
 
 from .plain_load import is_plain, plain_load
@@ -275,29 +276,3 @@ def _lossy(state_dict: Mapping[str, Any], expected: Mapping[str, Any], wrong: se
         if not lazy and loses(value.dtype, target.dtype):
             findings.append(finding("dtype-mismatch", key, _shown(value), _shown(target)))
     return findings
-
-
-def loses(source: torch.dtype, target: torch.dtype) -> bool:
-    """Whether some value of `source` changes when it is converted to `target`."""
-    if source == target or {source, target} & QUANTIZED:
-        return False
-    if source.is_complex or target.is_complex:
-        return not target.is_complex or loses(
-            source.to_real(), target.to_real() if target.is_complex else target
-        )
-    if target == torch.bool:
-        return True
-    if source == torch.bool:
-        return False
-    if source.is_floating_point:
-        return not target.is_floating_point or not _contains(torch.finfo(source), torch.finfo(target))
-    integers = torch.iinfo(source)
-    if target.is_floating_point:
-        # every integer up to 2 / eps is exact in a binary float
-        return max(integers.max, -integers.min) > 2 / torch.finfo(target).eps
-    room = torch.iinfo(target)
-    return integers.min < room.min or integers.max > room.max
-
-
-def _contains(source: torch.finfo, target: torch.finfo) -> bool:
-    return target.max >= source.max and target.eps <= source.eps and target.tiny <= source.tiny

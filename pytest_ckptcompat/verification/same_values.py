@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pytest_ckptcompat.tensors.casts import loses
 from pytest_ckptcompat.tensors.difference import bits
-
-from .comparison import loses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

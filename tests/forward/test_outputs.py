@@ -48,6 +48,13 @@ def test_noise_around_zero_is_no_disagreement():
     assert not gap(torch.zeros(8), torch.ones(8)).ok
 
 
+@pytest.mark.parametrize(("size", "ok"), [(5e-3, False), (2e-3, False), (1e-5, True)])
+def test_small_outputs_are_judged_by_their_size_down_to_a_floor(size, ok):
+    """A tenth too large is wrong where outputs are small, and noise where they are as good as zero."""
+    value = torch.full((8,), size)
+    assert gap(value, value * 1.1).ok is ok
+
+
 def test_complex_outputs_and_empty_ones():
     value = torch.randn(4, dtype=torch.complex64)
     assert gap(value, value.clone()).ok

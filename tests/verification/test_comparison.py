@@ -4,14 +4,13 @@ import re
 from collections import OrderedDict
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from pytest_ckptcompat.models.meta_copy import meta_copy
-from pytest_ckptcompat.verification.comparison import compare, loses
+from pytest_ckptcompat.verification.comparison import compare
 
 
 def meta(state_dict):
@@ -215,32 +214,6 @@ def test_a_hostile_key_does_not_confuse_the_reading_of_torchs_text():
     state = OrderedDict({key.replace(".", "_"): torch.zeros(3)})
     found = compare(meta_copy(model), meta(state))
     assert found.mismatched == [(key.replace(".", "_"), (3,), (2,))]
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "lossy"),
-    [
-        (torch.float32, torch.float64, False),
-        (torch.float64, torch.float32, True),
-        (torch.bfloat16, torch.float32, False),
-        (torch.float16, torch.bfloat16, True),
-        (torch.bfloat16, torch.float16, True),
-        (torch.float32, torch.bfloat16, True),
-        (torch.float8_e4m3fn, torch.float16, False),
-        (torch.float32, torch.int64, True),
-        (torch.int64, torch.float32, True),
-        (torch.int32, torch.float64, False),
-        (torch.uint8, torch.int16, False),
-        (torch.int8, torch.uint8, True),
-        (torch.bool, torch.float32, False),
-        (torch.float32, torch.bool, True),
-        (torch.float32, torch.complex64, False),
-        (torch.complex64, torch.float32, True),
-        (torch.complex64, torch.complex128, False),
-    ],
-)
-def test_which_casts_lose_values(source, target, lossy):
-    assert loses(source, target) == lossy
 
 
 def test_a_lossy_cast_is_a_warning():

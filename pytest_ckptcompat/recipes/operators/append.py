@@ -31,6 +31,8 @@ class append(RowWise):
     the probability (Hewitt, "Initializing New Word Embeddings for Pretrained Language Models", 2021;
     transformers' ``resize_token_embeddings``).
 
+    ``append("embed.weight", dim=0, init="mean")``
+
     Attributes:
         key: an exact key or a glob.
         dim: the dimension that grows.

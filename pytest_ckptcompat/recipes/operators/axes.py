@@ -110,6 +110,8 @@ class permute(Axes):
 class transpose(Axes):
     """Swap the two axes of matrices: a ``Conv1D`` of GPT-2 becomes a ``Linear``, a Flax kernel a weight.
 
+    ``transpose("*.c_attn.weight")``
+
     Attributes:
         key: an exact key or a glob; of a glob's keys the matrices are transposed.
         optim: optimizer state: ``copy`` transposes it as well, ``reset`` starts it anew.

@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 class custom(Operator):
     """Call a function ``state_dict -> state_dict``, such as a model's own checkpoint filter.
 
-    ``custom(remap, touches=["head.*"])``; in a recipe file ``fn = "package.module:remap"``. The function is
+    ``custom("package.module:remap", touches=["head.*"])``, or the function itself in place of its name. It is
     also called with tensors on the meta device, which have shapes and no values. What it does is not checked
-    beyond `touches`; a tensor that it gives back as it was given it, under whatever name, is untouched.
+    beyond `touches` and the comparison of outputs; a tensor that it gives back as it was given it, under
+    whatever name, is untouched.
 
     Attributes:
         fn: the function, or its name. It gets a copy of the mapping, which it may change; the tensors it must

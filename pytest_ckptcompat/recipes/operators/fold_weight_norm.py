@@ -50,6 +50,8 @@ class fold_weight_norm(Operator):
     `torch.nn.utils.parametrizations`. Others, such as orthogonal, can't be computed from the checkpoint
     alone and are refused.
 
+    ``fold_weight_norm("decoder.*")``
+
     Attributes:
         key: the weight that results (``conv.weight``), its layer (``conv``), or a glob of either. The
             optimizer's state of the weight starts anew.

@@ -31,6 +31,8 @@ class inflate(KeyWise):
     On a clip that stands still the new kernel gives what the old one gave on the picture (I3D, Carreira and
     Zisserman 2017, arXiv:1705.07750); with ``centre`` also where padding in time is seen.
 
+    ``inflate("conv1.weight")``
+
     Attributes:
         key: an exact key or a glob; of a glob's keys the kernels are inflated.
         time: how many frames the kernel sees; the model's if it is left out.

@@ -63,6 +63,8 @@ class merge_lora(Operator):
     Linear layers, the transposed ``Conv1D`` of GPT-2, convolutions and embeddings are known. Several adapters
     on one weight, DoRA and other kinds of adapter are refused. The base weights must be in the checkpoint.
 
+    ``merge_lora("base_model.model.", alpha=16)``
+
     Attributes:
         prefix: taken off every key that has it: ``base_model.model.`` of peft.
         alpha: the scale is alpha over rank. If it is left out, ``adapter_config.json`` beside the checkpoint

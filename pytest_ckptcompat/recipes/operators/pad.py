@@ -34,6 +34,8 @@ class pad(KeyWise):
 
     A convolution whose kernel grew by 2 keeps its function if its padding grows by 1.
 
+    ``pad("conv1.weight")``
+
     Attributes:
         key: an exact key or a glob.
         sizes: zeros before and behind the last dimension, then the last but one, and so on, as

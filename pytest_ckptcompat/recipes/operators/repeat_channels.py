@@ -30,6 +30,8 @@ class repeat_channels(KeyWise):
     On a picture that repeats its channels likewise, the sums stay about what they were; exactly so only where
     n divides N (timm's ``adapt_input_conv``).
 
+    ``repeat_channels("conv1.weight")``
+
     Attributes:
         key: an exact key or a glob.
         to: the new number of channels; the model's if it is left out.

@@ -31,6 +31,8 @@ class reshape(KeyWise):
 
     A ``Linear`` becomes a 1x1 convolution and back, ``()`` becomes ``(1,)``, ``(1, 64)`` becomes ``(64,)``.
 
+    ``reshape("head.weight")``
+
     Attributes:
         key: an exact key or a glob; of a glob's keys those are reshaped that have as many elements.
         shape: the new shape, in which one size may be -1; the model's if it is left out.

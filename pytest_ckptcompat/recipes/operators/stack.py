@@ -28,6 +28,8 @@ class stack(Operator):
     Depth growth for pretraining (Gong et al. 2019, "Efficient Training of BERT by Progressively Stacking";
     Du et al. 2024, "Stacking Your Transformers"). It does not keep the function.
 
+    ``stack("layers", times=2)``
+
     Attributes:
         layers: the module whose children the blocks are; or a glob, and the blocks of each are repeated.
         times: how often they stand there afterwards; as often as the model has them, if it is left out.

@@ -28,6 +28,8 @@ class tile(RowWise):
     keep their places, so a grown output layer gives the old outputs as it did. A transposed convolution has
     its outputs in ``dim=1``, and those of its bias in ``dim=0``.
 
+    ``tile("out2.*", dim=0)``
+
     Attributes:
         key: an exact key or a glob.
         dim: the dimension that grows.

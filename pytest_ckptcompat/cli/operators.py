@@ -1,0 +1,77 @@
+"""``ckptcompat operators``."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from textwrap import indent
+from typing import TYPE_CHECKING
+
+from .outcome import OK, Outcome
+
+if TYPE_CHECKING:
+    import argparse
+
+    from pytest_ckptcompat.recipes.base import Operator
+
+SUMMARY = "list the operators of recipes, or explain one"
+EXITS = "0 listed, 2 unknown operator"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare its arguments."""
+    parser.add_argument("name", metavar="NAME", nargs="?", help="the operator to explain")
+
+
+def run(options: argparse.Namespace) -> Outcome:
+    """The list; or one operator in full, with an example.
+
+    Raises:
+        ValueError: there is no operator of that name.
+    """
+    from pytest_ckptcompat.core.escape import escape
+    from pytest_ckptcompat.core.keys import nearest
+    from pytest_ckptcompat.recipes.registry import operators
+
+    known = operators()
+    if options.name is None:
+        from tabulate import tabulate
+
+        rows = [(name, _plain(_documented(kind).split("\n\n")[0])) for name, kind in sorted(known.items())]
+        return Outcome(OK, tabulate(rows, headers=("operator", "does"), tablefmt="simple"))
+    if options.name not in known:
+        near = " or ".join(nearest(options.name, known))
+        meant = f"did you mean {near}?" if near else "ckptcompat operators lists them"
+        raise ValueError(f"{escape(options.name)!r} is not an operator; {meant}")
+    return Outcome(OK, _explained(known[options.name]))
+
+
+def _explained(kind: type[Operator]) -> str:
+    doc = _documented(kind)
+    parts = [kind.signature(), indent(doc.replace("``", "`"), "    ")]
+    if example := example_of(kind):
+        from pytest_ckptcompat.recipes.recipe import Recipe
+
+        parts.append("In a recipe file:\n\n" + indent(Recipe(example).to_toml().rstrip(), "    "))
+    return "\n\n".join(parts)
+
+
+def example_of(kind: type[Operator]) -> Operator | None:
+    """The first call of an operator that its docstring shows, made; None where it shows none."""
+    found = re.search(rf"``({re.escape(kind.__name__)}\(.*?\))``", _documented(kind), re.DOTALL)
+    if found is None:
+        return None
+    call = ast.parse(" ".join(found[1].split()), mode="eval").body
+    assert isinstance(call, ast.Call)
+    given = [ast.literal_eval(value) for value in call.args]
+    named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    return kind(*given, **named)
+
+
+def _documented(kind: type[Operator]) -> str:
+    return inspect.getdoc(kind) or ""
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.replace("``", "`").split())
