@@ -37,7 +37,7 @@ from .value_stages import optimizer_holder
 from .waivers import Waiver, settle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -130,9 +130,11 @@ def apply(
     applied = recipe.run(checkpoint.stored(), target)
     tensors = sum(isinstance(value, torch.Tensor) for value in applied.state_dict.values())
     values = _values(applied.state_dict, model)
-    if kind == "safetensors":
-        return Written(out, tensors, *_write_safetensors(checkpoint, values, out))
     resuming = Resuming(checkpoint, recipe, applied, model, source_model, optimizer, allow)
+    if kind == "safetensors":
+        beside_it = _Beside.of(out, optimizer_state, resuming)
+        nbytes, told = _write_safetensors(checkpoint, values, out)
+        return Written(out, tensors, nbytes, (*told, *beside_it.write()))
     content = Content(lambda spec: _stored(checkpoint, spec))
     notes: list[str] = []
     whole: Any = _state(values, applied, content)
@@ -143,9 +145,9 @@ def apply(
         notes += resuming.rewrite(content, by_name=kind == "folder")
         notes += grown_averages(content, checkpoint, inner, recipe, applied, model)
         whole = {**whole, **content.of(others)} if others else content.of(checkpoint.wrapper)
+    beside_it = _Beside.of(out, optimizer_state, resuming)
     nbytes = _write(out, whole)
-    if optimizer_state is not None:
-        notes.append(_write_beside(out, optimizer_state, resuming, by_name=kind == "folder"))
+    notes += beside_it.write()
     notes += [f"{path} is left out: an object of a class" for path in content.left_out]
     return Written(out, tensors, nbytes, tuple(notes))
 
@@ -298,14 +300,35 @@ def _write_safetensors(
     return Path(out).stat().st_size, notes
 
 
-def _write_beside(out: str, state: Checkpoint, resuming: Resuming, *, by_name: bool) -> str:
-    """Write the state of an optimizer that had a file of its own, grown, to a file of its own again."""
-    content = Content(lambda spec: _stored(state, spec))
-    notes = list(resuming.rewrite(content, state, by_name=by_name))
-    path = Path(out)
-    new = f"{path.with_suffix('')}.optimizer{path.suffix}"
-    _write(new, content.of(state.wrapper))
-    return "; ".join([f"{escape(new)} is written beside it", *notes])
+@dataclass(frozen=True)
+class _Beside:
+    """The state of an optimizer that had a file of its own, grown, for a file of its own again."""
+
+    path: str = ""
+    content: Any = None
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, out: str, state: Checkpoint | None, resuming: Resuming) -> _Beside:
+        """Decided before anything is written; nothing where there is no such file."""
+        if state is None:
+            return cls()
+        kind = _format(out)
+        content = Content(lambda spec: _stored(state, spec))
+        notes = tuple(resuming.rewrite(content, state, by_name=kind == "folder"))
+        stem = Path(out.rstrip("/")).with_suffix("") if kind != "folder" else out.rstrip("/")
+        suffix = {"folder": "", "safetensors": ".pt"}.get(kind, Path(out).suffix)
+        return cls(f"{stem}.optimizer{suffix}", content.of(state.wrapper), notes)
+
+    def write(self) -> Iterator[str]:
+        """Write it, and say so; state that is left out whole has no file."""
+        if isinstance(self.content, dict):
+            if self.path.endswith(".optimizer"):
+                write_dcp(self.path, self.content)
+            else:
+                _write(self.path, self.content)
+            yield f"{escape(self.path)} is written beside it"
+        yield from self.notes
 
 
 def _stored(checkpoint: Checkpoint, spec: TensorSpec) -> Value:

@@ -80,15 +80,16 @@ class Blueprint:
         return stand_in(model) if is_sharded(model) else meta_copy(model)
 
     def _schema_of_ranks(self) -> nn.Module:
+        """A stand-in, sharded or not: without its ranks nothing can be loaded into the model."""
         try:
             with simulated_ranks():
-                return self._schema()
+                return stand_in(self._schema())
         except ModelError as error:
             ranks = 0 if error.__cause__ is None else more_ranks(error.__cause__)
             if not ranks:
                 raise
         with simulated_ranks(ranks):
-            return self._schema()
+            return stand_in(self._schema())
 
     def _made(self) -> nn.Module:
         try:

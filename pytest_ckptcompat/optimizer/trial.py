@@ -64,7 +64,7 @@ def groups_of(factory: Factory, parameters: Parameters) -> list[list[str]] | Non
     """The names of each group's parameters; None if the factory does not take these, as one going by name."""
     try:
         return made(factory, ghosts(parameters))[1]
-    except OptimizerError:
+    except (OptimizerError, Unavailable):
         return None
 
 
@@ -78,11 +78,12 @@ def _called(factory: Factory, parameters: Parameters) -> Any:
         try:
             return factory(list(parameters.values()))
         except (Exception, SystemExit) as error:
+            for each in (named, error):
+                _available(each)
             # Whichever form the factory takes, the other one fails for being the other one.
             cause = (
                 error if isinstance(named, (AttributeError, TypeError)) and "tuple" in str(named) else named
             )
-        _available(cause)
         raise OptimizerError(f"optimizer= raised {raised(cause)}") from cause
 
 
@@ -120,6 +121,8 @@ def step(
             _available(error)
             raise OptimizerError(f"load_state_dict raised {raised(error)}") from error
         _available(optimizer)
+        if callable(train := getattr(optimizer, "train", None)):
+            train()  # schedule-free optimizers step in train mode alone
         try:
             optimizer.step()
         except (Exception, SystemExit) as error:
@@ -155,6 +158,7 @@ _UNAVAILABLE = {
     ),
     r"does not support dense gradients": "it wants sparse gradients, and those of a check are dense",
     r"capturable": "it steps on a GPU alone",
+    r"\bclosure\b": "its step wants a closure, which computes the loss again",
     r"not compiled with CUDA|No NVIDIA|Torch not compiled|CUDA driver|no CUDA-capable": "it needs a GPU",
 }
 

@@ -242,3 +242,29 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "new" / "mine.txt").write_text("keep")
     with pytest.raises(ValueError, match=r"mine\.txt in it is not part of a distributed checkpoint"):
         apply(ckpt, Boxes(14), GROW, tmp_path / "new", force=True)
+
+
+@pytest.mark.parametrize("out", ["new.pth", "new.safetensors", "new"])
+def test_a_state_of_its_own_is_written_in_the_form_of_the_weights(tmp_path: Path, out: str) -> None:
+    content = training(settle(Boxes()))
+    torch.save(content["model"], tmp_path / "old.pth")
+    torch.save(content["optimizer"], tmp_path / "optimizer.bin")
+    state = outer_object(read_contents(tmp_path / "optimizer.bin"))
+    told = apply(
+        open_checkpoint(tmp_path / "old.pth"), Boxes(14), GROW, tmp_path / out, optimizer_state=state
+    )
+    name = {"new.pth": "new.optimizer.pth", "new.safetensors": "new.optimizer.pt", "new": "new.optimizer"}[
+        out
+    ]
+    assert told.notes == (f"{tmp_path}/{name} is written beside it", "optimizer.bin is grown too")
+    assert {*open_checkpoint(tmp_path / out)} == {*content["model"]}
+    assert (tmp_path / name).is_dir() == (out == "new")
+
+
+def test_a_state_of_its_own_that_can_not_be_matched_leaves_nothing(tmp_path: Path) -> None:
+    content = training(settle(Boxes()), by_rank)
+    torch.save(content["optimizer"], tmp_path / "optimizer.bin")
+    state = outer_object(read_contents(tmp_path / "optimizer.bin"))
+    with pytest.raises(MisfitError, match="which is which can't be determined"):
+        written(tmp_path, content["model"], None, optimizer_state=state)
+    assert {file.name for file in tmp_path.iterdir()} == {"old.pth", "optimizer.bin"}
