@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.errors import raised
+from pytest_ckptcompat.core.findings import Promise
 from pytest_ckptcompat.report.advice import Remedy
 from pytest_ckptcompat.suggest.budget import SECONDS
 from pytest_ckptcompat.suggest.repair import repair
@@ -21,13 +23,20 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
-    from pytest_ckptcompat.core.findings import Promise
     from pytest_ckptcompat.forward.inputs import Inputs
     from pytest_ckptcompat.models.blueprint import Blueprint
     from pytest_ckptcompat.recipes.recipe import Recipe
     from pytest_ckptcompat.suggest.search import Suggestion
 
     from .arguments import CheckArguments
+
+
+MOST_SECONDS = 10
+"""After which no other variant of a recipe is tried on the values."""
+_PARTS = {
+    "adapter": "The checkpoint has adapters, and the model has none: merge_lora(alpha=...) merges them.",
+    "quantisation": "The weights are quantised, and the model's are not: they must be dequantised.",
+}
 
 
 @dataclass(frozen=True)
@@ -82,31 +91,39 @@ class Adviser:
         """The recipe, and whether the model with it gives what the old one gave, where that can be told."""
         if found.recipe is None or self.source is None or self.inputs is None:
             return found.recipe, []
-        try:
-            promise = self._function(found.recipe)
-        except Stopped as stop:
-            return None, [f"A recipe was found for the shapes, but with the values, {stop.reason}."]
-        if promise is None or promise.status == "unchecked":
-            why = "no reason is known" if promise is None else promise.detail
-            return found.recipe, [f"Whether it keeps the model's function was not compared: {why}."]
-        if promise.status == "kept":
-            return found.recipe, [f"With it the outputs are those of source_model: {promise.detail}."]
-        return found.recipe, [f"It does not keep the model's function: {promise.detail}."]
+        began = perf_counter()
+        first = self._function(found.recipe)
+        if isinstance(first, str):
+            return None, [f"A recipe was found for the shapes, but with the values, {first}."]
+        if first.status == "unchecked":
+            return found.recipe, [f"Whether it keeps the model's function was not compared: {first.detail}."]
+        if first.status == "kept":
+            return found.recipe, [f"With it the outputs are those of source_model: {first.detail}."]
+        for variant in found.variants:
+            if perf_counter() - began > MOST_SECONDS:
+                break
+            promise = self._function(variant)
+            if not isinstance(promise, str) and promise.status == "kept":
+                return variant, [f"With it the outputs are those of source_model: {promise.detail}."]
+        return found.recipe, [f"It does not keep the model's function: {first.detail}."]
 
-    def _function(self, recipe: Recipe) -> Promise | None:
-        """What becomes of the model's function with a recipe.
-
-        Raises:
-            Stopped: the values do not load.
-        """
+    def _function(self, recipe: Recipe) -> Promise | str:
+        """What becomes of the model's function with a recipe, or why the values do not load with it."""
         log = Log()
-        model, applied, old = load_stage(self.ckpt, self.blueprint, self.schema, recipe, log.comparison, log)
+        try:
+            model, applied, old = load_stage(
+                self.ckpt, self.blueprint, self.schema, recipe, log.comparison, log
+            )
+        except Stopped as stop:
+            return stop.reason
         arguments = replace(self.arguments, recipe=recipe)
         verify_stage(arguments, old, self.blueprint, self.source, recipe, applied, model, self.inputs, log)
-        return next((promise for promise in log.promises if promise.name == FUNCTION), None)
+        unknown = Promise(FUNCTION, "unchecked", "no reason is known")
+        return next((promise for promise in log.promises if promise.name == FUNCTION), unknown)
 
 
 def _notes(found: Suggestion) -> Iterator[str]:
+    yield from (text for kind, text in _PARTS.items() if kind in found.parts)
     if found.dropped:
         yield f"It drops trained weights: {', '.join(found.dropped)}."
     if found.too_long:

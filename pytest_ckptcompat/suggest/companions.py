@@ -5,10 +5,18 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_ckptcompat.recipes.operators.fold_weight_norm import UNKNOWN_PARAMETRIZATION, parametrized
+from pytest_ckptcompat.recipes.per_tensor import shape
+
+from .patterns import Globs
+from .steps import Step
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from .templates import Shapes
+    from pytest_ckptcompat.recipes.plan import State
+
+    from .templates import Shape, Shapes
 
 _TOGETHER = {"weight norm": ("_g", "_v"), "spectral norm": ("_orig", "_u"), "pruning": ("_orig", "_mask")}
 """Ends of the names of two parts that stand for a kind, if both are there; ``_v`` is spectral norm's too."""
@@ -24,13 +32,28 @@ _SCALE = re.compile(
 )
 
 
+def folds(checkpoint: State, target: State) -> tuple[list[Step], dict[str, Shape]]:
+    """Find steps that compute the weights that are parametrised in the checkpoint and plain in the model.
+
+    Returns:
+        The steps, and the checkpoint's shapes after them.
+    """
+    parts = parametrized(checkpoint)
+    kinds = {each.kind for each in parametrized(target).values()} | {UNKNOWN_PARAMETRIZATION}
+    folded = {name: each for name, each in parts.items() if each.kind not in kinds}
+    steps = [Step("fold_weight_norm", (pattern,)) for pattern in Globs(parts).cover(folded)]
+    whole = {each.direction: name for name, each in folded.items()}
+    gone = {key for each in folded.values() for key in each.others}
+    return steps, {whole.get(key, key): shape(value) for key, value in checkpoint.items() if key not in gone}
+
+
 class Apart(NamedTuple):
     """What a search for other changes is not to see.
 
     Attributes:
         checkpoint: the keys of parts, of a kind that the other side does not have.
         model: the weights that they may stand for, or the other way round.
-        kinds: what they are.
+        kinds: what the parts of the checkpoint are.
     """
 
     checkpoint: set[str]
@@ -44,15 +67,17 @@ def set_apart(checkpoint: Shapes, model: Shapes) -> Apart:
     Renamed, one part would pass for the weight, and dropped, the others' numbers would be lost.
     """
     olds, news = dict(_parts(checkpoint)), dict(_parts(model))
-    apart = Apart(set(), set(), {kind for kind, _ in olds.values()} ^ {kind for kind, _ in news.values()})
+    old_kinds, new_kinds = ({kind for kind, _ in parts.values()} for parts in (olds, news))
+    one_sided = old_kinds ^ new_kinds
+    apart = Apart(set(), set(), old_kinds - new_kinds)
     for key, (kind, whole) in olds.items():
-        if kind in apart.kinds:
+        if kind in one_sided:
             apart.checkpoint.add(key)
             apart.model.update(name for name in _endings(whole) if name in model)
             if whole in checkpoint:
                 apart.checkpoint.add(whole)
     for key, (kind, whole) in news.items():
-        if kind in apart.kinds:
+        if kind in one_sided:
             apart.model.add(key)
             if kind != "adapter":  # the weight beside it is what it was
                 apart.checkpoint.update(name for name in _endings(whole) if name in checkpoint)

@@ -63,6 +63,8 @@ class _Look:
         """The operator, its key left out; None where none stands out."""
         if len(old) == 2 and old == new[::-1]:
             return Step("transpose", ()) if self._bias_fits(key) else None
+        if _same_numbers(old, new):
+            return Step("reshape", ())
         dims = differing(old, new)
         if _larger_kernel(key, old, new, dims):
             return Step("pad", ())
@@ -178,6 +180,12 @@ def _divisors(number: int) -> set[int]:
 
 def _bias(key: str) -> str:
     return ".".join([*key.split(".")[:-1], "bias"])
+
+
+def _same_numbers(old: Sizes, new: Sizes) -> bool:
+    """Whether dimensions of size 1 alone came or went, and nothing can have changed places with them."""
+    one, other = ([size for size in sizes if size != 1] for sizes in (old, new))
+    return one == other and (len(one) != 1 or min(len(old), len(new)) == 1)
 
 
 def _larger_kernel(key: str, old: Sizes, new: Sizes, dims: Sequence[int]) -> bool:

@@ -19,7 +19,8 @@ class Globs:
     def __init__(self, keys: Iterable[str]) -> None:
         self._counts: Counter[str] = Counter()
         self._by_first: dict[str, list[str]] = {}
-        for key in keys:
+        self._keys = frozenset(keys)
+        for key in self._keys:
             self._counts.update(_patterns(key))
             self._by_first.setdefault(_first(key), []).append(key)
 
@@ -30,6 +31,7 @@ class Globs:
             return list(left)
         counts = Counter(chain.from_iterable(map(_patterns, left)))
         free = {pattern for pattern, count in counts.items() if count == self._counts[pattern]}
+        free -= self._keys  # what is itself a key names that one alone
         patterns = []
         everything = frozenset(left)
         while left:

@@ -15,7 +15,7 @@ from pytest_ckptcompat.tensors.difference import memory
 
 from .budget import Budget
 from .changes import Changes
-from .companions import set_apart
+from .companions import folds, set_apart
 from .fusing import fuses
 from .layers import NO_MODULES
 from .patterns import Globs
@@ -23,9 +23,10 @@ from .renaming import renames
 from .reshaping import reshapes
 from .steps import Step
 from .submodels import is_wrapper, submodels
+from .variants import variants
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from .layers import Modules
     from .templates import Shape, Shapes
@@ -52,6 +53,8 @@ class Suggestion:
         dropped: patterns of `recipe` that leave out numbers, trained ones for all that is known.
         stopped: whether the search ran out of time.
         too_long: how many operators the whole recipe would have had, where it was cut to `partial`.
+        parts: kinds of weights that one side has in parts, and that are left alone.
+        variants: recipes for the case that `recipe` does not keep the function: what shapes do not tell.
     """
 
     recipe: Recipe | None = None
@@ -61,6 +64,8 @@ class Suggestion:
     dropped: tuple[str, ...] = ()
     stopped: bool = False
     too_long: int = 0
+    parts: frozenset[str] = frozenset()
+    variants: tuple[Recipe, ...] = ()
 
 
 def suggest(
@@ -109,6 +114,8 @@ class _Search:
         self.modules = modules
         self.budget = budget
         self.origin: dict[str, str] = {}
+        self.kinds: frozenset[str] = frozenset()
+        self.lost: frozenset[str] = frozenset()
         self._differences = differences
 
     def run(self) -> Suggestion:
@@ -131,7 +138,12 @@ class _Search:
                 continue
             after = self._left(recipe)
             if after is not None and not after:
-                return Suggestion(recipe, dropped=self._trained(drops, renamed), stopped=self.budget.spent)
+                return Suggestion(
+                    recipe,
+                    dropped=self._trained(drops, renamed),
+                    stopped=self.budget.spent,
+                    variants=tuple(self._variants(recipe)),
+                )
             left = after if left is None else left
         partial = _recipe(steps) if left is not None and len(left) < len(at_first) else None
         return Suggestion(
@@ -139,6 +151,7 @@ class _Search:
             unexplained=tuple(at_first if partial is None else left or ()),
             stopped=self.budget.spent,
             too_long=needed if needed > room else 0,
+            parts=self.kinds,
         )
 
     def _choices(self) -> tuple[Recipe, ...]:
@@ -156,8 +169,10 @@ class _Search:
 
     def _steps(self) -> tuple[list[Step], dict[str, Shape], set[str]]:
         """The steps, the checkpoint under its last names, and the keys that will share another's tensor."""
-        apart = set_apart(self.checkpoint, self.model)
-        seen = {key: shape for key, shape in self.checkpoint.items() if key not in apart.checkpoint}
+        folding, folded = folds(self.raw, self.target)
+        apart = set_apart(folded, self.model)
+        self.kinds = frozenset(apart.kinds)
+        seen = {key: shape for key, shape in folded.items() if key not in apart.checkpoint}
         model = {key: shape for key, shape in self.model.items() if key not in apart.model}
         fusing, fused, joined = fuses(seen, model)
         hidden = {key for key in fused if key in joined}
@@ -173,16 +188,24 @@ class _Search:
         ties = {key: memory(self.target[key]) for key in renamed if self.model.get(key) is not None}
         reshaping = reshapes(Changes(renamed, wanted, self.modules, ties, old_ties))
         shared = _ties(renamed, wanted, self.target)
-        steps = [*fusing, *renaming, *reshaping.steps, *(Step("tie", (keys,)) for keys in shared)]
-        rest = {key: self.checkpoint.get(key) for key in (*apart.checkpoint, *hidden)}
+        steps = [*folding, *fusing, *renaming, *reshaping.steps, *(Step("tie", (keys,)) for keys in shared)]
+        rest = {key: folded.get(key) for key in (*apart.checkpoint, *hidden)}
+        self.lost = frozenset(apart.checkpoint)
         return steps, {**renamed, **rest}, {key for keys in shared for key in keys}
 
     def _dropped(self, renamed: Mapping[str, Shape], tied: Collection[str]) -> list[str]:
         """Patterns for what the model lacks, if nothing else is left to be done."""
         unexpected = [key for key in renamed if key not in self.model]
         complete = bool(self.model) and all(key in renamed or key in tied for key in self.model)
-        lost = set_apart(self.checkpoint, self.model).checkpoint.intersection(unexpected)
+        lost = self.lost.intersection(unexpected)
         return Globs(renamed).cover(unexpected) if complete and not lost else []
+
+    def _variants(self, recipe: Recipe) -> Iterator[Recipe]:
+        """The recipe with one operator in another way."""
+        operators = recipe.operators
+        for place, operator in enumerate(operators):
+            for others in variants(operator, self.raw, self.target, operators[:place]):
+                yield Recipe(*operators[:place], *others, *operators[place + 1 :])
 
     def _trained(self, patterns: Iterable[str], renamed: Collection[str]) -> tuple[str, ...]:
         """Those patterns for keys to be dropped that stand for real numbers."""

@@ -6,8 +6,9 @@ import pytest
 import torch
 from suggesting import Tensors, lived
 from torch import nn
+from torch.nn.utils import parametrizations
 
-from pytest_ckptcompat import Recipe, allow, check, tile
+from pytest_ckptcompat import Recipe, allow, append, check, fold_weight_norm, tile
 
 ANCHORS = 3
 
@@ -58,10 +59,69 @@ def test_where_no_values_are_read_nothing_is_said_of_the_function(tmp_path, devi
     assert report.remedy.notes == ()
 
 
+class Shuffled(Plain):
+    """Its outputs stand in another order, which depends on how many there are."""
+
+    def forward(self, x):
+        return super().forward(x).flip(-1)
+
+
 def test_a_suggestion_that_changes_the_function_says_by_how_much(tmp_path):
+    report = checked(lambda: Shuffled(7), Shuffled, tmp_path, (4, 5), source_model=Shuffled)
+    assert report.suggestion == Recipe(tile("head.*", dim=0))
+    assert report.remedy.notes[0].startswith("It does not keep the model's function: output")
+    assert "it does not keep the model's function" in " ".join(str(report).split())
+
+
+def test_the_old_model_tells_rows_of_anchors_from_others(tmp_path):
     report = checked(lambda: Anchors(4), Anchors, tmp_path, (2, 3, 8, 8), source_model=Anchors)
-    if report.suggestion == Recipe(tile("head.*", dim=0)):
-        assert "does not keep the model's function: output: max" in report.remedy.notes[0]
+    assert report.suggestion == Recipe(tile("head.*", dim=0, blocks=3))
+    assert report.remedy.notes[0].startswith("With it the outputs are those of source_model")
+
+
+class Flattened(nn.Module):
+    """Features are flattened place by place."""
+
+    def __init__(self, channels: int = 4) -> None:
+        super().__init__()
+        self.a, self.fc = nn.Conv2d(3, channels, 3, padding=1), nn.Linear(channels * 16, 3)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.a(x)).permute(0, 2, 3, 1).flatten(1))
+
+
+@pytest.mark.parametrize("channels", [6, 8])
+def test_the_old_model_tells_columns_place_by_place_from_others(tmp_path, channels):
+    report = checked(lambda: Flattened(channels), Flattened, tmp_path, (2, 3, 4, 4), source_model=Flattened)
+    assert report.suggestion == Recipe(tile("a.*", dim=0), append("fc.weight", dim=1, blocks=16))
+    assert report.remedy.notes[0].startswith("With it the outputs are those of source_model")
+
+
+class Text(nn.Module):
+    def __init__(self, places: int = 8) -> None:
+        super().__init__()
+        self.embed, self.wpe, self.head = nn.Embedding(9, 4), nn.Embedding(places, 4), nn.Linear(4, 9)
+
+    def forward(self, ids):
+        return self.head(self.embed(ids) + self.wpe.weight[: ids.shape[1]])
+
+
+def test_the_old_model_tells_a_longer_text_from_a_finer_one(tmp_path):
+    report = checked(lambda: Text(12), Text, tmp_path, "2x8:int64<9", source_model=Text)
+    assert report.suggestion == Recipe(append("wpe.weight", dim=-2, init="mean"))
+
+
+@pytest.mark.parametrize("wrap", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_a_parametrisation_is_folded(tmp_path, wrap):
+    def old():
+        return nn.Sequential(wrap(nn.Linear(5, 6)), nn.Tanh(), wrap(nn.Linear(6, 4)))
+
+    def new():
+        return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4))
+
+    report = checked(new, old, tmp_path, (4, 5), source_model=old)
+    assert report.suggestion == Recipe(fold_weight_norm("*.weight"))
+    assert report.remedy.notes[0].startswith("With it the outputs are those of source_model")
 
 
 def test_what_is_dropped_is_told(tmp_path):

@@ -1,41 +1,78 @@
 from __future__ import annotations
 
 import pytest
-from suggesting import answer
+import torch
+from suggesting import answer, lived, loaded
 from torch import nn
 
-CELLS = [nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell]
+LAYERS = {
+    "lstm": lambda inputs, units: nn.LSTM(inputs, units, batch_first=True),
+    "gru": lambda inputs, units: nn.GRU(inputs, units, batch_first=True),
+    "rnn": lambda inputs, units: nn.RNN(inputs, units, batch_first=True),
+    "deep": lambda inputs, units: nn.LSTM(inputs, units, 3, batch_first=True),
+    "both ways": lambda inputs, units: nn.GRU(inputs, units, 2, batch_first=True, bidirectional=True),
+    "without bias": lambda inputs, units: nn.LSTM(inputs, units, bias=False, batch_first=True),
+}
 
 
 class Recurrent(nn.Module):
-    def __init__(self, cell, hidden=6, inputs=5, words=10):
+    def __init__(self, layer, units=6, inputs=5, words=10):
         super().__init__()
-        self.embed, self.rnn, self.head = (
-            nn.Embedding(words, inputs),
-            cell(inputs, hidden),
-            nn.Linear(hidden, 3),
-        )
+        self.embed, self.rnn = nn.Embedding(words, inputs), layer(inputs, units)
+        ways = 2 if getattr(self.rnn, "bidirectional", False) else 1
+        self.head = nn.Linear(ways * units, 3)
+
+    def forward(self, ids):
+        return self.head(self.rnn(self.embed(ids))[0])
 
 
-@pytest.mark.parametrize(
-    ("old", "new"), [(nn.LSTM, nn.GRU), (nn.GRU, nn.LSTM), (nn.RNN, nn.GRU), (nn.LSTMCell, nn.GRUCell)]
-)
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("units", [7, 9, 12])
+def test_more_units_keep_the_function(name, units):
+    old, new = lived(Recurrent(LAYERS[name])), Recurrent(LAYERS[name], units)
+    found = answer(old.state_dict(), new)
+    assert found.recipe is not None, found
+    ids = torch.randint(0, 10, (3, 7), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(loaded(new, old.state_dict(), found.recipe)(ids), old(ids))
+
+
+@pytest.mark.parametrize(("old", "new"), [("lstm", "gru"), ("gru", "lstm"), ("rnn", "gru"), ("rnn", "lstm")])
 def test_gates_are_not_made_of_other_gates(old, new):
-    found = answer(Recurrent(old).state_dict(), Recurrent(new))
+    found = answer(Recurrent(LAYERS[old]).state_dict(), Recurrent(LAYERS[new]))
     assert found.recipe is None
     assert found.partial is None
     assert all(key.startswith("rnn.") for key in found.unexplained)
 
 
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("hidden", [3, 9, 12])
-def test_gates_are_not_rows_to_tile(cell, hidden):
-    found = answer(Recurrent(cell).state_dict(), Recurrent(cell, hidden))
+@pytest.mark.parametrize("name", LAYERS)
+def test_fewer_units_are_not_guessed(name):
+    found = answer(Recurrent(LAYERS[name]).state_dict(), Recurrent(LAYERS[name], 3))
     assert found.recipe is None
     assert found.partial is None
 
 
+@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_cells_are_layers(cell):
+    old, new = lived(Recurrent(cell)), Recurrent(cell, 9)
+    found = answer(old.state_dict(), new)
+    assert found.recipe is not None
+    new = loaded(new, old.state_dict(), found.recipe)
+    x = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    states = [model.rnn(x, model.rnn(x)) for model in (old, new)]
+    before, after = (state[0] if isinstance(state, tuple) else state for state in states)
+    torch.testing.assert_close(after[:, :6], before)
+
+
+def test_a_layer_that_projects_its_units_is_left_alone():
+    def layer(inputs, units):
+        return nn.LSTM(inputs, units, proj_size=units - 2, batch_first=True)
+
+    found = answer(Recurrent(layer).state_dict(), Recurrent(layer, 9))
+    assert found.recipe is None
+    assert not found.partial
+
+
 def test_a_vocabulary_beside_gates_is_still_explained():
-    found = answer(Recurrent(nn.LSTM).state_dict(), Recurrent(nn.GRU, words=12))
+    found = answer(Recurrent(LAYERS["lstm"]).state_dict(), Recurrent(LAYERS["gru"], words=12))
     assert repr(found.partial) == 'Recipe(append("embed.weight", dim=0, init="mean"))'
     assert {key.partition(".")[0] for key in found.unexplained} == {"rnn"}

@@ -36,7 +36,7 @@ class Parts(NamedTuple):
         return (self.direction, *self.others)
 
 
-_WEIGHT, _SPECTRAL, _OTHER = "weight norm", "spectral norm", "another parametrization"
+_WEIGHT, _SPECTRAL, UNKNOWN_PARAMETRIZATION = "weight norm", "spectral norm", "another parametrization"
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,7 +65,7 @@ class fold_weight_norm(Operator):
         plan: dict[str, list[Write]] = {}
         places = {key: place for place, key in enumerate(state)}
         for name, parts in self._chosen(state).items():
-            if parts.kind == _OTHER:
+            if parts.kind == UNKNOWN_PARAMETRIZATION:
                 raise self.unfit(
                     name,
                     f"{python(parts.direction)} belongs to a parametrization that can't be computed from the "
@@ -162,7 +162,7 @@ def _parts(named: dict[str, str]) -> Parts | None:
     if named.keys() in ({"original", "left", "right"}, {"original", "left", "direction"}):
         return Parts(_SPECTRAL, named["original"], (named["left"], str(right)))
     if any(".parametrizations." in f".{key}" for key in named.values()):
-        return Parts(_OTHER, next(iter(named.values())), ())
+        return Parts(UNKNOWN_PARAMETRIZATION, next(iter(named.values())), ())
     return None
 
 

@@ -1,0 +1,81 @@
+"""Other ways to do what an operator does: which one is meant, shapes do not tell, but the old model does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.core.keys import select as named
+from pytest_ckptcompat.recipes.operators.append import append
+from pytest_ckptcompat.recipes.operators.resample import resample
+from pytest_ckptcompat.recipes.operators.select import select
+from pytest_ckptcompat.recipes.operators.tile import tile
+from pytest_ckptcompat.recipes.operators.widen import widen
+from pytest_ckptcompat.recipes.per_tensor import shape
+from pytest_ckptcompat.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pytest_ckptcompat.recipes.base import Operator
+    from pytest_ckptcompat.recipes.plan import State
+
+MOST_BLOCKS = 16
+
+
+def variants(
+    operator: Operator, checkpoint: State, target: State, earlier: Sequence[Operator]
+) -> Iterator[tuple[Operator, ...]]:
+    """Give other operators that could stand in the place of one.
+
+    Rows may be in equal blocks (anchors, gates, heads) of which each grows or shrinks; the columns behind a
+    flatten may be place by place; more positions may be those of a longer text.
+
+    Args:
+        operator: the one that the search took.
+        checkpoint: the checkpoint, on meta.
+        target: the model's state dict.
+        earlier: the operators before it.
+    """
+    try:
+        state = Recipe(*earlier).apply(checkpoint, target)
+    except RecipeError:
+        return
+    if isinstance(operator, (tile, select)) and operator.dim == 0:
+        for old, new in _sizes(operator.key, operator.dim, state, target):
+            for blocks in range(2, MOST_BLOCKS + 1):
+                if old % blocks == new % blocks == 0:
+                    if isinstance(operator, tile):
+                        yield (replace(operator, blocks=blocks),)
+                    else:
+                        yield (replace(operator, blocks=blocks, index=tuple(range(new // blocks))),)
+            return
+    if isinstance(operator, resample) and operator.old_size is not None:
+        yield (append(operator.key, dim=-2, init="mean"),)
+    if isinstance(operator, widen):
+        yield from _place_by_place(operator, state, target)
+
+
+def _sizes(pattern: str, dim: int, state: State, target: State) -> Iterator[tuple[int, int]]:
+    """How long a dimension is and is to be, of the keys of a pattern that change."""
+    for key in named(pattern, state.keys()):
+        old, new = shape(state[key]), shape(target.get(key))
+        if old is not None and new is not None and len(old) == len(new) > dim and old[dim] != new[dim]:
+            yield old[dim], new[dim]
+
+
+def _place_by_place(operator: widen, state: State, target: State) -> Iterator[tuple[Operator, ...]]:
+    """Copies of units that no consumer takes in, whose columns stand place by place."""
+    producers = (operator.producer,) if isinstance(operator.producer, str) else operator.producer
+    sizes = [each for path in producers for each in _sizes(f"{path}.weight", 0, state, target)]
+    columns = [each for path in operator.consumers for each in _sizes(f"{path}.weight", 1, state, target)]
+    if not sizes or not columns or any(old % sizes[0][0] or old == sizes[0][0] for old, _ in columns):
+        return
+    yield (
+        *(tile(f"{path}.*", dim=0) for path in (*producers, *operator.norms)),
+        *(
+            append(f"{path}.weight", dim=1, blocks=old // sizes[0][0])
+            for path, (old, _) in zip(operator.consumers, columns, strict=True)
+        ),
+    )
