@@ -44,7 +44,7 @@ def test_a_suite_without_the_marker_makes_no_settings(suite):
     loaded = {
         name.removeprefix("pytest_ckptcompat").strip(".") for name in done.stdout.splitlines()[-1].split()
     }
-    modules = ("collection", "fixtures", "marks", "options", "running", "session", "summary")
+    modules = ("collection", "fixtures", "ini_keys", "marks", "options", "running", "session", "summary")
     assert loaded == {
         "",
         "core",

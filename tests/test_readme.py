@@ -13,6 +13,7 @@ from readme import BLOCKS, ROOT, TEXT, block, commands
 import pytest_ckptcompat
 from pytest_ckptcompat import Recipe, check
 from pytest_ckptcompat.cli import main
+from pytest_ckptcompat.core.remedies import REMEDIES
 from pytest_ckptcompat.core.rules import RULES
 from pytest_ckptcompat.recipes.operators import OPERATORS
 
@@ -123,8 +124,13 @@ def test_a_recipe_file_is_what_a_recipe_writes():
 
 
 def test_the_table_of_rules():
-    rows = [f"| `{rule.id}` | {rule.severity} | {rule.meaning} |" for rule in RULES.values()]
-    assert "\n".join(["| rule | severity | meaning |", "| --- | --- | --- |", *rows]) in TEXT
+    assert set(REMEDIES) == set(RULES)
+    rows = [
+        f"| `{rule.id}` | {rule.severity} | {rule.meaning} | {REMEDIES[rule.id].example} | {REMEDIES[rule.id].remedy} |"
+        for rule in RULES.values()
+    ]
+    head = ["| rule | severity | meaning | example | remedy |", "| --- | --- | --- | --- | --- |"]
+    assert "\n".join([*head, *rows]) in TEXT
 
 
 def test_the_table_of_operators():

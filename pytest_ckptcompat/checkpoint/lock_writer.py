@@ -49,7 +49,7 @@ def lock_of_checkpoint(
     if ckpt.state_dict_key:
         source["state_dict_key"] = ckpt.state_dict_key
     if sha256:
-        source["sha256"] = _sha256(ckpt)
+        source["sha256"] = sha256_of(ckpt)
     tensors = {
         key: [spec.dtype, list(spec.shape), *([spec.note] if spec.note else [])] for key, spec in ckpt.items()
     }
@@ -122,8 +122,16 @@ def _relative(path: str, output: str) -> str:
     return os.path.relpath(path, folder).replace(os.sep, "/")
 
 
-def _sha256(ckpt: Checkpoint) -> str:
-    """The hash of a file; of several, that of the list that ``sha256sum`` prints of them, by name."""
+def sha256_of(ckpt: Checkpoint) -> str:
+    """The hash of a file; of several, that of the list that ``sha256sum`` prints of them, by name.
+
+    Of a lock it is the one that it notes, or ``""``.
+
+    Raises:
+        CheckpointError: a file can't be read.
+    """
+    if ckpt.format == "lock":
+        return ckpt.contents.header.sha256
     paths = {extent.file for extents in ckpt.contents.header.storages.values() for extent in extents}
     if ckpt.format == "dcp":
         paths.add(inside(ckpt.path, ".metadata"))

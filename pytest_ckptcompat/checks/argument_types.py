@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import Any
 
+from pytest_ckptcompat.core.imports import misnamed
+
 from .waivers import Waiver
 
 AUTO = "auto"
@@ -25,9 +27,8 @@ DEVICES = "auto, cpu, cuda, cuda:N, rehearse or none"
 def model(name: str, value: Any) -> Any:
     """A callable, an ``nn.Module`` or its name."""
     if isinstance(value, str):
-        module, _, path = value.partition(":")
-        if not module or not path:
-            raise ValueError(f"{name}={value!r} is no model name: write 'package.module:name'")
+        if wrong := misnamed(value):
+            raise ValueError(f"{name}: {wrong}")
     elif not callable(value):
         raise ValueError(f"{name}= wants a callable, an nn.Module or 'package.module:name', {_not(value)}")
     return value
@@ -132,7 +133,7 @@ def device(name: str, value: Any) -> str:
     if kind not in ("auto", "cpu", "cuda", "rehearse", "none") or (
         ":" in value and not (kind == "cuda" and index.isdigit())
     ):
-        raise ValueError(f"{name}={value!r} is no device: {DEVICES}")
+        raise ValueError(f"{name}={value!r} is not a device: use {DEVICES}")
     return str(value)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import Finding, finding
 from pytest_ckptcompat.core.keys import matches, nearest
-from pytest_ckptcompat.core.rules import RULES, Severity
+from pytest_ckptcompat.core.rules import RULES, Severity, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -60,8 +60,10 @@ def allow(rule: str, key: str = "*", *, reason: str, until: str | date | None = 
     """
     if not isinstance(key, str):
         raise ValueError(f"allow: key wants a key or a glob, not {key!r}")
-    if not isinstance(rule, str) or rule not in RULES or RULES[rule].stage == "waivers":
-        raise ValueError(f"allow: no rule {rule!r} that can be waived; 'ckptcompat rules' lists them")
+    if not isinstance(rule, str) or rule not in RULES:
+        raise ValueError(f"allow: {unknown(rule)}")
+    if RULES[rule].stage == "waivers":
+        raise ValueError(f"allow: {rule!r} can't be waived: remove or renew the waiver that it is about")
     if not isinstance(reason, str) or not reason.strip():
         raise ValueError(f"allow({rule!r}, {key!r}): say why: reason=...")
     return Waiver(rule, key, reason, _day(until, f"allow({rule!r}, {key!r})"))
@@ -115,9 +117,9 @@ def severities_of(lines: Iterable[str]) -> dict[str, Severity]:
     for line in lines:
         rule, _, severity = (part.strip() for part in line.partition("="))
         if rule not in RULES:
-            raise ValueError(f"ckpt_severity: no rule {rule!r}; 'ckptcompat rules' lists them")
+            raise ValueError(f"the ini key ckpt_severity: {unknown(rule)}")
         if severity not in _SEVERITIES:
-            raise ValueError(f"ckpt_severity: {rule}={severity!r}: write error, warn or off")
+            raise ValueError(f"the ini key ckpt_severity: {rule}={severity!r}: use error, warn or off")
         chosen[rule] = _SEVERITIES[severity]
     return chosen
 
@@ -169,4 +171,4 @@ def _day(until: str | date | None, whose: str) -> date | None:
     try:
         return date.fromisoformat(until)
     except (TypeError, ValueError):
-        raise ValueError(f"{whose}: until={until!r} is no date like 2027-06-30") from None
+        raise ValueError(f"{whose}: until={until!r} is not a date like 2027-06-30") from None

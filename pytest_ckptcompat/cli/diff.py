@@ -27,5 +27,6 @@ def run(options: argparse.Namespace) -> Outcome:
     from pytest_ckptcompat.report.listing import changes, contrasted, contrasted_json
 
     new, old = opened(options.new, options), opened(options.against, options)
-    text = contrasted_json(old, new) if options.json else contrasted(old, new)
-    return Outcome(INCOMPATIBLE if changes(old, new) else OK, text)
+    found = changes(old, new)
+    text = contrasted_json(found) if options.json else contrasted(old, new, found)
+    return Outcome(INCOMPATIBLE if found else OK, text)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
     from pytest_ckptcompat.checks.past_checkpoint import Place
+    from pytest_ckptcompat.core.limits import Limits
 
 ABOUT_CHECKPOINT = "a file, folder, *.index.json, URL, lock file or git:REF"
 
@@ -90,9 +91,8 @@ def _model_arguments(options: argparse.Namespace) -> dict[str, Any]:
 def place(options: argparse.Namespace) -> Place:
     """Where past commits are looked for: from the current folder, under the limits of the command line."""
     from pytest_ckptcompat.checks.past_checkpoint import Place
-    from pytest_ckptcompat.core.limits import Limits
 
-    return Place(limits=Limits.parse(options.limit))
+    return Place(limits=parsed_limits(options))
 
 
 def opened(path: str, options: argparse.Namespace, key: str | None = None) -> Checkpoint:
@@ -102,7 +102,6 @@ def opened(path: str, options: argparse.Namespace, key: str | None = None) -> Ch
         CheckpointError: it can't be read.
     """
     from pytest_ckptcompat.checkpoint.checkpoint import open_checkpoint
-    from pytest_ckptcompat.core.limits import Limits
     from pytest_ckptcompat.files.paths import is_reference
 
     if is_reference(path):
@@ -110,7 +109,21 @@ def opened(path: str, options: argparse.Namespace, key: str | None = None) -> Ch
 
         make_importable()
         return open_past(path, Question(None), place(options))
-    return open_checkpoint(path, options.key if key is None else key, limits=Limits.parse(options.limit))
+    return open_checkpoint(path, options.key if key is None else key, limits=parsed_limits(options))
+
+
+def parsed_limits(options: argparse.Namespace) -> Limits:
+    """The limits of the command line.
+
+    Raises:
+        ValueError: one is ill-formed.
+    """
+    from pytest_ckptcompat.core.limits import Limits
+
+    try:
+        return Limits.parse(options.limit)
+    except ValueError as error:
+        raise ValueError(f"--limit: {error}") from None
 
 
 def make_importable() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import textwrap
 from typing import TYPE_CHECKING
 
 from .options import add_json
@@ -11,23 +13,57 @@ from .outcome import OK, Outcome
 if TYPE_CHECKING:
     import argparse
 
-SUMMARY = "list the rules, their severity and meaning"
-EXITS = "0 listed"
+    from pytest_ckptcompat.core.rules import Rule
+
+SUMMARY = "list the rules, or explain one: meaning, example, remedy"
+EXITS = "0 listed, 2 no such rule"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments."""
+    parser.add_argument("rule", metavar="RULE", nargs="?", help="the id of the rule to explain")
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> Outcome:
-    """The list."""
-    from pytest_ckptcompat.core.rules import RULES
+    """The list, or one rule in full.
 
-    rows = [(rule.id, rule.severity, rule.meaning) for rule in RULES.values()]
+    Raises:
+        ValueError: there is no such rule.
+    """
+    from pytest_ckptcompat.core.rules import RULES, unknown
+
+    if options.rule is not None and options.rule not in RULES:
+        raise ValueError(unknown(options.rule))
+    rules = list(RULES.values()) if options.rule is None else [RULES[options.rule]]
     if options.json:
-        listed = [dict(zip(("id", "severity", "meaning"), row, strict=True)) for row in rows]
-        return Outcome(OK, json.dumps({"schema_version": 1, "rules": listed}, indent=2))
+        return Outcome(OK, json.dumps({"schema_version": 1, "rules": list(map(_plain, rules))}, indent=2))
+    if options.rule is not None:
+        return Outcome(OK, _explained(rules[0]))
     from tabulate import tabulate
 
+    rows = [(rule.id, rule.severity, rule.meaning) for rule in rules]
     return Outcome(OK, tabulate(rows, headers=("rule", "severity", "meaning"), tablefmt="simple"))
+
+
+def _plain(rule: Rule) -> dict[str, str]:
+    from pytest_ckptcompat.core.remedies import REMEDIES
+
+    return {
+        "id": rule.id,
+        "severity": rule.severity,
+        "meaning": rule.meaning,
+        **REMEDIES[rule.id]._asdict(),
+    }
+
+
+def _explained(rule: Rule) -> str:
+    from pytest_ckptcompat.core.remedies import REMEDIES
+
+    found, width = REMEDIES[rule.id], shutil.get_terminal_size().columns
+    parts = ("meaning", f"{rule.meaning}."), ("example", found.example), ("remedy", found.remedy)
+    lines = [f"{rule.id} ({rule.severity})"]
+    for name, text in parts:
+        said = text[0].upper() + text[1:]
+        lines += textwrap.wrap(said, width, initial_indent=f"{name + ':':9}", subsequent_indent=" " * 9)
+    return "\n".join(lines)

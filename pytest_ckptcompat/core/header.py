@@ -25,6 +25,7 @@ class Header:
             their places.
         unsafe: why ``torch.load(weights_only=True)`` would refuse the file, or ``""``.
         metadata: plain values that stand beside the table, in a lock.
+        sha256: of the file's bytes, in a lock that noted it.
         behaviour: what the model gave on synthetic values, in a lock that recorded it.
         remarks: what a reader of the report should know of how the file was read, safe to print.
     """
@@ -36,6 +37,7 @@ class Header:
     metadata: Mapping[str, object] = field(default_factory=dict)
     behaviour: Mapping[str, Any] | None = None
     remarks: tuple[str, ...] = ()
+    sha256: str = ""
 
     def fault(self) -> str:
         """What makes a header of others unusable, or ``""``: a slip of theirs is told where it was made."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from pathlib import Path
@@ -22,9 +23,9 @@ def imported(name: str) -> Any:
     Raises:
         ModelError: the form is wrong, the module does not import, or it has no such name.
     """
+    if wrong := misnamed(name):
+        raise ModelError(wrong)
     module_name, _, path = name.partition(":")
-    if not module_name or not path or is_meant_as_url(name):
-        raise ModelError(f"{public(name)!r} is not a model name: write 'package.module:name'")
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -37,7 +38,9 @@ def imported(name: str) -> Any:
         try:
             found = getattr(found, part)
         except AttributeError:
-            raise ModelError(f"{name}: {module_name} has no {path!r}") from None
+            near = difflib.get_close_matches(part, vars(found) if hasattr(found, "__dict__") else (), 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ModelError(f"module {module_name!r} has no {path!r}{hint}") from None
     return found
 
 
@@ -61,6 +64,21 @@ def importable(model: object) -> str:
     return ""
 
 
+def misnamed(name: str) -> str:
+    """What is wrong with the form of a name, with what may have been meant; or ``""``."""
+    module, _, path = name.partition(":")
+    if is_meant_as_url(name):
+        return f"{public(name)!r} is not a model name. Use 'package.module:name', for example 'onet:Net'"
+    if module.endswith(".py") or "/" in module:
+        meant = f"{module.removesuffix('.py').strip('./').replace('/', '.')}:{path or 'Net'}"
+    elif module and path:
+        return ""
+    else:
+        before, _, last = module.rpartition(".")
+        meant = f"{before}:{last}" if before and last else "onet:Net"
+    return f"{name!r} is not a model name. Use 'package.module:name', for example {meant!r}"
+
+
 def _tried(module: str) -> str:
     """Where a module was looked for in vain, and what to do."""
     package = sys.modules.get(module.rpartition(".")[0])
@@ -72,6 +90,9 @@ def _tried(module: str) -> str:
         for entry in dict.fromkeys(sys.path)
         if Path(entry).is_dir() and installed.isdisjoint(map(str, Path(entry).resolve().parents))
     ]
+    names = [path.stem for entry in own[:4] for path in Path(entry).glob("*.py")]
+    if near := difflib.get_close_matches(module.partition(".")[0], names, 1):
+        return f"in {_listed(own)}; did you mean {near[0]!r}?"
     return (
         f"in {_listed(own) or 'any folder'}, and none is installed: install its package, or add its folder "
         "(pytest's ini key pythonpath; or move ckptcompat.toml beside it)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -55,16 +56,18 @@ class Limits:
         """The defaults, with what lines of ``name=value`` change.
 
         Raises:
-            ValueError: a line is not of that form, its name is unknown, or its value is no positive integer.
+            ValueError: a line has another form, its name is unknown, or its value is not a positive integer.
         """
         changes: dict[str, int] = {}
         known = [field.name for field in fields(cls)]
         for line in lines:
             name, equals, value = (part.strip() for part in line.partition("="))
             if not equals or name not in known:
-                raise ValueError(
-                    f"{line.strip()!r} is no limit; give name=value, name one of {', '.join(known)}"
+                near = difflib.get_close_matches(name, known, 1)
+                hint = (
+                    f"did you mean {near[0]}={value or 'VALUE'}?" if near else f"known are {', '.join(known)}"
                 )
+                raise ValueError(f"{line.strip()!r} is not a limit: use NAME=VALUE; {hint}")
             try:
                 changes[name] = int(value.replace("_", ""))
             except ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Literal, NamedTuple
 
 Severity = Literal["error", "warn", "off"]
@@ -37,6 +38,13 @@ class Rule(NamedTuple):
     stage: Kind
     severity: Severity
     meaning: str
+
+
+def unknown(rule: object) -> str:
+    """What to say of a name that is not a rule's, with the one that may have been meant."""
+    near = difflib.get_close_matches(str(rule), RULES, 1)
+    hint = f"did you mean {near[0]!r}?" if near else "'ckptcompat rules' lists them"
+    return f"no rule {rule!r}: {hint}"
 
 
 RULES: dict[str, Rule] = {

@@ -154,6 +154,6 @@ def _open_regular(path: str) -> tuple[int, Fingerprint]:
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise CheckpointError(
-            f"{display(path)} is no regular file any more: it was replaced while it was opened"
+            f"{display(path)} is not a regular file any more: it was replaced while it was opened"
         )
     return descriptor, Fingerprint.of(status)

@@ -101,7 +101,11 @@ def header_of(content: Mapping[str, Any], limits: Limits) -> Header:
     plain, behaviour = content.get("metadata", {}), content.get("behaviour")
     if not isinstance(plain, dict) or not isinstance(behaviour, (dict, NoneType)):
         raise _damaged("'metadata' and 'behaviour' are tables")
-    return Header(FORMAT, tree, metadata=plain, behaviour=behaviour)
+    source = content.get("source")
+    noted = source.get("sha256") if isinstance(source, dict) else None
+    return Header(
+        FORMAT, tree, metadata=plain, behaviour=behaviour, sha256=noted if isinstance(noted, str) else ""
+    )
 
 
 def _storages(ties: Any, rows: dict[str, Any]) -> dict[str, str]:

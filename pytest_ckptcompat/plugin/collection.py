@@ -61,6 +61,19 @@ def pytest_pycollect_makeitem(
     return [item for item in made if not _of_another_parameter(item)]
 
 
+def add_gate_of_rootdir(config: pytest.Config) -> None:
+    """Have a plain ``pytest`` collect the rootdir's ``ckptcompat.toml``, where testpaths leads elsewhere."""
+    gate = config.rootpath / "ckptcompat.toml"
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or not gate.is_file():
+        return
+    folder = config.invocation_params.dir
+    named = [folder / argument.partition("::")[0] for argument in config.args]
+    if any(path.resolve() in (gate, *gate.parents) for path in named):
+        return
+    if not config.hook.pytest_ignore_collect(collection_path=gate, config=config):
+        config.args.append(str(gate))
+
+
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> CheckFile | None:
     """``ckptcompat.toml`` is a file of tests."""
     if file_path.name != "ckptcompat.toml":

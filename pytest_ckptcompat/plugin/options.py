@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.hooks import forget, use
 
+from .collection import add_gate_of_rootdir
+from .ini_keys import CKPT_VARIABLE, ini
 from .session import MARKER, clash, probe, settings
 from .summary import Summary
 
@@ -83,6 +86,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(refusal)
     config.pluginmanager.register(Summary(config), "ckptcompat-summary")
     use(config.hook)
+    add_gate_of_rootdir(config)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -100,7 +104,7 @@ def _marker(*, in_full: bool) -> str:
 
 def _is_given(config: pytest.Config, keys: Iterable[str]) -> bool:
     """Whether this run was given one of our options, or of these ini keys."""
-    return any(config.getoption(f"ckpt{name}") for name in _OPTIONS) or any(map(config.getini, keys))
+    return any(config.getoption(f"ckpt{name}") for name in _OPTIONS) or any(ini(config, key) for key in keys)
 
 
 _OPTIONS = ("", "_required", "_device", "_require_cuda", "_report", "_lock_update")
@@ -115,13 +119,15 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     config = session.config
     if config.option.collectonly or hasattr(config, "workerinput"):
         return
-    if not (config.getoption("ckpt") or config.getini("ckpt")):
+    if not (config.getoption("ckpt") or CKPT_VARIABLE in os.environ or ini(config, "ckpt")):
         return
     for path in settings(config).paths:
         try:
             probe(config, path)
         except CheckpointError as error:
-            raise pytest.UsageError(f"--ckpt: {error}") from None
+            from .settings import source_of_paths
+
+            raise pytest.UsageError(f"{source_of_paths(config)}: {error}") from None
 
 
 @pytest.hookimpl(optionalhook=True)  # a hook of pytest-xdist

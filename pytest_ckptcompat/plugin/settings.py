@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ from pytest_ckptcompat.checks.waivers import severities_of
 from pytest_ckptcompat.core.limits import Limits
 
 from .checkpoints import expand, unique
+from .ini_keys import CKPT_VARIABLE, ini
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import pytest
 
@@ -61,18 +63,18 @@ class Settings:
             ValueError: an option is ill-formed; the text names it.
         """
 
-        def either(option: str, ini: str) -> object:
-            given = config.getoption(option)
-            return config.getini(ini) if given is None else given
+        def either(key: str) -> object:
+            given = config.getoption(key)
+            return ini(config, key) if given is None else given
 
         return cls(
             paths=tuple(_paths(config)),
-            required=bool(either("ckpt_required", "ckpt_required")),
-            device=device_name("--ckpt-device", either("ckpt_device", "ckpt_device") or "auto"),
-            require_cuda=bool(either("ckpt_require_cuda", "ckpt_require_cuda")),
-            severities=severities_of(config.getini("ckpt_severity")),
-            limits=Limits.parse(config.getini("ckpt_limits")),
-            git_timeout=_seconds(config.getini("ckpt_git_timeout")),
+            required=bool(either("ckpt_required")),
+            device=device_name(_source(config, "ckpt_device"), either("ckpt_device") or "auto"),
+            require_cuda=bool(either("ckpt_require_cuda")),
+            severities=severities_of(ini(config, "ckpt_severity")),
+            limits=_limits(ini(config, "ckpt_limits")),
+            git_timeout=_seconds(ini(config, "ckpt_git_timeout")),
             reports=tuple(_report(text) for text in config.getoption("ckpt_report")),
             update_locks=_update_locks(config),
             width=_width(config),
@@ -80,15 +82,37 @@ class Settings:
         )
 
 
+def source_of_paths(config: pytest.Config) -> str:
+    """Where the run's checkpoints are named: the option, else the variable, else the ini key."""
+    if config.getoption("ckpt") is not None:
+        return "--ckpt"
+    return CKPT_VARIABLE if CKPT_VARIABLE in os.environ else "the ini key ckpt"
+
+
 def _paths(config: pytest.Config) -> list[str]:
-    given = config.getoption("ckpt")
-    names = config.getini("ckpt") if given is None else given
+    source, folder = source_of_paths(config), Path.cwd()
+    if source == "--ckpt":
+        names = config.getoption("ckpt")
+    elif source == CKPT_VARIABLE:
+        names = [line.strip() for line in os.environ[CKPT_VARIABLE].splitlines() if line.strip()] or [""]
+    else:
+        names = ini(config, "ckpt")
+        folder = config.inipath.parent if config.inipath else config.rootpath
     if not all(name.strip() for name in names):
-        where = "the ini key ckpt" if given is None else "--ckpt"
-        raise ValueError(f"{where} is empty: name a checkpoint, or leave it out (an unset variable?)")
-    beside = config.inipath.parent if config.inipath else config.rootpath
-    folder = beside if given is None else Path.cwd()
+        raise ValueError(f"{source} is empty: name a checkpoint, or leave it out (an unset variable?)")
     return unique(path for name in names for path in expand(name, [folder]))
+
+
+def _source(config: pytest.Config, key: str) -> str:
+    """How the user gave an option: ``--ckpt-device``, or the ini key."""
+    return f"the ini key {key}" if config.getoption(key) is None else f"--{key.replace('_', '-')}"
+
+
+def _limits(lines: Iterable[str]) -> Limits:
+    try:
+        return Limits.parse(lines)
+    except ValueError as error:
+        raise ValueError(f"the ini key ckpt_limits: {error}") from None
 
 
 def _seconds(text: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
-from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.core.errors import RecipeError, raised
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.keys import nearest, select
 
@@ -141,11 +141,25 @@ class Operator:
         Raises:
             RecipeError: the operator matches nothing, changes nothing, or does not fit.
         """
-        raise NotImplementedError
+        kind = type(self)
+        raise RecipeError(
+            f"operator {kind.__name__!r} of {kind.__module__} lacks a method: define {kind.__name__}.plan"
+        )
 
     def edit(self, state: State, target: State) -> Edit:
-        """Plan, and carry the plan out."""
-        plan = self.plan(state, target)
+        """Plan, and carry the plan out.
+
+        Raises:
+            RecipeError: the plan can't be made.
+        """
+        try:
+            plan = self.plan(state, target)
+        except RecipeError:
+            raise
+        except Exception as error:
+            if type(self).__module__.partition(".")[0] == __name__.partition(".")[0]:
+                raise  # not somebody else's operator: an error of ours, or of a file
+            raise RecipeError(f"{self!r}: its plan raised {raised(error)}") from error
         return Edit(carry_out(plan, state, self), plan)
 
     def apply(self, state: State, target: State) -> OrderedDict[str, Any]:

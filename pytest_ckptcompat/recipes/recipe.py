@@ -131,7 +131,7 @@ class Recipe:
         try:
             content = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"the recipe is no TOML: {error}") from None
+            raise RecipeError(f"the recipe file is not valid TOML: {error}") from None
         tables = content.pop("recipe", [])
         if content:
             raise RecipeError(
@@ -163,7 +163,7 @@ class Recipe:
         except OSError as error:
             raise RecipeError(f"{shown}: {error.strerror or error}") from None
         except UnicodeDecodeError:
-            raise RecipeError(f"{shown}: the recipe is no UTF-8 text") from None
+            raise RecipeError(f"{shown}: the recipe file is not UTF-8 text") from None
         except RecipeError as error:
             raise RecipeError(f"{shown}: {error}", rule=error.rule, key=error.key) from None
 

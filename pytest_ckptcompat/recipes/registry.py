@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.core.errors import RecipeError, raised
 from pytest_ckptcompat.core.hooks import used
 
 if TYPE_CHECKING:
@@ -33,9 +33,12 @@ def _added() -> dict[str, type[Operator]]:
     """
     found: dict[str, type[Operator]] = {}
     for hook in used():
-        for kinds in hook.pytest_ckptcompat_operators():
-            for kind in kinds:
-                found.setdefault(_checked(kind).__name__, kind)
+        try:
+            given = [kind for kinds in hook.pytest_ckptcompat_operators() for kind in kinds]
+        except Exception as error:
+            raise RecipeError(f"a hook pytest_ckptcompat_operators failed: {raised(error)}") from error
+        for kind in given:
+            found.setdefault(_checked(kind).__name__, kind)
     return found
 
 
@@ -43,5 +46,5 @@ def _checked(kind: Any) -> type[Operator]:
     from .base import Operator
 
     if not isinstance(kind, type) or not issubclass(kind, Operator):
-        raise RecipeError(f"pytest_ckptcompat_operators gave {kind!r:.80}, which is no Operator class")
+        raise RecipeError(f"pytest_ckptcompat_operators gave {kind!r:.80}, which is not an Operator class")
     return kind

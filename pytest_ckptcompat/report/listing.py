@@ -86,7 +86,11 @@ def listed_json(ckpt: Checkpoint) -> str:
 
 
 def changes(old: Checkpoint, new: Checkpoint) -> list[Change]:
-    """What differs: keys removed, keys added, shapes or dtypes changed, ties made or broken."""
+    """What differs: keys removed or added, shapes, dtypes or ties changed; values, where a lock has a hash.
+
+    Raises:
+        CheckpointError: the bytes of the one can't be compared with the hash that the other notes.
+    """
     found: list[Change] = []
     for key in sorted({*old, *new}, key=natural):
         one, two = old.get(key), new.get(key)
@@ -103,16 +107,29 @@ def changes(old: Checkpoint, new: Checkpoint) -> list[Change]:
     for tied in sorted(were ^ are):
         side = ("tied", "") if tied in were else ("", "tied")
         found.append(("ties", " = ".join(tied), *side))
+    before, after = _digests(old, new)
+    if before != after:
+        found.append(("values", "", f"sha256 {before[:12]}", f"sha256 {after[:12]}"))
     return found
 
 
-def contrasted(old: Checkpoint, new: Checkpoint) -> str:
+def _digests(old: Checkpoint, new: Checkpoint) -> tuple[str, str]:
+    """The hashes of both, if a lock among them notes one; empty texts where there is nothing to compare."""
+    from pytest_ckptcompat.checkpoint.lock_writer import sha256_of
+
+    if not any(ckpt.format == "lock" and sha256_of(ckpt) for ckpt in (old, new)):
+        return "", ""
+    one, two = sha256_of(old), sha256_of(new)
+    return (one, two) if one and two else ("", "")
+
+
+def contrasted(old: Checkpoint, new: Checkpoint, found: Sequence[Change]) -> str:
     """The differences as a table, old before new; keys that differ in indices alone on one row."""
     from tabulate import tabulate
 
-    found = changes(old, new)
     if not found:
-        return f"{new.name} is the same as {old.name}: {len(new)} keys, shapes and dtypes"
+        values = " and values (sha256)" if _digests(old, new)[0] else ", shapes and dtypes"
+        return f"{new.name} is the same as {old.name}: {len(new)} keys{values}"
     counts = Counter(kind for kind, *_ in found)
     told = ", ".join(f"{count} {_KINDS[kind]}" for kind, count in counts.items())
     like: dict[tuple[str, str, str], list[str]] = {}
@@ -139,13 +156,12 @@ def _cut(names: Sequence[str], rest: Sequence[tuple[str, ...]], headers: Sequenc
     return elide(list(map(cell, names)), max(shutil.get_terminal_size().columns - beside, _LEAST))
 
 
-def contrasted_json(old: Checkpoint, new: Checkpoint) -> str:
+def contrasted_json(found: Sequence[Change]) -> str:
     """The differences as JSON."""
-    found = [
-        {"change": kind, "key": key, "old": one or None, "new": two or None}
-        for kind, key, one, two in changes(old, new)
+    listed = [
+        {"change": kind, "key": key, "old": one or None, "new": two or None} for kind, key, one, two in found
     ]
-    content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "same": not found, "changes": found}
+    content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "same": not found, "changes": listed}
     return json.dumps(content, indent=2)
 
 
@@ -155,6 +171,7 @@ _KINDS = {
     "shape": "reshaped",
     "dtype": "retyped",
     "ties": "ties changed",
+    "values": "values changed",
 }
 
 

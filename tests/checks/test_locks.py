@@ -189,3 +189,26 @@ def test_a_test_that_asks_for_the_model_gets_it_on_meta(project):
     told = "\n".join(result.outlines)
     assert "forward-cuda: rehearsed" in told
     assert "forward: skipped: a lock file has no values" in told
+
+
+def test_a_lock_with_a_hash_tells_that_values_changed_under_equal_keys(folder, capsys, pytester, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert main(["lock", "boxes.pth", "-o", "net.ckpt.json", "--sha256"]) == 0
+    capsys.readouterr()
+    assert main(["diff", "boxes.pth", "--against", "net.ckpt.json"]) == 0
+    assert capsys.readouterr().out == "boxes.pth is the same as net.ckpt.json: 28 keys and values (sha256)\n"
+    torch.manual_seed(7)
+    torch.save(Boxes().state_dict(), "boxes.pth")
+    assert main(["diff", "boxes.pth", "--against", "net.ckpt.json"]) == 1
+    assert "1 values changed" in capsys.readouterr().out
+    assert main(["diff", "boxes.pth", "--against", "net.ckpt.json", "--json"]) == 1
+    (change,) = json.loads(capsys.readouterr().out)["changes"]
+    assert change["change"] == "values"
+    assert main(["diff", "boxes.pth", "--against", "boxes.ckpt.json"]) == 0  # a lock that notes no hash
+
+    (pytester.path / "test_it.py").write_text(
+        "import pytest\nfrom networks import Boxes\n@pytest.mark.ckpt_compat(model=Boxes)\ndef test_it(): ...\n"
+    )
+    result = pytester.runpytest(f"--ckpt={folder / 'net.ckpt.json'}", "--ckpt-lock-update", pytester.path)
+    result.assert_outcomes(passed=1)
+    assert "net.ckpt.json (values changed under equal keys)" in result.stdout.str()

@@ -70,7 +70,7 @@ def test_behaviour_on_the_values_of_a_checkpoint(repository, tmp_path):
 @pytest.mark.parametrize(
     ("files", "model", "told"),
     [
-        ({"model": "X = 1"}, "model:Net", "model:Net: model has no 'Net'"),
+        ({"model": "X = 1"}, "model:Net", "module 'model' has no 'Net'"),
         ({"other": "X = 1"}, "model:Net", "there is no module 'model'"),
         (
             {"model": "raise ValueError('bad')"},

@@ -104,10 +104,10 @@ def test_a_waiver_of_a_rule_that_is_off_is_still_used():
     ("arguments", "text"),
     [
         ({"rule": "unexpected-keys", "reason": "r"}, "no rule 'unexpected-keys'"),
-        ({"rule": "waiver-unused", "reason": "r"}, "no rule 'waiver-unused'"),
+        ({"rule": "waiver-unused", "reason": "r"}, "can't be waived"),
         ({"rule": "missing-key", "reason": "  "}, "say why"),
-        ({"rule": "missing-key", "reason": "r", "until": "soon"}, "no date"),
-        ({"rule": "missing-key", "reason": "r", "until": 2027}, "no date"),
+        ({"rule": "missing-key", "reason": "r", "until": "soon"}, "not a date"),
+        ({"rule": "missing-key", "reason": "r", "until": 2027}, "not a date"),
     ],
 )
 def test_bad_waivers(arguments, text):

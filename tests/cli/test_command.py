@@ -293,9 +293,20 @@ def test_an_interrupted_command_says_so_in_one_line(folder, capsys, monkeypatch)
     assert capsys.readouterr() == ("", "ckptcompat: interrupted\n")
 
 
-def test_rules(capsys):
+def test_rules(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["rules"]) == 0
     assert "missing-key" in capsys.readouterr().out
     assert main(["rules", "--json"]) == 0
     rules = json.loads(capsys.readouterr().out)["rules"]
+    assert all(rule["example"] and rule["remedy"] for rule in rules)
+    assert main(["rules", "shape-mismatch"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("shape-mismatch (error)\nmeaning: A key has different shapes")
+    assert "example: `out2 = Linear(256, 4)` became" in text
+    assert "remedy:  Grow the tensor" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert main(["rules", "shape-missmatch"]) == 2
+    told = "ckptcompat: no rule 'shape-missmatch': did you mean 'shape-mismatch'?\n"
+    assert capsys.readouterr() == ("", told)
     assert {"id": "shape-mismatch", "severity": "error"}.items() <= rules[2].items()

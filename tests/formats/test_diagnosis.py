@@ -335,7 +335,7 @@ def test_a_pipe_put_in_the_place_of_a_file_is_not_waited_for(
 
     os.mkfifo(tmp_path / "pipe")
     monkeypatch.setattr(files, "kind_of", lambda path: "file")
-    with pytest.raises(CheckpointError, match="no regular file any more"):
+    with pytest.raises(CheckpointError, match="not a regular file any more"):
         files.Files().open(str(tmp_path / "pipe"))
 
 

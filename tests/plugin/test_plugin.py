@@ -138,6 +138,53 @@ def test_the_ini_file_serves_as_well(project):
     assert "[v1.pth]" in out(result)
 
 
+def test_a_variable_names_checkpoints_instead_of_the_ini_key_and_the_option_instead_of_both(
+    project, monkeypatch
+):
+    (project.path / "a.pth").write_bytes((project.path / "v1.pth").read_bytes())
+    project.makeini("[pytest]\nckpt = none.pth\n")
+    marked(project, "model=V1")
+    monkeypatch.setenv("CKPTCOMPAT_CKPT", "a.pth\n\n  v1.pth \n")
+    result = project.runpytest("-v")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["*test_it[[]a.pth[]] PASSED*", "*test_it[[]v1.pth[]] PASSED*"])
+    project.runpytest("--ckpt=v1.pth").assert_outcomes(passed=1)
+    for value, told in (("b.pth", "CKPTCOMPAT_CKPT: b.pth does not exist"), ("", "CKPTCOMPAT_CKPT is empty")):
+        monkeypatch.setenv("CKPTCOMPAT_CKPT", value)
+        result = project.runpytest()
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        assert f"ERROR: {told}" in "\n".join(result.errlines)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (
+            "ckpt_severity = mising-key=error",
+            "the ini key ckpt_severity: no rule 'mising-key': did you mean 'missing-key'?",
+        ),
+        (
+            "ckpt_severity = missing-key=eror",
+            "the ini key ckpt_severity: missing-key='eror': use error, warn or off",
+        ),
+        (
+            "ckpt_limits = tensor=5",
+            "the ini key ckpt_limits: 'tensor=5' is not a limit: use NAME=VALUE; did you mean tensors=5?",
+        ),
+        ("ckpt_device = gpu", "the ini key ckpt_device='gpu' is not a device"),
+        ("ckpt_required = maybe", "the ini key ckpt_required: "),
+        ("ckpt = none.pth", "the ini key ckpt: none.pth does not exist"),
+    ],
+)
+def test_what_is_wrong_in_the_ini_file_is_told_with_its_key(project, line, told):
+    project.makeini(f"[pytest]\n{line}\n")
+    marked(project, "model=V1")
+    result = project.runpytest()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert f"ERROR: {told}" in "\n".join(result.errlines)
+    assert "INTERNALERROR" not in out(result)
+
+
 def test_native_toml_ini(project):
     project.makefile(
         ".toml", pyproject="[tool.pytest.ini_options]\nckpt = ['v1.pth']\nckpt_device = 'none'\n"
@@ -205,7 +252,7 @@ def test_collect_only_opens_nothing(project):
         ("3, model=V1", "takes keywords only"),
         ("model=V1, input=(3, 6)", "unknown argument input=: did you mean inputs=?"),
         ("inputs=(3, 6)", "model= is missing"),
-        ("model=V1, device='gpu'", "is no device"),
+        ("model=V1, device='gpu'", "is not a device"),
     ],
 )
 def test_a_wrong_marker_is_an_error_at_collection_that_names_it(project, arguments, text):

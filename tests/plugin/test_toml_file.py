@@ -222,3 +222,21 @@ def test_the_schema_refuses_what_the_run_refuses(more):
         jsonschema.validate(content, SCHEMA)
     with pytest.raises(ValueError, match=r"\w"):
         _declared(content["check"][0], 0)
+
+
+@pytest.mark.parametrize(
+    ("testpaths", "arguments", "outcomes"),
+    [
+        ("tests", [], {"passed": 1, "failed": 1}),
+        ("tests", ["-n2"], {"passed": 1, "failed": 1}),
+        ("tests ckptcompat.toml", [], {"passed": 1, "failed": 1}),
+        (".", [], {"passed": 1, "failed": 1}),
+        ("tests", ["tests"], {"passed": 1}),
+        ("tests", ["--ignore=ckptcompat.toml"], {"passed": 1}),
+    ],
+)
+def test_the_gate_in_the_rootdir_is_run_by_a_plain_pytest(project, testpaths, arguments, outcomes):
+    project.makeini(f"[pytest]\ntestpaths = {testpaths}\n")
+    toml(project, CHECK.partition("  [[check.recipe]]")[0])
+    (project.mkdir("tests") / "test_it.py").write_text("def test_it(): ...\n")
+    project.runpytest(*arguments).assert_outcomes(**outcomes)

@@ -375,7 +375,7 @@ def test_defaults_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("[[recipe]", "the recipe is no TOML"),
+        ("[[recipe]", "the recipe file is not valid TOML"),
         (
             '[[recipe]]\nop = "strip_prefx"\nkey = "a"',
             "operator 1 of the recipe: unknown op 'strip_prefx': did you mean 'strip_prefix'?",
@@ -421,7 +421,7 @@ def test_a_recipe_file_is_loaded(tmp_path: Path) -> None:
     path.write_text(GROW.to_toml())
     assert Recipe.load(path) == Recipe.load(str(path)) == GROW
     path.write_bytes(b"\xff")
-    with pytest.raises(RecipeError, match="no UTF-8"):
+    with pytest.raises(RecipeError, match="not UTF-8"):
         Recipe.load(path)
     with pytest.raises(RecipeError, match=r"none\.toml: No such file"):
         Recipe.load(tmp_path / "none.toml")

@@ -1,10 +1,13 @@
 """Operators of others in recipe files."""
 
 import sys
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from pytest_ckptcompat import Operator
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.hooks import forget, use
 from pytest_ckptcompat.recipes import registry as extensions
@@ -92,3 +95,47 @@ def test_a_hook_is_forgotten_after_the_run(hook):
     assert "twice" in extensions.operators()
     forget(hook)
     assert "twice" not in extensions.operators()
+
+
+@dataclass(frozen=True, repr=False)
+class planless(Operator):  # noqa: N801
+    """Lacks what makes it one."""
+
+    key: str
+
+
+@dataclass(frozen=True, repr=False)
+class careless(Operator):  # noqa: N801
+    """Raises what nobody expects."""
+
+    key: str
+
+    def plan(self, state, target):
+        return state[self.key + "?"]
+
+
+def test_an_operator_of_others_that_lacks_its_plan_or_raises_is_told_in_one_line():
+    with pytest.raises(
+        RecipeError, match=r"operator 'planless' of test_registry lacks a method: define planless.plan"
+    ):
+        Recipe(planless("a")).apply({"a": torch.zeros(1)}, {})
+    with pytest.raises(
+        RecipeError, match=r"careless\(\"a\"\): its plan raised KeyError: 'a\?' \(test_registry.py:\d+\)"
+    ):
+        Recipe(careless("a")).apply({"a": torch.zeros(1)}, {})
+
+
+def test_a_hook_that_fails_is_told():
+    class Hook:
+        def pytest_ckptcompat_operators(self):
+            raise ValueError("no network")
+
+    hook = Hook()
+    use(hook)
+    try:
+        with pytest.raises(
+            RecipeError, match="a hook pytest_ckptcompat_operators failed: ValueError: no network"
+        ):
+            Recipe.from_toml('[[recipe]]\nop = "nowhere"\n')
+    finally:
+        forget(hook)

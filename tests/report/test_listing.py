@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pytest_ckptcompat import open_checkpoint
-from pytest_ckptcompat.report.listing import contrasted, listed
+from pytest_ckptcompat.report.listing import changes, contrasted, listed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +43,7 @@ def test_cells_stand_below_each_other_whatever_keys_are_made_of(odd: Checkpoint,
     assert {_columns(row) for row in rows} == {_columns(rule)}
     assert len(rows) == len(odd)
     new = _saved(tmp_path / "new.pth", a=torch.zeros(2, 1))
-    _, _, _, rule, *rows = contrasted(odd, new).split("\n")
+    _, _, _, rule, *rows = contrasted(odd, new, changes(odd, new)).split("\n")
     assert {row.index("(") for row in rows} == {rule.rindex("  ", 0, rule.rindex("  ")) + 2}
 
 
@@ -61,6 +61,6 @@ def test_it_fits_the_terminal_and_no_two_keys_look_the_same(
     assert all(len(row) <= columns for row in rows)
     assert [row.split()[0][-6:] for row in rows] == ["weight", "weight", "a.bias"]
     new = _saved(tmp_path / "new.pth", a=torch.zeros(2, 3))
-    rows = contrasted(ckpt, new).split("\n")[4:]
+    rows = contrasted(ckpt, new, changes(ckpt, new)).split("\n")[4:]
     assert len(set(rows)) == 4
     assert all(len(row) <= columns for row in rows)
