@@ -105,7 +105,7 @@ def function_kept(
             return run.compared(precision, rows or {}, said or Said())
         except (Exception, SystemExit) as error:
             reason = f"the forward pass raised {raised(error)}"
-    return _unchecked(reason)
+    return _unchecked("; ".join((*(said or Said()).changes, reason)))
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -163,7 +163,8 @@ class _Run:
         comparing = Comparing(old, new, modes, rows, tolerance(precision))
         pairing = comparing.paired()
         if not pairing.chosen:
-            return _unchecked("no output of the new model can be paired with an old one")
+            alone = "no output of the new model can be paired with an old one"
+            return _unchecked("; ".join((*said.changes, alone)))
         promise, findings = self._judged(comparing, pairing, said)
         if pairing.alone:
             listed = ", ".join(f"output{path}" for path in pairing.alone)

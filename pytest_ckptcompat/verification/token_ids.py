@@ -145,9 +145,15 @@ def _pairs(
 
 
 def _are_moved(old: torch.Tensor, new: torch.Tensor, kept: list[int], now: list[int]) -> bool:
-    """Whether these very rows have moved, or most of them."""
-    was, found = old.detach().cpu()[kept], new.detach().cpu()[now]
-    return was.shape == found.shape and bool((was.to(found.dtype) == found).all(1).double().mean() > 0.5)
+    """Whether these very rows have moved: most of those that have another place."""
+    places = [(was, here) for was, here in zip(kept, now, strict=True) if was != here]
+    if not places or old.shape[1:] != new.shape[1:]:
+        return False
+    was, found = (
+        old.detach().cpu()[[old for old, _ in places]],
+        new.detach().cpu()[[new for _, new in places]],
+    )
+    return bool((was.to(found.dtype) == found).all(1).double().mean() > 0.5)
 
 
 def _readers(before: nn.Module, embeddings: Mapping[str, Embedding], batch: Batch) -> list[set[str]]:

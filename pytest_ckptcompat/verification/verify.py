@@ -164,9 +164,11 @@ def _made(key: str, growth: Applied, old: Mapping[str, Any]) -> torch.Tensor | N
     """The elements that a step made: of a tensor that it alone changed in its place, those that differ."""
     came, new = growth.origin[key], growth.state_dict[key]
     was = None if came is None else old[came]
-    if len(growth.touched[key]) > 1 or not torch.is_tensor(was) or was.shape != new.shape:
+    in_place = came == key and len(growth.touched[key]) == 1
+    if not in_place or not torch.is_tensor(was) or was.shape != new.shape:
         return None
-    return materialise(was) != materialise(new)
+    differ = materialise(was) != materialise(new)
+    return differ if bool(differ.any()) else None  # a copy of a block, under its name
 
 
 def precision_of(growth: Applied, held: Mapping[str, Any]) -> torch.dtype:

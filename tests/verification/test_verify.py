@@ -21,8 +21,10 @@ from pytest_ckptcompat.recipes.operators.cast import cast
 from pytest_ckptcompat.recipes.operators.custom import custom
 from pytest_ckptcompat.recipes.operators.drop import drop
 from pytest_ckptcompat.recipes.operators.rename import rename, strip_prefix
+from pytest_ckptcompat.recipes.operators.repeat_channels import repeat_channels
 from pytest_ckptcompat.recipes.operators.scale import scale
 from pytest_ckptcompat.recipes.operators.select import select
+from pytest_ckptcompat.recipes.operators.stack import stack
 from pytest_ckptcompat.recipes.operators.tile import tile
 from pytest_ckptcompat.recipes.operators.widen import widen
 from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise
@@ -645,6 +647,77 @@ def test_a_declared_change_hides_nothing_outside_its_reach() -> None:
     assert compared(rows)[0].status == "changed"
     promise, errors = compared(rows, lambda: Both(factor=1.001))
     assert (promise.status, errors) == ("broken", {"function-changed"})
+
+
+class Stacked(nn.Module):
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(5, 5) for _ in range(depth))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = x + torch.tanh(layer(x))
+        return x
+
+
+@pytest.mark.parametrize(
+    "operator", [stack("layers", times=2), insert_block("layers.0", at=1), insert_block("layers.1", at=1)]
+)
+def test_blocks_that_are_repeated_are_a_declared_change(operator: Operator) -> None:
+    old = settle(Stacked(2)).state_dict()
+    make = lambda: Stacked(4 if isinstance(operator, stack) else 3)  # noqa: E731
+    promises, findings = judged(Recipe(operator), old, make, source=lambda: Stacked(2), batches=vectors)
+    assert (promises["function kept"].status, findings) == ("changed", [])
+
+
+def test_other_inputs_are_named_where_nothing_can_be_compared() -> None:
+    class Stem(nn.Module):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(channels, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.conv(x)
+
+    old = settle(Stem(3)).state_dict()
+    recipe = Recipe(repeat_channels("conv.weight"))
+    wide = lambda seed: ((torch.randn(2, 6, 8, 8),), {})  # noqa: E731
+    promises, [found] = judged(recipe, old, lambda: Stem(6), source=lambda: Stem(3), batches=wide)
+    assert promises["function kept"].status == "unchecked"
+    assert (found.rule, found.severity) == ("function-uncompared", "warn")
+    assert found.message.startswith(
+        'repeat_channels("conv.weight"): the model takes other inputs; the forward'
+    )
+
+
+class Lm(nn.Module):
+    def __init__(self, words: int = 11) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(words, 8), nn.Linear(8, words, bias=False)
+
+    def forward(self, ids: torch.Tensor) -> Any:
+        return self.head(torch.tanh(self.embed(ids)))
+
+
+SWAPPED = [1, 0, *range(2, 11)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "status"),
+    [(["embed.weight", "head.weight"], "kept"), (["embed.weight"], "broken"), (["head.weight"], "broken")],
+)
+def test_an_embedding_and_its_head_are_renumbered_together(keys: list[str], status: str) -> None:
+    old = settle(Lm()).state_dict()
+    ids = lambda seed: ((torch.randint(11, (3, 7), generator=torch.Generator().manual_seed(seed)),), {})  # noqa: E731
+    recipe = Recipe(*(select(key, dim=0, index=SWAPPED) for key in keys))  # type: ignore[arg-type]
+    promises, findings = judged(recipe, old, Lm, source=Lm, batches=ids)
+    assert promises["function kept"].status == status
+    if status == "kept":
+        assert "ids by the numbers that words have now" in promises["function kept"].detail
+    else:
+        [found] = findings
+        assert (found.rule, found.severity) == ("function-changed", "error")
+        assert "mean different words" in found.message
 
 
 def test_a_silent_operator_does_not_claim_the_function() -> None:
