@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.applied import Applied
     from pytest_ckptcompat.recipes.recipe import Recipe
 
-_NAME = re.compile(r"ema|average|avg|swa|shadow|teacher|polyak", re.IGNORECASE)
+_NAME = re.compile(
+    r"(?<![a-z])(ema|average|averaged|avg|swa|shadow|teacher|polyak|master|fp32)", re.IGNORECASE
+)
+_OPTIMIZER = re.compile(r"optim", re.IGNORECASE)
 _DEPTH, _WIDTH = 3, 1000
 
 
@@ -51,35 +54,60 @@ def grown_averages(
     changed |= {old for new, old in applied.origin.items() if old is not None and old != new}
     if not changed or not isinstance(checkpoint.wrapper, dict):
         return
-    optimizers = {id(saved.node) for saved in saved_states(checkpoint.wrapper)}
-    for path, node in _inside("", checkpoint.wrapper, {id(inner), *optimizers}):
-        copy = _copy_of(checkpoint, node)
+    known = {id(saved.node) for saved in saved_states(checkpoint.wrapper)} | {id(inner)}
+    for name, node in _unknown_optimizers(checkpoint.wrapper, known):
+        content.leave_out(node)
+        known.add(id(node))
+        yield f"{escape(name, 120)} is left out: an optimizer's state in a form that is not known"
+    shapes = {checkpoint[key].shape for key in changed}
+    for path, node in _inside("", checkpoint.wrapper, known):
+        copy, where = _copy_of(checkpoint, node), escape(path, 120)
         if copy is None or changed.isdisjoint(copy):
-            continue
-        where = escape(path, 120)
-        if not _NAME.search(path):
+            if any(len(each.shape) > 0 and each.shape in shapes for each in _tensors(node)):
+                yield f"{where} is kept as it was: tensors in it have the shapes of weights that changed"
+        elif not _NAME.search(path):
             yield f"{where} is kept as it was: name it with {CHOOSING} to grow it"
-            continue
-        try:
-            content.instead(node, _grown(content, checkpoint, node, copy, recipe, applied, model))
-            yield f"{where} is grown too"
-        except (RecipeError, LookupError) as reason:
-            content.leave_out(node)
-            yield f"{where} is left out: it can't be grown as the weights are ({reason})"
+        else:
+            try:
+                content.instead(node, _grown(content, checkpoint, node, copy, recipe, applied, model))
+                yield f"{where} is grown too"
+            except (RecipeError, LookupError) as reason:
+                content.leave_out(node)
+                yield f"{where} is left out: it can't be grown as the weights are ({reason})"
 
 
-def _inside(path: str, node: Any, known: set[int], depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """The containers with tensors inside, and where they are."""
-    pairs = list(node.items() if isinstance(node, dict) else enumerate(node))[:_WIDTH]
-    for key, part in pairs:
-        if id(part) in known or not isinstance(part, (dict, list)):
-            continue
-        name = f"{path}.{key}".removeprefix(".")
-        values = part.values() if isinstance(part, dict) else part
-        if any(isinstance(value, TensorSpec) for value in values):
+def _unknown_optimizers(wrapper: dict[Any, Any], known: set[int]) -> Iterator[tuple[str, Any]]:
+    """Parts that are called an optimizer, hold tensors, and have no state that can be told."""
+    for name, node in wrapper.items():
+        if isinstance(node, (dict, list)) and id(node) not in known and _OPTIMIZER.search(str(name)):
+            inside = [node, *(part for _, part in _containers("", node, set()))]
+            holds = any(each.shape for part in inside for each in _tensors(part))
+            if holds and known.isdisjoint(map(id, inside)):
+                yield str(name), node
+
+
+def _tensors(node: Any) -> list[TensorSpec]:
+    values = node.values() if isinstance(node, dict) else node
+    return [value for value in values if isinstance(value, TensorSpec)]
+
+
+def _inside(path: str, node: Any, known: set[int]) -> Iterator[tuple[str, Any]]:
+    """The containers with tensors inside, and where they are; nothing inside of one that has some."""
+    taken: set[int] = set()
+    for name, part in _containers(path, node, known | taken):
+        if _tensors(part) and id(part) not in taken:
+            taken |= {id(inner) for _, inner in _containers("", part, known)}
             yield name, part
-        elif depth < _DEPTH:
-            yield from _inside(name, part, known, depth + 1)
+
+
+def _containers(path: str, node: Any, known: set[int], depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """The dicts and lists inside, from the outside in, without the known ones."""
+    for key, part in list(node.items() if isinstance(node, dict) else enumerate(node))[:_WIDTH]:
+        if isinstance(part, (dict, list)) and id(part) not in known:
+            name = f"{path}.{key}".removeprefix(".")
+            yield name, part
+            if depth < _DEPTH:
+                yield from _containers(name, part, known, depth + 1)
 
 
 def _copy_of(checkpoint: Checkpoint, node: Any) -> dict[str, Any] | None:

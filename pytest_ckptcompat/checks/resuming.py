@@ -177,7 +177,7 @@ class Resuming:
             return self._without(saved, where, str(reason), content)
         content.instead(saved.node, content.of(written))
         rest = f", without the state of {_reasons(resumption.left_out)}" if resumption.left_out else ""
-        return f"{where} is grown too{rest}"
+        return f"{where} {'is grown too' if self.applied.touched else 'is taken along'}{rest}"
 
     def _other(self, saved: Saved, holder: Checkpoint, content: Content) -> str:
         """A state that can't be rewritten: of parameters that stay as they are, or of another model."""

@@ -21,7 +21,14 @@ from pytest_ckptcompat.core.errors import ModelError, raised
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.imports import imported
 from pytest_ckptcompat.models.meta_copy import meta_copy, opaque
-from pytest_ckptcompat.models.sharded import is_sharded, more_ranks, simulated_ranks, stand_in, wants_ranks
+from pytest_ckptcompat.models.sharded import (
+    is_flattened,
+    is_sharded,
+    more_ranks,
+    simulated_ranks,
+    stand_in,
+    wants_ranks,
+)
 from pytest_ckptcompat.tensors.footprint import weights
 from pytest_ckptcompat.tensors.seeds import DRAWN, seeded
 
@@ -77,7 +84,15 @@ class Blueprint:
             lacking = unfilled.lacking or bool(opaque(model))
             if lacking and (room is None or weights(model) < room):
                 model = self.build()
-        return stand_in(model) if is_sharded(model) else meta_copy(model)
+        if is_flattened(model):
+            raise ModelError(
+                f"{self.name} gives a FullyShardedDataParallel, whose parameters can't be told without its "
+                "ranks: give the model without it, which has the keys of its checkpoints"
+            )
+        try:
+            return stand_in(model) if is_sharded(model) else meta_copy(model)
+        except Exception as error:
+            raise ModelError(f"{self.name} can't be copied to the meta device: {raised(error)}") from error
 
     def _schema_of_ranks(self) -> nn.Module:
         """A stand-in, sharded or not: without its ranks nothing can be loaded into the model."""

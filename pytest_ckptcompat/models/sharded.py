@@ -37,6 +37,11 @@ def is_sharded(model: nn.Module) -> bool:
     return any(hasattr(each, "full_tensor") for each in model.parameters())
 
 
+def is_flattened(model: nn.Module) -> bool:
+    """Whether a part of it is wrapped in ``FullyShardedDataParallel``, which joins parameters to one."""
+    return any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
+
+
 def wants_ranks(error: BaseException) -> bool:
     """Whether a constructor failed for want of the other ranks."""
     return not has_ranks() and bool(_NO_RANKS.search(f"{error}"))

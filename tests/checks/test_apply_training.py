@@ -268,3 +268,42 @@ def test_a_state_of_its_own_that_can_not_be_matched_leaves_nothing(tmp_path: Pat
     with pytest.raises(MisfitError, match="which is which can't be determined"):
         written(tmp_path, content["model"], None, optimizer_state=state)
     assert {file.name for file in tmp_path.iterdir()} == {"old.pth", "optimizer.bin"}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"base_optimizer_state": {"exp_avg": [torch.ones(14, 8), torch.ones(4)]}},
+        {"state": {}, "flat_groups": [torch.ones(51)]},
+    ],
+)
+def test_an_optimizer_in_an_unknown_form_is_left_out(tmp_path: Path, state: Any) -> None:
+    found, notes = written(tmp_path, {"model": settle(Boxes()).state_dict(), "optimizer": state, "epoch": 3})
+    assert {*found} == {"model", "epoch"}
+    assert notes == ("optimizer is left out: an optimizer's state in a form that is not known",)
+
+
+def test_master_weights_are_grown_as_the_weights_are(tmp_path: Path) -> None:
+    """As apex's FP16_Optimizer saves them."""
+    content = training(settle(Boxes()))
+    masters = [value.double() for value in (each.detach() for each in settle(Boxes()).parameters())]
+    outer = {"optimizer_state_dict": content["optimizer"], "fp32_from_fp16": [masters]}
+    found, notes = written(tmp_path, {"model": content["model"], "optimizer": outer})
+    assert notes == (
+        "optimizer.optimizer_state_dict is grown too",
+        "optimizer.fp32_from_fp16.0 is grown too",
+    )
+    assert [tuple(each.shape) for each in found["optimizer"]["fp32_from_fp16"][0]] == [
+        tuple(each.shape) for each in Boxes(14).parameters()
+    ]
+
+
+def test_other_tensors_of_the_shapes_of_changed_weights_are_told(tmp_path: Path) -> None:
+    content = {
+        "model": settle(Boxes()).state_dict(),
+        "accumulated": {"head": torch.ones(4, 8)},
+        "seen": torch.ones(3),
+    }
+    found, [note] = written(tmp_path, content)
+    assert found["accumulated"]["head"].shape == (4, 8)
+    assert note.startswith("accumulated is kept as it was: tensors in it have the shapes of weights")
