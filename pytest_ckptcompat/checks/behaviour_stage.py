@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pytest_ckptcompat.core.errors import CheckpointError, ModelError, RecipeError
-from pytest_ckptcompat.core.findings import Finding, Promise, finding
+from pytest_ckptcompat.core.findings import Finding, Promise, Status, finding
 from pytest_ckptcompat.tensors import plain, synthetic
 from pytest_ckptcompat.tensors.unread import spared
 from pytest_ckptcompat.verification.behaviour import (
@@ -22,6 +23,8 @@ from pytest_ckptcompat.verification.verify import precision_of, said_of
 from pytest_ckptcompat.verification.wide_run import RunError, run
 
 from .behaviours import too_large, undrawn
+from .log import errors
+from .past_checkpoint import Place, Question, behaviour_at, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.applied import Applied
     from pytest_ckptcompat.recipes.recipe import Recipe
 
+    from .arguments import CheckArguments
     from .behaviours import Batch
     from .log import Log
 
@@ -68,6 +72,65 @@ def compare_behaviour(
         log.add(*found)
         return log.stage("verify", "skipped", f"function not compared{rest}")
     return log.judged("verify", found, f"function {'kept' if promise.status == 'kept' else 'changed'}{rest}")
+
+
+def compare_source(
+    arguments: CheckArguments,
+    ckpt: Checkpoint,
+    blueprint: Blueprint,
+    applied: Applied,
+    batch: Batch,
+    model_args: Mapping[str, Any],
+    strict: bool,
+    place: Place,
+    log: Log,
+) -> None:
+    """Compare with ``source_model="git:REF"``: the model of a commit, with the checkpoint in it.
+
+    Args:
+        arguments: ``model``, ``method`` and ``source_model``.
+        ckpt: whose values both models load.
+        blueprint: of today's model.
+        applied: what the recipe made of the values.
+        batch: what both are called with.
+        model_args: of today's model.
+        strict: whether the checkpoint fits; else keys are waived.
+        place: where the commit is looked for.
+        log: takes the promise, and what is found.
+    """
+    if batch.lacking:
+        promise, found = Promise(NAME, "unchecked", batch.lacking), list[Finding]()
+    else:
+        question = Question(arguments.model, model_args, batch.plain, arguments.method)
+        try:
+            held = behaviour_at(arguments.source_model, question, values_of(ckpt), place)
+            promise, found = _on_values(Behaviour.from_json(held), ckpt, blueprint, applied, batch, strict)
+        except (CheckpointError, ValueError) as error:
+            promise = Promise(NAME, "unchecked", "the commit of source_model can't be asked")
+            found = [finding("source-model-error", message=str(error))]
+    log.promises.append(promise)
+    log.add(*found)
+    kept = sum(each.status == "kept" for each in log.promises)
+    told = f"{kept} of {len(log.promises)} promises kept"
+    for place_of, stage in enumerate(log.stages):
+        if stage.name == "verify":
+            status: Status = "failed" if errors(found) else stage.status
+            log.stages[place_of] = replace(stage, status=status, detail=told)
+
+
+def _on_values(
+    then: Behaviour, ckpt: Checkpoint, blueprint: Blueprint, applied: Applied, batch: Batch, strict: bool
+) -> Verdict:
+    if then.uncompared:
+        return _uncompared(then.uncompared)
+
+    def load(model: nn.Module) -> None:
+        model.load_state_dict(applied.state_dict, strict=strict)
+
+    drawn = synthetic.inputs(plain.unpacked(batch.plain))
+    method = "forward" if batch.inputs is None else batch.inputs.method
+    values = "the checkpoint's values"
+    return _verdict(then, blueprint.build, load, drawn, method, applied, ckpt.stored(), values)
 
 
 def on_synthetic_values(

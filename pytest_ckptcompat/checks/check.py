@@ -22,7 +22,7 @@ from . import loader
 from . import value_stages as values
 from .argument_types import AUTO
 from .arguments import Arguments, CheckArguments
-from .behaviour_stage import compare_behaviour
+from .behaviour_stage import compare_behaviour, compare_source
 from .behaviours import Batch
 from .log import Log, Stopped
 from .past_checkpoint import Place, Question, open_past
@@ -240,6 +240,11 @@ class Check:
             with log.reading("verify", files):
                 values.verify_stage(
                     arguments, old, blueprint, source, recipe, applied, self.model, inputs, log
+                )
+            if isinstance(arguments.source_model, str) and is_reference(arguments.source_model):
+                model_args = header.model_arguments(arguments.model_args, ckpt.contents)
+                compare_source(
+                    arguments, ckpt, blueprint, applied, batch, model_args, comparison.fits, self.place, log
                 )
             del applied, old  # with the values that were held for the proofs
         on_cuda = values.forward_stage(arguments, inputs, self.model, schema, reason, log)

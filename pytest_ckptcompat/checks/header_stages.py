@@ -12,6 +12,7 @@ from pytest_ckptcompat.core import collection
 from pytest_ckptcompat.core.errors import AmbiguousError, CheckpointError, ModelError, RecipeError
 from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.core.memory import shown as size_shown
+from pytest_ckptcompat.files.paths import is_reference
 from pytest_ckptcompat.models.blueprint import Blueprint, blueprint
 from pytest_ckptcompat.models.meta_copy import meta_copy, opaque
 from pytest_ckptcompat.recipes.recipe import Recipe
@@ -159,7 +160,8 @@ def build_stage(
 
 def source_stage(source_model: Any, ckpt: Checkpoint, log: Log) -> Blueprint | None:
     """The model that the checkpoint was made for, where it really is: another one proves nothing."""
-    if source_model is None or ckpt.format == "git":  # a commit tells itself what its model computed
+    past = isinstance(source_model, str) and is_reference(source_model)
+    if source_model is None or past or ckpt.format == "git":  # a commit tells what its model computed
         return None
     try:
         source = blueprint(source_model)

@@ -19,12 +19,17 @@ def answer(arguments: dict[str, Any]) -> dict[str, Any]:
             checkpoint.
 
     Returns:
-        ``{"lock": content}``, ``{"behaviour": ...}`` where values were named, or ``{"error": text}``.
+        ``{"lock": content}``, ``{"behaviour": ...}`` where values were named, what
+        `first_misfit.answer_of` says where a checkpoint is to be checked, or ``{"error": text}``.
     """
     sys.dont_write_bytecode = True
     limits = Limits(**arguments["limits"])
     try:
         imported(arguments["model"])  # a name that is wrong is told before torch is imported
+        if "check" in arguments:
+            from .first_misfit import answer_of
+
+            return answer_of(arguments)
         if values := arguments.get("values"):
             return {"behaviour": _on_values(arguments, values, limits)}
         from .locks import lock_of_model

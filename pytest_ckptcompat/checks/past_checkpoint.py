@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from pytest_ckptcompat.checkpoint.contents import Contents
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.imports import importable
 from pytest_ckptcompat.core.limits import DEFAULT, Limits
+from pytest_ckptcompat.core.redaction import is_url
 from pytest_ckptcompat.files.files import Files
 from pytest_ckptcompat.formats.lock import header_of
 from pytest_ckptcompat.history import cache
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FORMAT = "git"
-_JOB = "pytest_ckptcompat.checks.past"
+JOB = "pytest_ckptcompat.checks.past"
+"""The module that answers in a child process."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,12 @@ def behaviour_at(
     return behaviour
 
 
+def values_of(ckpt: Checkpoint) -> dict[str, str | None]:
+    """Where another process, in another folder, finds the values of a checkpoint."""
+    path = ckpt.path if is_url(ckpt.path) else os.path.abspath(ckpt.path)  # noqa: PTH100  # links stay
+    return {"path": path, "state_dict_key": ckpt.state_dict_key or None}
+
+
 def _arguments(reference: Reference, question: Question, place: Place) -> dict[str, Any]:
     today = importable(question.model)
     name = reference.model or today
@@ -143,7 +152,7 @@ def _arguments(reference: Reference, question: Question, place: Place) -> dict[s
 def _asked(reference: Reference, commit: Commit, asked: dict[str, Any], place: Place) -> dict[str, Any]:
     with exported(commit) as tree:
         try:
-            return ask(commit, tree, _JOB, asked, place.timeout)
+            return ask(commit, tree, JOB, asked, place.timeout)
         except ChildError as error:
             lacks = f"; of this commit, {tree.lacks}" if tree.lacks else ""
             raise CheckpointError(

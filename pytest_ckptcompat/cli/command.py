@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from pytest_ckptcompat.core.errors import CheckpointError, RecipeError
 from pytest_ckptcompat.core.redaction import redact
 
-from . import apply, check, diff, lock, operators, rules, show
+from . import apply, bisect, check, diff, init, lock, operators, rules, show
 from .outcome import INTERRUPTED, UNCHECKED, Outcome
 from .output import say, write
 from .parser import Parser
@@ -34,7 +34,7 @@ class Command(Protocol):
         ...
 
 
-COMMANDS: tuple[Command, ...] = (show, diff, check, lock, apply, rules, operators)
+COMMANDS: tuple[Command, ...] = (init, show, diff, check, lock, apply, bisect, rules, operators)
 """In the order in which help lists them."""
 
 

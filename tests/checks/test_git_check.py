@@ -71,7 +71,7 @@ def today(repository, monkeypatch):
         arguments = {"inputs": (2, 3, 8, 8), "device": "cpu"} | arguments
         path, place = arguments.pop("ckpt", "git:HEAD"), arguments.pop("place", Place())
         declared = CheckArguments.of(model="model:Net", **arguments)
-        report = Check(declared, path, open_checkpoint, place=place).run()
+        report = Check(declared, path, lambda key: open_checkpoint(path, key), place=place).run()
         monkeypatch.delitem(sys.modules, "model", raising=False)
         assert repository.state() == state
         return report
@@ -236,3 +236,29 @@ def test_what_can_not_be_had_is_one_finding(today, ckpt):
     report = today(ckpt=ckpt)
     assert rules(report) == ["no-checkpoint"]
     assert report.verdict.startswith(f"{ckpt} was not checked against")
+
+
+def saved(folder):
+    torch.manual_seed(0)
+    held = {
+        "conv.weight": torch.randn(8, 3, 3, 3), "conv.bias": torch.randn(8), "norm.weight": torch.ones(8),
+        "norm.bias": torch.zeros(8), "norm.running_mean": torch.zeros(8), "norm.running_var": torch.ones(8),
+        "norm.num_batches_tracked": torch.tensor(3), "order": torch.tensor([2, 0, 1]),
+        "fc.weight": torch.randn(6, 8), "fc.bias": torch.randn(6), "out2.weight": torch.randn(4, 6), "out2.bias": torch.randn(4),
+    }  # fmt: skip
+    torch.save(held, folder / "net.pth")
+
+
+def test_a_source_model_of_a_commit(today, tmp_path):
+    saved(tmp_path)
+    path, source = str(tmp_path / "net.pth"), {"source_model": "git:HEAD"}
+    report = today(("outputs=4", "outputs=14"), ckpt=path, recipe=GROW, **source)
+    assert report.ok, str(report)
+    kept = {each.name: each for each in report.promises}["function kept"]
+    assert kept.status == "kept"
+    assert kept.detail.endswith("in 2 outputs on the checkpoint's values")
+    report = today(("outputs=4", "outputs=14"), ("F.relu", "F.silu"), ckpt=path, recipe=GROW, **source)
+    assert rules(report) == ["function-changed"]
+    assert stages(report)["verify"][0] == "failed"
+    report = today(ckpt=path, source_model="git:nonsense")
+    assert rules(report) == ["source-model-error"]

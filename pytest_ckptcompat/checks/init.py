@@ -1,0 +1,120 @@
+"""``ckptcompat.toml`` for a repository that has none: against a checkpoint's lock, or the default branch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_ckptcompat.core.errors import CheckpointError, ModelError
+from pytest_ckptcompat.files.atomic_write import whole_file
+from pytest_ckptcompat.files.paths import display
+from pytest_ckptcompat.history.reference import git, repository
+
+from .argument_types import AUTO
+
+if TYPE_CHECKING:
+    from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
+    from pytest_ckptcompat.core.limits import Limits
+
+FILE = "ckptcompat.toml"
+_BRANCHES = ("origin/main", "origin/master", "main", "master")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write` wrote.
+
+    Attributes:
+        files: in the order in which they were written.
+        ckpt: what the check names: a lock, or ``git:REF...``.
+        inputs: ``"auto"`` where the model knows its inputs, else None.
+    """
+
+    files: tuple[str, ...]
+    ckpt: str
+    inputs: str | None
+
+
+def write(model: str, ckpt: Checkpoint | None, limits: Limits) -> Written:
+    """Write the file into the current folder, and the lock of a checkpoint beside it.
+
+    Args:
+        model: ``package.module:name``.
+        ckpt: of which the lock is made; None: the default branch is compared with.
+        limits: caps on what the lock records.
+
+    Raises:
+        CheckpointError: a file is there already or can't be written, the model can't be built or does not fit
+            the checkpoint, or there is no branch to compare with.
+    """
+    from pytest_ckptcompat.checkpoint.lock_writer import lock_of_checkpoint, with_more, write_lock
+    from pytest_ckptcompat.checkpoint.plain_metadata import metadata
+
+    _absent(FILE)
+    inputs = _inputs(model)
+    if ckpt is None:
+        named = f"git:{_default_branch()}..."
+        _write(FILE, _text(model, named, inputs))
+        return Written((FILE,), named, inputs)
+    lock = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', ckpt.name.partition('.')[0]) or 'checkpoint'}.ckpt.json"
+    _absent(lock)
+    content = lock_of_checkpoint(ckpt, lock, plain=metadata(ckpt)[0])
+    if inputs is not None:
+        from .locks import behaviour_of_checkpoint
+
+        content = with_more(
+            content, behaviour=behaviour_of_checkpoint(ckpt, model, {}, inputs, "forward", limits)
+        )
+    write_lock(lock, content)
+    _write(FILE, _text(model, lock, inputs))
+    return Written((lock, FILE), lock, inputs)
+
+
+def _inputs(model: str) -> str | None:
+    from pytest_ckptcompat.forward.declared_inputs import known_inputs
+    from pytest_ckptcompat.models.blueprint import blueprint
+
+    try:
+        made = blueprint(model)
+        return AUTO if known_inputs(made.schema(), made.build) is not None else None
+    except ModelError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _default_branch() -> str:
+    """The branch that pull requests go to, as this clone knows it."""
+    root = repository(Path.cwd())
+    head = git(root, "symbolic-ref", "--short", "-q", "refs/remotes/origin/HEAD", check=False)
+    for branch in filter(None, (head.stdout.decode().strip(), *_BRANCHES)):
+        if not git(root, "rev-parse", "-q", "--verify", f"{branch}^{{commit}}", check=False).returncode:
+            return branch
+    raise CheckpointError(
+        f"there is no branch {', '.join(_BRANCHES[:-1])} or {_BRANCHES[-1]} to compare with: commit first, "
+        "or name a checkpoint: ckptcompat init MODEL CKPT"
+    )
+
+
+def _text(model: str, ckpt: str, inputs: str | None) -> str:
+    name = model.rpartition(":")[2].rpartition(".")[2].lower()
+    named = {"name": name, "ckpt": ckpt, "model": model} | ({"inputs": inputs} if inputs else {})
+    lines = ["[[check]]", *(f"{key} = {json.dumps(value)}" for key, value in named.items())]
+    if inputs is None:
+        lines.append('# inputs = ["1x3x224x224"]  # with them, what the model computes is compared too')
+    return "\n".join([*lines, ""])
+
+
+def _absent(path: str) -> None:
+    if os.path.lexists(path):
+        raise CheckpointError(f"{path} is there already, and is not overwritten: edit it, or remove it first")
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        with whole_file(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise CheckpointError(f"{display(path)} can't be written: {error.strerror or error}") from None

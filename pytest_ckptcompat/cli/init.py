@@ -1,0 +1,58 @@
+"""``ckptcompat init``."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+from .options import ABOUT_CHECKPOINT, add_reading, make_importable, opened, place
+from .outcome import INCOMPATIBLE, OK, Outcome
+from .output import in_colour
+
+if TYPE_CHECKING:
+    import argparse
+
+    from pytest_ckptcompat.checks.init import Written
+
+SUMMARY = "write ckptcompat.toml for a model, and run its check once"
+EXITS = "0 written and it fits, 1 written and it does not fit, 2 not written"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare its arguments."""
+    model = "package.module:name of what gives the model; the current folder is importable"
+    parser.add_argument("model", metavar="MODEL", help=model)
+    told = f"a lock of it gates the model: {ABOUT_CHECKPOINT}; if not given, the default branch does"
+    parser.add_argument("ckpt", metavar="CKPT", nargs="?", help=told)
+    add_reading(parser)
+
+
+def run(options: argparse.Namespace) -> Outcome:
+    """The files, and the report of the check that they declare."""
+    from pytest_ckptcompat.checkpoint.checkpoint import open_checkpoint
+    from pytest_ckptcompat.checks.arguments import CheckArguments
+    from pytest_ckptcompat.checks.check import Check
+    from pytest_ckptcompat.checks.init import write
+    from pytest_ckptcompat.report.terminal import render
+
+    make_importable()
+    here = place(options)
+    ckpt = None if options.ckpt is None else opened(options.ckpt, options)
+    written = write(options.model, ckpt, here.limits)
+    declared = CheckArguments.of(model=options.model, inputs=written.inputs)
+    check = Check(declared, written.ckpt, lambda key: open_checkpoint(written.ckpt, key), place=here)
+    report = check.run()
+    shown = render(report, shutil.get_terminal_size().columns, color=in_colour())
+    text = "\n".join([f"wrote {' and '.join(written.files)}", "", shown, "", *_advice(written)])
+    return Outcome(OK if report.ok else INCOMPATIBLE, text)
+
+
+def _advice(written: Written) -> list[str]:
+    """What to do next: to commit, and what CI needs."""
+    history = written.ckpt.startswith("git:")
+    lines = [f"commit {' and '.join(written.files)}; pytest runs the check from now on"]
+    if history:
+        lines.append("in CI, fetch the history: fetch-depth: 0 for actions/checkout, GIT_DEPTH: 0 in GitLab")
+    if written.inputs is None:
+        lines.append("the model does not tell its inputs: declare them to compare what it computes too")
+    return lines
