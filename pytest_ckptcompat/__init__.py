@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .checks.check import check
     from .checks.load import load
     from .checks.waivers import allow
+    from .core.claim import Claim
     from .core.errors import CheckpointError, MisfitError, RecipeError
     from .core.findings import Finding, Stage
     from .core.tensor_spec import TensorSpec
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Checkpoint": "checkpoint.checkpoint",
     "CheckpointError": "core.errors",
+    "Claim": "core.claim",
     "Edit": "recipes.base",
     "Finding": "core.findings",
     "MisfitError": "core.errors",
@@ -100,6 +102,7 @@ _HOMES = {
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "Claim",
     "Edit",
     "Finding",
     "MisfitError",

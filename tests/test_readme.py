@@ -123,6 +123,22 @@ def test_a_recipe_file_is_what_a_recipe_writes():
 # -- tables ------------------------------------------------------------------------------------------------
 
 
+def test_an_operator_of_one_s_own_is_proved(tmp_path):
+    names = {"__name__": "readme"}
+    exec(block("an operator"), names)
+    flip = names["flip"]
+    torch.save(torch.nn.Linear(3, 4).state_dict(), tmp_path / "net.pth")
+    arguments = {
+        "recipe": pytest_ckptcompat.Recipe(flip("*")), "device": "cpu", "inputs": (2, 3),
+        "source_model": lambda: torch.nn.Linear(3, 4),
+    }  # fmt: skip
+    report = pytest_ckptcompat.check(lambda: torch.nn.Linear(3, 4), tmp_path / "net.pth", **arguments)
+    told = {promise.name: promise.status for promise in report.promises}
+    assert report.ok, str(report)
+    assert told['flip("*"): turned back, the old tensors'] == "kept"
+    assert told["function kept"] == "changed"
+
+
 def test_the_table_of_rules():
     assert set(REMEDIES) == set(RULES)
     rows = [

@@ -16,6 +16,7 @@ from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.verification.loaded import not_finite, tied_conflicts
 
 from . import value_stages as values
+from .completion import target_of
 from .log import Stopped
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _loaded(
     if comparison.mismatched:
         raise Stopped("shapes differ (waived): nothing can be loaded")
     try:
-        applied = recipe.run(ckpt.stored(), schema.state_dict())
+        applied = recipe.run(ckpt.stored(), target_of(recipe, schema, blueprint.build))
         model = blueprint.build()
         state = {key: materialise(value) for key, value in applied.state_dict.items()}
         load_sharded(model, state, strict=comparison.fits)
