@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import CheckpointError
@@ -49,6 +50,17 @@ def metadata(ckpt: Checkpoint) -> tuple[dict[str, Any], list[str]]:
         else:
             found[name], room = kept, room - size
     return found, large
+
+
+def plain_parts(contents: Contents) -> dict[str, Any]:
+    """The parts of a checkpoint, or of what a lock kept of it, that are plain values."""
+    header = contents.header
+    outer: object = header.metadata if header.format == "lock" else header.tree
+    found: dict[str, Any] = {}
+    for name, node in outer.items() if isinstance(outer, dict) else ():
+        with suppress(_NotPlainError):
+            found[str(name)] = _plain(node)
+    return found
 
 
 def arguments_at(contents: Contents, path: str) -> dict[str, Any]:

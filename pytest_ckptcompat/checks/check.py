@@ -14,6 +14,7 @@ from pytest_ckptcompat.files.paths import display_from, is_reference
 from pytest_ckptcompat.forward.declared_inputs import LOOKED_FOR, known_inputs
 from pytest_ckptcompat.forward.inputs import Inputs
 from pytest_ckptcompat.models.blueprint import Blueprint, named
+from pytest_ckptcompat.models.lightning import as_it_was
 from pytest_ckptcompat.models.meta_copy import meta_copy
 from pytest_ckptcompat.models.sharded import Sharded
 
@@ -24,6 +25,7 @@ from .argument_types import AUTO
 from .arguments import Arguments, CheckArguments
 from .behaviour_stage import compare_behaviour, compare_source
 from .behaviours import Batch
+from .lightning_hook import with_hook
 from .log import Log, Stopped
 from .past_checkpoint import Place, Question, open_past
 from .sharded_stages import sharded_stages
@@ -154,6 +156,7 @@ class Check:
         else:
             ckpt, blueprint, schema = header.open_stage(self.open, arguments, log)
             batch = Batch(self._inputs(blueprint, schema, log, ckpt.contents.header.behaviour))
+            blueprint, schema, log.load_hook = with_hook(ckpt, blueprint, schema)
         self.ckpt, self._schema = ckpt, schema
         self._model_name = blueprint.name
         return self._stages(ckpt, blueprint, schema, batch, log)
@@ -256,9 +259,9 @@ class Check:
     def shown_model(self) -> nn.Module:
         """What ``ckpt_model`` gives: the loaded model, or the one on meta where a lock has no values."""
         if self.model is not None:
-            return self.model
+            return as_it_was(self.model)
         assert self._schema is not None
-        return self._schema.eval()
+        return as_it_was(self._schema).eval()
 
 
 def _demand_cuda(log: Log) -> None:

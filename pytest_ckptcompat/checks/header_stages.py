@@ -251,6 +251,8 @@ def compare_stage(
     fits = comparison.fits
     refused = "load-error; " if any(each.rule == "load-error" for each in comparison.findings) else ""
     detail = f"{refused}{comparison.matched} of {comparison.total} keys match"
+    if log.load_hook:
+        detail += f"; {log.load_hook}"
     log.judged("compare", comparison.findings, detail)
     if not fits and log.failed:
         advise(recipe)

@@ -43,6 +43,7 @@ class Log:
         comparison: the model's verdict on the keys; empty until they were compared.
         loader: the function that loaded the model; ``""`` where it was loaded strictly.
         suggestion: a recipe with which the checkpoint would load.
+        load_hook: what became of the model's own hook on the whole checkpoint, if it has one.
         remedy: what the search for one found besides.
         lenient: whether waivers may be unused, because they are for other checkpoints.
     """
@@ -57,6 +58,7 @@ class Log:
     suggestion: Recipe | None = None
     remedy: Remedy | None = None
     lenient: bool = False
+    load_hook: str = ""
     _run: set[Kind] = field(default_factory=set)
     _causes: dict[str, Sequence[Finding]] = field(default_factory=dict)
 
