@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.errors import CheckpointError
-from pytest_ckptcompat.core.tensor_spec import Chunk, Member, TensorSpec
+from pytest_ckptcompat.core.tensor_spec import Chunk, Member, PlainChunk, TensorSpec, contiguous_stride
 from pytest_ckptcompat.files.file import Part
 from pytest_ckptcompat.files.paths import display
 from pytest_ckptcompat.files.read_ahead import Held, ReadAhead
@@ -82,6 +82,9 @@ class Storages:
             yield (chunk, *self._opened(chunk, spec.dtype))
 
     def _opened(self, chunk: Chunk, dtype: str) -> tuple[Source, TensorSpec]:
+        if isinstance(chunk, PlainChunk):
+            block = TensorSpec(dtype, chunk.size, contiguous_stride(chunk.size))
+            return _source(self._file(chunk.file), chunk), block
         part = Part(self._file(chunk.file), chunk.offset, chunk.nbytes)
         try:
             header = read_archive(part, self._contents.limits)

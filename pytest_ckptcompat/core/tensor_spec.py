@@ -53,6 +53,11 @@ class Chunk(Extent):
     size: tuple[int, ...]
 
 
+@dataclass(slots=True, unsafe_hash=True)
+class PlainChunk(Chunk):
+    """A block of a tensor whose bytes are its values, in order, at ``offset``."""
+
+
 @dataclass(slots=True, unsafe_hash=True)  # not frozen: that makes 100,000 of them five times as slow
 class TensorSpec:
     """One row of the table. Where its storage lies is told by the table of storages beside it.

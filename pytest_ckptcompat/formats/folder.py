@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.hooks import hookimpl
-from pytest_ckptcompat.core.tensor_spec import TensorSpec
 from pytest_ckptcompat.files.folders import kind_of
 from pytest_ckptcompat.files.layouts import find
 from pytest_ckptcompat.files.paths import display, inside
 
 from . import dcp, sharded, torch_zip
 from .diagnosis import what_lies_in
-from .pickle_stubs import Dict, Stub
+from .pickle_stubs import Dict, renamed
 
 if TYPE_CHECKING:
     from pytest_ckptcompat.core.header import Header
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
 
 _DEEPEST = 4
 """How many folders may lead from the one that was named to the file."""
-
-_DEEPEST_STATE = 16
-"""How deeply an optimizer's state may be nested."""
 
 
 @hookimpl(tryfirst=True)
@@ -66,7 +62,7 @@ def _with_optimizer(header: Header, path: str, name: str, files: Files, limits: 
     """The weights and the optimizer's state as if they lay in one file: under ``model`` and ``optimizer``."""
     try:
         state = sharded.header_of(inside(path, name), files, limits)
-        tree = _moved(state.tree, name, _DEEPEST_STATE)
+        tree = renamed(state.tree, name)
     except CheckpointError as error:
         return replace(header, remarks=(*header.remarks, f"{name} was not read: {error}"))
     whole = Dict()
@@ -74,21 +70,3 @@ def _with_optimizer(header: Header, path: str, name: str, files: Files, limits: 
     whole.put("optimizer", tree)
     storages = {**header.storages, **{f"{name}:{key}": state.storages[key] for key in state.storages}}
     return replace(header, tree=whole, storages=storages)
-
-
-def _moved(node: object, name: str, deepest: int) -> object:
-    """The same tree with the storages of its tensors named after their file."""
-    if isinstance(node, TensorSpec):
-        return node.within(name)
-    if not deepest:
-        raise CheckpointError("it is nested too deeply")
-    if isinstance(node, Dict):
-        made = Dict(node.kind)
-        for key, value in node.items():
-            made[key] = _moved(value, name, deepest - 1)
-        return made
-    if isinstance(node, (list, tuple)):
-        return type(node)(_moved(value, name, deepest - 1) for value in node)
-    if isinstance(node, Stub):
-        return Stub(node.kind)
-    return node

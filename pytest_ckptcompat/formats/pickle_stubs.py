@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.tensor_spec import TensorSpec
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -192,6 +196,29 @@ class Storage:
 
     def __repr__(self) -> str:
         return f"Storage({self.key!r}, {self.dtype}, {self.numel})"
+
+
+def renamed(node: object, file: str, deepest: int = 16) -> object:
+    """The same tree with the storages of its tensors named after their file, so that several can be joined.
+
+    Objects lose their parts.
+
+    Raises:
+        CheckpointError: it is nested too deeply.
+    """
+    if isinstance(node, TensorSpec):
+        return node.within(file)
+    if not deepest:
+        raise CheckpointError(f"{escape(file)} is nested too deeply to be read together with other files")
+    if isinstance(node, Dict):
+        made = Dict(node.kind)
+        made.attributes = node.attributes
+        for key, value in node.items():
+            made[key] = renamed(value, file, deepest - 1)
+        return made
+    if type(node) in (list, tuple):
+        return type(node)(renamed(value, file, deepest - 1) for value in node)  # type: ignore[call-arg, attr-defined]
+    return Stub(node.kind) if isinstance(node, Stub) else node
 
 
 def is_array(node: object) -> bool:

@@ -77,11 +77,23 @@ def register(manager: PluginManager) -> None:
     """Add the hook's specification and the formats that come with the plugin to a plugin manager."""
     from pytest_ckptcompat.core import hooks as hookspecs
 
-    from . import dcp, folder, lock, safetensors, sharded, torch_legacy, torch_zip
+    from . import (
+        dcp,
+        folder,
+        lock,
+        pickled_arrays,
+        safetensors,
+        safetensors_ranks,
+        sharded,
+        torch_legacy,
+        torch_zip,
+        zipped_checkpoints,
+    )
 
     manager.add_hookspecs(hookspecs)
     # The last one that is registered is asked first.
-    for module in (folder, dcp, sharded, lock, safetensors, torch_legacy, torch_zip):
+    files = (pickled_arrays, zipped_checkpoints, sharded, lock, safetensors, torch_legacy, torch_zip)
+    for module in (folder, safetensors_ranks, dcp, *files):
         manager.register(module, f"ckptcompat-{module.__name__.rpartition('.')[2]}")
 
 

@@ -17,6 +17,7 @@ from pytest_ckptcompat.files.paths import check_inside, inside
 from .pickle_machine import Machine
 from .safe_names import refused
 from .torch_names import Tensors
+from .torch_script import UNSAFE, state_dict_of
 from .zip_directory import Entry, read_directory
 from .zip_members import check_readable, data_offset, read_member
 
@@ -92,7 +93,10 @@ def read_archive(file: File | Part, limits: Limits) -> Header | None:
         read_member(file, pickle), names=tensors.names, persistent=tensors.storage, limits=limits
     )
     tree = machine.load()
-    return Header("torch-zip", tree, _records(file, members, f"{root}/data/", tensors), refused(machine))
+    kind, unsafe = "torch-zip", refused(machine)
+    if f"{root}/constants.pkl" in members:
+        kind, unsafe, tree = "torchscript", UNSAFE, state_dict_of(tree, file, members, root, limits)
+    return Header(kind, tree, _records(file, members, f"{root}/data/", tensors), unsafe)
 
 
 def _check_kind(members: dict[str, Entry], root: str) -> None:
@@ -101,11 +105,6 @@ def _check_kind(members: dict[str, Entry], root: str) -> None:
             raise CheckpointError(
                 f"the zip archive has members outside its folder {escape(root)}: {escape(name)}"
             )
-    if f"{root}/constants.pkl" in members:
-        raise CheckpointError(
-            "it is a TorchScript archive (torch.jit.save): a program with weights. Save the weights alone: "
-            "torch.save(torch.jit.load(path).state_dict(), ...)"
-        )
 
 
 def _check_records(file: File | Part, members: dict[str, Entry], root: str) -> None:

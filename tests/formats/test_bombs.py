@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from bombs import JSONS, PICKLES, in_legacy, in_safetensors, in_zip, members
 from interpreter import run_python
-from raw_zip import Raw, Ref, pickled, tensor
+from raw_zip import Raw, Ref, checkpoint, pickled, tensor
 
 from pytest_ckptcompat import open_checkpoint
 
@@ -64,6 +64,21 @@ def test_pickles_in_the_legacy_layout(path: Path, name: str) -> None:
 def test_pickles_of_distributed_checkpoints(path: Path, name: str) -> None:
     path.mkdir()
     (path / ".metadata").write_bytes(PICKLES[name]() + b".")
+    assert opened(path).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    "name", ["many dicts", "doubled dicts", "nested lists", "integers", "sets of one list"]
+)
+def test_plain_pickles_of_arrays(path: Path, name: str) -> None:
+    path.write_bytes(b"\x80\x02X\5\0\0\0numpy0" + PICKLES[name]()[2:] + b".")
+    assert opened(path).startswith(str(path))
+
+
+def test_the_code_of_torchscript(path: Path) -> None:
+    code = [Raw(b"net/code/%d.py" % n, b"class A(Module):\n" + b"  a : int\n" * 500) for n in range(8000)]
+    archive = checkpoint().plus(Raw(b"net/constants.pkl", b"x"), *code)
+    path.write_bytes(archive.to_bytes())
     assert opened(path).startswith(f"{path}: ")
 
 

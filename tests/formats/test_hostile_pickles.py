@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from interpreter import run_python
-from raw_zip import Raw, checkpoint, pickled, tensor
+from raw_zip import Archive, Raw, checkpoint, pickled, tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 CANARY = "canary_module_xyz"
+CODE = (
+    b"import canary_module_xyz\nclass A(Module):\n  __parameters__ = [__import__('canary_module_xyz').x, ]\n"
+)
 
 
 class Evil:
@@ -81,7 +84,7 @@ from pytest_ckptcompat import open_checkpoint, CheckpointError
 import pytest_ckptcompat.checkpoint.checkpoint, pytest_ckptcompat.checkpoint.wrappers
 from pytest_ckptcompat.formats.registry import built_in, installed
 built_in(), installed()
-allowed = {{os.fspath(p) for p in paths}} | {{p + "/.metadata" for p in paths}} | {{p + "/__0_0.distcp" for p in paths}}
+allowed = {{os.fspath(p) for p in paths}} | {{p + "/.metadata" for p in paths}} | {{p + "/__0_0.distcp" for p in paths}} | {{p + "/data.pkl" for p in paths}}
 seen = []
 def hook(event, args):
     if event == "open" and args[0] in allowed and not (args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
@@ -111,6 +114,11 @@ def variants(folder: Path, name: str, payload: bytes) -> Iterator[Path]:
         "in the legacy layout": _legacy(body),
         "as a plain pickle": body,
         "in the byte order": checkpoint().with_member("byteorder", data=body[:16]).to_bytes(),
+        "as a plain pickle of arrays": body[:2] + b"X\x05\0\0\0numpy0" + body[2:],
+        "in TorchScript": checkpoint(body)
+        .plus(Raw(b"net/constants.pkl", body), Raw(b"net/code/a.py", CODE))
+        .to_bytes(),
+        "in a zip of checkpoints": Archive([Raw(b"policy.pth", checkpoint(body).to_bytes())]).to_bytes(),
         "in an unused member": checkpoint().plus(Raw(b"net/evil.pkl", body)).to_bytes(),
     }.items():
         path = folder / f"{name} {where}.pth".replace("/", "-")
@@ -120,6 +128,11 @@ def variants(folder: Path, name: str, payload: bytes) -> Iterator[Path]:
     distributed.mkdir()
     (distributed / ".metadata").write_bytes(body)
     yield distributed
+    unpacked = folder / f"{name} unpacked"
+    unpacked.mkdir()
+    (unpacked / "data.pkl").write_bytes(body)
+    (unpacked / "version").write_bytes(b"3\n")
+    yield unpacked
 
 
 def _beside(body: bytes) -> bytes:

@@ -105,7 +105,7 @@ def test_damage_is_told(tmp_path: Path, npz: HookRelay) -> None:
 
 def test_without_the_plugin_nobody_knows_it(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", a=np.zeros(3))
-    with pytest.raises(CheckpointError, match=r"a zip archive, but not one of torch\.save"):
+    with pytest.raises(CheckpointError, match=r"is a NumPy archive \(\.npz\)"):
         open_checkpoint(tmp_path / "x.npz")
 
 

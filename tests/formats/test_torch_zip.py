@@ -11,7 +11,7 @@ from interpreter import run_python
 from tensor_zoo import dtypes, layouts, of_dtype
 from torch import nn
 
-from pytest_ckptcompat import CheckpointError, open_checkpoint
+from pytest_ckptcompat import open_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -231,12 +231,6 @@ def test_unsafe_names_what_torch_names(path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_torchscript_is_refused_by_name(path: Path) -> None:
-    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), path)
-    with pytest.raises(CheckpointError, match="TorchScript archive"):
-        open_checkpoint(path)
-
-
 def test_reading_leaves_torch_out(path: Path) -> None:
     torch.save(nn.Linear(2, 2).state_dict(), path)
     out = run_python(

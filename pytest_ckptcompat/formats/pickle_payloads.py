@@ -1,0 +1,114 @@
+"""Pickles without their payloads: byte strings stay in the file, and a reference stands in their place.
+
+A pickle of arrays is a few thousand operations and gigabytes of bytes between them. Here the operations are
+passed over one by one, as ``pickletools`` documents them, and nothing is made of them.
+"""
+
+from __future__ import annotations
+
+from struct import pack
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_ckptcompat.files.file import File
+
+_WINDOW = 1 << 16
+_FIXED = {
+    **dict.fromkeys(b"KqhU\x80\x82\x8a\x8cC", 1),
+    **dict.fromkeys(b"M\x83", 2),
+    **dict.fromkeys(b"JrjTXB\x84\x8b", 4),
+    **dict.fromkeys(b"G\x95\x8d\x8e\x96", 8),
+}
+"""Opcode -> bytes of its argument, or of the length of its argument."""
+
+_COUNTED = frozenset(b"UTXCB\x8a\x8b\x8c\x8d\x8e\x96")
+_LINES = {**dict.fromkeys(b"IFLSVPpg", 1), **dict.fromkeys(b"ci", 2)}
+_BYTES = frozenset(b"CB\x8e\x96TU")
+"""Byte strings; those of Python 2 (T, U) are text as often."""
+
+_FRAME, _STOP = 0x95, 0x2E
+
+
+class Payload:
+    """Bytes of a pickle that stay in the file: where they begin, and how many they are."""
+
+    __slots__ = ("nbytes", "offset")
+
+    def __init__(self, offset: int, nbytes: int) -> None:
+        self.offset = offset
+        self.nbytes = nbytes
+
+
+def without_payloads(file: File, most: int) -> bytes | None:
+    """The pickle with a persistent id, ``(offset, length)``, in the place of every byte string.
+
+    Args:
+        file: begins with the pickle.
+        most: operations and bytes that may remain; beyond that it is not a pickle of arrays.
+
+    Returns:
+        The shorter pickle; None if it is damaged, too long or something else.
+    """
+    out = bytearray()
+    window = _Window(file)
+    at = 0
+    for _ in range(most):
+        opcode = window.byte(at)
+        if opcode is None or len(out) > most:
+            return None
+        if opcode in _LINES:
+            end = at + 1
+            for _ in range(_LINES[opcode]):
+                end = window.line_end(end)
+                if end < 0:
+                    return None
+        else:
+            end = at + 1 + _FIXED.get(opcode, 0)
+        if opcode in _COUNTED:
+            length = int.from_bytes(window.bytes(at + 1, _FIXED[opcode]), "little")
+            begin, end = end, end + length
+            if end > file.size:
+                return None
+            if opcode in _BYTES and not _is_text(opcode, window, begin, length):
+                out += b"\x8a\x08" + pack("<q", begin) + b"\x8a\x08" + pack("<q", length) + b"\x86Q"
+                at = end
+                continue
+            if length > most:
+                return None
+        if opcode != _FRAME:
+            out += window.bytes(at, end - at)
+        if opcode == _STOP:
+            return bytes(out)
+        at = end
+    return None
+
+
+def _is_text(opcode: int, window: _Window, begin: int, length: int) -> bool:
+    """Whether a string of Python 2 is a name rather than an array's bytes."""
+    if opcode not in b"TU" or length > 256:
+        return False
+    return all(32 <= byte < 127 for byte in window.bytes(begin, length))
+
+
+class _Window:
+    """Part of a file, moved along."""
+
+    def __init__(self, file: File) -> None:
+        self._file = file
+        self._begin = 0
+        self._data = b""
+
+    def byte(self, at: int) -> int | None:
+        found = self.bytes(at, 1)
+        return found[0] if found else None
+
+    def bytes(self, at: int, count: int) -> bytes:
+        if not (self._begin <= at and at + count <= self._begin + len(self._data)):
+            self._begin = at
+            self._data = self._file.read_at(at, max(0, min(max(count, _WINDOW), self._file.size - at)))
+        return self._data[at - self._begin : at - self._begin + count]
+
+    def line_end(self, at: int) -> int:
+        """Behind the line that begins here; -1 if it does not end soon."""
+        found = self.bytes(at, 4096).find(b"\n")
+        return -1 if found < 0 else at + found + 1
