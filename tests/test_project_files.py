@@ -8,9 +8,10 @@ import re
 import shlex
 import tomllib
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
-from readme import ROOT
+from readme import ROOT, block
 
 from pytest_ckptcompat.cli import main
 
@@ -139,3 +140,23 @@ def test_the_gate_is_for_every_checkpoint_of_the_examples() -> None:
     saved = {path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").rglob("*.pth")}
     folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "examples").rglob(".metadata")}
     assert gated == saved | folders
+
+
+def test_the_picture_shows_the_report_that_the_readme_quotes() -> None:
+    """Both are what is printed today: the README's is compared with a run, and this one with the README's."""
+    svg = ET.parse(ROOT / "docs/pictures/report.svg")
+    lines: dict[float, str] = {}
+    for text in svg.iter("{http://www.w3.org/2000/svg}text"):
+        line = float(text.attrib["y"])
+        lines[line] = lines.get(line, "") + " " + (text.text or "")
+    shown = [" ".join(line.split()) for line in lines.values()]
+    quoted = [" ".join(line.split()) for line in block("report: failing").splitlines() if line]
+    rows = [line for line in quoted if line.startswith(("rule", "shape-mismatch", "Recipe(", "this recipe"))]
+    assert len(rows) == 5
+    assert set(rows) <= set(shown)
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text()):
+            assert "://" in target or (ROOT / target).exists(), (name, target)

@@ -74,7 +74,7 @@ function show() {
     module.parentElement.hidden = !any;
     module.open = query === "" ? openAtFirst.get(module) : any;
   }
-  found.textContent = `${count} of ${total} keys`;
+  found.textContent = `${count.toLocaleString("en")} of ${total.toLocaleString("en")} keys`;
   const state = new URLSearchParams();
   if (query) state.set("q", box.value.trim());
   if (hidden.size) state.set("hide", [...hidden].join(","));

@@ -261,7 +261,7 @@ def test_search_and_filter_work_in_a_browser(browser: Browse) -> None:
     page = render([Check("t", LAYERS, {"model.layers.17.w": "(4,) f32"})])
     document = browser(page)
     assert len(rows_shown(document)) == 4
-    assert "4 of 4 rows" in document
+    assert "34 of 34 keys" in document
     assert '<div id="tools">' in document
     # a group is found by the keys that it stands for, and only by them
     assert rows_shown(browser(page, "#q=layers.16.w")) == ["model.layers.{0-16,18-31}.w"]
