@@ -22,6 +22,8 @@ _TAKEN = ("source_model", "optimizer", "optimizer_state", "allow", "protect")
 
 SUMMARY = "write the checkpoint that a recipe makes"
 EXITS = "0 written, 1 the recipe does not make it fit, 2 it could not be written"
+RUNS_CODE = True
+"""Operators of a ``conftest.py`` are known to it."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -22,11 +22,14 @@ from .output import in_colour, on_terminal
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
     from pytest_ckptcompat.report.report import Report
 
 SUMMARY = "check that a checkpoint still serves a model, as a marked test does"
 EXITS = "0 it fits, 1 it does not, 2 it could not be checked"
+RUNS_CODE = True
+"""Operators of a ``conftest.py`` are known to it."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +38,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, ARGUMENTS)
     parser.add_argument(
         "--require-cuda", action="store_true", help="fail unless the forward pass ran on CUDA"
+    )
+    parser.add_argument(
+        "--report",
+        action="append",
+        default=[],
+        metavar="FORMAT:PATH",
+        help="write the report: json:PATH, markdown:PATH or html:PATH; repeatable",
     )
     parser.add_argument("-v", "--verbose", action="count", default=0, help="a longer report; -vv: all of it")
     add_reading(parser)
@@ -45,6 +55,7 @@ def run(options: argparse.Namespace) -> Outcome:
     """The report."""
     from pytest_ckptcompat.checks.arguments import CheckArguments
     from pytest_ckptcompat.checks.check import Check
+    from pytest_ckptcompat.report.run_report import target
 
     make_importable()
     arguments = CheckArguments.of(
@@ -57,11 +68,25 @@ def run(options: argparse.Namespace) -> Outcome:
         require_cuda=options.require_cuda,
         place=place(options),
     )
+    targets = [target("--report", text) for text in options.report]
     report = check.run()
+    for kind, path in targets:
+        _write(kind, path, report, f"ckptcompat check {options.ckpt} {report.model}")
     text = report.to_json() if options.json else _rendered(report, options.verbose)
     if any(found.rule in ("no-checkpoint", "model-error") for found in report.errors):
         return Outcome(UNCHECKED, text)
     return Outcome(OK if report.ok else INCOMPATIBLE, text)
+
+
+def _write(kind: str, path: Path, report: Report, title: str) -> None:
+    from pytest_ckptcompat.core.redaction import redact
+    from pytest_ckptcompat.report.run_report import Run, write
+
+    fitting = dict(report.fitting) if kind == "html" else {}
+    try:
+        write(kind, path, Run([(redact(title), {**report.to_dict(), "fitting": fitting})]))
+    except OSError as error:
+        raise ValueError(f"--report {kind}:{path} was not written: {error.strerror or error}") from None
 
 
 def _rendered(report: Report, verbosity: int) -> str:

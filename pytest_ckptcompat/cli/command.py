@@ -10,6 +10,7 @@ from pytest_ckptcompat.core.errors import CheckpointError, RecipeError
 from pytest_ckptcompat.core.redaction import redact
 
 from . import apply, bisect, check, diff, init, lock, operators, rules, show
+from .conftest_hooks import known
 from .outcome import INTERRUPTED, UNCHECKED, Outcome
 from .output import say, write
 from .parser import Parser
@@ -47,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse(arguments)
     try:
-        outcome: Outcome = options.run(options)
+        with known(wanted=options.runs_code):
+            outcome: Outcome = options.run(options)
     except (CheckpointError, RecipeError, ValueError) as error:
         say(redact(str(error)))
         return UNCHECKED
@@ -70,7 +72,8 @@ def _parser() -> Parser:
             name, help=module.SUMMARY, description=text, epilog=f"exit codes: {module.EXITS}"
         )
         module.add_options(command)
-        command.set_defaults(run=module.run, parser=command)
+        runs_code = getattr(module, "RUNS_CODE", False)
+        command.set_defaults(run=module.run, parser=command, runs_code=runs_code)
     if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow
         import_module("argcomplete").autocomplete(parser)
     return parser

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 SUMMARY = "list the operators of recipes, or explain one"
 EXITS = "0 listed, 2 unknown operator"
+RUNS_CODE = True
+"""Operators of a ``conftest.py`` are known to it."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -100,6 +100,25 @@ def used() -> tuple[HookRelay, ...]:
     return (*_used, installed())
 
 
+class _ByName(pluggy.PluginManager):
+    """Takes our hooks by their names, marked or not, as pytest takes those of a ``conftest.py``."""
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        """The options of a hook; None for what is not one."""
+        ours = name.startswith("pytest_ckptcompat_") and callable(getattr(plugin, name))
+        return (super().parse_hookimpl_opts(plugin, name) or {}) if ours else None
+
+
+def of_module(module: object) -> HookRelay:
+    """The hooks that a module implements."""
+    import sys
+
+    manager = _ByName("pytest")
+    manager.add_hookspecs(sys.modules[__name__])
+    manager.register(module)
+    return manager.hook
+
+
 @cache
 def installed() -> HookRelay:
     """The hooks that installed packages implement, outside pytest."""

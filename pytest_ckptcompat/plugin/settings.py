@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pytest_ckptcompat.checks.argument_types import device as device_name
 from pytest_ckptcompat.checks.waivers import severities_of
 from pytest_ckptcompat.core.limits import Limits
+from pytest_ckptcompat.report.run_report import target
 
 from .checkpoints import expand, unique
 from .ini_keys import CKPT_VARIABLE, ini
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     import pytest
 
     from pytest_ckptcompat.core.rules import Severity
-
-FORMATS = ("json", "markdown", "html")
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Settings:
             severities=severities_of(ini(config, "ckpt_severity")),
             limits=_limits(ini(config, "ckpt_limits")),
             git_timeout=_seconds(ini(config, "ckpt_git_timeout")),
-            reports=tuple(_report(text) for text in config.getoption("ckpt_report")),
+            reports=tuple(target("--ckpt-report", text) for text in config.getoption("ckpt_report")),
             update_locks=_update_locks(config),
             width=_width(config),
             verbosity=config.get_verbosity(),
@@ -123,19 +122,6 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < 1e6:
         raise ValueError(f"ckpt_git_timeout={text!r}: write a number of seconds, for example 120")
     return seconds
-
-
-def _report(text: str) -> tuple[str, Path]:
-    kind, _, name = text.partition(":")
-    if kind not in FORMATS or not name:
-        raise ValueError(f"--ckpt-report {text!r}: write json:PATH, markdown:PATH or html:PATH")
-    path = Path(name).absolute()
-    if path.is_dir():
-        raise ValueError(f"--ckpt-report {text!r}: {name} is a folder")
-    above = next(folder for folder in path.parents if folder.exists())  # what is missing below it is made
-    if not above.is_dir():
-        raise ValueError(f"--ckpt-report {text!r}: {name} can't be written: {above} is a file, not a folder")
-    return kind, path
 
 
 def _update_locks(config: pytest.Config) -> bool:

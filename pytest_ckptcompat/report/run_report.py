@@ -7,6 +7,7 @@ import textwrap
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.claim import UNASKED
@@ -17,9 +18,11 @@ from .rows import rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from pytest_ckptcompat.core.rules import Severity
+
+
+FORMATS = ("json", "markdown", "html")
 
 
 @dataclass
@@ -44,6 +47,24 @@ class Run:
         reasons = Counter(self.unchecked.values())
         told = [f"{passed} of {total} checks passed", *(f"{n} {reason}" for reason, n in reasons.items())]
         return f"{'interrupted: ' if self.interrupted else ''}{'; '.join(told)}"
+
+
+def target(option: str, text: str) -> tuple[str, Path]:
+    """The format and the file that ``FORMAT:PATH`` names.
+
+    Raises:
+        ValueError: it has another form, or nothing can be written there.
+    """
+    kind, _, name = text.partition(":")
+    if kind not in FORMATS or not name:
+        raise ValueError(f"{option} {text!r}: use json:PATH, markdown:PATH or html:PATH")
+    path = Path(name).absolute()
+    if path.is_dir():
+        raise ValueError(f"{option} {text!r}: {name} is a folder")
+    above = next(folder for folder in path.parents if folder.exists())  # what is missing below it is made
+    if not above.is_dir():
+        raise ValueError(f"{option} {text!r}: {name} can't be written: {above} is a file, not a folder")
+    return kind, path
 
 
 def told(check: dict[str, Any], width: int, *, in_full: bool) -> list[str]:

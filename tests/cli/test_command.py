@@ -293,6 +293,37 @@ def test_an_interrupted_command_says_so_in_one_line(folder, capsys, monkeypatch)
     assert capsys.readouterr() == ("", "ckptcompat: interrupted\n")
 
 
+def test_the_report_of_a_check_is_written(folder, capsys):
+    files = {"json": "out/r.json", "markdown": "r.md", "html": "r.html"}
+    reports = [f"--report={kind}:{path}" for kind, path in files.items()]
+    assert main(["check", "net.pth", "networks:Grown", *reports]) == 1
+    (check,) = json.loads((folder / "out/r.json").read_text())["checks"]
+    assert check["nodeid"] == "ckptcompat check net.pth networks.Grown"
+    assert check["verdict"] in (folder / "r.md").read_text()
+    assert "does not fit networks.Grown" in (folder / "r.html").read_text()
+    capsys.readouterr()
+    assert main(["check", "net.pth", "networks:Grown", "--report", "xml:r"]) == 2
+    assert (
+        capsys.readouterr().err == "ckptcompat: --report 'xml:r': use json:PATH, markdown:PATH or html:PATH\n"
+    )
+
+
+def test_operators_of_a_conftest_are_known(folder, capsys):
+    (folder / "conftest.py").write_text(
+        "from pytest_ckptcompat import tile\nclass twice(tile): ...\ndef pytest_ckptcompat_operators(): return [twice]\n"
+    )
+    (folder / "twice.toml").write_text(RECIPE.replace("tile", "twice"))
+    arguments = ["check", "net.pth", "networks:Grown", "--recipe", "twice.toml"]
+    assert main(arguments) == 0
+    (folder / "conftest.py").write_text("raise KeyError('pytest_ckptcompat_')\n")
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert "conftest.py, which has hooks of ckptcompat, failed: KeyError" in capsys.readouterr().err
+    (folder / "conftest.py").unlink()
+    assert main(arguments) == 2
+    assert "unknown op 'twice'" in capsys.readouterr().err
+
+
 def test_rules(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["rules"]) == 0
