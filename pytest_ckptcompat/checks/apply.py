@@ -12,6 +12,7 @@ import torch
 
 from pytest_ckptcompat.checkpoint.dcp_writer import check_replaceable, write_dcp
 from pytest_ckptcompat.checkpoint.entries import beside
+from pytest_ckptcompat.checkpoint.optimizer_file import optimizer_beside
 from pytest_ckptcompat.checkpoint.safetensors_writer import write_safetensors
 from pytest_ckptcompat.checkpoint.torch_zip_writer import write_torch_zip
 from pytest_ckptcompat.checkpoint.wrappers import state_dict_at
@@ -23,6 +24,7 @@ from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.redaction import is_meant_as_url, is_url
 from pytest_ckptcompat.files.atomic_write import whole_file
 from pytest_ckptcompat.files.paths import display
+from pytest_ckptcompat.optimizer.state import saved_states
 from pytest_ckptcompat.recipes.recipe import Recipe
 from pytest_ckptcompat.tensors.deferred import DeferredTensor
 from pytest_ckptcompat.tensors.difference import memory as place
@@ -146,6 +148,9 @@ def apply(
         notes += grown_averages(content, checkpoint, inner, recipe, applied, model)
         whole = {**whole, **content.of(others)} if others else content.of(checkpoint.wrapper)
     beside_it = _Beside.of(out, optimizer_state, resuming)
+    path = optimizer_beside(checkpoint.path)
+    if path is not None and optimizer_state is None and not saved_states(checkpoint.wrapper):
+        notes.append(f"{escape(Path(path).name)} beside it is not grown: name it with --optimizer-state")
     nbytes = _write(out, whole)
     notes += beside_it.write()
     notes += [f"{path} is left out: an object of a class" for path in content.left_out]

@@ -128,7 +128,8 @@ class Resuming:
         """Whether the recipe changes nothing that the state is about: no tensor of its shapes, no place."""
         origin = self.applied.origin
         parameters = [name for name, _ in self.model.named_parameters()]
-        places = [key for key in self.checkpoint if key in set(parameters)]
+        buffers = {name for name, _ in self.model.named_buffers()}
+        places = [key for key in self.checkpoint if key not in buffers]
         if places != parameters or any(origin.get(name) != name for name in parameters):
             return False
         shapes = {

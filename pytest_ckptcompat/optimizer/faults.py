@@ -59,9 +59,9 @@ def left_behind(state: State, parameters: Mapping[str, Any], before: Mapping[str
 
 
 def left_out(reasons: Mapping[str, str]) -> list[Finding]:
-    """State that is not carried along though nobody asked for that: its parameters start anew."""
+    """State that is not carried along though nobody asked for that: most such parameters start anew."""
     return [
-        finding("optimizer-missing", name, message=f"its state is left out, since {reason}: it starts anew")
+        finding("optimizer-missing", name, message=f"its state is left out: {reason}")
         for name, reason in reasons.items()
         if reason != RESET
     ]

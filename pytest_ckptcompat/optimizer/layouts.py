@@ -122,10 +122,12 @@ def _complete(
 ) -> State:
     """The state with that of new parameters, where every old one has some."""
     saved, state = resumption.saved, dict(resumption.state)
-    if not state and not resumption.left_out:
+    listed = {name for group in resumption.groups for name in group}
+    left_out = {name: reason for name, reason in resumption.left_out.items() if name in listed - state.keys()}
+    if not state and not left_out:
         return state
-    if resumption.left_out:
-        name, reason = next(iter(resumption.left_out.items()))
+    if left_out:
+        name, reason = next(iter(left_out.items()))
         raise LookupError(
             f"{name} would have none ({reason}), and state filed by name has that of every parameter"
         )

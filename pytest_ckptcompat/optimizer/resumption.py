@@ -109,15 +109,18 @@ class Training:
         found = self.grow(self._untied(state))
         tied = tied_names(self.model)
         placed: dict[str, Mapping[str, Any]] = {}
-        for name, slots in found.state.items():
-            placed.setdefault(tied.get(name, name), slots)
+        lost: dict[str, str] = {}
+        for key, slots in found.state.items():
+            first = placed.setdefault(name := tied.get(key, key), slots)
+            if first is not slots and self.origin.get(key, key) in state:
+                lost[key] = f"it is tied to {name} now, which has a state of its own"
         parameters = dict(self.model.named_parameters())
         left_out = {
             name: reason
             for key, reason in found.left_out.items()
             if (name := tied.get(key, key)) in parameters and name not in placed
         }
-        return Resumption(saved, names, groups, placed, left_out, self.origin)
+        return Resumption(saved, names, groups, placed, left_out | lost, self.origin)
 
     def _groups(self, names: Naming) -> Naming:
         parameters = [name for name, _ in self.model.named_parameters()]
@@ -173,7 +176,7 @@ class Resumption:
         names: the old parameters of each group.
         groups: the new ones.
         state: of the new parameters, by name; one without state starts anew.
-        left_out: a new parameter whose old state is not carried along -> why.
+        left_out: a new key whose old state is not carried along -> why.
         origin: new key -> the old key that it comes from, or None.
     """
 

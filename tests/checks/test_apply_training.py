@@ -307,3 +307,32 @@ def test_other_tensors_of_the_shapes_of_changed_weights_are_told(tmp_path: Path)
     found, [note] = written(tmp_path, content)
     assert found["accumulated"]["head"].shape == (4, 8)
     assert note.startswith("accumulated is kept as it was: tensors in it have the shapes of weights")
+
+
+def test_parameters_that_the_new_model_ties_have_one_state_and_the_other_is_told(tmp_path: Path) -> None:
+    class Apart(Words):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head.weight = nn.Parameter(self.embed.weight.detach().clone())
+
+    content = training(settle(Apart()))
+    content["model"]["head.weight"] = content["model"]["embed.weight"].clone()
+    torch.save(content, tmp_path / "old.pth")
+    ckpt, out = open_checkpoint(tmp_path / "old.pth", "model"), tmp_path / "new.pth"
+    with pytest.raises(MisfitError, match="which is which can't be determined"):
+        apply(ckpt, Words(), Recipe(), out)
+    told = apply(ckpt, Words(), Recipe(), out, source_model=Apart())
+    assert told.notes == (
+        "optimizer is taken along, without the state of head.weight, left out "
+        "(it is tied to embed.weight now, which has a state of its own)",
+    )
+    torch.optim.AdamW(Words().parameters()).load_state_dict(
+        torch.load(tmp_path / "new.pth", weights_only=True)["optimizer"]
+    )
+
+
+def test_a_state_beside_that_was_not_named_is_told(tmp_path: Path) -> None:
+    content = training(settle(Boxes()))
+    torch.save(content["optimizer"], tmp_path / "optimizer.bin")
+    _, notes = written(tmp_path, content["model"], None)
+    assert notes == ("optimizer.bin beside it is not grown: name it with --optimizer-state",)
