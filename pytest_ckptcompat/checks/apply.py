@@ -10,19 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_ckptcompat.checkpoint.dcp_writer import check_replaceable, write_dcp
+from pytest_ckptcompat.checkpoint.dcp_writer import check_replaceable
 from pytest_ckptcompat.checkpoint.entries import beside
 from pytest_ckptcompat.checkpoint.optimizer_file import optimizer_beside
-from pytest_ckptcompat.checkpoint.safetensors_writer import write_safetensors
-from pytest_ckptcompat.checkpoint.torch_zip_writer import write_torch_zip
 from pytest_ckptcompat.checkpoint.wrappers import state_dict_at
 from pytest_ckptcompat.checkpoint.written_object import Content
 from pytest_ckptcompat.checkpoint.written_tensor import Value
 from pytest_ckptcompat.core import memory
 from pytest_ckptcompat.core.errors import CheckpointError, MisfitError
 from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.core.redaction import is_meant_as_url, is_url
-from pytest_ckptcompat.files.atomic_write import whole_file
 from pytest_ckptcompat.files.paths import display
 from pytest_ckptcompat.optimizer.state import saved_states
 from pytest_ckptcompat.recipes.recipe import Recipe
@@ -34,26 +30,23 @@ from .averages import grown_averages
 from .completion import completed
 from .header_stages import compared, open_stage, source_stage
 from .log import Log, Stopped
+from .output import StateOfItsOwn, keep_source, kind_of_output, stored, write, write_state_dict
 from .resuming import Resuming
 from .value_stages import optimizer_holder
 from .waivers import Waiver, settle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from torch import nn
 
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
-    from pytest_ckptcompat.core.tensor_spec import TensorSpec
     from pytest_ckptcompat.recipes.applied import Applied
     from pytest_ckptcompat.verification.comparison import Comparison
 
     from .arguments import CheckArguments
 
 __all__ = ["MisfitError", "Written", "apply", "apply_declared"]
-
-_TORCH = (".pth", ".pt", ".ckpt", ".bin", ".tar")
-_ROOT = "archive"  # torch takes any; one that does not depend on the file's name gives the same bytes
 
 
 @dataclass(frozen=True)
@@ -120,9 +113,9 @@ def apply(
         OSError: the file can't be written.
     """
     out = os.fspath(out_path)
-    kind = _format(out)
+    kind = kind_of_output(out)
     if not force:
-        _keep_source(checkpoint, out)
+        keep_source(checkpoint, out)
         if kind == "folder":
             check_replaceable(out)
     source = None if source_model is None else (lambda: source_model)
@@ -134,10 +127,10 @@ def apply(
     values = _values(applied.state_dict, model)
     resuming = Resuming(checkpoint, recipe, applied, model, source_model, optimizer, allow)
     if kind == "safetensors":
-        beside_it = _Beside.of(out, optimizer_state, resuming)
-        nbytes, told = _write_safetensors(checkpoint, values, out)
+        beside_it = StateOfItsOwn.of(out, optimizer_state, resuming)
+        nbytes, told = write_state_dict(checkpoint, values, out)
         return Written(out, tensors, nbytes, (*told, *beside_it.write()))
-    content = Content(lambda spec: _stored(checkpoint, spec))
+    content = Content(lambda spec: stored(checkpoint, spec))
     notes: list[str] = []
     whole: Any = _state(values, applied, content)
     inner = state_dict_at(checkpoint.wrapper, checkpoint.state_dict_key)
@@ -147,40 +140,14 @@ def apply(
         notes += resuming.rewrite(content, by_name=kind == "folder")
         notes += grown_averages(content, checkpoint, inner, recipe, applied, model)
         whole = {**whole, **content.of(others)} if others else content.of(checkpoint.wrapper)
-    beside_it = _Beside.of(out, optimizer_state, resuming)
+    beside_it = StateOfItsOwn.of(out, optimizer_state, resuming)
     path = optimizer_beside(checkpoint.path)
     if path is not None and optimizer_state is None and not saved_states(checkpoint.wrapper):
         notes.append(f"{escape(Path(path).name)} beside it is not grown: name it with --optimizer-state")
-    nbytes = _write(out, whole)
+    nbytes = write(out, whole)
     notes += beside_it.write()
     notes += [f"{path} is left out: an object of a class" for path in content.left_out]
     return Written(out, tensors, nbytes, tuple(notes))
-
-
-def _format(out: str) -> str:
-    if is_meant_as_url(out):
-        raise ValueError(f"{display(out)} is a URL, and files are written on this machine alone")
-    suffix = Path(out).suffix.lower()
-    if out.endswith(("/", os.sep)) or Path(out).is_dir() or not suffix:
-        return "folder"
-    if suffix == ".safetensors":
-        return "safetensors"
-    if suffix in _TORCH:
-        return "torch"
-    raise ValueError(
-        f"{display(out)}: write a .safetensors or a .pth file, or a folder (which ends with a slash) for a "
-        "distributed checkpoint"
-    )
-
-
-def _keep_source(checkpoint: Checkpoint, out: str) -> None:
-    """Refuse to write over a file that the values come from."""
-    files = {extent.file for extents in checkpoint.contents.header.storages.values() for extent in extents}
-    for file in {checkpoint.path, *files}:
-        if not is_url(file) and os.path.lexists(out) and os.path.exists(file) and os.path.samefile(file, out):  # noqa: PTH110, PTH121
-            raise ValueError(
-                f"{display(out)} is the checkpoint itself, which only --force (force=True) replaces"
-            )
 
 
 def apply_declared(
@@ -279,63 +246,3 @@ def _state(values: Mapping[str, Any], applied: Applied, content: Content) -> Ord
     if (metadata := getattr(applied.state_dict, "_metadata", None)) is not None:
         state._metadata = OrderedDict(metadata)  # type: ignore[attr-defined]
     return state
-
-
-# -- files -------------------------------------------------------------------------------------------------
-
-
-def _write(out: str, whole: Any) -> int:
-    """Write a torch file or a folder; the bytes that it takes."""
-    if _format(out) == "folder":
-        return write_dcp(out, whole)
-    with whole_file(out) as file:
-        write_torch_zip(file, whole, _ROOT)
-    return Path(out).stat().st_size
-
-
-def _write_safetensors(
-    checkpoint: Checkpoint, values: Mapping[str, Any], out: str
-) -> tuple[int, tuple[str, ...]]:
-    for key, value in values.items():
-        if not isinstance(value, Value):
-            raise ValueError(f"{escape(key)} is no tensor, and safetensors holds nothing else: write .pth")
-    with whole_file(out) as file:
-        write_safetensors(file, values, {"format": "pt"})
-    notes = ("the state dict alone: safetensors holds nothing else",) if checkpoint.state_dict_key else ()
-    return Path(out).stat().st_size, notes
-
-
-@dataclass(frozen=True)
-class _Beside:
-    """The state of an optimizer that had a file of its own, grown, for a file of its own again."""
-
-    path: str = ""
-    content: Any = None
-    notes: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, out: str, state: Checkpoint | None, resuming: Resuming) -> _Beside:
-        """Decided before anything is written; nothing where there is no such file."""
-        if state is None:
-            return cls()
-        kind = _format(out)
-        content = Content(lambda spec: _stored(state, spec))
-        notes = tuple(resuming.rewrite(content, state, by_name=kind == "folder"))
-        stem = Path(out.rstrip("/")).with_suffix("") if kind != "folder" else out.rstrip("/")
-        suffix = {"folder": "", "safetensors": ".pt"}.get(kind, Path(out).suffix)
-        return cls(f"{stem}.optimizer{suffix}", content.of(state.wrapper), notes)
-
-    def write(self) -> Iterator[str]:
-        """Write it, and say so; state that is left out whole has no file."""
-        if isinstance(self.content, dict):
-            if self.path.endswith(".optimizer"):
-                write_dcp(self.path, self.content)
-            else:
-                _write(self.path, self.content)
-            yield f"{escape(self.path)} is written beside it"
-        yield from self.notes
-
-
-def _stored(checkpoint: Checkpoint, spec: TensorSpec) -> Value:
-    same = (spec.storage or id(spec), spec.offset, spec.shape, spec.stride)
-    return Value(tuple(spec.shape), getattr(torch, spec.dtype), lambda: checkpoint.materialise(spec), same)
