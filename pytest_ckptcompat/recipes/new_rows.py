@@ -77,6 +77,9 @@ class Fresh:
             (init in _DRAWN and not like.is_floating_point()) or (init == "mean" and like.is_complex())
         ):
             raise operator.unfit(key, f"it holds no real numbers, which init={init} needs")
+        by_old = init in ("mean", "multivariate_normal") or (init == "normal" and declared.std is None)
+        if by_old and isinstance(like, torch.Tensor) and like.numel() == 0:
+            raise operator.unfit(key, f"it has no values, by which init={init} goes")
         fans = (0, 0)
         if init in ("kaiming_uniform", "xavier_uniform"):
             sizes = shape(target.get(key, state.get(key))) or ()
@@ -153,6 +156,8 @@ class Fresh:
 
     def faults(self, old: torch.Tensor, added: torch.Tensor, dim: int) -> Iterator[str]:
         """What is wrong with new rows, told from what `init` means."""
+        if added.numel() == 0:
+            return
         if self.init == "zeros":
             yield from differing(self.key, torch.zeros_like(added), added)
         elif self.init == "constant":
@@ -186,12 +191,12 @@ class Fresh:
         rounding = max(1e-2, torch.finfo(added.dtype).eps)
         near = rounding * std
         added = added.double()
-        if abs(float(added.mean())) > _SIGMAS * std / sqrt(k) + near:
+        if not abs(float(added.mean())) <= _SIGMAS * std / sqrt(k) + near:  # NaN is not, either
             yield f"{name}: the new rows' mean is {magnitude(abs(float(added.mean())))}, not about 0"
         found = float(added.std(correction=0))
-        if abs(found - std) > _SIGMAS * max(error / sqrt(k), std / k) + near:
+        if not abs(found - std) <= _SIGMAS * max(error / sqrt(k), std / k) + near:
             yield f"{name}: the new rows' deviation is {magnitude(found)}, not about {magnitude(std)}"
-        if float(added.abs().max()) > most * (1 + rounding):
+        if not float(added.abs().max()) <= most * (1 + rounding):
             yield f"{name}: a new row has {magnitude(float(added.abs().max()))}, beyond {magnitude(most)}"
 
     def _overall(self, old: torch.Tensor, dim: int) -> float:

@@ -157,16 +157,17 @@ def test_of_views_with_odd_strides_it_makes_what_it_makes_of_copies(example: Exa
 
 
 @each
-def test_every_changed_value_is_noticed(example: Example) -> None:
+@pytest.mark.parametrize("value", [50.0, float("nan")])
+def test_every_changed_value_is_noticed(example: Example, value: float) -> None:
     """One element of any tensor made wrong, by as much as a rounding could never be, breaks a promise."""
     state = example.state()
     growth = Recipe(example.operator).run(state, example.target)
     for key in growth.touched.keys() & growth.state_dict.keys():
-        value = growth.state_dict[key]
-        for place in {0, value.numel() // 2, value.numel() - 1}:
+        made = growth.state_dict[key]
+        for place in {0, made.numel() // 2, made.numel() - 1}:
             wrong = OrderedDict(growth.state_dict)
-            wrong[key] = value.clone()
-            wrong[key].view(-1)[place] = 50.0
+            wrong[key] = made.clone()
+            wrong[key].view(-1)[place] = value
             assert "broken" in verdicts(example, state, wrong), (key, place)
 
 

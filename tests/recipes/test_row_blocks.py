@@ -159,3 +159,17 @@ def test_integers_have_a_mean_and_nothing_that_is_drawn() -> None:
     assert statuses(operator, state, made, {}) == ["kept", "kept"]
     with pytest.raises(RecipeError, match="holds no real numbers"):
         append("w", dim=0, n=2, init="normal").apply(state, {})
+
+
+@pytest.mark.parametrize("init", ["zeros", "normal", "kaiming_uniform", "mean"])
+def test_tensors_without_values(init: Any) -> None:
+    """Rows without columns have no values; a mean of no rows is none."""
+    state = {"w": torch.empty(3, 0)}
+    operator = append("w", dim=0, n=2, init=init, std=1.0 if init == "normal" else None)
+    if init in ("kaiming_uniform", "mean"):
+        with pytest.raises(RecipeError, match=r"no values|by a weight's size"):
+            operator.apply(state, {})
+        return
+    made = operator.apply(state, {})
+    assert made["w"].shape == (5, 0)
+    assert set(statuses(operator, state, made, {})) == {"kept"}

@@ -175,7 +175,7 @@ class fold_batch_norm(Operator):
             apart = ((value - (beta if leaf == "bias" else 0)) * deviation - expected).abs()
             eps = torch.finfo(new.dtype).eps
             scale = size + (value.abs() + (beta.abs() if leaf == "bias" else 0)) * deviation
-            if bool((apart > 4 * eps * scale + torch.finfo(new.dtype).tiny).any()):
+            if not bool((apart <= 4 * eps * scale + torch.finfo(new.dtype).tiny).all()):
                 off = magnitude(float((apart / deviation).max()))
                 yield f"{escape(key)}: max |Δ| {off} from the folded one"
 
