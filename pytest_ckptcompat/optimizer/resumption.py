@@ -158,7 +158,12 @@ class Training:
     def _shared(self, saved: Saved, names: Naming, groups: Naming) -> str:
         """Why nothing can be kept of a state that one parameter has for all of its group, as LBFGS does."""
         flat = [name for group in names for name in group]
-        having = [name for name, slots in saved.named(names).items() if any(map(_is_history, slots.values()))]
+        total = sum(self.old[name].numel() for name in flat)
+        having = [
+            name
+            for name, slots in saved.named(names).items()
+            if any(_is_history(value, total) for value in slots.values())
+        ]
         if len(flat) < 2 or len(having) != len(names):
             return ""
         came = [self.origin.get(name, name) for group in groups for name in group]
@@ -193,8 +198,10 @@ def one_group(parameters: Mapping[str, Any]) -> Naming:
     return [list(parameters)]
 
 
-def _is_history(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and any(hasattr(each, "shape") for each in value)
+def _is_history(value: Any, total: int) -> bool:
+    """Whether it holds tensors of so many elements: all parameters in one row."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return any(tuple(each.shape) == (total,) for each in values if hasattr(each, "shape"))
 
 
 def regrouped(

@@ -202,3 +202,28 @@ def test_zero_moments_beside_a_long_training_are_a_warning(tmp_path: Path) -> No
         _, findings = check_optimizer(torch.optim.Adam, ckpt, recipe, model)
         assert {found.key for found in findings} == warned
         assert {found.rule for found in findings} <= {"optimizer-restart"}
+
+
+def test_a_history_of_all_parameters_together_goes_with_the_first_that_changes(tmp_path: Path) -> None:
+    """LBFGS files its state under one parameter, also before it has a second step to keep."""
+
+    def lbfgs(model: nn.Module, steps: int) -> Any:
+        optimizer = torch.optim.LBFGS(model.parameters(), max_iter=1)
+        for seed in range(steps):
+            for each in model.parameters():
+                each.grad = torch.randn(each.shape, generator=torch.Generator().manual_seed(seed))
+            optimizer.step(lambda: torch.tensor(1.0))
+        return optimizer
+
+    for steps in (1, 3):
+        model = settle(Boxes())
+        content = {"model": model.state_dict(), "optimizer": lbfgs(model, steps).state_dict()}
+        torch.save(content, tmp_path / "net.pth")
+        ckpt = open_checkpoint(tmp_path / "net.pth", "model")
+        for recipe, rows, left in ((Recipe(), 4, 0), (Recipe(tile("out2.*", dim=0)), 14, 19)):
+            new = Boxes(rows)
+            new.load_state_dict(recipe.apply(ckpt.stored(), new.state_dict()))
+            promises, findings = check_optimizer(torch.optim.LBFGS, ckpt, recipe, new)
+            assert [promise.status for promise in promises] == ["kept", "unchecked"]
+            assert len(findings) == left
+            assert all(found.message.endswith("one history of all parameters together") for found in findings)
