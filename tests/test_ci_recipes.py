@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -92,6 +93,25 @@ def test_github_actions(repository: Path) -> None:
     assert run(script, repository, GITHUB_STEP_SUMMARY=str(summary), GITHUB_ACTIONS="true").returncode == 1
     assert "| shape-mismatch | `out2.weight` | `(4, 256) f32` | `(14, 256) f32` |" in summary.read_text()
     assert (repository.parent / "pip.log").read_text() == "install pytest-ckptcompat\n" * 2
+
+
+def test_the_job_that_has_the_weights(repository: Path) -> None:
+    job = yaml.safe_load(block("ci: weights"))["jobs"]["weights"]
+    cache, download = job["steps"][2], job["steps"][4]
+    assert download["if"] == f"steps.{cache['id']}.outputs.cache-hit != 'true'"
+    assert re.fullmatch("[0-9a-f]{40}", str(job["env"]["REVISION"]))
+    hub = repository.parent / "bin/hf"
+    hub.write_text('#!/bin/sh\n[ "$4" = --revision ] && [ ${#5} = 40 ] && mkdir -p "$7" && cp "$3" "$7"\n')
+    hub.chmod(0o755)
+    (repository / "test_net.py").write_text(
+        "import pytest\n@pytest.mark.ckpt_compat(model='onet:Net')\ndef test_net(): ...\n"
+    )
+    (repository / "ckptcompat.toml").unlink()
+    script = "\n".join(step["run"] for step in job["steps"] if "run" in step)
+    assert run(script, repository, REVISION=job["env"]["REVISION"]).returncode == 0
+    assert (repository / "weights/net.pth").exists()
+    grown(repository)
+    assert run(script, repository, REVISION=job["env"]["REVISION"]).returncode == 1
 
 
 def test_gitlab(repository: Path) -> None:

@@ -13,6 +13,7 @@ from readme import BLOCKS, ROOT, TEXT, block, commands
 import pytest_ckptcompat
 from pytest_ckptcompat import Recipe, check
 from pytest_ckptcompat.cli import main
+from pytest_ckptcompat.cli.command import COMMANDS
 from pytest_ckptcompat.core.remedies import REMEDIES
 from pytest_ckptcompat.core.rules import RULES
 from pytest_ckptcompat.recipes.operators import OPERATORS
@@ -68,6 +69,30 @@ def test_the_example_passes(project):
         (project.path / name).write_bytes((ROOT / "examples/onet" / name).read_bytes())
     project.makepyfile(test_example=block("the example"))
     project.runpytest("--ckpt=net.pth", "--ckpt-device=cpu").assert_outcomes(passed=1)
+
+
+def test_the_fixtures(project):
+    for name in ("onet.py", "net.pth"):
+        (project.path / name).write_bytes((ROOT / "examples/onet" / name).read_bytes())
+    project.makepyfile(test_fixtures=block("fixtures"))
+    result = project.runpytest("--ckpt=net.pth", "--ckpt-device=cpu")
+    result.assert_outcomes(passed=8)
+    assert "7 of 7 checks passed" in result.stdout.str()
+
+
+def test_the_contents_are_the_headings():
+    listed = re.findall(r"\[([^\]]+)\]\(#([^)]+)\)", TEXT.partition("Contents:")[2].partition("\n\n")[0])
+    heads = re.findall(r"^## (.*)$", TEXT, re.MULTILINE)
+    assert [name for name, _ in listed] == heads
+    assert [anchor for _, anchor in listed] == [
+        re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads
+    ]
+
+
+def test_the_table_of_exit_codes():
+    for command in COMMANDS:
+        name, codes = command.__name__.rpartition(".")[2], dict(re.findall(r"(\d) ([^,]+)", command.EXITS))
+        assert f"| `{name}` | {' | '.join(codes.get(code, '') for code in '012')} |" in TEXT
 
 
 def test_the_failing_report(onet):
