@@ -129,6 +129,39 @@ def test_gitlab(repository: Path) -> None:
     assert [(repository / path).read_text().count("out2.weight") for path in artifacts["paths"]] == [1]
 
 
+def of_git(folder: Path) -> None:
+    """The gate that ``init`` writes, in a clone whose remote has the release."""
+    (folder / "ckptcompat.toml").unlink()
+    committed(folder)
+    done = run("git branch -M main && git remote add origin . && git fetch -q origin", folder)
+    assert done.returncode == 0, done.stderr
+    done = run("ckptcompat init onet:Net", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_github_actions_against_git(repository: Path) -> None:
+    of_git(repository)
+    steps = yaml.safe_load(block("git: GitHub Actions"))["jobs"]["checkpoints"]["steps"]
+    assert steps[0]["with"] == {"fetch-depth": 0}
+    script = "\n".join(step["run"] for step in steps if "run" in step)
+    assert run(script, repository).returncode == 0
+    grown(repository)
+    done = run(script, repository)
+    assert done.returncode == 1
+    assert "git:origin/main... does not fit onet.Net: 2 mismatched" in done.stdout
+
+
+def test_gitlab_against_git(repository: Path) -> None:
+    of_git(repository)
+    job = yaml.safe_load(block("git: GitLab"))["checkpoints"]
+    assert job["variables"] == {"GIT_DEPTH": 0}
+    grown(repository)
+    run("git update-ref -d refs/remotes/origin/main", repository)  # a runner has no such branch
+    done = run("\n".join(job["script"]), repository)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "git:origin/main... does not fit onet.Net: 2 mismatched" in done.stdout
+
+
 def test_pre_commit(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pre_commit")
     monkeypatch.setenv("PRE_COMMIT_HOME", str(tmp_path / "pre-commit"))

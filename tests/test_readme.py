@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from readme import BLOCKS, ROOT, TEXT, block, commands
+from readme import BLOCKS, ROOT, TEXT, block, commands, normal
 
 import pytest_ckptcompat
 from pytest_ckptcompat import Recipe, check
@@ -110,11 +110,6 @@ def test_the_passing_report(onet):
     if "played by" not in str(report):  # on a card, or on a CPU-only build of torch, the last lines differ
         pytest.skip("another device")
     assert normal(f"{report}\n") == normal(block("report: passing"))
-
-
-def normal(text):
-    """Without what hangs on the machine's arithmetic, and the spaces and line ends that follow from it."""
-    return " ".join(re.sub(r"max \|Δ\| \S+", "max", text).replace("-", "").split())
 
 
 def test_the_commands(onet, tmp_path, monkeypatch, capsys):

@@ -44,3 +44,8 @@ def written(language: str) -> list[Block]:
 def commands(text: str) -> list[str]:
     """The lines of a console block that a user types; what is not typed is output."""
     return [line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ ")]
+
+
+def normal(text: str) -> str:
+    """Without what hangs on the machine's arithmetic, and the spaces and line ends that follow from it."""
+    return " ".join(re.sub(r"max \|Δ\| \S+", "max", text).replace("-", "").split())
