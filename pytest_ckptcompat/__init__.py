@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from .recipes.operators.tile import tile
     from .recipes.operators.widen import widen
     from .recipes.plan import Write
-    from .recipes.recipe import Recipe
+    from .recipes.recipe import Recipe, Release, Releases
     from .report.report import Report
 
 _HOMES = {
@@ -58,6 +58,8 @@ _HOMES = {
     "Operator": "recipes.base",
     "Recipe": "recipes.recipe",
     "RecipeError": "core.errors",
+    "Release": "recipes.recipe",
+    "Releases": "recipes.recipe",
     "Report": "report.report",
     "Stage": "core.findings",
     "TensorSpec": "core.tensor_spec",
@@ -109,6 +111,8 @@ __all__ = [
     "Operator",
     "Recipe",
     "RecipeError",
+    "Release",
+    "Releases",
     "Report",
     "Stage",
     "TensorSpec",

@@ -71,7 +71,7 @@ def write_lock(path: str, content: Content) -> None:
     """
     try:
         with whole_file(path) as file:
-            file.write(_text(content).encode("ascii"))
+            file.write(lock_text(content).encode("ascii"))
     except OSError as error:
         raise CheckpointError(f"{display(path)} can't be written: {error.strerror or error}") from None
 
@@ -94,7 +94,7 @@ def content(
     }
 
 
-def _text(content: Content) -> str:
+def lock_text(content: Content) -> str:
     """JSON with one key a line."""
     return (
         "{\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.core.redaction import public
 from pytest_ckptcompat.files.paths import display_from, is_reference
@@ -17,6 +18,7 @@ from pytest_ckptcompat.models.blueprint import Blueprint, named
 from pytest_ckptcompat.models.lightning import as_it_was
 from pytest_ckptcompat.models.meta_copy import meta_copy
 from pytest_ckptcompat.models.sharded import Sharded
+from pytest_ckptcompat.recipes.recipe import Recipe, Releases
 
 from . import header_stages as header
 from . import loader
@@ -28,6 +30,7 @@ from .behaviours import Batch
 from .lightning_hook import with_hook
 from .log import Log, Stopped
 from .past_checkpoint import Place, Question, open_past
+from .releases import drift_stage, prove_steps
 from .sharded_stages import sharded_stages
 from .suggestion import Adviser
 
@@ -90,6 +93,7 @@ class Check:
         wants_model: load the values even if no stage needs them (``ckpt_model``).
         place: where past commits are looked for, and their answers are kept.
         shown: what the report calls the checkpoint; ``""``: its path.
+        drift: ask whether the checkpoint, the lock of the last release, is what today's model saves.
     """
 
     arguments: CheckArguments
@@ -100,6 +104,7 @@ class Check:
     wants_model: bool = False
     place: Place = field(default_factory=Place)
     shown: str = ""
+    drift: bool = False
     model: nn.Module | None = field(default=None, init=False)
     report: Report | None = field(default=None, init=False)
     ckpt: Checkpoint | None = field(default=None, init=False)
@@ -108,7 +113,7 @@ class Check:
 
     def run(self) -> Report:
         """Run every stage that can be run, and say of the others why they were not."""
-        arguments = self.arguments
+        self.arguments = arguments = _with_recipe(self.arguments)
         log = Log(arguments.allow, self.severities)
         self._model_name = _named(arguments.loader if arguments.model is None else arguments.model)
         on_cuda = False
@@ -205,6 +210,8 @@ class Check:
         self, ckpt: Checkpoint, blueprint: Blueprint, schema: nn.Module, batch: Batch, log: Log
     ) -> bool:
         """What follows the opening of the checkpoint; whether the forward pass ran on a card."""
+        if self.drift:
+            drift_stage(ckpt, schema, log)
         arguments = self.arguments
         source = header.source_stage(arguments.source_model, ckpt, log)
         inputs = batch.inputs
@@ -237,6 +244,8 @@ class Check:
             if ckpt.valueless and arguments.device not in ("none", "rehearse") and not comparison.mismatched:
                 limits = self.place.limits
                 compare_behaviour(ckpt, blueprint, schema, recipe, batch, comparison.fits, limits, log)
+                if isinstance(recipe, Releases):
+                    prove_steps(ckpt, schema, recipe, limits, log)
         else:
             with log.reading("load", files):
                 self.model, applied, old = values.load_stage(ckpt, blueprint, schema, recipe, comparison, log)
@@ -262,6 +271,16 @@ class Check:
             return as_it_was(self.model)
         assert self._schema is not None
         return as_it_was(self._schema).eval()
+
+
+def _with_recipe(arguments: CheckArguments) -> CheckArguments:
+    """The arguments with a recipe that is named by its path read, once; a fault is told by its stage."""
+    if not isinstance(arguments.recipe, str):
+        return arguments
+    try:
+        return replace(arguments, recipe=Recipe.load(arguments.recipe))
+    except RecipeError:
+        return arguments
 
 
 def _demand_cuda(log: Log) -> None:

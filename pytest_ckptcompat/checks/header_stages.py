@@ -15,7 +15,7 @@ from pytest_ckptcompat.core.memory import shown as size_shown
 from pytest_ckptcompat.files.paths import is_reference
 from pytest_ckptcompat.models.blueprint import Blueprint, blueprint
 from pytest_ckptcompat.models.meta_copy import meta_copy, opaque
-from pytest_ckptcompat.recipes.recipe import Recipe
+from pytest_ckptcompat.recipes.recipe import Recipe, Releases
 from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.verification.comparison import Comparison, compare
 from pytest_ckptcompat.verification.source_model import misfit
@@ -68,7 +68,7 @@ def open_stage(
             ckpt, why = chosen(contents, ckpt, schema.state_dict(), arguments.recipe)
     finally:
         if ckpt is not None:
-            note_opened(ckpt, why, log)
+            note_opened(ckpt, why, log, arguments.recipe)
     if ckpt is None:
         log.stop(finding("no-checkpoint", message=ambiguous), "the checkpoint can't be read", "open")
     return ckpt, blueprint, schema
@@ -123,12 +123,29 @@ def opened(
     return ckpt.contents, ckpt, ""
 
 
-def note_opened(ckpt: Checkpoint, why: str, log: Log) -> None:
-    """Note what was opened, and why this state dict of several."""
+def note_opened(ckpt: Checkpoint, why: str, log: Log, recipe: Recipe | str | None = None) -> None:
+    """Note what was opened, why this state dict of several, and which release it is.
+
+    Raises:
+        Stopped: it is of no release.
+    """
     if ckpt.unsafe:
         log.add(finding("unsafe-pickle", message=ckpt.unsafe))
     what = [f"{ckpt.format}, {len(ckpt)} tensors, {size_shown(ckpt.nbytes)}", *ckpt.contents.header.remarks]
-    log.stage("open", "passed", ", ".join([*what, why] if why else what))
+    release = ""
+    if isinstance(recipe, Releases) and ckpt.format != "git":
+        try:
+            release = _released(recipe, ckpt)
+        except RecipeError as error:
+            log.stop(_refused(error), "it is of no release", "open")
+    log.stage("open", "passed", ", ".join(filter(None, (*what, why, release))))
+
+
+def _released(releases: Releases, ckpt: Checkpoint) -> str:
+    state = ckpt.meta()
+    release = releases.release_of(state)
+    others = release.table.other_dtypes(state)
+    return f"release {release.name}" + (f" (other dtypes: {others})" if others else "")
 
 
 def build_stage(
@@ -214,7 +231,8 @@ def recipe_stage(
         advise(recipe)
         log.stop(_refused(error), "the recipe does not apply", "recipe")
     log.add(*protection.broken(protect, applied))
-    log.stage("recipe", "passed", applied.summary)
+    way = f"{recipe.way(ckpt.meta())}: " if isinstance(recipe, Releases) else ""
+    log.stage("recipe", "passed", way + applied.summary)
     return recipe, applied
 
 

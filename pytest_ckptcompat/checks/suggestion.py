@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.errors import raised
 from pytest_ckptcompat.core.findings import Promise
+from pytest_ckptcompat.recipes.recipe import Releases
 from pytest_ckptcompat.report.advice import Remedy
 from pytest_ckptcompat.suggest.budget import SECONDS
 from pytest_ckptcompat.suggest.repair import repair
@@ -63,6 +64,8 @@ class Adviser:
 
     def advise(self, declared: Recipe) -> None:
         """Suggest a recipe in place of a declared one, or of none; a fault in it leaves the verdict."""
+        if isinstance(declared, Releases):
+            return  # one recipe can't stand for several; the check of today's model says what to do
         try:
             found = self._found(declared)
             self.log.suggestion, about = self._proved(found)

@@ -25,7 +25,11 @@ def toml_schema() -> dict[str, Any]:
         "type": "object",
         "additionalProperties": False,
         "anyOf": [{"required": ["model"]}, {"required": ["loader"]}],
-        "properties": {"name": {"type": "string", "description": "the test's id"}, **properties},
+        "properties": {
+            "name": {"type": "string", "description": "the test's id"},
+            "releases": {"type": "string", "description": "path of a releases file: a test for each release"},
+            **properties,
+        },
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

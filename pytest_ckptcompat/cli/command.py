@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from pytest_ckptcompat.core.errors import CheckpointError, RecipeError
 from pytest_ckptcompat.core.redaction import redact
 
-from . import apply, bisect, check, diff, init, lock, operators, rules, show
+from . import apply, bisect, check, diff, init, lock, operators, release, rules, show
 from .conftest_hooks import known
 from .outcome import INTERRUPTED, UNCHECKED, Outcome
 from .output import say, write
@@ -35,7 +35,18 @@ class Command(Protocol):
         ...
 
 
-COMMANDS: tuple[Command, ...] = (init, show, diff, check, lock, apply, bisect, rules, operators)
+COMMANDS: tuple[Command, ...] = (
+    init,
+    show,
+    diff,
+    check,
+    lock,
+    release,
+    apply,
+    bisect,
+    rules,
+    operators,
+)
 """In the order in which help lists them."""
 
 

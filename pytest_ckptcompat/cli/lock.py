@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SUMMARY = "write keys, shapes and dtypes to a small lock file"
 EXITS = "0 written, 2 not written"
 
-_CALL = ("inputs", "method", "model_args")
+CALL = ("inputs", "method", "model_args")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     model = "the model of CKPT: with --inputs, what it computes on synthetic values is recorded"
     parser.add_argument("--model", metavar="MODEL", help=model)
-    add_flags(parser, _CALL)
+    add_flags(parser, CALL)
     parser.add_argument("--at", metavar="REF", help="lock MODEL as it stood at a commit of git")
     parser.add_argument(
         "--no-metadata", action="store_true", help="without the plain values that stand beside the weights"
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> Outcome:
     keys = f"{count:,} key{'' if count == 1 else 's'}"
     hidden = " (noted without its user and query)" if public(options.source) != options.source else ""
     told = [f"{display(options.output)}: {keys} of {display(options.source)}{hidden}", *notes]
-    return Outcome(OK, "\n".join([*told, *_recorded(content)]))
+    return Outcome(OK, "\n".join([*told, *recorded(content)]))
 
 
 def _of_model(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
@@ -61,7 +61,7 @@ def _of_model(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     if options.model:
         raise ValueError(f"--model is for a checkpoint, and {options.source} is a model")
     make_importable()
-    inputs, method, arguments = _call(options)
+    inputs, method, arguments = call(options, options.source)
     if options.at:
         return lock_at(options.source, options.at, arguments, inputs, method, place(options)), []
     limits = Limits.parse(options.limit)
@@ -74,7 +74,7 @@ def _of_checkpoint(options: argparse.Namespace) -> tuple[dict[str, Any], list[st
 
     if options.at:
         raise ValueError("--at is for a model: write lock package.module:name --at REF")
-    inputs, method, arguments = _call(options)
+    inputs, method, arguments = call(options, options.source)
     if bool(options.model) != (inputs is not None):
         raise ValueError("--model and --inputs belong together: what the model computes for them is recorded")
     ckpt = opened(options.source, options)
@@ -93,23 +93,23 @@ def _of_checkpoint(options: argparse.Namespace) -> tuple[dict[str, Any], list[st
     return with_more(content, behaviour=behaviour), notes
 
 
-def _call(options: argparse.Namespace) -> tuple[Declared | None, str, Any]:
+def call(options: argparse.Namespace, source: str) -> tuple[Declared | None, str, Any]:
     """Inputs as a lock notes them, the method, and the model's arguments."""
     from pytest_ckptcompat.checks.argument_types import AUTO, method, model_args
     from pytest_ckptcompat.forward.inputs import Inputs
 
-    given = given_flags(options, _CALL)
+    given = given_flags(options, CALL)
     inputs, arguments = given.get("inputs"), given.get("model_args") or {}
     if arguments:
         model_args("--model-args", arguments)
-    if isinstance(arguments, str) and _is_model(options.source):
-        raise ValueError(f"--model-args {arguments} reads a checkpoint, and {options.source} is a model")
+    if isinstance(arguments, str) and _is_model(source):
+        raise ValueError(f"--model-args {arguments} reads a checkpoint, and {source} is a model")
     if inputs is not None and inputs != AUTO:
         inputs = Inputs.parse(inputs).texts
     return inputs, method("--method", given.get("method", "forward")), arguments
 
 
-def _recorded(content: dict[str, Any]) -> list[str]:
+def recorded(content: dict[str, Any]) -> list[str]:
     """What is said of the outputs that were recorded."""
     behaviour = content.get("behaviour")
     if behaviour is None:

@@ -66,6 +66,18 @@ REMEDIES: dict[str, Remedy] = {
         "A module saved an object of a class as its extra state.",
         "Save plain values in `get_extra_state`; until then the tensors alone are checked.",
     ),
+    "release-unknown": Remedy(
+        'A checkpoint of a branch that was never released, checked with `recipe="releases.toml"`.',
+        "Add its release with a lock and a recipe, or give the checkpoint a recipe of its own.",
+    ),
+    "release-step": Remedy(
+        "The recipe of v1 tiles `out2.weight` and forgets `out2.bias`, which v2 has with 14 rows, too.",
+        "Complete the recipe of the release that is named: it must give every key of the next one's lock.",
+    ),
+    "release-drift": Remedy(
+        "A pull request changes `out2` from 14 to 15 outputs, and there is no release for it.",
+        "Undo the change, or make its release: `ckptcompat release NAME MODEL --releases FILE`.",
+    ),
     "loader-error": Remedy(
         "`load_detector(path)` raises, or returns None.",
         "Mend the loader: it takes the checkpoint's path and returns the loaded model.",

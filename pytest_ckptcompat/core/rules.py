@@ -98,6 +98,14 @@ RULES: dict[str, Rule] = {
             "warn",
             "extra state can't be read without running what the file names; the tensors alone were judged",
         ),
+        Rule("release-unknown", "open", "error", "no release has the keys and shapes of the checkpoint"),
+        Rule("release-step", "recipe", "error", "a release's recipe does not give the next release's table"),
+        Rule(
+            "release-drift",
+            "compare",
+            "error",
+            "today's model saves something else than the last release: make a new one",
+        ),
         Rule("loader-error", "load", "error", "the loader under test raised, or gave no model"),
         Rule(
             "loader-missed",

@@ -112,6 +112,7 @@ class CheckpointCache:
     Attributes:
         rewritten: the lock files that ``--ckpt-lock-update`` has changed.
         missing: path -> what to say of it, for those that were looked for in several folders, in vain.
+        kept: locks that are never rewritten, because they are of releases.
     """
 
     def __init__(self, limits: Limits, hook: HookRelay, *, update_locks: bool = False) -> None:
@@ -121,6 +122,7 @@ class CheckpointCache:
         self._opened: dict[str, Contents | CheckpointError] = {}
         self.rewritten: list[str] = []
         self.missing: dict[str, str] = {}
+        self.kept: set[str] = set()
 
     def contents(self, path: str) -> Contents:
         """What is in the file, its header read now or earlier.
@@ -157,7 +159,7 @@ class CheckpointCache:
         if glob.has_magic(path) and not is_url(path) and not os.path.lexists(path):
             raise CheckpointError(f"{display(path)} matches no file")
         contents = read_contents(path, limits=self._limits, hook=self._hook)
-        if self._update_locks and contents.header.format == "lock":
+        if self._update_locks and path not in self.kept and contents.header.format == "lock":
             from pytest_ckptcompat.checks.locks import update
 
             before, text = contents.header, Path(path).read_bytes()

@@ -109,6 +109,6 @@ def _done(item: pytest.Item, check: Declared) -> Check:
     if done is None or before is not check:
         assert check.path is not None
         wants_model = "ckpt_model" in getattr(item, "fixturenames", ())
-        done = run(item, check.case, check.path, wants_model=wants_model)
+        done = run(item, check.case, check.path, wants_model=wants_model, drift=check.drift)
         item.stash[_DONE] = check, done
     return done

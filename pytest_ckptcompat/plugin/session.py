@@ -30,6 +30,8 @@ class Declared(NamedTuple):
 
     case: CheckArguments
     path: str | None
+    drift: bool = False
+    """Whether today's model is compared with this lock of the last release."""
 
 
 CHECKS = pytest.StashKey[list[Declared]]()
@@ -174,6 +176,7 @@ def run(
     *,
     opened: Checkpoint | None = None,
     wants_model: bool = False,
+    drift: bool = False,
 ) -> Check:
     """Check one case under the settings of this run; the report stays with the test and is shown to hooks."""
     import warnings
@@ -199,6 +202,7 @@ def run(
         severities=chosen.severities,
         require_cuda=chosen.require_cuda,
         wants_model=wants_model,
+        drift=drift,
         place=place(node.config),
         shown=display_from(str(node.config.rootpath), path),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,9 +13,10 @@ import pytest
 from pytest_ckptcompat.checks.arguments import CheckArguments
 from pytest_ckptcompat.checks.waivers import allow
 from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.recipes.release_names import TODAY, locks_of_releases
 
 from .checkpoints import ids
-from .session import CHECKS, Declared, Misstated, named
+from .session import CHECKS, Declared, Misstated, named, resolved, shelf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,7 +115,7 @@ class CheckFile(pytest.File):
         names: set[str] = set()
         for number, table in enumerate(tables):
             try:
-                name, case = _declared(table, number)
+                name, case, releases = _declared(table, number)
                 if name in names:
                     raise _MisstatedError(f"name: there are two checks called {name!r}", table)
             except _MisstatedError as error:
@@ -121,7 +123,10 @@ class CheckFile(pytest.File):
                 yield self._misstated(error, {} if taken else table, number, lines)
                 continue
             names.add(name)
-            yield from self._items(name, case, lines.of(number))
+            if releases:
+                yield from self._of_releases(name, case, releases, lines.of(number, key="releases"))
+            else:
+                yield from self._items(name, case, lines.of(number))
 
     def _misstated(
         self, error: _MisstatedError, table: dict[str, Any], number: int, lines: Lines
@@ -130,6 +135,27 @@ class CheckFile(pytest.File):
         heading = f"check.{error.inner[0]}" if error.inner else "check"
         text = f"{self.nodeid}:{line}: [[{heading}]]: {error}"
         return Misstated.from_parent(self, name=_name(table, number), text=text, line=line - 1)
+
+    def _of_releases(
+        self, name: str, case: CheckArguments, releases: str, line: int
+    ) -> Iterator[pytest.Item]:
+        """A test for each release, from its lock, and one that the last is what today's model saves."""
+        alone = CheckItem.from_parent(self, name=name, checks=[], line=line)
+        (path, *_) = resolved(releases, alone)
+        try:
+            locks = locks_of_releases(path)
+        except RecipeError as error:
+            yield Misstated.from_parent(
+                self, name=name, text=f"{self.nodeid}:{line}: [[check]]: {error}", line=line - 1
+            )
+            return
+        shelf(self.config).kept.update(locks.values())
+        upgraded = replace(case, recipe=path)
+        for release, lock in locks.items():
+            checks = [Declared(upgraded, lock)]
+            yield CheckItem.from_parent(self, name=f"{name}[{release}]", checks=checks, line=line)
+        checks = [Declared(case, lock, drift=True)]
+        yield CheckItem.from_parent(self, name=f"{name}[{TODAY}]", checks=checks, line=line)
 
     def _items(self, name: str, case: CheckArguments, line: int) -> Iterator[CheckItem]:
         alone = CheckItem.from_parent(self, name=name, checks=[], line=line)
@@ -165,13 +191,13 @@ class CheckItem(pytest.Item):
         return self.path, self._line - 1, self.name
 
 
-def _declared(table: dict[str, Any], number: int) -> tuple[str, CheckArguments]:
-    """The name and the case of a table.
+def _declared(table: dict[str, Any], number: int) -> tuple[str, CheckArguments, str]:
+    """The name and the case of a table, and the releases file that it is about, if it is.
 
     Raises:
         _MisstatedError: a key is unknown, missing or of a wrong type.
     """
-    arguments = {key: value for key, value in table.items() if key != "name"}
+    arguments = {key: value for key, value in table.items() if key not in ("name", "releases")}
     name = _name(table, number)
     if name != table.get("name", name):
         raise _MisstatedError(f"name wants a text, not {table['name']!r}", table)
@@ -185,9 +211,24 @@ def _declared(table: dict[str, Any], number: int) -> tuple[str, CheckArguments]:
     if "allow" in table:
         arguments["allow"] = [_waiver(entry, place) for place, entry in enumerate(table["allow"])]
     try:
-        return name, CheckArguments.of(**arguments)
+        return name, CheckArguments.of(**arguments), _releases(table)
     except ValueError as error:
         raise _MisstatedError(str(error), table) from None
+
+
+def _releases(table: dict[str, Any]) -> str:
+    """The path of the releases file; ``""`` where the table is about none.
+
+    Raises:
+        ValueError: it is not a path, or there is something beside it that says what is checked.
+    """
+    releases = table.get("releases", "")
+    if not isinstance(releases, str) or ("releases" in table and not releases.strip()):
+        raise ValueError(f"releases wants the path of a releases file, not {releases!r}")
+    for other in ("ckpt", "recipe", "loader"):
+        if releases and other in table:
+            raise ValueError(f"{other} beside releases: the releases file names the locks and the recipes")
+    return releases
 
 
 def _name(table: dict[str, Any], number: int) -> str:

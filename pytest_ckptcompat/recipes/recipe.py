@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import tomllib
+import os
 from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_ckptcompat.core import collection
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.core.keys import nearest
 from pytest_ckptcompat.core.redaction import public
 from pytest_ckptcompat.recipes.applied import Applied, Step, _Aimed, _left_out, _sources, _touched
 
-from . import registry as extensions
 from .arguments import toml
 from .base import Edit, Operator
 from .plan import State, carry_out
+from .recipe_text import operator_of, parsed, written
+from .release_names import check_names, release_tables
+from .tables import Table, shapes_of
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator, Mapping
 
     from .base import Surroundings
@@ -119,7 +123,7 @@ class Recipe:
         Raises:
             RecipeError: it has something that TOML can't hold, such as a function without a name.
         """
-        return "\n".join(map(_table, self.operators))
+        return "\n".join(map(written, self.operators))
 
     @staticmethod
     def from_toml(text: str) -> Recipe:
@@ -128,10 +132,9 @@ class Recipe:
         Raises:
             RecipeError: it is no TOML, or no recipe.
         """
-        try:
-            content = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"the recipe file is not valid TOML: {error}") from None
+        content = parsed(text)
+        if "release" in content:
+            return Releases.of_tables(content, "")
         tables = content.pop("recipe", [])
         if content:
             raise RecipeError(
@@ -148,18 +151,23 @@ class Recipe:
         """
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             raise RecipeError("a recipe is a list of tables: write [[recipe]]")
-        return Recipe(*(_operator(table, number) for number, table in enumerate(tables, 1)))
+        return Recipe(*(operator_of(table, number) for number, table in enumerate(tables, 1)))
 
     @staticmethod
+    @collection.paused()  # locks are many small objects
     def load(path: str | os.PathLike[str]) -> Recipe:
-        """The recipe in a file.
+        """The recipe in a file, or the `Releases` if it is a releases file.
 
         Raises:
             RecipeError: it can't be read, or is no recipe; the text names the file.
         """
         shown = escape(public(str(path)))
         try:
-            return Recipe.from_toml(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_text(encoding="utf-8")
+            content = parsed(text)
+            if "release" in content:
+                return Releases.of_tables(content, os.path.dirname(path))  # noqa: PTH120  # "" stays ""
+            return Recipe.from_toml(text)
         except OSError as error:
             raise RecipeError(f"{shown}: {error.strerror or error}") from None
         except UnicodeDecodeError:
@@ -168,19 +176,154 @@ class Recipe:
             raise RecipeError(f"{shown}: {error}", rule=error.rule, key=error.key) from None
 
 
-def _table(operator: Operator) -> str:
-    lines = [f"{name} = {toml(value)}" for name, value in operator.table().items()]
-    return "\n".join(["[[recipe]]", *lines, ""])
+class Releases(Recipe):
+    """All releases of a model's checkpoints, and what turns each into the next.
+
+    A state dict is recognised by its keys and shapes. From its release on, the recipes are applied in turn,
+    each for the table of the release after it; what they give is that table, or a `RecipeError`.
+
+    Args:
+        *releases: the oldest first. The last is what today's model saves.
+
+    Raises:
+        RecipeError: a lock can't be read, a name is wrong or taken, or two releases have one header.
+
+    Example::
+
+        grow = Recipe(tile("out2.*", dim=0))
+        Releases(Release("v1", "v1.ckpt.json", grow), Release("v2", "v2.ckpt.json"))
+    """
+
+    def __init__(self, *releases: Release) -> None:
+        for release in releases:
+            if not isinstance(release, Release):
+                raise RecipeError(f"Releases(...) takes Release(name, lock, recipe), not {release!r:.80}")
+        super().__init__(*(operator for release in releases for operator in release.recipe.operators))
+        check_names([release.name for release in releases])
+        if releases[-1].recipe.operators:
+            raise RecipeError(
+                f"release {releases[-1].name!r} is the last: there is none that its recipe leads to"
+            )
+        headers: dict[object, str] = {}
+        for release in releases:
+            if (other := headers.setdefault(release.table.header, release.name)) != release.name:
+                raise RecipeError(
+                    f"releases {other!r} and {release.name!r} have the same keys and shapes: keep one of them"
+                )
+        self.releases = releases
+
+    def __repr__(self) -> str:
+        return f"Releases({', '.join(map(repr, self.releases))})"
+
+    def __eq__(self, other: object) -> bool:
+        return self.releases == other.releases if isinstance(other, Releases) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.releases)
+
+    def release_of(self, state_dict: Mapping[str, Any]) -> Release:
+        """The release with the keys and shapes of a state dict.
+
+        Raises:
+            RecipeError: there is none; the text names the nearest and tells the differences.
+        """
+        header = frozenset(shapes_of(state_dict).items())
+        for release in self.releases:
+            if release.table.header == header:
+                return release
+        apart = [(release.table.differences(state_dict), release.name) for release in reversed(self.releases)]
+        nearest, name = min(apart, key=lambda each: len(each[0]))
+        raise RecipeError(
+            f"no release has these keys and shapes; the nearest is {name}: {nearest}", rule="release-unknown"
+        )
+
+    def way(self, state_dict: Mapping[str, Any]) -> str:
+        """``v1 → v2 → v3``: the releases through which a state dict goes; errors as of `release_of`."""
+        start = self.releases.index(self.release_of(state_dict))
+        return " → ".join(release.name for release in self.releases[start:])
+
+    def completed(self, surroundings: Surroundings) -> Releases:
+        """As `Recipe.completed`, of every release."""
+        return Releases(
+            *(replace(each, recipe=each.recipe.completed(surroundings)) for each in self.releases)
+        )
+
+    def steps(self, state_dict: State, target: State) -> Iterator[Step]:
+        """Run the recipes from the state dict's release on; as `Recipe.steps`.
+
+        Raises:
+            RecipeError: the state dict is of no release, or a recipe does not give the next release's table.
+        """
+        state = state_dict
+        start = self.releases.index(self.release_of(state_dict))
+        for release, following in pairwise(self.releases[start:]):
+            for step in release.recipe.steps(state, following.table.state):
+                yield step
+                state = step.after
+            if apart := following.table.differences(state):
+                raise RecipeError(
+                    f"the recipe of release {release.name} does not give {following.name}: {apart}",
+                    rule="release-step",
+                )
+
+    def to_toml(self) -> str:
+        """The releases as a releases file; errors as of `Recipe.to_toml`."""
+        return "\n".join(map(_release_table, self.releases))
+
+    @staticmethod
+    def of_tables(content: Mapping[str, Any], folder: str) -> Releases:
+        """The releases of a releases file.
+
+        Args:
+            content: the file, parsed.
+            folder: in which it lies; locks are looked for there.
+
+        Raises:
+            RecipeError: it is not one, or as of `Releases`.
+        """
+        found = []
+        for table in release_tables(content):
+            try:
+                recipe = Recipe.from_tables(table.get("recipe", []))
+            except RecipeError as error:
+                raise RecipeError(
+                    f"release {table['name']!r}: {error}", rule=error.rule, key=error.key
+                ) from None
+            found.append(Release(table["name"], os.path.join(folder, table["lock"]), recipe))  # noqa: PTH118
+        return Releases(*found)
 
 
-def _operator(table: Mapping[str, Any], number: int) -> Operator:
-    arguments = dict(table)
-    name = arguments.pop("op", None)
-    kind = extensions.operator(name) if isinstance(name, str) else None
-    if kind is None:
-        known = extensions.operators()
-        near = nearest(name, known, 1) if isinstance(name, str) else []
-        what = f"unknown op {escape(name)!r}" if isinstance(name, str) else "op is missing"
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
-        raise RecipeError(f"operator {number} of the recipe: {what}: {hint}")
-    return kind.of_table(arguments)
+@dataclass(frozen=True)
+class Release:
+    """One release of a model's checkpoints.
+
+    Attributes:
+        name: letters, digits, dots, dashes and underscores; not ``today``.
+        lock: path of its lock file.
+        recipe: what turns it into the next one; empty for the last.
+    """
+
+    name: str
+    lock: str | os.PathLike[str]
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def __repr__(self) -> str:
+        recipe = f", {self.recipe!r}" if self.recipe.operators else ""
+        return f"Release({self.name!r}, {os.fspath(self.lock)!r}{recipe})"
+
+    @cached_property
+    def table(self) -> Table:
+        """Its keys and shapes.
+
+        Raises:
+            RecipeError: the lock can't be read.
+        """
+        try:
+            return Table.read(os.fspath(self.lock))
+        except RecipeError as error:
+            raise RecipeError(f"release {self.name!r}: {error}") from None
+
+
+def _release_table(release: Release) -> str:
+    head = f"[[release]]\nname = {toml(release.name)}\nlock = {toml(os.fspath(release.lock))}\n"
+    return head + "".join(written(operator, "release.recipe") for operator in release.recipe.operators)

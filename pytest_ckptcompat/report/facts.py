@@ -82,6 +82,10 @@ class Facts:
         first = self.errors[0]
         if not self.checkpoint:
             return f"{self.model}: {_one_line(first)}"
+        if first.rule == "release-drift":
+            count = sum(each.rule == first.rule for each in self.errors)
+            keys = f"{count} key{'' if count == 1 else 's'}"
+            return f"{self.model} does not save what {self.checkpoint} has: {keys} differ; {first.message}"
         if first.rule.startswith("loader-"):
             return self._misloaded(first)
         if any(map(_refuses, self.errors)):

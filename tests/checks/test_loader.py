@@ -505,7 +505,7 @@ def test_a_lock_has_keys_to_compare_and_nothing_to_load(files: Path) -> None:
         ({"optimizer": torch.optim.SGD}, "optimizer= can't be checked beside loader="),
         ({"source_model": Net}, "source_model= can't be checked beside loader="),
         ({"loader": 3}, "loader= wants your function"),
-        ({"loader": "strict"}, "loader='strict'"),
+        ({"loader": "strict"}, "loader: 'strict'"),
     ],
 )
 def test_arguments_that_say_nothing_about_a_loader(more: dict[str, Any], said: str) -> None:

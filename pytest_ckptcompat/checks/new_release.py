@@ -1,0 +1,189 @@
+"""A new release: today's model locked, and a draft of what turns the release before it into this one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_ckptcompat.checkpoint.lock_writer import lock_text, write_lock
+from pytest_ckptcompat.core.errors import CheckpointError, ModelError, RecipeError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.limits import DEFAULT, Limits
+from pytest_ckptcompat.files.atomic_write import whole_file
+from pytest_ckptcompat.models.blueprint import blueprint
+from pytest_ckptcompat.recipes.arguments import toml
+from pytest_ckptcompat.recipes.recipe import Recipe, Release, Releases
+from pytest_ckptcompat.recipes.recipe_text import parsed
+from pytest_ckptcompat.recipes.recipe_text import written as operator_text
+from pytest_ckptcompat.recipes.release_names import check_names
+from pytest_ckptcompat.suggest.repair import repair
+from pytest_ckptcompat.verification.comparison import compare
+
+from .locks import lock_of_model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
+    from pytest_ckptcompat.recipes.tables import Table
+
+    from .locks import Declared
+
+
+class NotDueError(ValueError):
+    """There is nothing to release: today's model is the last release, or the name is taken."""
+
+
+@dataclass(frozen=True)
+class NewRelease:
+    """What was written.
+
+    Attributes:
+        name: of the release.
+        path: of the releases file.
+        lock: path of the lock.
+        keys: how many keys the lock has.
+        before: name of the release before; ``""`` if this is the first.
+        recipe: what turns that into this one, verified; None if none was found.
+        recorded: the outputs that the lock recorded, in words; ``""`` for none.
+    """
+
+    name: str
+    path: str
+    lock: str
+    keys: int
+    before: str = ""
+    recipe: Recipe | None = None
+    content: Mapping[str, Any] | None = None
+
+    def __str__(self) -> str:
+        keys = f"{self.keys:,} key{'' if self.keys == 1 else 's'}"
+        told = [f"{escape(self.path)}: release {self.name}, with {escape(self.lock)} ({keys})"]
+        if self.before and self.recipe is None:
+            told.append(
+                f"the recipe of {self.before} is still empty, because none was found: write what turns it "
+                f"into {self.name} as [[release.recipe]] below its [[release]]; until then its check fails"
+            )
+        elif self.before:
+            told.append(
+                f"the recipe of {self.before} gives {self.name}, on shapes: read it before you commit"
+            )
+            told.append(f"    {self.recipe!r}")
+        return "\n".join(told)
+
+
+def release(
+    name: str,
+    model: str,
+    path: str,
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    inputs: Declared | None = None,
+    method: str = "forward",
+    limits: Limits = DEFAULT,
+) -> NewRelease:
+    """Lock today's model as a new release, and append it to a releases file, which is made if need be.
+
+    Args:
+        name: of the release.
+        model: ``package.module:name``.
+        path: of the releases file. The lock is written beside it, in ``locks``.
+        arguments: keyword arguments of the model.
+        inputs: for which the lock records what the model gives; None: it records nothing.
+        method: which method is called.
+        limits: caps on what is recorded.
+
+    Raises:
+        NotDueError: there is nothing to release.
+        CheckpointError: the model can't be built, or a file can't be written.
+        RecipeError: the file is not a releases file, or the name is ill-formed.
+    """
+    check_names([name])
+    text, before = _read(path)
+    if name in (each.name for each in before):
+        raise NotDueError(f"{escape(path)} has a release {name} already")
+    content = lock_of_model(model, arguments, inputs=inputs, method=method, limits=limits)
+    try:
+        schema = blueprint(model, arguments).schema()
+    except ModelError as error:
+        raise CheckpointError(str(error)) from None
+    for other in before:
+        if not other.table.differences(schema.state_dict()):
+            if other is before[-1]:
+                raise NotDueError(
+                    f"{model} saves what the last release has, {other.name}: nothing to release"
+                )
+            older = f"{model} saves what release {other.name} has, which is not the last"
+            raise CheckpointError(f"{older}: two releases with one header can't be told apart")
+    recipe = _draft(before[-1].table, schema) if before else None
+    lock = f"locks/{name}.ckpt.json"
+    place = os.path.join(os.path.dirname(path), lock)  # noqa: PTH118, PTH120  # paths stay text
+    added = _added(text, name, lock, recipe)
+    if Path(place).exists() and Path(place).read_bytes() != lock_text(content).encode("ascii"):
+        raise CheckpointError(f"{escape(place)} is there already, with something else: remove it first")
+    Path(place).parent.mkdir(parents=True, exist_ok=True)
+    write_lock(place, content)
+    _write(path, added)
+    last = before[-1].name if before else ""
+    return NewRelease(name, path, place, len(content["tensors"]), last, recipe, content)
+
+
+def _read(path: str) -> tuple[str, tuple[Release, ...]]:
+    """The releases file as it is, and its releases; nothing where there is none."""
+    if not os.path.lexists(path):
+        return "", ()
+    loaded = Recipe.load(path)
+    if not isinstance(loaded, Releases):
+        raise RecipeError(f"{escape(path)} is a recipe file, and not a releases file: it has no [[release]]")
+    return Path(path).read_text(encoding="utf-8"), loaded.releases
+
+
+def _draft(old: Table, schema: nn.Module) -> Recipe | None:
+    """A recipe that gives exactly what today's model saves; None if none was found."""
+    target = schema.state_dict()
+
+    def differences(recipe: Recipe) -> list[str]:
+        return compare(schema, recipe.apply(old.state, target)).differing
+
+    found = repair(
+        Recipe(), old.state, target, differences, dict(schema.named_modules(remove_duplicate=False))
+    )
+    if found.recipe is None:
+        return None
+    given = found.recipe.apply(old.state, target)
+    same = {key: tuple(value.shape) for key, value in target.items() if hasattr(value, "shape")}
+    return found.recipe if {key: tuple(value.shape) for key, value in given.items()} == same else None
+
+
+def _added(text: str, name: str, lock: str, recipe: Recipe | None) -> str:
+    """The file with the recipe below its last release, and the new release after it.
+
+    Raises:
+        RecipeError: the file is written in a way to which nothing can be added at its end.
+    """
+    indented = [
+        "".join(f"  {line}\n" if line else "" for line in operator_text(each, "release.recipe").splitlines())
+        for each in (recipe.operators if recipe is not None else ())
+    ]
+    head = text if not text or text.endswith("\n") else f"{text}\n"
+    blank = "\n" if head else ""
+    added = f"{head}{''.join(indented)}{blank}[[release]]\nname = {toml(name)}\nlock = {toml(lock)}\n"
+    try:
+        tables = parsed(added)["release"]
+    except RecipeError as error:
+        raise RecipeError(
+            f"nothing can be added to the releases file: write [[release]] tables ({error})"
+        ) from None
+    assert tables[-1]["name"] == name
+    return added
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        with whole_file(path) as file:
+            file.write(text.encode("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{escape(path)} can't be written: {error.strerror or error}") from None

@@ -1,0 +1,91 @@
+"""The names and locks in a releases file, held to their forms before a lock is read."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.core.escape import escape
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+TODAY = "today"
+"""What no release may be called: the check of today's model has this name."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names that can't be told apart, or not be part of a test's name.
+
+    Raises:
+        RecipeError: one is ill-formed or there twice, or there is none.
+    """
+    if not names:
+        raise RecipeError("there is no release: make one with ckptcompat release")
+    for number, name in enumerate(names):
+        if not isinstance(name, str) or not NAME.fullmatch(name) or name == TODAY:
+            raise RecipeError(
+                f"{escape(str(name), 60)!r} is not a name of a release: use letters and digits, then also "
+                f"dots, dashes and underscores, but not {TODAY!r}"
+            )
+        if name in names[:number]:
+            raise RecipeError(f"there are two releases called {name!r}")
+
+
+def locks_of_releases(path: str) -> dict[str, str]:
+    """Name -> path of the lock, of every release in a file; no lock is read.
+
+    Raises:
+        RecipeError: it can't be read, or is not a releases file; the text names it.
+    """
+    shown = escape(path)
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        if "release" not in content:
+            raise RecipeError("it has no [[release]]")
+        folder = os.path.dirname(path)  # noqa: PTH120  # "" stays ""
+        return {each["name"]: os.path.join(folder, each["lock"]) for each in release_tables(content)}  # noqa: PTH118
+    except OSError as error:
+        raise RecipeError(f"{shown}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"{shown}: it is not valid TOML: {error}") from None
+    except RecipeError as error:
+        raise RecipeError(f"{shown}: {error}") from None
+
+
+def release_tables(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The ``[[release]]`` tables of a releases file, each with a right ``name`` and ``lock``.
+
+    Raises:
+        RecipeError: one is ill-formed.
+    """
+    tables = content["release"]
+    if other := [key for key in content if key != "release"]:
+        raise RecipeError(f"unknown {escape(other[0])!r}: a releases file holds [[release]] tables alone")
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise RecipeError("releases are a list of tables: write [[release]]")
+    for number, table in enumerate(tables, 1):
+        place = f"release {number}"
+        if unknown := [key for key in table if key not in ("name", "lock", "recipe")]:
+            raise RecipeError(f"{place}: unknown {escape(unknown[0])!r}: known are name, lock, recipe")
+        if absent := [key for key in ("name", "lock") if key not in table]:
+            raise RecipeError(f"{place}: {absent[0]} is missing")
+        _check_lock(table["lock"], place)
+    check_names([table["name"] for table in tables])
+    return tables
+
+
+def _check_lock(lock: Any, place: str) -> None:
+    inside = isinstance(lock, str) and lock.strip() != "" and "://" not in lock
+    parts = PurePosixPath(lock.replace("\\", "/")).parts if inside else ()
+    if not parts or ".." in parts or PurePosixPath(lock).is_absolute() or PureWindowsPath(lock).drive:
+        shown = escape(str(lock), 80)
+        raise RecipeError(
+            f"{place}: lock={shown!r} is not a file in the folder of the releases file, or below it"
+        )

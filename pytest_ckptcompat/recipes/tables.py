@@ -1,0 +1,139 @@
+"""Tables of keys and shapes, as locks have them: one is recognised, and two are held against each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_ckptcompat.core.errors import CheckpointError, RecipeError
+from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.key_groups import group
+from pytest_ckptcompat.core.limits import DEFAULT
+from pytest_ckptcompat.core.tensor_spec import TensorSpec, shown
+from pytest_ckptcompat.files.files import Files
+from pytest_ckptcompat.formats.lock import pytest_ckptcompat_open as read_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    Shape = tuple[int, ...]
+
+_GROUPS = 3  # of keys that a text lists
+
+
+@dataclass(frozen=True)
+class Differences:
+    """What separates a state dict from a table, key by key.
+
+    Attributes:
+        missing: in the table, not in the state dict.
+        unexpected: in the state dict, not in the table.
+        mismatched: key -> shape in the state dict, shape in the table.
+    """
+
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: dict[str, tuple[Shape, Shape]]
+
+    def __len__(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.mismatched)
+
+    def __str__(self) -> str:
+        return "; ".join(self._kinds())
+
+    def _kinds(self) -> Iterator[str]:
+        for name in ("missing", "unexpected"):
+            if keys := getattr(self, name):
+                yield f"{len(keys)} {name} ({_listed(keys)})"
+        if self.mismatched:
+            alike: dict[tuple[Shape, Shape], list[str]] = {}
+            for key, shapes in self.mismatched.items():
+                alike.setdefault(shapes, []).append(key)
+            told = [f"{_listed(keys)} {old}, not {new}" for (old, new), keys in alike.items()]
+            more = f" and {len(told) - _GROUPS} more" if len(told) > _GROUPS else ""
+            yield f"{len(self.mismatched)} mismatched ({', '.join(told[:_GROUPS])}{more})"
+
+
+class Table:
+    """The keys, shapes and dtypes of a lock file.
+
+    Attributes:
+        specs: key -> its row.
+    """
+
+    def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
+        self.specs = specs
+
+    @staticmethod
+    def read(path: str) -> Table:
+        """The table of a lock file.
+
+        Raises:
+            RecipeError: it can't be read, or is not a lock file.
+        """
+        try:
+            with Files().open(path) as file:
+                header = read_lock(file, DEFAULT)
+        except CheckpointError as error:
+            raise RecipeError(str(error)) from None
+        if header is None or not isinstance(header.tree, dict):
+            raise RecipeError(f"{escape(path)} is not a lock file: write one with ckptcompat lock")
+        return Table({key: spec for key, spec in header.tree.items() if isinstance(spec, TensorSpec)})
+
+    @cached_property
+    def header(self) -> frozenset[tuple[str, Shape]]:
+        """Keys and shapes, by which a checkpoint is recognised."""
+        return frozenset((key, spec.shape) for key, spec in self.specs.items())
+
+    @cached_property
+    def state(self) -> dict[str, torch.Tensor]:
+        """The table on the meta device; tied keys are one tensor."""
+        made: dict[object, torch.Tensor] = {}
+        for spec in self.specs.values():
+            dtype = getattr(torch, spec.dtype, torch.float32)
+            made.setdefault((spec.storage, spec.shape), torch.empty(spec.shape, dtype=dtype, device="meta"))
+        return {key: made[spec.storage, spec.shape] for key, spec in self.specs.items()}
+
+    def differences(self, state: Mapping[str, Any]) -> Differences:
+        """What separates a state dict from it."""
+        shapes = shapes_of(state)
+        both = [key for key in self.specs if key in shapes]
+        return Differences(
+            [key for key in self.specs if key not in shapes],
+            [key for key in shapes if key not in self.specs],
+            {
+                key: (shapes[key], self.specs[key].shape)
+                for key in both
+                if shapes[key] != self.specs[key].shape
+            },
+        )
+
+    def other_dtypes(self, state: Mapping[str, Any]) -> str:
+        """Which keys have another dtype there, in words; ``""`` for none."""
+        alike: dict[tuple[str, str], list[str]] = {}
+        for key, spec in self.specs.items():
+            if isinstance(value := state.get(key), torch.Tensor) and _dtype(value) != spec.dtype:
+                alike.setdefault((_dtype(value), spec.dtype), []).append(key)
+        return ", ".join(f"{_listed(keys)} {new}, not {old}" for (new, old), keys in alike.items())
+
+    def shown(self, key: str) -> str:
+        """Shape and dtype of a key as reports show them; ``""`` if it has none such."""
+        return shown(self.specs[key].shape, self.specs[key].dtype) if key in self.specs else ""
+
+
+def shapes_of(state: Mapping[str, Any]) -> dict[str, Shape]:
+    """Key -> shape, of the tensors of a state dict."""
+    return {key: tuple(value.shape) for key, value in state.items() if hasattr(value, "shape")}
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _listed(keys: list[str]) -> str:
+    groups = group(keys)
+    more = f" and {len(groups) - _GROUPS} more" if len(groups) > _GROUPS else ""
+    return ", ".join(escape(each.pattern, 80) for each in groups[:_GROUPS]) + more
