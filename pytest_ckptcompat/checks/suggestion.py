@@ -102,7 +102,7 @@ class Adviser:
             return found.recipe, [f"Whether it keeps the model's function was not compared: {first.detail}."]
         if first.status == "kept":
             return found.recipe, [f"With it the outputs are those of source_model: {first.detail}."]
-        for variant in found.variants:
+        for variant in found.variants():
             if perf_counter() - began > MOST_SECONDS:
                 break
             promise = self._function(variant)

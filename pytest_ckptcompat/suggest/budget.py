@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from time import perf_counter
+from typing import TYPE_CHECKING, TypeVar
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+T = TypeVar("T")
 SECONDS = 2.0
+_OFTEN = 256
+"""Items between two looks at the clock."""
 
 
 class OutOfTime(Exception):  # noqa: N818  # the search stops, and that is not an error
@@ -27,6 +34,13 @@ class Budget:
         if self.left <= 0:
             self.spent = True
             raise OutOfTime
+
+    def each(self, items: Iterable[T]) -> Iterator[T]:
+        """The items, for as long as there is time."""
+        for place, item in enumerate(items):
+            if not place % _OFTEN:
+                self.check()
+            yield item
 
     @property
     def left(self) -> float:

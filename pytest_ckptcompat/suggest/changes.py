@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from .budget import Budget
 from .layers import layers_of
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Changes:
         modules: its modules by their paths, as far as they are known.
         ties: the model's keys -> what those of one tensor have in common.
         old_ties: likewise the checkpoint's.
+        budget: the time for explaining them.
     """
 
     checkpoint: Shapes
@@ -36,12 +38,13 @@ class Changes:
     modules: Modules = field(default_factory=dict)
     ties: Mapping[str, object] = field(default_factory=dict)
     old_ties: Mapping[str, object] = field(default_factory=dict)
+    budget: Budget = field(default_factory=Budget)
 
     @cached_property
     def changed(self) -> dict[str, Change]:
         """Keys with two shapes, the checkpoint's and the model's, in the checkpoint's order."""
         found: dict[str, Change] = {}
-        for key, old in self.checkpoint.items():
+        for key, old in self.budget.each(self.checkpoint.items()):
             new = self.model.get(key)
             if old is not None and new is not None and old != new:
                 found[key] = old, new
@@ -50,7 +53,7 @@ class Changes:
     @cached_property
     def layers(self) -> dict[str, Layer]:
         """How to read the weights that both have."""
-        return layers_of(self.checkpoint, self.model, self.modules)
+        return layers_of(self.checkpoint, self.model, self.modules, self.budget)
 
     @cached_property
     def order(self) -> dict[str, int]:

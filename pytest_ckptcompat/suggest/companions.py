@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from pytest_ckptcompat.recipes.plan import State
 
+    from .budget import Budget
     from .templates import Shape, Shapes
 
 _TOGETHER = {"weight norm": ("_g", "_v"), "spectral norm": ("_orig", "_u"), "pruning": ("_orig", "_mask")}
@@ -61,12 +62,12 @@ class Apart(NamedTuple):
     kinds: set[str]
 
 
-def set_apart(checkpoint: Shapes, model: Shapes) -> Apart:
+def set_apart(checkpoint: Shapes, model: Shapes, budget: Budget) -> Apart:
     """Find the parts of weights that one side has whole.
 
     Renamed, one part would pass for the weight, and dropped, the others' numbers would be lost.
     """
-    olds, news = dict(_parts(checkpoint)), dict(_parts(model))
+    olds, news = (dict(_parts(shapes, budget)) for shapes in (checkpoint, model))
     old_kinds, new_kinds = ({kind for kind, _ in parts.values()} for parts in (olds, news))
     one_sided = old_kinds ^ new_kinds
     apart = Apart(set(), set(), old_kinds - new_kinds)
@@ -84,10 +85,10 @@ def set_apart(checkpoint: Shapes, model: Shapes) -> Apart:
     return apart
 
 
-def _parts(keys: Collection[str]) -> Iterator[tuple[str, tuple[str, str]]]:
+def _parts(keys: Collection[str], budget: Budget) -> Iterator[tuple[str, tuple[str, str]]]:
     """Keys of parts, each with its kind and the key that the weight would have in one piece."""
     adapted = {found["module"] for key in keys if (found := _ADAPTED.fullmatch(key))}
-    for key in keys:
+    for key in budget.each(keys):
         if found := _PARAMETRIZED.fullmatch(key):
             yield key, ("parametrisation", found["module"] + found["leaf"])
         elif found := _ADAPTED.fullmatch(key):

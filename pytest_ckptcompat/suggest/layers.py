@@ -18,6 +18,7 @@ from .fusing import APART, FUSED
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from .budget import Budget
     from .templates import Shapes
 
 Modules = Mapping[str, nn.Module]
@@ -41,10 +42,10 @@ class Layer(NamedTuple):
         return self.groups <= 1
 
 
-def layers_of(checkpoint: Shapes, model: Shapes, modules: Modules) -> dict[str, Layer]:
+def layers_of(checkpoint: Shapes, model: Shapes, modules: Modules, budget: Budget) -> dict[str, Layer]:
     """How to read the weights that both have."""
     found = {}
-    for key, old in checkpoint.items():
+    for key, old in budget.each(checkpoint.items()):
         new = model.get(key)
         if old is not None and new is not None and len(old) == len(new) > 1:
             weight = _WEIGHT.fullmatch(key)

@@ -17,7 +17,7 @@ from .steps import Step
 from .templates import template
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from .changes import Changes, Sizes
     from .templates import Shapes
@@ -36,7 +36,7 @@ def layerwise(changes: Changes, left: Collection[str]) -> Explained:
     """
     look = _Look(changes)
     found = Explained()
-    for key in left:
+    for key in changes.budget.each(left):
         step = look.step(key, *changes.changed[key])
         if step is None:
             found.barred.add(key)
@@ -111,7 +111,7 @@ class _Look:
 
     def _given(self, shapes: Shapes) -> dict[int, int]:
         given: dict[int, int] = {}
-        for key, shape in shapes.items():
+        for key, shape in self.changes.budget.each(shapes.items()):
             place = self.changes.order.get(key)
             if place is None or shape is None or len(shape) < 2:
                 continue
@@ -132,7 +132,8 @@ class _Look:
     @cached_property
     def _numbered(self) -> dict[str, set[tuple[int, int]]]:
         """Module -> how many numbered children lists in it had, and have."""
-        olds, news = (_lists(keys) for keys in (self.changes.checkpoint, self.changes.model))
+        each = self.changes.budget.each
+        olds, news = (_lists(each(keys)) for keys in (self.changes.checkpoint, self.changes.model))
         counts: dict[str, set[tuple[int, int]]] = {}
         for path, numbers in olds.items():
             counts.setdefault(path.rpartition(".")[0], set()).add((len(numbers), len(news.get(path, ()))))
@@ -161,7 +162,7 @@ class _Look:
         return bias is not None and weight is not None and len(bias) == 1 and bias[0] in weight
 
 
-def _lists(keys: Collection[str]) -> dict[str, set[str]]:
+def _lists(keys: Iterable[str]) -> dict[str, set[str]]:
     """Modules with numbered children -> the numbers."""
     lists: dict[str, set[str]] = {}
     for key in keys:

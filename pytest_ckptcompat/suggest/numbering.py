@@ -53,8 +53,7 @@ def renumbered(
         budget: the time that is left.
     """
     for branches in (False, True):
-        parents, others = _children(current, branches), _children(model, branches)
-        budget.check()
+        parents, others = (_children(shapes, branches, budget) for shapes in (current, model))
         for parent, old in parents.items():
             new = others.get(parent, {})
             if (
@@ -104,9 +103,9 @@ def _ordered(
     return whole and not stay and not isinstance(module, nn.ModuleDict)
 
 
-def _children(shapes: Shapes, branches: bool) -> dict[_Parent, Children]:
+def _children(shapes: Shapes, branches: bool, budget: Budget) -> dict[_Parent, Children]:
     parents: dict[_Parent, Children] = {}
-    for key, shape in shapes.items():
+    for key, shape in budget.each(shapes.items()):
         for number in _NUMBER.finditer(key):
             before, rest, branch = key[: number.start()], key[number.end() :], ""
             if branches:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from itertools import chain
+from math import inf
 from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.keys import select
+
+from .budget import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -16,11 +19,12 @@ if TYPE_CHECKING:
 class Globs:
     """Globs over keys, counted and not matched, so that the cost grows with the keys and not their square."""
 
-    def __init__(self, keys: Iterable[str]) -> None:
+    def __init__(self, keys: Iterable[str], budget: Budget | None = None) -> None:
         self._counts: Counter[str] = Counter()
         self._by_first: dict[str, list[str]] = {}
         self._keys = frozenset(keys)
-        for key in self._keys:
+        self._budget = budget or Budget(inf)
+        for key in self._budget.each(self._keys):
             self._counts.update(_patterns(key))
             self._by_first.setdefault(_first(key), []).append(key)
 
@@ -29,12 +33,13 @@ class Globs:
         left = dict.fromkeys(chosen)
         if len(left) < 2:
             return list(left)
-        counts = Counter(chain.from_iterable(map(_patterns, left)))
+        counts = Counter(chain.from_iterable(map(_patterns, self._budget.each(left))))
         free = {pattern for pattern, count in counts.items() if count == self._counts[pattern]}
         free -= self._keys  # what is itself a key names that one alone
         patterns = []
         everything = frozenset(left)
         while left:
+            self._budget.check()
             pattern, matched = self._widest(next(iter(left)), left, counts, free, everything)
             patterns.append(pattern)
             for key in matched:

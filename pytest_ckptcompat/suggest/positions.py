@@ -49,7 +49,7 @@ def positions(changes: Changes, left: Collection[str]) -> Explained:
     found = Explained()
     keys = [
         key
-        for key in filter(is_position, left)
+        for key in filter(is_position, changes.budget.each(left))
         if not isinstance(changes.modules.get(module_of(key)), (nn.Linear, _ConvNd))
     ]
     pictures, tokens = (_seen_by(changes), _tokens(changes)) if keys else (set(), {})

@@ -113,8 +113,8 @@ def _evidence(current: Shapes, model: Shapes, reshaped: bool, budget: Budget) ->
     found: dict[tuple[tuple[str, str], ...], Evidence] = {}
     for most in (ALL, *_COUNTS, NONE):
         budget.check()
-        old = by_template((key for key in current if key not in model), most)
-        new = by_template((key for key in model if key not in current), most)
+        old = by_template((key for key in budget.each(current) if key not in model), most)
+        new = by_template((key for key in budget.each(model) if key not in current), most)
         if most in _COUNTS and not _counted_otherwise(old, new):
             continue
         if reshaped:

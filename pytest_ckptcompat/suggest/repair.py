@@ -56,7 +56,7 @@ def repair(
         recipe=None if found.recipe is None else _both(declared, found.recipe),
         partial=None if found.partial is None else _both(declared, found.partial),
         choices=tuple(_both(declared, each) for each in found.choices),
-        variants=tuple(_both(declared, each) for each in found.variants),
+        variants=lambda: (_both(declared, each) for each in found.variants()),
     )
 
 

@@ -105,7 +105,7 @@ def _merged(steps: Mapping[str, tuple[Step, ...]], changes: Changes) -> list[Ste
         if tensor not in firsts:
             firsts.add(tensor)
             alike.setdefault(repr(several), []).append(key)
-    globs = Globs(changes.checkpoint)
+    globs = Globs(changes.checkpoint, changes.budget)
     return [
         Step(step.operator, (pattern, *step.arguments), step.options)
         for chosen in alike.values()

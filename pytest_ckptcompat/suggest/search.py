@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from pytest_ckptcompat.recipes.operators import OPERATORS
 from pytest_ckptcompat.recipes.recipe import Recipe
 from pytest_ckptcompat.tensors.difference import memory
 
-from .budget import Budget
+from .budget import Budget, OutOfTime
 from .changes import Changes
 from .companions import folds, set_apart
 from .fusing import fuses
@@ -23,7 +24,7 @@ from .renaming import renames
 from .reshaping import reshapes
 from .steps import Step
 from .submodels import is_wrapper, submodels
-from .variants import variants
+from .variants import VARYING, variants
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -65,7 +66,7 @@ class Suggestion:
     stopped: bool = False
     too_long: int = 0
     parts: frozenset[str] = frozenset()
-    variants: tuple[Recipe, ...] = ()
+    variants: Callable[[], Iterable[Recipe]] = tuple
 
 
 def suggest(
@@ -142,7 +143,7 @@ class _Search:
                     recipe,
                     dropped=self._trained(drops, renamed),
                     stopped=self.budget.spent,
-                    variants=tuple(self._variants(recipe)),
+                    variants=functools.partial(self._variants, recipe),
                 )
             left = after if left is None else left
         partial = _recipe(steps) if left is not None and len(left) < len(at_first) else None
@@ -168,42 +169,64 @@ class _Search:
         return None if recipe is None or self._left(recipe) != [] else recipe
 
     def _steps(self) -> tuple[list[Step], dict[str, Shape], set[str]]:
-        """The steps, the checkpoint under its last names, and the keys that will share another's tensor."""
+        """The steps, the checkpoint under its last names, and the keys that will share another's tensor.
+
+        Where the time is over, the steps found until then, and no keys.
+        """
+        steps: list[Step] = []
+        try:
+            renamed, tied = self._explained(steps)
+        except OutOfTime:
+            return steps, {}, set()
+        return steps, renamed, tied
+
+    def _explained(self, steps: list[Step]) -> tuple[dict[str, Shape], set[str]]:
         folding, folded = folds(self.raw, self.target)
-        apart = set_apart(folded, self.model)
+        steps += folding
+        apart = set_apart(folded, self.model, self.budget)
         self.kinds = frozenset(apart.kinds)
         seen = {key: shape for key, shape in folded.items() if key not in apart.checkpoint}
         model = {key: shape for key, shape in self.model.items() if key not in apart.model}
         fusing, fused, joined = fuses(seen, model)
+        steps += fusing
         hidden = {key for key in fused if key in joined}
         named = {key: shape for key, shape in fused.items() if key not in hidden}
         wanted = {key: shape for key, shape in model.items() if key not in joined}
         renaming, renamed = renames(named, wanted, self.modules, self.budget)
+        steps += renaming
         self.origin = dict(zip(renamed, named, strict=True))
+        known = [key for key in renamed if self.model.get(key) is not None]
+        ties = {key: memory(self.target[key]) for key in self.budget.each(known)}
         old_ties = {
             key: memory(self.raw[old])
-            for key, old in self.origin.items()
+            for key, old in self.budget.each(self.origin.items())
             if self.checkpoint.get(old) is not None
         }
-        ties = {key: memory(self.target[key]) for key in renamed if self.model.get(key) is not None}
-        reshaping = reshapes(Changes(renamed, wanted, self.modules, ties, old_ties))
+        steps += reshapes(Changes(renamed, wanted, self.modules, ties, old_ties, self.budget)).steps
         shared = _ties(renamed, wanted, self.target)
-        steps = [*folding, *fusing, *renaming, *reshaping.steps, *(Step("tie", (keys,)) for keys in shared)]
+        steps += [Step("tie", (keys,)) for keys in shared]
         rest = {key: folded.get(key) for key in (*apart.checkpoint, *hidden)}
         self.lost = frozenset(apart.checkpoint)
-        return steps, {**renamed, **rest}, {key for keys in shared for key in keys}
+        return {**renamed, **rest}, {key for keys in shared for key in keys}
 
     def _dropped(self, renamed: Mapping[str, Shape], tied: Collection[str]) -> list[str]:
         """Patterns for what the model lacks, if nothing else is left to be done."""
         unexpected = [key for key in renamed if key not in self.model]
         complete = bool(self.model) and all(key in renamed or key in tied for key in self.model)
         lost = self.lost.intersection(unexpected)
-        return Globs(renamed).cover(unexpected) if complete and not lost else []
+        if not complete or lost:
+            return []
+        try:
+            return Globs(renamed, self.budget).cover(unexpected)
+        except OutOfTime:
+            return []
 
     def _variants(self, recipe: Recipe) -> Iterator[Recipe]:
         """The recipe with one operator in another way."""
         operators = recipe.operators
         for place, operator in enumerate(operators):
+            if not isinstance(operator, VARYING):
+                continue
             for others in variants(operator, self.raw, self.target, operators[:place]):
                 yield Recipe(*operators[:place], *others, *operators[place + 1 :])
 

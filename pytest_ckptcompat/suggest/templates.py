@@ -30,7 +30,7 @@ def indices(key: str) -> Indices:
     return tuple(_NUMBER.findall(key))
 
 
-def by_template(keys: Iterable[str], most: int = ALL) -> Families:
+def by_template(keys: Iterable[str], most: int) -> Families:
     """The keys, by template and then by the numbers taken out.
 
     Args:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.plan import State
 
 MOST_BLOCKS = 16
+VARYING = (tile, select, resample, widen)
+"""Operators that have variants."""
 
 
 def variants(

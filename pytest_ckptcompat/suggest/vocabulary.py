@@ -42,7 +42,7 @@ def vocabulary(changes: Changes, left: Collection[str]) -> Explained:
     }
     tied = {changes.ties[key] for key in changes.changed if key in changes.ties and _embeds(changes, key)}
     found = Explained()
-    for key in left:
+    for key in changes.budget.each(left):
         old, new = changes.changed[key]
         dims = differing(old, new)
         if len(dims) != 1 or (pair := (old[dims[0]], new[dims[0]])) not in words or is_position(key):

@@ -90,7 +90,7 @@ def widened(changes: Changes, left: Collection[str]) -> Explained:
 def _layers(changes: Changes, left: Collection[str]) -> Iterator[_Units]:
     """Every layer whose units have changed in number, with or without consumers."""
     last: dict[Pair, _Units] = {}
-    for key, (old, new) in changes.changed.items():
+    for key, (old, new) in changes.budget.each(changes.changed.items()):
         if key not in left or not old or not new:
             continue
         dims = differing(old, new)

@@ -6,6 +6,7 @@ from suggesting import Tensors, answer, lived
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
+from pytest_ckptcompat.suggest.budget import Budget
 from pytest_ckptcompat.suggest.companions import set_apart
 
 
@@ -50,7 +51,7 @@ def test_no_part_of_a_weight_is_taken_for_it_and_none_is_dropped(wrap, prefix):
         parts = [
             value
             for key, value in state.items()
-            if key in set_apart(state, dict(net().state_dict())).checkpoint
+            if key in set_apart(state, dict(net().state_dict()), Budget()).checkpoint
         ]
         weights = [became[key] for key in ("0.weight", "2.weight") if key in became]
         assert not any(
