@@ -22,19 +22,6 @@ from .written_tensor import Value
 _METADATA, _SUFFIX = ".metadata", ".distcp"
 
 
-def check_replaceable(folder: str) -> None:
-    """Refuse to replace a folder that holds something.
-
-    Raises:
-        ValueError: it is a file, or not empty.
-    """
-    path = Path(folder)
-    if path.is_dir() and any(path.iterdir()):
-        raise ValueError(f"{escape(folder)} is not empty, and only --force (force=True) replaces a folder")
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{escape(folder)} is a file; write a distributed checkpoint to a folder")
-
-
 def write_dcp(folder: str, content: Any) -> int:
     """Write `content` as ``torch.distributed.checkpoint.save`` does; the bytes that its files take.
 

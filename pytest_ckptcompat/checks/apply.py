@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_ckptcompat.checkpoint.dcp_writer import check_replaceable
 from pytest_ckptcompat.checkpoint.entries import beside
 from pytest_ckptcompat.checkpoint.optimizer_file import optimizer_beside
 from pytest_ckptcompat.checkpoint.wrappers import state_dict_at
@@ -30,7 +29,15 @@ from .averages import grown_averages
 from .completion import completed
 from .header_stages import compared, open_stage, source_stage
 from .log import Log, Stopped
-from .output import StateOfItsOwn, keep_source, kind_of_output, stored, write, write_state_dict
+from .output import (
+    StateOfItsOwn,
+    check_replaceable,
+    keep_source,
+    kind_of_output,
+    stored,
+    write,
+    write_state_dict,
+)
 from .resuming import Resuming
 from .value_stages import optimizer_holder
 from .waivers import Waiver, settle

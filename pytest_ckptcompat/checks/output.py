@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_ckptcompat.checkpoint.dcp_writer import write_dcp
 from pytest_ckptcompat.checkpoint.safetensors_writer import write_safetensors
 from pytest_ckptcompat.checkpoint.torch_zip_writer import write_torch_zip
 from pytest_ckptcompat.checkpoint.written_object import Content
@@ -62,13 +61,34 @@ def keep_source(checkpoint: Checkpoint, out: str) -> None:
             )
 
 
+def check_replaceable(folder: str) -> None:
+    """Refuse to replace a folder that holds something.
+
+    Raises:
+        ValueError: it is a file, or not empty.
+    """
+    path = Path(folder)
+    if path.is_dir() and any(path.iterdir()):
+        raise ValueError(f"{escape(folder)} is not empty, and only --force (force=True) replaces a folder")
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{escape(folder)} is a file; write a distributed checkpoint to a folder")
+
+
 def write(out: str, whole: Any) -> int:
     """Write a torch file or a folder; the bytes that it takes."""
     if kind_of_output(out) == "folder":
-        return write_dcp(out, whole)
+        return _write_folder(out, whole)
     with whole_file(out) as file:
         write_torch_zip(file, whole, _ROOT)
     return Path(out).stat().st_size
+
+
+def _write_folder(out: str, whole: Any) -> int:
+    from pytest_ckptcompat.checkpoint.dcp_writer import (
+        write_dcp,  # it takes as long to import as torch itself
+    )
+
+    return write_dcp(out, whole)
 
 
 def write_state_dict(
@@ -112,7 +132,7 @@ class StateOfItsOwn:
         """Write it, and say so; state that is left out whole has no file."""
         if isinstance(self.content, dict):
             if self.path.endswith(".optimizer"):
-                write_dcp(self.path, self.content)
+                _write_folder(self.path, self.content)
             else:
                 write(self.path, self.content)
             yield f"{escape(self.path)} is written beside it"

@@ -187,7 +187,9 @@ class Resuming:
             return self._without(saved, where, f"{saved.unread} is too large to be read", content)
         if self._indifferent(saved):
             return f"{where} is kept as it was: the recipe changes nothing that it is about"
-        return self._without(saved, where, "which parameter has which can't be determined", content)
+        return self._without(
+            saved, where, "which parameter each state belongs to can't be determined", content
+        )
 
     def _without(self, saved: Saved, where: str, reason: str, content: Content) -> str:
         content.leave_out(saved.node)

@@ -181,7 +181,12 @@ RULES: dict[str, Rule] = {
             "two hidden units are identical and nothing breaks the tie",
         ),
         Rule("recipe-unchecked", "verify", "warn", "a custom step is not checked beyond what it declares"),
-        Rule("optimizer-missing", "optimizer", "warn", "the checkpoint has no optimizer state to check"),
+        Rule(
+            "optimizer-missing",
+            "optimizer",
+            "warn",
+            "the checkpoint has no optimizer state to check, or some that can't be carried along",
+        ),
         Rule("optimizer-shape", "optimizer", "error", "optimizer state has another shape than its parameter"),
         Rule(
             "optimizer-value",

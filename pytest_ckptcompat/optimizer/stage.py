@@ -153,7 +153,7 @@ def _meant(found: list[Saved], training: Training) -> tuple[Saved, Naming]:
     except LookupError as reason:
         _unchecked(
             STATE,
-            "which parameter has which can't be determined",
+            "which parameter each state belongs to can't be determined",
             finding("optimizer-error", message=str(reason)),
         )
 

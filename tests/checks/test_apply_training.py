@@ -138,7 +138,7 @@ def test_what_can_not_be_matched_is_refused_or_waived(tmp_path: Path) -> None:
         written(tmp_path, content)
     found, notes = written(tmp_path, content, allow=[allow("optimizer-error", reason="it starts anew")])
     assert "optimizer" not in found
-    assert notes == ("optimizer is left out: which parameter has which can't be determined",)
+    assert notes == ("optimizer is left out: which parameter each state belongs to can't be determined",)
     found, notes = written(tmp_path, content, optimizer=by_rank)
     assert notes == ("optimizer is grown too",)
     resumed = by_rank(Boxes(14).parameters())

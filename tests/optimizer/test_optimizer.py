@@ -312,7 +312,7 @@ def test_of_several_states_the_one_that_fits_is_taken() -> None:
         == "kept"
     )
     [promise], [found] = judged(torch.optim.Adam, {**saved, "optimizer_states": [state, state]})
-    assert promise.detail == "which parameter has which can't be determined"
+    assert promise.detail == "which parameter each state belongs to can't be determined"
     assert found.message.startswith("optimizer_states[0] and optimizer_states[1] both fit")
     assert found.rule == "optimizer-error"
     assert (

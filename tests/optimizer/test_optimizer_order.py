@@ -132,7 +132,10 @@ def renamed(moments: Moments) -> Moments:
 def unchecked(report: Report) -> str:
     """Why the state's owners can't be told; the report says so once, as an error."""
     [promise] = [each for each in report.promises if each.name.startswith("optimizer")]
-    assert (promise.status, promise.detail) == ("unchecked", "which parameter has which can't be determined")
+    assert (promise.status, promise.detail) == (
+        "unchecked",
+        "which parameter each state belongs to can't be determined",
+    )
     [found] = report.findings
     assert (found.rule, found.severity) == ("optimizer-error", "error")
     return found.message
