@@ -231,7 +231,9 @@ class Checkpoint(Mapping[str, TensorSpec]):
 
     def materialise(self, spec: TensorSpec) -> torch.Tensor:
         """The values of any tensor of `wrapper`; errors as for `tensor`."""
-        return self._values.tensor(spec)
+        tensor = self._one_by_one.tensor(spec)
+        self._contents.files.check_unchanged()
+        return tensor
 
     def state_dict(self) -> OrderedDict[str, Any]:
         """All values, equal to what ``torch.load`` gives: ties share storage, ``_metadata`` is set."""
@@ -255,3 +257,12 @@ class Checkpoint(Mapping[str, TensorSpec]):
         from .values import Values
 
         return Values(self._contents)
+
+    @cached_property
+    def _one_by_one(self) -> Values:
+        """Reads what is asked for tensor by tensor."""
+        from .values import Values
+
+        values = Values(self._contents)
+        values.expect(self.entries)
+        return values

@@ -37,13 +37,15 @@ class Storages:
     Args:
         contents: the checkpoint.
         expected: storages that are going to be read: of a remote file, many of them come with one request.
+        sure: all of them are; otherwise that shows as they are read.
     """
 
-    def __init__(self, contents: Contents, expected: Iterable[str] = ()) -> None:
+    def __init__(self, contents: Contents, expected: Iterable[str] = (), *, sure: bool = True) -> None:
         self._contents = contents
         self._open: dict[str, File | Part] = {}
         self._closing = ExitStack()
         self._held = Held()
+        self._sure = sure
         self._expected: dict[str, list[tuple[int, int]]] = {}
         for extent in (extent for name in expected for extent in contents.header.storages.get(name, ())):
             header = _LOCAL_HEADER + len(extent.name.encode()) if isinstance(extent, Member) else 0
@@ -112,7 +114,7 @@ class Storages:
         if path not in self._open:
             file = self._closing.enter_context(self._contents.files.open(path))
             parts = self._expected.get(path) if file.remote else None
-            self._open[path] = ReadAhead(file, parts, self._held) if parts else file
+            self._open[path] = ReadAhead(file, parts, self._held, sure=self._sure) if parts else file
         return self._open[path]
 
 

@@ -43,6 +43,11 @@ class Values:
         self._contents = contents
         self._kept: Storages | None = None
 
+    def expect(self, entries: Mapping[str, object]) -> None:
+        """Be asked for these tensors one by one: of a remote checkpoint, further ones come with the first."""
+        if is_url(self._contents.path):
+            self._kept = Storages(self._contents, _bounds(entries.values()), sure=False)
+
     def tensor(self, spec: TensorSpec) -> torch.Tensor:
         """The values of one tensor, in memory of their own; the strides are kept where they leave no gaps.
 

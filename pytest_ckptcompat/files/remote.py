@@ -59,6 +59,7 @@ class RemoteFile(File):
     def __init__(self, url: str) -> None:
         self._blocks: dict[int, bytes] = {}
         self._gave_up = False
+        self._was_read = True
         super().__init__(url, 0)
         system, name = file_system(url)
         ranges: _Ranges
@@ -72,7 +73,8 @@ class RemoteFile(File):
 
     def check_unchanged(self) -> None:
         """Ask for its size and version again, where its answers have not told; errors as for any file."""
-        if self._ranges is not None and not self._gave_up:
+        if self._ranges is not None and self._was_read and not self._gave_up:
+            self._was_read = False
             asked(self.path, self._ranges.check_unchanged)
 
     def close(self) -> None:
@@ -92,6 +94,7 @@ class RemoteFile(File):
     def _read_some(self, offset: int, view: memoryview) -> int:
         if offset >= self.size:
             return 0
+        self._was_read = True
         if len(view) <= BLOCK:
             number, start = divmod(offset, BLOCK)
             data = self._block(number)[start : start + len(view)]

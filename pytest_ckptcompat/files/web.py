@@ -101,6 +101,7 @@ class WebRanges:
         self._url = url
         self._version: tuple[str | None, ...] = ()
         self._answered = False
+        self._unasked = self._trust = 0
         self.size = -1
 
     def fetch(self, offset: int, size: int) -> bytes:
@@ -123,15 +124,20 @@ class WebRanges:
         return ask(self._system, self._url, take, {"Range": f"bytes={offset}-{offset + size - 1}"})
 
     def check_unchanged(self) -> None:
-        """Ask for one byte, unless an answer since the last time has told; errors as for `fetch`."""
+        """Ask for one byte, unless an answer since the last time has told; errors as for `fetch`.
+
+        Of a file of which nothing more is fetched, it is asked ever more rarely.
+        """
 
         async def take(answer: Any) -> None:
             self._check_version(answer)
             if answer.status == 206:
                 await answer.read()  # one byte, so that the connection is kept
 
-        if self.size and not self._answered:
+        self._unasked = 0 if self._answered else self._unasked + 1
+        if self.size and self._unasked > self._trust:
             ask(self._system, self._url, take, {"Range": "bytes=0-0"})
+            self._unasked, self._trust = 0, 2 * self._trust + 1
         self._answered = False
 
     def close(self) -> None:

@@ -62,6 +62,30 @@ def test_what_lies_far_apart_and_what_is_large_is_read_by_itself() -> None:
     assert file.asked == [(0, 100), (300, 100), (400, 8600), (9000, 100)]
 
 
+def test_where_it_is_not_sure_windows_are_fetched_for_reads_that_go_on() -> None:
+    file = Far()
+    reader = ReadAhead(file, [(n * 120, n * 120 + 100) for n in range(30)], Held(), sure=False)
+    for place in (20, 5, 6, 7, 25):
+        assert reader.read_at(place * 120, 100) == DATA[place * 120 : place * 120 + 100]
+    assert file.asked == [(2400, 100), (600, 100), (720, 2860)]  # the rest of the window
+
+
+def test_several_parts_in_any_order_promise_the_others() -> None:
+    file = Far()
+    reader = ReadAhead(file, [(n * 120, n * 120 + 100) for n in range(30)], Held(), sure=False)
+    for place in (20, 10, 5, 17, 2):
+        assert reader.read_at(place * 120, 100) == DATA[place * 120 : place * 120 + 100]
+    assert file.asked == [(2400, 100), (1200, 100), (0, 3580)]
+
+
+def test_several_reads_of_one_part_do_not_promise_the_next() -> None:
+    file = Far()
+    reader = ReadAhead(file, [(n * 120, n * 120 + 120) for n in range(30)], Held(), sure=False)
+    for offset, size in ((240, 30), (270, 20), (300, 60)):
+        reader.read_at(offset, size)
+    assert sum(size for _, size in file.asked) == 110
+
+
 def test_what_was_not_expected_is_read_all_the_same() -> None:
     file = Far()
     reader = ahead(file, [(100, 200)])

@@ -320,7 +320,7 @@ def many(server: Served) -> dict[str, torch.Tensor]:
     ("name", "most"),
     [("many.pth", 8), ("old.pth", 8), ("many.safetensors", 5), ("shards/model.safetensors.index.json", 12), ("dcp/", 10)],
 )  # fmt: skip
-@pytest.mark.parametrize("way", ["state_dict", "copied", "backwards"])
+@pytest.mark.parametrize("way", ["state_dict", "copied", "backwards", "one by one"])
 def test_many_small_tensors_come_with_few_requests(
     server: Served, many: dict[str, torch.Tensor], name: str, most: int, way: str
 ) -> None:
@@ -328,6 +328,9 @@ def test_many_small_tensors_come_with_few_requests(
     ckpt = open_checkpoint(f"{server.url}/{name}")
     if way == "state_dict":
         found = ckpt.state_dict()
+    elif way == "one by one":
+        found = {key: ckpt.tensor(key) for key in ckpt}
+        most = 20
     else:
         deferred = ckpt.stored()
         order = list(deferred) if way == "copied" else list(reversed(deferred))
@@ -344,6 +347,8 @@ def test_of_what_is_not_wanted_little_is_fetched(server: Served, many: dict[str,
     before = server.sent
     ckpt.tensor("layers.100.weight")
     assert server.sent - before < 70_000
+    ckpt.tensor("layers.50.weight")
+    assert server.sent - before < 140_000
     before = server.sent
     ckpt.state_dict()
     assert server.sent - before < 200 * (4000 + 200) + 70_000  # and nothing of the optimizer's

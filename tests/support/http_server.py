@@ -196,11 +196,11 @@ class _Handler(BaseHTTPRequestHandler):
         with path.open("rb") as file:
             file.seek(start)
             while data := file.read(min(1 << 16, end - start)):
+                self.state.sent += len(data)  # before the client has it, and looks
                 try:
                     self.wfile.write(data)
                 except OSError:  # the client has hung up
                     return
-                self.state.sent += len(data)
                 start += len(data)
 
     def log_message(self, *_: Any) -> None:
