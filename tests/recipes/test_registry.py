@@ -86,7 +86,7 @@ def test_operators_that_come_with_the_plugin_can_not_be_replaced(hook):
 
 def test_a_hook_that_gives_something_else(hook):
     hook.given = [[dict]]
-    with pytest.raises(RecipeError, match="which is no Operator class"):
+    with pytest.raises(RecipeError, match="which is not an Operator class"):
         Recipe.from_toml('[[recipe]]\nop = "twice"')
 
 
