@@ -135,7 +135,7 @@ def load_stage(
     if ckpt is None:
         text = "several state dicts may be meant: name one with state_dict_key"
         log.stop(finding("no-checkpoint", message=fault or text), "the checkpoint can't be read", "open")
-    header.note_opened(ckpt, why, log)
+    header.note_opened(ckpt, why, log, arguments.recipe)
     if fault:
         log.stage("recipe", "skipped", "the loader failed")
         log.stage("compare", "skipped", "the loader failed")

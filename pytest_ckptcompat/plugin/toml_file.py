@@ -6,6 +6,7 @@ import re
 import sys
 import tomllib
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +21,6 @@ from .session import CHECKS, Declared, Misstated, named, resolved, shelf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 _HEADING = re.compile(r"\s*\[{1,2}\s*([\w.-]+)\s*\]")
 
@@ -150,7 +150,7 @@ class CheckFile(pytest.File):
             )
             return
         shelf(self.config).kept.update(locks.values())
-        upgraded = replace(case, recipe=path)
+        upgraded = replace(case, recipe=str(Path(path).absolute()))  # it is looked for again from this file
         for release, lock in locks.items():
             checks = [Declared(upgraded, lock)]
             yield CheckItem.from_parent(self, name=f"{name}[{release}]", checks=checks, line=line)
