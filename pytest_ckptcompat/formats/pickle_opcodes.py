@@ -140,6 +140,7 @@ def put(pickle: Stack, index: int, value: object) -> None:
         memo.append(value)
     else:
         memo[index] = value
+        pickle.memo_rewritten = True
 
 
 def _put_line(pickle: Stack) -> None:

@@ -22,23 +22,21 @@ if TYPE_CHECKING:
 _REFERENCE = rb"h.|j.{4}"
 _NUMBERS = rb"(?:K.|M.{2}|J.{4}|\x8a\x05.{5})"
 _TUPLE = rb"(?:" + _NUMBERS + rb"{1,3}[\x85-\x87]\x94|\(" + _NUMBERS + rb"{4,64}t\x94|\))"
-_FIELD = (
-    rb"(" + _REFERENCE + rb")"
-    rb"("
-    + _NUMBERS
-    + rb"|\x8c.[\x20-\x7e]+\x94|N|(?:"
-    + _REFERENCE
-    + rb")(?:"
-    + _TUPLE
-    + rb"\x85\x94R\x94)?)"
+_BEGIN = rb"\x94\}\x94\("
+_VALUE = (rb"(" + _NUMBERS + rb"|\x8c.[\x20-\x7e]+\x94|N|(?:") + (
+    _REFERENCE + rb")(?:" + _TUPLE + rb"\x85\x94R\x94)?)"
 )
-_OBJECTS = {count: re.compile(rb"\x94\}\x94\(" + _FIELD * count + rb"ub", re.DOTALL) for count in (2, 3, 4)}
+_FIELD = rb"(" + _REFERENCE + rb")" + _VALUE
+_OBJECTS = {count: re.compile(_BEGIN + _FIELD * count + rb"ub", re.DOTALL) for count in (2, 3, 4)}
 _WIDTHS = {0x4B: 1, 0x4D: 2, 0x4A: 4, 0x8A: 6}
-_REFERENCE_1, _TEXT, _NONE = 0x68, 0x8C, 0x4E
+_LENGTHS = {0x68: 2, 0x6A: 5}
+_BYTE, _TEXT, _NONE = 0x4B, 0x8C, 0x4E
 _OPERATIONS = 3
 """How many operations led to it, which are given back: records have a cap of their own."""
 
 _MOST_CACHED = 100_000
+_MOST_WAYS = 100
+"""In how many ways the names may be referred to: for each a pattern is compiled."""
 
 
 class _Gone:
@@ -60,45 +58,44 @@ class Records:
     def __init__(self, *names: tuple[str, ...]) -> None:
         self._names = names
         self._patterns = [_OBJECTS[count] for count in sorted({len(each) for each in names}, reverse=True)]
-        self._known: dict[tuple[bytes, ...], tuple[str, ...]] = {}
+        self._usual: re.Pattern[bytes] | None = None
+        self._usual_names: tuple[str, ...] = ()
+        self._ways = 0
         self._sizes: dict[bytes, tuple[Any, ...]] = {}
 
     def take(self, stack: Stack, kind: Global) -> Record | None:
         """The object that begins at the stack's position, which is moved behind it; None: go the long way."""
-        data, position, memo = stack.data, stack.position, stack.memo
-        for pattern in self._patterns:
-            match = pattern.match(data, position)
-            if match is not None:
-                break
-        else:
+        memo = stack.memo
+        if stack.memo_rewritten:  # what a reference means is remembered here
             return None
-        parts = match.groups()
-        names = self._known.get(parts[::2]) or self._looked_up(parts[::2], memo)
-        if names is None:
+        match = None if self._usual is None else self._usual.match(stack.data, stack.position)
+        if match is None and (match := self._first(stack)) is None:
             return None
         values: list[Any] = []
         kept: list[Any] = []
-        for part in parts[1::2]:
+        for part in match.groups():
             first = part[0]
-            if first in _WIDTHS:
+            if first == _BYTE:
+                values.append(part[1])
+            elif first in _WIDTHS:
                 values.append(_number(part))
-            elif first == _NONE:
-                values.append(None)
+            elif len(part) == _LENGTHS.get(first):
+                values.append(memo[_index(part)])
             elif first == _TEXT:
                 if part[1] != len(part) - 3:
                     return None
                 text = part[2:-1].decode("ascii")
                 values.append(text)
                 kept.append(text)
-            elif len(part) == (2 if first == _REFERENCE_1 else 5):
-                values.append(memo[_index(part)])
+            elif first == _NONE:
+                values.append(None)
             else:
                 made = self._sizes.get(part) or self._size(part, memo)
                 if made is None:
                     return None
                 values.append(made[-1])
                 kept += made
-        record = Record(kind, names, tuple(values))
+        record = Record(kind, self._usual_names, tuple(values))
         memo += (record, _GONE, *kept)
         stack.position = match.end()
         stack.left += _OPERATIONS
@@ -107,18 +104,26 @@ class Records:
             raise exceeded("records", stack.limits.records, "its index holds too many blocks")
         return record
 
-    def _looked_up(self, references: tuple[bytes, ...], memo: list[Any]) -> tuple[str, ...] | None:
-        indices = [_index(reference) for reference in references]
-        names = tuple(memo[index] if index < len(memo) else None for index in indices)
-        for known in self._names:
-            if names == known:
-                self._known[references] = known
-                return known
+    def _first(self, stack: Stack) -> re.Match[bytes] | None:
+        """An object that refers to its attributes' names in another way; the next ones are like it."""
+        for pattern in self._patterns if self._ways < _MOST_WAYS else ():
+            match = pattern.match(stack.data, stack.position)
+            if match is not None:
+                references = match.groups()[::2]
+                indices = [_index(reference) for reference in references]
+                names = tuple(stack.memo[index] if index < len(stack.memo) else None for index in indices)
+                if names not in self._names:
+                    return None
+                self._ways += 1
+                fields = b"".join(re.escape(reference) + _VALUE for reference in references)
+                self._usual = re.compile(_BEGIN + fields + b"ub", re.DOTALL)
+                self._usual_names = names
+                return self._usual.match(stack.data, stack.position)
         return None
 
     def _size(self, part: bytes, memo: list[Any]) -> tuple[Any, ...] | None:
         """What the memo gets of a call that makes a ``torch.Size``: numbers, arguments and the result."""
-        length = 2 if part[0] == _REFERENCE_1 else 5
+        length = _LENGTHS[part[0]]
         index = _index(part[:length])
         callee = memo[index] if index < len(memo) else None
         rebuild: Callable[..., object] | None = callee.rebuild if type(callee) is Global else None

@@ -48,6 +48,7 @@ class Stack:
         memory: bytes that further objects may take.
         left: operations that may follow.
         records_left: objects that may still be recognised whole.
+        memo_rewritten: whether a place in the memo got another object, which no pickler of Python 3 does.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Stack:
         self.memory = limits.pickle_memory
         self.left = limits.pickle_opcodes
         self.records_left = limits.records
+        self.memo_rewritten = False
 
     def push(self, value: object, memory: int = 32) -> None:
         """Put an object on the stack, and charge the bytes that it takes."""

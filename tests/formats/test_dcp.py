@@ -26,6 +26,7 @@ from pytest_ckptcompat import CheckpointError, open_checkpoint
 from pytest_ckptcompat.checkpoint import reader as reading
 from pytest_ckptcompat.core.limits import Limits
 from pytest_ckptcompat.formats import dcp as dcp_format
+from pytest_ckptcompat.formats.dcp_places import fields
 from pytest_ckptcompat.formats.pickle_machine import Machine
 from pytest_ckptcompat.formats.pickle_records import Records
 from pytest_ckptcompat.optimizer.state import saved_states
@@ -394,3 +395,15 @@ def test_the_state_of_a_record_can_not_be_changed_later(folder: Path) -> None:
     )  # fmt: skip
     with pytest.raises(CheckpointError, match="what is no dict"):
         stack.load()
+
+
+def test_a_name_that_means_something_else_later_is_looked_up_again() -> None:
+    """The memo's second place is ``a`` for the first object, and ``b`` for the next one."""
+    begin = b"\x80\x04ct\nChunk\n\x94\x8c\x01a\x94\x8c\x01b\x94"
+    chunk = b"h\x00)\x81\x94}\x94(h\x01K\x01h\x02K\x02ub"
+    both = b"(" + chunk + b"h\x02q\x010h\x01q\x010" + chunk + b"t."
+    found: list[Any] = []
+    for records in ({}, {"t.Chunk": Records(("a", "b"))}):
+        stack = Machine(begin + both, names={}, limits=Limits(), records=records)
+        found.append([fields(each, "a", "b") for each in stack.load()])
+    assert found == [[[1, 2], [None, 2]]] * 2
