@@ -130,6 +130,7 @@ def _notes(found: Suggestion) -> Iterator[str]:
     if found.dropped:
         yield f"It drops trained weights: {', '.join(found.dropped)}."
     if found.too_long:
-        yield f"It is a part of a recipe of {found.too_long:,} operators."
+        which = "It is the beginning of" if found.partial else "Too many operators to be tried:"
+        yield f"{which} a recipe of {found.too_long:,}."
     if found.stopped:
         yield f"The search for a recipe was stopped after {SECONDS:.0f} s."

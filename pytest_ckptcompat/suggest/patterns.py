@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from itertools import chain
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -33,34 +32,40 @@ class Globs:
         left = dict.fromkeys(chosen)
         if len(left) < 2:
             return list(left)
-        counts = Counter(chain.from_iterable(map(_patterns, self._budget.each(left))))
+        matched: dict[str, list[str]] = {}
+        for key in self._budget.each(left):
+            for pattern in _patterns(key):
+                matched.setdefault(pattern, []).append(key)
+        counts = {pattern: len(keys) for pattern, keys in matched.items()}
         free = {pattern for pattern, count in counts.items() if count == self._counts[pattern]}
         free -= self._keys  # what is itself a key names that one alone
-        patterns = []
         everything = frozenset(left)
+        patterns = []
         while left:
             self._budget.check()
-            pattern, matched = self._widest(next(iter(left)), left, counts, free, everything)
+            key = next(iter(left))
+            pattern = self._widest(key, counts, free, everything)
             patterns.append(pattern)
-            for key in matched:
-                del left[key]
-                counts.subtract(_patterns(key))
+            for each in matched[pattern] if pattern != key else [key]:
+                if each in left:
+                    del left[each]
+                    for other in _patterns(each):
+                        counts[other] -= 1
         return patterns
 
-    def _widest(
-        self, key: str, left: Mapping[str, None], counts: Counter[str], free: set[str], chosen: frozenset[str]
-    ) -> tuple[str, list[str]]:
+    def _widest(self, key: str, counts: Mapping[str, int], free: set[str], chosen: frozenset[str]) -> str:
         """The pattern that matches the key and most others that are left; of several, the clearest."""
         safe = not set("*?[]") & set(key)
         wide = {pattern for pattern in _patterns(key) if safe and pattern in free and counts[pattern] > 1}
         for pattern in sorted(
             wide, key=lambda each: (counts[each], -each.count("*"), len(each)), reverse=True
         ):
-            matched = [each for keys in _near(pattern, self._by_first) for each in select(pattern, keys)]
-            if _EXACT.fullmatch(pattern) or chosen.issuperset(matched):
-                return pattern, [each for each in matched if each in left]
+            if _EXACT.fullmatch(pattern) or all(
+                chosen.issuperset(select(pattern, keys)) for keys in _near(pattern, self._by_first)
+            ):
+                return pattern
             free.discard(pattern)  # its stars stand for more than one part of another key
-        return key, [key]
+        return key
 
 
 def cover(chosen: Iterable[str], keys: Iterable[str]) -> list[str]:

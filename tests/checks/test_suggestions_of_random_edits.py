@@ -21,7 +21,11 @@ UNTOLD = "Whether it keeps the model's function was not compared"
 
 def apart(spec, other, state, recipe, make, seed):
     """How far the outputs are from the old ones in float64, where both have them, of the largest."""
-    wide = {key: value.double() if value.is_floating_point() else value for key, value in state.items()}
+    made = {}  # names of one tensor stay those of one
+    wide = {
+        key: made.setdefault(value.data_ptr(), value.double() if value.is_floating_point() else value)
+        for key, value in state.items()
+    }
     old, new = Net(spec).double().eval(), loaded(Net(other).double(), wide, recipe)
     old.load_state_dict(wide)
     torch.manual_seed(seed)
