@@ -404,6 +404,22 @@ def test_a_redirect_is_followed(server: Served) -> None:
         assert_same_state(open_checkpoint(f"{moving.url}/moved.pth"), STATE)
 
 
+def test_another_server_gets_neither_password_nor_token(
+    server: Served, many: dict[str, torch.Tensor]
+) -> None:
+    """The index and its shards are asked for where the user said; where that redirects to is another's matter."""
+    with (
+        serve(server.folder) as other,
+        serve(server.folder, fault="elsewhere", other=other.url, token="sig=s3cret") as own,
+    ):
+        url = own.url.replace("://", "://user:pass@") + "/shards/model.safetensors.index.json?sig=s3cret"
+        assert_same_state(open_checkpoint(url), many)
+    assert own.authorized
+    assert len(own.authorized) == len(own.requests)
+    assert other.authorized == []
+    assert not [request for request in other.requests if "s3cret" in request]
+
+
 def test_nobody_is_there() -> None:
     pytest.importorskip("aiohttp")
     with socket.socket() as taken:

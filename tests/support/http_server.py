@@ -47,6 +47,8 @@ class Served:
         retry_after: seconds that it tells those to wait who get a status instead.
         fails: how many of the next requests get `fault` instead of an answer; -1: all.
         fault: what is wrong with its answers, one of `FAULTS` or a status.
+        other: of another server, to which ``elsewhere`` redirects.
+        authorized: what requests had as their ``Authorization``.
         sent: bytes of files that were sent.
         requests: method and path of every request.
         over: set when the server is to stop.
@@ -64,6 +66,8 @@ class Served:
     retry_after: str = ""
     fails: int = -1
     fault: str | int = ""
+    other: str = ""
+    authorized: list[str] = field(default_factory=list)
     sent: int = 0
     requests: list[str] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
@@ -107,6 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         self.state.requests.append(f"{self.command} {self.path}")
+        self.state.authorized += filter(None, [self.headers.get("Authorization")])
         if self.state.delay:
             time.sleep(self.state.delay)
         fault = self.state.fault if self.state.fails else ""
@@ -132,6 +137,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._page(path)
         elif isinstance(fault, int) or not path.is_file():
             self._without_body(fault or 404)
+        elif fault == "elsewhere" and self.state.other:
+            self._without_body(302, self.state.other + urlsplit(self.path).path)
         elif fault == "circle" or (fault == "elsewhere" and "moved" not in self.path):
             self._without_body(302, self.path + ("" if fault == "circle" else "?moved"))
         else:
