@@ -17,6 +17,7 @@ from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.core.imports import imported
 from pytest_ckptcompat.core.key_groups import group
 from pytest_ckptcompat.core.redaction import is_url
+from pytest_ckptcompat.files.paths import display
 from pytest_ckptcompat.models.blueprint import Blueprint, blueprint, named
 from pytest_ckptcompat.models.meta_copy import meta_copy
 from pytest_ckptcompat.tensors.seeds import seeded
@@ -227,7 +228,7 @@ def prepared(arguments: CheckArguments, path: str, contents: Contents, log: Log)
         Stopped: the function or the model can't be imported, or the path is one that no function would get.
     """
     if is_url(path) or (not Path(path).exists() and not {"*", "?"}.isdisjoint(path)):
-        text = f"{escape(path)}: a loader gets the path of one file or folder, not a URL or a pattern"
+        text = f"{display(path)}: a loader gets the path of one file or folder, not a URL or a pattern"
         log.stop(finding("no-checkpoint", message=text), "there is no path to give to the loader", "open")
     try:
         function = imported(arguments.loader) if isinstance(arguments.loader, str) else arguments.loader

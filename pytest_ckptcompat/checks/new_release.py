@@ -12,6 +12,7 @@ from pytest_ckptcompat.core.errors import CheckpointError, ModelError, RecipeErr
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.limits import DEFAULT, Limits
 from pytest_ckptcompat.files.atomic_write import whole_file
+from pytest_ckptcompat.files.paths import display
 from pytest_ckptcompat.models.blueprint import blueprint
 from pytest_ckptcompat.recipes.arguments import toml
 from pytest_ckptcompat.recipes.recipe import Recipe, Release, Releases
@@ -104,7 +105,7 @@ def release(
     check_names([name])
     text, before = _read(path)
     if name in (each.name for each in before):
-        raise NotDueError(f"{escape(path)} has a release {name} already")
+        raise NotDueError(f"{display(path)} has a release {name} already")
     content = lock_of_model(model, arguments, inputs=inputs, method=method, limits=limits)
     try:
         schema = blueprint(model, arguments).schema()
@@ -137,7 +138,7 @@ def _read(path: str) -> tuple[str, tuple[Release, ...]]:
         return "", ()
     loaded = Recipe.load(path)
     if not isinstance(loaded, Releases):
-        raise RecipeError(f"{escape(path)} is a recipe file, and not a releases file: it has no [[release]]")
+        raise RecipeError(f"{display(path)} is a recipe file, and not a releases file: it has no [[release]]")
     return Path(path).read_text(encoding="utf-8"), loaded.releases
 
 
@@ -186,4 +187,4 @@ def _write(path: str, text: str) -> None:
         with whole_file(path) as file:
             file.write(text.encode("utf-8"))
     except OSError as error:
-        raise CheckpointError(f"{escape(path)} can't be written: {error.strerror or error}") from None
+        raise CheckpointError(f"{display(path)} can't be written: {error.strerror or error}") from None

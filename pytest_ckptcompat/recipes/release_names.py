@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.files.paths import display
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,7 +45,7 @@ def locks_of_releases(path: str) -> dict[str, str]:
     Raises:
         RecipeError: it can't be read, or is not a releases file; the text names it.
     """
-    shown = escape(path)
+    shown = display(path)
     try:
         content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         if "release" not in content:

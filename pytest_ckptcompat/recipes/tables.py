@@ -14,6 +14,7 @@ from pytest_ckptcompat.core.key_groups import group
 from pytest_ckptcompat.core.limits import DEFAULT
 from pytest_ckptcompat.core.tensor_spec import TensorSpec, shown
 from pytest_ckptcompat.files.files import Files
+from pytest_ckptcompat.files.paths import display
 from pytest_ckptcompat.formats.lock import pytest_ckptcompat_open as read_lock
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Table:
         except CheckpointError as error:
             raise RecipeError(str(error)) from None
         if header is None or not isinstance(header.tree, dict):
-            raise RecipeError(f"{escape(path)} is not a lock file: write one with ckptcompat lock")
+            raise RecipeError(f"{display(path)} is not a lock file: write one with ckptcompat lock")
         return Table({key: spec for key, spec in header.tree.items() if isinstance(spec, TensorSpec)})
 
     @cached_property

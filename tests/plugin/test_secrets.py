@@ -81,6 +81,12 @@ def test_python(name: str, server: Served) -> None:
     report = check(Wider, url, device="none")
     assert not report.ok
     assert SECRET not in f"{report}{report.verdict}{report.to_json()}{report.to_markdown()}{report!r}"
+    for arguments in ({"loader": torch.load}, {"recipe": url}, {"source_model": url}, {"optimizer": url}):
+        try:
+            said = str(check(Wider, url, device="none", **arguments))
+        except ValueError as error:
+            said = str(error)
+        assert SECRET not in said, arguments
     if name in READ:
         assert "net.pth" in repr(open_checkpoint(url))
         assert report.mismatched
