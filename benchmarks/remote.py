@@ -54,7 +54,7 @@ def values(url: str, tensors: int) -> Any:
 
 
 def one_by_one(url: str, tensors: int) -> Any:
-    """Each tensor by itself, as without reading ahead."""
+    """Each tensor by itself, in the order of the file."""
     ckpt = open_checkpoint(url)
     return [ckpt.tensor(key) for key in ckpt]
 
