@@ -184,8 +184,13 @@ class Checkpoint(Mapping[str, TensorSpec]):
 
     @property
     def wrapper(self) -> object:
-        """The whole outer object as plain data: dicts, lists, numbers, strings, `Stub`, `TensorSpec`."""
-        return self._contents.header.tree
+        """The whole outer object as plain data: dicts, lists, numbers, strings, `Stub`, `TensorSpec`.
+
+        Of a lock it is the metadata that it keeps, with the table as ``state_dict``; the table alone where
+        there is none.
+        """
+        header = self._contents.header
+        return {**header.metadata, "state_dict": header.tree} if header.metadata else header.tree
 
     @property
     def contents(self) -> Contents:

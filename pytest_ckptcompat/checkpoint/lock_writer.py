@@ -136,13 +136,18 @@ def sha256_of(ckpt: Checkpoint) -> str:
     if ckpt.format == "dcp":
         paths.add(inside(ckpt.path, ".metadata"))
     try:
-        if len(paths) < 2:
-            return _hash(ckpt, next(iter(paths), ckpt.path))
-        folder = os.path.commonpath([path.rpartition("/")[0] for path in paths])
-        names = {path: path[len(folder) :].removeprefix("/") for path in paths}
-        lines = [f"{_hash(ckpt, path)}  {names[path]}\n" for path in sorted(paths)]
+        with ckpt.progress():
+            return _hash_of_all(ckpt, paths)
     except CheckpointError as error:
         raise CheckpointError(f"--sha256: {error}") from None
+
+
+def _hash_of_all(ckpt: Checkpoint, paths: set[str]) -> str:
+    if len(paths) < 2:
+        return _hash(ckpt, next(iter(paths), ckpt.path))
+    folder = os.path.commonpath([path.rpartition("/")[0] for path in paths])
+    names = {path: path[len(folder) :].removeprefix("/") for path in paths}
+    lines = [f"{_hash(ckpt, path)}  {names[path]}\n" for path in sorted(paths)]
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -197,17 +197,18 @@ def apply_declared(
     holder = checkpoint
     if arguments.optimizer is not None or arguments.optimizer_state is not None:
         holder = optimizer_holder(checkpoint, arguments.optimizer_state)
-    return apply(
-        checkpoint,
-        built.build() if recipe.needs_model else model,
-        recipe,
-        out_path,
-        source_model=None if source is None else source.schema(),
-        optimizer=arguments.optimizer,
-        optimizer_state=None if holder is checkpoint else holder,
-        allow=arguments.allow,
-        force=force,
-    )
+    with checkpoint.progress():
+        return apply(
+            checkpoint,
+            built.build() if recipe.needs_model else model,
+            recipe,
+            out_path,
+            source_model=None if source is None else source.schema(),
+            optimizer=arguments.optimizer,
+            optimizer_state=None if holder is checkpoint else holder,
+            allow=arguments.allow,
+            force=force,
+        )
 
 
 def _hold_fit(comparison: Comparison, allow: Sequence[Waiver]) -> None:

@@ -31,6 +31,7 @@ from .lightning_hook import with_hook
 from .log import Log, Stopped
 from .past_checkpoint import Place, Question, open_past
 from .releases import drift_stage, prove_steps
+from .rollback import rollback_stage
 from .sharded_stages import sharded_stages
 from .suggestion import Adviser
 
@@ -223,7 +224,7 @@ class Check:
                 arguments.recipe, arguments.protect, ckpt, schema, source, advise, log
             )
         if arguments.direction != "backward":
-            header.rollback_stage(ckpt, schema, source, recipe, log)
+            rollback_stage(ckpt, schema, source, recipe, log)
         if arguments.direction == "forward":
             raise Stopped("direction=forward looks at the released model alone")
         with log.reading("compare", files):
@@ -249,7 +250,7 @@ class Check:
         else:
             with log.reading("load", files):
                 self.model, applied, old = values.load_stage(ckpt, blueprint, schema, recipe, comparison, log)
-            with log.reading("verify", files):
+            with log.reading("verify", files), ckpt.progress():
                 values.verify_stage(
                     arguments, old, blueprint, source, recipe, applied, self.model, inputs, log
                 )
@@ -260,7 +261,7 @@ class Check:
                 )
             del applied, old  # with the values that were held for the proofs
         on_cuda = values.forward_stage(arguments, inputs, self.model, schema, reason, log)
-        with log.reading("optimizer", files):
+        with log.reading("optimizer", files), ckpt.progress():
             values.optimizer_stage(arguments, ckpt, source, recipe, self.model, reason, log)
         return on_cuda
 

@@ -14,7 +14,7 @@ from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.core.memory import shown as size_shown
 from pytest_ckptcompat.files.paths import is_reference
 from pytest_ckptcompat.models.blueprint import Blueprint, blueprint
-from pytest_ckptcompat.models.meta_copy import meta_copy, opaque
+from pytest_ckptcompat.models.meta_copy import opaque
 from pytest_ckptcompat.recipes.recipe import Recipe, Releases
 from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.verification.comparison import Comparison, compare
@@ -24,7 +24,6 @@ from . import protection
 from .argument_types import FROM_CHECKPOINT
 from .choice import chosen
 from .completion import completed
-from .rollback import rollback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,7 +46,6 @@ _SMALL = 4096
 """Elements of a tensor that a loader may look at: a version, a scale, a table."""
 
 
-@collection.paused()
 @collection.paused()
 def open_stage(
     opener: Callable[[str | None], Checkpoint], arguments: CheckArguments, log: Log
@@ -236,20 +234,6 @@ def recipe_stage(
     return recipe, applied
 
 
-def rollback_stage(
-    ckpt: Checkpoint, schema: nn.Module, source: Blueprint | None, recipe: Recipe, log: Log
-) -> None:
-    """Judge the other direction: whether the released model would load what today's model saves."""
-    released = None if source is None else meta_copy(source.build())
-    found = rollback(ckpt.meta(), schema.state_dict(), released)
-    if recipe.operators:
-        found = [replace(each, message="the checkpoint as it is, without the recipe") for each in found]
-    judge = "judged by keys and shapes" if released is None else "judged by source_model's own loader"
-    detail = f"the released model on today's keys: {len(found)} differ, {judge}"
-    log.judged("rollback", found, detail, "compare-forward")
-
-
-@collection.paused()
 @collection.paused()
 def compare_stage(
     ckpt: Checkpoint, schema: nn.Module, recipe: Recipe, applied: Applied, advise: Advise, log: Log

@@ -11,12 +11,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_ckptcompat.core.findings import Finding, finding
 from pytest_ckptcompat.core.tensor_spec import shown
+from pytest_ckptcompat.models.meta_copy import meta_copy
+from pytest_ckptcompat.recipes.operators import strip_prefix
+from pytest_ckptcompat.recipes.recipe import Recipe
 from pytest_ckptcompat.verification.comparison import compare
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import nn
+
+    from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
+    from pytest_ckptcompat.models.blueprint import Blueprint
+
+    from .log import Log
 
 Direction = Literal["backward", "forward", "full"]
 
@@ -67,3 +75,23 @@ def _turned(found: Finding) -> Finding:
 def _of(value: Any) -> str:
     shape = _shape(value)
     return "" if shape is None else shown(shape, str(value.dtype).removeprefix("torch."))
+
+
+def unwrapped(recipe: Recipe) -> Recipe:
+    """What a recipe does to take off the prefix of a wrapper in training, which no released model has."""
+    wrappers = ("module.", "_orig_mod.")
+    taken = (each for each in recipe.operators if isinstance(each, strip_prefix) and each.prefix in wrappers)
+    return Recipe(*taken)
+
+
+def rollback_stage(
+    ckpt: Checkpoint, schema: nn.Module, source: Blueprint | None, recipe: Recipe, log: Log
+) -> None:
+    """Judge the other direction: whether the released model would load what today's model saves."""
+    released = None if source is None else meta_copy(source.build())
+    found = rollback(unwrapped(recipe).apply(ckpt.meta(), {}), schema.state_dict(), released)
+    if recipe.operators:
+        found = [replace(each, message="the checkpoint as it is, without the recipe") for each in found]
+    judge = "judged by keys and shapes" if released is None else "judged by source_model's own loader"
+    detail = f"the released model on today's keys: {len(found)} differ, {judge}"
+    log.judged("rollback", found, detail, "compare-forward")

@@ -108,7 +108,7 @@ class Inputs:
         if isinstance(spec, Mapping):
             for name in spec:
                 if not isinstance(name, str) or not name.isidentifier():
-                    raise ValueError(f"inputs={spec!r}: {name!r} is no name of an argument")
+                    raise ValueError(f"inputs={spec!r}: {name!r} is not the name of an argument")
             return cls(kwargs={name: _spec(part) for name, part in spec.items()})
         if isinstance(spec, list):
             if spec and all(_is_size(size) for size in spec):
@@ -223,11 +223,11 @@ def _spec(part: Any) -> InputSpec:
     if isinstance(part, str):
         return _of_text(part)
     if not isinstance(part, (tuple, list)):
-        raise ValueError(f"inputs: {part!r} is no shape; {_FORM}")
+        raise ValueError(f"inputs: {part!r} is not a valid shape; {_FORM}")
     for size in part:
         if not _is_size(size):
             wanted = "; several inputs are a list" if isinstance(size, (tuple, list, str)) else ""
-            raise ValueError(f"inputs: {part!r} is no shape, {size!r} is no size{wanted}")
+            raise ValueError(f"inputs: {part!r} is not a valid shape: {size!r} is not a size{wanted}")
         if size < 0:
             raise ValueError(f"inputs: {part!r} is no shape, a size can't be negative")
     return InputSpec(tuple(part))
@@ -236,7 +236,7 @@ def _spec(part: Any) -> InputSpec:
 def _of_text(text: str) -> InputSpec:
     match = _TEXT.fullmatch("".join(text.split()))
     if not match:
-        raise ValueError(f"inputs: {text!r} is no shape; {_FORM}")
+        raise ValueError(f"inputs: {text!r} is not a valid shape; {_FORM}")
     dtype = match["dtype"] or "float32"
     if dtype not in ITEMSIZE or dtype in _RANDOM:
         raise ValueError(

@@ -157,7 +157,7 @@ def _rehearsed(card: Card, attempt: _Attempt, note: str = "") -> Outcome:
     peak = ""
     if card.device.type == "cuda":
         peak = f"; peak {size_shown(attempt.peak)} (weights {size_shown(attempt.weights)})"
-    what = f"{card.device} played by fake tensors{note}: {shown(attempt.outputs)}{peak}"
+    what = f"simulated {card.device} (fake tensors){note}: {shown(attempt.outputs)}{peak}"
     return Outcome("rehearsed", what, peak_bytes=attempt.peak)
 
 

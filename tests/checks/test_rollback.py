@@ -112,3 +112,13 @@ def test_the_columns_are_the_released_model_and_todays(net, judge):
         ("rollback-missing", "out2.bias", "(4,) f32", ""),
         ("rollback-unexpected", "extra.weight", "", "(3, 2) f32"),
     ]
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_the_prefix_of_a_wrapper_in_training_is_not_a_difference(net, prefix):
+    from pytest_ckptcompat import Recipe, strip_prefix
+
+    torch.save({f"{prefix}{key}": value for key, value in Boxes().state_dict().items()}, "wrapped.pth")
+    recipe = Recipe(strip_prefix(prefix))
+    assert check(Boxes, "wrapped.pth", recipe=recipe, direction="full").ok
+    assert not check(Grown, "wrapped.pth", recipe=recipe, direction="forward").ok

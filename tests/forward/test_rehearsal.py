@@ -115,7 +115,7 @@ def test_what_a_card_refuses_names_both_devices_and_the_place(function):
 def test_the_card_that_was_asked_for_is_named():
     outcome = rehearse(Computes(lambda self, x: x + torch.ones(4)), ONE, "cuda:3")
     assert "cuda:3 (2, 4) f32 and cpu (4,) f32" in outcome.findings[0].message
-    assert rehearse(Computes(), ONE, "cuda:3").detail.startswith("cuda:3 played by ")
+    assert rehearse(Computes(), ONE, "cuda:3").detail.startswith("simulated cuda:3 (fake tensors)")
 
 
 @pytest.mark.parametrize(
