@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from typing import Any
 
@@ -149,6 +150,19 @@ def test_text_forms() -> None:
     assert Recipe.from_toml(recipe.to_toml()) == recipe
 
 
-def test_the_claim() -> None:
-    assert select("w", dim=0, index=[1]).changes_function == ""
-    assert "leaves out inputs" in select("w", dim=1, index=[1]).changes_function
+@pytest.mark.parametrize(
+    ("operator", "claimed"),
+    [
+        (select("w", dim=0, index=[1]), True),
+        (select("w", dim=1, index=[1]), False),
+        (select("w", dim=1, index=[0, 1]), False),  # the first ones: others are left out all the same
+        (select("w", dim=-1, index=[2, 0]), False),
+        (select("w", dim=1, index=[2, 0, 1]), True),
+        (select("w", dim=1, index=[2, 0, 1, 0]), False),
+        (select("w", dim=1, old_names=["a", "b", "c"], new_names=["c", "a"]), False),
+    ],
+)
+def test_the_claim(operator: select, claimed: bool) -> None:
+    changes = Recipe(operator).run({"w": torch.rand(2, 3)}, {}).changes_function
+    assert bool(changes) != claimed
+    assert claimed or re.search("(leaves out|repeats) inputs", changes[operator])

@@ -90,12 +90,17 @@ class select(RowWise):
         places = {name: row for row, name in enumerate(self.old_names or ())}
         return tuple(places.get(name) for name in self.new_names or ())
 
-    @property
-    def changes_function(self) -> str:  # type: ignore[override]
+    def caveat(self, state: State, target: State) -> str:
         """Outputs may go or move; inputs may move alone."""
-        origin = self._origin
-        permuted = sorted(-1 if row is None else row for row in origin) == list(range(len(origin)))
-        return "" if self.dim == 0 or permuted else f"{self} leaves out inputs"
+        for key in self.tensors(state):
+            rows = self.rows(key, state, target)
+            if rows is None or self.dim % state[key].dim() == 0:
+                continue
+            if not set(range(state[key].shape[self.dim])) <= set(rows.origin):
+                return f"{self} leaves out inputs"
+            if rows.copies:
+                return f"{self} repeats inputs"
+        return ""
 
     def rows(self, key: str, state: State, target: State) -> Rows | None:
         has = tuple(state[key].shape)
