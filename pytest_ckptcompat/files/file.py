@@ -129,6 +129,30 @@ class File(io.RawIOBase):
             self.close()
 
 
+_AHEAD = 256 << 10
+
+
+class Ahead:
+    """A file of which small parts that follow each other closely are wanted: they are read together."""
+
+    def __init__(self, file: File | Part) -> None:
+        self.path: str = file.path
+        self.size = file.size
+        self.remote: bool = file.remote
+        self._file = file
+        self._begin = 0
+        self._data = b""
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """As for `File`."""
+        start = offset - self._begin
+        if start < 0 or start + size > len(self._data):
+            length = max(size, min(_AHEAD, self.size - offset))
+            self._begin, self._data = offset, self._file.read_at(offset, length)
+            start = 0
+        return self._data[start : start + size]
+
+
 class Part:
     """A stretch of a file, read as if it were a file of its own."""
 

@@ -50,6 +50,9 @@ _ENDLESS = Storage("", "uint8", 1, _BIGGEST)
 _SIZES = {tuple, Size}
 _DISTRIBUTED = "torch.distributed."
 _ARGUMENTS_OF_SUBCLASS = 8
+_USUAL = 6
+"""Arguments of `_rebuild_tensor_v2` without metadata."""
+
 _PLAIN_TYPES = {
     "torch.Tensor",
     "torch.nn.parameter.Parameter",
@@ -139,9 +142,9 @@ class Tensors:
             raise exceeded("tensors", self._limits.tensors, "the file holds too many tensors")
         if type(storage) is not Storage:
             raise TypeError("a tensor without a storage")
-        if type(offset) is not int or type(shape) not in _SIZES or type(stride) not in _SIZES:
-            raise TypeError("a tensor whose sizes, strides or offset are of a wrong type")
-        if type(shape) is not tuple or type(stride) is not tuple:
+        if type(shape) is not tuple or type(stride) is not tuple or type(offset) is not int:
+            if type(offset) is not int or type(shape) not in _SIZES or type(stride) not in _SIZES:
+                raise TypeError("a tensor whose sizes, strides or offset are of a wrong type")
             shape, stride = tuple(shape), tuple(stride)
         if len(shape) > self._limits.dims:
             raise exceeded("dims", self._limits.dims, f"a tensor has {len(shape)} dimensions")
@@ -178,6 +181,8 @@ class Tensors:
 
     def _strided(self, args: tuple[Any, ...]) -> TensorSpec:
         """``_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, metadata=None)``."""
+        if len(args) == _USUAL and args[4] is False:  # nearly all of them
+            return self._spec(args[0], args[1], args[2], args[3])
         storage, offset, shape, stride, requires_grad, _, *metadata = args
         spec = self._spec(storage, offset, shape, stride)
         if requires_grad is not False:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.header import Header
 from pytest_ckptcompat.core.hooks import hookimpl
 from pytest_ckptcompat.core.tensor_spec import Extent, Member
+from pytest_ckptcompat.files.file import Ahead
 from pytest_ckptcompat.files.folders import names_in
 from pytest_ckptcompat.files.paths import check_inside, inside
 
@@ -37,6 +38,9 @@ _SMALL = (
     ".data/serialization_id",
 )
 _LONGEST_RECORD = 128
+_DENSE = 1024
+"""Bytes of an archive for each of its members, below which their headers are read together with their values."""
+
 _VERSION = re.compile(rb"\s*\+?(\d{1,18})")
 _NEWEST_VERSION = 10
 
@@ -181,6 +185,8 @@ class _Records(Mapping[str, tuple[Extent, ...]]):
 def _records(file: File | Part, members: dict[str, Entry], folder: str, tensors: Tensors) -> _Records:
     """The storages that the tensors need, held against the members that are there."""
     records = _Records(file, folder, tensors.storages)
+    dense = not file.remote and file.size < _DENSE * len(members)
+    reader: Any = Ahead(file) if dense else file
     for key, storage in tensors.storages.items():
         name = folder + key
         member = members.get(name)
@@ -195,6 +201,6 @@ def _records(file: File | Part, members: dict[str, Entry], folder: str, tensors:
         if deflated:
             records.packed[key] = member.packed
         if not file.remote:
-            begin = data_offset(file, name, member.header, member.nbytes, records.packed.get(key))
+            begin = data_offset(reader, name, member.header, member.nbytes, records.packed.get(key))
             records.begins[key] = member.header if deflated else begin
     return records
