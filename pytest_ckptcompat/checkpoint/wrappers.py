@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from pytest_ckptcompat.core.errors import AmbiguousError, CheckpointError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
-from pytest_ckptcompat.formats.pickle_stubs import Global, Set, Stub, child, children, is_array
+from pytest_ckptcompat.formats.pickle_stubs import Dict, Global, Set, Stub, child, children, is_array
 
 from .candidates import DEEPEST, Candidate, meant, survey
-from .entries import is_module, is_training_state, own_keys
+from .entries import is_module, is_training_state, metadata_of, own_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,8 @@ _MOST_SEARCHED = 1000
 def state_dict_at(tree: object, path: str) -> object:
     """The part of a checkpoint that a dotted path names.
 
-    Keys may themselves contain dots. List elements are named by their index.
+    Keys may themselves contain dots. List elements are named by their index. A path that ends among the keys of
+    a state dict (``state_dict.backbone``) means the `Selection` of those below.
 
     Raises:
         CheckpointError: there is none; the text lists what is there.
@@ -44,12 +45,34 @@ def state_dict_at(tree: object, path: str) -> object:
             rest = rest[len(name) + 1 :]
             break
         else:
+            if selection := _selection(node, f"{rest}."):
+                return selection
             where = path[: len(path) - len(rest)].rstrip(".")
             here = f"{escape(where)!r}" if where else "the checkpoint"
             raise CheckpointError(
                 f"{CHOOSING} names {escape(path)!r}: {here} has no such part; it has {_listed(node)}"
             )
     return node
+
+
+class Selection(Dict):
+    """Entries of a state dict whose keys begin alike, without that beginning."""
+
+    __slots__ = ()
+
+
+def _selection(node: object, prefix: str) -> Selection | None:
+    if not isinstance(node, Dict):
+        return None
+    selection = Selection(node.kind)
+    for key, value in node.items():
+        if isinstance(key, str) and key.startswith(prefix):
+            selection[key.removeprefix(prefix)] = value
+    versions = metadata_of(node) or {}
+    below = {name[len(prefix) :]: entry for name, entry in versions.items() if f"{name}.".startswith(prefix)}
+    if below:
+        selection.attributes = {"_metadata": below}
+    return selection or None
 
 
 def find_state_dict(tree: object, limits: Limits) -> tuple[str, object]:

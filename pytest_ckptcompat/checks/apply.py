@@ -12,7 +12,7 @@ import torch
 
 from pytest_ckptcompat.checkpoint.entries import beside
 from pytest_ckptcompat.checkpoint.optimizer_file import optimizer_beside
-from pytest_ckptcompat.checkpoint.wrappers import state_dict_at
+from pytest_ckptcompat.checkpoint.wrappers import Selection, state_dict_at
 from pytest_ckptcompat.checkpoint.written_object import Content
 from pytest_ckptcompat.checkpoint.written_tensor import Value
 from pytest_ckptcompat.core import memory
@@ -142,7 +142,9 @@ def apply(
     whole: Any = _state(values, applied, content)
     inner = state_dict_at(checkpoint.wrapper, checkpoint.state_dict_key)
     others = beside(checkpoint.wrapper, checkpoint.state_dict_key)
-    if isinstance(checkpoint.wrapper, dict) and (others or inner is not checkpoint.wrapper):
+    if isinstance(inner, Selection):
+        notes.append(f"what is not below {escape(checkpoint.state_dict_key, 60)!r} is left out")
+    elif isinstance(checkpoint.wrapper, dict) and (others or inner is not checkpoint.wrapper):
         content.instead(inner, whole)
         notes += resuming.rewrite(content, by_name=kind == "folder")
         notes += grown_averages(content, checkpoint, inner, recipe, applied, model)

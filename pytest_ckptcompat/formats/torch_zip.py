@@ -39,7 +39,7 @@ _SMALL = (
 )
 _LONGEST_RECORD = 128
 _DENSE = 1024
-"""Bytes of an archive for each of its members, below which their headers are read together with their values."""
+"""Bytes of an archive for each of its members, below which their headers are read with the values between."""
 
 _VERSION = re.compile(rb"\s*\+?(\d{1,18})")
 _NEWEST_VERSION = 10

@@ -204,6 +204,19 @@ def test_parts_are_joined_by_dots_where_they_are_asked_for_together(path: Path) 
     both.load_state_dict(ckpt.state_dict())
 
 
+def test_a_key_may_end_among_the_keys_of_a_state_dict(path: Path) -> None:
+    net = nn.ModuleDict(
+        {"backbone": nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), "head": nn.Linear(2, 1)}
+    )
+    torch.save({"state_dict": net.state_dict(), "epoch": 3}, path)
+    ckpt = open_checkpoint(path, "state_dict.backbone")
+    assert_same_state(ckpt, net["backbone"].state_dict())
+    net["backbone"].load_state_dict(ckpt.state_dict())
+    assert list(open_checkpoint(path, "state_dict.backbone.1")) == list(net["backbone"][1].state_dict())  # type: ignore[index]
+    with pytest.raises(CheckpointError, match=r"'state_dict' has no such part"):
+        open_checkpoint(path, "state_dict.back")
+
+
 def test_a_key_may_lead_through_lists_numbers_and_objects(path: Path) -> None:
     torch.save({"runs": [{7: {"best.net": Holder(STATE)}}]}, path)
     assert_same_state(open_checkpoint(path, "runs.0.7.best.net.weights"), STATE)

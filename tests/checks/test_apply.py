@@ -58,6 +58,15 @@ def test_a_plain_state_dict_is_grown_as_the_recipe_grows_it(tmp_path: Path) -> N
     assert equal(open_checkpoint(tmp_path / "net14.pth").state_dict(), expected)
 
 
+def test_of_a_state_dict_that_was_chosen_by_its_prefix_that_part_is_written(tmp_path: Path) -> None:
+    whole = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
+    saved(tmp_path / "net.pth", {"state_dict": whole.state_dict(), "epoch": 3})
+    ckpt = open_checkpoint(tmp_path / "net.pth", "state_dict.backbone")
+    written = apply(ckpt, nn.Linear(2, 2), Recipe(), tmp_path / "part.pth")
+    assert equal(torch.load(tmp_path / "part.pth"), whole["backbone"].state_dict())
+    assert "what is not below 'state_dict.backbone' is left out" in written.notes
+
+
 def test_the_outer_object_is_kept_and_the_optimizer_grown(tmp_path: Path) -> None:
     content = training(settle(Boxes()))
     content["args"] = {
