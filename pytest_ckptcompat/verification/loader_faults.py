@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     State = Mapping[str, Any]
 
 UNCHANGED = "unchanged by the loader"
-RANDOM = "random values: with another seed they are others"
+RANDOM = "random values: another seed gives other ones"
 
 
 def faults(

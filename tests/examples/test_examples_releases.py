@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from readme import ROOT
+from readme import ROOT, block, commands
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from typing import Any
 
 EXAMPLES = ROOT / "examples"
 
@@ -59,3 +60,44 @@ def test_production_loads_the_first_file_by_the_same_recipes(copied: Path) -> No
     command = [sys.executable, str(copied / "releases" / "predict.py"), str(copied / "onet" / "net.pth")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "net.pth: 14 outputs\n", done.stderr
+
+
+def test_the_readme_s_loader(pytester: pytest.Pytester, copied: Path) -> None:
+    pytester.runpytest_subprocess("loader", "-k", "loads_everything")  # which trains it
+    (copied / "loader" / "test_loader.py").write_text(block("the loader under test"))
+    pytester.runpytest_subprocess("loader").assert_outcomes(passed=1)
+    said = (
+        "from pytest_ckptcompat import check; from detector import load_detector_before as before; "
+        "print(check(ckpt='detector.pth', loader=before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", said], cwd=copied / "loader", capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith(block("the loader under test: report")), done.stderr
+
+
+def test_the_readme_s_releases(
+    pytester: pytest.Pytester, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command on the model of net.pth, then on today's: what it writes is the file in the README."""
+    from pytest_ckptcompat.cli import main
+
+    shutil.copy(EXAMPLES / "onet" / "onet.py", copied / "onet")
+    monkeypatch.chdir(copied / "onet")
+    monkeypatch.syspath_prepend(str(copied / "onet"))
+    (line,) = commands(block("releases: the command"))
+    _, *arguments = line.split()
+    assert main([*" ".join(arguments).replace("v2 onet:Net", "v1 onet:NetV1").split()]) == 0
+    assert main(arguments) == 0
+    assert told(Path("releases.toml").read_text()) == told(block("releases: the file"))
+    Path("ckptcompat.toml").write_text(block("releases: the gate"))
+    pytester.runpytest_subprocess("--rootdir=.", "ckptcompat.toml").assert_outcomes(passed=3)
+    names: dict[str, Any] = {}
+    exec(block("releases: production"), names)
+    assert names["net"].out2.out_features == 14
+    sys.modules.pop("onet", None)
+
+
+def told(text: str) -> list[str]:
+    """Lines without comments."""
+    return [stripped for line in text.splitlines() if (stripped := line.partition("#")[0].rstrip())]
