@@ -28,8 +28,8 @@ _MOST_SEARCHED = 1000
 def state_dict_at(tree: object, path: str) -> object:
     """The part of a checkpoint that a dotted path names.
 
-    Keys may themselves contain dots. List elements are named by their index. A path that ends among the keys of
-    a state dict (``state_dict.backbone``) means the `Selection` of those below.
+    Keys may themselves contain dots. List elements are named by their index. A path that ends among the keys
+    of a state dict (``state_dict.backbone``) means the `Selection` of those below.
 
     Raises:
         CheckpointError: there is none; the text lists what is there.
