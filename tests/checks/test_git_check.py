@@ -235,7 +235,7 @@ def test_values_that_are_too_large(today):
 def test_what_can_not_be_had_is_one_finding(today, ckpt):
     report = today(ckpt=ckpt)
     assert rules(report) == ["no-checkpoint"]
-    assert report.verdict.startswith(f"{ckpt} was not checked against")
+    assert report.verdict.startswith(f"{ckpt} was not checked: ")
 
 
 def saved(folder):

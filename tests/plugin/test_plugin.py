@@ -42,7 +42,7 @@ def test_what_fits_passes_and_says_where_it_ran(project, workers):
             "  v1.pth fits nets.V1: 9 of 9 keys match",
             "  verified: untouched*",
             "  forward: passed on cpu: (3, 4)",
-            "  forward-cuda: rehearsed cuda:0 *",
+            "  forward-cuda: rehearsed simulated cuda:0 (fake tensors): *",
         ]
     )
     assert "1 of 1 checks passed" in out(result)
