@@ -5,10 +5,9 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, replace
 from math import sqrt
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 
@@ -16,6 +15,7 @@ from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import shown
+from pytest_ckptcompat.recipes.adapters import FOREIGN, PART, SAVED, Adapter
 from pytest_ckptcompat.recipes.arguments import python
 from pytest_ckptcompat.recipes.base import Operator
 from pytest_ckptcompat.recipes.per_tensor import shape
@@ -30,28 +30,6 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.base import Surroundings
 
 CONFIG = "adapter_config.json"
-
-_PART = re.compile(
-    r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<part>[AB])"
-    r"(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?(?:\.(?P<leaf>weight|bias))?"
-)
-_SAVED = re.compile(
-    r"(?P<module>.+)\.(?:(?P<old>original_module)|modules_to_save\.(?P<adapter>[^.]+))\.(?P<rest>.+)"
-)
-_FOREIGN = re.compile(
-    r"(?:^|\.)(lora_\w+|ranknum|hada_\w+|lokr_\w+|ia3_\w+|oft_\w+|boft_\w+|vera_\w+)(?:\.|$)"
-)
-
-
-class Adapter(NamedTuple):
-    """The keys of one adapter and of what it adapts."""
-
-    module: str
-    weight: str
-    a: str
-    b: str
-    bias: str | None
-    embedding: bool
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,9 +106,9 @@ class merge_lora(Operator):
                     raise self.unfit(adapter.bias, "the adapter has a bias, and its layer has none")
                 plan[base] = [Write(self._named(base), (base, adapter.bias), _added(factor))]
                 plan[adapter.bias] = []
-        replaced = {found["module"] for key in state if (found := _SAVED.fullmatch(key)) and found["adapter"]}
+        replaced = {found["module"] for key in state if (found := SAVED.fullmatch(key)) and found["adapter"]}
         for key in state:
-            found = _SAVED.fullmatch(key)
+            found = SAVED.fullmatch(key)
             if key in plan:
                 continue
             if found and found["old"] and found["module"] in replaced:
@@ -140,11 +118,11 @@ class merge_lora(Operator):
         return plan
 
     def destination(self, key: str) -> str | None:
-        return None if _PART.fullmatch(key) else self._named(key)
+        return None if PART.fullmatch(key) else self._named(key)
 
     def _named(self, key: str) -> str:
         """What a key is called without adapters and prefix."""
-        found = _SAVED.fullmatch(key)
+        found = SAVED.fullmatch(key)
         if found and found["adapter"]:
             key = f"{found['module']}.{found['rest']}"
         prefix = f"{self.prefix.rstrip('.')}." if self.prefix else ""
@@ -161,7 +139,7 @@ class merge_lora(Operator):
         modules: dict[str, dict[str, str]] = {}
         names: dict[str, set[str]] = {}
         for key in state:
-            found = _PART.fullmatch(key)
+            found = PART.fullmatch(key)
             if found is None:
                 self._refuse_foreign(key)
                 continue
@@ -198,7 +176,7 @@ class merge_lora(Operator):
         return next((name for name in names if shape(state.get(name)) is not None), None)
 
     def _refuse_foreign(self, key: str) -> None:
-        found = _FOREIGN.search(key)
+        found = FOREIGN.search(key)
         if found:
             raise self.unfit(key, f"{python(found[1])} belongs to another kind of adapter; {_BY_PEFT}")
 
@@ -263,7 +241,7 @@ class merge_lora(Operator):
                     if not apart <= allowed + torch.finfo(new.dtype).tiny:
                         yield f"{escape(name)}: row {place} is off by {magnitude(apart)}"
                         return
-            if left := [key for key in after if _PART.fullmatch(key)]:
+            if left := [key for key in after if PART.fullmatch(key)]:
                 yield f"{escape(left[0])} is still there"
 
         def rest() -> Iterator[str]:
