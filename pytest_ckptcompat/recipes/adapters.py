@@ -9,7 +9,7 @@ PART = re.compile(
     r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<part>[AB])"
     r"(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?(?:\.(?P<leaf>weight|bias))?"
 )
-"""A factor of an adapter: ``lora_A.default.weight``, or ``lora_embedding_A.default``, which is a parameter."""
+"""A factor of an adapter: ``lora_A.default.weight``; of an embedding ``lora_embedding_A.default``."""
 
 SAVED = re.compile(
     r"(?P<module>.+)\.(?:(?P<old>original_module)|modules_to_save\.(?P<adapter>[^.]+))\.(?P<rest>.+)"
