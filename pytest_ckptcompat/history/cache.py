@@ -70,7 +70,7 @@ def _alone(folder: Path, place: Path, number: int) -> Iterator[bool]:
     """Hold the lock of one key: a byte of a file that is locked while its answer is made."""
     try:
         if not folder.exists():
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)  # another process may be as far
             for name, text in _SUPPORT.items():
                 (folder / name).write_text(text, encoding="utf-8")
         place.mkdir(parents=True, exist_ok=True)

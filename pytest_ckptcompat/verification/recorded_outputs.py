@@ -93,6 +93,11 @@ class Recorded:
             raise ValueError("an output has more or fewer entries than its shape tells")
         return found
 
+    def scale(self, precision: torch.dtype) -> float:
+        """What the error of a small element is measured by: the size of the sums that it comes from."""
+        wide = torch.finfo(precision).eps <= torch.finfo(torch.float64).eps
+        return self.typical if wide else max(self.typical, self.rms)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; infinite elements are texts."""
         return {
@@ -151,7 +156,7 @@ def gap(
         may = reach.reshape(-1).repeat_interleave(len(flat) // max(1, reach.numel()))[place].tolist()
         pairs = zip(then.entries, flat[place].tolist(), may, strict=True)
         fixed = [(was, here) for was, here, free in pairs if not free]
-        times, size = _entries_apart(fixed, then.typical, allowed)
+        times, size = _entries_apart(fixed, then.scale(precision), allowed)
         return Gap(path, times, size, then.rms)
     if bool(flat.isnan().any()):
         return Gap(path, math.inf, math.inf, then.rms, "is NaN in places, and was not")
@@ -166,13 +171,13 @@ def gap(
         )
     place = positions(path, then.shape, len(flat))
     entries = zip(then.entries, flat[place].tolist(), strict=True)
-    times, size = _entries_apart(entries, then.typical, allowed)
+    times, size = _entries_apart(entries, then.scale(precision), allowed)
     sums = _projections(path, then.shape, torch.where(extreme, 0.0, flat))
     apart = [abs(was - here) for was, here in zip(then.projections, sums, strict=True)]
     if apart:
         root = math.sqrt(len(flat))
         # Each error is in parts of its element and of a typical one, so their squares sum up to this.
-        spread = allowed * math.hypot(then.rms, then.typical) * root
+        spread = allowed * math.hypot(then.rms, then.scale(precision)) * root
         times = max(times, max(apart) / (_SURE * spread))
         size = max(size, math.sqrt(sum(each * each for each in apart) / len(apart)) / root)
     return Gap(path, times, size, then.rms)
@@ -199,7 +204,7 @@ def moved_gap(path: str, then: Recorded, now: torch.Tensor, rows: Rows, precisio
                 index[dim] = where[index[dim]]
                 pairs.append((entry, float(now[tuple(index)])))
         if pairs:
-            times, size = _entries_apart(pairs, then.typical, tolerance(precision))
+            times, size = _entries_apart(pairs, then.scale(precision), tolerance(precision))
             return Gap(path, times, size, then.rms)
     return None
 

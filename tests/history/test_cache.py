@@ -70,7 +70,9 @@ def test_the_oldest_answers_go(tmp_path, monkeypatch):
     assert cache.answer(tmp_path, {"n": 4}, never) == {"b": 4}
 
 
-def _ask(folder, log):
+def _ask(folder, log, ready):
+    ready.wait()  # all make the folder at once
+
     def slow():
         with open(log, "a") as file:  # noqa: PTH123
             file.write("asked\n")
@@ -82,7 +84,8 @@ def _ask(folder, log):
 
 def test_processes_ask_once(tmp_path):
     start = multiprocessing.get_context("fork")
-    workers = [start.Process(target=_ask, args=(tmp_path / "c", tmp_path / "log")) for _ in range(4)]
+    ready = start.Barrier(4)
+    workers = [start.Process(target=_ask, args=(tmp_path / "c", tmp_path / "log", ready)) for _ in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:

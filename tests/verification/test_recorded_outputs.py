@@ -182,3 +182,11 @@ def test_a_damaged_record_is_refused(change):
     row = Recorded.of("", torch.linspace(0, 1, 64, dtype=torch.float64)).to_json()
     with pytest.raises(ValueError, match="an output "):
         Recorded.from_json(row | change)
+
+
+def test_float32_is_judged_by_the_size_of_all():
+    x = torch.randn(5000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    error = 1e-6 * torch.randn(5000, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    then = Recorded.of("", x)
+    assert gap("", then, x + error, torch.float32).times < 0.5
+    assert gap("", then, x + error, torch.float64).times > 100
