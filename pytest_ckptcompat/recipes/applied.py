@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections import OrderedDict
+    from collections.abc import Iterable
 
     from .base import Edit, Operator
     from .plan import State
@@ -60,6 +61,26 @@ class Step:
     def after(self) -> OrderedDict[str, Any]:
         """The state dict after it."""
         return self.edit.state
+
+
+def applied(steps: Iterable[Step], state_dict: State) -> Applied:
+    """What steps made of a state dict, which key was touched by which, and where each comes from."""
+    state = OrderedDict(state_dict)
+    if (metadata := getattr(state_dict, "_metadata", None)) is not None:
+        state._metadata = metadata  # type: ignore[attr-defined]
+    changes: dict[Operator, str] = {}
+    lost: dict[str, Operator] = {}
+    eval_only = False
+    sources: dict[str, tuple[str, ...]] = {key: (key,) for key in state}
+    touched: dict[str, tuple[Operator, ...]] = {}
+    for step in steps:
+        if caveat := step.operator.caveat(step.before, step.target):
+            changes.setdefault(step.operator, caveat)
+        eval_only |= step.operator.eval_only
+        lost |= {old: step.operator for key in _left_out(step) for old in sources[key]}
+        state, sources, touched = step.after, _sources(step, sources), _touched(step, touched)
+    origin: dict[str, str | None] = {key: old[0] if len(old) == 1 else None for key, old in sources.items()}
+    return Applied(state, touched, origin, sources, changes, lost, eval_only)
 
 
 class _Aimed(Mapping[str, Any]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -14,7 +13,7 @@ from pytest_ckptcompat.core import collection
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.redaction import public
-from pytest_ckptcompat.recipes.applied import Applied, Step, _Aimed, _left_out, _sources, _touched
+from pytest_ckptcompat.recipes.applied import Applied, Step, _Aimed, applied
 
 from .arguments import toml
 from .base import Edit, Operator
@@ -24,6 +23,7 @@ from .release_names import check_names, release_tables
 from .tables import Table, shapes_of
 
 if TYPE_CHECKING:
+    from collections import OrderedDict
     from collections.abc import Iterator, Mapping
 
     from .base import Surroundings
@@ -69,24 +69,7 @@ class Recipe:
 
     def run(self, state_dict: State, target: State) -> Applied:
         """`apply`, and what was touched by which operator, and where each key comes from."""
-        state = OrderedDict(state_dict)
-        if (metadata := getattr(state_dict, "_metadata", None)) is not None:
-            state._metadata = metadata  # type: ignore[attr-defined]
-        changes: dict[Operator, str] = {}
-        lost: dict[str, Operator] = {}
-        eval_only = False
-        sources: dict[str, tuple[str, ...]] = {key: (key,) for key in state}
-        touched: dict[str, tuple[Operator, ...]] = {}
-        for step in self.steps(state, target):
-            if caveat := step.operator.caveat(step.before, step.target):
-                changes.setdefault(step.operator, caveat)
-            eval_only |= step.operator.eval_only
-            lost |= {old: step.operator for key in _left_out(step) for old in sources[key]}
-            state, sources, touched = step.after, _sources(step, sources), _touched(step, touched)
-        origin: dict[str, str | None] = {
-            key: old[0] if len(old) == 1 else None for key, old in sources.items()
-        }
-        return Applied(state, touched, origin, sources, changes, lost, eval_only)
+        return applied(self.steps(state_dict, target), state_dict)
 
     def completed(self, surroundings: Surroundings) -> Recipe:
         """The recipe with what a check knows besides the state dict, where an operator leaves it open.

@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from pytest_ckptcompat import Recipe, allow, check, load, tile
+from pytest_ckptcompat import Recipe, Release, Releases, allow, check, load, tile
+from pytest_ckptcompat.cli import main
 from pytest_ckptcompat.verification.loader_faults import RANDOM, UNCHANGED
 
 if TYPE_CHECKING:
@@ -424,6 +425,25 @@ def test_growth_that_no_recipe_declares_is_not_the_checkpoint_s(files: Path) -> 
     assert not wrong.ok
 
 
+def test_an_old_release_by_the_recipes_of_the_product(files: Path) -> None:
+    """The loader is one line: the same releases file says what it is compared with."""
+    torch.save(trained(Growing), files / "new.pth")
+    for name in ("plain", "new"):
+        assert main(["lock", str(files / f"{name}.pth"), "-o", str(files / f"{name}.ckpt.json")]) == 0
+    releases = Releases(
+        Release("v1", files / "plain.ckpt.json", Recipe(tile("head.*", dim=0))),
+        Release("v2", files / "new.ckpt.json"),
+    )
+    report = judged(lambda path: load(Growing, path, recipe=releases), files / "plain.pth", recipe=releases)
+    assert report.ok, str(report)
+    assert "release v1" in next(stage.detail for stage in report.stages if stage.name == "open")
+    half = judged(
+        lambda path: load(Growing, path, recipe=releases).half(), files / "plain.pth", recipe=releases
+    )
+    assert half.ok, str(half)
+    assert not judged(with_a_new_head, files / "plain.pth", recipe=releases).ok
+
+
 class Extended(Net):
     """Has what no checkpoint has: a table that its constructor computes, a counter, a new part, another head."""
 
@@ -479,8 +499,6 @@ def test_the_loader_runs_whatever_the_device_of_the_forward_pass(files: Path, de
 
 
 def test_a_lock_has_keys_to_compare_and_nothing_to_load(files: Path) -> None:
-    from pytest_ckptcompat.cli import main
-
     lock = files / "plain.ckpt.json"
     assert main(["lock", str(files / "plain.pth"), "-o", str(lock)]) == 0
     report = check(Net, lock, loader=in_place)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from networks import Boxes, Words, settle
 from torch import nn
 
@@ -306,3 +308,23 @@ def test_every_kind_of_number(dtype: torch.dtype) -> None:
         saved = {name: torch.rand(12, 8) > 0.5 for name in saved}
     found = trace({"both": torch.cat([saved["a"], saved["b"]]), "x.a": saved["a"].t()}, saved)
     assert found.held.keys() == {"both", "x.a"}
+
+
+@given(st.data())
+@settings(max_examples=30)
+def test_whatever_a_loader_does_to_the_lines_is_recognised(data: st.DataObject) -> None:
+    """Fused from several tensors, in any order of lines, transposed or not, in a narrower dtype or not."""
+    width = data.draw(st.integers(4, 9))
+    heights = data.draw(st.lists(st.integers(1, 9), min_size=2, max_size=4))
+    saved = state(*((height, width) for height in heights), seed=data.draw(st.integers(0, 99)))
+    lines = torch.cat(list(saved.values()))
+    held = lines[torch.tensor(data.draw(st.permutations(range(len(lines)))))]
+    if data.draw(st.booleans()):
+        held = held.t().contiguous()
+    held = held.to(data.draw(st.sampled_from([torch.float32, torch.float16, torch.float64])))
+    found = trace({"fused": held}, saved)
+    assert found.held == {"fused": Origin(tuple(saved), BY_LINES)}
+    assert found.unused == []
+    position = data.draw(st.integers(0, held.numel() - 1))
+    held.view(-1)[position] += 1
+    assert trace({"fused": held}, saved).held == {}
