@@ -13,7 +13,7 @@ from torch import nn
 
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
-from pytest_ckptcompat.formats.pickle_stubs import LOCKED, Dict, Global, Set, Size, Stub
+from pytest_ckptcompat.formats.pickle_stubs import LOCKED, Dict, Global, Set, Size, Stub, is_array
 from pytest_ckptcompat.tensors.unread import Unread
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ def given(node: object, read: Callable[[TensorSpec], torch.Tensor]) -> Any:
         kind = str(error) if isinstance(error, _UnknownError) else "objects nested too deeply"
         if kind == LOCKED:
             return Unread.of("", f"it comes from {LOCKED}")
-        return Unread.of(_name(node), f"it holds {kind}, which torch.load(weights_only=True) refuses")
+        why = f"it holds {kind}, which torch.load(weights_only=True) refuses"
+        remedy = "; convert it with torch.from_numpy where the file is written" if is_array(node) else ""
+        return Unread.of(_name(node), why + remedy)
 
 
 class _Maker:
@@ -155,6 +157,8 @@ def _device(*args: Any) -> torch.device:
 
 def _name(node: object) -> str:
     """Name of a class, function or object, safe to print."""
+    if is_array(node):
+        return "numpy.ndarray"
     if isinstance(node, (Stub, Global)):
-        return escape(node.name, 80).replace("._reconstruct", ".ndarray")
+        return escape(node.name, 80)
     return ""

@@ -17,6 +17,8 @@ _FLAT = re.compile(r"(.*\.)?(_flat_param|flat_param_\d+)")
 _IN_NAME = re.compile(r"rank_?(\d+)")
 _TENSORS = ("DTensor", "ShardedTensor")
 
+_OF_ZERO = ("zero_stage", "partition_count", "ds_version")
+
 _GATHER = (
     "Gather the whole state dict before saving: torch.distributed.checkpoint.state_dict.get_model_state_dict("
     "model, options=StateDictOptions(full_state_dict=True)); or save with torch.distributed.checkpoint, and "
@@ -53,6 +55,20 @@ def check_whole(entries: Mapping[str, object], tree: object, path: str) -> None:
             f"{_whose(None, path)} of a model under FSDP: {escape(flat)} is several parameters. {_GATHER}"
         )
     _check_zero(entries, tree, path)
+
+
+def part_of_optimizer(tree: object) -> str:
+    """Say that a file without a model is one rank's part of an optimizer under ZeRO; ``""`` if it is not."""
+    if not isinstance(tree, dict):
+        return ""
+    state = tree.get("optimizer_state_dict")
+    names = [*state, *tree] if isinstance(state, dict) else []
+    if not any(name in _OF_ZERO for name in names if isinstance(name, str)):
+        return ""
+    return (
+        "it is one rank's part of the optimizer's state of a DeepSpeed checkpoint (ZeRO), without the model: "
+        f"open the folder, or its file that ends with model_states.pt. For stage 3: {_ZERO_TO_FP32}"
+    )
 
 
 def _check_zero(entries: Mapping[str, object], tree: object, path: str) -> None:

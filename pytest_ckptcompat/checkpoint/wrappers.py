@@ -12,6 +12,7 @@ from pytest_ckptcompat.formats.pickle_stubs import Dict, Global, Set, Stub, chil
 
 from .candidates import DEEPEST, Candidate, meant, survey
 from .entries import is_module, is_training_state, metadata_of, own_keys
+from .rank_part import part_of_optimizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,6 +122,8 @@ def _beginnings(path: str) -> Iterator[str]:
 def _nothing(tree: object) -> str:
     if isinstance(tree, TensorSpec):
         return "it holds a single tensor, not a state dict; save {'name': tensor} or model.state_dict()"
+    if part := part_of_optimizer(tree):
+        return part
     if arrays := _array_in(tree):
         return (
             f"it holds NumPy arrays, such as {escape(arrays, 60)!r}, and no tensors of a model, so torch "

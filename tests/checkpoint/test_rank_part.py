@@ -93,6 +93,15 @@ def test_zero_stage_3(tmp_path: Path, grouped: bool) -> None:
     assert "zero_to_fp32.py" in told
 
 
+def test_the_optimizer_of_one_rank(tmp_path: Path) -> None:
+    path = tmp_path / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    state = {"zero_stage": 2, "partition_count": 2, "single_partition_of_fp32_groups": [torch.zeros(9)]}
+    torch.save({"optimizer_state_dict": state, "ds_version": "0.16.0"}, path)
+    told = refusal(path)
+    assert "one rank's part of the optimizer's state of a DeepSpeed checkpoint (ZeRO)" in told
+    assert "model_states.pt" in told
+
+
 def test_zero_below_stage_3_is_the_whole_model(tmp_path: Path) -> None:
     path = tmp_path / "mp_rank_00_model_states.pt"
     whole = nn.Linear(4, 6).state_dict()

@@ -179,6 +179,14 @@ def test_tensors_are_judged_beside_extra_state_that_is_not_read(tmp_path: Path) 
     assert judged(make, path).mismatched
 
 
+def test_an_array_in_the_place_of_a_tensor(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    torch.save({**nn.Linear(2, 2).state_dict(), "weight": np.ones((2, 2), "f4")}, path)
+    told = " ".join(str(judged(lambda: nn.Linear(2, 2), path)).split())
+    assert "weight was not read: it holds numpy.ndarray" in told
+    assert "torch.from_numpy" in told
+
+
 def test_a_loader_that_looks_at_such_an_object_is_not_told_lies(tmp_path: Path) -> None:
     class Net(nn.Linear):
         def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
