@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _SPECTRAL = {"weight_u", "weight_v", "_u", "_v"}
 """Vectors of unit length from which a spectral norm is computed."""
 _WIDEST_KERNEL = 31
+_GATES = (2, 3, 4)
+"""Into how many parts a layer's outputs may be cut that are multiplied or added then."""
 
 
 def layerwise(changes: Changes, left: Collection[str]) -> Explained:
@@ -97,12 +99,16 @@ class _Look:
         return Step("append", (), {"dim": 1}) if new[1] > old[1] else None
 
     def _fed(self, key: str, old: Sizes, new: Sizes) -> bool:
-        """Whether inputs may be what another layer gives: as they are, flattened, or one by one."""
+        """Whether inputs may be what another layer gives: as they are, flattened, gated, or one by one."""
         if old[1] == 1 and old[0] == new[1] > 4:
             return True
         place = self.changes.order[key]
         sides = zip(self._first_given, (old, new), strict=True)
-        return any(given.get(size, place) < place for given, sizes in sides for size in _divisors(sizes[1]))
+        return any(
+            given.get(size, place) < place
+            for given, sizes in sides
+            for size in (*_divisors(sizes[1]), *(sizes[1] * gates for gates in _GATES))
+        )
 
     @cached_property
     def _first_given(self) -> tuple[dict[int, int], dict[int, int]]:

@@ -47,7 +47,8 @@ def tried(seed, folder):
     make = inputs_of(spec)
     report = check(lambda: Net(other), path, inputs=make, source_model=lambda: Net(spec), device="cpu")
     if report.suggestion is None:
-        return "absent" if report.ok or report.remedy is not None else "silent"
+        misfits = report.missing or report.unexpected or report.mismatched
+        return "silent" if misfits and report.remedy is None else "absent"
     about = " ".join(report.remedy.notes)
     if RIGHT in about:
         worst = max(apart(spec, other, state, report.suggestion, make, each) for each in range(3))

@@ -617,6 +617,22 @@ def test_a_gated_layer_widens_with_its_gate() -> None:
     assert_old_outputs_first(Gated(8), Gated(12), (3, 6))
 
 
+class Halves(nn.Module):
+    """A gated layer that is one layer, cut in two."""
+
+    def __init__(self, hidden: int, outputs: int = 5) -> None:
+        super().__init__()
+        self.both, self.down = nn.Linear(6, 2 * hidden), nn.Linear(hidden, outputs)
+
+
+@pytest.mark.parametrize("hidden", [10, 12, 16])
+def test_a_gated_layer_that_is_one_is_not_tiled(hidden: int) -> None:
+    found = answer(Halves(8).state_dict(), Halves(hidden))
+    assert found.recipe is None
+    assert found.partial is None
+    assert repr(answer(Halves(8).state_dict(), Halves(8, 7)).recipe) == 'Recipe(tile("down.*", dim=0))'
+
+
 def test_heads_of_attention_are_not_counted_by_rows() -> None:
     assert_refused(blocks("q k v", shared=8), blocks("q k v", shared=4))
     assert_refused(blocks("qkv", shared=4), blocks("qkv", shared=8))

@@ -232,7 +232,7 @@ EDITS: dict[str, Callable[[random.Random, Spec], Spec]] = {
     "fewer outputs": lambda rng, spec: replace(spec, outputs=max(1, spec.outputs - 1)),
     "more units": lambda rng, spec: replace(spec, hidden=_wider(rng, spec)),
     "twice the units": lambda rng, spec: replace(spec, hidden=tuple(2 * size for size in spec.hidden)),
-    "fewer units": lambda rng, spec: replace(spec, hidden=(spec.hidden[0] - 2, *spec.hidden[1:])),
+    "fewer units": lambda rng, spec: replace(spec, hidden=(max(spec.hidden[0] - 2, 2), *spec.hidden[1:])),
     "more words": lambda rng, spec: replace(spec, words=spec.words + rng.randint(1, 4)),
     "untied": lambda rng, spec: replace(spec, tied=not spec.tied),
     "places": lambda rng, spec: replace(spec, places=spec.places + rng.choice([-1, 2, 7])),
@@ -261,11 +261,15 @@ def _wider(rng: random.Random, spec: Spec) -> tuple[int, ...]:
     return (*spec.hidden[:place], more, *spec.hidden[place + 1 :])
 
 
+def _shapes(spec: Spec) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in Net(spec).state_dict().items()}
+
+
 def edited(rng: random.Random, spec: Spec) -> tuple[Spec, list[str]]:
-    """The spec after one to three edits that change it, and what they are."""
+    """The spec after one to three edits that change its state dict, and what they are."""
     names: list[str] = []
     new = spec
-    while new == spec or len(names) < rng.randint(1, 3):
+    while _shapes(new) == _shapes(spec) or len(names) < rng.randint(1, 3):
         name = rng.choice(list(EDITS))
         names.append(name)
         new = EDITS[name](rng, new)
