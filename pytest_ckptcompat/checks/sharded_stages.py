@@ -73,7 +73,7 @@ def sharded_stages(
         raise Stopped(reason)
     model, whole, applied = _loaded(ckpt, blueprint, schema, recipe, comparison, log)
     plain = Blueprint(blueprint.name, lambda: stand_in(blueprint.make(), values=True))
-    values.verify_stage(arguments, ckpt, plain, None, recipe, applied, whole, None, log)
+    values.verify_stage(arguments, ckpt.stored(), plain, None, recipe, applied, whole, None, log)
     if source is not None and inputs is not None:
         log.promises.append(Promise(_FUNCTION, "unchecked", "the model shards itself"))
     device = arguments.device or "auto"

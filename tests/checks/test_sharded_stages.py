@@ -85,6 +85,25 @@ def one_rank() -> Any:
     dist.destroy_process_group()
 
 
+def test_where_its_ranks_are_values_are_loaded_proved_and_stepped(tmp_path: Path, one_rank: Any) -> None:
+    model = Net()
+    optimizer = optim.AdamW(model.parameters())
+    model(torch.randn(4, 8)).sum().backward()
+    optimizer.step()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "net.pth")
+    report = check(
+        lambda: fully_shard(Net(12), mesh=one_rank),
+        tmp_path / "net.pth",
+        recipe=GROW,
+        inputs=(2, 8),
+        optimizer=optim.AdamW,
+    )
+    assert report.ok, str(report)
+    stages = {stage.name: stage.status for stage in report.stages}
+    assert {stages[name] for name in ("load", "verify", "forward", "optimizer")} == {"passed"}
+    assert {promise.status for promise in report.promises} == {"kept"}
+
+
 def test_a_model_that_was_sharded_before_is_left_as_it_is(path: Path, one_rank: Any) -> None:
     model = fully_shard(Net(), mesh=one_rank)
     before = model.fc1.weight.full_tensor().clone()
