@@ -101,6 +101,8 @@ class Facts:
         if _stage(first) in ("open", "build") or (_stage(first) in _RECIPE and not self.total):
             path, _, reason = _one_line(first).partition(": ")
             why = reason if path.endswith(self.checkpoint) and reason else _one_line(first)
+            if why.startswith(f"{self.checkpoint} "):
+                why = f"it {why.removeprefix(self.checkpoint).lstrip()}"
             return f"{self.checkpoint} was not checked: {why}"
         if _stage(first) == "rollback":
             found = Counter(each.rule.removeprefix("rollback-") for each in self.errors)
@@ -121,7 +123,9 @@ class Facts:
         """The findings that the verdict has not told whole."""
         verdict = self.verdict
         first = next((found for found in self.errors if not (found.checkpoint or found.model)), None)
-        told = first is not None and first.message and _one_line(first) in verdict
+        told = (
+            first is not None and first.message and _one_line(first).removeprefix(self.checkpoint) in verdict
+        )
         return [found for found in self.findings if not (told and found is first)]
 
     @property

@@ -209,5 +209,5 @@ def test_a_relative_path_means_the_same_from_every_folder(project, monkeypatch):
         monkeypatch.chdir(folder)
         result = project.runpytest("--rootdir", project.path, "-c", project.path / "pytest.ini", deep)
         result.assert_outcomes(passed=1, failed=1)
-        told = f"ck/other.pth does not exist in {project.path} or in "
+        told = f"ck/other.pth was not checked: it does not exist in {project.path} or in "
         assert told in " ".join("\n".join(result.outlines).split())

@@ -62,7 +62,7 @@ def test_the_verdict_of_one_that_fits_and_fails_later_says_what_first():
 
 def test_the_verdict_of_what_could_not_be_checked():
     report = Report("x.pth", "onet.Net", findings=[finding("no-checkpoint", message="x.pth does not exist")])
-    assert report.verdict == "x.pth was not checked: x.pth does not exist"
+    assert report.verdict == "x.pth was not checked: it does not exist"
 
 
 def test_the_verdict_names_the_checkpoint_once():
