@@ -178,6 +178,13 @@ def trace_stage(
                     found += verdict[1]
     except CheckpointError as error:
         log.stop(finding("no-checkpoint", message=str(error)), "the values can't be read", "verify")
+    except (
+        RuntimeError,
+        TypeError,
+        NotImplementedError,
+    ) as error:  # of a tensor subclass without plain values
+        text = f"the values of its model can't be compared: {raised(error)}"
+        log.stop(finding("loader-error", message=text), "the values can't be compared", "verify")
     except RecipeError as error:
         refused = finding(error.rule, error.key, message=str(error))
         log.stop(refused, "the recipe does not apply to the values", "verify")

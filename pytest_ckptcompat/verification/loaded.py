@@ -24,7 +24,7 @@ def not_finite(model: nn.Module) -> Iterator[Finding]:
     """
     seen: set[int] = set()
     for key, value in model.state_dict(keep_vars=True).items():
-        if not isinstance(value, torch.Tensor) or id(value) in seen:
+        if not isinstance(value, torch.Tensor) or id(value) in seen or torch.nn.parameter.is_lazy(value):
             continue
         seen.add(id(value))
         bad = value.numel() - finite(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from pytest_ckptcompat.core.findings import Finding, finding
 from pytest_ckptcompat.core.tensor_spec import shown
@@ -79,11 +80,15 @@ def faults(
 
 def _never_loaded(key: str, text: str, model: State) -> bool:
     """Whether a key that the checkpoint has too was left as it was made."""
-    return text in (UNCHANGED, RANDOM) or (bool(text) and text == constant(model[key]))
+    return text in (UNCHANGED, RANDOM) or (
+        bool(text) and not nn.parameter.is_lazy(model[key]) and text == constant(model[key])
+    )
 
 
 def _same(one: Any, other: torch.Tensor) -> bool:
-    return isinstance(one, torch.Tensor) and not (one.is_meta or other.is_meta) and same_bits(one, other)
+    if not isinstance(one, torch.Tensor) or nn.parameter.is_lazy(one) or nn.parameter.is_lazy(other):
+        return False
+    return not (one.is_meta or other.is_meta) and same_bits(one, other)
 
 
 def _findings(
@@ -94,6 +99,6 @@ def _findings(
 
 
 def _shown(value: Any) -> str:
-    if not isinstance(value, torch.Tensor):
+    if not isinstance(value, torch.Tensor) or nn.parameter.is_lazy(value):
         return ""
     return shown(tuple(value.shape), str(value.dtype).removeprefix("torch."))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.keys import beside
@@ -86,6 +87,9 @@ def trace(model: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Origins:
 class _Tracing:
     def __init__(self, model: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> None:
         self._model = _tensors(model)
+        self._lazy = [key for key, each in self._model.items() if nn.parameter.is_lazy(each)]
+        for key in self._lazy:
+            del self._model[key]
         self._checkpoint = _tensors(checkpoint)
         self._read = _Reader().read
         self._used: set[object] = set()
@@ -93,6 +97,7 @@ class _Tracing:
 
     def run(self) -> Origins:
         found = self._found
+        found.missed = dict.fromkeys(self._lazy, "without values or shape")
         nameless = {key: each for key, each in self._model.items() if key not in self._checkpoint}
         found.constants = {key: what for key, each in nameless.items() if (what := constant(each))}
         wanted = {key: each for key, each in nameless.items() if key not in found.constants}

@@ -486,6 +486,39 @@ def untouched(model: nn.Module, path: str) -> None:
     """Loads nothing into a model that is all constants."""
 
 
+def with_a_lazy_head(path: str) -> nn.Module:
+    model = strict(path)
+    model.extra = nn.LazyLinear(3)
+    return model
+
+
+def test_a_lazy_part_that_was_never_initialised_is_missed(files: Path) -> None:
+    report = judged(with_a_lazy_head, files / "plain.pth")
+    assert messages(report) == dict.fromkeys(("extra.weight", "extra.bias"), "without values or shape")
+
+
+class Odd(torch.Tensor):
+    """A tensor of a library that has no plain values."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.cpu:
+            raise NotImplementedError("Odd has no cpu")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def with_odd_tensors(path: str) -> nn.Module:
+    model = strict(path)
+    model.head.bias = nn.Parameter(model.head.bias.detach().as_subclass(Odd))
+    return model
+
+
+def test_values_that_can_t_be_compared_are_an_error_of_one_line(files: Path) -> None:
+    report = judged(with_odd_tensors, files / "plain.pth")
+    assert [found.rule for found in report.errors] == ["loader-error"]
+    assert "the values of its model can't be compared: NotImplementedError: Odd has no cpu" in report.verdict
+
+
 def test_nothing_but_constants_is_no_pass(files: Path) -> None:
     report = check(lambda: nn.BatchNorm1d(12), files / "plain.pth", loader=untouched)
     assert not report.ok
