@@ -90,7 +90,8 @@ def _count(numbers: Any) -> int:
 
 def distributed(spec: TensorSpec, kind: str, state: Any) -> TensorSpec:
     """One rank's part of a tensor that is spread over several ranks."""
-    numbers = (_attribute(state, "_rank"), _attribute(state, "_flatten_rank_map", "_flatten_mesh_list"))
+    world = _attribute(state, "_flatten_rank_map", "_flatten_mesh_list")
+    numbers = (_attribute(state, "_rank"), world)
     name = kind.rpartition(".")[2]
     return CompositeSpec(
         spec.dtype, spec.shape, spec.stride, 0, "", f"a rank's part of a {name}", name, numbers

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+RANK_IS_KEPT = tuple(map(int, torch.__version__.split(".")[:2])) > (2, 10)
+"""Whether a mesh is pickled with the rank that wrote it; older ones were not."""
+
+
 def local(world: int) -> dict[str, torch.Tensor]:
     """A rank's part of ``nn.Linear(4, 6)``."""
     return {"weight": torch.zeros(6 // world, 4), "bias": torch.zeros(6 // world)}
@@ -41,7 +45,9 @@ def test_dtensors(tmp_path: Path, rank: int, world: int, wrapped: bool) -> None:
             nn.Linear(4, 6).load_state_dict(state)
         torch.save({"model": state, "step": 3} if wrapped else state, path)
     told = refusal(path)
-    assert f"the part of rank {rank} of {world} of a distributed model: its tensors are DTensors" in told
+    assert "of a distributed model: its tensors are DTensors" in told
+    if RANK_IS_KEPT:
+        assert f"the part of rank {rank} of {world}" in told
     assert "full_state_dict=True" in told
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed import checkpoint as dcp
 
 from pytest_ckptcompat import CheckpointError, check, open_checkpoint
 from pytest_ckptcompat.core.limits import Limits
@@ -257,11 +258,13 @@ def test_distributed_safetensors_are_put_together(tmp_path: Path) -> None:
             {"weight": (weight[:, 2:], [0, 2])},
         ],
     )
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
-
-    sizes = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     ckpt = open_checkpoint(folder)
-    assert {key: ckpt[key].shape for key in ckpt} == {key: tuple(each.size) for key, each in sizes.items()}
+    assert {key: ckpt[key].shape for key in ckpt} == {"weight": (6, 4), "bias": (6,)}
+    if hasattr(dcp, "HuggingFaceStorageReader"):
+        sizes = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+        assert {key: ckpt[key].shape for key in ckpt} == {
+            key: tuple(each.size) for key, each in sizes.items()
+        }
     assert all(torch.equal(value, WHOLE[key]) for key, value in ckpt.state_dict().items())
     assert check(lambda: nn.Linear(4, 6), folder, inputs=(2, 4), device="cpu").ok is True
     for file in folder.iterdir():
@@ -289,8 +292,8 @@ def test_parts_that_make_up_nothing(tmp_path: Path, ranks: Any) -> None:
 
 
 def test_a_whole_file_of_such_a_writer(tmp_path: Path) -> None:
-    from torch.distributed import checkpoint as dcp
-
+    if not hasattr(dcp, "HuggingFaceStorageWriter"):
+        pytest.skip("this torch has no such writer")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         writer = dcp.HuggingFaceStorageWriter(str(tmp_path / "hf"), fqn_to_index_mapping={"w": 1, "b": 2})
