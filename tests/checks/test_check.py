@@ -75,7 +75,7 @@ def test_a_checkpoint_that_cant_be_read_is_a_finding(tmp_path):
     report = check(Boxes, tmp_path / "none.pth")
     assert rules(report) == {"no-checkpoint"}
     assert stages(report)["open"] == "failed"
-    assert "none.pth does not exist" in report.verdict
+    assert "none.pth was not checked: it does not exist" in report.verdict
     assert report.stages[0].detail == "no-checkpoint"  # the finding says it all; the stage names its rule
 
 
