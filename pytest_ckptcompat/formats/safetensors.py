@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from itertools import islice, permutations
+from itertools import islice
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +20,7 @@ from pytest_ckptcompat.core.tensor_spec import Extent, TensorSpec, contiguous_st
 
 from .json_header import Scanner, naturals
 from .pickle_stubs import Dict
+from .safetensors_entries import ENTRIES, NATURAL
 from .safetensors_parts import NAME_OF_PARTS, PLACES_OF_PARTS, places_of_parts
 
 if TYPE_CHECKING:
@@ -37,34 +38,9 @@ _DTYPES = {
 }  # fmt: skip
 """Name in the file -> torch's name, and bits of one element."""
 
-_NATURAL = rb"(?:0|[1-9][0-9]{0,18}+)"
 _BIGGEST = (1 << 63) - 1
 _DESCRIPTION = "__metadata__"
-_SIZE = re.compile(rb"[ \t\n\r]*+" + _NATURAL + rb"[ \t\n\r]*+")
-_FIELDS = (
-    (b'"dtype"', b":", rb'"(?P<dtype>\w++)"'),
-    (b'"shape"', b":", rb"\[(?P<shape>[0-9, \t\n\r]*+)\]"),
-    (
-        b'"data_offsets"',
-        b":",
-        rb"\[",
-        b"(?P<begin>" + _NATURAL + b")",
-        b",",
-        b"(?P<end>" + _NATURAL + b")",
-        rb"\]",
-    ),
-)
-
-
-def _pattern(fields: tuple[tuple[bytes, ...], ...]) -> re.Pattern[bytes]:
-    """An entry with its fields in one order."""
-    first, second, third = fields
-    tokens = (rb'"(?P<key>[^"\\\x00-\x1f]*+)"', b":", rb"\{", *first, b",", *second, b",", *third, rb"\}")
-    return re.compile(rb"[ \t\n\r]*+".join((b"", *tokens, b"(?P<closing>[,}])")))
-
-
-_ENTRIES = tuple(_pattern(order) for order in permutations(_FIELDS))
-"""Entries as writers write them, the usual order first; what is in none of these is read token by token."""
+_SIZE = re.compile(rb"[ \t\n\r]*+" + NATURAL + rb"[ \t\n\r]*+")
 
 
 class _Layout(NamedTuple):
@@ -171,7 +147,7 @@ class _Reader:
         if not more:
             scanner.take(b"}")
         while more:
-            pattern = next((each for each in _ENTRIES if each.match(scanner.data, scanner.position)), None)
+            pattern = next((each for each in ENTRIES if each.match(scanner.data, scanner.position)), None)
             more = self._entry() if pattern is None else self._entries(pattern)
         scanner.end()
 
