@@ -108,7 +108,7 @@ def test_the_model_is_importable_from_beside_the_file(project):
             "ckptcompat.toml:5: [[check]]: unknown argument input=",
         ),
         ("[[check]]\nname = 'a'", "model= is missing"),
-        ("[[check]]\nmodel = 'nets.V1'", "write 'package.module:name'"),
+        ("[[check]]\nmodel = 'nets.V1'", "Use 'package.module:name'"),
         (
             "[[check]]\nmodel = 'nets:V1'\noptimizer = 'Adam'",
             "toml:3: [[check]]: optimizer='Adam': write 'torch.optim:Adam'",
