@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from repositories import Repository
 
@@ -171,7 +169,7 @@ def test_outside_of_a_repository(pytester):
     done.stderr.fnmatch_lines(["*is not in a git repository, and git: needs one*"])
 
 
-def test_workers_start_one_child(pytester, repository):
+def test_workers_start_one_child(pytester, repository, monkeypatch):
     pytest.importorskip("xdist")
     repository.put("net.py", f"import os\nopen(os.environ['STARTS'], 'a').write(f'{{__file__}}\\n')\n{NET}")
     tests = TEST.format(module="net", name="Net", more="") + TEST.format(
@@ -180,7 +178,8 @@ def test_workers_start_one_child(pytester, repository):
     repository.put("test_net.py", tests)
     repository.commit()
     log = pytester.path.parent / f"{pytester.path.name}-starts"
-    pytester._monkeypatch.setitem(os.environ, "STARTS", str(log))
+    monkeypatch.setenv("STARTS", str(log))
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")  # the cache is wanted here
     done = pytester.runpytest_subprocess("--ckpt=git:HEAD", "--ckpt-device=none", "-n2")
     done.assert_outcomes(passed=2)
     past = [line for line in log.read_text().splitlines() if "ckptcompat-git-" in line]
