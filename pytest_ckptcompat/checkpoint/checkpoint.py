@@ -108,7 +108,7 @@ class Checkpoint(Mapping[str, TensorSpec]):
         path: of the file or folder, as it was given.
         state_dict_key: dotted path to the state dict inside, found or given; ``""`` for the outer object.
         metadata: torch's ``_metadata`` of the state dict, or None.
-        entries: key -> `TensorSpec`, or a plain value where it is no tensor; in the file's order.
+        entries: key -> `TensorSpec`, or a plain value where it is not a tensor; in the file's order.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Checkpoint(Mapping[str, TensorSpec]):
 
     @property
     def objects(self) -> dict[str, object]:
-        """Key -> plain value of what is no tensor in the state dict (an ``_extra_state``)."""
+        """Key -> plain value of what is not a tensor in the state dict (an ``_extra_state``)."""
         return {key: value for key, value in self.entries.items() if not isinstance(value, TensorSpec)}
 
     @property

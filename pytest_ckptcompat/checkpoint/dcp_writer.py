@@ -33,7 +33,7 @@ def write_dcp(folder: str, content: Any) -> int:
         content: nested dicts, lists and plain values, with a `Value` for every tensor.
 
     Raises:
-        ValueError: it is no dict, or there is a folder that is not a distributed checkpoint.
+        ValueError: it is not a dict, or there is a folder that is not a distributed checkpoint.
         OSError: the folder can't be written.
     """
     if not isinstance(content, dict):

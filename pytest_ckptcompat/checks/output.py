@@ -101,7 +101,7 @@ def write_state_dict(
     """
     for key, value in values.items():
         if not isinstance(value, Value):
-            raise ValueError(f"{escape(key)} is no tensor, and safetensors holds nothing else: write .pth")
+            raise ValueError(f"{escape(key)} is not a tensor, and safetensors holds nothing else: write .pth")
     with whole_file(out) as file:
         write_safetensors(file, values, {"format": "pt"})
     notes = ("the state dict alone: safetensors holds nothing else",) if checkpoint.state_dict_key else ()

@@ -62,7 +62,7 @@ def rollback(
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:
-    """None for what is no tensor, such as a module's extra state."""
+    """None for what is not a tensor, such as a module's extra state."""
     return tuple(value.shape) if hasattr(value, "shape") else None
 
 

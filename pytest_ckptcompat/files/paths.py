@@ -39,7 +39,7 @@ def check_inside(name: str, what: str) -> None:
     """See that a file's name leads nowhere but into the folder; a link in its place is the folder's matter.
 
     Raises:
-        CheckpointError: it is absolute, climbs out, or is no name.
+        CheckpointError: it is absolute, climbs out, or is not a name.
     """
     parts = name.replace("\\", "/").split("/")
     if not name or "\0" in name or ".." in parts or parts[0] == "" or ":" in parts[0]:

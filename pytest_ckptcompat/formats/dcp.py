@@ -99,7 +99,7 @@ class _Reader:
 
     def _entry(self, key: Any, entry: Any) -> object:
         if not isinstance(key, str):
-            raise CheckpointError("its .metadata has a key that is no string")
+            raise CheckpointError("its .metadata has a key that is not a string")
         if not isinstance(entry, Stub):
             raise CheckpointError(f"its .metadata has a damaged entry {escape(key)}")
         return self._objects[key] if key in self._objects else self._tensor(key, entry)
@@ -182,7 +182,7 @@ def _put(tree: Branch, path: tuple[Any, ...], value: object) -> None:
     """Set a value deep in nested dicts, which are made on the way."""
     for place, part in enumerate(path):
         if not isinstance(part, (str, int)):
-            raise CheckpointError("its .metadata has a path whose parts are no names")
+            raise CheckpointError("its .metadata has a path whose parts are not names")
         last = place == len(path) - 1
         inner = tree.get(part)
         if inner is None:

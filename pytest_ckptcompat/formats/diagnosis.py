@@ -1,4 +1,4 @@
-"""What a file that is no checkpoint really is, and what to do about it."""
+"""What a file that is not a checkpoint really is, and what to do about it."""
 
 from __future__ import annotations
 

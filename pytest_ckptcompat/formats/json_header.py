@@ -55,7 +55,7 @@ class Scanner:
         self._tokens = limits.json_tokens
 
     def peek(self) -> bytes:
-        """The next byte that is no space, or ``b""``; it is not taken."""
+        """The next byte that is not a space, or ``b""``; it is not taken."""
         self._tokens -= 1
         if self._tokens < 0:
             raise exceeded("json_tokens", self._limits.json_tokens, f"{self._what} has too many parts")

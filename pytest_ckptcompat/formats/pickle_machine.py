@@ -78,7 +78,7 @@ class Machine(Stack):
 
         Raises:
             Truncated: the bytes end before the pickle does; see `extend`.
-            CheckpointError: it is no valid pickle, or goes beyond a cap.
+            CheckpointError: it is not a valid pickle, or goes beyond a cap.
         """
         try:
             return self._run()

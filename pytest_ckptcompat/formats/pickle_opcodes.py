@@ -59,7 +59,7 @@ def _elements(target: object) -> list[object]:
         if target.elements is None:
             target.elements = []
         return target.elements
-    raise TypeError("something is appended to what is no list")
+    raise TypeError("something is appended to what is not a list")
 
 
 def _append(pickle: Stack) -> None:
@@ -81,7 +81,7 @@ def _entries(target: object) -> Dict:
         if target.items is None:
             target.items = Dict()
         return target.items
-    raise TypeError("an entry is set in what is no dict")
+    raise TypeError("an entry is set in what is not a dict")
 
 
 def _fill(pickle: Stack, entries: Dict, items: list[Any]) -> None:
@@ -203,7 +203,7 @@ def _global_line(pickle: Stack) -> None:
 def _stack_global(pickle: Stack) -> None:
     name, module = pickle.stack.pop(), pickle.stack.pop()
     if not isinstance(name, str) or not isinstance(module, str):
-        raise TypeError("a class name that is no string")
+        raise TypeError("a class name that is not a string")
     pickle.stack.append(_global(pickle, module, name))
 
 
@@ -252,7 +252,7 @@ def _build(pickle: Stack) -> None:
     elif isinstance(target, Dict):
         target.attributes = state if isinstance(state, Dict) else None
     elif isinstance(target, (Global, list, tuple, str, bytes, int, float, type(None))):
-        raise TypeError("a state is set on what is no object")
+        raise TypeError("a state is set on what is not an object")
 
 
 def _persid_line(pickle: Stack) -> None:

@@ -151,7 +151,7 @@ class Tensors:
         elements = span = 1
         for size, step in zip(shape, stride, strict=True):
             if type(size) is not int or type(step) is not int or not (0 <= size <= _BIGGEST >= step >= 0):
-                raise ValueError("a size or stride that is no natural number")
+                raise ValueError("a size or stride that is not a natural number")
             elements *= size
             span += (size - 1) * step
         numel, start = storage.numel, storage.start
@@ -211,7 +211,7 @@ class Tensors:
         return data
 
     def _parameter_with_state(self, args: tuple[Any, ...]) -> object:
-        """``_rebuild_parameter_with_state(data, requires_grad, hooks, state)``; its state is no value."""
+        """``_rebuild_parameter_with_state(data, requires_grad, hooks, state)``; its state is not a value."""
         *_, state = args
         check_state(state)
         return self._parameter(args[:-1])

@@ -76,7 +76,7 @@ def _file_of(path: str, key: str, storage: Storage, files: Files) -> Extent:
 
 
 def read_archive(file: File | Part, limits: Limits) -> Header | None:
-    """The header of an archive of torch.save; None if it is no zip archive, or one of another kind.
+    """The header of an archive of torch.save; None if it is not a zip archive, or one of another kind.
 
     Raises:
         CheckpointError: it is damaged, or not what torch.save writes; the text lacks the path.

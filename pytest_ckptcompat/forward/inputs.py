@@ -229,7 +229,7 @@ def _spec(part: Any) -> InputSpec:
             wanted = "; several inputs are a list" if isinstance(size, (tuple, list, str)) else ""
             raise ValueError(f"inputs: {part!r} is not a valid shape: {size!r} is not a size{wanted}")
         if size < 0:
-            raise ValueError(f"inputs: {part!r} is no shape, a size can't be negative")
+            raise ValueError(f"inputs: {part!r} is not a shape, a size can't be negative")
     return InputSpec(tuple(part))
 
 

@@ -110,7 +110,7 @@ class _Parameters:
                 self.became.setdefault(key, tied.get(name, name))
 
     def of_file(self) -> list[str]:
-        """Every parameter of the file, in its order: whatever is no buffer of the new model."""
+        """Every parameter of the file, in its order: whatever is not a buffer of the new model."""
         return self.once(key for key in self._old if key not in self._buffers)
 
     def of(self, keys: Iterable[str]) -> list[str]:

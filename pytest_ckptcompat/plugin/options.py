@@ -115,7 +115,7 @@ _OTHER_KEYS = ("ckpt", "ckpt_required", "ckpt_require_cuda")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Open what ``--ckpt`` names: a path that is no checkpoint ends the run before a test is started."""
+    """Open what ``--ckpt`` names: a path that is not a checkpoint ends the run before a test is started."""
     config = session.config
     if config.option.collectonly or hasattr(config, "workerinput"):
         return

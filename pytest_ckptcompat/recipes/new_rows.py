@@ -70,7 +70,7 @@ class Fresh:
         """The new rows of a tensor.
 
         Raises:
-            RecipeError: `init` goes by a weight's size, and the tensor is no weight and has none beside it.
+            RecipeError: `init` goes by a weight's size; the tensor is not a weight and has none beside it.
         """
         like = target.get(key) if key not in state else state[key]
         if isinstance(like, torch.Tensor) and (

@@ -97,7 +97,7 @@ class KeyWise(Operator):
     def _as_it_is(self, key: str, state: State, target: State) -> str:
         has = shape(state[key])
         if has is None:
-            return f"{python(key)} is no tensor"
+            return f"{python(key)} is not a tensor"
         wanted = shape(target.get(key))
         model = "the model does not have it" if wanted is None else f"the model has {shown(wanted)}"
         return f"{python(key)} is {shown(has)}, {model}"

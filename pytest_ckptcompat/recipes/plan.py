@@ -31,7 +31,7 @@ class Write:
         optimizer_transform: likewise for what an optimizer keeps for every element: called with whether it is
             an average of squares and with the sources' tensors of that kind. None: as the weights if they are
             left as they are, else that state is dropped, and the optimizer starts anew.
-        overwrites: whether the key was there before with another tensor, and this is no mere renaming.
+        overwrites: whether the key was there before with another tensor, and this is not a mere renaming.
     """
 
     key: str

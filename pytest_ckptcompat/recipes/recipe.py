@@ -142,7 +142,7 @@ class Recipe:
         """The recipe in a file, or the `Releases` if it is a releases file.
 
         Raises:
-            RecipeError: it can't be read, or is no recipe; the text names the file.
+            RecipeError: it can't be read, or is not a recipe; the text names the file.
         """
         shown = escape(public(str(path)))
         try:

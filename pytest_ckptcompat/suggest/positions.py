@@ -27,7 +27,7 @@ _POSITIONS = re.compile(
 )
 _RELATIVE = re.compile(r"rel(?:ative)?_?pos", re.IGNORECASE)
 _COMPUTED = re.compile(r"(?:_index|_ids|_mask|inv_freq|(?:^|[._])pe)$|buckets?|relative_attention_bias")
-"""Tables that a model computes, or whose places are no distances in equal steps."""
+"""Tables that a model computes, or whose places are not distances in equal steps."""
 _TOKEN = re.compile(
     r"(?:.*\.)?(?P<name>cls|class|dist|distillation|reg|register|registers)_(?:token|tokens|embedding)",
     re.IGNORECASE,

@@ -47,7 +47,7 @@ def state_dict(
     Args:
         table: key -> shape and dtype.
         ties: groups of keys that share one tensor: it is drawn once, under the first name.
-        kept: key -> value of what is not drawn: integer and boolean tensors, and objects that are no tensors.
+        kept: key -> value of what is not drawn: integer and boolean tensors, and other objects.
 
     Returns:
         Floating tensors as float64 and complex ones as complex128, whatever dtype the table has for them, so

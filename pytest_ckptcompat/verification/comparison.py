@@ -81,7 +81,7 @@ def compare(model: nn.Module, state_dict: Mapping[str, Any]) -> Comparison:
 
     The model's own machinery decides: ``_load_from_state_dict``, hooks, versions in ``_metadata``, ties.
     It runs on a copy without memory, so `model` is left as it was, and torch's refusal to name missing keys
-    beside a mismatch is no limit: its lists are read where they are filled.
+    beside a mismatch is not a limit: its lists are read where they are filled.
     """
     heard, passed = _heard(model, state_dict)
     expected = model.state_dict()

@@ -52,7 +52,7 @@ class Origins:
             what else is known of them, safe to print like all such texts.
         constants: key -> the constant that it holds (``"zeros"``), which any constructor gives: no evidence.
         unused: keys of the checkpoint whose values are nowhere in the model, constants left out.
-        evidence: the keys of `held` whose values are no constants.
+        evidence: the keys of `held` whose values are not constants.
     """
 
     held: dict[str, Origin] = field(default_factory=dict)

@@ -173,7 +173,7 @@ def _readers(before: nn.Module, embeddings: Mapping[str, Embedding], batch: Batc
         for name, each in embeddings.items():
             hooks.enter_context(each.register_forward_pre_hook(hears(name)))
         before.eval()
-        with suppress(Exception):  # some numbers are no ids; what was heard before is heard
+        with suppress(Exception):  # some numbers are not ids; what was heard before is heard
             before(*batch[0], **batch[1])
     return readers
 

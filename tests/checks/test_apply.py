@@ -307,7 +307,7 @@ def test_safetensors_names_its_ties(tmp_path: Path) -> None:
     recipe = Recipe(append("embed.weight", dim=0, init="mean"))
     apply(ckpt, Words(15), recipe, tmp_path / "words15.safetensors")
     with safetensors.safe_open(tmp_path / "words15.safetensors", "pt") as opened:
-        assert "head.weight" not in opened.keys()  # noqa: SIM118  # it is no mapping
+        assert "head.weight" not in opened.keys()  # noqa: SIM118  # it is not a mapping
         assert opened.metadata() == {"format": "pt", "head.weight": "embed.weight"}
     model = Words(15)
     assert safetensors.torch.load_model(model, tmp_path / "words15.safetensors") == (set(), [])
@@ -353,7 +353,7 @@ def test_extra_state_goes_to_torch_files_alone(tmp_path: Path) -> None:
             self.seen = state["seen"]
 
     ckpt = saved(tmp_path / "net.pth", Counting().state_dict())
-    with pytest.raises(ValueError, match=r"_extra_state is no tensor, .*: write \.pth"):
+    with pytest.raises(ValueError, match=r"_extra_state is not a tensor, .*: write \.pth"):
         apply(ckpt, Counting(14), GROW, tmp_path / "out.safetensors")
     apply(ckpt, Counting(14), GROW, tmp_path / "out.pth")
     assert torch.load(tmp_path / "out.pth", weights_only=True)["_extra_state"] == {"seen": 3}

@@ -351,7 +351,7 @@ def test_a_lock_has_no_value_to_look_at(tmp_path):
 
 
 class Stateful(nn.Linear):
-    """Has state that is no tensor, or one that it looks at."""
+    """Has state that is not a tensor, or one that it looks at."""
 
     def __init__(self, state=None):
         super().__init__(3, 2)

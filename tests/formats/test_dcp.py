@@ -224,7 +224,7 @@ REFUSED = {
     _chunkless: "do not make up a tensor",
     _odd_dtype: "a: dtype",
     _no_table: "lacks the list of tensors",
-    _number_as_key: "a key that is no string",
+    _number_as_key: "a key that is not a string",
     _two_at_one_place: "puts two things at q",
     _inside_a_tensor: r"puts two things at q\.r",
 }
@@ -393,7 +393,7 @@ def test_the_state_of_a_record_can_not_be_changed_later(folder: Path) -> None:
         b"h\x00)\x81\x94}\x94(h\x01K\x01h\x02K\x02ub0h\x04(h\x01K\x07u.",
         names={}, limits=Limits(), records={"t.Chunk": Records(("a", "b"))},
     )  # fmt: skip
-    with pytest.raises(CheckpointError, match="what is no dict"):
+    with pytest.raises(CheckpointError, match="what is not a dict"):
         stack.load()
 
 

@@ -208,7 +208,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         ("Resnet.safetensors", "resnet.pth"),
         ("weihgts", "weights"),
         ("nothing_like_it.pth", ""),
-        ("train.pth", ""),  # the script is no checkpoint
+        ("train.pth", ""),  # the script is not a checkpoint
     ],
 )
 def test_of_a_path_that_does_not_exist_the_likest_is_named(

@@ -202,7 +202,7 @@ CHOICES: dict[str, tuple[dict[str, Any], str]] = {
         r"\w+ is in model-00001-of-00002\.safetensors and in model-00002-of-00002\.safetensors",
     ),
     "a pointer that leads nowhere": ({"latest": "../../etc"}, r"holds no checkpoint: it has latest\."),
-    "a pointer that is no text": ({"latest": b"\xff\xfe", "x": "x"}, r"holds no checkpoint"),
+    "a pointer that is not a text": ({"latest": b"\xff\xfe", "x": "x"}, r"holds no checkpoint"),
     "a SavedModel": ({"saved_model.pb": b"x", "variables/a": "x"}, r"a TensorFlow SavedModel: .*from_tf"),
     "Orbax": (
         {"_CHECKPOINT_METADATA": "{}", "manifest.ocdbt": "x"},

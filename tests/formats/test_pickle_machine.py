@@ -208,7 +208,7 @@ DAMAGED = {
     "no float": b"Fabc\n.",
     "endless number": b"I" + b"1" * 5000 + b"\n.",
     "no quotes": b"Sabc\n.",
-    "class name that is no string": b"NN\x93.",
+    "class name that is not a string": b"NN\x93.",
     "a set of a number": b"\x80\x02cbuiltins\nset\nK\x01\x85R.",
     "an ordered dict of a number": b"\x80\x02ccollections\nOrderedDict\nK\x01\x85R.",
     "arguments that are no tuple": b"\x80\x02ccollections\nOrderedDict\nNR.",

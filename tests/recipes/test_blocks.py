@@ -92,7 +92,7 @@ def test_a_block_that_adds_nothing_keeps_the_function(layers: int, data: st.Data
     assert not growth.changes_function
     assert statuses(operator, old.state_dict(), growth.state_dict, {}) == {"kept"}
     assert function_is_kept(old, new, growth.state_dict)
-    with torch.no_grad():  # the copy is no stub: what is zero are its outputs alone
+    with torch.no_grad():  # the copy is not a stub: what is zero are its outputs alone
         assert torch.equal(new.layers[at].mlp[0].weight, old.layers[copied].mlp[0].weight)
         assert not new.layers[at].mixer.out.bias.any()
 
@@ -214,7 +214,7 @@ def test_versions_of_modules_move_with_their_blocks() -> None:
         (insert_block("layers.1", at=5), "the new one can be 3 at most"),
         (insert_block("layers.1", at=2, zero=["mixer.proj.*"]), "did you mean"),
         (stack("layer", times=2), "matches nothing"),
-        (stack("layers"), "the model has 4, which is no multiple"),
+        (stack("layers"), "the model has 4, which is not a multiple"),
     ],
 )
 def test_what_does_not_fit_is_told(operator: Any, text: str) -> None:

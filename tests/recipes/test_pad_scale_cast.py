@@ -227,7 +227,7 @@ def test_other_values_are_caught() -> None:
 
 
 def test_a_dtype_that_is_none() -> None:
-    with pytest.raises(RecipeError, match=r"\"half\" is no dtype"):
+    with pytest.raises(RecipeError, match=r"\"half\" is not a dtype"):
         cast("w", "half")
     with pytest.raises(RecipeError, match="did you mean 'bfloat16'"):
         cast("w", "bflot16")

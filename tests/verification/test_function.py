@@ -201,7 +201,7 @@ def test_weights_that_are_computed_before_each_forward_pass_are_copied_along() -
 
     old, new = normed(), normed()
     for model in (old, new):
-        model(images(0)[0][0])  # its weight is no leaf now, and torch has no deepcopy of such
+        model(images(0)[0][0])  # its weight is not a leaf now, and torch has no deepcopy of such
     state = {key: value.detach().clone() for key, value in old.state_dict().items()}
     new.load_state_dict(state)
     assert function_kept(normed, state, new, images)[0].status == "kept"

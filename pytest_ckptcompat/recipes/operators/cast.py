@@ -47,7 +47,7 @@ class cast(KeyWise):
         if self.dtype is not None and (self.dtype not in ITEMSIZE or not hasattr(torch, self.dtype)):
             near = keys.nearest(self.dtype, ITEMSIZE, 1)
             hint = f": did you mean {near[0]!r}?" if near else ""
-            raise RecipeError(f"cast: {python(self.dtype)} is no dtype{hint}", key=self.key)
+            raise RecipeError(f"cast: {python(self.dtype)} is not a dtype{hint}", key=self.key)
 
     def change(self, key: str, state: State, target: State) -> Change | None:
         dtype = self._wanted(key, state[key], target)

@@ -75,17 +75,17 @@ class inflate(KeyWise):
         return Change(make, (lambda _, tensor: _repeated(tensor, time)) if self.optim == "copy" else None)
 
     def _frames(self, key: str, state: State, target: State) -> int | None:
-        """How many frames; None where a glob matched what is no kernel, or is not inflated in the model.
+        """How many frames; None where a glob matched what is not a kernel, or is not inflated in the model.
 
         Raises:
-            RecipeError: an exact key is no kernel, or its time can't be told.
+            RecipeError: an exact key is not a kernel, or its time can't be told.
         """
         has, wanted = tuple(state[key].shape), shape(target.get(key))
         exact = key == self.key
         grows = wanted is not None and len(wanted) == 5
         if len(has) != 4 or not (exact or grows):
             if exact:
-                raise self.unfit(key, f"it is {shown(has)}, which is no kernel of pictures")
+                raise self.unfit(key, f"it is {shown(has)}, which is not a kernel of pictures")
             return None
         if self.time is None and (wanted is None or not grows):
             model = "the model does not have it" if wanted is None else f"the model has {shown(wanted)}"

@@ -181,7 +181,7 @@ class resample(KeyWise):
         if self.mode == "pinv" or len(has) == 4:
             return self._picture(key, has, wanted)
         if len(has) not in (2, 3) or (len(has) == 3 and has[0] != 1):
-            raise self.unfit(key, f"it is {shown(has)}, which is no row of tokens")
+            raise self.unfit(key, f"it is {shown(has)}, which is not a row of tokens")
         dim = len(has) - 2
         count = has[dim] - self.prefix_tokens
         old = _pair(self.old_size) or square(count)
@@ -202,7 +202,7 @@ class resample(KeyWise):
     def _picture(self, key: str, has: Size | tuple[int, ...], wanted: tuple[int, ...] | None) -> Grid:
         """A kernel or a picture: of the dimensions that may be its height and width, those that change."""
         if len(has) != 4:
-            raise self.unfit(key, f"it is {shown(has)}, which is no kernel")
+            raise self.unfit(key, f"it is {shown(has)}, which is not a kernel")
         for dims in ((2, 3),) if self.mode == "pinv" or has[0] != 1 else ((2, 3), (1, 2)):
             old = has[dims[0]], has[dims[1]]
             new = _pair(self.size) or (

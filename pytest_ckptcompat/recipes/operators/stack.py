@@ -77,7 +77,7 @@ class stack(Operator):
         wanted = len(list(numbers))
         if wanted % count or wanted // count < 2:
             raise self.unfit(
-                layers, f"there are {count} blocks and the model has {wanted}, which is no multiple"
+                layers, f"there are {count} blocks and the model has {wanted}, which is not a multiple"
             )
         return wanted // count
 

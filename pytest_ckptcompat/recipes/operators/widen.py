@@ -210,7 +210,7 @@ class widen(Operator):
 
     def _tensors(self, module: str, modules: Modules) -> Sequence[str]:
         if module not in modules:
-            raise self.unused(module, f"has {python(module)}, which is no module{_near(module, modules)}")
+            raise self.unused(module, f"has {python(module)}, which is not a module{_near(module, modules)}")
         return modules[module]
 
     def _origin(self, key: str, old: int, target: State) -> tuple[int, ...]:
