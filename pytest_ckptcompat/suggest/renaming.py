@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -207,8 +208,9 @@ def _more_numbers(pairs: Iterable[tuple[Template, Template]]) -> Iterator[tuple[
             yield old, new
 
 
-def _layer_numbers(parts: Template) -> list[str]:
-    return [part for part in parts if part.isdecimal()]
+@lru_cache(1 << 16)
+def _layer_numbers(parts: Template) -> Indices:
+    return tuple(part for part in parts if part.isdecimal())
 
 
 def _reshaped(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 Shape: TypeAlias = tuple[int, ...] | None
@@ -25,6 +26,7 @@ def template(key: str) -> Template:
     return tuple(_NUMBER.sub("#", key).split("."))
 
 
+@lru_cache(1 << 16)  # a search asks of the same keys again and again
 def indices(key: str) -> Indices:
     """The numbers that `template` took out, in order."""
     return tuple(_NUMBER.findall(key))
@@ -43,9 +45,14 @@ def by_template(keys: Iterable[str], most: int) -> Families:
             parts, numbers = tuple(key.split(".")), _NO_INDICES
             if most != NONE:
                 numbers = indices(key)[: most or None]
-                parts = tuple(_NUMBER.sub("#", key, count=most).split("."))
+                parts = _without_numbers(key, most)
             families.setdefault(parts, {})[numbers] = key
     return families
+
+
+@lru_cache(1 << 16)
+def _without_numbers(key: str, most: int) -> Template:
+    return tuple(_NUMBER.sub("#", key, count=most).split("."))
 
 
 @dataclass(frozen=True, slots=True)
