@@ -10,7 +10,6 @@ from pace import within
 from torch import nn
 
 from pytest_ckptcompat.core.collection import paused
-from pytest_ckptcompat.suggest.budget import SECONDS
 from pytest_ckptcompat.suggest.evidence import likeness
 from pytest_ckptcompat.suggest.layers import NO_MODULES
 from pytest_ckptcompat.suggest.renaming import renames
@@ -285,9 +284,7 @@ def test_whatever_is_found_gives_no_key_two_names_and_no_name_two_keys(
     ids=["wrapped", "blocks", "unrelated", "leaves"],
 )
 @pytest.mark.parametrize("irregular", [False, True])
-def test_two_thousand_keys_are_searched_within_the_budget(
-    change: Callable[[str], str], irregular: bool
-) -> None:
+def test_two_thousand_keys_take_well_under_a_second(change: Callable[[str], str], irregular: bool) -> None:
     if irregular:
         whole = {
             f"{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}{chr(97 + i // 676)}.weight": (8, 8)
@@ -297,7 +294,7 @@ def test_two_thousand_keys_are_searched_within_the_budget(
         whole = {
             key.replace("layers", f"stack{i}"): shape for i in range(20) for key, shape in ENCODER.items()
         }
-    with paused(), within(SECONDS):  # as in a check: other tests' objects are no part of the search
+    with paused(), within(1):  # as in a check: other tests' objects are no part of the search
         renames(called(change, whole), whole)
 
 
