@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from pytest_ckptcompat.core.errors import CheckpointError, ModelError, raised
-from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.core.findings import Promise, finding
+from pytest_ckptcompat.core.findings import Promise
 from pytest_ckptcompat.forward.real import forward
 from pytest_ckptcompat.models.blueprint import Blueprint
 from pytest_ckptcompat.models.sharded import HOW, has_ranks, load_sharded, stand_in
@@ -98,19 +96,12 @@ def _loaded(
     """The model with the values, the same as a whole, and what the recipe made of the checkpoint."""
     if comparison.mismatched:
         raise Stopped("shapes differ (waived): nothing can be loaded")
-    try:
+    with values.loading(log):
         applied = recipe.run(ckpt.stored(), target_of(recipe, schema, blueprint.build))
         model = blueprint.build()
         state = {key: materialise(value) for key, value in applied.state_dict.items()}
         load_sharded(model, state, strict=comparison.fits)
         whole = stand_in(model, values=True)
-    except ModelError as error:
-        log.stop(finding("model-error", message=str(error)), "the model can't be built", "load")
-    except CheckpointError as error:
-        log.stop(finding("no-checkpoint", message=str(error)), "the values can't be read", "load")
-    except (Exception, SystemExit) as error:
-        refused = finding("load-error", message=escape(raised(error), limit=500))
-        log.stop(refused, "the checkpoint does not load", "load")
     model.eval()
     strictly = "strictly" if comparison.fits else "without the waived keys"
     found = [*not_finite(whole), *tied_conflicts(whole, applied.state_dict)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,7 +33,7 @@ from .completion import target_of
 from .log import Stopped, errors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import nn
 
@@ -80,12 +81,28 @@ def load_stage(
     """
     if comparison.mismatched:
         raise Stopped("shapes differ (waived): nothing can be loaded")
-    try:
+    with loading(log):
         old = ckpt.stored(once=True)
         applied = recipe.run(old, target_of(recipe, schema, blueprint.build))
         if withheld := unread(applied.state_dict):
             raise Stopped(withheld)
         model = _loaded(ckpt, blueprint, schema, applied, strict=comparison.fits)
+    model.eval()
+    strictly = "strictly" if comparison.fits else "without the waived keys"
+    found = [*not_finite(model), *tied_conflicts(model, applied.state_dict)]
+    log.judged("load", found, f"{strictly}, on the CPU")
+    return model, applied, old
+
+
+@contextmanager
+def loading(log: Log) -> Iterator[None]:
+    """Note what keeps values from being loaded: the model's code may raise anything.
+
+    Raises:
+        Stopped: something did.
+    """
+    try:
+        yield
     except Stopped:
         raise
     except ModelError as error:
@@ -95,11 +112,6 @@ def load_stage(
     except (Exception, SystemExit) as error:
         refused = finding("load-error", message=escape(load_fault(error), limit=500))
         log.stop(refused, "the checkpoint does not load", "load")
-    model.eval()
-    strictly = "strictly" if comparison.fits else "without the waived keys"
-    found = [*not_finite(model), *tied_conflicts(model, applied.state_dict)]
-    log.judged("load", found, f"{strictly}, on the CPU")
-    return model, applied, old
 
 
 def _loaded(
