@@ -11,6 +11,7 @@ from pytest_ckptcompat.forward.real import forward
 from pytest_ckptcompat.models.blueprint import Blueprint
 from pytest_ckptcompat.models.sharded import HOW, has_ranks, load_sharded, stand_in
 from pytest_ckptcompat.tensors.deferred import materialise
+from pytest_ckptcompat.tensors.unread import spared, unread
 from pytest_ckptcompat.verification.loaded import not_finite, tied_conflicts
 
 from . import value_stages as values
@@ -98,9 +99,12 @@ def _loaded(
         raise Stopped("shapes differ (waived): nothing can be loaded")
     with values.loading(log):
         applied = recipe.run(ckpt.stored(), target_of(recipe, schema, blueprint.build))
+        if withheld := unread(applied.state_dict):
+            raise Stopped(withheld)
         model = blueprint.build()
         state = {key: materialise(value) for key, value in applied.state_dict.items()}
-        load_sharded(model, state, strict=comparison.fits)
+        with spared(model, state):
+            load_sharded(model, state, strict=comparison.fits)
         whole = stand_in(model, values=True)
     model.eval()
     strictly = "strictly" if comparison.fits else "without the waived keys"

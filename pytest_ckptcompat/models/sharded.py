@@ -32,6 +32,18 @@ class Sharded(nn.Module):
     """Stands in for a model that shards itself: a tree of modules that compute nothing."""
 
 
+class _Stateful(nn.Module):
+    """A module of that tree with extra state, which it keeps and does not look at."""
+
+    _state: Any = None
+
+    def get_extra_state(self) -> Any:
+        return self._state
+
+    def set_extra_state(self, state: Any) -> None:
+        self._state = state
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether some parameter is a part of one that lies on several ranks."""
     return any(hasattr(each, "full_tensor") for each in model.parameters())
@@ -64,6 +76,7 @@ def stand_in(model: nn.Module, *, values: bool = False) -> Sharded:
     parameters = {id(each) for each in model.parameters()}
     for key, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, torch.Tensor):
+            _hold(root, key, tensor)
             continue
         if id(tensor) not in made:
             whole = _whole(tensor) if values else torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
@@ -128,13 +141,25 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
     return gathered.detach().cpu()
 
 
+def _module(root: nn.Module, path: list[str]) -> nn.Module:
+    """The module at that path, made where it is missing."""
+    for name in path:
+        if name not in root._modules:
+            root.add_module(name, nn.Module())
+        root = root.get_submodule(name)
+    return root
+
+
+def _hold(root: nn.Module, key: str, state: Any) -> None:
+    """Give extra state, an object of any kind, to the module whose it is."""
+    module = _module(root, key.split(".")[:-1])
+    module.__class__ = type(type(module).__name__, (_Stateful, type(module)), {})
+    module._state = state
+
+
 def _put(root: nn.Module, key: str, tensor: torch.Tensor) -> None:
     *path, leaf = key.split(".")
-    module = root
-    for name in path:
-        if name not in module._modules:
-            module.add_module(name, nn.Module())
-        module = module.get_submodule(name)
+    module = _module(root, path)
     if isinstance(tensor, nn.Parameter):
         module.register_parameter(leaf, tensor)
     else:

@@ -104,6 +104,32 @@ def test_where_its_ranks_are_values_are_loaded_proved_and_stepped(tmp_path: Path
     assert {promise.status for promise in report.promises} == {"kept"}
 
 
+class Odd:
+    """An object that weights_only would refuse."""
+
+
+@pytest.mark.parametrize(
+    ("state", "taken"), [({"steps": 3}, [{"steps": 3}]), (Odd(), [])], ids=["plain", "odd"]
+)
+def test_extra_state_reaches_the_model_if_it_was_read(
+    tmp_path: Path, one_rank: Any, state: Any, taken: list[Any]
+) -> None:
+    given = []
+
+    class Stateful(Net):
+        def get_extra_state(self) -> Any:
+            return state
+
+        def set_extra_state(self, state: Any) -> None:
+            given.append(state)
+
+    torch.save(Stateful().state_dict(), tmp_path / "net.pth")
+    report = check(lambda: fully_shard(Stateful(), mesh=one_rank), tmp_path / "net.pth", inputs=(2, 8))
+    assert report.ok, str(report)
+    assert ("extra-state-unread" in {found.rule for found in report.findings}) == (not taken)
+    assert given == taken
+
+
 def test_a_model_that_was_sharded_before_is_left_as_it_is(path: Path, one_rank: Any) -> None:
     model = fully_shard(Net(), mesh=one_rank)
     before = model.fc1.weight.full_tensor().clone()
