@@ -131,7 +131,7 @@ class Gap:
     def __str__(self) -> str:
         if self.text:
             return f"output{self.path} {self.text}"
-        return f"output{self.path} differs by {self.size:.2g}; its values: {self.rms:.2g}"
+        return f"output{self.path} differs by {self.size:.2g} (its values are about {self.rms:.2g})"
 
 
 def gap(
