@@ -127,7 +127,7 @@ class Check:
                     undeclared = kind == "optimizer" and arguments.optimizer is None
                     log.stage(kind, "skipped", "none declared" if undeclared else stop.reason)
         if self.require_cuda and not on_cuda:
-            _demand_cuda(log)
+            log.demand_cuda()
         shown = self.shown or display_from(str(Path.cwd()), self.path)
         self.report = log.report(
             shown, self._model_name, recipe=arguments.recipe is not None and not log.lenient
@@ -282,18 +282,6 @@ def _with_recipe(arguments: CheckArguments) -> CheckArguments:
         return replace(arguments, recipe=Recipe.load(arguments.recipe))
     except RecipeError:
         return arguments
-
-
-def _demand_cuda(log: Log) -> None:
-    """Say why the forward pass did not run on a card, unless that was said."""
-    if any(found.rule == "forward-no-cuda" for found in log.findings):
-        return
-    ran = next((stage for stage in log.stages if stage.name == "forward"), None)
-    if ran is None:
-        how = "was not reached"
-    else:
-        how = f"ran {ran.detail}" if ran.status == "passed" else f"was {ran.status}: {ran.detail}"
-    log.add(finding("forward-no-cuda", message=f"CUDA is required, but the forward pass {how}"))
 
 
 def _named(model: Any) -> str:

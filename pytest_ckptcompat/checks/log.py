@@ -100,6 +100,17 @@ class Log:
         self.stage(stage, "failed", found.rule, causes=[found])
         raise Stopped(reason) from None
 
+    def demand_cuda(self) -> None:
+        """Note why the forward pass did not run on a card, unless that was said."""
+        if any(found.rule == "forward-no-cuda" for found in self.findings):
+            return
+        ran = next((stage for stage in self.stages if stage.name == "forward"), None)
+        if ran is None:
+            how = "was not reached"
+        else:
+            how = f"ran {ran.detail}" if ran.status == "passed" else f"was {ran.status}: {ran.detail}"
+        self.add(finding("forward-no-cuda", message=f"CUDA is required, but the forward pass {how}"))
+
     @contextmanager
     def reading(self, stage: Kind, files: Files) -> Iterator[None]:
         """Run a stage that reads values; where they can't be read, that alone is what it found.

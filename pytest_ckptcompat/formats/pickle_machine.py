@@ -113,7 +113,7 @@ class Machine(Stack):
                         if index == len(memo):
                             memo.append(stack[-1])
                         else:
-                            opcodes.put(self, index, stack[-1])
+                            self.remember(index, stack[-1])
                     elif opcode == BINGET:
                         stack.append(memo[data[position]])
                         position += 1
@@ -152,7 +152,7 @@ class Machine(Stack):
                         if data[position] == len(memo):
                             memo.append(stack[-1])
                         else:
-                            opcodes.put(self, data[position], stack[-1])
+                            self.remember(data[position], stack[-1])
                         position += 1
                     elif opcode == TUPLE1:
                         memory -= 64

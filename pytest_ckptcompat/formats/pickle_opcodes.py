@@ -1,4 +1,4 @@
-"""The rarer opcodes of the pickle pickle, one function each."""
+"""The rarer opcodes of the pickle machine, one function each."""
 
 from __future__ import annotations
 
@@ -130,19 +130,6 @@ def _tuple3(pickle: Stack) -> None:
 # -- the memo and the stack --------------------------------------------------------------------------------
 
 
-def put(pickle: Stack, index: int, value: object) -> None:
-    """Remember a value out of turn: cPickle of Python 2 counts from 1, and pickles may reuse an index."""
-    memo = pickle.memo
-    if index >= len(memo):
-        if index > len(memo) + 1:
-            raise ValueError("memo indices have gaps")
-        memo.append(Stub("unset memo"))
-        memo.append(value)
-    else:
-        memo[index] = value
-        pickle.memo_rewritten = True
-
-
 def _put_line(pickle: Stack) -> None:
     index = int(pickle.number())
     if index == len(pickle.memo):
@@ -150,7 +137,7 @@ def _put_line(pickle: Stack) -> None:
     elif index < 0:
         raise ValueError("a negative memo index")
     else:
-        put(pickle, index, pickle.stack[-1])
+        pickle.remember(index, pickle.stack[-1])
 
 
 def _get_line(pickle: Stack) -> None:

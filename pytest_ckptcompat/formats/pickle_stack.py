@@ -115,6 +115,17 @@ class Stack:
             self.globals[full] = Global(full, self.names.get(full), self.records.get(full))
         return self.globals[full]
 
+    def remember(self, index: int, value: object) -> None:
+        """Put a value into the memo out of turn: cPickle counted from 1, and pickles may reuse an index."""
+        if index >= len(self.memo):
+            if index > len(self.memo) + 1:
+                raise ValueError("memo indices have gaps")
+            self.memo.append(Stub("unset memo"))
+            self.memo.append(value)
+        else:
+            self.memo[index] = value
+            self.memo_rewritten = True
+
     # -- arguments of opcodes ------------------------------------------------------------------------------
 
     def number(self) -> bytes:

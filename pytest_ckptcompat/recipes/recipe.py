@@ -113,17 +113,9 @@ class Recipe:
         """The recipe that a recipe file holds.
 
         Raises:
-            RecipeError: it is no TOML, or no recipe.
+            RecipeError: it is not TOML, or not a recipe.
         """
-        content = parsed(text)
-        if "release" in content:
-            return Releases.of_tables(content, "")
-        tables = content.pop("recipe", [])
-        if content:
-            raise RecipeError(
-                f"unknown {escape(min(content))!r} in a recipe: it holds [[recipe]] tables alone"
-            )
-        return Recipe.from_tables(tables)
+        return _of_content(parsed(text), "")
 
     @staticmethod
     def from_tables(tables: Any) -> Recipe:
@@ -146,11 +138,8 @@ class Recipe:
         """
         shown = escape(public(str(path)))
         try:
-            text = Path(path).read_text(encoding="utf-8")
-            content = parsed(text)
-            if "release" in content:
-                return Releases.of_tables(content, os.path.dirname(path))  # noqa: PTH120  # "" stays ""
-            return Recipe.from_toml(text)
+            content = parsed(Path(path).read_text(encoding="utf-8"))
+            return _of_content(content, os.path.dirname(path))  # noqa: PTH120  # "" stays ""
         except OSError as error:
             raise RecipeError(f"{shown}: {error.strerror or error}") from None
         except UnicodeDecodeError:
@@ -305,6 +294,16 @@ class Release:
             return Table.read(os.fspath(self.lock))
         except RecipeError as error:
             raise RecipeError(f"release {self.name!r}: {error}") from None
+
+
+def _of_content(content: dict[str, Any], folder: str) -> Recipe:
+    """The recipe, or the releases, of a parsed file in a folder."""
+    if "release" in content:
+        return Releases.of_tables(content, folder)
+    tables = content.pop("recipe", [])
+    if content:
+        raise RecipeError(f"unknown {escape(min(content))!r} in a recipe: it holds [[recipe]] tables alone")
+    return Recipe.from_tables(tables)
 
 
 def _release_table(release: Release) -> str:

@@ -253,15 +253,14 @@ def _leaf(name: str, leaf: Leaf) -> str:
     )
 
 
-_ONE_SIDED = ("missing", "unexpected")
+_ONE_SIDED = {"missing-key", "unexpected-key", "rollback-missing", "rollback-unexpected"}
 
 
 def _sides(leaf: Leaf) -> tuple[str, str]:
     """Both sides, with the sizes marked in which they differ; of a key that one side lacks it is said."""
     checkpoint, model = leaf.checkpoint, leaf.model
     if not (checkpoint and model):
-        lacks = any(word in leaf.rule.split("-") for word in _ONE_SIDED)
-        absent = _tag("span", "absent", class_="absent") if lacks else ""
+        absent = _tag("span", "absent", class_="absent") if leaf.rule in _ONE_SIDED else ""
         return _text(checkpoint) or absent, _text(model) or absent
     old, new = (re.findall(r"\w+|\W+", escape(side, 1000)) for side in (checkpoint, model))
     if len(old) != len(new):
