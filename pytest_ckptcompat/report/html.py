@@ -11,9 +11,10 @@ from html import escape as quoted
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from pytest_ckptcompat.core.escape import escape, printable
+from pytest_ckptcompat.core.escape import escape
 
 from .advice_text import python_lines
+from .html_elements import safe, said, tag
 from .module_tree import FITS, Leaf, Module, leaves, tree
 from .rows import stage_rows
 
@@ -54,7 +55,7 @@ def render(checks: Sequence[Check], heading: str) -> str:
     """
     checks = sorted(checks, key=lambda check: check.report.ok)
     found = [leaves(check.report, check.fitting) for check in checks]
-    heading = _text(f"Checkpoints: {heading}")
+    heading = safe(f"Checkpoints: {heading}")
     style, script = _own("page.css"), _own("page.js")
     # Nothing but the page's own script and style runs or loads, whatever a checkpoint calls its keys.
     policy = f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'"
@@ -93,16 +94,16 @@ def _contents(checks: Sequence[Check]) -> str:
     if len(checks) < 2:
         return ""
     lines = (
-        _tag(
+        tag(
             "li",
             _sign(check.report),
-            _tag("a", _text(check.title), href=f"#check-{place}"),
-            f" {_said(check.report.verdict)}",
+            tag("a", safe(check.title), href=f"#check-{place}"),
+            f" {said(check.report.verdict)}",
             class_=_status(check.report),
         )
         for place, check in enumerate(checks)
     )
-    return _tag("nav", _tag("ul", *lines))
+    return tag("nav", tag("ul", *lines))
 
 
 def _tools(found: Iterable[Leaf]) -> str:
@@ -110,16 +111,16 @@ def _tools(found: Iterable[Leaf]) -> str:
     counts = Counter[str]()
     for leaf in found:
         counts[leaf.rule] += leaf.count
-    return _tag(
+    return tag(
         "div",
-        _tag("input", type="search", id="search", placeholder="Search keys ( / )", aria_label="Search keys"),
+        tag("input", type="search", id="search", placeholder="Search keys ( / )", aria_label="Search keys"),
         *(
-            _tag("button", f"{_text(rule)} {count:,}", type="button", data_filter=rule, aria_pressed="true")
+            tag("button", f"{safe(rule)} {count:,}", type="button", data_filter=rule, aria_pressed="true")
             for rule, count in sorted(counts.items())
         ),
-        _tag("button", "open all", type="button", data_open="all"),
-        _tag("button", "close all", type="button", data_open="none"),
-        _tag("span", id="found", role="status"),
+        tag("button", "open all", type="button", data_open="all"),
+        tag("button", "close all", type="button", data_open="none"),
+        tag("span", id="found", role="status"),
         id="tools",
         hidden=True,
     )
@@ -127,10 +128,10 @@ def _tools(found: Iterable[Leaf]) -> str:
 
 def _section(place: int, check: Check, found: Sequence[Leaf]) -> str:
     report = check.report
-    return _tag(
+    return tag(
         "section",
-        _tag("h2", _sign(report), _said(report.verdict)),
-        _tag("p", _text(check.title), class_="nodeid"),
+        tag("h2", _sign(report), said(report.verdict)),
+        tag("p", safe(check.title), class_="nodeid"),
         _sentences([leaf for leaf in found if not leaf.pattern]),
         _advice(place, report),
         _keys([leaf for leaf in found if leaf.pattern], report.side),
@@ -144,16 +145,16 @@ def _section(place: int, check: Check, found: Sequence[Leaf]) -> str:
 def _sentences(found: Sequence[Leaf]) -> str:
     """The findings that are about no key."""
     lines = (
-        _tag(
+        tag(
             "li",
-            _tag("span", _text(leaf.rule), class_="rule"),
+            tag("span", safe(leaf.rule), class_="rule"),
             " ",
-            _said(" ".join(filter(None, [leaf.checkpoint, leaf.model, leaf.message]))),
+            said(" ".join(filter(None, [leaf.checkpoint, leaf.model, leaf.message]))),
             class_=leaf.severity,
         )
         for leaf in found
     )
-    return _tag("ul", *lines, class_="said") if found else ""
+    return tag("ul", *lines, class_="said") if found else ""
 
 
 def _advice(place: int, report: Facts) -> str:
@@ -163,33 +164,33 @@ def _advice(place: int, report: Facts) -> str:
 
 
 def _advised(place: str, advice: Advice) -> Iterator[str]:
-    yield _tag("h3", advice.sentence.rstrip(":."))
+    yield tag("h3", advice.sentence.rstrip(":."))
     if advice.recipe is not None:
         python, toml = "\n".join(python_lines(advice.recipe, 100)), advice.recipe.toml
-        yield _tag("pre", _tag("code", quoted(python), id=f"python-{place}"))
-        yield _tag("button", "copy", type="button", data_copy=f"python-{place}", hidden=True)
+        yield tag("pre", tag("code", quoted(python), id=f"python-{place}"))
+        yield tag("button", "copy", type="button", data_copy=f"python-{place}", hidden=True)
         if toml:
-            yield _tag(
+            yield tag(
                 "details",
-                _tag("summary", "As TOML, for a recipe file"),
-                _tag("pre", _tag("code", quoted(toml))),
+                tag("summary", "As TOML, for a recipe file"),
+                tag("pre", tag("code", quoted(toml))),
             )
-    yield from (_tag("p", _said(note)) for note in advice.notes)
+    yield from (tag("p", said(note)) for note in advice.notes)
 
 
 def _outcomes(title: str, name: str, outcomes: Iterable[Promise | Stage]) -> str:
     lines = [
-        _tag(
+        tag(
             "tr",
-            _tag("td", _said(each.name)),
-            _tag("td", each.status, class_=each.status),
-            _tag("td", _said(each.detail)),
+            tag("td", said(each.name)),
+            tag("td", each.status, class_=each.status),
+            tag("td", said(each.detail)),
         )
         for each in outcomes
     ]
-    heads = _tag("tr", *(_tag("th", head) for head in (name, "status", "detail")))
-    table = _tag("table", _tag("thead", heads), _tag("tbody", *lines))
-    return f"{_tag('h3', title)}\n{table}" if lines else ""
+    heads = tag("tr", *(tag("th", head) for head in (name, "status", "detail")))
+    table = tag("table", tag("thead", heads), tag("tbody", *lines))
+    return f"{tag('h3', title)}\n{table}" if lines else ""
 
 
 # -- the tree of modules ------------------------------------------------------------------------------------
@@ -200,14 +201,14 @@ _WORDS = {"error": "wrong", "warn": "doubtful", "off": "waived", FITS: "fit"}
 def _keys(found: Sequence[Leaf], side: str) -> str:
     if not found:
         return ""
-    heads = (_tag("span", head) for head in ("key", "rule", side, "model"))
+    heads = (tag("span", head) for head in ("key", "rule", side, "model"))
     more = sum(leaf.count for leaf in found[MOST_ROWS:])
     return "\n".join(
         [
-            _tag("h3", "Keys"),
-            _tag("div", *heads, class_="heads"),
-            _tag("ul", _inside(tree(found[:MOST_ROWS])), class_="tree"),
-            _tag("p", f"{more:,} more keys are in the JSON report.") if more > 0 else "",
+            tag("h3", "Keys"),
+            tag("div", *heads, class_="heads"),
+            tag("ul", _inside(tree(found[:MOST_ROWS])), class_="tree"),
+            tag("p", f"{more:,} more keys are in the JSON report.") if more > 0 else "",
         ]
     )
 
@@ -224,28 +225,28 @@ def _inside(module: Module) -> str:
 def _module(module: Module) -> str:
     count = module.count()
     counts = (
-        _tag("b", f"{number:,} {_WORDS[severity]}", class_=severity)
+        tag("b", f"{number:,} {_WORDS[severity]}", class_=severity)
         for severity, number in count.items()
         if number
     )
-    summary = _tag(
+    summary = tag(
         "summary",
-        _tag("span", _text(module.name), class_="name"),
+        tag("span", safe(module.name), class_="name"),
         " ",
-        _tag("span", *counts, class_="counts"),
+        tag("span", *counts, class_="counts"),
     )
     is_open = count["error"] + count["warn"] > 0
-    return _tag("li", _tag("details", summary, _tag("ul", _inside(module)), open=is_open))
+    return tag("li", tag("details", summary, tag("ul", _inside(module)), open=is_open))
 
 
 def _leaf(name: str, leaf: Leaf) -> str:
-    times = _tag("span", f" \N{MULTIPLICATION SIGN}{leaf.count:,}", class_="times") if leaf.count > 1 else ""
-    return _tag(
+    times = tag("span", f" \N{MULTIPLICATION SIGN}{leaf.count:,}", class_="times") if leaf.count > 1 else ""
+    return tag(
         "li",
-        _tag("span", _text(name), times, class_="name"),
-        _tag("span", _text(leaf.rule), class_="rule"),
-        *(_tag("span", side, class_="side") for side in _sides(leaf)),
-        _tag("span", _said(leaf.message), class_="message") if leaf.message else "",
+        tag("span", safe(name), times, class_="name"),
+        tag("span", safe(leaf.rule), class_="rule"),
+        *(tag("span", side, class_="side") for side in _sides(leaf)),
+        tag("span", said(leaf.message), class_="message") if leaf.message else "",
         class_=f"leaf {leaf.severity}",
         data_rule=leaf.rule,
         data_key=leaf.pattern,
@@ -260,42 +261,17 @@ def _sides(leaf: Leaf) -> tuple[str, str]:
     """Both sides, with the sizes marked in which they differ; of a key that one side lacks it is said."""
     checkpoint, model = leaf.checkpoint, leaf.model
     if not (checkpoint and model):
-        absent = _tag("span", "absent", class_="absent") if leaf.rule in _ONE_SIDED else ""
-        return _text(checkpoint) or absent, _text(model) or absent
+        absent = tag("span", "absent", class_="absent") if leaf.rule in _ONE_SIDED else ""
+        return safe(checkpoint) or absent, safe(model) or absent
     old, new = (re.findall(r"\w+|\W+", escape(side, 1000)) for side in (checkpoint, model))
     if len(old) != len(new):
-        return _text(checkpoint), _text(model)
+        return safe(checkpoint), safe(model)
     pairs = [(word, other) for word, other in zip(old, new, strict=True)]
     return _marked(pairs), _marked([(other, word) for word, other in pairs])
 
 
 def _marked(pairs: Iterable[tuple[str, str]]) -> str:
-    return "".join(quoted(word) if word == other else _tag("mark", quoted(word)) for word, other in pairs)
-
-
-# -- text ---------------------------------------------------------------------------------------------------
-
-_EMPTY_TAGS = {"input"}
-
-
-def _tag(name: str, *inside: str, **attributes: str | bool) -> str:
-    """An element; `inside` is HTML already, attributes are any text (``data_key=`` is written data-key)."""
-    written = "".join(
-        f" {attribute.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{_text(value)}"')
-        for attribute, value in attributes.items()
-        if value is not False
-    )
-    return f"<{name}{written}>" if name in _EMPTY_TAGS else f"<{name}{written}>{''.join(inside)}</{name}>"
-
-
-def _text(text: str | bool) -> str:
-    """Text from a file."""
-    return quoted(escape(str(text), 1000))
-
-
-def _said(text: str) -> str:
-    """Text of our own."""
-    return quoted(printable(text))
+    return "".join(quoted(word) if word == other else tag("mark", quoted(word)) for word, other in pairs)
 
 
 def _status(report: Facts) -> str:
@@ -303,4 +279,4 @@ def _status(report: Facts) -> str:
 
 
 def _sign(report: Facts) -> str:
-    return _tag("span", "✓" if report.ok else "✗", class_="sign")
+    return tag("span", "✓" if report.ok else "✗", class_="sign")
