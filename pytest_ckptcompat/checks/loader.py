@@ -217,7 +217,7 @@ def _summary(origins: Origins) -> str:
     return (
         told
         + (f" ({how})" if how else "")
-        + (f"; constants are no evidence: {constants}" if constants else "")
+        + (f"; constants are not evidence: {constants}" if constants else "")
     )
 
 

@@ -71,7 +71,7 @@ class Resuming:
             else:
                 yield self._other(saved, holder, content)
 
-    # -- whose it is ---------------------------------------------------------------------------------------
+    # -- which parameter owns it ---------------------------------------------------------------------------
 
     def _named(self, found: list[Saved]) -> dict[int, Naming]:
         """The names of each state's parameters, by the state's identity; others are not to be rewritten.

@@ -1,4 +1,4 @@
-"""What to suggest: what the search found, held against all that was given."""
+"""What to suggest: what the search found, compared with all that was given."""
 
 from __future__ import annotations
 

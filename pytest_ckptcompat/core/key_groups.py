@@ -29,7 +29,7 @@ def group(keys: Iterable[str]) -> list[Group]:
     """Put keys that differ in indices alone together, in the order in which each group's first key came.
 
     Every key is in one group, and a group's pattern covers its keys and no others: where the indices of
-    several places are no full product (blocks of unequal depth), there are several groups. An index is a
+    several places are not a full product (blocks of unequal depth), there are several groups. An index is a
     number between dots (``layers.3``); numbers inside a name (``denselayer12``) are taken for indices from
     three of them on, so that ``fc1`` and ``fc2`` keep their names.
     """

@@ -59,7 +59,7 @@ class ReadAhead(Part):
     """Reads a file in windows: stretches of it in which the parts that will be read lie close together.
 
     Everything else is read as if there were no windows. So is a window that had to be given up before half of
-    it was used: the parts are read in an order that windows are no help for.
+    it was used: the parts are read in an order that windows don't help with.
 
     Args:
         file: open, and stays so.

@@ -171,7 +171,7 @@ class Scanner:
             raise self.error("something follows it")
 
     def error(self, reason: str) -> CheckpointError:
-        """The error that the text is no such JSON."""
+        """The error that the text is not such JSON."""
         return CheckpointError(f"{self._what} is damaged at its byte {self.position}: {reason}")
 
 

@@ -132,7 +132,7 @@ class Machine(Stack):
                         memory -= 96
                         arguments = stack.pop()
                         if type(arguments) is not tuple:
-                            raise TypeError("the arguments of a call are no tuple")
+                            raise TypeError("the arguments of a call are not a tuple")
                         callee = stack[-1]
                         rebuild = callee.rebuild if type(callee) is Global else None
                         stack[-1] = Stub(callee, arguments) if rebuild is None else rebuild(arguments)

@@ -235,7 +235,7 @@ class _Reader:
         if width == 4 and shape and shape[-1] % 2 == 0:
             shape = (*shape[:-1], shape[-1] // 2)  # torch keeps two of them in a byte, and counts the pairs
         elif width < 8:
-            note = "elements that are no whole bytes"
+            note = "elements that are not whole bytes"
         return _Layout(dtype, shape, contiguous_stride(shape), bits, note)
 
     def _sizes(self, text: bytes) -> tuple[int, ...]:

@@ -183,7 +183,7 @@ class _Records(Mapping[str, tuple[Extent, ...]]):
 
 
 def _records(file: File | Part, members: dict[str, Entry], folder: str, tensors: Tensors) -> _Records:
-    """The storages that the tensors need, held against the members that are there."""
+    """The storages that the tensors need, compared with the members that are there."""
     records = _Records(file, folder, tensors.storages)
     dense = not file.remote and file.size < _DENSE * len(members)
     reader: Any = Ahead(file) if dense else file

@@ -69,7 +69,7 @@ class PlaysCuda(FakeTensor):
         return self.device.index or 0 if self.is_cuda else -1
 
     def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """``Tensor.to``, with the card played by meta."""
+        """``Tensor.to``, with meta in place of the card."""
         return super().to(*map(_played, args), **{key: _played(value) for key, value in kwargs.items()})
 
     def cuda(self, device: Any = None, non_blocking: bool = False, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]

@@ -109,7 +109,7 @@ def _pass(
 def _compared(
     model: nn.Module, inputs: Inputs, device: torch.device, expected: Outcome | None, actual: Outcome
 ) -> Outcome:
-    """The outcome on a card, held against the one on the CPU."""
+    """The outcome on a card, compared with the one on the CPU."""
 
     def told(text: str) -> Outcome:
         return replace(actual, detail=f"{actual.detail}; {text}")

@@ -86,8 +86,8 @@ class Blueprint:
                 model = self.build()
         if is_flattened(model):
             raise ModelError(
-                f"{self.name} gives a FullyShardedDataParallel, whose parameters can't be told without its "
-                "ranks: give the model without it, which has the keys of its checkpoints"
+                f"{self.name} gives a FullyShardedDataParallel, whose parameters can't be determined without "
+                "its ranks: give the model without it, which has the keys of its checkpoints"
             )
         try:
             return stand_in(model) if is_sharded(model) else meta_copy(model)

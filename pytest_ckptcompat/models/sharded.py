@@ -151,7 +151,7 @@ def _module(root: nn.Module, path: list[str]) -> nn.Module:
 
 
 def _hold(root: nn.Module, key: str, state: Any) -> None:
-    """Give extra state, an object of any kind, to the module whose it is."""
+    """Give extra state, an object of any kind, to the module that owns it."""
     module = _module(root, key.split(".")[:-1])
     module.__class__ = type(type(module).__name__, (_Stateful, type(module)), {})
     module._state = state

@@ -161,7 +161,7 @@ class Undrawn(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __
 
 
 class _Calls(TorchFunctionMode):
-    """Hears what is no operation: ways to a tensor's memory, and values read straight from a file into it."""
+    """Hears what is not an operation: access to a tensor's memory, and values read straight into it."""
 
     def __init__(self, undrawn: Undrawn) -> None:
         super().__init__()

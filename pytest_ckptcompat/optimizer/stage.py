@@ -38,7 +38,7 @@ def check_optimizer(
 ) -> tuple[list[Promise], list[Finding]]:
     """Whether training can go on: the checkpoint's optimizer state serves the optimizer of the new model.
 
-    The state is named by parameter, held against the old shapes, grown, and held against the new ones. Only
+    The state is named by parameter, compared with the old shapes, grown, and compared with the new ones. Only
     then does torch see it, in one step on copies of the parameters: ``load_state_dict`` checks no shape, and
     a fused step on a wrong one corrupts memory.
 

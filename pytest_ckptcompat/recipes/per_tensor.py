@@ -142,7 +142,7 @@ def size_after(
         such dimension, or not at all.
 
     Raises:
-        RecipeError: the key is named exactly and its size can't be told, or it has no such dimension.
+        RecipeError: the key is named exactly and its size can't be determined, or it has no such dimension.
     """
     has, wanted = tuple(state[key].shape), shape(target.get(key))
     exact = key == operator.key

@@ -1,4 +1,4 @@
-"""Tables of keys and shapes, as locks have them: one is recognised, and two are held against each other."""
+"""Tables of keys and shapes, as locks have them: one is recognised, and two are compared with each other."""
 
 from __future__ import annotations
 

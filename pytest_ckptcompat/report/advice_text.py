@@ -81,7 +81,7 @@ def _imports(sources: Sequence[str], width: int) -> list[str]:
 
 
 def _plain(line: str) -> str:
-    """A line of TOML whose texts are written in characters that only show, and are no command to CI."""
+    """A line of TOML whose texts are written in characters that only show, and are not a command to CI."""
     return "".join(each if " " <= each <= "~" and each != "#" else _code(each) for each in line)
 
 

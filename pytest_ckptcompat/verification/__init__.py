@@ -1,1 +1,1 @@
-"""What a recipe promised, held against the values that were loaded."""
+"""What a recipe promised, compared with the values that were loaded."""

@@ -41,7 +41,7 @@ class Said:
     Attributes:
         changes: why it may change, in words; empty where all steps claim to keep it.
         made: key -> which elements of it those steps made; what depends on them may differ.
-        anywhere: whether that can't be told from keys alone, so that everything may differ.
+        anywhere: whether that can't be determined from keys alone, so that everything may differ.
         lost: old key -> the step that left it out and claims that nothing depends on it.
         eval_only: whether the function is claimed to be kept in eval mode alone.
     """

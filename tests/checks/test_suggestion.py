@@ -1,4 +1,4 @@
-"""A suggestion is held against all that was given."""
+"""A suggestion is compared with all that was given."""
 
 from __future__ import annotations
 

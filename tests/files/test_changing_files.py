@@ -33,7 +33,7 @@ WRITERS: dict[str, Callable[[Any, Path], None]] = {
 
 
 def later(path: Path) -> None:
-    """File systems keep time in steps: a change within one of them can't be told."""
+    """File systems keep time in steps: a change within one of them can't be determined."""
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
 
 

@@ -80,7 +80,7 @@ def test_two_to_a_byte(path: Path) -> None:
 def test_elements_that_are_no_whole_bytes_keep_their_place(path: Path) -> None:
     write(path, {"a": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]}}, b"abc")
     ckpt = open_checkpoint(path)
-    assert ckpt["a"].note == "elements that are no whole bytes"
+    assert ckpt["a"].note == "elements that are not whole bytes"
     with pytest.raises(CheckpointError, match="no plain layout"):
         ckpt.tensor("a")
 

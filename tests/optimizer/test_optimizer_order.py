@@ -130,7 +130,7 @@ def renamed(moments: Moments) -> Moments:
 
 
 def unchecked(report: Report) -> str:
-    """Why the state's owners can't be told; the report says so once, as an error."""
+    """Why the state's owners can't be determined; the report says so once, as an error."""
     [promise] = [each for each in report.promises if each.name.startswith("optimizer")]
     assert (promise.status, promise.detail) == (
         "unchecked",

@@ -78,7 +78,7 @@ class inflate(KeyWise):
         """How many frames; None where a glob matched what is not a kernel, or is not inflated in the model.
 
         Raises:
-            RecipeError: an exact key is not a kernel, or its time can't be told.
+            RecipeError: an exact key is not a kernel, or its time can't be determined.
         """
         has, wanted = tuple(state[key].shape), shape(target.get(key))
         exact = key == self.key

@@ -104,7 +104,7 @@ class resample(KeyWise):
         mode: ``bicubic``, ``bilinear``, ``nearest``, or ``pinv``: bicubic for kernels, see above.
         prefix_tokens: how many tokens without a place (class, distillation) stand first; they stay.
         antialias: smooth on the way to a smaller grid.
-        old_size: the old height and width, where the tokens are no square.
+        old_size: the old height and width, where the tokens are not a square.
         optim: optimizer state: ``reset`` starts it anew; ``copy`` interpolates it, but not for ``pinv``.
     """
 
@@ -172,7 +172,7 @@ class resample(KeyWise):
         """The grid of a tensor; None where a glob matched one that the model has in its shape.
 
         Raises:
-            RecipeError: it can't be told.
+            RecipeError: it can't be determined.
         """
         has, wanted = tuple(state[key].shape), shape(target.get(key))
         exact = key == self.key

@@ -203,7 +203,9 @@ class widen(Operator):
                 if not has_floats(state[key]):
                     raise self.unfit(key, "it holds no real floats")
                 if sizes[1] % old or not sizes[1]:
-                    raise self.unfit(key, f"it is {shown(sizes)}: its columns are no multiple of {old} units")
+                    raise self.unfit(
+                        key, f"it is {shown(sizes)}: its columns are not a multiple of {old} units"
+                    )
                 yield key, sizes[1] // old
         if not found:
             raise self.unfit(module, "a consumer has a weight, and there is none")
