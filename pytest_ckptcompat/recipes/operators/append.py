@@ -25,7 +25,7 @@ Optim = Literal["mean", "zeros", "reset"]
 
 @dataclass(frozen=True, repr=False)
 class append(RowWise):
-    """Grow a dimension by new rows behind the old ones.
+    """Append new rows to a dimension, behind the old ones.
 
     ``mean`` and ``multivariate_normal`` are for new words, which with small random rows would take most of
     the probability (Hewitt, "Initializing New Word Embeddings for Pretrained Language Models", 2021;

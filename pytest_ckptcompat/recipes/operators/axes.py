@@ -81,7 +81,7 @@ class Axes(KeyWise):
 
 @dataclass(frozen=True, repr=False)
 class permute(Axes):
-    """Put the axes into another order: ``permute("conv.weight", dims=[3, 2, 0, 1])``.
+    """Permute the axes: ``permute("conv.weight", dims=[3, 2, 0, 1])``.
 
     Attributes:
         key: an exact key or a glob.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class insert_block(Operator):
-    """Put a copy of a block between others, which move up.
+    """Insert a copy of a block between others, which move up.
 
     A residual block whose output projections are zero adds nothing to the stream: the function is kept, and
     training starts from it (LLaMA Pro, Wu et al. 2024, "block expansion"; where a norm stands behind the sum,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class drop(Operator):
-    """Leave keys out: ``drop("aux.*")``.
+    """Drop keys: ``drop("aux.*")``.
 
     Attributes:
         pattern: an exact key or a glob.

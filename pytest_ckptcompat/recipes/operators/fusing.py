@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class concat(Operator):
-    """Join tensors to one: ``concat(["*.q.weight", "*.k.weight", "*.v.weight"], "*.qkv.weight", dim=0)``.
+    """Concatenate: ``concat(["*.q.weight", "*.k.weight", "*.v.weight"], "*.qkv.weight", dim=0)``.
 
     Attributes:
         keys: exact keys or globs, in the order in which they are joined; the stars of all stand for the same.
@@ -102,7 +102,7 @@ class concat(Operator):
 
 @dataclass(frozen=True, repr=False)
 class split(Operator):
-    """Take a tensor apart: ``split("*.qkv.weight", ["*.q.weight", "*.k.weight", "*.v.weight"], dim=0)``.
+    """Split a tensor: ``split("*.qkv.weight", ["*.q.weight", "*.k.weight", "*.v.weight"], dim=0)``.
 
     Attributes:
         key: an exact key or a glob.

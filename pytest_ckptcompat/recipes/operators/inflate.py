@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class inflate(KeyWise):
-    """Give kernels of pictures, (out, in, h, w), a time: (out, in, time, h, w).
+    """Inflate 2-D kernels (out, in, h, w) to 3-D (out, in, time, h, w).
 
     On a clip that stands still the new kernel gives what the old one gave on the picture (I3D, Carreira and
     Zisserman 2017, arXiv:1705.07750); with ``centre`` also where padding in time is seen.

@@ -30,7 +30,7 @@ Margins = list[tuple[int, int]]
 
 @dataclass(frozen=True, repr=False)
 class pad(KeyWise):
-    """Put zeros around a tensor: a larger kernel that computes what the smaller one did, further inputs.
+    """Pad a tensor with zeros: a larger kernel that computes what the smaller one did, or more inputs.
 
     A convolution whose kernel grew by 2 keeps its function if its padding grows by 1.
 

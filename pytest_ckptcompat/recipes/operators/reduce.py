@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False, init=False)
 class reduce(KeyWise):
-    """Join consecutive rows, or blocks of rows, to fewer ones by their mean or sum.
+    """Reduce consecutive rows, or blocks of rows, to fewer by their mean or sum.
 
     A stem for grey pictures is ``reduce("conv1.weight", dim=1, groups=1, reduction="sum")``: on a picture
     whose three channels are equal it gives what it gave (timm's ``adapt_input_conv``). Key and value heads

@@ -69,7 +69,7 @@ class Renaming(Operator):
 
 @dataclass(frozen=True, repr=False)
 class rename(Renaming):
-    """Give keys other names.
+    """Rename keys.
 
     Attributes:
         pattern: an exact key or a glob.
@@ -98,7 +98,7 @@ class rename(Renaming):
 
 @dataclass(frozen=True, repr=False)
 class strip_prefix(Renaming):
-    """Take a prefix from every key that has it: ``strip_prefix("module.")``.
+    """Strip a prefix from every key that has it: ``strip_prefix("module.")``.
 
     Attributes:
         prefix: a plain text, no glob; its last dot may be left out.
@@ -120,7 +120,7 @@ class strip_prefix(Renaming):
 
 @dataclass(frozen=True, repr=False)
 class add_prefix(Renaming):
-    """Put a prefix before every key: ``add_prefix("model.")``.
+    """Add a prefix to every key: ``add_prefix("model.")``.
 
     Attributes:
         prefix: a plain text, with its last dot.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class repeat_channels(KeyWise):
-    """Give a convolution more input channels: repeat the n old ones, cut to N, times n/N.
+    """Repeat the input channels of a convolution: the n old ones, cut to N, times n/N.
 
     On a picture that repeats its channels likewise, the sums stay about what they were; exactly so only where
     n divides N (timm's ``adapt_input_conv``).

@@ -89,7 +89,7 @@ def square(tokens: int) -> Size | None:
 
 @dataclass(frozen=True, repr=False)
 class resample(KeyWise):
-    """Bring positions, or patch kernels, to another grid.
+    """Resample positions, or patch kernels, to another grid.
 
     Position embeddings are interpolated as pictures, as timm's ``resample_abs_pos_embed`` does:
     ``resample("pos_embed", size=[24, 24], prefix_tokens=1)``. So are tables of relative positions, whose size

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class reshape(KeyWise):
-    """Give a tensor another shape, with the same numbers in the same order (`torch.reshape`).
+    """Reshape a tensor: the same numbers in the same order (`torch.reshape`).
 
     A ``Linear`` becomes a 1x1 convolution and back, ``()`` becomes ``(1,)``, ``(1, 64)`` becomes ``(64,)``.
 

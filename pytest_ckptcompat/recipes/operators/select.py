@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class select(RowWise):
-    """Take rows: slice, prune, put them into another order, or map classes by their names.
+    """Select rows: slice, prune, reorder, or map classes by name.
 
     ``select("head.*", dim=0, index=[0, 2])``, or ``old_names=["cat", "dog"], new_names=["dog", "emu"],
     missing="zeros"`` instead of ``index``.

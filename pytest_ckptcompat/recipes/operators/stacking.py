@@ -134,7 +134,7 @@ class stack_tensors(Operator):
 
 @dataclass(frozen=True, repr=False)
 class unbind(Operator):
-    """Take a tensor apart along a dimension, which goes (`torch.unbind`).
+    """Unbind a tensor along a dimension, which goes (`torch.unbind`).
 
     A fused tensor becomes separate experts:
     ``unbind("layers.*.experts.w1", "layers.*.experts.*.w1.weight")``.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class tie(Operator):
-    """Let keys share the first one's tensor: ``tie(["lm_head.weight", "embed.weight"])``.
+    """Tie keys: they share the first one's tensor: ``tie(["lm_head.weight", "embed.weight"])``.
 
     Attributes:
         keys: exact keys or globs whose stars stand for the same. The first must be there; others that are get

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class tile(RowWise):
-    """Grow a dimension by repeating what is there: new row i is old row ``i mod n``.
+    """Repeat rows until the dimension has the model's size: new row i is old row ``i mod n``.
 
     ``Linear(256, 4)`` grown to 14 outputs is ``cat([w, w, w, w[0:2]])``, and so is its bias. The old rows
     keep their places, so a grown output layer gives the old outputs as it did. A transposed convolution has

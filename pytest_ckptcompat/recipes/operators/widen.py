@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class widen(Operator):
-    """Give a layer more hidden units, each a copy of an old one, whose work they then share.
+    """Widen a layer: each new hidden unit is a copy of an old one, and they share its work.
 
     What comes in is copied: rows of the producer's weight and bias, and of everything that goes unit by unit
     after it (γ, β, running mean and variance of a BatchNorm, slopes of a PReLU, a depthwise convolution).
