@@ -348,7 +348,7 @@ def test_a_copy_that_counts_nothing_does_not_begin_with_a_second_moment_of_zero(
         (widen("fc1", ["fc3"], to=9), "did you mean"),
         (widen("fc1", ["fc2"], norms=["bn3"], to=9), "did you mean"),
         (widen("fc1", ["fc2"], norms=["bn1"], to=9), "there are 6 units"),
-        (widen("fc1", ["side"], to=9), "no multiple of 6 units"),
+        (widen("fc1", ["side"], to=9), "not a multiple of 6 units"),
         (widen("fc1", ["fc2"], to=6), "changes nothing"),
         (widen("fc1", ["fc2"], to=5), "use select"),
         (widen("fc1", ["fc2"], mapping=[0, 1, 2, 3, 4, 4, 4]), "each of the units 0 to 5"),
