@@ -19,6 +19,7 @@ from pytest_ckptcompat.models.lightning import as_it_was
 from pytest_ckptcompat.models.meta_copy import meta_copy
 from pytest_ckptcompat.models.sharded import Sharded
 from pytest_ckptcompat.recipes.recipe import Recipe, Releases
+from pytest_ckptcompat.tensors.surroundings import defaults_kept
 
 from . import header_stages as header
 from . import loader
@@ -114,6 +115,10 @@ class Check:
 
     def run(self) -> Report:
         """Run every stage that can be run, and say of the others why they were not."""
+        with defaults_kept():
+            return self._run()
+
+    def _run(self) -> Report:
         self.arguments = arguments = _with_recipe(self.arguments)
         log = Log(arguments.allow, self.severities)
         self._model_name = _named(arguments.loader if arguments.model is None else arguments.model)
@@ -169,9 +174,11 @@ class Check:
 
     def _by_loader(self, log: Log) -> bool:
         """Load by the repository's own function; whether the forward pass ran on a card."""
-        contents, usual, _ = header.opened(self.open, self.arguments.state_dict_key, log)
+        contents, usual, ambiguous = header.opened(self.open, self.arguments.state_dict_key, log)
         tested = loader.prepared(self.arguments, self.path, contents, log)
-        self.ckpt, model, in_place, recipe = loader.load_stage(tested, contents, usual, self.arguments, log)
+        self.ckpt, model, in_place, recipe = loader.load_stage(
+            tested, contents, usual, ambiguous, self.arguments, log
+        )
         self.model, self._model_name = model, named(type(model))
         loader.trace_stage(tested, self.ckpt, model, in_place, recipe, log)
         schema = meta_copy(model)

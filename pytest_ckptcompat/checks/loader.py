@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from pytest_ckptcompat.checkpoint.checkpoint import candidates
@@ -20,8 +22,11 @@ from pytest_ckptcompat.core.redaction import is_url
 from pytest_ckptcompat.files.paths import display
 from pytest_ckptcompat.models.blueprint import Blueprint, blueprint, named
 from pytest_ckptcompat.models.meta_copy import meta_copy
+from pytest_ckptcompat.tensors.nested import tensors
 from pytest_ckptcompat.tensors.seeds import seeded
+from pytest_ckptcompat.tensors.surroundings import place_kept
 from pytest_ckptcompat.verification.comparison import Comparison
+from pytest_ckptcompat.verification.computed import Computed
 from pytest_ckptcompat.verification.loaded import not_finite
 from pytest_ckptcompat.verification.loader_faults import faults
 from pytest_ckptcompat.verification.of_steps import of_steps
@@ -32,10 +37,11 @@ from .choice import chosen
 from .log import Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
     from pytest_ckptcompat.checkpoint.contents import Contents
+    from pytest_ckptcompat.core.rules import Kind
     from pytest_ckptcompat.recipes.recipe import Recipe
 
     from .arguments import CheckArguments
@@ -75,7 +81,7 @@ class Loader:
         given = None if self.model is None else self.model.build(seed)
         arguments = (self.path,) if given is None else (given, self.path)
         try:
-            with seeded(seed), warnings.catch_warnings():
+            with seeded(seed), place_kept(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 loaded = self.function(*arguments)
         except (Exception, SystemExit) as error:
@@ -86,26 +92,51 @@ class Loader:
             raise ModelError(f"{self.name}{how} {raised(error)}") from error
         if isinstance(loaded, nn.Module):
             return loaded, loaded is given
-        if loaded is not None or given is None:
-            what = f"a {type(loaded).__name__}" if loaded is not None else "nothing"
-            raise ModelError(f"{self.name} returned {what}, not the model")
-        return given, True
+        if given is not None:  # it may tell which keys it loaded
+            return given, True
+        what = f"a {type(loaded).__name__}" if loaded is not None else "nothing"
+        raise ModelError(
+            f"{self.name} returned {what}, not the model: name a function that returns the nn.Module alone"
+        )
 
     def before(self) -> Mapping[str, Any]:
         """The state dict of the model as it was handed to the function."""
         assert self.model is not None
-        return self.model.build(_SEED).state_dict()
+        return state_of(self.model.build(_SEED))
 
     def again(self) -> Mapping[str, Any] | None:
         """The state dict after another run, with another seed; None if that fails."""
         try:
-            return self.run(_SEED + 1)[0].state_dict()
+            return state_of(self.run(_SEED + 1)[0])
         except (ModelError, MemoryError):
             return None
 
 
+def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of a model's state dict, also those that quantized modules keep in pairs.
+
+    Raises:
+        ModelError: its own code does not give them.
+    """
+    found = {}
+    try:
+        for key, value in model.state_dict().items():
+            if isinstance(value, torch.Tensor):
+                found[key] = value
+            elif isinstance(value, (tuple, list)) and not key.endswith("_extra_state"):
+                found |= {f"{key}{path}": tensor for path, tensor in tensors(value)}
+    except Exception as error:
+        raise ModelError(f"the state_dict() of its model: {raised(error)}") from error
+    return found
+
+
 def load_stage(
-    loader: Loader, contents: Contents, usual: Checkpoint | None, arguments: CheckArguments, log: Log
+    loader: Loader,
+    contents: Contents,
+    usual: Checkpoint | None,
+    ambiguous: str,
+    arguments: CheckArguments,
+    log: Log,
 ) -> tuple[Checkpoint, nn.Module, bool, Recipe]:
     """Run the loader, and find what belongs to its model in the checkpoint.
 
@@ -113,6 +144,7 @@ def load_stage(
         loader: the function.
         contents: the header of the checkpoint.
         usual: the state dict that would be taken without a model; None if several may be meant.
+        ambiguous: which.
         arguments: of the check.
         log: takes what is found.
 
@@ -126,28 +158,51 @@ def load_stage(
     log.loader = loader.name
     try:
         model, in_place = loader.run()
+        state = state_of(model)
         if not callable(getattr(model, arguments.method, None)):
             raise ModelError(f"{named(type(model))} has no method {arguments.method!r}, which method= names")
     except ModelError as error:
         fault = str(error)
     ckpt, why = usual, ""
     if not fault and arguments.state_dict_key is None:
-        ckpt, why = chosen(contents, usual, model.state_dict(), arguments.recipe)
+        ckpt, why = chosen(contents, usual, state, arguments.recipe)
     if ckpt is None:
-        text = "several state dicts may be meant: name one with state_dict_key"
-        log.stop(finding("no-checkpoint", message=fault or text), "the checkpoint can't be read", "open")
+        found = finding("loader-error" if fault else "no-checkpoint", message=fault or ambiguous)
+        log.stop(found, "the loader failed" if fault else "the checkpoint can't be read", "open")
     header.note_opened(ckpt, why, log, arguments.recipe)
     if fault:
         log.stage("recipe", "skipped", "the loader failed")
         log.stage("compare", "skipped", "the loader failed")
         log.stop(finding("loader-error", message=fault), "the loader failed", "load")
-    recipe, _ = header.recipe_stage(
-        arguments.recipe, arguments.protect, ckpt, meta_copy(model), None, lambda recipe: None, log
-    )
-    log.stage("compare", "skipped", "the loader decides which keys it loads")
-    model.eval()
-    log.judged("load", not_finite(model), f"by {loader.name}")
+    with _examining(log, "load"):
+        recipe, _ = header.recipe_stage(
+            arguments.recipe, arguments.protect, ckpt, meta_copy(model), None, lambda recipe: None, log
+        )
+        log.stage("compare", "skipped", "the loader decides which keys it loads")
+        model.eval()
+        log.judged("load", not_finite(model), f"by {loader.name}")
     return ckpt, model, in_place, recipe
+
+
+@contextmanager
+def _examining(log: Log, stage: Kind) -> Iterator[None]:
+    """Note where a loader's model can't be examined: its code raises, or its tensors have no plain values.
+
+    Raises:
+        Stopped: that was so, or the stage says so.
+    """
+    try:
+        yield
+    except Stopped:
+        raise
+    except CheckpointError as error:
+        log.stop(finding("no-checkpoint", message=str(error)), "the values can't be read", stage)
+    except RecipeError as error:
+        refused = finding(error.rule, error.key, message=str(error))
+        log.stop(refused, "the recipe does not apply to the values", stage)
+    except Exception as error:
+        text = f"the values of its model can't be compared: {raised(error)}"
+        log.stop(finding("loader-error", message=text), "the values can't be compared", stage)
 
 
 def trace_stage(
@@ -158,36 +213,23 @@ def trace_stage(
     Raises:
         Stopped: the values can't be read, or an error was found.
     """
-    state, old = model.state_dict(), ckpt.stored()
-    try:
+    with _examining(log, "verify"), ckpt.progress():
+        state, old = state_of(model), ckpt.stored()
         applied = recipe.run(old, state)
-        with ckpt.progress():
-            origins = trace(state, applied.state_dict)
-            found = faults(
-                origins,
-                state,
-                applied.state_dict,
-                parameters={name for name, _ in model.named_parameters(remove_duplicate=False)},
-                elsewhere=lambda tensors: _in_other_parts(tensors, ckpt),
-                before=loader.before if in_place else None,
-                again=loader.again,
-            )
-            for claim in of_steps(recipe, applied, old, state):
-                if (verdict := claim.proved()) is not None:
-                    log.promises.append(verdict[0])
-                    found += verdict[1]
-    except CheckpointError as error:
-        log.stop(finding("no-checkpoint", message=str(error)), "the values can't be read", "verify")
-    except (
-        RuntimeError,
-        TypeError,
-        NotImplementedError,
-    ) as error:  # of a tensor subclass without plain values
-        text = f"the values of its model can't be compared: {raised(error)}"
-        log.stop(finding("loader-error", message=text), "the values can't be compared", "verify")
-    except RecipeError as error:
-        refused = finding(error.rule, error.key, message=str(error))
-        log.stop(refused, "the recipe does not apply to the values", "verify")
+        origins = trace(state, applied.state_dict, Computed(recipe, old, state, applied))
+        found = faults(
+            origins,
+            state,
+            applied.state_dict,
+            parameters={name for name, _ in model.named_parameters(remove_duplicate=False)},
+            elsewhere=lambda tensors: _in_other_parts(tensors, ckpt),
+            before=loader.before if in_place else None,
+            again=loader.again,
+        )
+        for claim in of_steps(recipe, applied, old, state):
+            if (verdict := claim.proved()) is not None:
+                log.promises.append(verdict[0])
+                found += verdict[1]
     log.comparison = Comparison(matched=len(origins.held), total=origins.total)
     log.judged("verify", found, _summary(origins))
     if log.failed:

@@ -31,6 +31,7 @@ from pytest_ckptcompat.models.sharded import (
 )
 from pytest_ckptcompat.tensors.footprint import weights
 from pytest_ckptcompat.tensors.seeds import DRAWN, seeded
+from pytest_ckptcompat.tensors.surroundings import place_kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -108,7 +109,8 @@ class Blueprint:
 
     def _made(self) -> nn.Module:
         try:
-            model = self.make()
+            with place_kept():
+                model = self.make()
         except (Exception, SystemExit) as error:
             hint = _NO_ARGUMENTS if isinstance(error, TypeError) and _needs_arguments(self.make) else ""
             raise ModelError(f"{self.name}: {raised(error)}{hint}") from error

@@ -7,6 +7,7 @@ looked up by a hash of a few elements, and compared bit for bit before they coun
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -68,15 +69,21 @@ class Lines:
         Args:
             key: of the checkpoint.
             value: in memory.
-            thoroughly: look for every line even where a sample of them finds nothing.
+            thoroughly: look for every line even where a sample of them finds nothing, and for shorter ones
+                even where all are found.
         """
         found = False
         for theirs in _cuts(value) if plain(value) else ():
+            whole = False
             for kind in self._cuts:
                 if kind[0] == theirs.shape[1]:
                     for conversion in conversions(value.dtype, kind[1]):
                         if thoroughly or self._likely(kind, theirs, conversion):
-                            found |= self._matched(kind, key, theirs, conversion)
+                            told, every = self._matched(kind, key, theirs, conversion)
+                            found |= told
+                            whole |= told and every
+            if whole and not thoroughly:  # shorter lines have nothing to add
+                break
         return found
 
     def complete(self) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -96,9 +103,10 @@ class Lines:
     def _likely(
         self, kind: tuple[int, torch.dtype], theirs: torch.Tensor, conversion: tuple[torch.dtype, ...]
     ) -> bool:
-        """Whether one of some lines of a tensor is among those that are looked for."""
-        step = -(-len(theirs) // _SAMPLED)
-        hashes, wanted = self._hashed(kind)[0], _hash(theirs[::step], conversion)
+        """Whether a line of a tensor is among those that are looked for; of many, some tell."""
+        hashes = self._hashed(kind)[0]
+        step = 1 if len(theirs) > len(hashes) else -(-len(theirs) // _SAMPLED)
+        wanted = _hash(theirs[::step], conversion)
         nearest = torch.searchsorted(hashes, wanted).clamp_(max=len(hashes) - 1)
         return bool((hashes[nearest] == wanted).any())
 
@@ -108,7 +116,8 @@ class Lines:
         key: str,
         theirs: torch.Tensor,
         conversion: tuple[torch.dtype, ...],
-    ) -> bool:
+    ) -> tuple[bool, bool]:
+        """Note the lines that are found; whether any tells something, and whether these are all of theirs."""
         cuts = self._cuts[kind]
         hashes, order = self._hashed(kind)
         wanted, first = _first_of_each(_hash(theirs, conversion))
@@ -116,7 +125,7 @@ class Lines:
         count = torch.searchsorted(hashes, wanted, right=True) - begin
         hit = count > 0
         if not hit.any():
-            return False
+            return False, False
         line, place = first[hit], begin[hit]
         if int(count.max()) > 1:  # lines that the model has several times
             count = count[hit]
@@ -126,12 +135,13 @@ class Lines:
         line = line[sorting]
         ends = torch.tensor([len(cut.lines) for cut in cuts]).cumsum(0)
         owner = torch.bucketize(place, ends, right=True)
-        told = False
+        told, every = False, bool(hit.all())
         for number in sorted(set(owner.tolist())):
             cut, his = cuts[number], owner == number
             ours = place[his] - (int(ends[number]) - len(cut.lines))
-            told |= _compared(cut, key, ours, theirs, line[his], conversion)
-        return told
+            tells, same = _compared(cut, key, ours, theirs, line[his], conversion)
+            told, every = told or tells, every and same
+        return told, every
 
     def _hashed(self, kind: tuple[int, torch.dtype]) -> tuple[torch.Tensor, torch.Tensor]:
         if kind not in self._hashes:
@@ -159,12 +169,21 @@ def _cuts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def _hash(lines: torch.Tensor, conversion: tuple[torch.dtype, ...]) -> torch.Tensor:
-    length = lines.shape[1]
-    places = torch.arange(min(length, _HASHED)) * (length - 1) // max(1, min(length, _HASHED) - 1)
-    few = converted(lines[:, places.to(lines.device)], conversion)
+    few = converted(lines[:, _places(lines.shape[1]).to(lines.device)], conversion)
     numbers = bits(few).to(torch.int64).reshape(len(lines), -1)
-    factors = torch.tensor([pow(_BASE, power, 1 << 63) for power in range(1, numbers.shape[1] + 1)])
-    return (numbers * factors).sum(1)  # modulo 2 ** 64
+    return (numbers * _factors(numbers.shape[1])).sum(1)  # modulo 2 ** 64
+
+
+@lru_cache
+def _places(length: int) -> torch.Tensor:
+    """Where the elements stand that are hashed."""
+    count = min(length, _HASHED)
+    return torch.arange(count) * (length - 1) // max(1, count - 1)
+
+
+@lru_cache
+def _factors(count: int) -> torch.Tensor:
+    return torch.tensor([pow(_BASE, power, 1 << 63) for power in range(1, count + 1)])
 
 
 def _first_of_each(hashes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -182,22 +201,27 @@ def _compared(
     theirs: torch.Tensor,
     line: torch.Tensor,
     conversion: tuple[torch.dtype, ...],
-) -> bool:
-    """Compare lines side by side, and note those that are equal; whether one of them tells anything."""
+) -> tuple[bool, bool]:
+    """Compare lines side by side, and note those that are equal.
+
+    Returns:
+        Whether one of them tells anything, and whether all are equal.
+    """
     size = max(1, _PIECE // max(1, cut.lines.shape[1] * cut.lines.element_size()))
-    told = False
+    told, every = False, True
     for mine, yours in zip(torch.split(ours, size), torch.split(line, size), strict=True):
         left = bits(_picked(cut.lines, mine)).reshape(len(mine), -1)
         right = bits(converted(_picked(theirs, yours), conversion)).reshape(len(mine), -1)
         whole = torch.equal(left, right)  # which is much faster than line by line
         same = torch.ones(len(mine), dtype=torch.bool) if whole else (left == right).all(1)
+        every = every and bool(same.all())
         if same.any():
             cut.found[mine[same]] = True
             some = left[same][:_SAMPLED]
             if not told and bool((some != some[:, :1]).any()):
                 told = True
                 cut.sources.append(key)
-    return told
+    return told, every
 
 
 def _picked(lines: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,8 @@ from pytest_ckptcompat.core.findings import Finding, finding
 from pytest_ckptcompat.tensors.difference import memory
 from pytest_ckptcompat.tensors.finite import finite
 
+from .same_values import without_values
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -24,13 +26,14 @@ def not_finite(model: nn.Module) -> Iterator[Finding]:
     """
     seen: set[int] = set()
     for key, value in model.state_dict(keep_vars=True).items():
-        if not isinstance(value, torch.Tensor) or id(value) in seen or torch.nn.parameter.is_lazy(value):
+        if not isinstance(value, torch.Tensor) or id(value) in seen or without_values(value):
             continue
         seen.add(id(value))
         bad = value.numel() - finite(value)
         if bad:
             counted = f"{bad} of {value.numel()}"
-            yield finding("non-finite-value", key, counted, message=f"{bad} values are NaN or infinite")
+            are = "value is" if bad == 1 else "values are"
+            yield finding("non-finite-value", key, counted, message=f"{bad} {are} NaN or infinite")
 
 
 def tied_conflicts(model: nn.Module, state_dict: Mapping[str, Any]) -> Iterator[Finding]:

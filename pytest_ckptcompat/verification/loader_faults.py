@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 UNCHANGED = "unchanged by the loader"
 RANDOM = "random values: another seed gives other ones"
+NOT_RANDOM = "values of another file, or computed: another seed gives the same"
 
 
 def faults(
@@ -62,7 +63,9 @@ def faults(
             told[key] = told[key] or RANDOM
         elif key in origins.missed and key not in parameters:
             del origins.missed[key], told[key]
-            origins.constants[key] = "computed by the constructor"
+            origins.constants[key] = "computed, not drawn"
+        elif not told[key] and key in origins.missed:
+            told[key] = NOT_RANDOM
     if not origins.evidence and (origins.unused or not origins.held):
         origins.missed |= origins.constants  # the loader may have loaded nothing at all
         told |= origins.constants

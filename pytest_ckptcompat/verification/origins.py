@@ -6,24 +6,25 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.keys import beside
-from pytest_ckptcompat.tensors.deferred import DeferredTensor, materialise
-from pytest_ckptcompat.tensors.difference import bits, memory
+from pytest_ckptcompat.tensors.difference import memory
 
 from .counterparts import Counterparts
 from .lines import Lines
-from .same_values import constant, conversions, converted, held_values, plain, sample, views
+from .reading import Reader
+from .same_values import How, constant, held_values, without_values
+from .samples import Samples
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Mapping
+
+    from .computed import Computed
 
 BY_LINES = "line by line"
 """How values came that are in no tensor of the checkpoint as a whole, or in another order than there."""
 
-_PAGES = 1 << 20  # bytes from which it takes noticeable time to have memory for them
 _SMALL = 1 << 20  # elements up to which an unused tensor is looked at, lest it be a constant
 
 
@@ -68,7 +69,9 @@ class Origins:
         return len(self.held) + len(self.other) + len(self.missed) + len(self.constants)
 
 
-def trace(model: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Origins:
+def trace(
+    model: Mapping[str, Any], checkpoint: Mapping[str, Any], computed: Computed | None = None
+) -> Origins:
     """Trace every tensor of a model to a checkpoint.
 
     A key that both have is compared under its own name, whatever else holds its values. Any other is looked
@@ -80,47 +83,54 @@ def trace(model: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Origins:
         model: the ``state_dict()`` of a loaded model.
         checkpoint: the state dict that it was loaded from; values that are still on disk are read one tensor
             at a time.
+        computed: the keys that a recipe computed, which hold exactly what it gives, or as good as that.
     """
-    return _Tracing(model, checkpoint).run()
+    return _Tracing(model, checkpoint, computed).run()
 
 
 class _Tracing:
-    def __init__(self, model: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> None:
-        self._model = _tensors(model)
-        self._lazy = [key for key, each in self._model.items() if nn.parameter.is_lazy(each)]
-        for key in self._lazy:
-            del self._model[key]
+    def __init__(
+        self, model: Mapping[str, Any], checkpoint: Mapping[str, Any], computed: Computed | None
+    ) -> None:
+        tensors = _tensors(model)
+        self._empty = {key: why for key, each in tensors.items() if (why := without_values(each))}
+        self._model = {key: each for key, each in tensors.items() if key not in self._empty}
         self._checkpoint = _tensors(checkpoint)
-        self._read = _Reader().read
+        self._computed = computed
+        self._read = Reader().read
         self._used: set[object] = set()
         self._found = Origins()
+        self._turned: dict[str, tuple[str, bool]] = {}
 
     def run(self) -> Origins:
         found = self._found
-        found.missed = dict.fromkeys(self._lazy, "without values or shape")
+        found.missed = dict(self._empty)
         nameless = {key: each for key, each in self._model.items() if key not in self._checkpoint}
         found.constants = {key: what for key, each in nameless.items() if (what := constant(each))}
         wanted = {key: each for key, each in nameless.items() if key not in found.constants}
-        self._whole(_Samples(wanted))
+        self._whole(Samples(wanted))
         self._aliases(wanted)
         self._by_lines(wanted)
         self._aliases(wanted)
         found.missed |= {key: found.missed.get(key, "") for key in wanted if key not in found.held}
         self._constants()
+        self._turned_for_nothing()
         self._swapped()
         self._elsewhere()
         found.evidence = {key for key in found.held if not constant(self._model[key])}
         found.unused = [key for key, each in self._checkpoint.items() if self._reached_nothing(each)]
         return found
 
-    def _whole(self, samples: _Samples) -> None:
+    def _whole(self, samples: Samples) -> None:
         """Look for whole tensors; where both sides have a name, under that name alone."""
         for key, stored in self._checkpoint.items():
             own = self._model.get(key)
             if own is None and stored.numel() not in samples.sizes:
                 continue
             value = self._read(stored)
-            if own is not None:
+            if own is not None and self._computed is not None and key in self._computed:
+                self._as_computed(key, own, value, self._computed)
+            elif own is not None:
                 how = held_values(own, value)
                 if how is not None:
                     self._hold(key, key, how)
@@ -129,20 +139,49 @@ class _Tracing:
             for name, how in samples.alike(value):
                 self._hold(name, key, how)
 
-    def _own_lines(self, key: str, own: torch.Tensor, value: torch.Tensor) -> None:
-        """A tensor that has not the checkpoint's values may have its lines: fewer, or in another order."""
+    def _as_computed(self, key: str, own: torch.Tensor, value: torch.Tensor, computed: Computed) -> None:
+        """A tensor that a recipe computed has its values, in their order."""
+        how: How | str | None = held_values(own, value)
+        if not isinstance(how, How) or how.turned:
+            how = computed.how(key, own, value)
+        if how is not None:
+            self._hold(key, key, how)
+        else:
+            self._own_lines(key, own, value, enough=False)
+
+    def _own_lines(self, key: str, own: torch.Tensor, value: torch.Tensor, *, enough: bool = True) -> None:
+        """A tensor that has not the checkpoint's values may have its lines: fewer, or in another order.
+
+        Where lines are not `enough`, the tensor has other values, whatever its lines are.
+        """
         lines = Lines({key: own})
-        if lines.fits(value):
-            lines.look_in(key, value)
-        if any(lines.complete()):
+        if lines.fits(value) and lines.look_in(key, value, thoroughly=False):
+            self._used.add(memory(self._checkpoint[key]))
+        if any(lines.complete()) and enough:
             self._hold(key, key, BY_LINES)
             return
-        some = [f"{count} of {total} lines are the checkpoint's" for _, _, count, total in lines.part()]
+        some = [
+            f"{count} of {total} lines are the checkpoint's"
+            if count < total
+            else "the lines are the checkpoint's, in another order"
+            for _, _, count, total in lines.part()
+        ]
         self._found.other[key] = some[0] if some else _as_made(own)
 
-    def _hold(self, name: str, key: str, how: str) -> None:
+    def _hold(self, name: str, key: str, how: How | str) -> None:
         self._used.add(memory(self._checkpoint[key]))
-        self._found.held.setdefault(name, Origin((key,), how))
+        if isinstance(how, How) and how.turned:
+            straight = self._model[name].shape == self._checkpoint[key].shape
+            self._turned[name] = how.turned, name == key and straight
+        self._found.held.setdefault(name, Origin((key,), str(how)))
+
+    def _turned_for_nothing(self) -> None:
+        """A square that was transposed fits either way: it is right only if others had to be transposed."""
+        needed = {turned for turned, fits_either_way in self._turned.values() if not fits_either_way}
+        for name, (turned, fits_either_way) in self._turned.items():
+            if fits_either_way and turned not in needed:
+                del self._found.held[name]
+                self._found.other[name] = f"the checkpoint's values {turned}"
 
     def _aliases(self, wanted: Mapping[str, torch.Tensor]) -> None:
         """Find, with a tensor that was found, its other names in the model."""
@@ -215,7 +254,7 @@ class _Tracing:
 
     def _elsewhere(self) -> None:
         """Find out where keys that hold other values than their own have those from."""
-        samples = _Samples({name: self._model[name] for name, told in self._found.other.items() if not told})
+        samples = Samples({name: self._model[name] for name, told in self._found.other.items() if not told})
         for key, stored in self._checkpoint.items():
             if stored.numel() in samples.sizes:
                 for name, _ in samples.alike(self._read(stored)):
@@ -231,59 +270,6 @@ class _Tracing:
 
     def _single_sources(self) -> dict[str, str]:
         return {name: each.sources[0] for name, each in self._found.held.items() if len(each.sources) == 1}
-
-
-class _Reader:
-    """Reads one tensor after the other into the same memory, which a new one overwrites."""
-
-    def __init__(self) -> None:
-        self._memory = torch.empty(0, dtype=torch.uint8)
-
-    def read(self, stored: torch.Tensor) -> torch.Tensor:
-        """The values, until the next call."""
-        if not isinstance(stored, DeferredTensor) or stored.numel() * stored.element_size() < _PAGES:
-            return materialise(stored)
-        nbytes = stored.numel() * stored.element_size()
-        if self._memory.numel() < nbytes:
-            self._memory = torch.empty(0, dtype=torch.uint8)  # not both at once
-            self._memory = torch.empty(nbytes, dtype=torch.uint8)
-        return self._memory[:nbytes].view(stored.dtype).view(stored.shape).copy_(stored)
-
-
-class _Samples:
-    """Tensors of a model by a few of their elements, so that one with given values is found at once."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self._tensors = tensors
-        self._names: dict[object, list[str]] = {}
-        self._kinds: dict[int, set[tuple[torch.dtype, tuple[int, ...]]]] = {}
-        for name, tensor in tensors.items():
-            if plain(tensor):
-                self._names.setdefault(_sample(tensor, (tensor.dtype,)), []).append(name)
-                self._kinds.setdefault(tensor.numel(), set()).add((tensor.dtype, tuple(tensor.shape)))
-
-    @property
-    def sizes(self) -> Collection[int]:
-        """How many elements they have."""
-        return self._kinds.keys()
-
-    def alike(self, value: torch.Tensor) -> Iterator[tuple[str, str]]:
-        """Those that hold the values of a tensor of the checkpoint, and what became of these on the way."""
-        if not plain(value):
-            return
-        likely: set[str] = set()
-        for dtype, shape in self._kinds.get(value.numel(), ()):
-            for conversion in conversions(value.dtype, dtype):
-                for view, _ in views(value, shape):
-                    likely.update(self._names.get(_sample(view, conversion), ()))
-        for name in self._tensors if likely else ():
-            if name in likely and (how := held_values(self._tensors[name], value)) is not None:
-                yield name, how
-
-
-def _sample(tensor: torch.Tensor, conversion: tuple[torch.dtype, ...]) -> object:
-    few = bits(converted(sample(tensor), conversion))
-    return conversion[-1], tuple(tensor.shape), tuple(few.reshape(-1).tolist())
 
 
 def _as_made(tensor: torch.Tensor) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from itertools import permutations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import nn
 
 from pytest_ckptcompat.tensors.casts import loses
 from pytest_ckptcompat.tensors.difference import bits
+
+from .quantized import quantized_by_groups, quantized_by_torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,10 +22,28 @@ if TYPE_CHECKING:
 _PIECE = 1 << 22
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 _SAMPLED = 16
+_QUANTIZED = "quantized"
 
 
-def held_values(held: torch.Tensor, value: torch.Tensor) -> str | None:
-    """How `held` got the values of `value`, bit for bit: ``""`` as they are, or in words; None: it did not.
+class How(NamedTuple):
+    """What became of values on their way into a model; all empty if they are as they were.
+
+    Attributes:
+        turned: their axes have another order, in words.
+        reshaped: the shape that they had before.
+        cast: what rounded them.
+    """
+
+    turned: str = ""
+    reshaped: str = ""
+    cast: str = ""
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, self))
+
+
+def held_values(held: torch.Tensor, value: torch.Tensor) -> How | None:
+    """How `held` got the values of `value`, bit for bit; None: it did not.
 
     Args:
         held: a tensor of the model.
@@ -30,6 +51,8 @@ def held_values(held: torch.Tensor, value: torch.Tensor) -> str | None:
     """
     if held.numel() != value.numel() or held.is_meta:
         return None
+    if held.is_quantized and not value.is_quantized:
+        return How(cast=_QUANTIZED) if quantized_by_torch(held, value) else None
     held, value = _dense(held), _dense(value)
     wanted = bits(sample(held))
     for conversion in conversions(value.dtype, held.dtype):
@@ -37,8 +60,8 @@ def held_values(held: torch.Tensor, value: torch.Tensor) -> str | None:
             if torch.equal(bits(converted(sample(view), conversion)), wanted) and _same(
                 held, view, conversion
             ):
-                return ", ".join(filter(None, (how, told(conversion, value.dtype))))
-    return None
+                return how._replace(cast=told(conversion, value.dtype))
+    return How(cast=_QUANTIZED) if quantized_by_groups(held, value) else None
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
@@ -46,6 +69,13 @@ def _dense(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.is_quantized:
         return tensor.dequantize()
     return tensor if tensor.layout is torch.strided else tensor.to_dense()
+
+
+def without_values(tensor: torch.Tensor) -> str:
+    """Why a tensor of a model has no values that could be traced; ``""`` if it has some."""
+    if nn.parameter.is_lazy(tensor):
+        return "without values or shape"
+    return "on the meta device, without values" if tensor.is_meta else ""
 
 
 def plain(tensor: torch.Tensor) -> bool:
@@ -78,15 +108,15 @@ def told(conversion: Conversion, source: torch.dtype) -> str:
     return "" if conversion == (source,) else f"cast to {target}"
 
 
-def views(value: torch.Tensor, shape: tuple[int, ...]) -> Iterator[tuple[torch.Tensor, str]]:
+def views(value: torch.Tensor, shape: tuple[int, ...]) -> Iterator[tuple[torch.Tensor, How]]:
     """The ways in which values of as many elements may lie in a tensor of this shape, the plainest first."""
     same = tuple(value.shape) == shape
-    yield value.reshape(shape), "" if same else f"reshaped from {tuple(value.shape)}"
+    yield value.reshape(shape), How(reshaped="" if same else f"reshaped from {tuple(value.shape)}")
     squeezed, wanted = value.squeeze(), tuple(size for size in shape if size != 1)
     for order in _orders(squeezed.dim()):
         if tuple(squeezed.shape[axis] for axis in order) == wanted:
             how = "transposed" if squeezed.dim() == 2 else f"permuted {order}"
-            yield _in_shape(squeezed.permute(order), shape), how
+            yield _in_shape(squeezed.permute(order), shape), How(how)
 
 
 def _in_shape(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections import OrderedDict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,14 +15,26 @@ from networks import settle
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from pytest_ckptcompat import Recipe, Release, Releases, allow, check, load, tile
+from pytest_ckptcompat import (
+    Recipe,
+    Release,
+    Releases,
+    allow,
+    append,
+    check,
+    concat,
+    fold_batch_norm,
+    fold_weight_norm,
+    load,
+    tile,
+)
 from pytest_ckptcompat.cli import main
 from pytest_ckptcompat.verification.loader_faults import RANDOM, UNCHANGED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from pytest_ckptcompat import Report
 
@@ -444,6 +458,213 @@ def test_an_old_release_by_the_recipes_of_the_product(files: Path) -> None:
     assert not judged(with_a_new_head, files / "plain.pth", recipe=releases).ok
 
 
+class Folded(nn.Module):
+    """A convolution with its norm, and a projection with weight norm; or with both folded, by torch itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8)
+        self.out = nn.utils.parametrizations.weight_norm(nn.Linear(8, 6))
+        self.words = nn.Embedding(20, 8)
+
+    def fold(self) -> nn.Module:
+        self.conv, self.norm = fuse_conv_bn_eval(self.conv.eval(), self.norm.eval()), nn.Identity()
+        nn.utils.parametrize.remove_parametrizations(self.out, "weight")
+        return self
+
+
+def folding(path: str) -> nn.Module:
+    model = Folded()
+    model.load_state_dict(read(path))
+    return model.fold()
+
+
+def folding_and_growing(path: str, std: float = 1.0) -> nn.Module:
+    model = folding(path)
+    old = model.words.weight.detach()
+    model.words = nn.Embedding(200, 8)
+    model.words.weight.data.mul_(std * old.std()).__setitem__(slice(20), old)
+    return model
+
+
+FOLD = (fold_batch_norm("conv", "norm"), fold_weight_norm("out.weight"))
+
+
+def test_what_a_recipe_computes_may_be_rounded_and_drawn_otherwise(tmp_path: Path) -> None:
+    """torch folds in float32, and new rows are random: neither gives the bits that the recipe gives."""
+    path = tmp_path / "net.pth"
+    torch.save(settle(Folded()).state_dict(), path)
+    assert {found.key for found in check(ckpt=path, loader=folding).errors} == {
+        *("conv.weight", "conv.bias", "out.weight")
+    }
+    report = check(ckpt=path, loader=folding, recipe=Recipe(*FOLD))
+    assert report.ok, str(report)
+    assert check(ckpt=path, loader=lambda path: folding(path).half(), recipe=Recipe(*FOLD)).ok
+    growing = Recipe(*FOLD, append("words.weight", dim=0, init="normal"))
+    assert check(ckpt=path, loader=folding_and_growing, recipe=growing).ok
+    for wrong in (
+        functools.partial(folding_and_growing, std=5.0),
+        lambda path: folding_and_growing(path, std=0.0),
+        lambda path: with_noise(folding_and_growing(path), "out.weight"),
+        lambda path: with_noise(folding_and_growing(path), "words.weight"),
+    ):
+        report = check(ckpt=path, loader=wrong, recipe=growing)
+        assert [found.rule for found in report.errors] == ["loader-other"], str(report)
+
+
+def with_noise(model: nn.Module, key: str) -> nn.Module:
+    model.get_parameter(key).data[0, 0] += 1e-3
+    return model
+
+
+def test_a_recipe_says_in_which_order_lines_stand(files: Path) -> None:
+    fuse = Recipe(
+        concat(["q.weight", "k.weight", "v.weight"], "qkv.weight", dim=0),
+        concat(["q.bias", "k.bias", "v.bias"], "qkv.bias", dim=0),
+    )
+
+    def loader(path: str, order: str = "qkv") -> nn.Module:
+        state = read(path)
+        parts = {part: (state.pop(f"{part}.weight"), state.pop(f"{part}.bias")) for part in "qkv"}
+        state["qkv.weight"], state["qkv.bias"] = (torch.cat([parts[p][i] for p in order]) for i in (0, 1))
+        model = Fused()
+        model.load_state_dict(state)
+        return model
+
+    assert check(ckpt=files / "plain.pth", loader=loader, recipe=fuse).ok
+    wrong = check(ckpt=files / "plain.pth", loader=functools.partial(loader, order="kqv"), recipe=fuse)
+    assert messages(wrong)["qkv.weight"] == "the lines are the checkpoint's, in another order"
+
+
+def turning_a_square(path: str) -> nn.Module:
+    model = strict(path)
+    model.q.weight.data = model.q.weight.data.t().contiguous()
+    return model
+
+
+def test_a_square_is_transposed_only_where_others_are(files: Path) -> None:
+    wrong = check(ckpt=files / "plain.pth", loader=turning_a_square)
+    assert messages(wrong) == {"q.weight": "the checkpoint's values transposed"}
+    assert check(ckpt=files / "kernels.pth", loader=transposed).ok
+
+
+class Quantized(nn.Module):
+    """Eight bits a weight, a scale a row, as libraries write it themselves."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("weight", (linear.weight.detach() / scale).round().to(torch.int8))
+        self.register_buffer("scale", scale)
+        self.bias = linear.bias
+
+
+def in_eight_bits(path: str, loaded: bool = True) -> nn.Module:
+    model = strict(path)
+    if not loaded:
+        model.q.reset_parameters()
+    model.q, model.head = Quantized(model.q), Quantized(model.head)
+    return model
+
+
+def by_torch(path: str, loaded: bool = True) -> nn.Module:
+    model = strict(path)
+    if not loaded:
+        model.q.reset_parameters()
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("loader", "key"), [(in_eight_bits, "q.weight"), (by_torch, "q._packed_params._packed_params[0]")]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_quantized_values_are_recognised(loader: Callable[..., Any], key: str, files: Path) -> None:
+    report = check(ckpt=files / "plain.pth", loader=loader)
+    assert report.ok, str(report)
+    assert report.findings == []
+    assert "quantized" in next(stage.detail for stage in report.stages if stage.name == "verify")
+    wrong = check(ckpt=files / "plain.pth", loader=functools.partial(loader, loaded=False))
+    assert key in {found.key for found in wrong.errors}
+
+
+def on_meta(path: str) -> nn.Module:
+    with torch.device("meta"):
+        model = Net()
+    state = {key: value for key, value in read(path).items() if not key.startswith("head.")}
+    model.load_state_dict(state, strict=False, assign=True)
+    return model
+
+
+def test_tensors_left_on_the_meta_device_are_missed(files: Path) -> None:
+    report = judged(on_meta, files / "plain.pth")
+    assert messages(report) == dict.fromkeys(
+        ("head.weight", "head.bias"), "on the meta device, without values"
+    )
+
+
+class Broken(Net):
+    """Its own code refuses what is asked of every module."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        setattr(self, method, self.refuse)
+
+    def refuse(self, *arguments: Any, **more: Any) -> Any:
+        raise OSError("not here")
+
+
+@pytest.mark.parametrize("method", ["state_dict", "eval", "named_parameters"])
+def test_a_model_that_can_t_be_examined_is_one_error(method: str, files: Path) -> None:
+    def loader(path: str) -> nn.Module:
+        model = Broken(method)
+        Net.load_state_dict(model, read(path), strict=False)
+        return model
+
+    report = check(ckpt=files / "plain.pth", loader=loader)
+    assert [found.rule for found in report.errors] == ["loader-error"], str(report)
+    assert "OSError: not here" in report.verdict
+
+
+def test_what_a_loader_changes_for_the_process_is_given_back(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path is relative: what comes after the loader still finds the file."""
+    monkeypatch.chdir(files)
+
+    def loader(path: str) -> nn.Module:
+        model = strict(path)
+        os.chdir("/")
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        torch.set_grad_enabled(False)
+        return model
+
+    try:
+        report = check(ckpt="plain.pth", loader=loader, inputs=(2, 3, 7))
+        left = Path.cwd(), torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+        torch.set_grad_enabled(True)
+    assert report.ok, str(report)
+    assert left == (files, torch.float32, torch.device("cpu"), True)
+
+
+def test_an_in_place_loader_may_return_what_it_likes(files: Path) -> None:
+    assert check(Net, files / "plain.pth", loader=lambda model, path: model.load_state_dict(read(path))).ok
+    report = check(Net, files / "plain.pth", loader=lambda model, path: ({}, 3))
+    assert set(messages(report).values()) == {UNCHANGED}
+
+
+def test_of_two_state_dicts_both_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "two.pth"
+    torch.save({"model": trained(), "ema": trained(seed=2), "model_ema": trained(seed=3)}, path)
+    report = check(ckpt=path, loader=taking_the_average)
+    assert "'model' (17 tensors), " in report.verdict
+    assert "'model_ema' (17 tensors)" in report.verdict
+    assert check(ckpt=path, loader=taking_the_average, state_dict_key="ema").ok
+
+
 class Extended(Net):
     """Has what no checkpoint has: a table that its constructor computes, a counter, a new part, another head."""
 
@@ -471,7 +692,7 @@ def test_only_what_a_constructor_draws_is_missed(files: Path, model: Any) -> Non
     assert {found.key for found in report.findings} == {"adapter.weight", "order"}
     verify = next(stage for stage in report.stages if stage.name == "verify")
     assert "17 of 21 keys hold the checkpoint's values" in verify.detail
-    assert "frequencies (computed by the constructor)" in verify.detail
+    assert "frequencies (computed, not drawn)" in verify.detail
     assert "adapter.bias (zeros)" in verify.detail
     waived = check(
         model,

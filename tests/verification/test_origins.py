@@ -295,7 +295,7 @@ def test_not_a_number_and_the_sign_of_zero_are_compared_by_their_bits() -> None:
 
 def test_tensors_without_values_are_never_held() -> None:
     saved = state((3, 4))
-    assert trace({"a": torch.empty(3, 4, device="meta")}, saved).other.keys() == {"a"}
+    assert trace({"a": torch.empty(3, 4, device="meta")}, saved).missed.keys() == {"a"}
     assert trace({"b": torch.empty(3, 4, device="meta")}, saved).missed.keys() == {"b"}
 
 

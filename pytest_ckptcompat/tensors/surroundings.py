@@ -1,0 +1,44 @@
+"""What code of a repository may change for the whole process, given back as it was."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def place_kept() -> Iterator[None]:
+    """Keep the current folder, in which relative paths start, and torch's default device."""
+    folder, device = _folder(), torch.get_default_device()
+    try:
+        yield
+    finally:
+        if folder is not None and _folder() != folder:
+            os.chdir(folder)
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device == torch.device("cpu") else device)
+
+
+@contextmanager
+def defaults_kept() -> Iterator[None]:
+    """Keep the current folder, and torch's default device, default dtype and gradient mode."""
+    dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
+    try:
+        with place_kept():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(gradients)
+
+
+def _folder() -> str | None:
+    try:
+        return os.getcwd()  # noqa: PTH109  # as text, as chdir takes it
+    except OSError:  # it was removed
+        return None

@@ -1,0 +1,54 @@
+"""Tensors of a model by a few of their elements, so that one with given values is found at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_ckptcompat.tensors.difference import bits
+
+from .same_values import How, conversions, converted, held_values, plain, sample, views
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    import torch
+
+
+class Samples:
+    """The tensors that are looked for."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+        self._names: dict[object, list[str]] = {}
+        self._kinds: dict[int, set[tuple[torch.dtype, tuple[int, ...]]]] = {}
+        self._quantized: dict[torch.Size, list[str]] = {}
+        for name, tensor in tensors.items():
+            if tensor.is_quantized:
+                self._quantized.setdefault(tensor.shape, []).append(name)
+                self._kinds.setdefault(tensor.numel(), set())
+            elif plain(tensor):
+                self._names.setdefault(_sample(tensor, (tensor.dtype,)), []).append(name)
+                self._kinds.setdefault(tensor.numel(), set()).add((tensor.dtype, tuple(tensor.shape)))
+
+    @property
+    def sizes(self) -> Collection[int]:
+        """How many elements they have."""
+        return self._kinds.keys()
+
+    def alike(self, value: torch.Tensor) -> Iterator[tuple[str, How]]:
+        """Those that hold the values of a tensor of the checkpoint, and what became of these on the way."""
+        if not plain(value):
+            return
+        likely: set[str] = set(self._quantized.get(value.shape, ()))
+        for dtype, shape in self._kinds.get(value.numel(), ()):
+            for conversion in conversions(value.dtype, dtype):
+                for view, _ in views(value, shape):
+                    likely.update(self._names.get(_sample(view, conversion), ()))
+        for name in self._tensors if likely else ():
+            if name in likely and (how := held_values(self._tensors[name], value)) is not None:
+                yield name, how
+
+
+def _sample(tensor: torch.Tensor, conversion: tuple[torch.dtype, ...]) -> object:
+    few = bits(converted(sample(tensor), conversion))
+    return conversion[-1], tuple(tensor.shape), tuple(few.reshape(-1).tolist())
