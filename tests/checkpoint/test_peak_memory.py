@@ -51,8 +51,8 @@ half, converted = peak(lambda: loaded(ckpt, {key!r}, torch.bfloat16))
 assert torch.equal(half, ckpt.tensor({key!r}).bfloat16())
 print(nbytes, half.nbytes, PIECE, read, straight, converted)
 """
-SLACK = 3 << 20
-"""What Python and the allocator take for themselves."""
+SLACK = 4 << 20
+"""What Python and the allocator take for themselves (Python 3.13 a little more than 3 MB): a quarter of a piece."""
 
 
 def _measured(path: Path, key: str = "large", pieces: int = 0) -> None:
