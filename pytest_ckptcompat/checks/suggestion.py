@@ -7,7 +7,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.errors import raised
+from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import Promise
+from pytest_ckptcompat.recipes.operators.fold_batch_norm import fold_batch_norm
 from pytest_ckptcompat.recipes.recipe import Releases
 from pytest_ckptcompat.report.advice import Remedy
 from pytest_ckptcompat.suggest.budget import SECONDS
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
 
 MOST_SECONDS = 10
 """After which no other variant of a recipe is tried on the values."""
+_ASSUMED = (
+    "fold_batch_norm keeps the function if each norm directly follows its layer, "
+    "which source_model= would show."
+)
 _PARTS = {
     "adapter": "The checkpoint has adapters, and the model has none: merge_lora(alpha=...) merges them.",
     "quantisation": "The weights are quantised, and the model's are not: they must be dequantised.",
@@ -86,49 +92,66 @@ class Adviser:
         def differences(recipe: Recipe) -> list[str]:
             return compare(self.schema, recipe.apply(raw, target)).differing
 
-        return repair(
-            declared, raw, target, differences, dict(self.schema.named_modules(remove_duplicate=False))
-        )
+        modules = dict(self.schema.named_modules(remove_duplicate=False))
+        source = None if self.source is None else self.source.schema().state_dict()
+        return repair(declared, raw, target, differences, modules, source)
 
     def _proved(self, found: Suggestion) -> tuple[Recipe | None, list[str]]:
         """The recipe, and whether the model with it gives what the old one gave, where that can be told."""
-        if found.recipe is None or self.source is None or self.inputs is None:
-            return found.recipe, []
+        if found.recipe is None:
+            return None, []
+        if self.source is None or self.inputs is None:
+            folds = any(isinstance(operator, fold_batch_norm) for operator in found.recipe.operators)
+            return found.recipe, [_ASSUMED] if folds else []
         began = perf_counter()
-        first = self._function(found.recipe)
-        if isinstance(first, str):
-            return None, [f"A recipe was found for the shapes, but with the values, {first}."]
+        first, whole = self._function(found.recipe)
+        if first is None:
+            return None, [f"A recipe was found for the shapes, but with the values, {whole}."]
         if first.status == "unchecked":
             return found.recipe, [f"Whether it keeps the model's function was not compared: {first.detail}."]
-        if first.status == "kept":
+        if first.status == "kept" and whole:
             return found.recipe, [f"With it the outputs are those of source_model: {first.detail}."]
         for variant in found.variants():
             if perf_counter() - began > MOST_SECONDS:
                 break
-            promise = self._function(variant)
-            if not isinstance(promise, str) and promise.status == "kept":
+            promise, all_of_it = self._function(variant)
+            if promise is not None and promise.status == "kept" and all_of_it:
                 return variant, [f"With it the outputs are those of source_model: {promise.detail}."]
+        if first.status == "kept":
+            return found.recipe, [f"With it the outputs that were compared are kept: {first.detail}."]
         return found.recipe, [f"It does not keep the model's function: {first.detail}."]
 
-    def _function(self, recipe: Recipe) -> Promise | str:
-        """What becomes of the model's function with a recipe, or why the values do not load with it."""
+    def _function(self, recipe: Recipe) -> tuple[Promise | None, str | bool]:
+        """What becomes of the model's function with a recipe.
+
+        Returns:
+            The promise, and whether all outputs were compared; or None, and why the values do not load.
+        """
         log = Log()
         try:
             model, applied, old = load_stage(
                 self.ckpt, self.blueprint, self.schema, recipe, log.comparison, log
             )
         except Stopped as stop:
-            return stop.reason
+            return None, stop.reason
         arguments = replace(self.arguments, recipe=recipe)
         verify_stage(arguments, old, self.blueprint, self.source, recipe, applied, model, self.inputs, log)
         unknown = Promise(FUNCTION, "unchecked", "no reason is known")
-        return next((promise for promise in log.promises if promise.name == FUNCTION), unknown)
+        promise = next((promise for promise in log.promises if promise.name == FUNCTION), unknown)
+        return promise, all(found.rule != "function-uncompared" for found in log.findings)
 
 
 def _notes(found: Suggestion) -> Iterator[str]:
     yield from (text for kind, text in _PARTS.items() if kind in found.parts)
     if found.dropped:
         yield f"It drops trained weights: {', '.join(found.dropped)}."
+    if found.cut:
+        yield f"It leaves out trained rows of {', '.join(found.cut)}."
+    for first, other in found.tied:
+        yield (
+            f"The model ties {escape(other)} to {escape(first)}, and the checkpoint has them apart: "
+            "if their values differ, one of them is lost."
+        )
     if found.too_long:
         which = "It is the beginning of" if found.partial else "Too many operators to be tried:"
         yield f"{which} a recipe of {found.too_long:,}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from math import prod, sqrt
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -70,7 +71,8 @@ class Fresh:
         """The new rows of a tensor.
 
         Raises:
-            RecipeError: `init` goes by a weight's size; the tensor is not a weight and has none beside it.
+            RecipeError: the tensor's dtype does not hold what `init` gives; `init` goes by old values, and
+                there are none; or by a weight's size, and the tensor is not a weight and has none beside it.
         """
         like = target.get(key) if key not in state else state[key]
         if isinstance(like, torch.Tensor) and (
@@ -80,6 +82,8 @@ class Fresh:
         by_old = init in ("mean", "multivariate_normal") or (init == "normal" and declared.std is None)
         if by_old and isinstance(like, torch.Tensor) and like.numel() == 0:
             raise operator.unfit(key, f"it has no values, by which init={init} goes")
+        if init == "constant" and isinstance(like, torch.Tensor) and not _holds(like.dtype, declared.value):
+            raise operator.unfit(key, f"its dtype {str(like.dtype)[6:]} does not hold {declared.value:g}")
         fans = (0, 0)
         if init in ("kaiming_uniform", "xavier_uniform"):
             sizes = shape(target.get(key, state.get(key))) or ()
@@ -222,6 +226,14 @@ def _moments(old: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor, f
 def mean(tensor: torch.Tensor, dim: int) -> torch.Tensor:
     """The mean of the rows, computed in float32 at least; a dimension of 1 is kept."""
     return tensor.mean(dim, keepdim=True, dtype=torch.promote_types(wide(tensor), torch.float32))
+
+
+def _holds(dtype: torch.dtype, value: float) -> bool:
+    """Whether a number is one of a dtype's, but for rounding."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return not math.isfinite(value) or abs(value) <= torch.finfo(dtype).max
+    least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    return value.is_integer() and least <= value <= most
 
 
 def _filled(like: torch.Tensor, sizes: list[int], value: float) -> torch.Tensor:

@@ -91,6 +91,7 @@ class Evidence:
         names: the keys that would find their place, and what they would be called.
         exact: how many of them have the shape of that place.
         lost: how many keys would be renamed into nothing that the model knows.
+        unfilled: whether the model has more under the new name than the checkpoint has under the old one.
         like: how much the old and the new parts look alike, 0 to 1.
         distinct: the same, without the words that the alternatives have as well.
     """
@@ -99,6 +100,7 @@ class Evidence:
     names: dict[str, str] = field(default_factory=dict)
     exact: int = 0
     lost: int = 0
+    unfilled: bool = False
     like: float = 0.0
     distinct: float = 0.0
 
@@ -135,7 +137,8 @@ class Evidence:
             return False
         if self.exact >= 3 or self.like >= 0.3:
             return True
-        return self.exact == 2 and all(neighbours.same(*names) for names in self.names.items())
+        whole = self.exact == 2 and not self.lost and not self.unfilled
+        return whole and all(neighbours.same(*names) for names in self.names.items())
 
     def rivalled(self, others: Iterable[Evidence]) -> bool:
         """Whether another explains about as much in another way, and is about as likely by its name."""
@@ -164,6 +167,12 @@ def gathered(
                 continue
             evidence.names[key] = places[numbers]
             evidence.exact += current[key] == model[places[numbers]]
+    start = (*(substitution.prefix or ()), *substitution.new)
+    filled = set(evidence.names.values())
+    evidence.unfilled = any(
+        parts[: len(start)] == start and not filled.issuperset(family.values())
+        for parts, family in new.items()
+    )
     return evidence
 
 

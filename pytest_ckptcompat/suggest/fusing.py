@@ -1,4 +1,4 @@
-"""Queries, keys and values that were three tensors and are one now, or the other way round."""
+"""Projections that were two or three tensors and are one now, or the other way round."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .steps import Step
 from .templates import template
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from .templates import Shape, Shapes
 
 Place = tuple[str, str]
-"""What stands before the names of a layer's three projections, and the leaf behind them."""
+"""What stands before the names of a layer's projections, and the leaf behind them."""
 
 APART = (
     ("q", "k", "v"),
@@ -31,8 +31,12 @@ APART = (
     ("wq", "wk", "wv"),
     ("Wq", "Wk", "Wv"),
 )
-# Names under which the rows of q stand before those of k and v.
+_KEY_VALUE = (("k", "v"), ("key", "value"), ("k_proj", "v_proj"), ("to_k", "to_v"), ("wk", "wv"))
+_GATED = (("gate_proj", "up_proj"),)
+# Names under which the rows of q stand before those of k and v, and those of a gate before what it lets pass.
 _JOINED = ("qkv.", "qkv_proj.", "Wqkv.", "to_qkv.", "in_proj.", "in_proj_")
+_JOINED_KEY_VALUE = ("kv.", "kv_proj.", "to_kv.")
+_JOINED_GATED = ("gate_up_proj.",)
 # Head by head, or in columns as in GPT-2: shapes do not tell how.
 _WOVEN = ("query_key_value.", "linear_qkv.", "c_attn.")
 FUSED = frozenset(name.rstrip("._") for name in _JOINED + _WOVEN)
@@ -50,22 +54,37 @@ def fuses(checkpoint: Shapes, model: Shapes) -> tuple[list[Step], dict[str, Shap
         The steps, the checkpoint after them, and keys of either side to leave alone: projections that were
         joined or split in an unknown way. One of them, renamed and grown, would seem to be all of them.
     """
-    lacking = {key: shape for key, shape in checkpoint.items() if key not in model}
-    wanted = {key: shape for key, shape in model.items() if key not in checkpoint}
-    for old, new in ((_apart(lacking), _joined(wanted)), (_joined(lacking), _apart(wanted))):
-        if old and new:
-            known = len(old) == len(new) == 1 and old[0].sizes == new[0].sizes
-            if known and not (old[0].woven or new[0].woven) and _unambiguous(new[0]):
-                steps = list(_steps(old[0], new[0], checkpoint))
-                if len(steps) <= MOST_STEPS:
-                    return steps, _after(old[0], new[0], checkpoint), set()
-            styles = [*old, *new]
-            return (
-                [],
-                dict(checkpoint),
-                {key for style in styles for place in style.places for key in style.keys(place)},
-            )
-    return [], dict(checkpoint), set()
+    steps: list[Step] = []
+    after, unknown = dict(checkpoint), set[str]()
+    for apart, joined in (
+        (APART, _JOINED + _WOVEN),
+        (_KEY_VALUE, _JOINED_KEY_VALUE),
+        (_GATED, _JOINED_GATED),
+    ):
+        lacking = {key: shape for key, shape in after.items() if key not in model and key not in unknown}
+        wanted = {key: shape for key, shape in model.items() if key not in after and key not in unknown}
+        for few, many in ((apart, joined), (joined, apart)):
+            old, new = _styles(lacking, few), _styles(wanted, many)
+            if old and new:
+                found = list(_steps(old[0], new[0], after)) if _known(old, new) else []
+                if 0 < len(found) <= MOST_STEPS:
+                    steps += found
+                    after = _after(old[0], new[0], after)
+                else:
+                    styles = [*old, *new]
+                    unknown |= {key for each in styles for place in each.places for key in each.keys(place)}
+                break
+    return steps, after, unknown
+
+
+def _known(old: Sequence[_Style], new: Sequence[_Style]) -> bool:
+    """Whether both sides have one style each, of the same sizes, and it is clear how they are cut."""
+    return (
+        len(old) == len(new) == 1
+        and old[0].sizes == new[0].sizes
+        and not (old[0].woven or new[0].woven)
+        and _unambiguous(new[0])
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +92,7 @@ class _Style:
     """Projections that are named in one way.
 
     Attributes:
-        names: what stands between a place's two parts: of three tensors, or of one.
+        names: what stands between a place's two parts: of each tensor, or of one.
         places: each with the shapes of its tensors, in the order of `names`.
     """
 
@@ -99,17 +118,11 @@ def _joint(shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
     return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
-def _apart(shapes: Shapes) -> list[_Style]:
-    return _styles(shapes, [tuple(f"{name}." for name in names) for names in APART])
-
-
-def _joined(shapes: Shapes) -> list[_Style]:
-    return _styles(shapes, [(name,) for name in _JOINED + _WOVEN])
-
-
-def _styles(shapes: Shapes, known: Iterable[tuple[str, ...]]) -> list[_Style]:
+def _styles(shapes: Shapes, known: Iterable[tuple[str, ...] | str]) -> list[_Style]:
+    """Those of the known ways in which projections are named that there are: apart, or as one."""
     styles = []
-    for names in known:
+    for each in known:
+        names = (each,) if isinstance(each, str) else tuple(f"{name}." for name in each)
         first = re.compile(rf"((?:.*\.)?){re.escape(names[0])}{_LEAF}", re.DOTALL)
         style = _Style(names, {})
         for match in filter(None, map(first.fullmatch, shapes)):

@@ -12,7 +12,7 @@ from torch import nn
 from .changes import Explained, differing
 from .layers import module_of, projects, unitwise
 from .positions import MOST_LISTED, is_position
-from .recurrent import hidden_sizes
+from .recurrent import hidden_sizes, takes_more
 from .steps import Step
 from .templates import template
 
@@ -75,6 +75,8 @@ class _Look:
         (dim,) = dims
         if key in self.changes.layers:
             return self._of_layer(key, old, new, dim)
+        if takes_more(key, old, new):
+            return None if self._fed(key, old, new) else Step("append", (), {"dim": 1})
         alone = len(old) == 1 and not self._woven(key, old[0], new[0])
         return _resized(old[0], new[0], 0) if alone and not self._numbers(key, old[0], new[0]) else None
 

@@ -43,9 +43,11 @@ def move(
         budget: the time that is left.
 
     Returns:
-        None where it would take more than `MOST_STEPS` steps.
+        None where it would take more than `MOST_STEPS` steps, or tear a layer's tensors apart.
     """
     settled = [key for key in current if key in model and key not in names]
+    if _tears(names, frozenset(settled)):
+        return None
     for step, renamed in _whole(substitution, *next(iter(names.items()))) if substitution else ():
         done = {key: renamed(key) for key in current}
         if all(done[key] == name for key, name in names.items()) and all(done[key] == key for key in settled):
@@ -53,6 +55,15 @@ def move(
             if changes is not None and not _collide(changes, current):
                 return Move(changes, [step])
     return _one_by_one(names, current, budget)
+
+
+def _tears(names: Mapping[str, str], settled: Collection[str]) -> bool:
+    """Whether a bias or a statistic would leave, or join, a layer whose weight stays where it is."""
+    for key, name in names.items():
+        (old, _, leaf), (new, _, other) = key.rpartition("."), name.rpartition(".")
+        if old != new and leaf == other and (f"{old}.weight" in settled or f"{new}.weight" in settled):
+            return True
+    return False
 
 
 def _one_by_one(names: Mapping[str, str], current: Collection[str], budget: Budget) -> Move | None:

@@ -35,6 +35,8 @@ def gates(changes: Changes, left: Collection[str]) -> Explained:
             modules.setdefault(found["module"], []).append(key)
     explained = Explained()
     for path, keys in modules.items():
+        if all(takes_more(key, *changes.changed[key]) for key in keys):
+            continue  # as any other layer may
         layer = _layer(changes, path)
         if layer is None or not all(layer.grows(key, *changes.changed[key]) for key in keys):
             explained.barred |= {*keys, *_consumers(changes, path, left, layer)}
@@ -44,6 +46,13 @@ def gates(changes: Changes, left: Collection[str]) -> Explained:
         for key in _consumers(changes, path, left, layer):
             explained.steps[key] = (layer.taking_no_more(layer.directions),)
     return explained
+
+
+def takes_more(key: str, old: Sizes, new: Sizes) -> bool:
+    """Whether a weight is that of a recurrent layer's inputs, and has more columns alone."""
+    found = _RECURRENT.fullmatch(key)
+    first = found is not None and found["side"] == "ih" and int(found["layer"] or 0) == 0
+    return first and differing(old, new) == [1] and new[1] > old[1]
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ def repair(
     target: State,
     differences: Differences,
     modules: Modules = NO_MODULES,
+    source: State | None = None,
 ) -> Suggestion:
     """Find the recipe without one of its operators, without any, or with more after them.
 
@@ -39,6 +40,7 @@ def repair(
         target: the model's.
         differences: which keys differ after a recipe, or `RecipeError` where it does not apply.
         modules: the model's modules by their paths.
+        source: the state dict of the model that the checkpoint was made for, on meta, where it is given.
     """
     budget = Budget()
     for fewer in _fewer(declared):
@@ -50,7 +52,7 @@ def repair(
         declared, grown = Recipe(), checkpoint
     if _spoiled(checkpoint, grown, target):
         declared, grown = Recipe(), checkpoint
-    found = suggest(grown, target, lambda more: differences(_both(declared, more)), modules, budget)
+    found = suggest(grown, target, lambda more: differences(_both(declared, more)), modules, budget, source)
     return replace(
         found,
         recipe=None if found.recipe is None else _both(declared, found.recipe),

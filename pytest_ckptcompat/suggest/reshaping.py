@@ -75,7 +75,12 @@ def _bar_what_hangs_together(found: Explained, changes: Changes) -> None:
             or sizes.intersection(_pairs(changes.changed[key]))
             or (changes.order[key] < takes_in and _grows_rows(found.steps[key]))
         }
-        together = [keys for keys, _ in found.joint if keys & found.barred]
+        together = [
+            keys
+            for keys, _ in found.joint
+            if keys & found.barred
+            or any(sizes.intersection(_pairs(changes.changed[key])) for key in keys & changes.changed.keys())
+        ]
         if not more and not together:
             return
         found.barred |= more.union(*together)

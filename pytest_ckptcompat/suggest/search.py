@@ -19,11 +19,14 @@ from .changes import Changes
 from .companions import folds, set_apart
 from .fusing import fuses
 from .layers import NO_MODULES
+from .norms import folded_norms
 from .patterns import Globs
 from .renaming import renames
 from .reshaping import reshapes
+from .stacking import stacks
 from .steps import Step
 from .submodels import is_wrapper, submodels
+from .ties import newly_tied, tied, untied
 from .variants import VARYING, variants
 
 if TYPE_CHECKING:
@@ -52,9 +55,11 @@ class Suggestion:
         choices: recipes of which each makes it load, and nothing tells which is meant.
         unexplained: keys for which nothing was found; all of them where nothing was found at all.
         dropped: patterns of `recipe` that leave out numbers, trained ones for all that is known.
+        cut: patterns of which it leaves out rows, likewise.
         stopped: whether the search ran out of time.
         too_long: how many operators the whole recipe would have had, where it was cut to `partial`.
         parts: kinds of weights that one side has in parts, and that are left alone.
+        tied: pairs of keys that the model ties and the checkpoint has apart.
         variants: recipes for the case that `recipe` does not keep the function: what shapes do not tell.
     """
 
@@ -63,9 +68,11 @@ class Suggestion:
     choices: tuple[Recipe, ...] = ()
     unexplained: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()
     stopped: bool = False
     too_long: int = 0
     parts: frozenset[str] = frozenset()
+    tied: tuple[tuple[str, str], ...] = ()
     variants: Callable[[], Iterable[Recipe]] = tuple
 
 
@@ -75,6 +82,7 @@ def suggest(
     differences: Differences,
     modules: Modules = NO_MODULES,
     budget: Budget | None = None,
+    source: Mapping[str, Any] | None = None,
 ) -> Suggestion:
     """Find a recipe that makes the checkpoint load into the model, or as much of it as can be explained.
 
@@ -94,8 +102,10 @@ def suggest(
             how many groups, and whether the numbers of layers are their places or their names; without them,
             less is suggested.
         budget: the time for it.
+        source: the state dict of the model that the checkpoint was made for, where it is given: it shows
+            which keys were one tensor.
     """
-    return _Search(checkpoint, target, differences, modules, budget or Budget()).run()
+    return _Search(checkpoint, target, differences, modules, budget or Budget(), source or {}).run()
 
 
 class _Search:
@@ -108,15 +118,18 @@ class _Search:
         differences: Differences,
         modules: Modules,
         budget: Budget,
+        source: Mapping[str, Any],
     ) -> None:
         self.raw = checkpoint
         self.checkpoint, self.model = _shapes(checkpoint), _shapes(target)
         self.target = target
         self.modules = modules
         self.budget = budget
+        self.source = source
         self.origin: dict[str, str] = {}
         self.kinds: frozenset[str] = frozenset()
         self.lost: frozenset[str] = frozenset()
+        self.newly_tied: tuple[tuple[str, str], ...] = ()
         self._differences = differences
 
     def run(self) -> Suggestion:
@@ -132,20 +145,22 @@ class _Search:
         needed = len(steps) + len(dropped)
         if needed > room:
             steps, dropped = steps[:room], []
-        left: Collection[str] | None = None
+        left: list[str] | None = None
         for drops in ([], dropped) if dropped else ([],):
             recipe = _recipe([*steps, *(Step("drop", (pattern,)) for pattern in drops)])
             if recipe is None or not recipe.operators:
                 continue
             after = self._left(recipe)
-            if after is not None and not after:
+            if after == []:
                 return Suggestion(
                     recipe,
                     dropped=self._trained(drops, renamed),
+                    cut=self._trained((s.arguments[0] for s in steps if s.operator == "select"), renamed),
                     stopped=self.budget.spent,
+                    tied=self.newly_tied,
                     variants=functools.partial(self._variants, recipe),
                 )
-            left = after if left is None else left
+            left = left if drops else after
         partial = _recipe(steps) if left is not None and len(left) < len(at_first) else None
         return Suggestion(
             partial=partial,
@@ -169,7 +184,7 @@ class _Search:
         return None if recipe is None or self._left(recipe) != [] else recipe
 
     def _steps(self) -> tuple[list[Step], dict[str, Shape], set[str]]:
-        """The steps, the checkpoint under its last names, and the keys that will share another's tensor.
+        """The steps, the checkpoint under its last names, and the keys that come of another's tensor.
 
         Where the time is over, the steps found until then, and no keys.
         """
@@ -187,8 +202,10 @@ class _Search:
         self.kinds = frozenset(apart.kinds)
         seen = {key: shape for key, shape in folded.items() if key not in apart.checkpoint}
         model = {key: shape for key, shape in self.model.items() if key not in apart.model}
-        fusing, fused, joined = fuses(seen, model)
-        steps += fusing
+        norms, seen = folded_norms(seen, model)
+        stacking, stacked = stacks(seen, model)
+        fusing, fused, joined = fuses(stacked, model)
+        steps += [*norms, *stacking, *fusing]
         hidden = {key for key in fused if key in joined}
         named = {key: shape for key, shape in fused.items() if key not in hidden}
         wanted = {key: shape for key, shape in model.items() if key not in joined}
@@ -203,11 +220,15 @@ class _Search:
             if self.checkpoint.get(old) is not None
         }
         steps += reshapes(Changes(renamed, wanted, self.modules, ties, old_ties, self.budget)).steps
-        shared = _ties(renamed, wanted, self.target)
+        shared = tied(renamed, wanted, self.target)
         steps += [Step("tie", (keys,)) for keys in shared]
+        made = {key for keys in shared for key in keys}
+        copies = list(untied(renamed, wanted.keys() - made, self.source))
+        steps += [Step("copy", names) for names in copies]
+        self.newly_tied = tuple(newly_tied(ties, old_ties))
         rest = {key: folded.get(key) for key in (*apart.checkpoint, *hidden)}
         self.lost = frozenset(apart.checkpoint)
-        return {**renamed, **rest}, {key for keys in shared for key in keys}
+        return {**renamed, **rest}, made.union(key for _, key in copies)
 
     def _dropped(self, renamed: Mapping[str, Shape], tied: Collection[str]) -> list[str]:
         """Patterns for what the model lacks, if nothing else is left to be done."""
@@ -231,7 +252,7 @@ class _Search:
                 yield Recipe(*operators[:place], *others, *operators[place + 1 :])
 
     def _trained(self, patterns: Iterable[str], renamed: Collection[str]) -> tuple[str, ...]:
-        """Those patterns for keys to be dropped that stand for real numbers."""
+        """Those patterns, for what is left out, that stand for real numbers."""
         real = [key for key in renamed if _is_real(self.raw.get(self.origin.get(key, key)))]
         return tuple(pattern for pattern in patterns if select(pattern, real))
 
@@ -247,22 +268,6 @@ def _apart(checkpoint: Shapes, model: Shapes) -> list[str]:
     """Keys that one side lacks or has in another shape, the model's first."""
     differ = [key for key, shape in model.items() if key not in checkpoint or checkpoint[key] != shape]
     return [*differ, *(key for key in checkpoint if key not in model)]
-
-
-def _ties(renamed: Shapes, model: Shapes, target: Mapping[str, Any]) -> list[list[str]]:
-    """Keys that the checkpoint lacks, behind the key that it has of the same tensor of the model."""
-    missing = [key for key in model if key not in renamed and model[key] is not None]
-    if not missing:
-        return []
-    saved: dict[object, str] = {}
-    for key in renamed:
-        if model.get(key) is not None:
-            saved.setdefault(memory(target[key]), key)
-    ties: dict[str, list[str]] = {}
-    for key in missing:
-        if (first := saved.get(memory(target[key]))) is not None:
-            ties.setdefault(first, [first]).append(key)
-    return list(ties.values())
 
 
 def _shapes(tensors: Mapping[str, Any]) -> dict[str, Shape]:

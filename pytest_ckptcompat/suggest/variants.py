@@ -54,7 +54,9 @@ def variants(
                         yield (replace(operator, blocks=blocks, index=tuple(range(new // blocks))),)
             return
     if isinstance(operator, resample) and operator.old_size is not None:
-        yield (append(operator.key, dim=-2, init="mean"),)
+        dims = {len(shape(state[key]) or ()) - 2 for key in named(operator.key, state.keys())}
+        if len(dims) == 1:
+            yield (append(operator.key, dim=dims.pop(), init="mean"),)
     if isinstance(operator, widen):
         yield from _place_by_place(operator, state, target)
 

@@ -176,7 +176,7 @@ class _Run:
         gaps = [gap for candidate in pairing.chosen.values() for gap in candidate.gaps]
         worst = max(gaps, key=lambda gap: gap.times)
         if worst.times <= 1:
-            if fault := self._ids.left_behind(self._state, pairing):
+            if fault := self._ids.left_behind(self._state, pairing, comparing.rows):
                 return Promise(NAME, "broken", fault), [finding("function-changed", message=fault)]
             return Promise(NAME, "kept", self._kept(comparing, pairing, said)), []
         if comparing.old.random or comparing.new.random:

@@ -43,12 +43,20 @@ class Candidate:
 
     way: Way
     old_shape: torch.Size
+    new_shape: torch.Size
     exact: bool = True
     gaps: list[Gap] = field(default_factory=list)
 
     def counts(self, size: int) -> bool:
         """Whether the old output has that many entries along a dimension, the one of samples left out."""
         return size in self.old_shape[1:]
+
+    def is_renumbered(self, rows: Rows) -> bool:
+        """Whether entries that both outputs have stand in other places."""
+        if (dim := self.way.moved) is None:
+            return False
+        kept, now = rows[self.old_shape[dim], self.new_shape[dim]]
+        return kept != now
 
     @property
     def worst(self) -> Gap:
@@ -130,8 +138,9 @@ class Comparing:
                 for way, was, now in _places(path, others, before, after, self.rows):
                     if reach is not None:
                         now = reach.excused(mode, batch, before[path], *way, was, now, self.rows)
-                    candidate = found.setdefault(way, Candidate(way, before[path].shape))
-                    candidate.exact &= before[path].shape == after[way.path].shape
+                    shapes = before[path].shape, after[way.path].shape
+                    candidate = found.setdefault(way, Candidate(way, *shapes))
+                    candidate.exact &= shapes[0] == shapes[1]
                     candidate.gaps.append(Gap(*_apart(was, now, limit), path, batch, mode))
         return [each for each in found.values() if len(each.gaps) == count]
 

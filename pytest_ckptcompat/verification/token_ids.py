@@ -28,8 +28,8 @@ class Ids:
     """How the ids of a batch are brought into what each model knows.
 
     Attributes:
-        bounds: for each tensor of a batch the vocabulary that grew and that it is looked up in, if any: there
-            was no function to keep for ids beyond it.
+        bounds: for each tensor of a batch how many words both models have in the vocabulary that it is looked
+            up in, if that has another size now: there is no function to keep for ids beyond them.
         moved: the words that both have, in the old numbering and in the new, if their numbers have changed.
         vocabularies: the sizes of each embedding of the old model, by the key of its weight.
         renumbered: the keys of those whose words have other numbers.
@@ -47,7 +47,8 @@ class Ids:
         """The ids that the embeddings of two models have in common.
 
         Args:
-            before: the old model; run once where a vocabulary grew, to see what is looked up in which.
+            before: the old model; run once where a vocabulary has another size, to see what is looked up in
+                which.
             model: the new one.
             rows: where rows of a weight have moved.
             renamed: old key -> new key, of tensors that have another name now.
@@ -64,17 +65,17 @@ class Ids:
         moved = next(iter(found.values()), None)
         vocabularies = {f"{name}.weight": tuple(each.weight.shape) for name, each in old.items()}
         renumbered = tuple(f"{name}.weight" for name in found)
-        grown = {
-            name: old[name].num_embeddings
+        common = {
+            name: min(old[name].num_embeddings, new[other].num_embeddings)
             for name, other in pairs
-            if old[name].num_embeddings < new[other].num_embeddings
+            if old[name].num_embeddings != new[other].num_embeddings
         }
-        if not grown:
+        if not common:
             return cls((), moved, vocabularies, renumbered)
         least = min(each.num_embeddings for each in old.values())
         readers = _readers(before, old, _changed(batch, _Bounds((least,) * len(_leaves(batch)))))
         bounds = [
-            min((grown[name] for name in (names or grown) if name in grown), default=None)
+            min((common[name] for name in (names or common) if name in common), default=None)
             for names in readers
         ]
         return cls(tuple(bounds), moved, vocabularies, renumbered)
@@ -87,10 +88,15 @@ class Ids:
         bounds = [bound for bound in self.bounds if bound is not None]
         return f", ids below {min(bounds)}" if bounds else ""
 
-    def left_behind(self, state: Mapping[str, Any], pairing: Pairing) -> str:
+    def left_behind(self, state: Mapping[str, Any], pairing: Pairing, rows: Rows) -> str:
         """What is wrong where an embedding was renumbered and the head over its words was not, or ``""``.
 
         A head is told by its weight, of the embedding's sizes, and by an output that counts as many words.
+
+        Args:
+            state: the old state dict.
+            pairing: of the outputs.
+            rows: where rows have moved.
         """
         for key, sizes in self.vocabularies.items():
             alike = [other for other, each in self.vocabularies.items() if each == sizes]
@@ -103,7 +109,7 @@ class Ids:
             if not heads or not counted or len({other in self.renumbered for other in alike}) > 1:
                 continue  # or it belongs to another embedding
             renumbered = key in self.renumbered
-            if all((each.way.moved is not None) == renumbered for each in counted):
+            if all(each.is_renumbered(rows) == renumbered for each in counted):
                 continue
             first, second = (key, heads[0]) if renumbered else (heads[0], key)
             return (

@@ -8,7 +8,17 @@ from suggesting import Tensors, lived
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from pytest_ckptcompat import Recipe, allow, append, check, fold_weight_norm, tile
+from pytest_ckptcompat import (
+    Recipe,
+    allow,
+    append,
+    check,
+    drop,
+    fold_batch_norm,
+    fold_weight_norm,
+    select,
+    tile,
+)
 
 ANCHORS = 3
 
@@ -108,7 +118,7 @@ class Text(nn.Module):
 
 def test_the_old_model_tells_a_longer_text_from_a_finer_one(tmp_path):
     report = checked(lambda: Text(12), Text, tmp_path, "2x8:int64<9", source_model=Text)
-    assert report.suggestion == Recipe(append("wpe.weight", dim=-2, init="mean"))
+    assert report.suggestion == Recipe(append("wpe.weight", dim=0, init="mean"))
 
 
 @pytest.mark.parametrize("wrap", [parametrizations.weight_norm, parametrizations.spectral_norm])
@@ -132,6 +142,78 @@ def test_what_is_dropped_is_told(tmp_path):
 
     report = checked(Plain, Aux, tmp_path, (4, 5))
     assert report.remedy.notes == ("It drops trained weights: aux.*.",)
+
+
+def test_rows_that_are_left_out_are_told(tmp_path):
+    report = checked(lambda: Plain(2), Plain, tmp_path, (4, 5))
+    assert report.remedy.notes == ("It leaves out trained rows of head.*.",)
+
+
+class Detector(nn.Module):
+    """Scores of each place and anchor, and boxes."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.scores, self.boxes = nn.Conv2d(3, ANCHORS * classes, 1), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        scores = self.scores(x).unflatten(1, (ANCHORS, -1)).permute(0, 1, 3, 4, 2)
+        return {"scores": scores.flatten(1, 3), "boxes": self.boxes(x)}
+
+
+def test_outputs_that_were_not_compared_do_not_make_a_suggestion_right(tmp_path):
+    report = checked(
+        lambda: Detector(2), lambda: Detector(4), tmp_path, (2, 3, 4, 4), source_model=lambda: Detector(4)
+    )
+    assert report.suggestion == Recipe(select("scores.*", dim=0, index=[0, 1], blocks=3))
+    assert report.remedy.notes[0].startswith("With it the outputs are those of source_model")
+
+
+def test_an_output_that_went_is_said_not_to_be_compared(tmp_path):
+    class Two(Plain):
+        def __init__(self, *names):
+            super().__init__()
+            self.heads = nn.ModuleDict({name: nn.Linear(4, 2) for name in names})
+
+        def forward(self, x):
+            return {name: head(super(Two, self).forward(x)) for name, head in self.heads.items()}
+
+    report = checked(
+        lambda: Two("b"), lambda: Two("a", "b"), tmp_path, (4, 5), source_model=lambda: Two("a", "b")
+    )
+    assert report.suggestion == Recipe(drop("heads.a.*"))
+    first, second = report.remedy.notes
+    assert first.startswith("With it the outputs that were compared are kept")
+    assert "without output['a']" in first
+    assert second == "It drops trained weights: heads.a.*."
+
+
+def test_a_smaller_vocabulary_keeps_its_words(tmp_path):
+    class Lm(nn.Module):
+        def __init__(self, words):
+            super().__init__()
+            self.embed, self.lm_head = nn.Embedding(words, 4), nn.Linear(4, words, bias=False)
+            self.lm_head.weight = self.embed.weight
+
+        def forward(self, ids):
+            return self.lm_head(torch.tanh(self.embed(ids)))
+
+    report = checked(lambda: Lm(6), lambda: Lm(12), tmp_path, "2x9:int64<12", source_model=lambda: Lm(12))
+    assert report.suggestion == Recipe(select("embed.weight", dim=0, index=list(range(6))))
+    assert "ids below 6" in report.remedy.notes[0]
+
+
+def test_a_folded_norm_is_said_to_be_assumed_behind_its_layer(tmp_path):
+    report = checked(
+        lambda: nn.Sequential(nn.Linear(5, 4)),
+        lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)),
+        tmp_path,
+        (4, 5),
+    )
+    assert report.suggestion == Recipe(fold_batch_norm("0", "1"))
+    assert report.remedy.notes[0].startswith(
+        "fold_batch_norm keeps the function if each norm directly follows"
+    )
 
 
 def test_nothing_is_looked_for_where_every_difference_is_waived(tmp_path):

@@ -111,6 +111,18 @@ def test_a_key_that_is_renamed_later_has_the_size_that_the_model_has_then() -> N
         (lambda: add("x", std=1.0), "std= goes with"),
         (lambda: add("scal").apply({"a": torch.ones(1)}, {"scale": torch.ones(1)}), 'did you mean "scale"'),
         (lambda: add("a").apply({"a": torch.ones(1)}, {"a": torch.ones(1)}), 'the checkpoint has "a"'),
+        (
+            lambda: add("x", init="kaiming_uniform").apply(
+                {"a": torch.ones(1, device="meta")}, {"x": torch.ones(3, device="meta")}
+            ),
+            "goes by a weight's size",
+        ),
+        (
+            lambda: add("x", init="constant", value=0.5).apply(
+                {"a": torch.ones(1)}, {"x": torch.ones(3, dtype=torch.int8)}
+            ),
+            "its dtype int8 does not hold 0.5",
+        ),
     ],
 )
 def test_mistakes_are_told(operator: Any, text: str) -> None:

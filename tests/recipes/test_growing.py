@@ -218,3 +218,28 @@ def test_old_rows_that_moved_are_caught() -> None:
 def test_an_init_that_goes_by_a_weight_wants_one() -> None:
     with pytest.raises(ValueError, match="goes by a weight's size, and there is none beside it"):
         append("scale", dim=0, n=2, init="kaiming_uniform").apply({"scale": torch.ones(4)}, {})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "held"),
+    [
+        ("int8", 127.0, True),
+        ("int8", 1000.0, False),
+        ("int64", 0.5, False),
+        ("bool", 1.0, True),
+        ("bool", 2.0, False),
+        ("float8_e4m3fn", 448.0, True),
+        ("float8_e4m3fn", 1000.0, False),
+        ("float16", float("-inf"), True),
+        ("complex64", 0.5, True),
+    ],
+)
+def test_a_constant_is_one_of_the_dtype(dtype: str, value: float, held: bool) -> None:
+    state = {"w": torch.ones(2, dtype=getattr(torch, dtype))}
+    operator = append("w", dim=0, n=1, init="constant", value=value)
+    if held:
+        added = operator.apply(state, {})["w"][2]
+        assert complex(added.to(torch.complex64)) == value
+    else:
+        with pytest.raises(ValueError, match=f"its dtype {dtype} does not hold {value:g}"):
+            operator.apply({"w": state["w"].to("meta")}, {})

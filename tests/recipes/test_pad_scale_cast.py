@@ -134,6 +134,12 @@ def test_a_wrong_factor_is_caught() -> None:
     assert statuses(scale("w", [1, 2, 3], dim=0), old, {"w": old["w"] * 2}, {}) == ["broken"]
 
 
+@pytest.mark.parametrize("factor", [float("inf"), float("nan"), [1.0, float("-inf")]])
+def test_a_factor_is_finite(factor: Any) -> None:
+    with pytest.raises(RecipeError, match="a factor is infinite or NaN"):
+        scale("w", factor, dim=0 if isinstance(factor, list) else None)
+
+
 def test_scale_passes_by_what_holds_no_floats() -> None:
     net = nn.BatchNorm1d(3).state_dict()
     growth = Recipe(scale("*", 2)).run(net, {})

@@ -76,3 +76,16 @@ def test_a_vocabulary_beside_gates_is_still_explained():
     found = answer(Recurrent(LAYERS["lstm"]).state_dict(), Recurrent(LAYERS["gru"], words=12))
     assert repr(found.partial) == 'Recipe(append("embed.weight", dim=0, init="mean"))'
     assert {key.partition(".")[0] for key in found.unexplained} == {"rnn"}
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.LSTMCell])
+def test_further_inputs_count_nothing_at_first(kind):
+    old, new = lived(kind(5, 6)), kind(7, 6)
+    found = answer(old.state_dict(), new)
+    xs = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(loaded(new, old.state_dict(), found.recipe)(xs)[0], old(xs[:, :5])[0])
+
+
+def test_inputs_that_an_embedding_gives_are_not_added_alone():
+    layer = LAYERS["lstm"]
+    assert answer(Recurrent(layer).state_dict(), Recurrent(layer, inputs=8)).recipe is None

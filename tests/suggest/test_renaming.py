@@ -381,3 +381,29 @@ def test_of_random_renames_nearly_all_are_found_and_hardly_one_is_wrong() -> Non
             left += 1
     assert len(wrong) <= 1, wrong
     assert right >= 500
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param(
+            {"conv1.weight": (4, 3), "conv1.bias": (4,), "conv2.weight": (4, 4), "conv2.bias": (4,)},
+            {"conv1.weight": (4, 3), "bn1.bias": (4,), "conv2.weight": (4, 4), "bn2.bias": (4,)},
+            id="a bias leaves its layer",
+        ),
+        pytest.param(
+            {"body.weight": (4, 4), "head.transform.dense.weight": (4, 4), "head.transform.dense.bias": (4,)}
+            | {"head.transform.norm.weight": (4,), "head.transform.norm.bias": (4,)},
+            {"body.weight": (4, 4), "pooler.dense.weight": (4, 4), "pooler.dense.bias": (4,)},
+            id="a part of a module that is gone",
+        ),
+        pytest.param(
+            {"body.weight": (4, 4), "pooler.dense.weight": (4, 4), "pooler.dense.bias": (4,)},
+            {"body.weight": (4, 4), "head.transform.dense.weight": (4, 4), "head.transform.dense.bias": (4,)}
+            | {"head.transform.norm.weight": (4,), "head.transform.norm.bias": (4,)},
+            id="a part of a module that is new",
+        ),
+    ],
+)
+def test_a_shape_alone_does_not_make_one_layer_of_two(old, new):
+    assert renames(old, new)[0] == []

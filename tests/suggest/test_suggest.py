@@ -304,6 +304,20 @@ def test_projections_of_grouped_queries_are_cut_at_the_models_sizes() -> None:
         assert_same_attention(old, new)
 
 
+@pytest.mark.parametrize(
+    ("apart", "joined"), [(("gate_proj", "up_proj"), "gate_up_proj"), (("to_k", "to_v"), "to_kv")]
+)
+def test_two_projections_that_became_one_and_back(apart: tuple[str, str], joined: str) -> None:
+    def layers(**sizes: int) -> nn.Module:
+        block = {name: nn.Linear(8, size, bias=False) for name, size in sizes.items()}
+        return nn.Sequential(nn.ModuleDict(block), nn.ModuleDict(block))
+
+    two, one = layers(**dict.fromkeys(apart, 6)), layers(**{joined: 12})
+    names = f'["*.{apart[0]}.weight", "*.{apart[1]}.weight"]'
+    assert repr(assert_loads(two, one)) == f'Recipe(concat({names}, "*.{joined}.weight", dim=0))'
+    assert repr(assert_loads(one, two)) == f'Recipe(split("*.{joined}.weight", {names}, dim=0))'
+
+
 def test_projections_under_a_wrapper_and_other_names_of_their_block() -> None:
     def renamed(key: str) -> str:
         return f"module.{key}".replace("attn", "self_attention")
@@ -352,6 +366,24 @@ def test_what_the_model_lacks_is_dropped_only_if_nothing_else_is_left() -> None:
     assert repr(assert_loads(old, Holder(net=ONet(4)))) == 'Recipe(drop("aux.*"))'
     assert suggested(old.state_dict(), Holder(net=ONet(4), other=nn.Linear(7, 7))) is None
     assert suggested(old.state_dict(), nn.Identity()) is None
+
+
+def test_what_is_dropped_and_explains_nothing_is_no_part_of_a_recipe() -> None:
+    def experts(count: int) -> nn.Module:
+        return Holder(
+            router=nn.Linear(5, count), experts=nn.ModuleList(nn.Linear(5, 5) for _ in range(count))
+        )
+
+    found = answer(experts(4).state_dict(), experts(3))
+    assert (found.recipe, found.partial) == (None, None)
+
+
+def test_of_a_width_that_is_not_explained_no_part_is_widened() -> None:
+    def encoder(width: int) -> nn.Module:
+        layer = nn.TransformerEncoderLayer(width, 2, 12, batch_first=True)
+        return nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(width, 3))
+
+    assert answer(encoder(8).state_dict(), encoder(16)).partial is None
 
 
 def test_what_the_checkpoint_lacks_is_never_made_up() -> None:

@@ -31,7 +31,7 @@ def state(**shapes):
             resample("wpe", size=(24, 1), old_size=(16, 1)),
             state(wpe=(16, 8)),
             state(wpe=(24, 8)),
-            [(append("wpe", dim=-2, init="mean"),)],
+            [(append("wpe", dim=0, init="mean"),)],
         ),
         (resample("pos", size=(8, 8)), state(pos=(16, 8)), state(pos=(64, 8)), []),
         (

@@ -194,6 +194,17 @@ def test_a_grown_vocabulary_is_judged_on_the_old_tokens() -> None:
     assert judged(old, new, tokens)[0].detail.startswith("output['logits']: ")
 
 
+def test_a_shrunk_vocabulary_is_judged_on_the_words_that_are_left() -> None:
+    old, new = settle(Words()), Words(7)
+    state = copy.deepcopy(old.state_dict())
+    state["embed.weight"] = state["head.weight"] = old.embed.weight.detach()[:7]
+    new.load_state_dict(state)
+    first = list(range(7))
+    promise, findings = judged(old, new, tokens, rows={(11, 7): (first, first)})
+    assert (promise.status, findings) == ("kept", [])
+    assert "ids below 7" in promise.detail
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # torch has another way now; models have this one
 def test_weights_that_are_computed_before_each_forward_pass_are_copied_along() -> None:
     def normed() -> nn.Module:

@@ -99,15 +99,14 @@ class add(Operator):
 
     def _make(self, key: str, state: State, target: State, on_meta: bool) -> Callable[[], torch.Tensor]:
         sizes, dtype = shape(target[key]) or (), _dtype(target[key])
-        if on_meta:
-            return lambda: torch.empty(sizes, dtype=dtype, device="meta")
+        empty = torch.empty(0, dtype=dtype, device="meta" if on_meta else "cpu")
         if self.init == "model":
-            return lambda: self._as_constructed(key, target)
+            return lambda: empty.new_empty(sizes) if on_meta else self._as_constructed(key, target)
         if self.init == "ones":
-            return lambda: torch.ones(sizes, dtype=dtype)
+            return lambda: empty.new_ones(sizes)
         rows = sizes or (1,)
         fresh = Fresh.of(self.init, self, self, key, state, target)
-        return lambda: fresh.made(torch.empty((0, *rows[1:]), dtype=dtype), 0, rows[0]).reshape(sizes)
+        return lambda: fresh.made(empty.new_empty((0, *rows[1:])), 0, rows[0]).reshape(sizes)
 
     def _as_constructed(self, key: str, target: State) -> torch.Tensor:
         value = target[key]

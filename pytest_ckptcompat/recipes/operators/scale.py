@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -43,6 +44,9 @@ class scale(KeyWise):
         super().__post_init__()
         if isinstance(self.factor, tuple) != (self.dim is not None):
             raise RecipeError("scale: dim goes with a list of factors, one for each row", key=self.key)
+        factors = self.factor if isinstance(self.factor, tuple) else (self.factor,)
+        if not all(map(isfinite, factors)):
+            raise RecipeError("scale: a factor is infinite or NaN", key=self.key)
 
     @property
     def changes_function(self) -> str:  # type: ignore[override]

@@ -1,0 +1,99 @@
+"""Lists of tensors that became one, such as experts, or one that became a list."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from pytest_ckptcompat.core.keys import select
+
+from .steps import Step
+from .templates import template
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from .templates import Shape, Shapes
+
+MOST_STEPS = 16
+
+
+class _List(NamedTuple):
+    """Tensors that are numbered in their names, and the one that has a row for each of them.
+
+    Attributes:
+        before: the names up to the number.
+        behind: the names after it.
+        keys: in the order of the numbers.
+        whole: the name of the one.
+    """
+
+    before: str
+    behind: str
+    keys: list[str]
+    whole: str
+
+    @property
+    def globs(self) -> tuple[str, str]:
+        """Patterns of the tensors and of the one, the same for lists that are alike in other layers."""
+        before = ".".join(template(self.before)).replace("#", "*")
+        return f"{before}.*.{self.behind}", before + self.whole.removeprefix(self.before)
+
+
+def stacks(checkpoint: Shapes, model: Shapes) -> tuple[list[Step], dict[str, Shape]]:
+    """Find steps that stack tensors whose number is gone, or unbind one whose parts are numbered now.
+
+    ``experts.0.w1.weight``, ``experts.1.w1.weight`` and so on may be ``experts.w1``.
+
+    Returns:
+        The steps, and the checkpoint after them.
+    """
+    lacking = {key: shape for key, shape in checkpoint.items() if key not in model}
+    wanted = {key: shape for key, shape in model.items() if key not in checkpoint}
+    stacked, unbound = list(_lists(lacking, wanted)), list(_lists(wanted, lacking))
+    steps = [
+        *(Step("stack_tensors", names) for names in _patterns(stacked, checkpoint)),
+        *(Step("unbind", names[::-1]) for names in _patterns(unbound, model)),
+    ]
+    if not 0 < len(steps) <= MOST_STEPS:
+        return [], dict(checkpoint)
+    written: dict[str, dict[str, Shape]] = {}
+    for each in stacked:
+        written |= {key: {} for key in each.keys[1:]}
+        written[each.keys[0]] = {each.whole: wanted[each.whole]}
+    for each in unbound:
+        written[each.whole] = {key: wanted[key] for key in each.keys}
+    return steps, {
+        new: shape for key, was in checkpoint.items() for new, shape in written.get(key, {key: was}).items()
+    }
+
+
+def _lists(apart: Shapes, whole: Shapes) -> Iterator[_List]:
+    """Tensors of one shape that are numbered from 0, with the one that has as many rows of that shape."""
+    places: dict[tuple[str, str], dict[int, str]] = {}
+    for key in apart:
+        parts = key.split(".")
+        for at, part in enumerate(parts):
+            if part.isdecimal() and 0 < at < len(parts) - 1:
+                place = ".".join(parts[:at]), ".".join(parts[at + 1 :])
+                places.setdefault(place, {})[int(part)] = key
+    for (before, behind), numbered in places.items():
+        keys = [numbered[number] for number in sorted(numbered)]
+        shape = apart[keys[0]]
+        if max(numbered) != len(keys) - 1 or shape is None or any(apart[key] != shape for key in keys):
+            continue
+        for name in (f"{before}.{behind}", f"{before}.{behind}".removesuffix(".weight")):
+            if whole.get(name) == (len(keys), *shape):
+                yield _List(before, behind, keys, name)
+                break
+
+
+def _patterns(lists: Iterable[_List], keys: Shapes) -> Iterator[tuple[str, str]]:
+    """The names of tensors and of the one: for all layers together where their pattern fits no other key."""
+    alike: dict[tuple[str, str], list[_List]] = {}
+    for each in lists:
+        alike.setdefault(each.globs, []).append(each)
+    for globs, several in alike.items():
+        if set(select(globs[0], keys)) == {key for each in several for key in each.keys}:
+            yield globs
+        else:
+            yield from ((f"{each.before}.*.{each.behind}", each.whole) for each in several)
