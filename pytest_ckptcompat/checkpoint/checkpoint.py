@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections import OrderedDict
 
     import torch
-    from pluggy import HookRelay
 
     from .values import Values
 
@@ -38,7 +37,6 @@ def open_checkpoint(
     state_dict_key: str | None = None,
     *,
     limits: Limits = DEFAULT,
-    hook: HookRelay | None = None,
 ) -> Checkpoint:
     """Open a checkpoint by its header; no value is read, and torch is not imported.
 
@@ -46,12 +44,11 @@ def open_checkpoint(
         path: a file, the folder or the index of a sharded or distributed checkpoint, or an fsspec URL.
         state_dict_key: dotted path to the state dict inside; without it the usual wrappers are tried.
         limits: caps on what a header may hold.
-        hook: pytest's, whose plugins are asked for formats that neither we nor installed packages know.
 
     Raises:
         CheckpointError: it can't be read; the text says why and what to do.
     """
-    return checkpoint(read_contents(path, limits=limits, hook=hook), state_dict_key)
+    return checkpoint(read_contents(path, limits=limits), state_dict_key)
 
 
 def checkpoint(contents: Contents, state_dict_key: str | None = None) -> Checkpoint:

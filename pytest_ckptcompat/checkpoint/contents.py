@@ -19,8 +19,6 @@ from pytest_ckptcompat.formats.registry import recognised
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pluggy import HookRelay
-
     from pytest_ckptcompat.core.header import Header
 
 
@@ -47,18 +45,16 @@ class Contents:
         return formats.get(self.header.format, "")
 
 
-def read_contents(
-    path: str | os.PathLike[str], *, limits: Limits = DEFAULT, hook: HookRelay | None = None
-) -> Contents:
+def read_contents(path: str | os.PathLike[str], *, limits: Limits = DEFAULT) -> Contents:
     """Read the header of a checkpoint, whatever is in it. Arguments and errors as for `open_checkpoint`."""
     path = local(os.fsdecode(path))
     files = Files()
     with _collector_paused():
         if kind_of_named(path) == "folder":
-            return Contents(path, recognised(path, None, files, limits, hook), files, limits)
+            return Contents(path, recognised(path, None, files, limits), files, limits)
         with files.open(path) as file:
             try:
-                header = recognised(path, file, files, limits, hook)
+                header = recognised(path, file, files, limits)
             except (OSError, EOFError, MemoryError) as error:
                 reason = escape(str(error) or type(error).__name__)
                 raise CheckpointError(f"{display(path)} can't be read: {reason}") from None

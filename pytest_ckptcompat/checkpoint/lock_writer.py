@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import CheckpointError
@@ -67,13 +68,24 @@ def write_lock(path: str, content: Content) -> None:
     """Write a lock file, whole or not at all.
 
     Raises:
-        CheckpointError: it can't be written.
+        CheckpointError: it can't be written, or would take the place of a file that is not a lock.
     """
     try:
+        if not _replaceable(Path(path)):
+            raise CheckpointError(f"{display(path)} is not a lock file and would be lost: name another file")
         with whole_file(path) as file:
             file.write(lock_text(content).encode("ascii"))
     except OSError as error:
         raise CheckpointError(f"{display(path)} can't be written: {error.strerror or error}") from None
+
+
+def _replaceable(path: Path) -> bool:
+    """Whether nothing but a lock, or an empty file, is lost with what is at a path."""
+    if not path.is_file():
+        return True
+    with path.open("rb") as file:
+        head = file.read(1000)
+    return not head or f'"{MARK}"'.encode() in head
 
 
 def content(

@@ -118,9 +118,13 @@ class Named:
 
     def __call__(self, parameters: Any) -> Any:
         """Import it, and call it."""
+        return self.imported()(parameters)
+
+    def imported(self) -> Any:
+        """What is so named; raises `ModelError` where it can't be imported."""
         from pytest_ckptcompat.core.imports import imported
 
-        return imported(self.name)(parameters)
+        return imported(self.name)
 
 
 def device(name: str, value: Any) -> str:

@@ -124,6 +124,7 @@ class Check:
         self._model_name = _named(arguments.loader if arguments.model is None else arguments.model)
         on_cuda = False
         try:
+            values.import_optimizer(arguments.optimizer, log)
             on_cuda = self._strictly(log) if self._is_strict(log) else self._by_loader(log)
         except Stopped as stop:
             done = {stage.name for stage in log.stages}

@@ -29,6 +29,7 @@ from pytest_ckptcompat.verification.comparison import load_fault
 from pytest_ckptcompat.verification.loaded import not_finite, tied_conflicts
 from pytest_ckptcompat.verification.verify import claims, verify
 
+from .argument_types import Named
 from .completion import target_of
 from .log import Stopped, errors
 
@@ -73,8 +74,7 @@ def load_stage(
     """Load the values as the model's own ``load_state_dict`` does.
 
     Returns:
-        The model in eval mode, what the recipe made of the values, and the old state dict, which knows where
-        they are in memory now.
+        The model in eval mode, what the recipe made of the values, and the old state dict.
 
     Raises:
         Stopped: it does not load.
@@ -240,6 +240,15 @@ def forward_stage(
         ran = noted(forward(model, inputs, "cpu", or_skip=True))
         noted(rehearse(model, inputs, ran_on_cpu=ran.status == "passed"), "forward-cuda")
     return False
+
+
+def import_optimizer(optimizer: Any, log: Log) -> None:
+    """Stop the check where the name of an optimizer has a typing error."""
+    if isinstance(optimizer, Named):
+        try:
+            optimizer.imported()
+        except ModelError as error:
+            log.stop(finding("model-error", message=f"optimizer: {error}"), "the optimizer can't be imported")
 
 
 def optimizer_stage(

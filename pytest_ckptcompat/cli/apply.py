@@ -8,7 +8,7 @@ from .options import (
     add_checkpoint_and_model,
     add_flags,
     add_reading,
-    given_flags,
+    checked,
     make_importable,
     opened,
 )
@@ -23,7 +23,7 @@ _TAKEN = ("source_model", "optimizer", "optimizer_state", "allow", "protect")
 SUMMARY = "write the checkpoint that a recipe makes"
 EXITS = "0 written, 1 the recipe does not make it fit, 2 it could not be written"
 RUNS_CODE = True
-"""Operators of a ``conftest.py`` are known to it."""
+"""The hooks of a ``conftest.py`` are known to it."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -40,18 +40,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Outcome:
     """The grown checkpoint, written whole or not at all."""
     from pytest_ckptcompat.checks.apply import MisfitError, apply_declared
-    from pytest_ckptcompat.checks.arguments import CheckArguments
     from pytest_ckptcompat.core.errors import RecipeError
     from pytest_ckptcompat.files.paths import display
     from pytest_ckptcompat.recipes.recipe import Recipe
 
     make_importable()
-    arguments = CheckArguments.of(
-        model=options.model,
-        recipe=Recipe.load(options.recipe),
-        state_dict_key=options.key,
-        **given_flags(options, _TAKEN),
-    )
+    arguments = checked(options, _TAKEN, recipe=Recipe.load(options.recipe))
     try:
         written = apply_declared(
             arguments,

@@ -12,7 +12,7 @@ from .options import (
     add_flags,
     add_json,
     add_reading,
-    given_flags,
+    checked,
     make_importable,
     opened,
     place,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SUMMARY = "check that a checkpoint still serves a model, as a marked test does"
 EXITS = "0 it fits, 1 it does not, 2 it could not be checked"
 RUNS_CODE = True
-"""Operators of a ``conftest.py`` are known to it."""
+"""The hooks of a ``conftest.py`` are known to it."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -53,14 +53,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Outcome:
     """The report."""
-    from pytest_ckptcompat.checks.arguments import CheckArguments
     from pytest_ckptcompat.checks.check import Check
     from pytest_ckptcompat.report.run_report import target
 
     make_importable()
-    arguments = CheckArguments.of(
-        model=options.model, state_dict_key=options.key, **given_flags(options, ARGUMENTS)
-    )
+    if options.model is None and options.loader is None:
+        options.parser.error(
+            "MODEL is missing: package.module:name of what gives the model (or --loader NAME)"
+        )
+    arguments = checked(options, ARGUMENTS)
     check = Check(
         arguments,
         options.ckpt,

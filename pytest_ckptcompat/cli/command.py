@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse(arguments)
     try:
-        with known(wanted=options.runs_code):
+        with known(wanted=getattr(options, "runs_code", False)):
             outcome: Outcome = options.run(options)
     except (CheckpointError, RecipeError, ValueError) as error:
         say(redact(str(error)))
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(prog="ckptcompat", description="Does the checkpoint still load into the model?")
     parser.add_version()
-    commands = parser.add_subparsers(required=True, metavar="command", parser_class=Parser)
+    commands = parser.add_subparsers(metavar="command", parser_class=Parser)
     for module in COMMANDS:
         text = f"{module.SUMMARY[0].upper()}{module.SUMMARY[1:]}."
         name = module.__name__.rpartition(".")[2]
@@ -85,6 +85,9 @@ def _parser() -> Parser:
         module.add_options(command)
         runs_code = getattr(module, "RUNS_CODE", False)
         command.set_defaults(run=module.run, parser=command, runs_code=runs_code)
+    parser.set_defaults(
+        parser=parser, run=lambda _: parser.error(f"name one of {', '.join(commands.choices)}")
+    )
     if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow
         import_module("argcomplete").autocomplete(parser)
     return parser

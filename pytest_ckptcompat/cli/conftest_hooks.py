@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def known(*, wanted: bool) -> Iterator[None]:
-    """Ask the hooks of ``conftest.py`` too, for operators of recipes, if it implements any of ours.
+    """Ask the hooks of ``conftest.py`` too, if it implements any of ours.
 
     Raises:
         ValueError: it can't be imported.

@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import shutil
+import textwrap
 from textwrap import indent
 from typing import TYPE_CHECKING
 
 from .outcome import OK, Outcome
+from .output import table
 
 if TYPE_CHECKING:
     import argparse
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 SUMMARY = "list the operators of recipes, or explain one"
 EXITS = "0 listed, 2 unknown operator"
 RUNS_CODE = True
-"""Operators of a ``conftest.py`` are known to it."""
+"""The hooks of a ``conftest.py`` are known to it."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -38,10 +41,8 @@ def run(options: argparse.Namespace) -> Outcome:
 
     known = operators()
     if options.name is None:
-        from tabulate import tabulate
-
         rows = [(name, _plain(_documented(kind).split("\n\n")[0])) for name, kind in sorted(known.items())]
-        return Outcome(OK, tabulate(rows, headers=("operator", "does"), tablefmt="simple"))
+        return Outcome(OK, table(("operator", "does"), rows))
     if options.name not in known:
         near = " or ".join(nearest(options.name, known))
         meant = f"did you mean {near}?" if near else "ckptcompat operators lists them"
@@ -50,13 +51,30 @@ def run(options: argparse.Namespace) -> Outcome:
 
 
 def _explained(kind: type[Operator]) -> str:
-    doc = _documented(kind)
-    parts = [kind.signature(), indent(doc.replace("``", "`"), "    ")]
+    width = shutil.get_terminal_size().columns
+    call = textwrap.wrap(kind.signature(), width, subsequent_indent=" " * 8)
+    doc = "\n\n".join(_filled(each, width - 4) for each in _documented(kind).replace("``", "`").split("\n\n"))
+    parts = ["\n".join(call), indent(doc, "    ")]
     if example := example_of(kind):
         from pytest_ckptcompat.recipes.recipe import Recipe
 
         parts.append("In a recipe file:\n\n" + indent(Recipe(example).to_toml().rstrip(), "    "))
     return "\n\n".join(parts)
+
+
+def _filled(paragraph: str, width: int) -> str:
+    """A paragraph of a docstring, or its list of attributes, as lines of a width; anything else as it is."""
+    head, *lines = paragraph.splitlines()
+    if not any(line.startswith(" ") for line in lines):
+        return textwrap.fill(" ".join([head, *lines]), width)
+    if head != "Attributes:":
+        return paragraph
+    items = re.split(r"\n    (?=\S)", "\n".join(["", *lines]))[1:]
+    filled = (
+        textwrap.fill(" ".join(item.split()), width, initial_indent=" " * 4, subsequent_indent=" " * 8)
+        for item in items
+    )
+    return "\n".join([head, *filled])
 
 
 def example_of(kind: type[Operator]) -> Operator | None:

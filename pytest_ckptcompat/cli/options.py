@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pytest_ckptcompat.checks.arguments import ARGUMENTS
+from pytest_ckptcompat.checks.arguments import ARGUMENTS, CheckArguments
 
 if TYPE_CHECKING:
     import argparse
@@ -64,6 +65,21 @@ def given_flags(options: argparse.Namespace, names: Collection[str]) -> dict[str
         for name, flag in flags.items()
         if (value := getattr(options, name)) is not None
     } | (_model_arguments(options) if "model_args" in names else {})
+
+
+def checked(options: argparse.Namespace, names: Collection[str], **more: Any) -> CheckArguments:
+    """The arguments of a check that the command line gives.
+
+    Raises:
+        ValueError: one is of a wrong type; the text names its flag.
+    """
+    given = given_flags(options, names)
+    try:
+        return CheckArguments.of(model=options.model, state_dict_key=options.key, **given, **more)
+    except ValueError as error:
+        flags = re.compile(rf"\b({'|'.join(ARGUMENTS)})=(?=[ '\"\[])")
+        text = flags.sub(lambda name: f"--{name[1].replace('_', '-')} ", str(error))
+        raise ValueError(" ".join(text.split())) from None
 
 
 def _model_arguments(options: argparse.Namespace) -> dict[str, Any]:

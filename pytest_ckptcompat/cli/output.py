@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
+import textwrap
 from contextlib import suppress
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 
 def write(text: str) -> bool:
@@ -18,9 +24,9 @@ def write(text: str) -> bool:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-        _discard()
+        _discard(sys.stdout)
     except OSError as error:
-        _discard()
+        _discard(sys.stdout)
         say(f"the output can't be written: {error.strerror or error}")
         return False
     return True
@@ -28,9 +34,30 @@ def write(text: str) -> bool:
 
 def say(text: str) -> None:
     """Print a line on standard error, if that can be."""
-    with suppress(OSError, AttributeError):
-        sys.stderr.write(f"ckptcompat: {text}\n")
+    complain(f"ckptcompat: {text}\n")
+
+
+def complain(text: str) -> None:
+    """Print a text on standard error as it is, if that can be."""
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.write(text)
         sys.stderr.flush()
+    except OSError:
+        _discard(sys.stderr)
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose last column is wrapped to the width of the terminal."""
+    from tabulate import tabulate
+
+    *columns, last = zip(headers, *rows, strict=True)
+    beside = sum(max(len(header) + 2, *map(len, cells)) + 2 for header, *cells in columns)
+    room = max(shutil.get_terminal_size().columns - beside, 30)
+    columns.append(tuple("\n".join(textwrap.wrap(cell, room)) for cell in last))
+    text = tabulate(list(zip(*columns, strict=True))[1:], headers=headers, tablefmt="simple")
+    return "\n".join(line.rstrip() for line in text.splitlines())
 
 
 def in_colour() -> bool:
@@ -47,9 +74,9 @@ def on_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
-def _discard() -> None:
+def _discard(stream: TextIO) -> None:
     """Let what is still buffered go nowhere, or Python would try once more as it ends."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.redaction import redact
 
+from .outcome import UNCHECKED
+from .output import complain, write
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
@@ -23,20 +26,39 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         """The options. An error ends the process with 2 and shows the usage of the command meant."""
+        options: argparse.Namespace
         options, unknown = self.parse_known_args(arguments)
         if unknown:
             parser: Parser = options.parser
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         return options
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; what is missing is not told where the cause is an option that has a typing error."""
+        self._given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Print the usage and the error, with what may have been meant, and exit with 2."""
+        if message.startswith("the following arguments are required"):
+            unknown = [each for each in self._given if self._is_unknown(each)]
+            message = f"unrecognized arguments: {unknown[0]}" if unknown else message
         super().error(redact(message) + self._meant(message))
 
     def add_version(self) -> None:
         """Declare ``--version``."""
         told = "show the versions of ckptcompat, Python, torch and pytest"
         self.add_argument("--version", action=_Version, nargs=0, help=told)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help or an error, also where nobody reads on."""
+        if file is not sys.stdout:
+            complain(message)
+        elif not write(message.rstrip()):
+            self.exit(UNCHECKED)
+
+    def _is_unknown(self, argument: str) -> bool:
+        return argument.startswith("--") and argument.partition("=")[0] not in self._option_string_actions
 
     def _meant(self, message: str) -> str:
         found = re.match(r"unrecognized arguments: (-[\w-]+)|.*invalid choice: '(.*?)'", message)
@@ -56,7 +78,6 @@ class _Version(argparse.Action):
         from importlib.metadata import version
 
         others = ", ".join(f"{name} {version(name)}" for name in ("torch", "pytest"))
-        sys.stdout.write(
-            f"ckptcompat {version('pytest-ckptcompat')} (Python {platform.python_version()}, {others})" + "\n"
-        )
+        text = f"ckptcompat {version('pytest-ckptcompat')} (Python {platform.python_version()}, {others})"
+        parser._print_message(text, sys.stdout)
         parser.exit()

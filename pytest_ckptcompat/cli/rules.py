@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .options import add_json
 from .outcome import OK, Outcome
+from .output import table
 
 if TYPE_CHECKING:
     import argparse
@@ -40,10 +41,8 @@ def run(options: argparse.Namespace) -> Outcome:
         return Outcome(OK, json.dumps({"schema_version": 1, "rules": list(map(_plain, rules))}, indent=2))
     if options.rule is not None:
         return Outcome(OK, _explained(rules[0]))
-    from tabulate import tabulate
-
     rows = [(rule.id, rule.severity, rule.meaning) for rule in rules]
-    return Outcome(OK, tabulate(rows, headers=("rule", "severity", "meaning"), tablefmt="simple"))
+    return Outcome(OK, table(("rule", "severity", "meaning"), rows))
 
 
 def _plain(rule: Rule) -> dict[str, str]:

@@ -67,8 +67,13 @@ def kind_of_named(path: str) -> str:
     try:
         return kind_of(path)
     except CheckpointError as error:
-        meant = "" if is_url(path) or os.path.lexists(path) else near(path)
-        raise CheckpointError(f"{error}: did you mean {display(meant)}?" if meant else str(error)) from None
+        raise CheckpointError(f"{error}{meant_by(path)}") from None
+
+
+def meant_by(path: str) -> str:
+    """The end of an error about a path that somebody typed: what lies there and looks like it."""
+    meant = "" if is_url(path) or os.path.lexists(path) else near(path)
+    return f": did you mean {display(meant)}?" if meant else ""
 
 
 def near(path: str) -> str:

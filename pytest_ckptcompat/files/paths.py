@@ -96,7 +96,8 @@ def about(path: str, error: CheckpointError) -> CheckpointError:
     """The error, saying of which file it is."""
     shown = display(path)
     text = str(error)
-    return error if shown in text else type(error)(f"{shown}: {text}")
+    named = re.search(rf"(?<![\w.]){re.escape(shown)}(?![\w.])", text)
+    return error if named else type(error)(f"{shown}: {text}")
 
 
 def unreachable(path: str, error: OSError | ValueError) -> CheckpointError:
@@ -105,6 +106,7 @@ def unreachable(path: str, error: OSError | ValueError) -> CheckpointError:
     reasons = {
         errno.ENOENT: f"{shown} does not exist",
         errno.ENOTDIR: f"{shown} does not exist: a part of the path is a file, not a folder",
+        errno.EISDIR: f"{shown} is a folder",
         errno.EACCES: f"{shown}: no permission to read it",
         errno.EPERM: f"{shown}: no permission to read it",
         errno.ELOOP: f"{shown} is a symbolic link that leads back to itself",

@@ -32,7 +32,7 @@ _SHORT = 200
 """Bytes of a text that is shown: an answer such as "Entry not found", saved in the place of a file."""
 
 _CONFLICT = re.compile(rb"^<{7} ", re.MULTILINE)
-_JSON = re.compile(rb"\s*[{\[]")
+_JSON = re.compile(rb"\s*(\{|\[(?!\[*\s*[A-Za-z_.-]+\s*\]))")  # and no heading of TOML or an ini file
 _AGAIN = "write it again with 'ckptcompat lock'"
 
 _TAR_NAMES = (b"sys_info", b"pickle", b"tensors", b"storages")
@@ -127,7 +127,7 @@ def _json(name: str) -> str:
         return damaged_lock("it does not begin as lock files do", b"")
     if name.endswith(".index.json"):
         return "JSON text, but no index of a sharded checkpoint: it has no 'weight_map'; copy it again"
-    return "JSON text, but no checkpoint and no lock file: name the file that holds the weights"
+    return "JSON text, not a checkpoint or a lock file: name the file that holds the weights"
 
 
 def _tar(head: bytes) -> str:

@@ -10,7 +10,7 @@ from pluggy import PluginManager
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.header import Header
-from pytest_ckptcompat.core.hooks import installed
+from pytest_ckptcompat.core.hooks import used
 from pytest_ckptcompat.files.paths import about, display
 
 from .diagnosis import what_it_is, what_lies_in
@@ -25,12 +25,12 @@ _HEAD = 4096
 _TAIL = 64
 
 
-def recognised(path: str, file: Any, files: Files, limits: Limits, hook: HookRelay | None) -> Header:
+def recognised(path: str, file: Any, files: Files, limits: Limits) -> Header:
     """What the first format that knows the file reads of it."""
     arguments = {"path": path, "file": file, "files": files, "limits": limits}
     try:
         header: Header | None = built_in().pytest_ckptcompat_open(**arguments)
-        header = header or _by_others(hook, arguments)
+        header = header or _by_others(arguments)
         if header is not None:
             return header
     except CheckpointError as error:
@@ -47,15 +47,13 @@ def recognised(path: str, file: Any, files: Files, limits: Limits, hook: HookRel
     raise CheckpointError(f"{display(path)} is {what_it_is(head, file.size, path, tail)}")
 
 
-def _by_others(hook: HookRelay | None, arguments: dict[str, Any]) -> Header | None:
+def _by_others(arguments: dict[str, Any]) -> Header | None:
     """What a plugin of the run reads of it, or one of an installed package: looking for those takes longer.
 
     Raises:
         CheckpointError: the plugin says so, or it fails.
     """
-    for relay in (hook, installed()):
-        if relay is None:
-            continue
+    for relay in used():
         try:
             header = relay.pytest_ckptcompat_open(**arguments)
         except CheckpointError:
@@ -66,7 +64,7 @@ def _by_others(hook: HookRelay | None, arguments: dict[str, Any]) -> Header | No
             ) from error
         if header is None:
             continue
-        fault = header.fault() if isinstance(header, Header) else f"{type(header).__name__} is no Header"
+        fault = header.fault() if isinstance(header, Header) else f"{type(header).__name__} is not a Header"
         if isinstance(header, Header) and not fault:
             return header
         raise CheckpointError(f"the plugin that reads this format gave a wrong header: {escape(fault)}")

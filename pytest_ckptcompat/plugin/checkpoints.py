@@ -15,8 +15,6 @@ from pytest_ckptcompat.files.paths import is_reference
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pluggy import HookRelay
-
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
     from pytest_ckptcompat.checkpoint.contents import Contents
     from pytest_ckptcompat.core.limits import Limits
@@ -115,9 +113,8 @@ class CheckpointCache:
         kept: locks that are never rewritten, because they are of releases.
     """
 
-    def __init__(self, limits: Limits, hook: HookRelay, *, update_locks: bool = False) -> None:
+    def __init__(self, limits: Limits, *, update_locks: bool = False) -> None:
         self._limits = limits
-        self._hook = hook
         self._update_locks = update_locks
         self._opened: dict[str, Contents | CheckpointError] = {}
         self.rewritten: list[str] = []
@@ -158,13 +155,13 @@ class CheckpointCache:
             )
         if glob.has_magic(path) and not is_url(path) and not os.path.lexists(path):
             raise CheckpointError(f"{display(path)} matches no file")
-        contents = read_contents(path, limits=self._limits, hook=self._hook)
+        contents = read_contents(path, limits=self._limits)
         if self._update_locks and path not in self.kept and contents.header.format == "lock":
             from pytest_ckptcompat.checks.locks import update
 
             before, text = contents.header, Path(path).read_bytes()
             update(path, self._limits)
-            contents = read_contents(path, limits=self._limits, hook=self._hook)
+            contents = read_contents(path, limits=self._limits)
             if Path(path).read_bytes() != text:
                 same = contents.header.tree == before.tree and contents.header.sha256 != before.sha256
                 self.rewritten.append(f"{path} (values changed under equal keys)" if same else path)

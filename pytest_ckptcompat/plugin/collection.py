@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Chosen(NamedTuple):
-    """The parameter of a test: which of its checks, from 0, and the path of the checkpoint, if it has one."""
+    """The parameter of a test: the path of its checkpoint, if any, and which of the checks of that path."""
 
-    check: int
     path: str | None
+    place: int
 
 
 @pytest.hookimpl(trylast=True)  # after the parameters whose marks may name checkpoints too
@@ -36,29 +36,39 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marked = is_marked(node) or any(mark.name == MARKER for marks in given for mark in marks)
     if not marked and not wanted:
         return
-    chosen = list(dict.fromkeys(each for marks in given for each in _choices(node, marks)))
-    if any(each.path for each in chosen) or len(chosen) > 1:
-        from .checkpoints import ids
+    unmarked = _choices(node, ()) if wanted or is_marked(node) else []
+    choices = [
+        _choices(node, marks) if any(mark.name == MARKER for mark in marks) else unmarked for marks in given
+    ]
+    chosen = list(dict.fromkeys(each for its in choices for each in its))
+    if not (any(each.path for each in chosen) or len(chosen) > 1):
+        return
+    from .checkpoints import ids
 
-        if not wanted:
-            metafunc.fixturenames.append("ckpt_path")
-        names = ids([each.path or "no checkpoint" for each in chosen])
-        metafunc.parametrize("ckpt_path", chosen, indirect=True, ids=names)
+    if not wanted:
+        metafunc.fixturenames.append("ckpt_path")
+    names = ids([each.path or "no checkpoint" for each in chosen])
+    metafunc.parametrize("ckpt_path", chosen, indirect=True, ids=names)
+    calls = iter(metafunc._calls)  # for each of the given ones, one with each that was chosen
+    metafunc._calls = [
+        call
+        for its in choices
+        for each, call in zip(chosen, calls, strict=False)
+        if each in (its or chosen[:1])
+    ]
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pycollect_makeitem(
     collector: pytest.Collector, name: str, obj: object
 ) -> Generator[None, Any, Any]:
-    """Leave out the tests whose parameter names other checkpoints; tell what a mark without keywords does."""
+    """Tell what a mark without keywords does."""
     made = yield
     if any(mark.name == MARKER and not mark.kwargs for mark in _marks_of_class(name, obj)):
         model = type(obj).__name__
         told = f"@pytest.mark.{MARKER}({model}) marks the class {model}, not the test: write model={model}"
         return Misstated.from_parent(collector, name=name, text=f"{collector.nodeid}: {told}", line=0)
-    if not isinstance(made, list):
-        return made
-    return [item for item in made if not _of_another_parameter(item)]
+    return made
 
 
 def add_gate_of_rootdir(config: pytest.Config) -> None:
@@ -89,37 +99,28 @@ def declared(item: pytest.Item) -> list[Declared]:
     Raises:
         ValueError: a mark is wrong.
     """
-    found = cases(item)
+    checks = [Declared(case, path) for case in cases(item) for path in _paths(case, item)]
     chosen = getattr(item, "callspec", None) and item.callspec.params.get("ckpt_path")  # type: ignore[attr-defined]
     if isinstance(chosen, Chosen):
-        return [Declared(found[chosen.check], chosen.path)]
+        return [[check for check in checks if check.path == chosen.path][chosen.place]]
     if chosen:
-        return [Declared(case, str(chosen)) for case in found]
-    return [Declared(case, path) for case in found for path in _paths(case, item)]
+        return [Declared(case, str(chosen)) for case in cases(item)]
+    return checks
 
 
 def _choices(node: pytest.Item, marks: Sequence[pytest.Mark]) -> list[Chosen]:
     """The checks of a test with these marks of its parameters; none where a mark is wrong."""
     if not is_marked(node) and not any(mark.name == MARKER for mark in marks):
-        return [Chosen(0, path) for path in settings(node.config).paths]
+        return [Chosen(path, 0) for path in settings(node.config).paths]
     try:
-        found = cases(node, marks)
+        paths = [path for case in cases(node, marks) for path in _paths(case, node)]
     except ValueError:
         return []
-    return [Chosen(place, path) for place, case in enumerate(found) for path in _paths(case, node)]
+    return [Chosen(path, paths[:place].count(path)) for place, path in enumerate(paths)]
 
 
 def _paths(case: CheckArguments, node: pytest.Item) -> Sequence[str | None]:
     return named(case, node) or [None]
-
-
-def _of_another_parameter(item: pytest.Item) -> bool:
-    callspec: Any = getattr(item, "callspec", None)
-    chosen = callspec and callspec.params.get("ckpt_path")
-    if not isinstance(chosen, Chosen) or not any(mark.name == MARKER for mark in callspec.marks):
-        return False
-    own = _choices(item, ())
-    return chosen not in own if own else chosen.check > 0
 
 
 def _marks_of_class(name: str, obj: object) -> Sequence[pytest.Mark]:

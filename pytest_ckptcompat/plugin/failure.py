@@ -49,7 +49,7 @@ def failure(reports: Sequence[Report], item: pytest.Item, settings: Settings) ->
     more = f" (and {len(reports) - 1} more)" if len(reports) > 1 else ""
     crash = ReprFileLocation(path, (line or 0) + 1, reports[0].verdict + more)
     trace = ReprTracebackNative([])
-    trace.reprentries = [entry]
+    trace.reprentries = [] if item.config.option.tbstyle == "line" else [entry]
     return ReprExceptionInfo(trace, crash)  # no chain: what draws chains anew would find no frames in it
 
 

@@ -96,7 +96,7 @@ def shelf(config: pytest.Config) -> CheckpointCache:
         from .checkpoints import CheckpointCache
 
         chosen = settings(config)
-        config.stash[_SHELF] = CheckpointCache(chosen.limits, config.hook, update_locks=chosen.update_locks)
+        config.stash[_SHELF] = CheckpointCache(chosen.limits, update_locks=chosen.update_locks)
     return config.stash[_SHELF]
 
 

@@ -120,7 +120,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 1e6:
-        raise ValueError(f"ckpt_git_timeout={text!r}: write a number of seconds, for example 120")
+        raise ValueError(f"the ini key ckpt_git_timeout={text!r}: write a number of seconds, for example 120")
     return seconds
 
 

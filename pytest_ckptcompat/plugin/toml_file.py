@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 import tomllib
@@ -97,21 +98,25 @@ class CheckFile(pytest.File):
         """The tests that the file declares.
 
         Raises:
-            pytest.Collector.CollectError: it is not valid TOML, or its tables have other names.
+            pytest.Collector.CollectError: it is not valid TOML, has no check, or its tables have other names.
         """
-        text = self.path.read_text(encoding="utf-8")
         try:
+            text = self.path.read_text(encoding="utf-8-sig")
             content = tomllib.loads(text)
+        except UnicodeDecodeError:
+            raise self.CollectError(f"{self.nodeid}: not UTF-8 text: save it as UTF-8") from None
         except tomllib.TOMLDecodeError as error:
-            raise self.CollectError(f"{self.path}: {error}") from None
+            raise self.CollectError(f"{self.nodeid}: not valid TOML: {error}") from None
+        if not content.get("check", content):
+            raise self.CollectError(f"{self.nodeid}: there is no [[check]], so nothing would be checked")
         tables = content.get("check", [])
         lines = Lines(text, len(tables) if isinstance(tables, list) else 0)
         for key in content:
             if key != "check":
                 hint = f"write [[check.{key}]], below its [[check]]" if key in _INNER else _EVERY
-                raise self.CollectError(f"{self.path}:{lines.top(key)}: unknown {key!r}: {hint}")
+                raise self.CollectError(f"{self.nodeid}:{lines.top(key)}: unknown {key!r}: {hint}")
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-            raise self.CollectError(f"{self.path}:{lines.top('check')}: write [[check]], not [check]")
+            raise self.CollectError(f"{self.nodeid}:{lines.top('check')}: write [[check]], not [check]")
         names: set[str] = set()
         for number, table in enumerate(tables):
             try:
@@ -200,7 +205,7 @@ def _declared(table: dict[str, Any], number: int) -> tuple[str, CheckArguments, 
     arguments = {key: value for key, value in table.items() if key not in ("name", "releases")}
     name = _name(table, number)
     if name != table.get("name", name):
-        raise _MisstatedError(f"name wants a text, not {table['name']!r}", table)
+        raise _MisstatedError(f"name wants a text of one line, not {table['name']!r}", table)
     for inner in _INNER:
         value = table.get(inner, [])
         tables = isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
@@ -234,10 +239,12 @@ def _releases(table: dict[str, Any]) -> str:
 def _name(table: dict[str, Any], number: int) -> str:
     """The name of a table, or else its number."""
     name = table.get("name")
-    return name if isinstance(name, str) and name else f"check-{number + 1}"
+    return name if isinstance(name, str) and name.isprintable() and name else f"check-{number + 1}"
 
 
 _INNER = ("recipe", "allow")
+
+_WAIVER = ("rule", "key", "reason", "until")
 
 _EVERY = "every table is a [[check]]"
 
@@ -255,10 +262,12 @@ def _recipe(tables: list[dict[str, Any]]) -> Any:
 
 
 def _waiver(entry: dict[str, Any], place: int) -> Any:
-    unknown = [key for key in entry if key not in ("rule", "key", "reason", "until")]
+    unknown = [key for key in entry if key not in _WAIVER]
     try:
         if unknown:
-            raise ValueError(f"allow: unknown {unknown[0]!r}: known are rule, key, reason, until")
+            near = difflib.get_close_matches(unknown[0], _WAIVER, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(_WAIVER)}"
+            raise ValueError(f"allow: unknown {unknown[0]!r}: {hint}")
         if "rule" not in entry or "reason" not in entry:
             raise ValueError("allow wants at least rule and reason")
         return allow(entry["rule"], entry.get("key", "*"), reason=entry["reason"], until=entry.get("until"))

@@ -13,6 +13,8 @@ from pytest_ckptcompat.core import collection
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.redaction import public
+from pytest_ckptcompat.files.folders import meant_by
+from pytest_ckptcompat.files.paths import unreachable
 from pytest_ckptcompat.recipes.applied import Applied, Step, _Aimed, applied
 
 from .arguments import toml
@@ -138,10 +140,10 @@ class Recipe:
         """
         shown = escape(public(str(path)))
         try:
-            content = parsed(Path(path).read_text(encoding="utf-8"))
+            content = parsed(Path(path).read_text(encoding="utf-8-sig"))
             return _of_content(content, os.path.dirname(path))  # noqa: PTH120  # "" stays ""
         except OSError as error:
-            raise RecipeError(f"{shown}: {error.strerror or error}") from None
+            raise RecipeError(f"{unreachable(os.fspath(path), error)}{meant_by(os.fspath(path))}") from None
         except UnicodeDecodeError:
             raise RecipeError(f"{shown}: the recipe file is not UTF-8 text") from None
         except RecipeError as error:

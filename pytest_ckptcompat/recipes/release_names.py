@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.files.paths import display
+from pytest_ckptcompat.files.folders import meant_by
+from pytest_ckptcompat.files.paths import display, unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,13 +48,13 @@ def locks_of_releases(path: str) -> dict[str, str]:
     """
     shown = display(path)
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
         if "release" not in content:
             raise RecipeError("it has no [[release]]")
         folder = os.path.dirname(path)  # noqa: PTH120  # "" stays ""
         return {each["name"]: os.path.join(folder, each["lock"]) for each in release_tables(content)}  # noqa: PTH118
     except OSError as error:
-        raise RecipeError(f"{shown}: {error.strerror or error}") from None
+        raise RecipeError(f"{unreachable(path, error)}{meant_by(path)}") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"{shown}: it is not valid TOML: {error}") from None
     except RecipeError as error:

@@ -64,7 +64,14 @@ def target(option: str, text: str) -> tuple[str, Path]:
     above = next(folder for folder in path.parents if folder.exists())  # what is missing below it is made
     if not above.is_dir():
         raise ValueError(f"{option} {text!r}: {name} can't be written: {above} is a file, not a folder")
+    if path.is_file() and _is_binary(path):
+        raise ValueError(f"{option} {text!r}: {name} is not a text file and would be lost")
     return kind, path
+
+
+def _is_binary(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b"\0" in file.read(4096)
 
 
 def told(check: dict[str, Any], width: int, *, in_full: bool) -> list[str]:
@@ -138,6 +145,7 @@ def write(kind: str, path: Path, run: Run) -> None:
     """
     from pytest_ckptcompat.files.atomic_write import whole_file
 
+    before = b""
     if kind == "json":
         content = {
             "schema_version": SCHEMA_VERSION,
@@ -149,16 +157,16 @@ def write(kind: str, path: Path, run: Run) -> None:
     elif kind == "markdown":
         from .markdown import summary
 
-        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        before = path.read_bytes() if path.exists() else b""
         reports = [(nodeid, Facts.of(check)) for nodeid, check in run.checks]
-        text = before + summary(reports, run.summary)
+        text = summary(reports, run.summary)
     else:
         from .html import Check, render
 
         checks = [Check(nodeid, Facts.of(check), check["fitting"]) for nodeid, check in run.checks]
         text = render(checks, run.summary)
     with whole_file(path) as file:
-        file.write(text.encode())
+        file.write(before + text.encode())
 
 
 def _documented(check: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from networks import Boxes, Words
 from pytest_ckptcompat.cli import main
 from pytest_ckptcompat.cli.command import COMMANDS
 
+LOST = "{} is not a lock file and would be lost: name another file"
 RECIPE = '[[recipe]]\nop = "tile"\nkey = "out2.*"\ndim = 0\n'
 
 
@@ -115,6 +116,7 @@ def test_check_without_and_with_the_recipe(folder, capsys):
         ["check", "net.pth", "networks:Boxes", "--device", "gpu"],
         ["check", "net.pth", "networks:Boxes", "--inputs", "2x3", "--inputs", "x=2x3"],
         ["check", "net.pth", "networks:Boxes", "--inputs", "twoxthree"],
+        ["check", "net.pth", "networks:Boxes", "--optimizer", "torch.optim:SDG"],
         ["show", "net.pth", "--limit", "tensors"],
         ["show", "net.pth", "--key", "model"],
     ],
@@ -131,8 +133,18 @@ def test_what_could_not_be_checked_is_2(folder, capsys, arguments):
     [
         (
             ["check", "net.pth", "networks:Boxes", "--optimizer", "Adam"],
-            "optimizer='Adam': write 'torch.optim:Adam'",
+            "--optimizer 'Adam': write 'torch.optim:Adam'",
         ),
+        (
+            ["check", "net.pth", "networks:Boxes", "--max-memory", "9"],
+            "--max-memory wants a size such as '24GB' or '80GiB', not str '9'",
+        ),
+        (
+            ["check", "net.pth", "networks:Boxes", "--recipe", "grwo.toml"],
+            "grwo.toml does not exist: did you mean grow.toml?",
+        ),
+        (["lock", "net.pth", "-o", "net.pth"], LOST.format("net.pth")),
+        (["lock", "networks:Boxes", "-o", "words.pth"], LOST.format("words.pth")),
         (["show", ""], "a checkpoint's path is empty: name one (an unset variable?)"),
         (["diff", "net.pth", "--against="], "a checkpoint's path is empty: name one (an unset variable?)"),
     ],
@@ -216,6 +228,10 @@ def test_every_option_has_help_and_the_exit_codes_are_told(command):
         (["show", "a", "--jso"], "unrecognized arguments: --jso; did you mean --json?"),
         (["chek", "a"], "did you mean check?"),
         (["diff", "a"], "the following arguments are required: --against"),
+        (["diff", "a", "--agianst=b"], "unrecognized arguments: --agianst=b; did you mean --against?"),
+        (["check", "a"], "MODEL is missing: package.module:name"),
+        (["--versoin"], "unrecognized arguments: --versoin; did you mean --version?"),
+        ([], "name one of init, show, diff, check,"),
     ],
 )
 def test_an_error_shows_the_usage_of_its_command_and_what_was_meant(capsys, arguments, told):
@@ -223,8 +239,8 @@ def test_an_error_shows_the_usage_of_its_command_and_what_was_meant(capsys, argu
         main(arguments)
     assert ended.value.code == 2
     text = capsys.readouterr().err
-    usage = "ckptcompat [-h]" if arguments[0] == "chek" else f"ckptcompat {arguments[0]} [-h]"
-    assert text.startswith(f"usage: {usage}")
+    command = next((name for name in ("check", "show", "diff") if name in arguments), "")
+    assert text.startswith(f"usage: {' '.join(['ckptcompat', command]).strip()} [-h]")
     assert told in text
 
 
@@ -271,17 +287,23 @@ def test_colours_on_a_terminal(folder, monkeypatch, term, painted):
 @pytest.mark.parametrize("buffered", ["", "1"])
 @pytest.mark.parametrize(
     ("shell", "codes"),
-    [("| true", (1, 0)), (">&-", (1, 0)), ("> /dev/full", (2, 2))],
+    [("| true", (1, 0, 0, 0)), (">&-", (1, 0, 0, 0)), ("> /dev/full", (2, 2, 2, 2))],
     ids=["broken pipe", "closed", "full"],
 )
 def test_the_verdict_survives_what_becomes_of_the_output(folder, buffered, shell, codes):
-    for other, code in zip(("words.pth", "net.pth"), codes, strict=True):
-        line = f'"{sys.executable}" -m pytest_ckptcompat diff {other} --against net.pth {shell}; exit ${{PIPESTATUS[0]}}'
+    commands = (
+        "diff words.pth --against net.pth",
+        "diff net.pth --against net.pth",
+        "show --help",
+        "--version",
+    )
+    for command, code in zip(commands, codes, strict=True):
+        line = f'"{sys.executable}" -m pytest_ckptcompat {command} {shell}; exit ${{PIPESTATUS[0]}}'
         environment = os.environ | {"PYTHONUNBUFFERED": buffered, "PYTHONPATH": os.pathsep.join(sys.path)}
         done = subprocess.run(
             ["bash", "-c", line], env=environment, capture_output=True, text=True, check=False
         )
-        assert done.returncode == code, (other, done)
+        assert done.returncode == code, (command, done)
         assert "Traceback" not in done.stderr
         assert "Exception ignored" not in done.stderr
         assert len(done.stderr.splitlines()) <= (1 if code == 2 else 0)
@@ -301,6 +323,9 @@ def test_the_report_of_a_check_is_written(folder, capsys):
     assert check["nodeid"] == "ckptcompat check net.pth networks.Grown"
     assert check["verdict"] in (folder / "r.md").read_text()
     assert "does not fit networks.Grown" in (folder / "r.html").read_text()
+    before = (folder / "net.pth").read_bytes()
+    assert main(["check", "net.pth", "networks:Grown", "--report=markdown:net.pth"]) == 2
+    assert (folder / "net.pth").read_bytes() == before
     capsys.readouterr()
     assert main(["check", "net.pth", "networks:Grown", "--report", "xml:r"]) == 2
     assert (
@@ -324,10 +349,27 @@ def test_operators_of_a_conftest_are_known(folder, capsys):
     assert "unknown op 'twice'" in capsys.readouterr().err
 
 
+def test_formats_of_a_conftest_are_known(folder, capsys):
+    (folder / "conftest.py").write_text(
+        """
+from pytest_ckptcompat.formats import Header, TensorSpec
+def pytest_ckptcompat_open(file):
+    return Header("own", {"a": TensorSpec("float32", (2,), (1,))}) if file.read_at(0, 3) == b"own" else None
+"""
+    )
+    (folder / "net.own").write_bytes(b"own")
+    assert main(["check", "net.own", "networks:Boxes"]) == 1
+    assert "net.own does not fit networks.Boxes: 0 mismatched" in capsys.readouterr().out
+    assert main(["show", "net.own"]) == 2  # it runs no code of the folder
+    capsys.readouterr()
+
+
 def test_rules(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["rules"]) == 0
-    assert "missing-key" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert "missing-key             error       the model needs a key that the checkpoint" in lines
+    assert max(map(len, lines)) <= 80
     assert main(["rules", "--json"]) == 0
     rules = json.loads(capsys.readouterr().out)["rules"]
     assert all(rule["example"] and rule["remedy"] for rule in rules)

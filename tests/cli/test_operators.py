@@ -11,7 +11,8 @@ from pytest_ckptcompat.recipes.operators import OPERATORS
 def test_all_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["operators"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[2:]] == sorted(OPERATORS)
+    assert [line.split()[0] for line in lines[2:] if line[0] != " "] == sorted(OPERATORS)
+    assert max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize("name", sorted(OPERATORS))
@@ -20,6 +21,7 @@ def test_one_is_explained_with_an_example_that_can_be_copied(
 ) -> None:
     assert main(["operators", name]) == 0
     out = capsys.readouterr().out
+    assert max(map(len, out.partition("In a recipe file:")[0].splitlines())) <= 80
     assert out.startswith(f"{name}(")
     assert "    Attributes:" in out
     assert "``" not in out

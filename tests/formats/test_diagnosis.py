@@ -84,9 +84,9 @@ CONTENT = {
     "7z": (b"7z\xbc\xaf\x27\x1c\0\4", "is a 7z archive"),
     "tar": (tar("weights/net.pth"), "is a tar archive: unpack it"),
     "the tar layout of torch 0.3": (tar("sys_info", "pickle", "tensors", "storages"), "torch before 0.4, which is not read"),
-    "JSON": (b'{"architectures": ["Net"]}', "is JSON text, but no checkpoint and no lock file: name the file that"),
+    "JSON": (b'{"architectures": ["Net"]}', "is JSON text, not a checkpoint or a lock file: name the file that"),
     "a JSON list": (b"[1, 2]", "is JSON text"),
-    "damaged JSON": (b'{"a": ', "is JSON text, but no checkpoint"),
+    "damaged JSON": (b'{"a": ', "is JSON text, not a checkpoint"),
     "a file in conflict": (
         b"import torch\n<<<<<<< HEAD\na\n=======\nb\n>>>>>>> main\n",
         "is a text file that has conflict markers of git at line 2: resolve them",

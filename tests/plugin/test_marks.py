@@ -104,6 +104,33 @@ def test_it(outputs, ckpt, ckpt_report):
     }
 
 
+def test_parameters_with_and_without_marks_stand_beside_each_other(project):
+    test = """
+two = [mark(ckpt="v2.pth"), mark(ckpt="v1.pth", model=V2)]
+
+@pytest.mark.parametrize("n", [1, pytest.param(2, marks=mark(ckpt="v2.pth")), pytest.param(3, marks=two)])
+@mark(model=V1, ckpt="v1.pth")
+def test_it(n): ...
+
+@pytest.mark.parametrize("n", [1, pytest.param(2, marks=mark(model=V1, ckpt="v1.pth"))])
+def test_one_of_two(n): ...
+
+@pytest.mark.parametrize("n", [1, pytest.param(2, marks=mark(modle=V1))])
+@mark(model=V1, ckpt="v1.pth")
+def test_wrong(n): ...
+"""
+    result, found = ran(project, test, "--ckpt=v1.pth", "--ckpt=v2.pth")
+    result.assert_outcomes(passed=4, failed=3, errors=1)
+    assert found == {
+        "test_it[1-v1.pth]": ("v1.pth", "nets.V1", True),
+        "test_it[2-v2.pth]": ("v2.pth", "nets.V1", False),
+        "test_it[3-v2.pth]": ("v2.pth", "nets.V1", False),
+        "test_it[3-v1.pth]": ("v1.pth", "nets.V2", False),
+        "test_one_of_two[2-v1.pth]": ("v1.pth", "nets.V1", True),
+        "test_wrong[1-v1.pth]": ("v1.pth", "nets.V1", True),
+    }
+
+
 def test_a_unittest_has_no_parameters_and_makes_all_its_checks(project):
     test = """
 import unittest

@@ -62,6 +62,15 @@ def test_what_does_not_fit_is_a_failure_without_a_traceback(project, workers):
     assert all(len(line) <= 80 for line in report if not line.startswith(("v1.pth", "[gw")))
 
 
+def test_a_line_for_each_failure_where_that_is_asked_for(project):
+    marked(project, "model=V2")
+    text = out(project.runpytest("--ckpt=v1.pth", "--tb=line"))
+    failures = text.partition("= FAILURES =")[2].partition("- checkpoints -")[0].splitlines()
+    assert [line for line in failures if line.strip("=-")] == [
+        "test_it.py:5: v1.pth does not fit nets.V2: 2 mismatched, 0 missing, 0 unexpected (7 of 9 keys match)"
+    ]
+
+
 @pytest.mark.parametrize("ci", [False, True])
 def test_the_short_summary_has_the_verdict_alone(project, monkeypatch, ci):
     if ci:
@@ -454,7 +463,9 @@ def test_an_empty_path_is_no_checkpoint_and_is_refused_at_once(project):
     assert "ERROR: the ini key ckpt is empty" in "\n".join(result.errlines)
 
 
-@pytest.mark.parametrize("option", ["xml:r", "json", "json:", "json:v1.pth/r.json", "json:."])
+@pytest.mark.parametrize(
+    "option", ["xml:r", "json", "json:", "json:v1.pth/r.json", "json:.", "markdown:v1.pth"]
+)
 def test_a_report_that_cant_be_written_is_refused_at_once(project, option):
     result = project.runpytest(f"--ckpt-report={option}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR

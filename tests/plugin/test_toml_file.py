@@ -100,7 +100,7 @@ def test_the_model_is_importable_from_beside_the_file(project):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("[[check]", "(at line 1"),
+        ("[[check]", "ckptcompat.toml: not valid TOML: Expected"),
         ("[check]\nmodel = 'nets:V1'", "write [[check]]"),
         ("[[checks]]\nmodel = 'nets:V1'", "unknown 'checks'"),
         (
@@ -119,7 +119,12 @@ def test_the_model_is_importable_from_beside_the_file(project):
         ("[[check]]\nmodel = 'nets:V1'\n[[check.recipe]]\nop = 'tiles'\nkey = 'a'", "did you mean 'tile'?"),
         ("[[check]]\nmodel = 'nets:V1'\n[check.recipe]\nop = 'tile'", "recipe"),
         ("[[check]]\nmodel = 'nets:V1'\n[[check.allow]]\nrule = 'missing-key'", "at least rule and reason"),
-        ("[[check]]\nmodel = 'nets:V1'\n[[check.allow]]\nrules = 'missing-key'", "allow: unknown 'rules'"),
+        (
+            "[[check]]\nmodel = 'nets:V1'\n[[check.allow]]\nrules = 'missing-key'",
+            "toml:4: [[check.allow]]: allow: unknown 'rules': did you mean 'rule'?",
+        ),
+        ("# nothing yet", "ckptcompat.toml: there is no [[check]], so nothing would be checked"),
+        ('[[check]]\nmodel = "nets:V1"\nname = "a\\nb"', "toml:3: [[check]]: name wants a text of one line"),
         (
             "[[check]]\nmodel = 'nets:V1'\n\n[[recipe]]\nop = 'tile'",
             "toml:4: unknown 'recipe': write [[check.recipe]]",
@@ -141,7 +146,7 @@ def test_the_model_is_importable_from_beside_the_file(project):
             "toml:3: [[check.recipe]]: tile: dim wants a whole number",
         ),
         (
-            '[[check]]\nname = """\n[[check]]\n"""\nmodel = \'nets:V1\'\nkey = 1',
+            '[[check]]\nmethod = """\n[[check]]\n"""\nmodel = \'nets:V1\'\nkey = 1',
             "toml:1: [[check]]: unknown argument key=",  # a heading inside a text: no line is better than a wrong one
         ),
     ],
@@ -153,6 +158,16 @@ def test_what_is_wrong_is_named_with_its_line(project, text, told):
     assert told in out(result)
     assert "ckptcompat.toml" in out(result)
     assert "INTERNALERROR" not in out(result)
+
+
+def test_a_mark_of_the_byte_order_is_skipped_and_another_encoding_is_told(project):
+    (project.path / "ckptcompat.toml").write_bytes(b"\xef\xbb\xbf" + CHECK.encode())
+    project.runpytest("--ckpt-device=none").assert_outcomes(passed=1)
+    (project.path / "ckptcompat.toml").write_bytes(CHECK.encode() + b"# \xe9")
+    result = project.runpytest()
+    result.assert_outcomes(errors=1)
+    assert "ckptcompat.toml: not UTF-8 text: save it as UTF-8" in out(result)
+    assert "Traceback" not in out(result)
 
 
 def test_collecting_imports_no_model_and_opens_nothing(project):
