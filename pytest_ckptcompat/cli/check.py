@@ -54,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Outcome:
     """The report."""
     from pytest_ckptcompat.checks.check import Check
-    from pytest_ckptcompat.report.run_report import target
+    from pytest_ckptcompat.report.run_report import targets
 
     make_importable()
     if options.model is None and options.loader is None:
@@ -69,9 +69,9 @@ def run(options: argparse.Namespace) -> Outcome:
         require_cuda=options.require_cuda,
         place=place(options),
     )
-    targets = [target("--report", text) for text in options.report]
+    files = targets("--report", options.report)
     report = check.run()
-    for kind, path in targets:
+    for kind, path in files:
         _write(kind, path, report, f"ckptcompat check {options.ckpt} {report.model}")
     text = report.to_json() if options.json else _rendered(report, options.verbose)
     if any(found.rule in ("no-checkpoint", "model-error") for found in report.errors):

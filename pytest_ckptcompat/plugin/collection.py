@@ -24,6 +24,10 @@ class Chosen(NamedTuple):
     path: str | None
     place: int
 
+    def __repr__(self) -> str:
+        """As ``--setup-show`` prints it, without secrets of a URL."""
+        return repr(self.path)
+
 
 @pytest.hookimpl(trylast=True)  # after the parameters whose marks may name checkpoints too
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

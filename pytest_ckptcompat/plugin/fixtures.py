@@ -51,7 +51,7 @@ def ckpt(ckpt_path: str, request: pytest.FixtureRequest) -> Checkpoint:
     try:
         return shelf(request.config).checkpoint(ckpt_path, checks[0].case.state_dict_key if checks else None)
     except CheckpointError as error:
-        pytest.fail(str(error), pytrace=False)
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def ckpt_check(request: pytest.FixtureRequest) -> Callable[..., Report]:
         try:
             case = CheckArguments.of(model=model, ckpt=ckpt if opened is None else opened.path, **arguments)
         except ValueError as error:
-            pytest.fail(f"ckpt_check: {error}", pytrace=False)
+            raise pytest.fail.Exception(f"ckpt_check: {error}", pytrace=False) from None
         report = None
         for path in named(case, request.node):
             report = run(request.node, case, path, opened=opened).report

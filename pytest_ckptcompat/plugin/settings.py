@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pytest_ckptcompat.checks.argument_types import device as device_name
 from pytest_ckptcompat.checks.waivers import severities_of
 from pytest_ckptcompat.core.limits import Limits
-from pytest_ckptcompat.report.run_report import target
+from pytest_ckptcompat.report.run_report import targets
 
 from .checkpoints import expand, unique
 from .ini_keys import CKPT_VARIABLE, ini
@@ -74,7 +74,7 @@ class Settings:
             severities=severities_of(ini(config, "ckpt_severity")),
             limits=_limits(ini(config, "ckpt_limits")),
             git_timeout=_seconds(ini(config, "ckpt_git_timeout")),
-            reports=tuple(target("--ckpt-report", text) for text in config.getoption("ckpt_report")),
+            reports=targets("--ckpt-report", config.getoption("ckpt_report")),
             update_locks=_update_locks(config),
             width=_width(config),
             verbosity=config.get_verbosity(),

@@ -17,7 +17,7 @@ from .facts import SCHEMA_VERSION, Facts
 from .rows import rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from pytest_ckptcompat.core.rules import Severity
 
@@ -49,7 +49,22 @@ class Run:
         return f"{'interrupted: ' if self.interrupted else ''}{'; '.join(told)}"
 
 
-def target(option: str, text: str) -> tuple[str, Path]:
+def targets(option: str, texts: Iterable[str]) -> tuple[tuple[str, Path], ...]:
+    """The formats and files that an option names, each time as ``FORMAT:PATH``.
+
+    Raises:
+        ValueError: one has another form, nothing can be written there, or two are one file.
+    """
+    found: dict[Path, str] = {}
+    for text in texts:
+        kind, path = _target(option, text)
+        if path in found:
+            raise ValueError(f"{option} {text!r}: another report is written to that file")
+        found[path] = kind
+    return tuple((kind, path) for path, kind in found.items())
+
+
+def _target(option: str, text: str) -> tuple[str, Path]:
     """The format and the file that ``FORMAT:PATH`` names.
 
     Raises:

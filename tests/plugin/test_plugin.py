@@ -347,13 +347,18 @@ def test_ckpt_check_gives_the_report(project):
         def test_names_none(ckpt_check):
             ckpt_check(V2, None)
 
+        def test_has_a_typing_error(ckpt_check):
+            ckpt_check(V2, "v1.pth", receipe=3)
+
         def test_wants_it_to_fit(ckpt_check):
             report = ckpt_check(V2, "v1.pth")
             assert report.ok, report.verdict
     """
     )
     result = project.runpytest()
-    result.assert_outcomes(passed=3, failed=2)
+    result.assert_outcomes(passed=3, failed=3)
+    assert "ckpt_check: unknown argument receipe=: did you mean recipe=?" in out(result)
+    assert "During handling" not in out(result)
     assert "ckpt_check: no checkpoint: name one, or give --ckpt PATH" in out(result)
     assert "where False = <Report: v1.pth does not fit nets.V2: 2 mismatched" in out(result)
     assert re.search(r"shape-mismatch +head.weight +\(4, 8\) f32 +\(10, 8\) f32", out(result))
@@ -464,10 +469,10 @@ def test_an_empty_path_is_no_checkpoint_and_is_refused_at_once(project):
 
 
 @pytest.mark.parametrize(
-    "option", ["xml:r", "json", "json:", "json:v1.pth/r.json", "json:.", "markdown:v1.pth"]
+    "option", ["xml:r", "json", "json:", "json:v1.pth/r.json", "json:.", "markdown:v1.pth", "json:twice"]
 )
 def test_a_report_that_cant_be_written_is_refused_at_once(project, option):
-    result = project.runpytest(f"--ckpt-report={option}")
+    result = project.runpytest("--ckpt-report=html:twice", f"--ckpt-report={option}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert "--ckpt-report" in "\n".join(result.errlines)
 
