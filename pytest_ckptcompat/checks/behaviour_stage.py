@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.recipe import Recipe
 
     from .arguments import CheckArguments
-    from .behaviours import Batch
+    from .batches import Batch
     from .log import Log
 
 NAME = "function kept"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from pytest_ckptcompat.forward.inputs import Inputs
     from pytest_ckptcompat.models.blueprint import Blueprint
 
 KEPT = 64_000
@@ -26,36 +24,6 @@ KEPT = 64_000
 
 _COPIES = 3
 """Of the values: drawn, in the model, and what a forward pass holds besides."""
-
-
-class Batch:
-    """The inputs of a check as any process can draw them again; a callable is called once.
-
-    Attributes:
-        inputs: as they are declared, or None.
-    """
-
-    def __init__(self, inputs: Inputs | None) -> None:
-        self.inputs = inputs
-
-    @cached_property
-    def _made(self) -> tuple[Any, str]:
-        if self.inputs is None:
-            return None, "no inputs declared"
-        try:
-            return self.inputs.plain(), ""
-        except ValueError as error:
-            return None, str(error)
-
-    @property
-    def plain(self) -> Any:
-        """The batch as `plain.packed` has it; None where there is none."""
-        return self._made[0]
-
-    @property
-    def lacking(self) -> str:
-        """Why there is none, or ``""``."""
-        return self._made[1]
 
 
 def recorded(

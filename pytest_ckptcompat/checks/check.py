@@ -12,24 +12,21 @@ from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.core.redaction import public
 from pytest_ckptcompat.files.paths import display_from, is_reference
-from pytest_ckptcompat.forward.declared_inputs import LOOKED_FOR, known_inputs
-from pytest_ckptcompat.forward.inputs import Inputs
 from pytest_ckptcompat.models.blueprint import Blueprint, named
 from pytest_ckptcompat.models.lightning import as_it_was
 from pytest_ckptcompat.models.meta_copy import meta_copy
 from pytest_ckptcompat.models.sharded import Sharded
 from pytest_ckptcompat.recipes.recipe import Recipe, Releases
-from pytest_ckptcompat.tensors.surroundings import defaults_kept
+from pytest_ckptcompat.tensors.surroundings import undisturbed
 
 from . import header_stages as header
 from . import loader
 from . import value_stages as values
-from .argument_types import AUTO
 from .arguments import Arguments, CheckArguments
+from .batches import Batch, inputs_of
 from .behaviour_stage import compare_behaviour, compare_source
-from .behaviours import Batch
 from .lightning_hook import with_hook
-from .log import Log, Stopped
+from .log import Log, Stopped, unforeseen
 from .past_checkpoint import Place, Question, open_past
 from .releases import drift_stage, prove_steps
 from .rollback import rollback_stage
@@ -115,7 +112,7 @@ class Check:
 
     def run(self) -> Report:
         """Run every stage that can be run, and say of the others why they were not."""
-        with defaults_kept():
+        with undisturbed():
             return self._run()
 
     def _run(self) -> Report:
@@ -124,8 +121,7 @@ class Check:
         self._model_name = _named(arguments.loader if arguments.model is None else arguments.model)
         on_cuda = False
         try:
-            values.import_optimizer(arguments.optimizer, log)
-            on_cuda = self._strictly(log) if self._is_strict(log) else self._by_loader(log)
+            on_cuda = self._judged(log)
         except Stopped as stop:
             done = {stage.name for stage in log.stages}
             for kind in STAGES:
@@ -139,6 +135,20 @@ class Check:
             shown, self._model_name, recipe=arguments.recipe is not None and not log.lenient
         )
         return self.report
+
+    def _judged(self, log: Log) -> bool:
+        """Run the stages; whether the forward pass ran on a card.
+
+        Raises:
+            Stopped: a stage ended the check, or code of the model raised where none is expected to.
+        """
+        try:
+            values.import_optimizer(self.arguments.optimizer, log)
+            return self._strictly(log) if self._is_strict(log) else self._by_loader(log)
+        except Stopped:
+            raise
+        except (Exception, SystemExit) as error:
+            log.stop(unforeseen(error), "it raised")
 
     def _is_strict(self, log: Log) -> bool:
         """Whether no loader is to be run: none is declared, or there are no values and keys are compared.
@@ -163,11 +173,11 @@ class Check:
         arguments = self.arguments
         if is_reference(self.path):  # the commit is asked what its model gives for the inputs of today's
             blueprint, schema = header.build_stage(arguments, log)
-            batch = Batch(self._inputs(blueprint, schema, log))
+            batch = Batch(inputs_of(arguments, blueprint, schema, log))
             ckpt = header.past_stage(lambda: self._past(batch), log)
         else:
             ckpt, blueprint, schema = header.open_stage(self.open, arguments, log)
-            batch = Batch(self._inputs(blueprint, schema, log, ckpt.contents.header.behaviour))
+            batch = Batch(inputs_of(arguments, blueprint, schema, log, ckpt.contents.header.behaviour))
             blueprint, schema, log.load_hook = with_hook(ckpt, blueprint, schema)
         self.ckpt, self._schema = ckpt, schema
         self._model_name = blueprint.name
@@ -183,7 +193,7 @@ class Check:
         self.model, self._model_name = model, named(type(model))
         loader.trace_stage(tested, self.ckpt, model, in_place, recipe, log)
         schema = meta_copy(model)
-        inputs = self._inputs(Blueprint(self._model_name, lambda: model), schema, log)
+        inputs = inputs_of(self.arguments, Blueprint(self._model_name, lambda: model), schema, log)
         on_cuda = values.forward_stage(self.arguments, inputs, model, schema, "no values were read", log)
         log.stage("optimizer", "skipped", "none declared")
         return on_cuda
@@ -195,25 +205,6 @@ class Check:
         batch_json = batch.plain if runs else None
         question = Question(self.arguments.model, model_args, batch_json, self.arguments.method)
         return open_past(self.path, question, self.place)
-
-    def _inputs(
-        self, blueprint: Blueprint, schema: nn.Module, log: Log, recorded: Mapping[str, Any] | None = None
-    ) -> Inputs | None:
-        """The inputs: as declared, as the model knows them, or those for which a lock recorded outputs."""
-        declared, method = self.arguments.inputs, self.arguments.method
-        if declared is None and recorded is not None:
-            declared = recorded.get("inputs")
-            method = method if method != "forward" else str(recorded.get("method", method))
-        if declared is None:
-            return None
-        if declared != AUTO:
-            return replace(Inputs.parse(declared), method=method)
-        known = known_inputs(schema, blueprint.build)
-        if known is None:
-            message = f"inputs='auto': {blueprint.name} does not tell its inputs; looked for {LOOKED_FOR}"
-            log.add(finding("forward-error", message=message))
-            return None
-        return replace(known, method=method)
 
     def _stages(
         self, ckpt: Checkpoint, blueprint: Blueprint, schema: nn.Module, batch: Batch, log: Log

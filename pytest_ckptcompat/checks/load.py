@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -34,7 +35,6 @@ from .completion import completed, target_of
 from .header_stages import compared
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable
 
     from pytest_ckptcompat.core.findings import Finding
@@ -127,6 +127,10 @@ def _opened(
     path: str | os.PathLike[str], state_dict_key: str | None, schema: nn.Module, recipe: Recipe
 ) -> Checkpoint:
     """The checkpoint; of several state dicts the one that fits the model, as in a check."""
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise CheckpointError(
+            f"path is of type {type(path).__name__}: give a path, or the Checkpoint that open_checkpoint gave"
+        )
     try:
         usual = open_checkpoint(path, state_dict_key)
     except AmbiguousError as error:
@@ -153,7 +157,11 @@ def _planned(model: nn.Module | Callable[[], nn.Module] | str) -> tuple[Blueprin
 def _recipe(recipe: Recipe | str | os.PathLike[str] | None) -> Recipe:
     if recipe is None:
         return Recipe()
-    return recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    if isinstance(recipe, Recipe):
+        return recipe
+    if not isinstance(recipe, (str, os.PathLike)):
+        raise RecipeError(f"recipe={recipe!r:.80} is not a Recipe, and not the path of a recipe file")
+    return Recipe.load(recipe)
 
 
 def _misfit(report: Report, findings: Iterable[Finding]) -> MisfitError:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.core.errors import CheckpointError, raised
 from pytest_ckptcompat.core.findings import Finding, Promise, Stage, Status, finding
 from pytest_ckptcompat.core.rules import RULES, Kind, Severity
 from pytest_ckptcompat.report.report import Report
@@ -202,3 +204,12 @@ _DIRECTIONS: frozenset[Kind] = frozenset({"compare", "rollback"})
 def errors(findings: Iterable[Finding]) -> bool:
     """Whether one of the findings is an error."""
     return any(found.severity == "error" for found in findings)
+
+
+def unforeseen(error: BaseException) -> Finding:
+    """What was raised where no stage expects it, by the model's own code as a rule, in one line."""
+    text = f"code of the model, or of the check, raised {raised(error)}"
+    if not text.endswith(")"):  # only code of torch and of the check was running
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        text += f" ({Path(frame.filename).name}:{frame.lineno})"
+    return finding("model-error", message=text)

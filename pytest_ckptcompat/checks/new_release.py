@@ -111,6 +111,8 @@ def release(
         schema = blueprint(model, arguments).schema()
     except ModelError as error:
         raise CheckpointError(str(error)) from None
+    if not content["tensors"]:
+        raise CheckpointError(f"{model} has no parameters and no buffers: there is nothing to release")
     for other in before:
         if not other.table.differences(schema.state_dict()):
             if other is before[-1]:
@@ -123,10 +125,11 @@ def release(
     lock = f"locks/{name}.ckpt.json"
     place = os.path.join(os.path.dirname(path), lock)  # noqa: PTH118, PTH120  # paths stay text
     added = _added(text, name, lock, recipe)
-    if Path(place).exists() and Path(place).read_bytes() != lock_text(content).encode("ascii"):
-        raise CheckpointError(f"{escape(place)} is there already, with something else: remove it first")
-    Path(place).parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(place) and not _holds(place, lock_text(content)):
+        raise CheckpointError(f"{display(place)} is there already, with something else: remove it first")
     write_lock(place, content)
+    if _read(path)[0] != text:
+        raise CheckpointError(f"{display(path)} was changed meanwhile: run it again")
     _write(path, added)
     last = before[-1].name if before else ""
     return NewRelease(name, path, place, len(content["tensors"]), last, recipe, content)
@@ -137,9 +140,19 @@ def _read(path: str) -> tuple[str, tuple[Release, ...]]:
     if not os.path.lexists(path):
         return "", ()
     loaded = Recipe.load(path)
-    if not isinstance(loaded, Releases):
-        raise RecipeError(f"{display(path)} is a recipe file, and not a releases file: it has no [[release]]")
-    return Path(path).read_text(encoding="utf-8"), loaded.releases
+    text = Path(path).read_text(encoding="utf-8")
+    if isinstance(loaded, Releases):
+        return text, loaded.releases
+    if loaded.operators:
+        raise RecipeError(f"{display(path)} is a recipe file, not a releases file: it has no [[release]]")
+    return text, ()
+
+
+def _holds(path: str, text: str) -> bool:
+    try:
+        return Path(path).read_bytes() == text.encode("ascii")
+    except OSError:  # a folder, a link that leads nowhere
+        return False
 
 
 def _draft(old: Table, schema: nn.Module) -> Recipe | None:

@@ -231,9 +231,14 @@ class Releases(Recipe):
         state = state_dict
         start = self.releases.index(self.release_of(state_dict))
         for release, following in pairwise(self.releases[start:]):
-            for step in release.recipe.steps(state, following.table.state):
-                yield step
-                state = step.after
+            try:
+                for step in release.recipe.steps(state, following.table.state):
+                    yield step
+                    state = step.after
+            except RecipeError as error:
+                raise RecipeError(
+                    f"the recipe of release {release.name}: {error}", rule=error.rule, key=error.key
+                ) from None
             if apart := following.table.differences(state):
                 raise RecipeError(
                     f"the recipe of release {release.name} does not give {following.name}: {apart}",

@@ -79,7 +79,8 @@ class Table:
             with Files().open(path) as file:
                 header = read_lock(file, DEFAULT)
         except CheckpointError as error:
-            raise RecipeError(str(error)) from None
+            place = "" if display(path) in str(error) else f"{display(path)}: "
+            raise RecipeError(f"{place}{error}") from None
         if header is None or not isinstance(header.tree, dict):
             raise RecipeError(f"{display(path)} is not a lock file: write one with ckptcompat lock")
         return Table({key: spec for key, spec in header.tree.items() if isinstance(spec, TensorSpec)})

@@ -140,7 +140,7 @@ class _Search:
         if choices := self._choices():
             return Suggestion(choices=choices)
         steps, renamed, tied = self._steps()
-        room = min(MOST_OPERATORS, max(MOST_WORK // len(self.checkpoint), 1))
+        room = min(MOST_OPERATORS, max(MOST_WORK // max(len(self.checkpoint), 1), 1))
         dropped = self._dropped(renamed, tied)
         needed = len(steps) + len(dropped)
         if needed > room:

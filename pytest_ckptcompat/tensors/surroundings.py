@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,25 @@ import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_ONE_AT_A_TIME = threading.RLock()
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keep the folder and torch's defaults (device, dtype, gradients), outside of inference mode.
+
+    Whatever seeds the generators of the process, or simulates a card, must be alone: threads wait for each
+    other.
+    """
+    dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
+    with _ONE_AT_A_TIME, place_kept(), torch.inference_mode(False):
+        torch.set_grad_enabled(gradients)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            torch.set_grad_enabled(gradients)
 
 
 @contextmanager
@@ -23,18 +43,6 @@ def place_kept() -> Iterator[None]:
             os.chdir(folder)
         if torch.get_default_device() != device:
             torch.set_default_device(None if device == torch.device("cpu") else device)
-
-
-@contextmanager
-def defaults_kept() -> Iterator[None]:
-    """Keep the current folder, and torch's default device, default dtype and gradient mode."""
-    dtype, gradients = torch.get_default_dtype(), torch.is_grad_enabled()
-    try:
-        with place_kept():
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
-        torch.set_grad_enabled(gradients)
 
 
 def _folder() -> str | None:

@@ -1,5 +1,6 @@
 """The pipeline: every stage that can be run is run, and the others say why they were not."""
 
+import threading
 from collections import OrderedDict
 
 import pytest
@@ -397,3 +398,51 @@ def test_a_key_counts_for_an_opened_checkpoint_too(tmp_path):
     (found,) = check(Boxes, opened, state_dict_key="nope").errors
     assert found.rule == "no-checkpoint"
     assert "nope" in found.message
+
+
+def refusing(*arguments, **more):
+    raise OSError("not here")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("state_dict", "eval", "train", "named_parameters", "named_modules", "named_buffers", "modules"),
+        *("_save_to_state_dict", "get_extra_state", "__hash__", "infer"),
+    ],
+)
+def test_whatever_of_a_model_raises_is_one_line(method, net):
+    """Every check asks a model for these, and none of them usually raises."""
+    code = property(refusing) if method == "infer" else refusing
+    broken = type("Broken", (Boxes,), {method: code})
+    report = check(broken, net, inputs=INPUTS, method="infer" if method == "infer" else "forward")
+    (found,) = report.errors
+    assert found.rule == "model-error"
+    assert "OSError: not here (test_check.py:" in report.verdict
+    assert set(stages(report).values()) <= {"passed", "skipped"}
+
+
+def test_threads_wait_for_each_other(net):
+    """A check seeds the process and simulates a card; one inside another goes on."""
+    reports = []
+
+    def nested():
+        assert check(Boxes, net, inputs=INPUTS).ok
+        return Boxes()
+
+    threads = [
+        threading.Thread(target=lambda: reports.append(check(nested, net, inputs=INPUTS))) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [report.errors for report in reports] == [[], [], []]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_check_in_a_mode_of_its_caller(mode, net):
+    with mode():
+        report = check(Boxes, net, inputs=INPUTS, source_model=Boxes)
+        assert not torch.is_grad_enabled()
+    assert report.ok, str(report)

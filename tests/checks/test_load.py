@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,20 @@ def test_an_old_checkpoint_by_its_recipe(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "grow.toml").write_text(GROW.to_toml())
     for recipe in (GROW, tmp_path / "grow.toml"):
         assert_equal(load(Grown, saved, recipe), by_hand)
+
+
+@pytest.mark.parametrize(
+    ("path", "recipe", "error", "said"),
+    [
+        (3, None, CheckpointError, "path is of type int: give a path"),
+        ({}, None, CheckpointError, "path is of type dict: give a path"),
+        ("v1.pth", GROW.operators[0], RecipeError, 'recipe=tile("out2.*", dim=0) is not a Recipe'),
+        ("v1.pth", 3, RecipeError, "recipe=3 is not a Recipe"),
+    ],
+)
+def test_arguments_of_another_kind(path: Any, recipe: Any, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=re.escape(said)):
+        load(Boxes, path, recipe)
 
 
 def test_a_large_model_draws_no_random_numbers(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pytest_ckptcompat import Recipe, Releases
 from pytest_ckptcompat.cli import main
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 NET = """
@@ -146,7 +147,7 @@ def test_a_model_of_an_older_release_can_t_be_one_of_its_own(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[[recipe]]\nop = 'tile'\nkey = 'a'\ndim = 0\n", "is a recipe file, and not a releases file"),
+        ("[[recipe]]\nop = 'tile'\nkey = 'a'\ndim = 0\n", "is a recipe file, not a releases file"),
         (
             "release = [{name = 'v1', lock = 'locks/v1.ckpt.json'}]\n",
             "nothing can be added to the releases file",
@@ -166,17 +167,48 @@ def test_a_file_that_is_not_one_is_left_alone(
     assert untouched(folder) == before
 
 
-def test_a_lock_of_something_else_is_not_overwritten(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("text", ["", "# every box ever drawn\n"])
+def test_a_file_without_a_release_is_begun(folder: Path, text: str) -> None:
+    (folder / "releases.toml").write_text(text)
+    assert main(["release", "v1", "drifting:Net"]) == 0
+    assert (folder / "releases.toml").read_text().startswith(text)
+    assert isinstance(Recipe.load("releases.toml"), Releases)
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (lambda locks: (locks / "v1.ckpt.json").write_text("{}"), "locks/v1.ckpt.json is there already"),
+        (lambda locks: (locks / "v1.ckpt.json").mkdir(), "locks/v1.ckpt.json is there already"),
+        (lambda locks: (locks / "v1.ckpt.json").symlink_to("nowhere"), "locks/v1.ckpt.json is there already"),
+        (lambda locks: (locks.rmdir(), locks.write_text("")), "locks/v1.ckpt.json can't be written"),
+    ],
+)
+def test_what_stands_in_the_place_of_the_lock_stays(
+    folder: Path, capsys: pytest.CaptureFixture[str], there: Callable[[Path], object], said: str
 ) -> None:
     (folder / "locks").mkdir()
-    (folder / "locks" / "v1.ckpt.json").write_text("{}")
+    there(folder / "locks")
     assert main(["release", "v1", "drifting:Net"]) == 2
-    assert "locks/v1.ckpt.json is there already" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
     assert not (folder / "releases.toml").exists()
 
 
-def test_a_model_that_can_t_be_built(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["release", "v1", "drifting:Nett"]) == 2
-    assert "Nett" in capsys.readouterr().err
+def test_a_release_made_meanwhile_is_not_lost(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its model is built between the reading and the writing of the file; another one is released then."""
+    other = "from pathlib import Path\nPath('releases.toml').write_text('# another')\n"
+    (folder / "late.py").write_text(other + NET.replace("{outputs}", "4"))
+    assert main(["release", "v1", "late:Net"]) == 2
+    assert "releases.toml was changed meanwhile: run it again" in capsys.readouterr().err
+    assert (folder / "releases.toml").read_text() == "# another"
+
+
+@pytest.mark.parametrize(
+    ("model", "said"), [("drifting:Nett", "Nett"), ("torch.nn:ReLU", "has no parameters and no buffers")]
+)
+def test_a_model_that_is_not_one(
+    folder: Path, capsys: pytest.CaptureFixture[str], model: str, said: str
+) -> None:
+    assert main(["release", "v1", model]) == 2
+    assert said in capsys.readouterr().err
     assert not (folder / "locks").exists()

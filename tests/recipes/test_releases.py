@@ -123,6 +123,14 @@ def test_a_recipe_that_does_not_lead_to_the_next_release(lock: Callable[[str, St
     assert raised.value.rule == "release-step"
 
 
+def test_a_recipe_that_does_not_apply_names_its_release(lock: Callable[[str, State], str]) -> None:
+    wrong = Releases(
+        Release("v1", lock("v1", v1()), Recipe(tile("out.*", dim=7))), Release("v2", lock("v2", v2()))
+    )
+    with pytest.raises(RecipeError, match=r"the recipe of release v1: tile\(.*no dimension 7"):
+        wrong.apply(v1(), v2())
+
+
 def test_the_file_is_what_the_releases_write(releases: Releases, file: Path) -> None:
     loaded = Recipe.load(file)
     assert isinstance(loaded, Releases)
@@ -162,6 +170,7 @@ def test_two_releases_of_one_header_are_refused_with_their_names(lock: Callable[
         ),
         ("[[release]]\nname = 'v1'\nlock = 'none.json'", "release 'v1': "),
         ("[[release]]\nname = 'v1'\nlock = 'v1.pth'", "v1.pth is not a lock file"),
+        ("[[release]]\nname = 'v1'\nlock = 'half.json'", "half.json: a damaged lock file"),
         (
             "[[release]]\nname = 'v1'\nlock = 'locks/v1.ckpt.json'\n[[release]]\nname = 'v1'\nlock = 'b.json'",
             "two releases called 'v1'",
@@ -178,6 +187,7 @@ def test_two_releases_of_one_header_are_refused_with_their_names(lock: Callable[
 )
 def test_an_ill_formed_file_is_one_clear_error(file: Path, text: str, said: str) -> None:
     file.write_text(text)
+    (file.parent / "half.json").write_bytes((file.parent / "locks" / "v1.ckpt.json").read_bytes()[:90])
     with pytest.raises(RecipeError) as raised:
         Recipe.load(file)
     assert said in str(raised.value)

@@ -1,0 +1,77 @@
+"""The inputs of a check, and the batch of them that other processes can draw again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pytest_ckptcompat.core.findings import finding
+from pytest_ckptcompat.forward.declared_inputs import LOOKED_FOR, known_inputs
+from pytest_ckptcompat.forward.inputs import Inputs
+
+from .argument_types import AUTO
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+
+    from pytest_ckptcompat.models.blueprint import Blueprint
+
+    from .arguments import CheckArguments
+    from .log import Log
+
+
+def inputs_of(
+    arguments: CheckArguments,
+    blueprint: Blueprint,
+    schema: nn.Module,
+    log: Log,
+    recorded: Mapping[str, Any] | None = None,
+) -> Inputs | None:
+    """The inputs: as declared, as the model knows them, or those for which a lock recorded outputs."""
+    declared, method = arguments.inputs, arguments.method
+    if declared is None and recorded is not None:
+        declared = recorded.get("inputs")
+        method = method if method != "forward" else str(recorded.get("method", method))
+    if declared is None:
+        return None
+    if declared != AUTO:
+        return replace(Inputs.parse(declared), method=method)
+    known = known_inputs(schema, blueprint.build)
+    if known is None:
+        message = f"inputs='auto': {blueprint.name} does not tell its inputs; looked for {LOOKED_FOR}"
+        log.add(finding("forward-error", message=message))
+        return None
+    return replace(known, method=method)
+
+
+class Batch:
+    """The inputs of a check as any process can draw them again; a callable is called once.
+
+    Attributes:
+        inputs: as they are declared, or None.
+    """
+
+    def __init__(self, inputs: Inputs | None) -> None:
+        self.inputs = inputs
+
+    @cached_property
+    def _made(self) -> tuple[Any, str]:
+        if self.inputs is None:
+            return None, "no inputs declared"
+        try:
+            return self.inputs.plain(), ""
+        except ValueError as error:
+            return None, str(error)
+
+    @property
+    def plain(self) -> Any:
+        """The batch as `plain.packed` has it; None where there is none."""
+        return self._made[0]
+
+    @property
+    def lacking(self) -> str:
+        """Why there is none, or ``""``."""
+        return self._made[1]
