@@ -157,6 +157,11 @@ def test_the_picture_shows_the_report_that_the_readme_quotes() -> None:
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:
-    for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"):
-        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text()):
-            assert "://" in target or (ROOT / target).exists(), (name, target)
+    documents = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+    for page in [*documents, *(ROOT / "docs").glob("*.md")]:
+        for target, _, anchor in re.findall(r"\]\(([^)#]*)(#([^)]+))?\)", page.read_text()):
+            place = page.parent / target if target else page
+            assert "://" in target or place.exists(), (page.name, target)
+            if anchor:
+                heads = re.findall(r"^#+ (.*)$", place.read_text(), re.MULTILINE)
+                assert anchor in {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}

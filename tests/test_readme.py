@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from readme import BLOCKS, ROOT, TEXT, block, commands, normal
+from readme import BLOCKS, PAGES, ROOT, TEXT, block, commands, normal
 
 import pytest_ckptcompat
 from pytest_ckptcompat import Recipe, check
@@ -36,7 +36,7 @@ def test_no_block_is_left_out():
     """Each has a name, in the comment before it, and a test that asks for it by that name."""
     tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py"))
     names = [each.name for each in BLOCKS]
-    assert TEXT.count("\n```") == 2 * len(BLOCKS)
+    assert "".join([TEXT, *PAGES.values()]).count("\n```") == 2 * len(BLOCKS)
     assert len(set(names)) == len(names)
     assert [name for name in names if f'block("{name}")' not in tests] == []
 
@@ -90,6 +90,8 @@ def test_the_contents_are_the_headings():
 
 
 def test_the_table_of_exit_codes():
+    rows = re.findall(r"^\| `(\w+)` \| .*\|$", TEXT.partition("| command | 0 | 1 | 2 |")[2], re.MULTILINE)
+    assert rows == [command.__name__.rpartition(".")[2] for command in COMMANDS]
     for command in COMMANDS:
         name, codes = command.__name__.rpartition(".")[2], dict(re.findall(r"(\d) ([^,]+)", command.EXITS))
         assert f"| `{name}` | {' | '.join(codes.get(code, '') for code in '012')} |" in TEXT
@@ -168,7 +170,13 @@ def test_the_table_of_rules():
         for rule in RULES.values()
     ]
     head = ["| rule | severity | meaning | example | remedy |", "| --- | --- | --- | --- | --- |"]
-    assert "\n".join([*head, *rows]) in TEXT
+    assert "\n".join([*head, *rows]) in PAGES["rules"]
+    for severity, word in (("error", "Errors"), ("warn", "Warnings")):
+        listed = re.search(rf"^{word}: (.*?)\.$", TEXT, re.DOTALL | re.MULTILINE)
+        assert listed
+        assert listed[1].replace("\n", " ") == ", ".join(
+            f"`{rule.id}`" for rule in RULES.values() if rule.severity == severity
+        )
 
 
 def test_the_table_of_operators():
@@ -177,7 +185,7 @@ def test_the_table_of_operators():
         for _, kind in sorted(OPERATORS.items())
     ]
     table = "\n".join(["| operator | does |", "| --- | --- |", *rows]).replace("``", "`")
-    assert table in TEXT
+    assert table in PAGES["operators"]
 
 
 def test_every_option_is_listed(pytestconfig):
@@ -190,7 +198,7 @@ def test_every_option_is_listed(pytestconfig):
     ]
     assert len(options) == 6
     assert all(f"| `{name}" in TEXT for name in options)
-    for key in ("ckpt", "ckpt_required", "ckpt_device", "ckpt_require_cuda", "ckpt_severity", "ckpt_limits"):
+    for key in [key for key in pytestconfig._parser._inidict if key.startswith("ckpt")]:
         assert f"`{key}`" in TEXT
 
 

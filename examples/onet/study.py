@@ -2,7 +2,7 @@
 
     python study.py           # trains every run that study.json lacks, some 30 s each, then draws
     python study.py --draw    # draws study.svg from study.json alone
-    python study.py --table   # prints where each start ended, as the README has it
+    python study.py --table   # prints where each start ended, as docs/measured.md has it
 
 Needs pytest-ckptcompat and, to draw, matplotlib.
 

@@ -1,4 +1,4 @@
-"""Checkpoints that other libraries write, where these happen to be installed: the README's table, row by row."""
+"""Checkpoints that other libraries write, where these happen to be installed: the table of docs/checkpoints.md, row by row."""
 
 from __future__ import annotations
 

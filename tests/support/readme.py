@@ -1,4 +1,4 @@
-"""The fenced blocks of the README, by the name in the comment before them or by their language."""
+"""The fenced blocks of the README and of the pages in ``docs``, by the name in the comment before them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
 
 
 class Block(NamedTuple):
@@ -26,7 +27,8 @@ class Block(NamedTuple):
 
 BLOCKS = [
     Block(*found)
-    for found in re.findall(r"(?:^<!-- (.*?) -->\n)?^```(\w*)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+    for text in (TEXT, *PAGES.values())
+    for found in re.findall(r"(?:^<!-- (.*?) -->\n)?^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 ]
 
 
