@@ -90,13 +90,26 @@ def _tried(module: str) -> str:
         for entry in dict.fromkeys(sys.path)
         if Path(entry).is_dir() and installed.isdisjoint(map(str, Path(entry).resolve().parents))
     ]
-    names = [path.stem for entry in own[:4] for path in Path(entry).glob("*.py")]
-    if near := difflib.get_close_matches(module.partition(".")[0], names, 1):
+    top = module.partition(".")[0]
+    names = [path.stem for entry in own[:4] for path in Path(entry).iterdir() if _is_module(path)]
+    if near := difflib.get_close_matches(top, names, 1):
         return f"in {_listed(own)}; did you mean {near[0]!r}?"
+    tried = f"in {_listed(own) or 'any folder'}"
+    for folder in sorted(Path.cwd().iterdir()):
+        if _is_module(folder / f"{top}.py") or _is_module(folder / top):
+            there = escape(folder.name, 80)
+            return (
+                f"{tried}, but there is one in {there}: install the project (pip install -e .), "
+                f"or add {there} to PYTHONPATH or to pytest's ini key pythonpath"
+            )
     return (
-        f"in {_listed(own) or 'any folder'}, and none is installed: install its package, or add its folder "
-        "(pytest's ini key pythonpath; or move ckptcompat.toml beside it)"
+        f"{tried}, and none is installed: install its package, or add its folder (PYTHONPATH, pytest's ini "
+        "key pythonpath; or move ckptcompat.toml beside it)"
     )
+
+
+def _is_module(path: Path) -> bool:
+    return path.is_file() if path.suffix == ".py" else (path / "__init__.py").is_file()
 
 
 def _listed(folders: Iterable[str]) -> str:

@@ -114,14 +114,27 @@ def test_where_a_module_was_looked_for(tmp_path, monkeypatch):
         blueprint("shopp.lit:Net")
     told = str(error.value)
     assert told.startswith("shopp.lit:Net: there is no module 'shopp' in gates, .")
-    assert (
-        "and none is installed: install its package, or add its folder (pytest's ini key pythonpath" in told
-    )
+    assert told.endswith("did you mean 'shop'?")
+    with pytest.raises(ModelError, match="and none is installed: install its package, or add its folder"):
+        blueprint("unlike_any.lit:Net")
     assert "site-packages" not in told
     assert told.isprintable()
     with pytest.raises(ModelError, match=r"^shop\.lit:Net: there is no module 'shop\.lit' in shop$"):
         blueprint("shop.lit:Net")
     sys.modules.pop("shop")
+
+
+def test_a_module_in_the_folder_src_is_found_for_the_user(tmp_path, monkeypatch):
+    (tmp_path / "src" / "absent_package").mkdir(parents=True)
+    (tmp_path / "src" / "absent_package" / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ModelError, match=r"but there is one in src: install the project .* or add src to PYTHONPATH"
+    ):
+        blueprint("absent_package.model:Net")
+    monkeypatch.syspath_prepend(tmp_path / "src")
+    with pytest.raises(ModelError, match="did you mean 'absent_package'"):
+        blueprint("absent_pakcage:Net")
 
 
 def test_faults_of_a_users_module_are_placed_in_it(tmp_path, monkeypatch):
