@@ -25,7 +25,7 @@ def answer(arguments: dict[str, Any]) -> dict[str, Any]:
     sys.dont_write_bytecode = True
     limits = Limits(**arguments["limits"])
     try:
-        imported(arguments["model"])  # a name that is wrong is told before torch is imported
+        _import(arguments["model"])  # a name that is wrong is told before torch is imported
         if "check" in arguments:
             from .first_misfit import answer_of
 
@@ -46,6 +46,19 @@ def answer(arguments: dict[str, Any]) -> dict[str, Any]:
     except (CheckpointError, ModelError) as error:
         return {"error": str(error)}
     return {"lock": lock}
+
+
+def _import(model: str) -> None:
+    """Import a model; where its module is missing, the folders that were searched tell nobody anything."""
+    try:
+        imported(model)
+    except ModelError as error:
+        missing = getattr(error.__cause__, "name", None) or ""
+        if isinstance(error.__cause__, ModuleNotFoundError) and f"{model}.".startswith(
+            (f"{missing}:", f"{missing}.")
+        ):
+            raise ModelError(f"there is no module {missing!r}") from None
+        raise ModelError(str(error).removeprefix(f"{model}: ")) from None
 
 
 def _on_values(arguments: dict[str, Any], values: dict[str, Any], limits: Limits) -> dict[str, Any]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FORMAT = "git"
+_MISSING = re.compile(r"o module(?: named)? '([\w.]+)'|cannot import name '(\w+)' from '([\w.]+)'")
 JOB = "pytest_ckptcompat.checks.past"
 """The module that answers in a child process."""
 
@@ -155,9 +159,22 @@ def _asked(reference: Reference, commit: Commit, asked: dict[str, Any], place: P
             return ask(commit, tree, JOB, asked, place.timeout)
         except ChildError as error:
             lacks = f"; of this commit, {tree.lacks}" if tree.lacks else ""
+            told = f"{error}{_absent(str(error), commit, reference)}{lacks}"
             raise CheckpointError(
-                f"{shown(reference)}: {asked['model']} at commit {commit.short}: {error}{lacks}"
+                f"{shown(reference)}: {asked['model']} at commit {commit.short}: {told}"
             ) from None
+
+
+def _absent(told: str, commit: Commit, reference: Reference) -> str:
+    """What to do about a module or a name that the commit lacks, or ``""``."""
+    if found := _MISSING.search(told):
+        module, name, package = found.groups()
+        with suppress(Exception):  # a parent package that does not import
+            place = Path(getattr(find_spec(module or f"{package}.{name}"), "origin", None) or "")
+            if place.is_relative_to(commit.repository):
+                return f". Today's {place.relative_to(commit.repository)} is not in that commit"
+    renamed = "there is no module" in told or "' has no '" in told
+    return f". If it had another name there, write {shown(reference)}#package.module:name" if renamed else ""
 
 
 def _inside(folder: Path, commit: Commit) -> str:

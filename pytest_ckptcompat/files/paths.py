@@ -86,7 +86,7 @@ def name_of(path: str) -> str:
 
 def display_from(folder: str, path: str) -> str:
     """A path as it is shown, from a folder where it lies inside."""
-    if is_url(path):
+    if is_url(path) or is_reference(path):
         return display(path)
     absolute, folder = os.path.abspath(path), folder.rstrip(os.sep) + os.sep  # noqa: PTH100  # follows no links
     return display(absolute.removeprefix(folder) if absolute.startswith(folder) else path)

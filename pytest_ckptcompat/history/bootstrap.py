@@ -3,6 +3,7 @@
 Nothing of the package is imported before the search path is set, or the tool would come from the tree.
 """
 
+import filecmp
 import importlib
 import json
 import os
@@ -15,11 +16,14 @@ def _main(request_file: str) -> None:
     request = json.loads(Path(request_file).read_text(encoding="utf-8"))
     sys.path[:] = request["path"]
     _follow_editable_installs(request["root"], request["tree"])
-    sys.path.insert(0, request["tool"])
+    opened = _watched(request["root"], request["tool"])
+    folder = str(Path(request["tool"]).parent)
+    sys.path.insert(0, folder)
     job = importlib.import_module(request["job"])
-    sys.path.remove(request["tool"])
+    sys.path.remove(folder)
     answer = job.answer(request["arguments"])
-    _reject_todays_files(answer, request)
+    if told := _todays_file(request, opened):
+        answer = {"error": told}
     part = Path(f"{request['answer']}.part")
     part.write_text(json.dumps(answer), encoding="utf-8")
     part.replace(request["answer"])
@@ -27,25 +31,61 @@ def _main(request_file: str) -> None:
 
 
 def _follow_editable_installs(root: str, tree: str) -> None:
-    """Let the finders of editable installs (setuptools) look in the tree instead of today's folder."""
+    """Let the finders of editable installs look in the tree instead of today's folder.
+
+    setuptools keeps its table of folders in the finder's module, others in the finder.
+    """
+
+    def moved(place: Any) -> Any:
+        if isinstance(place, list):
+            return list(map(moved, place))
+        if isinstance(place, str) and os.path.isabs(place) and Path(place).is_relative_to(root):  # noqa: PTH117
+            return str(Path(tree, Path(place).relative_to(root)))
+        return place
+
     for finder in sys.meta_path:
-        mapping: dict[str, Any] = getattr(sys.modules.get(getattr(finder, "__module__", "")), "MAPPING", {})
-        for name, path in mapping.items():
-            if isinstance(path, str) and Path(path).is_relative_to(root):
-                mapping[name] = str(Path(tree, Path(path).relative_to(root)))
+        module = sys.modules.get(getattr(finder, "__module__", ""))
+        for owner in (module, type(finder), finder):
+            for table in list(getattr(owner, "__dict__", {}).values()):
+                if isinstance(table, dict) and table is not sys.modules:
+                    table.update({name: moved(place) for name, place in table.items()})
 
 
-def _reject_todays_files(answer: dict[str, Any], request: dict[str, Any]) -> None:
-    """What was imported from today's working tree would make the comparison one of today with today."""
-    root, spared = Path(request["root"]), (*map(Path, request["spared"]), Path(request["tree"]))
-    for name, module in sorted(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if not isinstance(file, str) or not Path(file).is_relative_to(root):
-            continue
-        if not any(Path(file).is_relative_to(each) for each in spared):
-            answer.clear()
-            answer["error"] = f"{name} was imported from today's {Path(file).relative_to(root)}"
+def _watched(root: str, tool: str) -> set[str]:
+    """The files of today's working tree that anything but the tool opens from now on."""
+    opened: set[str] = set()
+
+    def hear(event: str, arguments: tuple[Any, ...]) -> None:
+        path = arguments[0] if event == "open" else None
+        if not isinstance(path, str) or not path.startswith(root + os.sep):
             return
+        if not sys._getframe(1).f_code.co_filename.startswith(tool):
+            opened.add(path)
+
+    sys.addaudithook(hear)
+    return opened
+
+
+def _todays_file(request: dict[str, Any], opened: set[str]) -> str:
+    """What was taken from today's working tree, so that today would be compared with itself; or ``""``.
+
+    No module may be. Another file may, unless the commit has other bytes in its place.
+    """
+    root, tree = Path(request["root"]), Path(request["tree"])
+    spared = [*map(Path, (*request["installed"], request["tool"])), tree, root / ".git"]
+
+    def todays(file: Any) -> bool:
+        path = Path(file) if isinstance(file, str) else tree
+        return path.is_relative_to(root) and not any(path.is_relative_to(each) for each in spared)
+
+    for name, module in sorted(sys.modules.items()):
+        if todays(file := getattr(module, "__file__", None)):
+            return f"{name} was imported from today's {Path(file).relative_to(root)}"
+    for file in filter(todays, sorted(opened)):
+        then = tree / Path(file).relative_to(root)
+        if then.is_file() and Path(file).is_file() and not filecmp.cmp(file, then, shallow=False):
+            return f"its code read today's {Path(file).relative_to(root)}, which it names by its whole path"
+    return ""
 
 
 if __name__ == "__main__":

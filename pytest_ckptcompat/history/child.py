@@ -55,8 +55,8 @@ def ask(
             "path": list(search_path(commit.repository, tree.folder, sys.path)),
             "root": str(commit.repository),
             "tree": str(tree.folder),
-            "tool": str(_TOOL.parent),
-            "spared": [str(_TOOL), *_installed()],
+            "tool": str(_TOOL),
+            "installed": _installed(),
             "job": job,
             "arguments": arguments,
             "answer": str(answer),
@@ -65,7 +65,7 @@ def ask(
         bootstrap = str(Path(__file__).with_name("bootstrap.py"))
         command = [sys.executable, "-P", bootstrap, f"{room}/request.json"]
         with told.open("wb") as output:
-            code = _run(command, _place(commit.repository, tree.folder), output, timeout)
+            code = _run(command, commit.repository, tree.folder, output, timeout)
         if code is None:
             raise ChildError(
                 f"it did not finish within {timeout:g} s: raise the ini key ckpt_git_timeout{_said(told)}"
@@ -107,12 +107,12 @@ def _place(root: Path, tree: Path) -> Path:
     return there if there.is_dir() else tree
 
 
-def _run(command: list[str], place: Path, output: Any, timeout: float) -> int | None:
+def _run(command: list[str], root: Path, tree: Path, output: Any, timeout: float) -> int | None:
     """The exit code of a command in a process group of its own; None where the time was up."""
     process = subprocess.Popen(  # noqa: S603
         command,
-        cwd=place,
-        env=_environment(),
+        cwd=_place(root, tree),
+        env=_environment(root, tree),
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
@@ -128,9 +128,19 @@ def _run(command: list[str], place: Path, output: Any, timeout: float) -> int | 
         process.wait()
 
 
-def _environment() -> dict[str, str]:
+def _environment(root: Path, tree: Path) -> dict[str, str]:
+    """The environment, where paths into today's working tree lead into the commit's."""
+    installed = list(map(Path, _installed()))
+
+    def moved(value: str) -> str:
+        path = Path(value)
+        if not path.is_absolute() or not path.is_relative_to(root):
+            return value
+        there = tree / path.relative_to(root)
+        return str(there) if there.exists() and not any(map(path.is_relative_to, installed)) else value
+
     kept = {name: value for name, value in environment().items() if not name.startswith(_CLEARED)}
-    return kept | {"CUDA_VISIBLE_DEVICES": ""}
+    return {name: moved(value) for name, value in kept.items()} | {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def _ended(code: int) -> str:

@@ -13,6 +13,7 @@ from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.files.paths import GIT
 
 _QUIET = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+_SHA = re.compile(r"[0-9a-f]{40,64}")
 _MODEL = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -101,6 +102,11 @@ def repository(folder: Path) -> Path:
                 f"git does not trust {escape(str(folder))}, which belongs to another user: "
                 f"git config --global --add safe.directory {escape(str(folder))}"
             )
+        if said.startswith("not a git repository: "):
+            raise CheckpointError(
+                f"the file .git above {escape(str(folder))} names a repository that is not there: "
+                f"{said.partition(': ')[2]} (a worktree or a submodule without its main repository)"
+            )
         if "not a git repository" in said:
             raise CheckpointError(f"{escape(str(folder))} is not in a git repository, and git: needs one")
         raise CheckpointError(f"git can't read the repository of {escape(str(folder))}: {said}")
@@ -143,14 +149,34 @@ def environment() -> dict[str, str]:
 def _commit(root: Path, ref: str) -> str:
     if sha := _found(root, ref):
         return sha
-    hint = _shallow(root) or _near(root, ref)
+    if not git(root, "for-each-ref", "--count=1", check=False).stdout and not _found(root, "HEAD"):
+        raise CheckpointError(f"there is no commit yet in {escape(str(root))}: commit first")
+    hint = _misspelt(root, ref) or _shallow(root) or _near(root, ref)
     raise CheckpointError(f"git knows no commit '{escape(ref)}' in {escape(str(root))}{hint}")
 
 
 def _found(root: Path, ref: str) -> str:
-    """The commit that git finds under a name, or ``""``."""
+    """The commit that git finds under a name, or ``""``; of a range git gives several lines, or ``^...``."""
     asked = "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}"
-    return git(root, *asked, check=False).stdout.decode("ascii", "replace").strip()
+    found = git(root, *asked, check=False).stdout.decode("ascii", "replace").strip()
+    return found if _SHA.fullmatch(found) else ""
+
+
+def _misspelt(root: Path, ref: str) -> str:
+    """What to write where a part of the text is a commit."""
+    before, dots, after = ref.partition("..")
+    if dots and _found(root, before) and _found(root, after.removeprefix(".") or "HEAD"):
+        return (
+            f": it is a range. One commit is meant: git:{escape(before)}, or git:{escape(before)}... for the "
+            "commit where HEAD left it"
+        )
+    before, mark, _ = ref.rpartition("#")
+    if mark and _found(root, before.removesuffix("...")):
+        return f": name a model of it as git:{escape(before)}#package.module:name"
+    before, mark, _ = ref.partition(":")
+    if mark and before and _found(root, before):
+        return f": it is a file. The commit is git:{escape(before)}"
+    return ""
 
 
 def _shallow(root: Path) -> str:

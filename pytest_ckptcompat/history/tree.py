@@ -63,11 +63,25 @@ def exported(commit: Commit) -> Iterator[Tree]:
         folder = Path(room).resolve() / "tree"
         folder.mkdir()
         try:
+            _make_repository(commit, folder / ".git")
             yield _write(commit, folder)
         except OSError as error:
             raise CheckpointError(
                 f"the files of {commit.short} can't be written: {error.strerror or error}"
             ) from None
+
+
+def _make_repository(commit: Commit, folder: Path) -> None:
+    """Make a repository that has the commit as its HEAD and borrows the objects.
+
+    Code that looks for the root of its project, or asks git for the commit, finds this one; whatever it
+    writes does not reach the user's.
+    """
+    found = git(commit.repository, "rev-parse", "--git-path", "objects").stdout
+    (folder / "refs").mkdir(parents=True)
+    (folder / "objects/info").mkdir(parents=True)
+    (folder / "objects/info/alternates").write_bytes(os.path.join(os.fsencode(commit.repository), found))  # noqa: PTH118
+    (folder / "HEAD").write_text(f"{commit.sha}\n", encoding="ascii")
 
 
 def _write(commit: Commit, folder: Path) -> Tree:

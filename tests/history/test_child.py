@@ -154,6 +154,40 @@ def test_todays_modules_are_never_taken_for_those_of_the_commit(repository, monk
         asked(repository)
 
 
+def test_paths_of_the_environment_lead_into_the_commit(repository, monkeypatch):
+    more = "{'text': open(__import__('os').environ['PROJECT_ROOT'] + '/conf/net.yaml').read()}"
+    repository.put("conf/net.yaml", "outputs: 4")
+    repository.commit(model=model(1, more))
+    repository.put("conf/net.yaml", "outputs: 6")
+    monkeypatch.setenv("PROJECT_ROOT", str(repository.folder))
+    assert asked(repository)["text"] == "outputs: 4"
+
+
+def test_todays_files_are_never_taken_for_those_of_the_commit(repository):
+    repository.put("b.yaml", "outputs: 4")
+    repository.put(".gitignore", "data.txt")
+    before = f"for name in ('b.yaml', 'data.txt'): open({str(repository.folder)!r} + '/' + name).read()"
+    repository.commit(model=model(1, before=before))
+    repository.put("data.txt", "what git ignores is the same on both sides")
+    assert asked(repository)["value"] == 1
+    repository.put("b.yaml", "outputs: 6")
+    with pytest.raises(ChildError, match=r"its code read today's b\.yaml, which it names by its whole path"):
+        asked(repository)
+
+
+def test_code_that_looks_for_its_repository_finds_that_of_the_commit(repository):
+    before = (
+        "import pathlib, subprocess\n"
+        "assert (pathlib.Path(__file__).parent / '.git').exists()\n"
+        "said = subprocess.run(['git', 'log', '--format=%H'], capture_output=True, text=True, check=True).stdout\n"
+        "subprocess.run(['git', 'update-ref', 'refs/heads/new', 'HEAD'], check=True)"
+    )
+    sha = repository.commit(model=model(1, "{'log': said.split()}", before=before))
+    state = repository.state()
+    assert asked(repository)["log"] == [sha]
+    assert repository.state() == state
+
+
 def test_an_editable_install_by_a_finder(repository, tmp_path, monkeypatch):
     """As setuptools makes them: a finder with a table, put in place as the interpreter starts."""
     repository.put("src/pkg/__init__.py", "VALUE = 1\n")
@@ -177,7 +211,7 @@ sys.meta_path.append(_EditableFinder)
     )
     (site / "sitecustomize.py").write_text("import __editable___pkg_1_0_finder\n")
     kept = child._environment
-    monkeypatch.setattr(child, "_environment", lambda: kept() | {"PYTHONPATH": str(site)})
+    monkeypatch.setattr(child, "_environment", lambda *places: kept(*places) | {"PYTHONPATH": str(site)})
     assert asked(repository)["value"] == 1
 
 

@@ -87,10 +87,32 @@ def test_no_such_commit(repository, ref):
     assert not list(repository.folder.glob("x*"))
 
 
-def test_a_file_is_not_a_commit(repository):
+@pytest.mark.parametrize(
+    ("ref", "told"),
+    [
+        ("HEAD:a.py", "it is a file. The commit is git:HEAD"),
+        (
+            "v1..HEAD",
+            r"it is a range. One commit is meant: git:v1, or git:v1\.\.\. for the commit where HEAD",
+        ),
+        ("v1...main", "it is a range"),
+        ("v1..", "it is a range"),
+        ("^v1", ""),
+        ("HEAD^@", ""),
+        ("HEAD#model.Net", r"name a model of it as git:HEAD#package\.module:name"),
+    ],
+)
+def test_what_is_not_one_commit(repository, ref, told):
     repository.commit(a="1")
-    with pytest.raises(CheckpointError, match="git knows no commit"):
-        resolve(Reference("HEAD:a.py"), repository.folder)
+    repository.git("tag", "v1")
+    repository.commit(a="2")
+    with pytest.raises(CheckpointError, match=rf"git knows no commit '.*' in .*{told}"):
+        resolve(Reference(ref), repository.folder)
+
+
+def test_no_commit_yet(repository):
+    with pytest.raises(CheckpointError, match=r"there is no commit yet in .*: commit first"):
+        resolve(Reference("HEAD"), repository.folder)
 
 
 def test_a_branch_of_a_remote_that_was_meant(repository, tmp_path):
@@ -118,6 +140,12 @@ def test_a_shallow_clone(repository, tmp_path):
 
 def test_no_repository(tmp_path):
     with pytest.raises(CheckpointError, match="is not in a git repository, and git: needs one"):
+        resolve(Reference("HEAD"), tmp_path)
+
+
+def test_a_worktree_whose_repository_is_elsewhere(tmp_path):
+    (tmp_path / ".git").write_text("gitdir: /nowhere/.git/worktrees/x\n")
+    with pytest.raises(CheckpointError, match=r"names a repository that is not there: /nowhere/\.git"):
         resolve(Reference("HEAD"), tmp_path)
 
 

@@ -22,7 +22,8 @@ def head(repository, ref="HEAD"):
 
 
 def files(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if not name.startswith(".git/")}
 
 
 def test_the_files_of_a_commit_and_nothing_of_today(repository):

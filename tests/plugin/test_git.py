@@ -121,7 +121,18 @@ def test_a_compiled_extension_that_the_commit_lacks(pytester, repository):
     repository.put("_kernels.py", "")
     done = ran(pytester)
     done.assert_outcomes(failed=1)
-    done.stdout.fnmatch_lines(["*No module named '_kernels'*"])
+    done.stdout.fnmatch_lines(
+        ["*No module named '_kernels' (net.py:1). Today's _kernels.py is not in that commit*"]
+    )
+
+
+def test_a_model_that_is_new(pytester, repository):
+    repository.commit()
+    repository.put("net.py", NET)
+    repository.put("test_net.py", TEST.format(module="net", name="Net", more=""))
+    done = ran(pytester)
+    done.assert_outcomes(failed=1)
+    done.stdout.fnmatch_lines(["*: there is no module 'net'. Today's net.py is not in that commit*"])
 
 
 def test_lightning_like(pytester, repository):
