@@ -167,7 +167,7 @@ def on_synthetic_values(
     method = str(held.get("method", "forward"))
     try:
         then = Behaviour.from_json(held)
-        kept = _constructed(held, ckpt)
+        kept, gain = _constructed(held, ckpt), _gain(held)
     except ValueError as error:
         raise CheckpointError(f"{ckpt.name}: {error}: lock it again") from None
     if batch.lacking:
@@ -182,7 +182,7 @@ def on_synthetic_values(
         if kept is None:
             kept = undrawn(blueprint.build())
         objects = {key: value for key, value in _objects(blueprint, ckpt).items() if key not in kept}
-        values = synthetic.state_dict(ckpt, ckpt.ties, kept | objects)
+        values = synthetic.state_dict(ckpt, ckpt.ties, kept | objects, gain)
         applied = recipe.run(values, schema.state_dict())
     except (ModelError, RecipeError) as error:
         return _uncompared(f"the recipe on synthetic values: {error}")
@@ -269,6 +269,18 @@ def _constructed(held: Mapping[str, Any], ckpt: Checkpoint) -> dict[str, Any] | 
         key: plain.decoded(str(text), getattr(torch, ckpt[key].dtype), list(ckpt[key].shape))
         for key, text in rows.items()
     }
+
+
+def _gain(held: Mapping[str, Any]) -> float:
+    """What the variance of weights was multiplied by.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    gain = held.get("gain", 1.0)
+    if not isinstance(gain, (int, float)) or not 0 < gain < 100:
+        raise ValueError("the gain of its weights is not a positive number")
+    return float(gain)
 
 
 def _objects(blueprint: Blueprint, ckpt: Checkpoint) -> dict[str, Any]:

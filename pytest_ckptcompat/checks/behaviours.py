@@ -10,10 +10,13 @@ import torch
 from pytest_ckptcompat.core import memory
 from pytest_ckptcompat.core.limits import DEFAULT, Limits
 from pytest_ckptcompat.tensors import plain, synthetic
+from pytest_ckptcompat.tensors.nested import mapped
 from pytest_ckptcompat.verification.behaviour import Behaviour, record
+from pytest_ckptcompat.verification.signal import Signal, fitting
+from pytest_ckptcompat.verification.wide_run import Run, RunError, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch import nn
 
@@ -48,24 +51,62 @@ def recorded(
         most: characters that the integers may take which the model constructs.
 
     Returns:
-        `Behaviour.to_json`, with ``method``, the ``batch``'s digest, and what was ``constructed``: key ->
-        bits of integers that are not all 0, None where there was no room.
+        `Behaviour.to_json`, with ``method``, the ``batch``'s digest, what was ``constructed`` (key -> bits of
+        integers that are not all 0, None where there was no room), and the ``gain`` of the weights if not 1.
     """
     about: dict[str, Any] = {"method": method, "batch": plain.digest(batch)}
     if large := too_large(table, limits):
         return about | Behaviour(uncompared=large).to_json()
-    constructed: dict[str, torch.Tensor] = {}
-    drawn: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
 
-    def load(model: nn.Module) -> None:
-        if not drawn:
-            kept = undrawn(model)
-            constructed.update({key: value for key, value in kept.items() if isinstance(value, torch.Tensor)})
-            drawn.update(synthetic.state_dict(table, ties, kept))
-        model.load_state_dict(drawn)
+    def loading(gain: float) -> Callable[[nn.Module], object]:
+        values: dict[str, Any] = {}
 
-    found = record(blueprint.build, load, synthetic.inputs(plain.unpacked(batch)), method)
-    return about | {"constructed": _bits(constructed, most)} | found.to_json()
+        def load(model: nn.Module) -> object:
+            if not values:
+                kept.update(kept or undrawn(model))
+                values.update(synthetic.state_dict(table, ties, kept, gain))
+            return model.load_state_dict(values)
+
+        return load
+
+    drawn, other = (synthetic.inputs(plain.unpacked(batch), name) for name in ("input", "other"))
+    gain, load, first = _heard(blueprint, loading, drawn, _shifted(other), method)
+    found = record(blueprint.build, load, drawn, method, first)
+    constructed = {key: value for key, value in kept.items() if isinstance(value, torch.Tensor)}
+    told = {} if gain == 1 else {"gain": gain}
+    return about | told | {"constructed": _bits(constructed, most)} | found.to_json()
+
+
+def _heard(
+    blueprint: Blueprint,
+    loading: Callable[[float], Callable[[nn.Module], object]],
+    drawn: Any,
+    other: Any,
+    method: str,
+) -> tuple[float, Callable[[nn.Module], object], Run | None]:
+    """The gain with which a signal goes through the model, what loads such values, and the run if kept."""
+    last: tuple[float, Callable[[nn.Module], object], Run]
+
+    def hear(gain: float) -> Signal:
+        nonlocal last
+        load = loading(gain)
+        last = gain, load, run(lambda: blueprint.build(0), load, drawn, method, other=other)
+        return last[2].signal
+
+    try:
+        gain = fitting(hear)
+    except RunError:
+        return 1.0, loading(1.0), None
+    return last if last[0] == gain else (gain, loading(gain), None)
+
+
+def _shifted(batch: Any) -> Any:
+    """Another batch of the same integers: each tensor's last dimension is shifted by one."""
+    return mapped(
+        batch,
+        lambda tensor: tensor if tensor.is_floating_point() or not tensor.dim() else tensor.roll(1, -1),
+    )
 
 
 def undrawn(model: nn.Module) -> dict[str, Any]:

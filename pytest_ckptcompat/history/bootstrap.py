@@ -74,12 +74,12 @@ def _todays_file(request: dict[str, Any], opened: set[str]) -> str:
     root, tree = Path(request["root"]), Path(request["tree"])
     spared = [*map(Path, (*request["installed"], request["tool"])), tree, root / ".git"]
 
-    def todays(file: Any) -> bool:
+    def todays(file: object) -> bool:
         path = Path(file) if isinstance(file, str) else tree
         return path.is_relative_to(root) and not any(path.is_relative_to(each) for each in spared)
 
     for name, module in sorted(sys.modules.items()):
-        if todays(file := getattr(module, "__file__", None)):
+        if todays(file := getattr(module, "__file__", "")):
             return f"{name} was imported from today's {Path(file).relative_to(root)}"
     for file in filter(todays, sorted(opened)):
         then = tree / Path(file).relative_to(root)

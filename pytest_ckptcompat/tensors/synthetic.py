@@ -23,6 +23,8 @@ _VARIANCE = re.compile(r"(^|_)var(iance)?$")
 _FACTOR = re.compile(
     r"(^|_)(weight(_g)?|original0|g|gamma|lambda|alpha|scales?|scaling|std|sigma|temperature|tau|norm)(_?\d+)?$"
 )
+_LEFT_VECTOR = re.compile(r"(.+)\.\d+\._u|(.+)_u")
+"""Of a spectral norm, as a function or a parametrization."""
 _GAIN = 1.7
 """What weights do to a signal's variance: a rectifier halves it, a batch norm divides it by about 2."""
 
@@ -40,7 +42,10 @@ class Spec(Protocol):
 
 
 def state_dict(
-    table: Mapping[str, Spec], ties: Iterable[Sequence[str]] = (), kept: Mapping[str, Any] | None = None
+    table: Mapping[str, Spec],
+    ties: Iterable[Sequence[str]] = (),
+    kept: Mapping[str, Any] | None = None,
+    gain: float = 1.0,
 ) -> OrderedDict[str, Any]:
     """Draw values for every key of a table.
 
@@ -48,6 +53,7 @@ def state_dict(
         table: key -> shape and dtype.
         ties: groups of keys that share one tensor: it is drawn once, under the first name.
         kept: key -> value of what is not drawn: integer and boolean tensors, and other objects.
+        gain: what the variance of weights is multiplied by.
 
     Returns:
         Floating tensors as float64 and complex ones as complex128, whatever dtype the table has for them, so
@@ -63,20 +69,43 @@ def state_dict(
         elif key in kept:
             found[key] = kept[key]
         elif (dtype := _dtype(spec)).is_floating_point or dtype.is_complex:
-            drawn = values(name, (*spec.shape, 2) if dtype.is_complex else spec.shape)
+            drawn = values(name, (*spec.shape, 2) if dtype.is_complex else spec.shape, gain)
             found[key] = torch.view_as_complex(drawn) if dtype.is_complex else drawn
         else:
             found[key] = torch.zeros(tuple(spec.shape), dtype=dtype, device="cpu")
+    for key in list(found):
+        if match := _LEFT_VECTOR.fullmatch(key):
+            _align(found, f"{match[1]}.original" if match[1] else f"{match[2]}_orig", key, gain)
     return found
 
 
-def values(key: str, shape: Sequence[int]) -> torch.Tensor:
+def values(key: str, shape: Sequence[int], gain: float = 1.0) -> torch.Tensor:
     """Draw one tensor of a model, float64; every element is exact in float32 too.
 
     Weights are centred and scaled by their fan-in, so that a signal neither dies nor explodes. Factors (the
     weight of a norm, a scale) lie around 1, variances around 2, biases and means around 0.
     """
-    return _uniform(key, shape, *_range(key, shape))
+    return _uniform(key, shape, *_range(key, shape, gain))
+
+
+def _align(found: dict[str, Any], weight: str, left: str, gain: float) -> None:
+    """Make the two vectors of a spectral norm belong to its weight, so that the norm is not one of noise.
+
+    With u the first unit vector and v the first row of the weight, the norm is the sum of the row's squares,
+    about 1. Where rows may lie in either of two dimensions, v is the sum of both.
+    """
+    right = f"{left[:-1]}v"
+    if weight not in found or right not in found or found[weight].dim() < 2:
+        return
+    matrix, u, v = found[weight], found[left], found[right]
+    rows = [
+        matrix.select(dim, 0).reshape(-1)
+        for dim in (0, 1)
+        if matrix.shape[dim] == u.numel() and matrix.numel() == u.numel() * v.numel()
+    ]
+    if rows:
+        found[left] = torch.eye(1, u.numel(), dtype=u.dtype, device="cpu")[0]
+        found[right] = (sum(rows[1:], rows[0]) / math.sqrt(gain)).float().double()
 
 
 def signal(name: str, shape: Sequence[int]) -> torch.Tensor:
@@ -93,7 +122,7 @@ def integers(name: str, shape: Sequence[int], bound: int) -> torch.Tensor:
     return both.remainder_(min(bound, 1 << 31)).reshape(tuple(shape))
 
 
-def inputs(batch: Any) -> Any:
+def inputs(batch: Any, name: str = "input") -> Any:
     """A copy of a batch with every floating and complex tensor drawn anew; integers and booleans are kept."""
     count = 0
 
@@ -103,8 +132,8 @@ def inputs(batch: Any) -> Any:
             return tensor
         count += 1
         if tensor.is_complex():
-            return torch.view_as_complex(signal(f"input {count}", (*tensor.shape, 2)))
-        return signal(f"input {count}", tensor.shape)
+            return torch.view_as_complex(signal(f"{name} {count}", (*tensor.shape, 2)))
+        return signal(f"{name} {count}", tensor.shape)
 
     return mapped(batch, drawn)
 
@@ -143,7 +172,7 @@ def _fill(name: str, found: torch.Tensor) -> None:
         second.copy_(number.bitwise_xor_(moved).bitwise_and_(0xFFFF)[: len(second)])
 
 
-def _range(key: str, shape: Sequence[int]) -> tuple[float, float]:
+def _range(key: str, shape: Sequence[int], gain: float) -> tuple[float, float]:
     """The centre and half the width of a tensor's values."""
     leaf = key.rpartition(".")[2]
     size = math.prod(shape)
@@ -156,7 +185,7 @@ def _range(key: str, shape: Sequence[int]) -> tuple[float, float]:
         return 1.0, 0.25
     if len(shape) < 2:
         return 0.0, 0.25
-    return 0.0, math.sqrt(3 * _GAIN / max(1, _fan_in(leaf, shape)))
+    return 0.0, math.sqrt(3 * _GAIN * gain / max(1, _fan_in(leaf, shape)))
 
 
 def _fan_in(leaf: str, shape: Sequence[int]) -> int:

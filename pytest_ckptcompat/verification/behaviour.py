@@ -75,6 +75,7 @@ def record(
     load: Callable[[nn.Module], object],
     batch: Batch,
     method: str = "forward",
+    first: Run | None = None,
 ) -> Behaviour:
     """Run a model and record what it gives; a model whose outputs are random, or none, is told.
 
@@ -83,9 +84,10 @@ def record(
         load: writes the values into it.
         batch: arguments of the call.
         method: which method is called.
+        first: such a run, where there was one.
     """
     try:
-        first = run(lambda: build(0), load, batch, method)
+        first = first or run(lambda: build(0), load, batch, method)
         random = _random(first, build, load, batch, method)
     except RunError as error:
         return Behaviour(uncompared=f"the model did not run: {error}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,8 @@ from pytest_ckptcompat.models.skeleton import skeleton
 from pytest_ckptcompat.tensors.nested import mapped, tensors
 from pytest_ckptcompat.tensors.seeds import seeded
 
+from .signal import Signal, echo, heard
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from .run_copies import Batch
 
 _ATEN = torch.ops.aten
+_GROUPED: Any = getattr(getattr(_ATEN, "_grouped_mm", None), "default", None)
 _BITS = 20
 _LARGE = 8 << 20
 """Elements, above which it takes noticeable time to draw random weights first."""
@@ -40,11 +43,13 @@ class Run:
         outputs: its tensors by their path (``""``, ``[0]``, ``['logits']``): float64 or complex128.
         precision: the arithmetic it ran in.
         note: why it did not run in float64; ``""`` if it did.
+        signal: how the batch goes through it, where another batch was given to compare with.
     """
 
     outputs: dict[str, torch.Tensor]
     precision: torch.dtype
     note: str = ""
+    signal: Signal = field(default_factory=Signal)
 
 
 def run(
@@ -54,6 +59,7 @@ def run(
     method: str = "forward",
     *,
     seed: int = 0,
+    other: Batch | None = None,
 ) -> Run:
     """Build a model, load it and call it once: in eval mode, on the CPU, in float64, else in float32.
 
@@ -67,6 +73,7 @@ def run(
         batch: arguments of the call; floating tensors of it are widened too.
         method: which method of the model is called.
         seed: for what the call draws at random.
+        other: the model is called with this batch too, and its signal is heard.
 
     Raises:
         RunError: it raised in float32, too.
@@ -74,12 +81,12 @@ def run(
     note = ""
     for dtype in (torch.float64, torch.float32):
         try:
-            outputs = _attempt(build, load, batch, method, seed, dtype)
+            outputs, signal = _attempt(build, load, batch, method, seed, dtype, other)
         except (Exception, SystemExit) as error:
             note = note or f"in float64 it raised {raised(error)}"
             failed = raised(error)
             continue
-        return Run(outputs, dtype, "" if dtype == torch.float64 else note)
+        return Run(outputs, dtype, "" if dtype == torch.float64 else note, signal)
     raise RunError(failed)
 
 
@@ -90,7 +97,8 @@ def _attempt(
     method: str,
     seed: int,
     dtype: torch.dtype,
-) -> dict[str, torch.Tensor]:
+    other: Batch | None,
+) -> tuple[dict[str, torch.Tensor], Signal]:
     def built() -> nn.Module:
         with seeded(0), _default(dtype), Widened(dtype):
             model = build()
@@ -105,15 +113,27 @@ def _attempt(
             model = built()
             load(model)
         model.eval()
-        args, kwargs = mapped(batch, lambda tensor: tensor.to(_made(tensor.dtype, dtype), copy=True))
-        with seeded(seed), torch.no_grad(), _default(dtype), Widened(dtype):
-            call = model if method == "forward" else getattr(model, method)
-            found = call(*args, **kwargs)
-    return {
-        path: tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64, copy=True)
-        for path, tensor in tensors(found)
-        if tensor.layout == torch.strided and not tensor.is_quantized
-    }
+
+        def called(batch: Batch) -> dict[str, torch.Tensor]:
+            args, kwargs = mapped(batch, lambda tensor: tensor.to(_made(tensor.dtype, dtype), copy=True))
+            with seeded(seed), torch.no_grad(), _default(dtype), Widened(dtype):
+                found = (model if method == "forward" else getattr(model, method))(*args, **kwargs)
+            return {
+                path: tensor.detach().to(
+                    torch.complex128 if tensor.is_complex() else torch.float64, copy=True
+                )
+                for path, tensor in tensors(found)
+                if tensor.layout == torch.strided and not tensor.is_quantized
+            }
+
+        signal = Signal()
+        if other is None:
+            return called(batch), signal
+        with heard(signal):
+            outputs = called(batch)
+        with suppress(Exception, SystemExit):
+            signal.echo = echo(outputs, called(other))
+        return outputs, signal
 
 
 class Widened(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
@@ -133,10 +153,26 @@ class Widened(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __
         kwargs = dict(kwargs or {})
         if isinstance(asked := kwargs.get("dtype"), torch.dtype):
             kwargs["dtype"] = _wide(asked, self._dtype)
+        if func is _GROUPED and self._dtype == torch.float64:
+            return _grouped(*args, **kwargs)
         found = func(*args, **kwargs)
         if func is _ATEN.lift_fresh.default:  # torch.tensor([0.5], dtype=torch.float32)
             found = found.to(_wide(found.dtype, self._dtype))
         return found
+
+
+def _grouped(
+    one: torch.Tensor, other: torch.Tensor, offs: torch.Tensor | None = None, *more: Any, **options: Any
+) -> Any:
+    """The products of groups of rows, each with its own matrix (experts): torch has none in float64.
+
+    Other forms of it are left to torch.
+    """
+    if offs is None or one.dim() != 2 or other.dim() != 3 or any(each is not None for each in more):
+        return _GROUPED(one, other, offs, *more, **options)
+    ends = offs.tolist()
+    parts = [one[start:end] @ matrix for start, end, matrix in zip([0, *ends], ends, other, strict=False)]
+    return torch.cat([*parts, one.new_zeros(len(one) - ends[-1], other.shape[2])])
 
 
 def _wide(dtype: torch.dtype, to: torch.dtype) -> torch.dtype:

@@ -201,6 +201,8 @@ def test_bad_use_is_one_error_and_nothing_is_written(folder, capsys, arguments, 
         {"constructed": {"nothing": "x"}},
         {"constructed": {"order": 'not base 85 "'}},
         {"precision": 3},
+        {"gain": 0},
+        {"gain": "much"},
     ],
 )
 def test_a_damaged_record_is_one_finding(folder, change):

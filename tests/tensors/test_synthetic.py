@@ -116,6 +116,35 @@ def test_a_table_of_keys():
     assert drawn["phase"].dtype == torch.complex128
 
 
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+@pytest.mark.parametrize("gain", [0.5, 1, 4])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nn.Linear(12, 9),
+        lambda: nn.Linear(10, 10),
+        lambda: nn.Conv2d(6, 7, 3),
+        lambda: nn.ConvTranspose2d(8, 8, 3),
+    ],
+)
+def test_a_spectral_norm_is_that_of_its_weight(norm, gain, build):
+    layer = norm(build()).double().eval()
+    layer.load_state_dict(synthetic.state_dict(layer.state_dict(), gain=gain))
+    x = synthetic.signal("x", (4, 6, 5, 5) if isinstance(layer, nn.Conv2d) else (4, 8, 5, 5))
+    x = x[:, :, 0, 0].repeat(1, 2)[:, : layer.in_features] if isinstance(layer, nn.Linear) else x
+    with torch.no_grad():
+        layer(x)  # the older form computes its weight as it is called
+        true = torch.linalg.matrix_norm(layer.weight.flatten(1), 2)
+    assert 0.5 < true < 4, "the weight is divided by something near its norm"
+
+
+def test_gain_is_that_of_the_weights():
+    table = nn.BatchNorm1d(3).state_dict() | {"fc.weight": torch.empty(4, 3)}
+    one, two = synthetic.state_dict(table), synthetic.state_dict(table, gain=4)
+    assert [key for key in table if not torch.equal(one[key], two[key])] == ["fc.weight"]
+    assert torch.equal(two["fc.weight"], 2 * one["fc.weight"])
+
+
 def test_a_change_of_dtype_changes_no_value():
     half, whole = nn.Linear(3, 3).half().state_dict(), nn.Linear(3, 3).state_dict()
     one, other = synthetic.state_dict(half), synthetic.state_dict(whole)

@@ -92,6 +92,27 @@ def test_the_dtype_of_the_weights_is_no_matter():
     assert torch.equal(given(build, (2, 8)).outputs[""], given(lambda: build().half(), (2, 8)).outputs[""])
 
 
+@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="this torch groups no matrices")
+@pytest.mark.parametrize("ends", [[1, 4, 4], [2, 3, 7]])
+def test_experts_run_in_float64(ends):
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(3, 8, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch._grouped_mm(x, self.weight, offs=torch.tensor(ends, dtype=torch.int32))[: ends[-1]]
+
+    found = given(Experts, (7, 8))
+    x, weight = synthetic.signal("input 1", (7, 8)), synthetic.values("weight", (3, 8, 4))
+    starts = [0, *ends]
+    assert (found.precision, found.note) == (torch.float64, "")
+    assert torch.equal(
+        found.outputs[""],
+        torch.cat([x[starts[each] : ends[each]] @ weight[each] for each in range(3)]),
+    )
+
+
 class Float32Only(nn.Module):
     def __init__(self) -> None:
         super().__init__()

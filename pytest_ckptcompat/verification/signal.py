@@ -1,0 +1,85 @@
+"""Whether a signal goes through a model, or dies on the way, or explodes."""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.modules.module import register_module_forward_hook
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch import nn
+
+_LOUD = 1e3
+"""Activations as large as that leave nothing of what a nonlinearity does around 0."""
+_FAINT = 0.05
+_TRIES = 5
+
+
+@dataclass
+class Signal:
+    """What was heard of a signal.
+
+    Attributes:
+        loudest: the largest root mean square of what a module gave.
+        echo: how much of the outputs changes with the inputs, in parts of the outputs.
+    """
+
+    loudest: float = 0.0
+    echo: float = math.inf
+
+    @property
+    def quality(self) -> float:
+        """1 for a signal that neither dies nor explodes, less for any other."""
+        return min(1.0, self.echo / _FAINT) * (1.0 if self.loudest <= _LOUD else _LOUD / self.loudest)
+
+
+@contextmanager
+def heard(signal: Signal) -> Iterator[None]:
+    """Note how loud the outputs of modules are."""
+
+    def hear(module: nn.Module, given: Any, made: Any) -> None:
+        for each in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(each, torch.Tensor) and each.is_floating_point() and each.numel():
+                loud = float(torch.linalg.vector_norm(each.detach())) / math.sqrt(each.numel())
+                signal.loudest = max(signal.loudest, math.inf if math.isnan(loud) else loud)
+
+    hook = register_module_forward_hook(hear)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def echo(outputs: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> float:
+    """How far the outputs for two batches are apart, in parts of the outputs; infinite if none compares."""
+    found = -math.inf
+    for path, one in outputs.items():
+        other = others.get(path)
+        if other is not None and other.shape == one.shape and one.numel():
+            apart = torch.where((one - other).isfinite(), one - other, 0.0)
+            size = torch.linalg.vector_norm(torch.where(one.isfinite(), one, 0.0))
+            found = max(found, float(torch.linalg.vector_norm(apart) / size.clamp_min(1e-300)))
+    return found if found >= 0 else math.inf
+
+
+def fitting(hear: Callable[[float], Signal]) -> float:
+    """The gain of a model's weights with which a signal goes through it best.
+
+    Args:
+        hear: gain of the variance -> what is heard with it; called for 1 alone where that is good.
+    """
+    found: dict[float, Signal] = {}
+    gain = 1.0
+    while gain not in found and len(found) < _TRIES:
+        found[gain] = signal = hear(gain)
+        if signal.loudest > _LOUD:
+            gain /= 2
+        elif signal.echo < _FAINT:
+            gain *= 2
+    return max(found, key=lambda each: found[each].quality)

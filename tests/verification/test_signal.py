@@ -1,0 +1,113 @@
+"""Weights with which a signal neither dies nor explodes on its way through a model."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_ckptcompat.checks.behaviours import recorded
+from pytest_ckptcompat.forward.inputs import Inputs
+from pytest_ckptcompat.models.blueprint import blueprint
+from pytest_ckptcompat.tensors import plain, synthetic
+from pytest_ckptcompat.verification.behaviour import Behaviour, compare
+from pytest_ckptcompat.verification.signal import Signal, echo, fitting
+from pytest_ckptcompat.verification.wide_run import run
+
+
+class Residual(nn.Module):
+    """Thirty blocks without a norm, as networks for super-resolution have them: plain weights explode."""
+
+    def __init__(self, last=nn.ReLU) -> None:
+        super().__init__()
+        acts = [nn.ReLU] * 29 + [last]
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(16, 16), act(), nn.Linear(16, 16)) for act in acts
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+class Gated(nn.Module):
+    """Blocks whose gates halve what goes through, as in efficient networks: with plain weights it dies."""
+
+    def __init__(self, first=nn.SiLU) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(16, 16) for _ in range(24))
+        self.acts = nn.ModuleList([first(), *(nn.SiLU() for _ in range(23))])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block, act in zip(self.blocks, self.acts, strict=True):
+            x = act(block(x))
+            x = x * x.mean(1, keepdim=True).sigmoid()
+        return x
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.fc = nn.Embedding(20, 16), nn.Linear(16, 4)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.words(ids))
+
+
+def record_of(build, shape=(4, 16)):
+    batch = Inputs.parse(shape).plain()
+    found = recorded(blueprint(build), build().state_dict(), (), batch)
+    state = synthetic.state_dict(build().state_dict(), gain=found.get("gain", 1))
+
+    def now(other):
+        return run(other, lambda model: model.load_state_dict(state), synthetic.inputs(plain.unpacked(batch)))
+
+    return found, now
+
+
+@pytest.mark.parametrize(
+    ("build", "changed", "gains"),
+    [
+        (Residual, lambda: Residual(nn.GELU), (0.125, 0.25, 0.5)),
+        (Gated, lambda: Gated(nn.GELU), (2, 4, 8)),
+    ],
+)
+def test_a_change_is_seen_where_plain_weights_would_hide_it(build, changed, gains):
+    found, now = record_of(build)
+    then = Behaviour.from_json(found)
+    assert found["gain"] in gains
+    assert not compare(then, now(build)).changed
+    assert compare(then, now(changed)).gaps[0].times > 100
+
+
+@pytest.mark.parametrize(("build", "shape"), [(nn.Sequential, (4, 16)), (Words, "2x5:int64<20")])
+def test_plain_weights_are_kept_where_they_do(build, shape):
+    assert "gain" not in record_of(build, shape)[0]
+
+
+def test_what_nothing_helps_keeps_plain_weights():
+    constant = type("Constant", (Words,), {"forward": lambda self, ids: self.fc.bias})
+    assert "gain" not in record_of(constant, "2x5:int64<20")[0]
+
+
+def test_the_search():
+    asked = []
+
+    def hear(gain):
+        asked.append(gain)
+        return Signal(loudest=1e5 * gain**3, echo=1.0)
+
+    assert fitting(hear) == 0.125
+    assert asked == [1, 0.5, 0.25, 0.125]
+    assert fitting(lambda gain: Signal(1.0, gain / 100)) == 8
+    assert fitting(lambda gain: Signal(1e9 if gain > 1 else 1.0, 0.01)) == 1
+    assert fitting(lambda gain: Signal(math.inf, 0.0)) == 1
+
+
+def test_an_echo_is_measured_on_numbers():
+    one = {"": torch.tensor([1.0, math.inf]), "[1]": torch.zeros(0)}
+    assert echo(one, {"": torch.tensor([1.5, math.inf]), "[1]": torch.zeros(0)}) == pytest.approx(0.5)
+    assert echo(one, {"": torch.zeros(3)}) == math.inf
