@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-_LOUD = 1e3
+_LOUD = 200.0
 """Activations as large as that leave nothing of what a nonlinearity does around 0."""
 _FAINT = 0.05
-_TRIES = 5
+_TRIES = 6
 
 
 @dataclass
@@ -75,11 +75,14 @@ def fitting(hear: Callable[[float], Signal]) -> float:
         hear: gain of the variance -> what is heard with it; called for 1 alone where that is good.
     """
     found: dict[float, Signal] = {}
-    gain = 1.0
+    gain, faint, loud = 1.0, 0.0, math.inf  # too faint up to, too loud from
     while gain not in found and len(found) < _TRIES:
         found[gain] = signal = hear(gain)
         if signal.loudest > _LOUD:
-            gain /= 2
+            loud = gain
         elif signal.echo < _FAINT:
-            gain *= 2
+            faint = gain
+        else:
+            break
+        gain = loud / 2 if not faint else min(faint * 2, math.sqrt(faint * loud))
     return max(found, key=lambda each: found[each].quality)
