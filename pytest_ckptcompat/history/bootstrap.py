@@ -7,13 +7,17 @@ import filecmp
 import importlib
 import json
 import os
+import shutil
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 
 def _main(request_file: str) -> None:
     request = json.loads(Path(request_file).read_text(encoding="utf-8"))
+    _end_with_parent(str(Path(request_file).parent), str(Path(request["tree"]).parent))
     sys.path[:] = request["path"]
     _follow_editable_installs(request["root"], request["tree"])
     opened = _watched(request["root"], request["tool"])
@@ -28,6 +32,23 @@ def _main(request_file: str) -> None:
     part.write_text(json.dumps(answer), encoding="utf-8")
     part.replace(request["answer"])
     os._exit(0)  # whatever threads and exit handlers the model's code has left
+
+
+def _end_with_parent(*folders: str) -> None:
+    """End this process, all that it started and its folders when the process that asked is gone.
+
+    That one holds the other end of the standard input, and closes it even if it is killed.
+    """
+    asking, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+
+    def wait() -> None:
+        os.read(asking, 1)  # nothing is ever written
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _follow_editable_installs(root: str, tree: str) -> None:

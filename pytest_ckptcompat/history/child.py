@@ -113,7 +113,7 @@ def _run(command: list[str], root: Path, tree: Path, output: Any, timeout: float
         command,
         cwd=_place(root, tree),
         env=_environment(root, tree),
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,  # open as long as this process lives
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -125,7 +125,7 @@ def _run(command: list[str], root: Path, tree: Path, output: Any, timeout: float
     finally:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # and whatever it started
-        process.wait()
+        process.communicate()
 
 
 def _environment(root: Path, tree: Path) -> dict[str, str]:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -129,10 +132,44 @@ def test_time_is_up_for_all_that_was_started(repository, tmp_path):
     with pytest.raises(ChildError, match="did not finish within 1 s: raise the ini key ckpt_git_timeout"):
         asked(repository, timeout=1.0)
     assert time.monotonic() - began < 10
-    time.sleep(0.1)
+    until(lambda: stands_still(beat))
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_it_ends_with_the_process_that_asked(repository, tmp_path, end):
+    beat, folder = tmp_path / "beat", tmp_path / "temporary"
+    folder.mkdir()
+    loop = f"import time, pathlib\nwhile True: pathlib.Path({str(beat)!r}).write_text(str(time.time())); time.sleep(0.02)"
+    repository.commit(model=loop)
+    asking = f"""
+import sys; sys.path.insert(0, {str(Path(child.__file__).parents[2])!r})
+from pytest_ckptcompat.history.child import ask
+from pytest_ckptcompat.history.reference import Reference, resolve
+from pytest_ckptcompat.history.tree import exported
+from pathlib import Path
+commit = resolve(Reference("HEAD"), Path.cwd())
+with exported(commit) as tree:
+    ask(commit, tree, "job", {{}})
+"""
+    process = subprocess.Popen([sys.executable, "-c", asking], env=os.environ | {"TMPDIR": str(folder)})
+    until(beat.exists)
+    process.send_signal(end)
+    process.wait()
+    until(lambda: not list(folder.iterdir()))
+    until(lambda: stands_still(beat))
+
+
+def stands_still(beat):
     last = beat.read_text()
     time.sleep(0.2)
-    assert beat.read_text() == last
+    return beat.read_text() == last
+
+
+def until(holds, seconds=20):
+    began = time.monotonic()
+    while not holds():
+        assert time.monotonic() - began < seconds
+        time.sleep(0.02)
 
 
 def test_threads_that_go_on_do_not_keep_it(repository):
