@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from repositories import Repository
 
@@ -24,15 +26,16 @@ CHANGE = ("outputs=4", "outputs=14")
 
 
 @pytest.fixture
-def repository(pytester):
+def repository(pytester, monkeypatch):
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")  # the cache keeps what a commit answers
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     made = Repository(pytester.path)
     made.put(".gitignore", "__pycache__/\n.pytest_cache/\n")
     return made
 
 
 def ran(pytester, *arguments):
-    arguments = arguments or ("--ckpt=git:HEAD", "--ckpt-device=none")
-    return pytester.runpytest_subprocess(*arguments, "-p", "no:cacheprovider")
+    return pytester.runpytest_inprocess(*arguments or ("--ckpt=git:HEAD", "--ckpt-device=none"))
 
 
 def red_and_green(pytester, repository, path, *arguments, change=CHANGE):
@@ -182,7 +185,8 @@ def test_outside_of_a_repository(pytester):
 
 def test_workers_start_one_child(pytester, repository, monkeypatch):
     pytest.importorskip("xdist")
-    repository.put("net.py", f"import os\nopen(os.environ['STARTS'], 'a').write(f'{{__file__}}\\n')\n{NET}")
+    noting = "import os\nwith open(os.environ['STARTS'], 'a') as log:\n    log.write(f'{__file__}\\n')\n"
+    repository.put("net.py", noting + NET)
     tests = TEST.format(module="net", name="Net", more="") + TEST.format(
         module="net", name="Net", more=""
     ).replace("test_gate", "test_other")
@@ -190,13 +194,11 @@ def test_workers_start_one_child(pytester, repository, monkeypatch):
     repository.commit()
     log = pytester.path.parent / f"{pytester.path.name}-starts"
     monkeypatch.setenv("STARTS", str(log))
-    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")  # the cache is wanted here
     done = pytester.runpytest_subprocess("--ckpt=git:HEAD", "--ckpt-device=none", "-n2")
     done.assert_outcomes(passed=2)
     past = [line for line in log.read_text().splitlines() if "ckptcompat-git-" in line]
     assert len(past) == 1
-    again = pytester.runpytest_subprocess("--ckpt=git:HEAD", "--ckpt-device=none")
-    again.assert_outcomes(passed=2)
+    ran(pytester).assert_outcomes(passed=2)
     assert len([line for line in log.read_text().splitlines() if "ckptcompat-git-" in line]) == 1
 
 
