@@ -13,7 +13,7 @@ from .submodels import WRAPPERS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from .templates import Families, Shapes, Substitution
+    from .templates import Families, Indices, Shapes, Substitution
 
 # Names that other frameworks, or older versions of this one, have for the same thing.
 _SYNONYMS = (
@@ -91,6 +91,7 @@ class Evidence:
         names: the keys that would find their place, and what they would be called.
         exact: how many of them have the shape of that place.
         lost: how many keys would be renamed into nothing that the model knows.
+        misplaced: whether a layer with another number would not fit where another place fits it.
         unfilled: whether the model has more under the new name than the checkpoint has under the old one.
         like: how much the old and the new parts look alike, 0 to 1.
         distinct: the same, without the words that the alternatives have as well.
@@ -100,6 +101,7 @@ class Evidence:
     names: dict[str, str] = field(default_factory=dict)
     exact: int = 0
     lost: int = 0
+    misplaced: bool = False
     unfilled: bool = False
     like: float = 0.0
     distinct: float = 0.0
@@ -133,7 +135,7 @@ class Evidence:
 
     def convinces(self, neighbours: Neighbours, reshaped: bool) -> bool:
         """Whether there is more to it than a shape that happens to be the same."""
-        if self.worth <= 0 or not (self.exact or reshaped):
+        if self.worth <= 0 or self.misplaced or not (self.exact or reshaped):
             return False
         if self.exact >= 3 or self.like >= 0.3:
             return True
@@ -161,6 +163,8 @@ def gathered(
         if changed is None or changed == parts:
             continue
         places = new.get(changed, {})
+        if "#" in "".join(substitution.old):
+            places = _counterparts(family, places, current, model)
         for numbers, key in family.items():
             if numbers not in places:
                 evidence.lost += 1
@@ -169,11 +173,46 @@ def gathered(
             evidence.exact += current[key] == model[places[numbers]]
     start = (*(substitution.prefix or ()), *substitution.new)
     filled = set(evidence.names.values())
+    if "#" in "".join(substitution.old) and evidence.exact < len(evidence.names):
+        evidence.misplaced = _misplaced(evidence.names, new, current, model)
     evidence.unfilled = any(
         parts[: len(start)] == start and not filled.issuperset(family.values())
         for parts, family in new.items()
     )
     return evidence
+
+
+def _counterparts(
+    family: Mapping[Indices, str], places: Mapping[Indices, str], current: Shapes, model: Shapes
+) -> Mapping[Indices, str]:
+    """For the numbers of layers, their places: under the same numbers, or in order where all have others.
+
+    ``conv1`` to ``conv3`` may be ``blocks.0`` to ``blocks.2``, if their shapes agree.
+    """
+    if len(family) != len(places) or family.keys() == places.keys():
+        return places
+    ordered = dict(zip(in_order(family), (places[numbers] for numbers in in_order(places)), strict=True))
+    return ordered if all(current[family[each]] == model[place] for each, place in ordered.items()) else {}
+
+
+def _misplaced(names: Mapping[str, str], new: Families, current: Shapes, model: Shapes) -> bool:
+    exact = {name for key, name in names.items() if current[key] == model[name]}
+    free = {
+        (_leaf(place), model[place])
+        for family in new.values()
+        for place in family.values()
+        if place not in exact
+    }
+    return any(name not in exact and (_leaf(key), current[key]) in free for key, name in names.items())
+
+
+def _leaf(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def in_order(numbers: Iterable[Indices]) -> list[Indices]:
+    """Numbers as they are counted."""
+    return sorted(numbers, key=lambda each: tuple(map(int, each)))
 
 
 def set_apart(evidence: Iterable[Evidence]) -> None:

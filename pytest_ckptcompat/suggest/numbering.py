@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _Parent(NamedTuple):
-    """What is numbered: the children of one module, or what each of them has under one name.
+    """What is numbered: the children of one module, modules of one name, or what each has under one name.
 
     Attributes:
         before: the keys' beginning, up to the number.
@@ -59,6 +59,7 @@ def renumbered(
             if (
                 len(old) == len(new)
                 and old.keys() != new.keys()
+                and (len(old) > 1 or parent.before[-1:] in ("", "."))  # a lone ``norm1`` is a name
                 and _ordered(parent, old, new, modules, origin)
             ):
                 places = zip(sorted(old), sorted(new), strict=True)
@@ -83,6 +84,8 @@ def _ordered(
     places = dict(zip(sorted(old), sorted(new), strict=True))
     if any(old[one] != new[other] for one, other in places.items()):
         return False
+    if any(number in new and old[number] != new[number] for number in old):
+        return True  # nothing but the order explains the shapes
     module = modules.get(parent.before.removesuffix("."))
     whole = not parent.branch
     if (
@@ -95,7 +98,8 @@ def _ordered(
     if len({repr(each) for each in shapes}) == len(shapes):
         return True
     stay = any(
-        old[one] == new.get(one) and origin[parent.key(one, rest)].endswith(f".{one}{parent.branch}{rest}")
+        old[one] == new.get(one)
+        and origin[parent.key(one, rest)].endswith(f"{parent.before[-1:]}{one}{parent.branch}{rest}")
         for one, other in places.items()
         if one != other
         for rest in old[one]
@@ -118,4 +122,5 @@ def _children(shapes: Shapes, branches: bool, budget: Budget) -> dict[_Parent, C
     return parents
 
 
-_NUMBER = re.compile(r"(?<![^.])(?:0|[1-9][0-9]{0,8})(?![^.])")
+_NUMBER = re.compile(r"(?<![0-9])(?:0|[1-9][0-9]{0,8})(?![^.])")
+"""The number that a part of a key is, or ends with."""

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from .budget import Budget, OutOfTime
-from .evidence import Evidence, Neighbours, gathered, set_apart
+from .evidence import Evidence, Neighbours, gathered, in_order, set_apart
 from .layers import NO_MODULES
 from .moves import MOST_STEPS, Move, move
 from .numbering import renumbered
@@ -154,25 +154,34 @@ def _wrapped(old: Families, new: Families) -> Iterator[tuple[Template, Template]
 def _alike(
     old: Families, new: Families, current: Shapes, model: Shapes
 ) -> Iterator[tuple[Template, Template]]:
-    """Templates of which a key has the same numbers and the same shape; if too many, those that end alike."""
-    found: dict[tuple[Indices, Shape, Template], list[Template]] = {}
+    """Templates of which a key has the same numbers, or the first one of as many, and the same shape.
+
+    If there are too many, those that end alike.
+    """
+    found: dict[tuple[Indices | int, Shape, Template], list[Template]] = {}
     for parts, family in new.items():
-        for numbers, key in family.items():
+        signs: list[tuple[Indices | int, str]] = list(family.items())
+        signs += _counted(family)
+        for sign, key in signs:
             for length in range(3):
-                ending = parts[len(parts) - length :]
-                found.setdefault((numbers, model[key], ending), []).append(parts)
+                found.setdefault((sign, model[key], parts[len(parts) - length :]), []).append(parts)
     room = max(MOST_PAIRS // max(len(old), 1), 8)
     for parts, family in old.items():
-        numbers, key = next(iter(family.items()))
-        for length in range(3):
-            others = found.get((numbers, current[key], parts[len(parts) - length :]), [])
-            if len(others) <= room:
-                yield from (
-                    (parts, other)
-                    for other in others
-                    if parts[-1] == other[-1] or not {parts[-1], other[-1]} <= _LEAVES
-                )
-                break
+        for sign, key in (next(iter(family.items())), *_counted(family)):
+            for length in range(3):
+                others = found.get((sign, current[key], parts[len(parts) - length :]), [])
+                if len(others) <= room:
+                    yield from (
+                        (parts, other)
+                        for other in others
+                        if parts[-1] == other[-1] or not {parts[-1], other[-1]} <= _LEAVES
+                    )
+                    break
+
+
+def _counted(family: Mapping[Indices, str]) -> list[tuple[int, str]]:
+    """How many layers there are, and the first one's key: for those that are counted from another number."""
+    return [(len(family), family[in_order(family)[0]])] if len(family) > 1 else []
 
 
 def _other_numbers(pairs: Iterable[tuple[Template, Template]]) -> Iterator[tuple[Template, Template]]:

@@ -4,12 +4,15 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pace import within
 from torch import nn
 
+from pytest_ckptcompat import Recipe
 from pytest_ckptcompat.core.collection import paused
+from pytest_ckptcompat.recipes.operators import OPERATORS
 from pytest_ckptcompat.suggest.evidence import likeness
 from pytest_ckptcompat.suggest.layers import NO_MODULES
 from pytest_ckptcompat.suggest.renaming import renames
@@ -407,3 +410,41 @@ def test_of_random_renames_nearly_all_are_found_and_hardly_one_is_wrong() -> Non
 )
 def test_a_shape_alone_does_not_make_one_layer_of_two(old, new):
     assert renames(old, new)[0] == []
+
+
+def convolutions(name, shift=0):
+    """Four convolutions, two of one shape, each with its norm; `name` says what a layer is called."""
+    sizes = {1: (8, 3), 2: (8, 8), 3: (8, 8), 4: (16, 8)}
+    conv, norm = name
+    shapes = {}
+    for number, size in sizes.items():
+        shapes[f"{conv.format(number + shift)}.weight"] = (*size, 3, 3)
+        shapes[f"{norm.format(number + shift)}.weight"] = size[:1]
+    return shapes
+
+
+@pytest.mark.parametrize(
+    ("new", "shift"),
+    [
+        (("blocks.{}.conv", "blocks.{}.norm"), -1),
+        (("layer{}.0", "layer{}.1"), 0),
+        (("conv{}", "bn{}"), -1),
+        (("conv{}", "bn{}"), 2),
+        (("stages.{}.conv", "stages.{}.bn"), 1),
+    ],
+)
+def test_layers_that_are_counted_from_another_number_keep_their_order(new, shift):
+    old, wanted = convolutions(("conv{}", "bn{}")), convolutions(new, shift)
+    steps, after = renames(old, wanted)
+    assert after.keys() == wanted.keys()
+    recipe = Recipe(*(OPERATORS[step.operator](*step.arguments) for step in steps))
+    given = recipe.apply({key: torch.tensor(place) for place, key in enumerate(old)}, {})
+    came = {key: list(old)[int(value)] for key, value in given.items()}
+    assert [came[key] for key in wanted] == list(old)
+
+
+def test_a_layer_is_not_called_by_its_number_where_another_place_fits_it():
+    old = {f"fc{n}.weight": shape for n, shape in enumerate([(6, 5), (6, 6), (3, 6)], 1)}
+    new = {"input.weight": (6, 5), "hidden1.weight": (6, 6), "output.weight": (3, 6)}
+    _, after = renames(old, new)
+    assert "hidden1.weight" not in after or after["hidden1.weight"] == (6, 6)
