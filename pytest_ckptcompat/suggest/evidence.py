@@ -162,7 +162,7 @@ def gathered(
         changed = substitution(parts)
         if changed is None or changed == parts:
             continue
-        places = new.get(changed, {})
+        places: Mapping[Indices, str] = new.get(changed, {})
         if "#" in "".join(substitution.old):
             places = _counterparts(family, places, current, model)
         for numbers, key in family.items():

@@ -160,9 +160,7 @@ def _alike(
     """
     found: dict[tuple[Indices | int, Shape, Template], list[Template]] = {}
     for parts, family in new.items():
-        signs: list[tuple[Indices | int, str]] = list(family.items())
-        signs += _counted(family)
-        for sign, key in signs:
+        for sign, key in (*family.items(), *_counted(family)):
             for length in range(3):
                 found.setdefault((sign, model[key], parts[len(parts) - length :]), []).append(parts)
     room = max(MOST_PAIRS // max(len(old), 1), 8)
@@ -179,7 +177,7 @@ def _alike(
                     break
 
 
-def _counted(family: Mapping[Indices, str]) -> list[tuple[int, str]]:
+def _counted(family: Mapping[Indices, str]) -> list[tuple[Indices | int, str]]:
     """How many layers there are, and the first one's key: for those that are counted from another number."""
     return [(len(family), family[in_order(family)[0]])] if len(family) > 1 else []
 
