@@ -51,7 +51,7 @@ def state_dict_at(tree: object, path: str) -> object:
             where = path[: len(path) - len(rest)].rstrip(".")
             here = f"{escape(where)!r}" if where else "the checkpoint"
             raise CheckpointError(
-                f"{CHOOSING} names {escape(path)!r}: {here} has no such part; it has {_listed(node)}"
+                f"{CHOOSING} names {escape(public(path))!r}: {here} has no such part; it has {_listed(node)}"
             )
     return node
 

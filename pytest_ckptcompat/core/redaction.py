@@ -8,16 +8,20 @@ not a secret in either reading is kept.
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 _SCHEME = r"[a-zA-Z][a-zA-Z0-9+.-]+"
 _URL = re.compile(rf"{_SCHEME}(://|::)")
 _NEXT_LINK = re.compile(rf"::(?=(?:{_SCHEME}::)*{_SCHEME}://|\.{{0,2}}/[^@?#]*$)")
-_LINK = re.compile(rf"(?!file:|local:)({_SCHEME}:/+)([^/?#]*)([^?#]*)(.*)", re.DOTALL)
+_ADDRESS = r"([^/?#]*)((?:(?!;[^/;]*=|%3[Ff][^/%]*(?:=|%3[Dd]))[^?#])*)(.*)"
+"""Host, path, and what is hidden: a query, also one that was quoted (``%3F``), a fragment, parameters."""
+_LINK = re.compile(rf"(?!file:|local:)({_SCHEME}:/+){_ADDRESS}", re.DOTALL)
 """Also with a single slash, which is what pathlib makes of a URL."""
-_LINK_IN_FOLDER = re.compile(
-    r"(/(?:.*?/)?(?:https?|s?ftp|s3a?|gc?s|hf|az|abfss?|webdavs?):/+)([^/?#]*)([^?#]*)(.*)", re.DOTALL
+_LINK_INSIDE = re.compile(
+    r"((?:.*?(?<![\w.+-]))?(?:https?:/*|(?:s?ftp|s3a?|gc?s|hf|az|abfss?|webdavs?):/+))" + _ADDRESS,
+    re.DOTALL | re.IGNORECASE,
 )
-"""What becomes of that where it is taken for a relative path."""
+"""A link behind something else: a folder it was joined to, a space, ``git:``."""
 _HOST = re.compile(r"(\[[^\]@]*\]|[^:@\[\]]*)(:\d*)?")
 _FULL_HOST = r"(localhost|\[[^/@]*\]|(\d+\.){3}\d+|[\w.-]+\.[a-zA-Z]{2,})"
 _KNOWN_HOST = re.compile(rf"{_FULL_HOST}(:\d*)?")
@@ -53,10 +57,12 @@ def redact(text: str) -> str:
 
 
 def _public_link(link: str) -> str:
-    match = _LINK.fullmatch(link) or _LINK_IN_FOLDER.fullmatch(link)
+    match = _LINK.fullmatch(link) or _LINK_INSIDE.fullmatch(link)
     if match is None:
         return link
     scheme, host, path, rest = match.groups()
+    if "@" not in link:
+        host = unquote(host)
     if not _may_have_user(host, path, rest):
         return scheme + host + path
     ends = _USER_ENDS.split(rest)

@@ -78,9 +78,9 @@ def display(path: str) -> str:
 
 def name_of(path: str) -> str:
     """The last part of a path, safe to print; a reference to a commit whole."""
-    if is_reference(path):
-        return escape(path)
     shown = public(path)
+    if is_reference(path):
+        return escape(shown)
     return escape(shown.rstrip("/\\").rpartition("/")[2] or shown)
 
 

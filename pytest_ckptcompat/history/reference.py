@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.files.paths import GIT
+from pytest_ckptcompat.core.redaction import is_meant_as_url
+from pytest_ckptcompat.files.paths import GIT, display
 
 _QUIET = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 _SHA = re.compile(r"[0-9a-f]{40,64}")
@@ -48,6 +49,11 @@ class Reference:
         ref = ref.removesuffix("...").strip()
         if not ref or "\0" in ref or "\n" in ref:
             raise CheckpointError(f"{escape(text)} names no commit: write git:REF, as in git:origin/main")
+        if is_meant_as_url(ref):
+            raise CheckpointError(
+                f"{display(text)} is an address, and git: reads the repository of the current folder alone: "
+                "write git:REF, as in git:origin/main"
+            )
         return cls(ref, merge_base, model)
 
 

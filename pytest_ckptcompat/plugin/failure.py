@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from _pytest._code.code import ReprEntryNative, ReprExceptionInfo, ReprFileLocation, ReprTracebackNative
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from _pytest._io import TerminalWriter
 
     from .settings import Settings
+
+_PACKAGE = __name__.partition(".")[0]
 
 
 def failure(reports: Sequence[Report], item: pytest.Item, settings: Settings) -> ReprExceptionInfo:
@@ -51,6 +54,29 @@ def failure(reports: Sequence[Report], item: pytest.Item, settings: Settings) ->
     trace = ReprTracebackNative([])
     trace.reprentries = [] if item.config.option.tbstyle == "line" else [entry]
     return ReprExceptionInfo(trace, crash)  # no chain: what draws chains anew would find no frames in it
+
+
+def end_at_caller(error: BaseException | None) -> None:
+    """Cut the traceback of an error of this package, and of what it was raised for, where the test called it.
+
+    What is behind tells a user nothing, and pytest prints the arguments of the innermost function: an address
+    among them may hold a password.
+    """
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        frames, trace = list[TracebackType](), error.__traceback__
+        while trace is not None:
+            frames.append(trace)
+            trace = trace.tb_next
+        ours = [_is_ours(each) for each in frames]
+        if isinstance(error, (ValueError, KeyError)) and ours and ours[-1] and not ours[0]:
+            frames[ours.index(True) - 1].tb_next = None
+        error = error.__cause__ or error.__context__
+
+
+def _is_ours(trace: TracebackType) -> bool:
+    return str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0] == _PACKAGE
 
 
 def add_reports(

@@ -65,10 +65,14 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     """An incompatible checkpoint is a failed test with the report, not an error with a traceback."""
+    if call.excinfo is None:
+        return (yield)
+    from .failure import add_reports, end_at_caller, failure
+
+    end_at_caller(call.excinfo.value)
     report: pytest.TestReport = yield
-    if call.excinfo is None or not report.failed:
+    if not report.failed:
         return report
-    from .failure import add_reports, failure
 
     if isinstance(call.excinfo.value, Incompatible):
         report.when = "call"  # raised while a fixture was set up, it would count as an error

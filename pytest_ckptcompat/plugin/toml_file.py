@@ -15,6 +15,7 @@ import pytest
 from pytest_ckptcompat.checks.arguments import CheckArguments
 from pytest_ckptcompat.checks.waivers import allow
 from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.core.redaction import public
 from pytest_ckptcompat.recipes.release_names import TODAY, locks_of_releases
 
 from .checkpoints import ids
@@ -139,7 +140,7 @@ class CheckFile(pytest.File):
         line = lines.of(number, error.inner, error.key)
         heading = f"check.{error.inner[0]}" if error.inner else "check"
         text = f"{self.nodeid}:{line}: [[{heading}]]: {error}"
-        return Misstated.from_parent(self, name=_name(table, number), text=text, line=line - 1)
+        return Misstated.from_parent(self, name=public(_name(table, number)), text=text, line=line - 1)
 
     def _of_releases(
         self, name: str, case: CheckArguments, releases: str, line: int
@@ -216,7 +217,7 @@ def _declared(table: dict[str, Any], number: int) -> tuple[str, CheckArguments, 
     if "allow" in table:
         arguments["allow"] = [_waiver(entry, place) for place, entry in enumerate(table["allow"])]
     try:
-        return name, CheckArguments.of(**arguments), _releases(table)
+        return public(name), CheckArguments.of(**arguments), _releases(table)
     except ValueError as error:
         raise _MisstatedError(str(error), table) from None
 

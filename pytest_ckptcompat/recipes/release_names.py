@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.redaction import public
 from pytest_ckptcompat.files.folders import meant_by
 from pytest_ckptcompat.files.paths import display, unreachable
 
@@ -33,7 +34,7 @@ def check_names(names: Sequence[str]) -> None:
     for number, name in enumerate(names):
         if not isinstance(name, str) or not NAME.fullmatch(name) or name == TODAY:
             raise RecipeError(
-                f"{escape(str(name), 60)!r} is not a name of a release: use letters and digits, then also "
+                f"{escape(public(str(name)), 60)!r} is not a name of a release: use letters and digits, then also "
                 f"dots, dashes and underscores, but not {TODAY!r}"
             )
         if name in names[:number]:

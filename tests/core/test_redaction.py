@@ -36,6 +36,15 @@ SECRET = "S3CR3T"
         ("HTTPS://user:S3CR3T@[::1]:80/net.pth", "HTTPS://[::1]:80/net.pth"),
         ("https:/user:S3CR3T@host/net.pth?S3CR3T", "https:/host/net.pth"),  # as pathlib writes it
         ("/home/me/https:/user:S3CR3T@host/net.pth?S3CR3T", "/home/me/https:/host/net.pth"),
+        (" https://u:S3CR3T@host/net.pth", " https://host/net.pth"),
+        ("./https://u:S3CR3T@host/net.pth?S3CR3T", "./https://host/net.pth"),
+        ("runs/https:/u:S3CR3T@host/net.pth#S3CR3T", "runs/https:/host/net.pth"),
+        ("https:u:S3CR3T@host/net.pth", "https:host/net.pth"),
+        ("git:https://u:S3CR3T@host/repo", "git:https://host/repo"),
+        ("git:main#http://u:S3CR3T@host/repo", "git:main#http://host/repo"),
+        ("https://u%3AS3CR3T%40host/net.pth", "https://host/net.pth"),
+        ("https://host/net.pth%3Fsig%3DS3CR3T", "https://host/net.pth"),
+        ("https://host/net.pth;token=S3CR3T?a=1", "https://host/net.pth"),
     ],
 )
 def test_of_a_url_only_what_is_no_secret_is_left(path, shown):
@@ -57,6 +66,7 @@ def test_of_a_url_only_what_is_no_secret_is_left(path, shown):
         "https://example.com/model@v2.pth",
         "zip://net.pth::/data/a.zip",
         "memory://x/net.pth",
+        "https://host/a%3Fb;c/net.pth",
     ],
 )
 def test_what_has_no_secret_stays_as_it_is(path):

@@ -57,6 +57,9 @@ NOT_READ = {
     "protocol": "nosuch://user:S3CR3T@{host}/net.pth?sig=S3CR3T",
     "bucket": "memory://key:S3CR3T@bucket/net.pth",
     "local": "file://net.pth?sig=1",
+    "in front": " http://user:S3CR3T@{host}/net.pth?sig=S3CR3T",
+    "quoted": "http://user%3AS3CR3T%40{host}/net.pth%3Fsig%3DS3CR3T",
+    "commit": "git:http://user:S3CR3T@{host}/net.pth?sig=S3CR3T",
 }
 """What can't be."""
 
@@ -144,6 +147,7 @@ TESTS = """
 import os
 import pytest
 from models_of_secrets import Net
+from pytest_ckptcompat import load
 
 URLS = os.environ["URLS"].splitlines()
 
@@ -160,6 +164,10 @@ def test_all(ckpt_report):
 
 def test_user_code(ckpt_path, ckpt):
     assert len(ckpt) == 3
+
+@pytest.mark.parametrize("number", range(len(URLS)))
+def test_user_load(number):
+    load(Net(), URLS[number])
 
 def test_user_check(ckpt_path, ckpt_check):
     assert ckpt_check(Net, ckpt_path, device="none")
@@ -186,7 +194,8 @@ def test_a_run_of_pytest(
     )  # fmt: skip
     counts = result.parseoutcomes()
     assert counts.keys() == {"failed"}
-    assert counts["failed"] == len(READ | NOT_READ) + 4 * len(READ)
+    result.stdout.no_fnmatch_line("*in load")  # what failed in it is said, and its arguments are not shown
+    assert counts["failed"] == 2 * len(READ | NOT_READ) + 4 * len(READ)
     shown = [line for line in (*result.outlines, *result.errlines) if SECRET in line]
     assert not shown
     left = [path for path in pytester.path.rglob("*") if path.is_file()]
