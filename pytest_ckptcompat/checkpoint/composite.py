@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 
@@ -34,18 +34,22 @@ def composed(spec: TensorSpec, read: Read) -> torch.Tensor:
     Raises:
         CheckpointError: it is of a kind that can't be made, or its parts contradict each other.
     """
-    make = _KINDS.get(spec.kind) if isinstance(spec, CompositeSpec) else None
-    if make is None or not isinstance(spec, CompositeSpec):
+    if not can_compose(spec):
         raise CheckpointError(
             f"a tensor's values have no plain layout ({escape(spec.note)}), and can't be read"
         )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # sparse layouts are in beta, says torch
-            return make(spec, read)
+            return _KINDS[spec.kind](spec, read)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = escape(str(error).partition("\n")[0], 200)
         raise CheckpointError(f"a tensor ({escape(spec.note)}) can't be put together: {reason}") from None
+
+
+def can_compose(spec: TensorSpec) -> TypeGuard[CompositeSpec]:
+    """Whether a tensor without a plain layout is of a kind that can be made."""
+    return isinstance(spec, CompositeSpec) and spec.kind in _KINDS
 
 
 def _conjugated(spec: CompositeSpec, read: Read) -> torch.Tensor:

@@ -13,8 +13,11 @@ from torch import nn
 
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
+from pytest_ckptcompat.formats.dcp_objects import UNREAD
 from pytest_ckptcompat.formats.pickle_stubs import LOCKED, Dict, Global, Set, Size, Stub, is_array
 from pytest_ckptcompat.tensors.unread import Unread
+
+from .composite import can_compose
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,11 +58,23 @@ def given(node: object, read: Callable[[TensorSpec], torch.Tensor]) -> Any:
         return _Maker(read).made(node)
     except (_UnknownError, RecursionError) as error:
         kind = str(error) if isinstance(error, _UnknownError) else "objects nested too deeply"
-        if kind == LOCKED:
-            return Unread.of("", f"it comes from {LOCKED}")
+        if kind in (LOCKED, UNREAD):
+            return Unread.of("", f"it comes from {LOCKED}" if kind == LOCKED else "it is too large")
         why = f"it holds {kind}, which torch.load(weights_only=True) refuses"
         remedy = "; convert it with torch.from_numpy where the file is written" if is_array(node) else ""
         return Unread.of(_name(node), why + remedy)
+
+
+def withheld(node: object) -> str:
+    """Why `given` would give an `Unread` for a node, or for a tensor; ``""`` where it gives the object."""
+    made = node if isinstance(node, (Unread, *_PLAIN)) else given(node, _composable)
+    return made.why if isinstance(made, Unread) else ""
+
+
+def _composable(spec: TensorSpec) -> torch.Tensor:
+    if spec.note and not can_compose(spec):
+        raise _UnknownError(f"a tensor without a plain layout ({escape(spec.note)})")
+    return torch.empty(0)
 
 
 class _Maker:
@@ -78,6 +93,8 @@ class _Maker:
         return self._done[id(node)]
 
     def _new(self, node: Any) -> Any:
+        if isinstance(node, (torch.Tensor, torch.dtype, torch.device)):
+            return node
         if isinstance(node, TensorSpec):
             return self._tensor(node)
         if isinstance(node, dict):

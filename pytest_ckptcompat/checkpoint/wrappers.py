@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.errors import AmbiguousError, CheckpointError
 from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.redaction import public
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
 from pytest_ckptcompat.formats.pickle_stubs import Dict, Global, Set, Stub, child, children, is_array
 

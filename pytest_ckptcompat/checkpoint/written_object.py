@@ -9,8 +9,9 @@ import torch
 
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
-from pytest_ckptcompat.formats.pickle_stubs import Dict, Global, Stub
+from pytest_ckptcompat.formats.pickle_stubs import Dict
 
+from .objects import given
 from .written_tensor import Value
 
 if TYPE_CHECKING:
@@ -69,8 +70,9 @@ class Content:
         elif isinstance(node, _PLAIN):
             return node
         else:
-            content = _dtype(node)
-            if content is _LEFT_OUT:
+            content = given(node, lambda _: torch.empty(0))
+            if not isinstance(content, (torch.dtype, torch.device)):
+                content = _LEFT_OUT
                 self.left_out.append(path)
         self._done[id(node)] = content
         return content
@@ -101,10 +103,3 @@ class Content:
         for index, value in enumerate(node):
             written = self._of(value, f"{path}[{index}]")
             yield None if written is _LEFT_OUT else written
-
-
-def _dtype(node: Any) -> Any:
-    """The dtype that a name stands for; anything else is left out."""
-    name = node.name if isinstance(node, (Global, Stub)) else ""
-    found = getattr(torch, name.removeprefix("torch."), None) if name.startswith("torch.") else None
-    return found if isinstance(node, Global) and isinstance(found, torch.dtype) else _LEFT_OUT

@@ -13,6 +13,7 @@ from pytest_ckptcompat.optimizer import faults
 from pytest_ckptcompat.optimizer.growth import grown
 from pytest_ckptcompat.optimizer.layouts import state_dict
 from pytest_ckptcompat.optimizer.resumption import Training
+from pytest_ckptcompat.optimizer.slots import unread_part
 from pytest_ckptcompat.optimizer.state import rank, saved_states
 from pytest_ckptcompat.optimizer.trial import groups_of
 
@@ -163,14 +164,14 @@ class Resuming:
                 f"{where}: {escape(wrong[0].key)} has {wrong[0].checkpoint} for {wrong[0].model}"
             )
         try:
-            resumption = self._training(holder).resumed(saved, names, saved.named(names))
+            resumption = self._training(holder).resumed(saved, names, saved.named(names)).readable()
         except LookupError as reason:
             self._refuse(f"{where}: {reason}", [saved])
             return self._without(saved, where, str(reason), content)
         parameters = dict(self.model.named_parameters())
         for found in faults.misshapen(resumption.state, parameters):
             raise MisfitError(f"{where}: {escape(found.key)} has {found.checkpoint} for {found.model}")
-        if saved.state and not resumption.state:
+        if resumption.left_out and not resumption.state:
             return self._without(saved, where, _reasons(resumption.left_out), content)
         try:
             written = state_dict(resumption, parameters, by_name=by_name)
@@ -184,8 +185,8 @@ class Resuming:
         """A state that can't be rewritten: of parameters that stay as they are, or of another model."""
         where = saved.path or holder.name
         if saved.unread:
-            return self._without(saved, where, f"{saved.unread} is too large to be read", content)
-        if self._indifferent(saved):
+            return self._without(saved, where, saved.unread, content)
+        if self._indifferent(saved) and not any(map(unread_part, saved.state.values())):
             return f"{where} is kept as it was: the recipe changes nothing that it is about"
         return self._without(
             saved, where, "which parameter each state belongs to can't be determined", content

@@ -91,7 +91,7 @@ def _impossible(slot: str, value: Any) -> str:
 
 def foreign(optimizer: torch.optim.Optimizer, state: State) -> str:
     """Why the state is not of this kind of optimizer, or ``""``: going on with another kind is a choice."""
-    kind = type(optimizer).__name__
+    kind = _kind(optimizer)
     has = {slot for slots in state.values() for slot in slots if slot in ELEMENTWISE}
     if not has or kind not in _NEEDED or (_needed(optimizer) <= has and has & _NEEDED[kind]):
         return ""
@@ -129,8 +129,13 @@ def incomplete(optimizer: torch.optim.Optimizer, state: State) -> list[Finding]:
     ]
 
 
+def _kind(optimizer: torch.optim.Optimizer) -> str:
+    """The name of one of torch's own optimizers; ``""`` for another one, which may have the same name."""
+    return type(optimizer).__name__ if type(optimizer).__module__.startswith("torch.optim.") else ""
+
+
 def _needed(optimizer: torch.optim.Optimizer) -> set[str]:
-    kind = type(optimizer).__name__
+    kind = _kind(optimizer)
     if kind == "SGD" and not any(group["momentum"] for group in optimizer.param_groups):
         return set()
     return _NEEDED.get(kind, set())

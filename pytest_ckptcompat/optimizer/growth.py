@@ -9,7 +9,7 @@ import torch
 
 from pytest_ckptcompat.recipes.plan import Write
 
-from .slots import carried, is_elementwise, unknown_form
+from .slots import carried, is_elementwise, unknown_form, unread_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -93,6 +93,8 @@ def _carried(
         return {}, RESET
     shapes = [tuple(before[source].shape) for source in write.sources]
     for slots, shape in zip(sources, shapes, strict=True):
+        if why := unread_part(slots):
+            return {}, why
         if slot := unknown_form(slots, shape):
             return {}, f"{slot} has another form than the parameter"
         if slots.keys() != sources[0].keys():

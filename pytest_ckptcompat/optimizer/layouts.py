@@ -78,10 +78,8 @@ def _numbered(resumption: Resumption, options: list[Mapping[str, Any]]) -> dict[
         }
         for group, own in zip(resumption.groups, options, strict=True)
     ]
-    ids = {identity for group in saved.groups for identity in group.ids}
-    shared = {key: each for key, each in saved.state.items() if key not in ids and isinstance(key, str)}
     slots = {numbers[name]: dict(each) for name, each in resumption.state.items() if name in numbers}
-    return {**saved.node, "state": {**shared, **slots}, "param_groups": listed}
+    return {**saved.node, "state": {**saved.shared, **slots}, "param_groups": listed}
 
 
 def _options(resumption: Resumption) -> list[Mapping[str, Any]]:

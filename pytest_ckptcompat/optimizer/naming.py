@@ -94,7 +94,7 @@ def naming(
         LookupError: it can't be determined; the text says what is missing and what to do.
     """
     if saved.unread:
-        raise LookupError(f"{saved.path} was not read: {saved.unread} is too large")
+        raise LookupError(f"{saved.path}: {saved.unread}")
     own = [group.names for group in saved.groups]
     if [len(names) for names in own] == saved.lengths and any(own):
         candidates, doubts = {"the file": own}, {}

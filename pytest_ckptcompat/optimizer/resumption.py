@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ from pytest_ckptcompat.tensors.difference import memory
 
 from .naming import SHAPES, NoneFits, by_shape, naming, one_state, spelled, tied_names
 from .parameter_order import Evidence, Grouping, evidence
+from .slots import unread_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -191,6 +192,12 @@ class Resumption:
     state: State
     left_out: Mapping[str, str]
     origin: Mapping[str, str | None]
+
+    def readable(self) -> Resumption:
+        """Without the state of parameters that holds an object which was not read: it can't be written."""
+        unread = {name: why for name, slots in self.state.items() if (why := unread_part(slots))}
+        state = {name: slots for name, slots in self.state.items() if name not in unread}
+        return replace(self, state=state, left_out={**self.left_out, **unread})
 
 
 def one_group(parameters: Mapping[str, Any]) -> Naming:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_ckptcompat.checkpoint.objects import withheld
+from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.tensors.difference import same_bits
 
 if TYPE_CHECKING:
@@ -66,6 +68,12 @@ def unknown_form(slots: Mapping[str, Any], shape: Shape) -> str:
         ),
         "",
     )
+
+
+def unread_part(slots: Mapping[str, Any]) -> str:
+    """Which part of a parameter's state was not read and why, or ``""``."""
+    found = ((slot, withheld(value)) for slot, value in slots.items() if not isinstance(value, torch.Tensor))
+    return next((f"{escape(str(slot), 60)} was not read: {why}" for slot, why in found if why), "")
 
 
 def carried(slot: str, write: Write, values: Sequence[torch.Tensor]) -> torch.Tensor | None:

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import nn
 
+from pytest_ckptcompat.checkpoint.objects import given, withheld
 from pytest_ckptcompat.core import memory
+from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import Finding, Promise, finding
 from pytest_ckptcompat.tensors.difference import same_bits
 from pytest_ckptcompat.tensors.footprint import tensors
+from pytest_ckptcompat.tensors.unread import Unread
 
 from . import faults
 from .growth import RESET, grown
 from .resumption import Resumption, Training
+from .slots import unread_part
 from .state import Naming, Saved, State, saved_states
 from .trial import Factory, OptimizerError, Unavailable, ghosts, groups_of, made, step
 
@@ -148,6 +152,9 @@ def _meant(found: list[Saved], training: Training) -> tuple[Saved, Naming]:
     if not found:
         missing = finding("optimizer-missing", message="the checkpoint has no optimizer state")
         _unchecked(STATE, "the checkpoint has none", missing)
+    if reason := found[0].unread:
+        text = f"{found[0].path}: {reason}"
+        _unchecked(STATE, text, replace(finding("optimizer-error", message=text), severity="warn"))
     try:
         return training.only_state(found)
     except LookupError as reason:
@@ -167,7 +174,14 @@ def _read(state: State, materialise: Callable[[Any], torch.Tensor]) -> State:
 
 
 def _values(slots: Mapping[str, Any], materialise: Callable[[Any], torch.Tensor]) -> dict[str, Any]:
-    return {slot: materialise(value) if hasattr(value, "shape") else value for slot, value in slots.items()}
+    """The values of parts, as torch would load them; an `Unread` for what it would not."""
+    return {slot: _value(value, materialise) for slot, value in slots.items()}
+
+
+def _value(value: Any, materialise: Callable[[Any], torch.Tensor]) -> Any:
+    if why := withheld(value):
+        return Unread.of("", why)
+    return materialise(value) if hasattr(value, "shape") else given(value, materialise)
 
 
 def _by_new_name(by_old_name: Mapping[str, Any], came: Mapping[str, str]) -> dict[str, Any]:
@@ -222,6 +236,11 @@ def _step(
     saved: Saved,
     materialise: Callable[[Any], torch.Tensor],
 ) -> None:
+    options = [_values(group.options, materialise) for group in saved.groups]
+    shared = _values(saved.shared, materialise)
+    for name, slots in (*state.items(), *((saved.path, each) for each in (*options, shared))):
+        if why := unread_part(slots):
+            _unchecked(STEP, f"{escape(name)}: {why}")
     needed = 2 * tensors(parameters.values())  # copies and their gradients
     room = memory.free()
     if room is not None and needed > room:
@@ -229,4 +248,4 @@ def _step(
     copies = {
         name: nn.Parameter(each.detach().clone(), each.requires_grad) for name, each in parameters.items()
     }
-    step(factory, copies, state, [_values(group.options, materialise) for group in saved.groups])
+    step(factory, copies, state, options, shared)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Literal
 
+from pytest_ckptcompat.checkpoint.objects import withheld
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.formats.pickle_stubs import Stub
 
-from .slots import ELEMENTWISE
+from .slots import ELEMENTWISE, is_single
 
 Shape = tuple[int, ...]
 
@@ -47,7 +49,7 @@ class Saved:
             tensor and has a ``shape``.
         layout: ``numbered`` as torch's optimizers write it; ``named`` by parameter, and ``flat`` with one key
             for each value (``state.fc.weight.exp_avg``), as ``torch.distributed.checkpoint.state_dict`` does.
-        unread: the part that the reader of the checkpoint left unread, or ``""``.
+        unread: which part of its groups was not read and why, or ``""``.
     """
 
     path: str
@@ -66,6 +68,17 @@ class Saved:
     def lengths(self) -> list[int]:
         """How many parameters each group has."""
         return [len(group.ids) for group in self.groups]
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What lies beside the state of the parameters, as a count of all steps."""
+        ids = {identity for group in self.groups for identity in group.ids}
+        inside = self.node.get("state", {})
+        return {
+            key: each
+            for key, each in inside.items()
+            if isinstance(key, str) and not (ids & {key, _number(key)})
+        }
 
     def named(self, names: Naming) -> State:
         """The state by parameter name, in the order of the groups; parameters without any are left out."""
@@ -119,7 +132,7 @@ def _saved(path: str, node: Any) -> Saved | None:
     if not isinstance(state, Mapping) or not isinstance(listed, (list, tuple)) or not listed:
         return None
     if unread := _unread(listed):
-        return Saved(path, (), node, {}, unread=f"param_groups{unread}")
+        return Saved(path, (), node, {}, unread=unread)
     groups = [group for group in map(_group, listed) if group is not None]
     if len(groups) != len(listed):
         return None
@@ -145,19 +158,22 @@ def _by_id(slots: Mapping[Any, Any], groups: Sequence[Group]) -> dict[int | str,
     """The state under the groups' ids: numbers become text where a distributed checkpoint is unpacked."""
     ids = {identity for group in groups for identity in group.ids}
     return {
-        int(key) if isinstance(key, str) and key not in ids and key.isdecimal() else key: each
-        for key, each in slots.items()
+        _number(key) if isinstance(key, str) and key not in ids else key: each for key, each in slots.items()
     }
 
 
+def _number(key: str) -> int | str:
+    return int(key) if key.isdecimal() else key
+
+
 def _unread(listed: Sequence[Any]) -> str:
-    """Where in the groups something was left unread."""
+    """What was not read of the groups, and why."""
     for index, group in enumerate(listed):
-        if isinstance(group, Stub):
-            return f"[{index}]"
-        for key, value in group.items() if isinstance(group, Mapping) else ():
-            if isinstance(value, Stub):
-                return f"[{index}].{escape(str(key), 60)}"
+        options = group if isinstance(group, Mapping) else {"": group}
+        for key, value in options.items():
+            if key not in ("params", "param_names") and (why := withheld(value)):
+                place = f".{escape(str(key), 60)}" if key else ""
+                return f"param_groups[{index}]{place} was not read: {why}"
     return ""
 
 
@@ -174,8 +190,8 @@ def _flat(path: str, node: Any) -> Saved | None:
         if key.startswith(_GROUPS):
             name, _, option = key.removeprefix(_GROUPS).rpartition(".")
             options.setdefault(name, {})[option] = value
-            if isinstance(value, Stub):
-                return Saved(path, (), node, {}, "flat", unread=escape(key, 80))
+            if isinstance(value, Stub) and (why := withheld(value)):
+                return Saved(path, (), node, {}, "flat", unread=f"{escape(key, 80)} was not read: {why}")
     if not options:
         return None
     state: dict[int | str, dict[str, Any]] = {}
@@ -209,10 +225,24 @@ def _grouped(options: Mapping[str, dict[str, Any]]) -> tuple[Group, ...]:
 
 
 def misfits(state: State, shapes: Mapping[str, Shape]) -> list[tuple[str, str]]:
-    """The (name, slot) of every part of the state that should have its parameter's shape and has not."""
+    """The (name, slot) of every part of the state that should have its parameter's shape and has not.
+
+    Some optimizers have other things under the same names: one value for each row, or, beside a matrix or an
+    object that says which, a projection. Of these nobody can say what shape they should have.
+    """
     return [
         (name, slot)
         for name, slots in state.items()
+        if all(slot in ELEMENTWISE or is_single(value) for slot, value in slots.items())
         for slot, value in slots.items()
-        if slot in ELEMENTWISE and hasattr(value, "shape") and tuple(value.shape) != shapes[name]
+        if slot in ELEMENTWISE and hasattr(value, "shape")
+        if not (tuple(value.shape) == shapes[name] or _is_of_rows(tuple(value.shape), shapes[name]))
     ]
+
+
+def _is_of_rows(shape: Shape, whole: Shape) -> bool:
+    """Whether a tensor of this shape has one element for several of the whole."""
+    sizes = zip(shape, whole, strict=False)
+    return shape == () or (
+        prod(shape) < prod(whole) and len(shape) == len(whole) and all(a in (1, b) for a, b in sizes)
+    )

@@ -6,6 +6,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -92,6 +93,7 @@ def step(
     parameters: Parameters,
     state: Mapping[str, Mapping[str, Any]],
     options: Sequence[Mapping[str, Any]],
+    shared: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Load the state into an optimizer of `parameters`, which are changed, and take one step.
 
@@ -103,34 +105,60 @@ def step(
         state: by parameter name; its tensors are changed too. Every shape has been checked: torch checks
             none, and a fused step on a wrong one corrupts memory.
         options: of each group, as saved; empty: the optimizer's own are kept.
+        shared: what lies beside the state of the parameters.
 
     Raises:
         OptimizerError: loading or stepping raised, or the step left something that is not finite.
     """
-    optimizer, groups = made(factory, parameters)
     generator = torch.Generator().manual_seed(0)
     for parameter in parameters.values():
         if parameter.requires_grad:
             drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float32) * 1e-2
             parameter.grad = drawn.to(parameter.device, parameter.dtype)
+    optimizer, groups = made(factory, parameters)
+    if "param_groups" not in optimizer.state_dict():
+        raise Unavailable(f"{type(optimizer).__name__} has a state dict of a form of its own")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            optimizer.load_state_dict(_numbered(optimizer, groups, state, options))
+            doing = "load_state_dict"
+            content = _numbered(optimizer, groups, state, options)
+            content["state"] |= shared
+            optimizer.load_state_dict(content)
+            _available(optimizer)
+            doing = "the step"
+            _stepped(optimizer)
         except (Exception, SystemExit) as error:
+            if isinstance(error, Unavailable):
+                raise
             _available(error)
-            raise OptimizerError(f"load_state_dict raised {raised(error)}") from error
-        _available(optimizer)
-        if callable(train := getattr(optimizer, "train", None)):
-            train()  # schedule-free optimizers step in train mode alone
-        try:
-            optimizer.step()
-        except (Exception, SystemExit) as error:
-            _available(error)
-            raise OptimizerError(f"the step raised {raised(error)}") from error
+            _steps_anew(factory, parameters)
+            raise OptimizerError(f"{doing} raised {raised(error)}") from error
     for name, parameter in parameters.items():
         if parameter.is_floating_point() and not bool(parameter.isfinite().all()):
             raise OptimizerError(f"the step leaves {name} not finite")
+
+
+def _stepped(optimizer: torch.optim.Optimizer) -> None:
+    if callable(train := getattr(optimizer, "train", None)):
+        train()  # schedule-free optimizers step in train mode alone
+    optimizer.step()
+
+
+def _steps_anew(factory: Factory, parameters: Parameters) -> None:
+    """See that the optimizer steps without the state: where it can't, the state is not what is wrong.
+
+    Raises:
+        Unavailable: it can't, as one that wants second derivatives.
+    """
+    optimizer, _ = made(factory, parameters)
+    try:
+        _stepped(optimizer)
+    except (Exception, SystemExit) as error:
+        kind = type(optimizer).__name__
+        raise Unavailable(
+            f"{kind} does not step on drawn gradients, not even anew: {raised(error)}"
+        ) from error
 
 
 def _available(found: torch.optim.Optimizer | BaseException) -> None:

@@ -76,7 +76,9 @@ def end_at_caller(error: BaseException | None) -> None:
 
 
 def _is_ours(trace: TracebackType) -> bool:
-    return str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0] == _PACKAGE
+    """Whether it is in what tests call, not in what calls them."""
+    module = str(trace.tb_frame.f_globals.get("__name__"))
+    return module.partition(".")[0] == _PACKAGE and not module.endswith(".running")
 
 
 def add_reports(

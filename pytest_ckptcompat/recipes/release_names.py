@@ -34,8 +34,8 @@ def check_names(names: Sequence[str]) -> None:
     for number, name in enumerate(names):
         if not isinstance(name, str) or not NAME.fullmatch(name) or name == TODAY:
             raise RecipeError(
-                f"{escape(public(str(name)), 60)!r} is not a name of a release: use letters and digits, then also "
-                f"dots, dashes and underscores, but not {TODAY!r}"
+                f"{escape(public(str(name)), 60)!r} is not a name of a release: use letters and digits, then "
+                f"also dots, dashes and underscores, but not {TODAY!r}"
             )
         if name in names[:number]:
             raise RecipeError(f"there are two releases called {name!r}")
