@@ -37,7 +37,9 @@ def model(name: str, value: Any) -> Any:
 def loader(name: str, value: Any) -> Any:
     """A loading function, or its name."""
     if isinstance(value, str):
-        return model(name, value)
+        if wrong := misnamed(value, "loader name", "detector:load_detector"):
+            raise ValueError(f"{name}: {wrong}")
+        return value
     if not callable(value) or hasattr(value, "state_dict"):
         wanted = "your function (path) -> model, or (model, path) where model= is given, or its name"
         raise ValueError(f"{name}= wants {wanted}, {_not(value)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,7 +179,8 @@ def load_stage(
             arguments.recipe, arguments.protect, ckpt, meta_copy(model), None, lambda recipe: None, log
         )
         log.stage("compare", "skipped", "the loader decides which keys it loads")
-        model.eval()
+        with suppress(NotImplementedError):  # an exported program has no modes
+            model.eval()
         log.judged("load", not_finite(model), f"by {loader.name}")
     return ckpt, model, in_place, recipe
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.checks.arguments import ARGUMENTS
@@ -70,7 +72,8 @@ def run(options: argparse.Namespace) -> Outcome:
         place=place(options),
     )
     files = targets("--report", options.report)
-    report = check.run()
+    with redirect_stdout(sys.stderr):  # what a model or a loader prints is not part of the report
+        report = check.run()
     for kind, path in files:
         _write(kind, path, report, f"ckptcompat check {options.ckpt} {report.model}")
     text = report.to_json() if options.json else _rendered(report, options.verbose)

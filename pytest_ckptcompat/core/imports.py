@@ -64,19 +64,20 @@ def importable(model: object) -> str:
     return ""
 
 
-def misnamed(name: str) -> str:
+def misnamed(name: str, what: str = "model name", example: str = "onet:Net") -> str:
     """What is wrong with the form of a name, with what may have been meant; or ``""``."""
     module, _, path = name.partition(":")
     if is_meant_as_url(name):
-        return f"{public(name)!r} is not a model name. Use 'package.module:name', for example 'onet:Net'"
+        return f"{public(name)!r} is not a {what}. Use 'package.module:name', for example {example!r}"
     if module.endswith(".py") or "/" in module:
-        meant = f"{module.removesuffix('.py').strip('./').replace('/', '.')}:{path or 'Net'}"
+        default = example.partition(":")[2]
+        meant = f"{module.removesuffix('.py').strip('./').replace('/', '.')}:{path or default}"
     elif module and path:
         return ""
     else:
         before, _, last = module.rpartition(".")
-        meant = f"{before}:{last}" if before and last else "onet:Net"
-    return f"{name!r} is not a model name. Use 'package.module:name', for example {meant!r}"
+        meant = f"{before}:{last}" if before and last else example
+    return f"{name!r} is not a {what}. Use 'package.module:name', for example {meant!r}"
 
 
 def _tried(module: str) -> str:

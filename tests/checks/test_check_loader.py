@@ -650,6 +650,55 @@ def test_what_a_loader_changes_for_the_process_is_given_back(
     assert left == (files, torch.float32, torch.device("cpu"), True)
 
 
+class Loud(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        print("forward")  # noqa: T201
+        return super().forward(x)
+
+
+def loud(path: str) -> nn.Module:
+    print("loading")  # noqa: T201
+    model = Loud()
+    model.load_state_dict(read(path))
+    return model
+
+
+def test_what_a_loader_prints_is_not_in_the_report(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "check",
+        str(files / "plain.pth"),
+        "--loader",
+        f"{__name__}:loud",
+        "--inputs",
+        "2x3x7",
+        "--json",
+    ]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["ok"]
+    assert printed.err.startswith("loading\nforward\n")
+
+
+class Exported(Net):
+    """As a program of `torch.export`, which is in eval mode and has no other."""
+
+    def eval(self) -> Exported:
+        raise NotImplementedError("Calling eval() is not supported yet.")
+
+
+@pytest.mark.parametrize("make", [torch.jit.script, torch.fx.symbolic_trace], ids=["script", "trace"])
+@pytest.mark.filterwarnings("ignore")
+def test_programs_are_models_too(make: Callable[..., nn.Module], files: Path) -> None:
+    def exporting(path: str) -> nn.Module:
+        model = Exported()
+        model.load_state_dict(read(path))
+        return model
+
+    for loader in (lambda path: make(strict(path)), exporting):
+        report = check(ckpt=files / "plain.pth", loader=loader)
+        assert report.ok, str(report)
+
+
 def test_an_in_place_loader_may_return_what_it_likes(files: Path) -> None:
     assert check(Net, files / "plain.pth", loader=lambda model, path: model.load_state_dict(read(path))).ok
     report = check(Net, files / "plain.pth", loader=lambda model, path: ({}, 3))
@@ -777,7 +826,7 @@ def test_a_lock_has_keys_to_compare_and_nothing_to_load(files: Path) -> None:
         ({"optimizer": torch.optim.SGD}, "optimizer= can't be checked beside loader="),
         ({"source_model": Net}, "source_model= can't be checked beside loader="),
         ({"loader": 3}, "loader= wants your function"),
-        ({"loader": "strict"}, "loader: 'strict'"),
+        ({"loader": "strict"}, "loader: 'strict' is not a loader name. Use 'package.module:name'"),
     ],
 )
 def test_arguments_that_say_nothing_about_a_loader(more: dict[str, Any], said: str) -> None:
