@@ -104,11 +104,13 @@ class Lines:
         self, kind: tuple[int, torch.dtype], theirs: torch.Tensor, conversion: tuple[torch.dtype, ...]
     ) -> bool:
         """Whether a line of a tensor is among those that are looked for; of many, some tell."""
+        step = 1 if len(theirs) > len(self._hashed(kind)[0]) else -(-len(theirs) // _SAMPLED)
+        return bool(self._known(kind, _hash(theirs[::step], conversion)).any())
+
+    def _known(self, kind: tuple[int, torch.dtype], wanted: torch.Tensor) -> torch.Tensor:
         hashes = self._hashed(kind)[0]
-        step = 1 if len(theirs) > len(hashes) else -(-len(theirs) // _SAMPLED)
-        wanted = _hash(theirs[::step], conversion)
         nearest = torch.searchsorted(hashes, wanted).clamp_(max=len(hashes) - 1)
-        return bool((hashes[nearest] == wanted).any())
+        return hashes[nearest] == wanted
 
     def _matched(
         self,
@@ -120,22 +122,22 @@ class Lines:
         """Note the lines that are found; whether any tells something, and whether these are all of theirs."""
         cuts = self._cuts[kind]
         hashes, order = self._hashed(kind)
-        wanted, first = _first_of_each(_hash(theirs, conversion))
-        begin = torch.searchsorted(hashes, wanted)
-        count = torch.searchsorted(hashes, wanted, right=True) - begin
-        hit = count > 0
-        if not hit.any():
+        wanted = _hash(theirs, conversion)
+        known = self._known(kind, wanted)
+        if not known.any():
             return False, False
-        line, place = first[hit], begin[hit]
+        wanted, line = _first_of_each(wanted[known])
+        line = known.nonzero().squeeze(1)[line]
+        place = torch.searchsorted(hashes, wanted)
+        count = torch.searchsorted(hashes, wanted, right=True) - place
         if int(count.max()) > 1:  # lines that the model has several times
-            count = count[hit]
             line = torch.repeat_interleave(line, count)
             place = torch.repeat_interleave(place - count.cumsum(0) + count, count) + torch.arange(len(line))
         place, sorting = order[place].sort()
         line = line[sorting]
         ends = torch.tensor([len(cut.lines) for cut in cuts]).cumsum(0)
         owner = torch.bucketize(place, ends, right=True)
-        told, every = False, bool(hit.all())
+        told, every = False, bool(known.all())
         for number in sorted(set(owner.tolist())):
             cut, his = cuts[number], owner == number
             ours = place[his] - (int(ends[number]) - len(cut.lines))
