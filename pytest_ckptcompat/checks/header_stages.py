@@ -250,13 +250,13 @@ def compare_stage(
     except RecipeError as error:
         log.stop(_refused(error), "the recipe does not apply to the values", "compare")
     log.comparison = comparison
-    fits = comparison.fits
     refused = "load-error; " if any(each.rule == "load-error" for each in comparison.findings) else ""
     detail = f"{refused}{comparison.matched} of {comparison.total} keys match"
     if log.load_hook:
         detail += f"; {log.load_hook}"
     log.judged("compare", comparison.findings, detail)
-    if not fits and log.failed:
+    standing = [each for each in log.settled() if each.severity == "error"]
+    if not comparison.fits and not all(each.rule.startswith("waiver-") for each in standing):
         advise(recipe)
     return comparison
 

@@ -131,7 +131,9 @@ def contrasted(old: Checkpoint, new: Checkpoint, found: Sequence[Change]) -> str
         values = " and values (sha256)" if _digests(old, new)[0] else ", shapes and dtypes"
         return f"{new.name} is the same as {old.name}: {len(new)} keys{values}"
     counts = Counter(kind for kind, *_ in found)
-    told = ", ".join(f"{count} {_KINDS[kind]}" for kind, count in counts.items())
+    told = ", ".join(
+        _KINDS[kind] if kind == "values" else f"{count} {_KINDS[kind]}" for kind, count in counts.items()
+    )
     like: dict[tuple[str, str, str], list[str]] = {}
     for kind, key, one, two in found:
         like.setdefault((kind, one, two), []).append(key)

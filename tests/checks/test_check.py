@@ -99,6 +99,13 @@ def test_of_a_recipe_that_does_not_apply_the_error_alone_is_told_and_what_would_
     assert "this recipe, instead of the one declared, would make it load:\n" in str(report)
 
 
+def test_nothing_is_suggested_for_differences_that_are_waived(net):
+    waived = [allow("shape-mismatch", "out2.*", reason="r"), allow("dtype-mismatch", "*", reason="r")]
+    report = check(Grown, net, allow=waived)
+    assert [found.rule for found in report.errors] == ["waiver-unused"]
+    assert report.suggestion is None
+
+
 def test_an_operator_too_many_is_left_out_of_the_suggestion(net):
     report = check(Grown, net, recipe=Recipe(*GROW.operators, drop("aux.*")))
     assert report.suggestion == GROW

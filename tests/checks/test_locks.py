@@ -200,7 +200,7 @@ def test_a_lock_with_a_hash_tells_that_values_changed_under_equal_keys(folder, c
     torch.manual_seed(7)
     torch.save(Boxes().state_dict(), "boxes.pth")
     assert main(["diff", "boxes.pth", "--against", "net.ckpt.json"]) == 1
-    assert "1 values changed" in capsys.readouterr().out
+    assert "net.ckpt.json: values changed" in capsys.readouterr().out
     assert main(["diff", "boxes.pth", "--against", "net.ckpt.json", "--json"]) == 1
     (change,) = json.loads(capsys.readouterr().out)["changes"]
     assert change["change"] == "values"
