@@ -216,8 +216,8 @@ def forward_stage(
 
     def noted(outcome: Outcome, name: str = "") -> Outcome:
         outcome = within(outcome, most) if name or device != "auto" or outcome.on_cuda else outcome
-        # What fails on the CPU fails in the rehearsal with the same words: once is enough.
-        log.add(*(found for found in outcome.findings if found not in log.findings))
+        told = {(each.rule, each.key) for each in log.findings}  # what fails on the CPU fails there too
+        log.add(*(found for found in outcome.findings if (found.rule, found.key) not in told))
         log.stage("forward", outcome.status, outcome.detail, name, outcome.findings)
         return outcome
 

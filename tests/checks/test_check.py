@@ -388,8 +388,9 @@ def test_extra_state_fits_in_both_directions_from_file_and_lock(tmp_path, state)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="auto runs on the card")
-def test_what_fails_on_the_cpu_and_in_the_rehearsal_is_told_once(net):
-    report = check(Boxes, net, inputs=(2, 4, 8, 8))
+@pytest.mark.parametrize("model", [Boxes, lambda: torch.nn.Linear(3, 4)], ids=["same words", "other words"])
+def test_what_fails_on_the_cpu_and_in_the_rehearsal_is_told_once(tmp_path, model):
+    report = check(model, saved(tmp_path / "net.pth", model().state_dict()), inputs=(2, 4, 8, 8))
     [found] = report.errors
     assert found.rule == "forward-error"
     assert (stages(report)["forward"], stages(report)["forward-cuda"]) == ("failed", "failed")
