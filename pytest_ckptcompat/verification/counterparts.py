@@ -18,7 +18,7 @@ class Counterparts:
     """
 
     def __init__(self, known: Mapping[str, str], keys: Collection[str]) -> None:
-        self._keys = keys
+        self._keys = set(keys)
         self._paths: dict[str, Counter[str]] = {}
         for ours, theirs in known.items():
             ours, theirs = _apart(ours, theirs)
@@ -36,7 +36,7 @@ class Counterparts:
             path = path.rpartition(".")[0]
             rest = key[len(path) :].removeprefix(".")
             found = {f"{theirs}.{rest}".removeprefix(".") for theirs in self._paths.get(path, ())}
-            found &= set(self._keys)
+            found &= self._keys
             if found:
                 return found.pop() if len(found) == 1 else None
         return None

@@ -56,7 +56,7 @@ class Lines:
                 for lines in _cuts(tensor.detach()):
                     cut = _Cut(name, lines, torch.zeros(len(lines), dtype=torch.bool))
                     self._cuts.setdefault((lines.shape[1], lines.dtype), []).append(cut)
-        self._hashes: dict[tuple[int, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._hashes: dict[tuple[int, torch.dtype], tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
     def fits(self, value: torch.Tensor) -> bool:
         """Whether a tensor of the checkpoint has lines of a length that is looked for; by its shape alone."""
@@ -121,7 +121,7 @@ class Lines:
     ) -> tuple[bool, bool]:
         """Note the lines that are found; whether any tells something, and whether these are all of theirs."""
         cuts = self._cuts[kind]
-        hashes, order = self._hashed(kind)
+        hashes, order, ends = self._hashed(kind)
         wanted = _hash(theirs, conversion)
         known = self._known(kind, wanted)
         if not known.any():
@@ -135,7 +135,6 @@ class Lines:
             place = torch.repeat_interleave(place - count.cumsum(0) + count, count) + torch.arange(len(line))
         place, sorting = order[place].sort()
         line = line[sorting]
-        ends = torch.tensor([len(cut.lines) for cut in cuts]).cumsum(0)
         owner = torch.bucketize(place, ends, right=True)
         told, every = False, bool(known.all())
         for number in sorted(set(owner.tolist())):
@@ -145,10 +144,12 @@ class Lines:
             told, every = told or tells, every and same
         return told, every
 
-    def _hashed(self, kind: tuple[int, torch.dtype]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _hashed(self, kind: tuple[int, torch.dtype]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The hashes of all lines of a kind, sorted; where each stands; and where each tensor's lines end."""
         if kind not in self._hashes:
-            hashes = torch.cat([_hash(cut.lines, (kind[1],)) for cut in self._cuts[kind]])
-            self._hashes[kind] = hashes.sort(stable=True)
+            hashes = [_hash(cut.lines, (kind[1],)) for cut in self._cuts[kind]]
+            ends = torch.tensor([len(each) for each in hashes]).cumsum(0)
+            self._hashes[kind] = (*torch.cat(hashes).sort(stable=True), ends)
         return self._hashes[kind]
 
 

@@ -53,7 +53,7 @@ def held_values(held: torch.Tensor, value: torch.Tensor) -> How | None:
         return None
     if held.is_quantized and not value.is_quantized:
         return How(cast=_QUANTIZED) if quantized_by_torch(held, value) else None
-    held, value = _dense(held), _dense(value)
+    held, value = dense(held), dense(value)
     wanted = bits(sample(held))
     for conversion in conversions(value.dtype, held.dtype):
         for view, how in views(value, tuple(held.shape)):
@@ -64,7 +64,7 @@ def held_values(held: torch.Tensor, value: torch.Tensor) -> How | None:
     return How(cast=_QUANTIZED) if quantized_by_groups(held, value) else None
 
 
-def _dense(tensor: torch.Tensor) -> torch.Tensor:
+def dense(tensor: torch.Tensor) -> torch.Tensor:
     """The values of a sparse or quantized tensor in ordinary memory; any other as it is."""
     if tensor.is_quantized:
         return tensor.dequantize()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.tensors.difference import bits
 
-from .same_values import How, conversions, converted, held_values, plain, sample, views
+from .same_values import How, conversions, converted, dense, held_values, plain, sample, views
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -21,12 +21,12 @@ class Samples:
         self._tensors = tensors
         self._names: dict[object, list[str]] = {}
         self._kinds: dict[int, set[tuple[torch.dtype, tuple[int, ...]]]] = {}
-        self._quantized: dict[torch.Size, list[str]] = {}
+        self._odd: dict[torch.Size, list[str]] = {}
         for name, tensor in tensors.items():
-            if tensor.is_quantized:
-                self._quantized.setdefault(tensor.shape, []).append(name)
+            if not plain(tensor):  # sparse or quantized
+                self._odd.setdefault(tensor.shape, []).append(name)
                 self._kinds.setdefault(tensor.numel(), set())
-            elif plain(tensor):
+            else:
                 self._names.setdefault(_sample(tensor, (tensor.dtype,)), []).append(name)
                 self._kinds.setdefault(tensor.numel(), set()).add((tensor.dtype, tuple(tensor.shape)))
 
@@ -37,9 +37,8 @@ class Samples:
 
     def alike(self, value: torch.Tensor) -> Iterator[tuple[str, How]]:
         """Those that hold the values of a tensor of the checkpoint, and what became of these on the way."""
-        if not plain(value):
-            return
-        likely: set[str] = set(self._quantized.get(value.shape, ()))
+        value = dense(value)
+        likely: set[str] = set(self._odd.get(value.shape, ()))
         for dtype, shape in self._kinds.get(value.numel(), ()):
             for conversion in conversions(value.dtype, dtype):
                 for view, _ in views(value, shape):

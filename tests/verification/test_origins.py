@@ -69,6 +69,13 @@ def test_values_are_recognised_whatever_became_of_them(
     assert found.unused == []
 
 
+def test_sparse_tensors_are_recognised_under_another_name() -> None:
+    sparse = torch.eye(5).mul(torch.arange(1.0, 6.0)).to_sparse()
+    for saved, held in ((sparse, sparse.clone()), (sparse, sparse.to_dense()), (sparse.to_dense(), sparse)):
+        found = trace({"renamed": held}, {"a": saved})
+        assert found.held.keys() == found.evidence == {"renamed"}
+
+
 def test_kernels_of_another_framework() -> None:
     saved = state((3, 5, 4, 7))
     found = trace({"conv": saved["a"].permute(3, 2, 0, 1)}, saved)
