@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_ckptcompat.core.errors import CheckpointError
@@ -30,12 +31,16 @@ _ANSWERS = {
 }
 _SIGNED = "can't be read: the server refuses it; has the link expired, or was it signed for one file alone?"
 _FAILS = "can't be read: the server fails; try again later"
-_PASSING = {408, 425, 429, 500, 502, 503, 504}
+_REFUSES = "can't be read: the server refuses the request"
+_LASTING = {501, 505}
+_PASSING = {408, 425, 429, *range(500, 600)} - _LASTING
 _NO_SIZE = "the server does not say how large it is: download it first"
 _NO_RANGES = (
     "the server does not send parts of a file (range requests), and all of it is not downloaded for "
     "its header: download it first"
 )
+_ENCODED = "the server sends it compressed, and no part of it can be read so: download it first"
+_PART = re.compile(r"bytes[ =]+(\d+)-(\d+)/(\d+)", re.IGNORECASE)
 _OTHER_PART = "the server sends another part of the file than it was asked for: download it first"
 
 
@@ -99,7 +104,7 @@ class WebRanges:
     def __init__(self, system: Any, url: str) -> None:
         self._system = system
         self._url = url
-        self._version: tuple[str | None, ...] = ()
+        self._version: list[str] = []  # its ETag and when it was modified, as far as they are told
         self._answered = False
         self._unasked = self._trust = 0
         self.size = -1
@@ -148,25 +153,30 @@ class WebRanges:
         if answer.status == 416:
             raise changed(self._url)  # it is shorter now
         answer.raise_for_status()
-        whole = answer.headers.get("Content-Range", "").rpartition("/")[2]
-        size = whole if answer.status == 206 else answer.headers.get("Content-Length", "")
-        if not size.isdecimal():
+        if answer.status not in (200, 206):
+            raise CheckpointError(f"the server answers HTTP {answer.status} instead of the file")
+        if answer.headers.get("Content-Encoding", "identity") != "identity":
+            raise CheckpointError(_ENCODED)
+        part = _PART.fullmatch(answer.headers.get("Content-Range", ""))
+        size = answer.headers.get("Content-Length", "") if answer.status == 200 else part and part[3]
+        if not size or not size.isdecimal():
             raise CheckpointError(_NO_SIZE)
-        version = tuple(answer.headers.get(name) for name in ("ETag", "Last-Modified"))
+        version = [answer.headers.get(name, "") for name in ("ETag", "Last-Modified")]
         if self.size < 0:
             self.size, self._version = int(size), version
-        if int(size) != self.size or version != self._version:
+        told = [(old, new) for old, new in zip(self._version, version, strict=True) if old and new]
+        if int(size) != self.size or any(old != new for old, new in told[:1]):
             raise changed(self._url)
         self._answered = True
 
     def _check_part(self, answer: Any, offset: int, size: int) -> None:
         """Refuse an answer that is not what was asked for, before anything of it is fetched."""
-        length = answer.headers.get("Content-Length", "")
         if answer.status != 206 and (offset > 0 or self.size > size):
             raise CheckpointError(_NO_RANGES)
         end = min(offset + size, self.size)
-        part = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")[0]
-        if answer.status == 206 and (part != f"{offset}-{end - 1}" or length != str(end - offset)):
+        part = _PART.fullmatch(answer.headers.get("Content-Range", ""))
+        length = answer.headers.get("Content-Length", str(end - offset))
+        if part and (int(part[1]), int(part[2]), length) != (offset, end - 1, str(end - offset)):
             raise CheckpointError(_OTHER_PART)
 
 
@@ -199,10 +209,12 @@ def reason(url: str, error: BaseException) -> str:
             return f"does not answer (waited {SILENCE} s): try again, or download it first"
         case aiohttp.TooManyRedirects():
             return "can't be read: the server redirects in a circle"
+        case _ if type(error).__name__.endswith("RedirectClientError"):
+            return "can't be read: the server redirects to an address that is not on the web"
         case aiohttp.ClientResponseError(status=403) if split(url)[1]:
             return f"{_SIGNED} (HTTP 403)"
         case aiohttp.ClientResponseError(status=status):
-            return f"{_ANSWERS.get(status, _FAILS)} (HTTP {status})"
+            return f"{_ANSWERS.get(status, _REFUSES if status < 500 else _FAILS)} (HTTP {status})"
         case aiohttp.ClientProxyConnectionError(strerror=why):
             return f"can't be reached: the proxy of the environment does not answer ({escape(str(why), 200)})"
         case aiohttp.ClientConnectorError(strerror=why):

@@ -189,6 +189,10 @@ def test_a_server_that_tells_no_size(server: Served, tmp_path: Path) -> None:
         (403, r"refuses it; are you logged in, has the link expired\? \(HTTP 403\)"),
         (404, r"does not exist: the server has no such file; is the address right\? \(HTTP 404\)"),
         (503, r"the server fails; try again later \(HTTP 503, tried 5 times\)"),
+        (418, r"the server refuses the request \(HTTP 418\)"),
+        (520, r"the server fails; try again later \(HTTP 520, tried 5 times\)"),
+        (204, "the server answers HTTP 204 instead of the file"),
+        ("compressed", "sends it compressed, and no part of it can be read so: download it first"),
         ("circle", "the server redirects in a circle"),
         ("cut", r"the connection broke off; try again \(tried 5 times\)"),
         (
@@ -218,6 +222,13 @@ def test_a_bad_server(
             open_checkpoint(f"{bad.url}/{name}")
         assert time.monotonic() - start < 5
         assert bad.sent < 20_000_000
+
+
+@pytest.mark.parametrize("how", ["chunked", "shouting", "vague"])
+def test_a_server_that_says_it_otherwise(server: Served, how: str) -> None:
+    torch.save(STATE, server.folder / "otherwise.pth")
+    with serve(server.folder, fault=how) as other:
+        assert_same_state(open_checkpoint(f"{other.url}/otherwise.pth"), STATE)
 
 
 def test_it_gets_bad_while_values_are_fetched(server: Served) -> None:
@@ -402,6 +413,17 @@ def test_a_redirect_is_followed(server: Served) -> None:
     torch.save(STATE, server.folder / "moved.pth")
     with serve(server.folder, fault="elsewhere") as moving:
         assert_same_state(open_checkpoint(f"{moving.url}/moved.pth"), STATE)
+
+
+def test_a_redirect_that_leaves_the_web(server: Served) -> None:
+    torch.save(STATE, server.folder / "away.pth")
+    with (
+        serve(server.folder, fault="elsewhere", other="ftp://user:s3cret@host") as moving,
+        pytest.raises(
+            CheckpointError, match=r"away\.pth can't be read: the server redirects to an address that is not"
+        ),
+    ):
+        open_checkpoint(f"{moving.url}/away.pth")
 
 
 def test_another_server_gets_neither_password_nor_token(

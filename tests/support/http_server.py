@@ -27,6 +27,10 @@ FAULTS = (
     "elsewhere",  # redirects to where the file is
     "circle",  # redirects to itself
     "reset",  # resets the connection
+    "compressed",  # sends it compressed
+    "chunked",  # sends it in chunks, whose size no header tells
+    "shouting",  # spells the unit of a part in capitals
+    "vague",  # tells the version in every second answer alone
 )
 
 
@@ -182,16 +186,25 @@ class _Handler(BaseHTTPRequestHandler):
                 self._without_body(416)
                 return
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{told}")
+            unit = "BYTES" if fault == "shouting" else "bytes"
+            self.send_header("Content-Range", f"{unit} {start}-{end - 1}/{told}")
         else:
             self.send_response(200)
-        if self.state.size_told:
+        if fault == "compressed":
+            self.send_header("Content-Encoding", "gzip")
+        if fault == "chunked":
+            self.send_header("Transfer-Encoding", "chunked")
+        elif self.state.size_told:
             self.send_header("Content-Length", str(end - start))
         else:
             self.send_header("Connection", "close")
             self.close_connection = True
-        self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
+        if fault != "vague" or len(self.state.requests) % 2:
+            self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
         self.end_headers()
+        if fault == "chunked":
+            self.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (end - start, path.read_bytes()[start:end]))
+            return
         if body and fault == "mute":
             self.state.over.wait(60)
         elif body:
