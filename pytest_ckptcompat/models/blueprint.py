@@ -27,6 +27,7 @@ from pytest_ckptcompat.models.sharded import (
     more_ranks,
     simulated_ranks,
     stand_in,
+    unwrapped,
     wants_ranks,
 )
 from pytest_ckptcompat.tensors.footprint import weights
@@ -85,6 +86,7 @@ class Blueprint:
             lacking = unfilled.lacking or bool(opaque(model))
             if lacking and (room is None or weights(model) < room):
                 model = self.build()
+        model = unwrapped(model)
         if is_flattened(model):
             raise ModelError(
                 f"{self.name} gives a FullyShardedDataParallel, whose parameters can't be determined without "

@@ -15,14 +15,16 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 HOW = "the model shards itself; start with torchrun"
 """Why its values are not loaded in a process of its own."""
 
+_WRAPPER = "FullyShardedDataParallel"
 _RANKS = 8
 _NO_RANKS = re.compile(
-    r"process group|init_process_group|device ?mesh|\b(RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT)\b",
+    r"process group|init_process_group|device ?mesh|FSDP needs|"
+    r"\b(RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT)\b",
     re.IGNORECASE,
 )
 _ENVIRONMENT = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
@@ -51,7 +53,22 @@ def is_sharded(model: nn.Module) -> bool:
 
 def is_flattened(model: nn.Module) -> bool:
     """Whether a part of it is wrapped in ``FullyShardedDataParallel``, which joins parameters to one."""
-    return any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
+    return any(type(module).__name__ == _WRAPPER for module in model.modules())
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """A model without the wrappers whose parameters `simulated_ranks` kept whole."""
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if child is not None:
+                module._modules[name] = _inside(child)
+    return _inside(model)
+
+
+def _inside(module: nn.Module) -> nn.Module:
+    while type(module).__name__ == _WRAPPER and "_handle" not in vars(module):
+        module = module.get_submodule("_fsdp_wrapped_module")
+    return module
 
 
 def wants_ranks(error: BaseException) -> bool:
@@ -101,12 +118,12 @@ def simulated_ranks(size: int = _RANKS) -> Iterator[None]:
 
     Nothing is sent anywhere. What the constructor does to join its group is left out.
     """
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    group = torch.distributed
-    mesh: Any = group.device_mesh.DeviceMesh
-    before = {name: os.environ.get(name) for name in (*_ENVIRONMENT, "WORLD_SIZE")}
-    join, made = group.init_process_group, mesh.__init__
+    group, made = torch.distributed, DeviceMesh.__init__
+    environment = {name: os.environ.get(name) for name in (*_ENVIRONMENT, "WORLD_SIZE")}
 
     def on_cpu(self: Any, device_type: str, *arguments: Any, **more: Any) -> None:
         made(self, device_type if torch.cuda.is_available() else "cpu", *arguments, **more)
@@ -114,26 +131,50 @@ def simulated_ranks(size: int = _RANKS) -> Iterator[None]:
     os.environ.update(_ENVIRONMENT, WORLD_SIZE=str(size))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        join("fake", rank=0, world_size=size, store=FakeStore())
-    group.init_process_group = lambda *arguments, **more: None
-    mesh.__init__ = on_cpu
+        group.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
     try:
-        yield
+        with (
+            _instead(group, "init_process_group", lambda *arguments, **more: None),
+            _instead(DeviceMesh, "__init__", on_cpu),
+            _instead(FullyShardedDataParallel, "__init__", _kept_whole),
+            _instead(torch.cuda, "set_device", lambda device: None),
+        ):
+            yield
     finally:
-        group.init_process_group, mesh.__init__ = join, made
         group.destroy_process_group()
-        for name, value in before.items():
+        for name, value in environment.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
 
 
+def _kept_whole(self: nn.Module, module: nn.Module, *_: Any, **more: Any) -> None:
+    """Wrap a module as ``FullyShardedDataParallel`` does, and leave its parameters as they are."""
+    nn.Module.__init__(self)
+    vars(self).update(training_state=None, _use_orig_params=True)
+    self._fsdp_wrapped_module = module
+
+
+@contextmanager
+def _instead(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    own = vars(owner).get(name)
+    setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+
 def more_ranks(error: BaseException) -> int:
-    """How many ranks a constructor asked for, where it failed for there being too few; else 0."""
-    if not re.search(r"world size", f"{error}", re.IGNORECASE):
+    """How many ranks a constructor asked for, where it failed for having others; else 0."""
+    if not re.search(r"world.?size", f"{error}", re.IGNORECASE):
         return 0
-    return max((int(number) for number in re.findall(r"\b\d{1,6}\b", f"{error}")), default=0)
+    asked = {int(number) for number in re.findall(r"\b\d{1,6}\b", f"{error}")} - {_RANKS}
+    return max(asked, default=0)
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:

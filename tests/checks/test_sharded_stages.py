@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn, optim
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from pytest_ckptcompat import Recipe, check, tile
@@ -45,13 +45,27 @@ def over_a_mesh(out: int) -> nn.Module:
     return fully_shard(model, mesh=mesh["data"])
 
 
+def as_on_a_card(out: int) -> nn.Module:
+    """As scripts begin that are started by torchrun alone."""
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if dist.get_world_size() != 4:
+        raise ValueError(f"world_size should be 4, is {dist.get_world_size()}")
+    return fully_shard(Net(out))
+
+
+def flattened(out: int) -> nn.Module:
+    model = Net(out)
+    model.fc1 = FullyShardedDataParallel(model.fc1)
+    return FullyShardedDataParallel(model, use_orig_params=True)
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     torch.save(Net().state_dict(), tmp_path / "net.pth")
     return tmp_path / "net.pth"
 
 
-@pytest.mark.parametrize("build", [over_all_ranks, over_a_mesh])
+@pytest.mark.parametrize("build", [over_all_ranks, over_a_mesh, as_on_a_card, flattened])
 @pytest.mark.parametrize(
     "arguments",
     [
