@@ -189,4 +189,5 @@ def _apart(expected: torch.Tensor, actual: torch.Tensor, allowed: float) -> tupl
     scale = float(expected.abs().nan_to_num(0, 0, 0).max())
     apart = difference(expected, actual, 0.0) or Difference(0.0)
     # An output of zeros alone still has the rounding of what went into it.
-    return apart.size / (allowed * max(scale, 1e-3)), apart, scale
+    least = 1e-5 if allowed <= 1e-8 else 1e-3
+    return apart.size / (allowed * max(scale, least)), apart, scale

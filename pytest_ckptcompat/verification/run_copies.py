@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 from pytest_ckptcompat.tensors.difference import difference
 from pytest_ckptcompat.tensors.nested import mapped, moved, tensors
 from pytest_ckptcompat.tensors.seeds import seeded
+
+from .wide_run import widened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,7 +112,7 @@ def _forward(
     # A forward pass may write into its arguments; the next one gets them as they were.
     change = (lambda tensor: _widened(tensor.clone())) if arithmetic.wide else torch.clone
     args, kwargs = (moved(mapped(part, change), arithmetic.device) for part in batch)
-    with seeded(seed), torch.no_grad(), watch:
+    with seeded(seed), torch.no_grad(), widened() if arithmetic.wide else nullcontext(), watch:
         found = (model if method == "forward" else getattr(model, method))(*args, **kwargs)
     return {
         path: tensor.detach().to("cpu", copy=True)

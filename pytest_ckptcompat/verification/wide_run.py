@@ -189,6 +189,13 @@ def _made(dtype: torch.dtype, to: torch.dtype) -> torch.dtype:
 
 
 @contextmanager
+def widened(dtype: torch.dtype = torch.float64) -> Iterator[None]:
+    """Inside, what is made or cast without a dtype, or to a narrower one, is of this one."""
+    with _default(dtype), Widened(dtype):
+        yield
+
+
+@contextmanager
 def _default(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

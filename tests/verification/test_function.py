@@ -309,33 +309,47 @@ def test_words_that_have_other_numbers_are_translated() -> None:
     assert promise.detail.startswith("words have other numbers now")
 
 
-def test_a_norm_that_computes_in_float32_is_judged_in_float32() -> None:
-    class Float32Norm(nn.Module):
-        def __init__(self, width: int) -> None:
-            super().__init__()
-            self.inner = nn.Linear(8, width)
-            self.outer = nn.Linear(width, 3)
+class Cast(nn.Module):
+    """Computes its norm in another dtype, as many do."""
+
+    def __init__(self, dtype: torch.dtype, factor: float = 1.0) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(8, 16), nn.Linear(16, 3)
+        self.dtype, self.factor = dtype, factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.inner(x).to(self.dtype)
+        x = x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) + torch.zeros(1, dtype=self.dtype) + 1e-6)
+        return self.outer(x.to(self.outer.weight.dtype)) * self.factor
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_casts_inside_a_model_hide_no_difference(dtype: torch.dtype) -> None:
+    def vectors(seed: int) -> Any:
+        return (torch.randn(4, 8, generator=torch.Generator().manual_seed(seed)),), {}
+
+    old = settle(Cast(dtype))
+    for factor, status in ((1.0, "kept"), (1.0001, "broken")):
+        new = Cast(dtype, factor)
+        new.load_state_dict(old.state_dict())
+        assert judged(old, new, vectors, precision=torch.float64)[0].status == status
+
+
+def test_small_outputs_are_held_to_their_own_size() -> None:
+    class Small(nn.Linear):
+        factor = 1e-9
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.inner(x).float()
-            return self.outer(
-                (x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) + 1e-6)).to(self.outer.weight.dtype)
-            )
+            return super().forward(x) * self.factor
 
     def vectors(seed: int) -> Any:
-        return (torch.randn(64, 8, generator=torch.Generator().manual_seed(seed)),), {}
+        return (torch.randn(4, 5, generator=torch.Generator().manual_seed(seed)),), {}
 
-    torch.manual_seed(0)
-    old = Float32Norm(512).double()
-    order = torch.randperm(512)
+    old = settle(Small(5, 3))
     new = copy.deepcopy(old)
-    with torch.no_grad():
-        for tensor in (new.inner.weight, new.inner.bias):
-            tensor.copy_(tensor[order])
-        new.outer.weight.copy_(new.outer.weight[:, order])
-    promise, _ = judged(old, new, vectors, precision=torch.float64)
-    assert promise.status == "kept"
-    assert float(promise.detail.split()[2]) > 1e-9  # the sums differ by float32's rounding
+    assert judged(old, new, vectors)[0].status == "kept"
+    new.factor *= 1.0001
+    assert judged(old, new, vectors, precision=torch.float64)[0].status == "broken"
 
 
 def test_float64_weights_are_held_to_float64() -> None:
