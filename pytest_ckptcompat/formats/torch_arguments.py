@@ -5,6 +5,7 @@ Errors are `TypeError` and `ValueError`: the pickle machine says where in the pi
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Any
 
 from pytest_ckptcompat.core.tensor_spec import ITEMSIZE, CompositeSpec, TensorSpec
@@ -46,8 +47,12 @@ def conjugated(spec: TensorSpec, flags: Any) -> TensorSpec:
         return spec
     if not isinstance(flags, dict):
         raise TypeError("the metadata of a tensor is not a dict")
+    if not all(isinstance(name, str) for name in flags):
+        raise TypeError("the metadata of a tensor has a name that is not a string")
+    if not all(isinstance(value, (bool, int, float, NoneType)) for value in flags.values()):
+        raise TypeError("the metadata of a tensor has a value that is not a flag")
     conj, neg = (bool(flags.get(name)) for name in ("conj", "neg"))
-    if conj and not spec.dtype.startswith(("complex", "bcomplex")):
+    if "conj" in flags and not spec.dtype.startswith(("complex", "bcomplex")):
         raise ValueError(f"a conjugated tensor of {spec.dtype}")
     if not conj and not neg:
         return spec

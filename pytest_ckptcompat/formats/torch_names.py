@@ -135,7 +135,9 @@ class Tensors:
         self._kinds[kind] = STORAGE_DTYPES[name], itemsize_of(STORAGE_DTYPES[name])
         return self._kinds[kind]
 
-    def _spec(self, storage: Any, offset: Any, shape: Any, stride: Any, dtype: str = "") -> TensorSpec:
+    def _spec(
+        self, storage: Any, offset: Any, shape: Any, stride: Any, dtype: str = "", *, quantized: bool = False
+    ) -> TensorSpec:
         """The tensor that lies over a storage, if it lies inside."""
         self._count += 1
         if self._count > self._limits.tensors:
@@ -160,6 +162,8 @@ class Tensors:
             numel, start = numel * storage.itemsize // itemsize, start * storage.itemsize // itemsize
         if elements > _BIGGEST or not 0 <= offset <= _BIGGEST or (not elements and overflows(shape)):
             raise ValueError("a tensor of impossible size or offset")
+        if (storage.dtype in QUANTIZED) is not quantized:
+            raise ValueError(f"a {'quantized' if quantized else 'plain'} tensor of {storage.dtype}")
         if elements and offset + span > numel:
             raise ValueError(f"a tensor of shape {shape} reaches beyond its storage of {numel} elements")
         return TensorSpec(dtype or storage.dtype, shape, stride, start + offset, storage.key)
@@ -199,6 +203,8 @@ class Tensors:
         storage, offset, shape, stride, requires_grad, _, dtype, *metadata = args
         spec = self._spec(storage, offset, shape, stride, dtype_of(dtype))
         check_grad(requires_grad, spec.dtype)
+        if requires_grad:  # as torch.save writes it; torch then fills a leaf in place
+            raise ValueError(f"a tensor of {spec.dtype} that requires a gradient, which torch.load fails on")
         return conjugated(spec, *metadata) if metadata else spec
 
     def _parameter(self, args: tuple[Any, ...]) -> object:
@@ -222,10 +228,8 @@ class Tensors:
         elements = storage
         if type(storage) is Storage and (packed := PACKED.get(storage.dtype)):
             elements = Storage(storage.key, storage.dtype, 1, packed * storage.numel, packed * storage.start)
-        inside = self._spec(elements, offset, shape, stride)
+        inside = self._spec(elements, offset, shape, stride, quantized=True)
         check_grad(requires_grad, inside.dtype)
-        if inside.dtype not in QUANTIZED:
-            raise ValueError(f"a quantized tensor of {inside.dtype}")
         if inside.dtype in PACKED:
             inside = TensorSpec("uint8", (storage.numel,), (1,), storage.start, storage.key)
         parts = (inside, *quantizer_of(quantizer, shape))

@@ -82,7 +82,8 @@ sys.path.insert(0, {folder!r})  # where the canary module is
 paths = json.loads({paths!r})
 from pytest_ckptcompat import open_checkpoint, CheckpointError
 import pytest_ckptcompat.checkpoint.checkpoint, pytest_ckptcompat.checkpoint.wrappers
-from pytest_ckptcompat.formats.registry import built_in, installed
+from pytest_ckptcompat.core.hooks import installed
+from pytest_ckptcompat.formats.registry import built_in
 built_in(), installed()
 allowed = {{os.fspath(p) for p in paths}} | {{p + "/.metadata" for p in paths}} | {{p + "/__0_0.distcp" for p in paths}} | {{p + "/data.pkl" for p in paths}}
 seen = []

@@ -37,7 +37,7 @@ GOOD: dict[Any, tuple[Any, ...]] = {
 }
 ODD = st.sampled_from([
     *(None, True, False, 0, 1, -1, 7, 2.0, "x", (), (2, 3), (6,), (1 << 62, 4, 0), (1 << 32, 1 << 31), (0, 0)),
-    *([], {}, {"conj": True}, {"neg": False}, {5: 1}, HOOKS, torch.float16, torch.int8, torch.nn.ReLU),
+    *([], {}, {"conj": True}, {"neg": False}, {5: 1}, {"x": "y"}, {"x": 2.0}, HOOKS, torch.float16, torch.int8, torch.nn.ReLU),
     *(Ref(), INTEGERS, QUANTIZED, tensor(), tensor(INTEGERS), ({}, None), ({}, {}, {})),
     (torch.per_tensor_affine, "x", 3),
     (torch.per_channel_affine, [0.5, 0.5], [1, 1], 0),
