@@ -17,7 +17,7 @@ from pytest_ckptcompat.files.paths import about, name_of
 from .candidates import survey
 from .contents import Contents, read_contents
 from .entries import flatten, metadata_of, own_keys
-from .rank_part import check_whole
+from .rank_part import check_file, check_whole
 from .wrappers import find_state_dict, state_dict_at
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def checkpoint(contents: Contents, state_dict_key: str | None = None) -> Checkpo
     """
     tree = contents.header.tree
     try:
+        check_file(tree, contents.path)
         if state_dict_key is None:
             key, node = find_state_dict(tree, contents.limits)
         else:
@@ -94,7 +95,7 @@ def _picked(contents: Contents, key: str, node: object) -> Checkpoint:
     entries = flatten(node, contents.limits)
     if not any(isinstance(value, TensorSpec) for value in entries.values()):
         raise CheckpointError(f"{escape(key)!r} holds no tensor" if key else "there is no tensor in it")
-    check_whole(entries, contents.header.tree, contents.path)
+    check_whole(entries, contents.path)
     return Checkpoint(contents, key, entries, metadata_of(node))
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.core.tensor_spec import TensorSpec
+from pytest_ckptcompat.core.tensor_spec import LearnedSpec, TensorSpec
 from pytest_ckptcompat.formats.dcp_objects import UNREAD
-from pytest_ckptcompat.formats.pickle_stubs import LOCKED, Dict, Global, Set, Size, Stub, is_array
+from pytest_ckptcompat.formats.pickle_stubs import LOCKED, Dict, Global, Set, Size, Storage, Stub, is_array
 from pytest_ckptcompat.tensors.unread import Unread
 
 from .composite import can_compose
@@ -27,6 +27,7 @@ _SMALL = (1 << 61) - 1
 """Below this an integer is its own hash: a set of such can't be made to collide."""
 
 _MOST_BYTES = 1 << 30
+_STORAGE = "a bare storage"
 _LAZY = {
     "torch.nn.parameter.UninitializedParameter": nn.UninitializedParameter,
     "torch.nn.parameter.UninitializedBuffer": nn.UninitializedBuffer,
@@ -58,6 +59,8 @@ def given(node: object, read: Callable[[TensorSpec], torch.Tensor]) -> Any:
         return _Maker(read).made(node)
     except (_UnknownError, RecursionError) as error:
         kind = str(error) if isinstance(error, _UnknownError) else "objects nested too deeply"
+        if kind == _STORAGE:
+            return Unread.of("torch.UntypedStorage", f"it holds {kind}, which is not read")
         if kind in (LOCKED, UNREAD):
             return Unread.of("", f"it comes from {LOCKED}" if kind == LOCKED else "it is too large")
         why = f"it holds {kind}, which torch.load(weights_only=True) refuses"
@@ -115,7 +118,10 @@ class _Maker:
         self._room -= spec.nbytes
         if self._room < 0:
             raise _UnknownError("more tensors than are read for it")
-        return self._read(spec)
+        tensor = self._read(spec)
+        if not isinstance(spec, LearnedSpec):
+            return tensor
+        return nn.Parameter(tensor, spec.requires_grad) if spec.parameter else tensor.requires_grad_()
 
     def _dict(self, node: dict[Any, Any]) -> dict[Any, Any]:
         kind = node.kind if isinstance(node, Dict) else ""
@@ -178,4 +184,4 @@ def _name(node: object) -> str:
         return "numpy.ndarray"
     if isinstance(node, (Stub, Global)):
         return escape(node.name, 80)
-    return ""
+    return _STORAGE if isinstance(node, Storage) else ""

@@ -12,7 +12,7 @@ import torch
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.memory import free
 from pytest_ckptcompat.core.redaction import is_url
-from pytest_ckptcompat.core.tensor_spec import CompositeSpec, TensorSpec
+from pytest_ckptcompat.core.tensor_spec import CompositeSpec, LearnedSpec, TensorSpec
 from pytest_ckptcompat.files.paths import about
 from pytest_ckptcompat.tensors.deferred import DeferredTensor
 from pytest_ckptcompat.tensors.unread import Unread
@@ -79,7 +79,9 @@ class Values:
         made: OrderedDict[str, Any] = OrderedDict()
         with self._storages(bounds) as storages:
             for key, value in entries.items():
-                if not isinstance(value, TensorSpec):
+                if not isinstance(value, TensorSpec) or (
+                    isinstance(value, LearnedSpec) and is_extra_state(key)
+                ):
                     made[key] = given(value, self.tensor)
                 elif value.note:
                     made[key] = self._composed(value)
@@ -145,7 +147,7 @@ class Values:
         header = self._contents.header
         if not isinstance(spec, CompositeSpec) and spec.numel and spec.storage not in header.storages:
             return Unread.of("torch.Tensor", f"it is a tensor, of which a {header.format} has no values")
-        return self.tensor(spec)
+        return given(spec, self.tensor)
 
     def _composed(self, spec: TensorSpec) -> torch.Tensor:
         """The values of a tensor without a plain layout, from the tensors that it is made of."""

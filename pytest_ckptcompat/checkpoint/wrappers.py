@@ -13,10 +13,10 @@ from pytest_ckptcompat.formats.pickle_stubs import Dict, Global, Set, Stub, chil
 
 from .candidates import DEEPEST, Candidate, meant, survey
 from .entries import is_module, is_training_state, metadata_of, own_keys
-from .rank_part import part_of_optimizer
+from .rank_part import part_without_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pytest_ckptcompat.core.limits import Limits
 
@@ -123,13 +123,23 @@ def _beginnings(path: str) -> Iterator[str]:
 def _nothing(tree: object) -> str:
     if isinstance(tree, TensorSpec):
         return "it holds a single tensor, not a state dict; save {'name': tensor} or model.state_dict()"
-    if part := part_of_optimizer(tree):
+    if part := part_without_model(tree):
         return part
-    if arrays := _array_in(tree):
+    if arrays := _first(tree, is_array):
         return (
             f"it holds NumPy arrays, such as {escape(arrays, 60)!r}, and no tensors of a model, so torch "
             "can't load it into one. Convert them where the file is written: "
             "torch.save({key: torch.from_numpy(array) for key, array in arrays.items()}, path)"
+        )
+    if lazy := _first(tree, _is_uninitialised):
+        return (
+            f"its parameters are uninitialized, {escape(lazy, 60)!r} for one: lazy modules have no shapes "
+            "before their first forward pass. Run the model on a batch once, and save it then"
+        )
+    if packed := _first(tree, _is_packed):
+        return (
+            f"its weights are packed for quantized kernels, {escape(packed, 60)!r} for one, and only torch "
+            "unpacks them. Save the state_dict() of the model before it is quantized"
         )
     what = "an optimizer's state" if is_training_state(tree) else kind_of(tree)
     return (
@@ -138,16 +148,25 @@ def _nothing(tree: object) -> str:
     )
 
 
-def _array_in(tree: object) -> str:
-    """The path of an array in a checkpoint, not too deep, or ``""``."""
+def _first(tree: object, wanted: Callable[[object], bool]) -> str:
+    """The path of the first such part of a checkpoint, not too deep, or ``""``."""
     pending = [("", tree, 0)]
     for path, node, depth in islice(pending, _MOST_SEARCHED):  # grows as it is walked
-        for name, part in islice(children(node), _MOST_SEARCHED) if depth < DEEPEST else ():
-            if is_array(part):
-                return f"{path}.{name}".removeprefix(".")
-            if isinstance(part, (dict, list)):
-                pending.append((f"{path}.{name}".removeprefix("."), part, depth + 1))
+        for name, part in islice(children(node), _MOST_SEARCHED) if depth <= DEEPEST else ():
+            inner = f"{path}.{name}".removeprefix(".")
+            if wanted(part):
+                return inner
+            if isinstance(part, (dict, list, Stub)):
+                pending.append((inner, part, depth + 1))
     return ""
+
+
+def _is_uninitialised(node: object) -> bool:
+    return isinstance(node, Stub) and node.name.startswith("torch.nn.parameter.Uninitialized")
+
+
+def _is_packed(node: object) -> bool:
+    return isinstance(node, Stub) and node.name == "torch.ScriptObject"
 
 
 def _listed(node: object) -> str:

@@ -104,6 +104,19 @@ class TensorSpec:
 
 
 @dataclass(slots=True, unsafe_hash=True)
+class LearnedSpec(TensorSpec):
+    """A tensor with what torch keeps beside its values.
+
+    Attributes:
+        parameter: whether it is an ``nn.Parameter``.
+        requires_grad: whether it requires a gradient.
+    """
+
+    parameter: bool = False
+    requires_grad: bool = False
+
+
+@dataclass(slots=True, unsafe_hash=True)
 class CompositeSpec(TensorSpec):
     """A tensor without a plain layout: its values follow from other tensors and numbers.
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.keys import natural
+from pytest_ckptcompat.core.redaction import is_url
 
 from .folders import names_in
 from .paths import inside
@@ -79,9 +81,22 @@ def find(path: str, files: Files) -> Found | None:
     return None
 
 
+def part_of(path: str) -> str:
+    """Say of a file that its name tells to be one of several with a model's weights; ``""`` of any other."""
+    name = path.replace("\\", "/").rpartition("/")[2]
+    if (shard := _SHARD.fullmatch(name)) and int(shard[2]) > 1:
+        return f"shard {int(shard[1])} of {int(shard[2])}: name its folder for all of them"
+    if (part := _LLAMA.fullmatch(name)) and not is_url(path):
+        other = "01" if int(part[1]) == 0 else "00"
+        if Path(path).with_name(f"consolidated.{other}.{part[2]}").exists():
+            return "one of several model-parallel parts"
+    return ""
+
+
+_SHARD = re.compile(r".+-(\d{5})-of-(\d{5})\.(?:safetensors|bin|pt|pth)", re.DOTALL)
+_LLAMA = re.compile(r"consolidated\.(\d\d)\.(pth|pt|safetensors)")
 _LONGEST_LINE = 256
 _OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer.pth")
-_DEEPSPEED_PARTS = "tensor-parallel parts of a DeepSpeed checkpoint"
 _SUFFIXES = r"\.(pth|pt|ckpt|safetensors|bin|pth\.tar)"
 _TRAINING = (
     r"(optimizer|optim|scheduler|lr_scheduler|scaler|sampler|rng_state|random_states?|training_args|training_state)"
@@ -123,7 +138,9 @@ def _deepspeed(folder: Folder) -> Iterable[str]:
     """A folder for each step, and ``latest`` with the name of the last."""
     if states := folder.matching(r"mp_rank_\d+_model_states\.pt"):
         return _one_of_parts(
-            states, "tensor-parallel parts of a DeepSpeed checkpoint", "Merge them with Megatron's tools"
+            states,
+            "tensor-parallel parts of a DeepSpeed checkpoint",
+            "Merge them with ds_to_universal.py of DeepSpeed",
         )
     if folder.matching(r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt"):
         raise CheckpointError(
@@ -154,7 +171,7 @@ def _megatron(folder: Folder) -> Iterable[str]:
             return [name]
     if ranks := folder.matching(r"mp_rank_\d+(_\d+)*"):
         what = "model-parallel parts of a Megatron checkpoint"
-        (rank,) = _one_of_parts(ranks, what, "Merge them with Megatron's tools/checkpoint")
+        (rank,) = _one_of_parts(ranks, what, "Merge them with tools/checkpoint/convert.py of Megatron-LM")
         return [f"{rank}/model_optim_rng.pt"]
     return []
 
@@ -163,7 +180,9 @@ def _llama(folder: Folder) -> Iterable[str]:
     """``consolidated.00.pth``, ...: tensors are cut along different dimensions, so no file is the model."""
     found = folder.matching(r"consolidated(\.\d+)?\.(pth|pt|safetensors)")
     what = "model-parallel parts of one model, as Llama is released"
-    return _one_of_parts(found, what, "Convert them with transformers' convert_llama_weights_to_hf")
+    return _one_of_parts(
+        found, what, "Convert them with transformers' convert_llama_weights_to_hf, or name one of them"
+    )
 
 
 def _shards(folder: Folder) -> Iterable[str]:
@@ -225,9 +244,7 @@ def _one(names: list[str]) -> list[str]:
 
 def _one_of_parts(names: list[str], what: str, remedy: str) -> list[str]:
     if len(names) > 1:
-        raise CheckpointError(
-            f"it holds {len(names)} {what}: {_listed(names)}. {remedy}, or name one of them"
-        )
+        raise CheckpointError(f"it holds {len(names)} {what}: {_listed(names)}. {remedy}")
     return names
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.core.limits import Limits
 
 
+_SIZES = 1 << 63
+
+
 class PlainNames:
     """Gives the meaning of Python's names while a pickle is run.
 
@@ -54,7 +57,7 @@ class PlainNames:
     def _ordered(self, args: tuple[Any, ...], kind: str = "") -> Dict:
         """``OrderedDict()``, ``OrderedDict(pairs)``, ``Counter(dict)``."""
         made = Dict(kind)
-        given = args[0] if args else ()
+        (given,) = args or ((),)
         self._spend(100 * len(given))
         for key, value in given.items() if isinstance(given, dict) else given:
             made.put(key, value)
@@ -73,14 +76,17 @@ class PlainNames:
 
     def _listed(self, args: tuple[Any, ...]) -> list[object]:
         """``list(elements)``."""
-        elements = args[0] if args else []
+        (elements,) = args or ([],)
         if not isinstance(elements, (list, tuple)):
             raise TypeError("a set that is not made of a list")
         self._spend(8 * len(elements))
         return list(elements)
 
     def _torch_size(self, args: tuple[Any, ...]) -> Size:
-        return Size(self._listed(args))
+        sizes = self._listed(args)
+        if not all(isinstance(size, int) and -_SIZES <= size < _SIZES for size in sizes):
+            raise TypeError("a torch.Size that is not made of whole numbers")
+        return Size(sizes)
 
     def _encoded(self, args: tuple[Any, ...]) -> bytes:
         """``_codecs.encode(text, "latin1")``: how pickles before protocol 3 write bytes."""

@@ -236,10 +236,10 @@ def _build(pickle: Stack) -> None:
     target = pickle.stack[-1]
     if isinstance(target, Stub):
         target.state = state
-    elif isinstance(target, Dict):
-        target.attributes = state if isinstance(state, Dict) else None
-    elif isinstance(target, (Global, list, tuple, str, bytes, int, float, type(None))):
-        raise TypeError("a state is set on what is not an object")
+    elif isinstance(target, Dict) and isinstance(state, Dict):
+        target.attributes = state
+    else:
+        raise TypeError("a state is set on what takes none")
 
 
 def _persid_line(pickle: Stack) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.header import Header
 from pytest_ckptcompat.core.hooks import used
+from pytest_ckptcompat.files.layouts import part_of
 from pytest_ckptcompat.files.paths import about, display
 
 from .diagnosis import what_it_is, what_lies_in
@@ -32,7 +34,8 @@ def recognised(path: str, file: Any, files: Files, limits: Limits) -> Header:
         header: Header | None = built_in().pytest_ckptcompat_open(**arguments)
         header = header or _by_others(arguments)
         if header is not None:
-            return header
+            remark = "" if file is None else part_of(path)
+            return replace(header, remarks=(*header.remarks, remark)) if remark else header
     except CheckpointError as error:
         if file is not None and path.endswith(".distcp"):
             shown = display(path)

@@ -34,11 +34,14 @@ _SAFE_OPCODES = frozenset(b"NG]}aesuc\x80\x81\x87\x88\x8a\x8fbU")
 """Of the opcodes that the machine does not inline; those which it does are all among torch's."""
 
 
+def is_safe(name: str) -> bool:
+    """Whether the restricted unpickler lets a pickle name it."""
+    return bool(_SAFE.fullmatch(name))
+
+
 def refused(*machines: Machine) -> str:
     """Why torch's restricted unpickler would refuse these pickles, as half a sentence, or ``""``."""
-    names = dict.fromkeys(
-        name for machine in machines for name in machine.globals if not _SAFE.fullmatch(name)
-    )
+    names = dict.fromkeys(name for machine in machines for name in machine.globals if not is_safe(name))
     if names:
         shown = ", ".join(escape(name, 80) for name in list(names)[:3])
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""

@@ -5,12 +5,13 @@ Errors are `TypeError` and `ValueError`: the pickle machine says where in the pi
 
 from __future__ import annotations
 
+import re
 from types import NoneType
 from typing import Any
 
-from pytest_ckptcompat.core.tensor_spec import ITEMSIZE, CompositeSpec, TensorSpec
+from pytest_ckptcompat.core.tensor_spec import ITEMSIZE, CompositeSpec, LearnedSpec, TensorSpec
 
-from .pickle_stubs import Global, Storage, Stub
+from .pickle_stubs import Global, Stub
 
 QUANTIZED = {"qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1}
 """Bytes per element of the quantized dtypes, which have no plain layout for us."""
@@ -25,12 +26,31 @@ _MOST_SEARCHED = 200
 _MOST_STATES = 2
 
 
+_MOST_DEVICES = 128
+_DEVICE = re.compile(
+    "(cpu|cuda|ipu|xpu|mkldnn|opengl|opencl|ideep|hip|ve|fpga|maia|xla|lazy|vulkan|mps|meta|hpu|mtia|npu|mlu"
+    "|privateuseone)"
+    r"(:(0|[1-9]\d{0,2}))?"
+)
+_LAYOUTS = {
+    *("strided", "sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc", "_mkldnn", "jagged"),
+}
+
+
 def check_grad(requires_grad: Any, dtype: str) -> None:
     """See that a tensor of this dtype can require a gradient, or not, as it says."""
     if type(requires_grad) is not bool:
         raise TypeError("requires_grad of a tensor is neither true nor false")
     if requires_grad and not dtype.startswith(_FRACTIONAL):
         raise ValueError(f"a tensor of {dtype} that requires a gradient")
+
+
+def learned(spec: TensorSpec, *, requires_grad: bool, parameter: bool = False) -> TensorSpec:
+    """The same tensor as a parameter, or requiring a gradient; one without a plain layout stays as it is."""
+    if isinstance(spec, CompositeSpec):
+        return spec
+    about = (spec.dtype, spec.shape, spec.stride, spec.offset, spec.storage, spec.note)
+    return LearnedSpec(*about, parameter, requires_grad)
 
 
 def check_state(state: Any) -> None:
@@ -121,30 +141,46 @@ def _attribute(state: Any, *names: str) -> int | None:
     return None
 
 
-def layout_of(node: Any) -> str:
-    """Name of a layout, which torch pickles as ``_get_layout("torch.sparse_coo")``, without ``torch.``."""
-    arguments = (
-        node.args if isinstance(node, Stub) and node.name == "torch.serialization._get_layout" else None
-    )
-    match arguments:
-        case (str(name),):
-            return name.removeprefix("torch.")
-    raise TypeError("a layout is not given by its name")
+class Device(Stub):
+    """A ``torch.device``."""
+
+    __slots__ = ()
 
 
-def part_of(storage: Storage, view: Any) -> Storage:
-    """A part of a storage (torch before 1.0): ``(key, offset, size)``."""
-    if not isinstance(view, tuple) or len(view) != 3:
-        raise TypeError("a view of a storage that torch does not write")
-    _, start, numel = view
-    if (
-        type(start) is not int
-        or type(numel) is not int
-        or start < 0
-        or not 0 <= numel <= storage.numel - start
-    ):
-        raise ValueError("a view that reaches beyond its storage")
-    return Storage(storage.key, storage.dtype, storage.itemsize, numel, start)
+class Layout(Stub):
+    """A ``torch.layout``.
+
+    Attributes:
+        text: its name without ``torch.``.
+    """
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        super().__init__(Global("torch.serialization._get_layout"), (f"torch.{text}",))
+        self.text = text
+
+
+def device_of(args: tuple[Any, ...]) -> Device:
+    """``device("cuda:0")``, ``device("cuda", 0)``, ``device(0)``."""
+    match args:
+        case (str(text),) if _DEVICE.fullmatch(text):
+            pass
+        case (str(text), None | int()) if _DEVICE.fullmatch(text) and ":" not in text:
+            pass
+        case (int(index),) if type(index) is int and 0 <= index < _MOST_DEVICES:
+            pass
+        case _:
+            raise ValueError("a device that torch does not have")
+    return Device(Global("torch.device"), args)
+
+
+def layout_of(args: tuple[Any, ...]) -> Layout:
+    """``_get_layout("torch.sparse_coo")``."""
+    match args:
+        case (str(name),) if name.removeprefix("torch.") in _LAYOUTS and name.startswith("torch."):
+            return Layout(name.removeprefix("torch."))
+    raise ValueError("a layout that torch does not have")
 
 
 def overflows(shape: tuple[int, ...]) -> bool:
@@ -162,6 +198,12 @@ def dtype_of(named: Any) -> str:
     dtype = name_of(named).removeprefix("torch.")
     itemsize_of(dtype)
     return dtype
+
+
+def is_value(named: Any) -> bool:
+    """Whether it names a dtype or a quantization scheme, where a class or a function should stand."""
+    name = named.name.removeprefix("torch.") if isinstance(named, Global) else ""
+    return name in ITEMSIZE or name in QUANTIZED or name.startswith("per_")
 
 
 def itemsize_of(dtype: str) -> int:

@@ -67,7 +67,7 @@ class _Pickles:
 
     def load(self) -> Any:
         """The object of the next pickle; more of the file is read where it goes on behind what was read."""
-        self.tensors = tensors = Tensors(self._limits, untyped=False)
+        self.tensors = tensors = Tensors(self._limits, legacy=True)
         machine = Machine(
             self._data,
             names=tensors.names,

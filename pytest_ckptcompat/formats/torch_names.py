@@ -1,4 +1,4 @@
-"""What torch's own names in a pickle mean: storages, and the functions that lay tensors over them.
+"""What torch's own names in a pickle mean: the functions that lay tensors over storages.
 
 Read from ``torch/_utils.py`` and ``torch/serialization.py`` of torch 1.0 to 2.14.
 """
@@ -12,40 +12,34 @@ from pytest_ckptcompat.core.tensor_spec import CompositeSpec, TensorSpec, contig
 
 from .pickle_names import PlainNames
 from .pickle_stubs import Global, Size, Storage, Stub
+from .safe_names import is_safe
 from .torch_arguments import (
     PACKED,
     QUANTIZED,
+    Device,
+    Layout,
     check_grad,
     check_state,
     conjugated,
+    device_of,
     distributed,
     dtype_of,
+    is_value,
     itemsize_of,
     layout_of,
+    learned,
     name_of,
     overflows,
-    part_of,
     quantizer_of,
 )
+from .torch_storages import Storages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pytest_ckptcompat.core.limits import Limits
 
-STORAGE_DTYPES = {
-    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
-    "ByteStorage": "uint8", "BoolStorage": "bool", "UntypedStorage": "uint8",
-    "ComplexDoubleStorage": "complex128", "ComplexFloatStorage": "complex64",
-    "QInt8Storage": "qint8", "QInt32Storage": "qint32", "QUInt8Storage": "quint8",
-    "QUInt4x2Storage": "quint4x2", "QUInt2x4Storage": "quint2x4",
-}  # fmt: skip
-"""Element type of a storage class; an untyped one is bytes, and the tensor over it names its dtype."""
-
 _BIGGEST = (1 << 63) - 1
-_LONGEST_KEY = 4096
 _ENDLESS = Storage("", "uint8", 1, _BIGGEST)
 _SIZES = {tuple, Size}
 _DISTRIBUTED = "torch.distributed."
@@ -61,22 +55,19 @@ _PLAIN_TYPES = {
 }
 
 
-class Tensors:
+class Tensors(Storages):
     """Gives the meaning of torch's names while a pickle is run.
 
     Args:
         limits: caps.
-        untyped: whether storages without a dtype may occur; torch.load fails on them in the legacy layout.
+        legacy: as for `Storages`.
 
     Attributes:
-        storages: every storage that the pickle refers to, by its key.
         names: name -> what is done in place of calling it; for `Machine`.
     """
 
-    def __init__(self, limits: Limits, *, untyped: bool = True) -> None:
-        self.storages: dict[str, Storage] = {}
-        self._untyped = untyped
-        self._kinds: dict[Global, tuple[str, int]] = {}
+    def __init__(self, limits: Limits, *, legacy: bool = False) -> None:
+        super().__init__(legacy=legacy)
         self._limits = limits
         self._count = 0
         self.names: Mapping[str, Callable[[tuple[Any, ...]], object]] = {
@@ -95,45 +86,12 @@ class Tensors:
             "torch._utils._rebuild_device_tensor_from_cpu_tensor": self._device_tensor,
             "torch._utils._rebuild_xla_tensor": self._device_tensor,
             "torch._utils._rebuild_wrapper_subclass": self._wrapper_subclass,
+            "torch.device": device_of,
+            "torch.serialization._get_layout": layout_of,
             "torch._tensor._rebuild_from_type_v2": self._from_type,
             "torch._tensor._rebuild_from_type": self._from_type,
             "torch.tensor._rebuild_from_type": self._from_type,
         }
-
-    def storage(self, reference: Any) -> object:
-        """What a persistent id stands for: a storage, or the class of an old whole module.
-
-        The id is ``("storage", class, key, location, numel)``, perhaps with a view of the storage behind, or
-        ``("module", class, ...)``.
-        """
-        if type(reference) is not tuple or not 2 <= len(reference) <= 6:
-            raise ValueError("a persistent id that torch does not write")
-        if reference[0] == "module" and type(reference[1]) in (Global, Stub):  # a stub was pickled by value
-            return reference[1]
-        if type(reference[1]) is not Global:
-            raise ValueError("a persistent id that torch does not write")
-        what, kind, key, _, numel, *view = reference
-        if what != "storage" or type(key) is not str or len(key) > _LONGEST_KEY:
-            raise ValueError("a persistent id that torch does not write")
-        if type(numel) is not int or not 0 <= numel <= _BIGGEST:
-            raise ValueError("a storage of impossible size")
-        dtype, itemsize = self._kinds.get(kind) or self._kind(kind)
-        storage = self.storages.get(key)
-        if storage is None:
-            storage = self.storages[key] = Storage(key, dtype, itemsize, numel)
-        elif storage.dtype != dtype or storage.numel != numel:
-            raise ValueError(f"storage {key[:80]!r} has two types or sizes")
-        return storage if not view or view[0] is None else part_of(storage, view[0])
-
-    def _kind(self, kind: Global) -> tuple[str, int]:
-        """Element type and size of a storage class."""
-        module, _, name = kind.name.rpartition(".")
-        if module not in ("torch", "torch.cuda", "torch.storage") or name not in STORAGE_DTYPES:
-            raise ValueError(f"storage class {kind.name} is unknown")
-        if name == "UntypedStorage" and not self._untyped:
-            raise ValueError("a storage without a dtype (float8, uint16), which torch.load can't read here")
-        self._kinds[kind] = STORAGE_DTYPES[name], itemsize_of(STORAGE_DTYPES[name])
-        return self._kinds[kind]
 
     def _spec(
         self, storage: Any, offset: Any, shape: Any, stride: Any, dtype: str = "", *, quantized: bool = False
@@ -189,9 +147,10 @@ class Tensors:
             return self._spec(args[0], args[1], args[2], args[3])
         storage, offset, shape, stride, requires_grad, _, *metadata = args
         spec = self._spec(storage, offset, shape, stride)
-        if requires_grad is not False:
-            check_grad(requires_grad, spec.dtype)
-        return conjugated(spec, *metadata) if metadata else spec
+        check_grad(requires_grad, spec.dtype)
+        if metadata and metadata != [None]:
+            return conjugated(spec, *metadata)
+        return learned(spec, requires_grad=True) if requires_grad else spec
 
     def _bare(self, args: tuple[Any, ...]) -> TensorSpec:
         """``_rebuild_tensor(storage, offset, size, stride)``."""
@@ -202,9 +161,10 @@ class Tensors:
         """``_rebuild_tensor_v3(storage, offset, size, stride, requires_grad, hooks, dtype, metadata)``."""
         storage, offset, shape, stride, requires_grad, _, dtype, *metadata = args
         spec = self._spec(storage, offset, shape, stride, dtype_of(dtype))
-        check_grad(requires_grad, spec.dtype)
-        if requires_grad:  # as torch.save writes it; torch then fills a leaf in place
+        if requires_grad is not False:  # torch.save writes it; torch.load then fills a leaf in place
             raise ValueError(f"a tensor of {spec.dtype} that requires a gradient, which torch.load fails on")
+        if spec.dtype in QUANTIZED:
+            raise ValueError(f"a plain tensor of {spec.dtype}")
         return conjugated(spec, *metadata) if metadata else spec
 
     def _parameter(self, args: tuple[Any, ...]) -> object:
@@ -212,7 +172,8 @@ class Tensors:
         data, requires_grad, _ = args
         if isinstance(data, TensorSpec):
             check_grad(requires_grad, data.dtype)
-        elif type(data) is not Stub:
+            return learned(data, requires_grad=requires_grad, parameter=True)
+        if type(data) is not Stub:
             raise TypeError("a parameter that is not made of a tensor")
         return data
 
@@ -239,7 +200,7 @@ class Tensors:
     def _sparse(self, args: tuple[Any, ...]) -> TensorSpec:
         """``_rebuild_sparse_tensor(layout, (indices.., values, size, ..))``."""
         layout, data = args
-        name = layout_of(layout)
+        name = layout.text if type(layout) is Layout else ""
         counts = {"sparse_coo": (2, 1)}.get(name, (3, 0))
         if not name.startswith("sparse_") or type(data) is not tuple:
             raise TypeError("a sparse tensor of an unknown layout")
@@ -262,35 +223,46 @@ class Tensors:
         """``_rebuild_meta_tensor_no_storage(dtype, size, stride, requires_grad)``."""
         dtype, shape, stride, requires_grad = args
         check_grad(requires_grad, dtype_of(dtype))
+        if dtype_of(dtype) in QUANTIZED:
+            raise ValueError("a quantized tensor on the meta device")
         plain = self._spec(_ENDLESS, 0, shape, stride)
         return CompositeSpec(dtype_of(dtype), plain.shape, plain.stride, 0, "", "meta", "meta")
 
     def _device_tensor(self, args: tuple[Any, ...]) -> object:
         """``_rebuild_device_tensor_from_cpu_tensor(data, dtype, device, requires_grad)`` and its kin."""
-        data, dtype, _, requires_grad = args
+        data, dtype, device, requires_grad = args
+        if not (isinstance(data, TensorSpec) or type(data) is Stub) or type(device) not in (str, Device):
+            raise TypeError("a tensor of a device that is not made of its values")
+        check_grad(requires_grad, dtype_of(dtype))
+        if type(device) is str:
+            device_of((device,))
         if isinstance(data, TensorSpec) and data.dtype == dtype_of(dtype):
-            check_grad(requires_grad, data.dtype)
             return data
         return Stub(Global("torch._utils._rebuild_device_tensor"), args)
 
     def _wrapper_subclass(self, args: tuple[Any, ...]) -> TensorSpec:
         """``_rebuild_wrapper_subclass(cls, dtype, size, stride, offset, layout, device, requires_grad)``."""
         kind, dtype, shape, *_, requires_grad = args
-        if len(args) != _ARGUMENTS_OF_SUBCLASS:
-            raise TypeError("a tensor of a subclass without its layout and device")
+        if len(args) != _ARGUMENTS_OF_SUBCLASS or name_of(kind) in _PLAIN_TYPES or is_value(kind):
+            raise TypeError("a tensor of a subclass without its class, layout or device")
         check_grad(requires_grad, dtype_of(dtype))
         return self._odd(dtype_of(dtype), shape, f"subclass {name_of(kind)}")
 
     def _from_type(self, args: tuple[Any, ...]) -> object:
         """``_rebuild_from_type_v2(func, type, args, state)``: a subclass, or a tensor with attributes."""
-        func, kind, arguments, *state = args
+        func, kind, arguments, state = args
+        if type(func) not in (Global, Stub) or type(arguments) is not tuple or is_value(kind):
+            raise TypeError("a tensor that is not made by a function, of a class, from arguments")
         rebuild = func.rebuild if isinstance(func, Global) else None
-        if len(state) > 1:
-            raise TypeError("a tensor with two states")
-        if rebuild is None or not isinstance(arguments, tuple):
+        if rebuild is None:
+            if isinstance(func, Global) and is_safe(func.name):
+                raise TypeError(f"{func.name} does not rebuild a tensor")
             return Stub(kind, args)
         plain = rebuild(arguments)
-        if not isinstance(plain, TensorSpec) or name_of(kind) in _PLAIN_TYPES:
+        if name_of(kind) in _PLAIN_TYPES:
+            check_state(state)
+            return plain
+        if not isinstance(plain, TensorSpec):
             return plain
         if name_of(kind).startswith(_DISTRIBUTED):
             return distributed(plain, name_of(kind), state)

@@ -79,6 +79,9 @@ class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
         for name, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 raise Unrehearsable(f"{name or 'the model'} is compiled by TorchScript")
+            if any(isinstance(value, torch.ScriptObject) for value in vars(module).values()):
+                # A kernel that gets a fake tensor beside its packed weights may end the process.
+                raise Unrehearsable(f"{name or 'the model'} holds weights packed for quantized kernels")
         originals = _named_tensors(model)
         # Module.to swaps fake parameters in place, and refuses where torch itself holds a weak reference to
         # one; parameters that become fake on their way to the card it just replaces

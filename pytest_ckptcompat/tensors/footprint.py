@@ -6,6 +6,8 @@ from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from torch.nn.parameter import is_lazy
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -31,7 +33,7 @@ def tensors(values: Iterable[Any], itemsize: int = 0) -> int:
 def _size(value: Any, itemsize: int) -> int:
     try:
         return max(int(value.nbytes), int(prod(value.shape)) * itemsize)
-    except (AttributeError, ValueError):  # no tensor, or a parameter that has no shape yet
+    except (AttributeError, ValueError):  # not a tensor
         return 0
-    except RuntimeError:  # a sparse or nested tensor, which torch does not measure
-        return int(value.numel() * max(value.element_size(), itemsize))
+    except RuntimeError:  # torch does not measure sparse and nested tensors; a lazy parameter has no size yet
+        return 0 if is_lazy(value) else int(value.numel() * max(value.element_size(), itemsize))

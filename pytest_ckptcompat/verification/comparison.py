@@ -72,7 +72,7 @@ class Comparison:
         return [f.key for f in self.findings if f.rule in _STRICT]
 
 
-_NO_VALUES = re.compile(r"\bmeta tensors?\b|\bmeta device\b|'Meta' backend|Meta tensor")
+_NO_VALUES = re.compile(r"\bmeta tensors?\b|\bmeta device\b|'\w*Meta' backend|Meta tensor")
 _STRICT = {"missing-key", "unexpected-key", "shape-mismatch", "load-error"}
 
 

@@ -137,6 +137,8 @@ def test_a_training_checkpoint(path: Path) -> None:
         ({"a": {"b": WEIGHTS}, "c": OrderedDict(WEIGHTS)}, ("'a'", "'c'")),
         ({"model": {"module": STATE}, "ema": OTHER}, ("'model'", "'ema'")),
         ({"fc.weight": torch.ones(1), "twin": WEIGHTS}, ("''", "'twin'")),
+        ({"net": STATE, "swa_net": OrderedDict(STATE), "swa_n": 3}, ("'net'", "'swa_net'")),
+        ({"model": nn.Linear(2, 2), "best": nn.Linear(2, 2)}, ("'model'", "'best'")),
     ],
 )
 def test_two_that_are_equally_good_are_an_error_that_lists_both(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,9 @@ def test_dtensors_of_the_optimizer_are_no_part_of_the_model(tmp_path: Path) -> N
     assert check(lambda: nn.Linear(4, 6), str(path), device="none").ok
 
 
-@pytest.mark.parametrize("key", ["_flat_param", "_fsdp_wrapped_module.layer.flat_param_0"])
+@pytest.mark.parametrize(
+    "key", ["_flat_param", "flat_param", "_fpw_module.flat_param", "_fsdp_wrapped_module.layer.flat_param_0"]
+)
 def test_flattened_parameters(tmp_path: Path, key: str) -> None:
     path = tmp_path / "model_rank_3.pt"
     torch.save({key: torch.zeros(30)}, path)
@@ -97,6 +100,54 @@ def test_zero_stage_3(tmp_path: Path, grouped: bool) -> None:
     told = refusal(path)
     assert "ZeRO stage 3: 2 parameters have no values here, weight for one" in told
     assert "zero_to_fp32.py" in told
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"frozen_param_shapes": {"weight": torch.Size((6, 4))}, "param_shapes": [{}]},
+        {"param_shapes": [{"other": torch.Size((6, 4))}], "buffer_names": ["weight"]},
+    ],
+)
+def test_zero_stage_3_of_frozen_and_of_missing_parameters(tmp_path: Path, beside: dict[str, Any]) -> None:
+    path = tmp_path / "zero_pp_rank_0_mp_rank_00_model_states.pt"
+    frozen = {"frozen_param_fragments": {"weight": torch.zeros(12)}}
+    torch.save({"module": {"weight": torch.zeros(0)}, "ds_version": "0.16.0", **beside, **frozen}, path)
+    assert "ZeRO stage 3: 1 parameters have no values here" in refusal(path)
+
+
+@pytest.mark.parametrize("module", [None, {}])
+@pytest.mark.parametrize(
+    ("shapes", "words"), [([], "layer_*-model_states.pt"), ([{"w": torch.Size((2,))}], "ZeRO stage 3")]
+)
+def test_files_of_deepspeed_without_a_model(tmp_path: Path, module: Any, shapes: Any, words: str) -> None:
+    path = tmp_path / "mp_rank_00_model_states.pt"
+    torch.save({"module": module, "param_shapes": shapes, "ds_version": "0.16.0"}, path)
+    assert words in refusal(path)
+
+
+@pytest.mark.parametrize("size", ["tensor_model_parallel_size", "pipeline_model_parallel_size"])
+def test_model_parallel_parts_of_megatron(tmp_path: Path, size: str) -> None:
+    """Their norms have the shapes of the whole model, so a small model would seem to fit."""
+    path = tmp_path / "model_optim_rng.pt"
+    state = nn.Linear(4, 6).state_dict()
+    torch.save({"model": state, "args": argparse.Namespace(**{size: 2}), "iteration": 7}, path)
+    assert f"a model that several ranks share ({size}=2)" in refusal(path)
+    torch.save({"model": state, "args": argparse.Namespace(**{size: 1}), "iteration": 7}, path)
+    assert check(lambda: nn.Linear(4, 6), path, device="none").ok
+
+
+def test_model_parallel_parts_of_deepspeed(tmp_path: Path) -> None:
+    path = tmp_path / "mp_rank_01_model_states.pt"
+    torch.save({"module": nn.Linear(4, 6).state_dict(), "mp_world_size": 2}, path)
+    assert "the part of rank 1 of a model that several ranks share (mp_world_size=2)" in refusal(path)
+
+
+@pytest.mark.parametrize("metadata", [{"world_size": 2, "rank": 1, "shard_info": {}}, {"param_metadata": []}])
+def test_parts_with_shard_metadata(tmp_path: Path, metadata: dict[str, Any]) -> None:
+    path = tmp_path / "rank-1-of-2.pth"
+    torch.save({"model": {"_fsdp_shard.weight": torch.zeros(12)}, "shard_metadata": metadata}, path)
+    assert "of a model under FSDP of FairScale or torch_xla" in refusal(path)
 
 
 def test_the_optimizer_of_one_rank(tmp_path: Path) -> None:

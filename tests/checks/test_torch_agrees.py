@@ -89,6 +89,7 @@ def same(wanted: Any) -> Callable[[Any], None]:
             raise TypeError(f"{type(given)} is not {type(wanted)}")
         if isinstance(wanted, torch.Tensor):
             assert torch.equal(given, wanted)
+            assert given.requires_grad == wanted.requires_grad
         elif isinstance(wanted, dict):
             for key, value in wanted.items():
                 same(value)(given[key])
@@ -111,6 +112,9 @@ PLAIN: dict[str, Any] = {
     "a tuple": (1, torch.ones(2)),
     "a tensor": torch.arange(5.0),
     "a scalar": torch.tensor(7),
+    "parameters": {"p": nn.Parameter(torch.ones(2)), "frozen": nn.Parameter(torch.ones(2), requires_grad=False)},
+    "one parameter": nn.Parameter(torch.ones(2)),
+    "a tensor with a gradient": {"t": torch.ones(2, requires_grad=True)},
     "many bytes": torch.arange(10_000, dtype=torch.uint8),
     "a sparse tensor": {"s": torch.eye(3).to_sparse().coalesce().to_dense()},
     "sizes": torch.Size([2, 3]),
@@ -170,6 +174,15 @@ def test_what_torch_would_refuse_is_not_judged(tmp_path: Path, what: str) -> Non
     (found,) = [each for each in report.findings if each.rule == "extra-state-unread"]
     assert found.key == "_extra_state"
     assert "torch.load(weights_only=True) refuses" in found.message
+
+
+def test_a_bare_storage_is_not_read(tmp_path: Path) -> None:
+    """torch loads it: the message does not say that it refuses."""
+    path = tmp_path / "net.pth"
+    make = with_extra(torch.ones(2).untyped_storage(), lambda s: s.nbytes())
+    torch.save(make().state_dict(), path)
+    (found,) = judged(make, path).findings
+    assert found.message == "was not judged: it holds a bare storage, which is not read"
 
 
 def test_tensors_are_judged_beside_extra_state_that_is_not_read(tmp_path: Path) -> None:
@@ -286,29 +299,44 @@ def test_a_buffer_of_another_layout(tmp_path: Path, what: str) -> None:
     judged(with_buffer(BUFFERS[what], persistent=True), path)
 
 
-def static() -> nn.Module:
+def static(*layers: nn.Module, shape: tuple[int, ...] = (2, 4)) -> nn.Module:
     net: Any = nn.Sequential(
-        torch.ao.quantization.QuantStub(), nn.Linear(4, 3), torch.ao.quantization.DeQuantStub()
+        torch.ao.quantization.QuantStub(),
+        *(layers or (nn.Linear(4, 3),)),
+        torch.ao.quantization.DeQuantStub(),
     )
     net.qconfig = torch.ao.quantization.default_qconfig
     prepared = torch.ao.quantization.prepare(net.eval())
-    prepared(torch.randn(2, 4))
+    prepared(torch.randn(shape))
     return torch.ao.quantization.convert(prepared)  # type: ignore[no-any-return]
 
 
-def dynamic() -> nn.Module:
+def static_convolution() -> nn.Module:
+    return static(nn.Conv2d(3, 4, 1), shape=(1, 3, 4, 4))
+
+
+def dynamic(dtype: torch.dtype = torch.qint8) -> nn.Module:
     net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-    return torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, dtype=torch.qint8)  # type: ignore[no-any-return]
+    return torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, dtype=dtype)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("make", [static, dynamic])
-def test_quantised_models(tmp_path: Path, make: Callable[[], nn.Module]) -> None:
+def dynamic_half() -> nn.Module:
+    """A rehearsal of its kernels on fake tensors would end the process."""
+    return dynamic(torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [(static, (5, 4)), (static_convolution, (2, 3, 4, 4)), (dynamic, (5, 4)), (dynamic_half, (5, 4))],
+)
+def test_quantised_models(tmp_path: Path, make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     if "none" in str(torch.backends.quantized.engine):
         pytest.skip("this torch has no quantized kernels")
     path = tmp_path / "net.pth"
     torch.save(make().state_dict(), path)
     assert not [found for found in judged(make, path).findings if found.severity == "error"]
-    judged(make, path, inputs=(5, 2, 4))
+    judged(make, path, inputs=shape)
+    assert check(make, path, inputs=shape, device="auto").ok
     state = make().state_dict()
     state.popitem()
     torch.save(state, path)
@@ -345,8 +373,32 @@ def test_lazy_modules(tmp_path: Path) -> None:
     run(torch.ones(4, 2))
     torch.save(run.state_dict(), path)
     assert judged(lazy, path).ok
+    assert judged(lazy, path, inputs=(4, 2)).ok
     torch.save({**run.state_dict(), "0.weight": torch.ones(3, 3)}, path)
     assert judged(lazy, path).mismatched
+
+
+@pytest.mark.parametrize(
+    ("saved", "words"),
+    [
+        (lambda: nn.LazyConv2d(3, 3).state_dict(), "parameters are uninitialized, 'weight' for one"),
+        (lambda: nn.Sequential(nn.LazyLinear(3)), "parameters are uninitialized, '0.weight' for one"),
+        (lambda: dynamic(), "weights are packed for quantized kernels"),
+    ],
+)
+def test_files_without_a_tensor_say_why(tmp_path: Path, saved: Callable[[], Any], words: str) -> None:
+    torch.save(saved(), tmp_path / "net.pth")
+    with pytest.raises(ValueError, match=words):
+        open_checkpoint(tmp_path / "net.pth")
+
+
+def test_a_buffer_on_meta_has_no_values(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    make = with_buffer(lambda: torch.ones(2, device="meta"), persistent=True)
+    torch.save(make().state_dict(), path)
+    assert judged(make, path).ok
+    report = check(make, path, inputs=(4, 2), device="cpu")
+    assert "unloaded-parameter" in {found.rule for found in report.findings}
 
 
 class Quantised(torch.Tensor):

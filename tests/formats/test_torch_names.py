@@ -34,10 +34,28 @@ GOOD: dict[Any, tuple[Any, ...]] = {
         HOOKS,
     ),
     torch._utils._rebuild_meta_tensor_no_storage: (torch.float32, (2, 3), (3, 1), False),
+    torch._utils._rebuild_device_tensor_from_cpu_tensor: (tensor(), torch.float32, "cpu", False),
+    torch._tensor._rebuild_from_type_v2: (
+        *(torch._utils._rebuild_tensor_v2, torch.Tensor),
+        *((Ref(), 0, (2, 3), (3, 1), False, HOOKS), {}),
+    ),
+}
+OBJECTS: dict[Any, tuple[Any, ...]] = {
+    torch._utils._rebuild_wrapper_subclass: (
+        *(torch.Tensor, torch.float32, (2, 3), (3, 1), 0),
+        *(torch.strided, torch.device("cpu"), False),
+    ),
+    OrderedDict: ([("a", 1)],),
+    torch.Size: ((1, 2),),
+    torch.device: ("cuda", 0),
+    torch.serialization._get_layout: ("torch.strided",),
+    set: ([1, 2],),
+    complex: (1.0, 2.0),
 }
 ODD = st.sampled_from([
     *(None, True, False, 0, 1, -1, 7, 2.0, "x", (), (2, 3), (6,), (1 << 62, 4, 0), (1 << 32, 1 << 31), (0, 0)),
     *([], {}, {"conj": True}, {"neg": False}, {5: 1}, {"x": "y"}, {"x": 2.0}, HOOKS, torch.float16, torch.int8, torch.nn.ReLU),
+    *(torch.per_tensor_affine, torch.strided, torch.device("cpu"), torch.Tensor, ("a",), (2.0, 3), "cuda:0"),
     *(Ref(), INTEGERS, QUANTIZED, tensor(), tensor(INTEGERS), ({}, None), ({}, {}, {})),
     (torch.per_tensor_affine, "x", 3),
     (torch.per_channel_affine, [0.5, 0.5], [1, 1], 0),
@@ -50,8 +68,8 @@ ODD = st.sampled_from([
 @st.composite
 def calls(draw: st.DrawFn) -> Call:
     """A call as torch writes it, with an argument changed, taken away, or added."""
-    function = draw(st.sampled_from(list(GOOD)))
-    args = list(GOOD[function])
+    function, given_args = draw(st.sampled_from([*GOOD.items(), *OBJECTS.items()]))
+    args = list(given_args)
     for _ in range(draw(st.integers(0, 2))):
         at = draw(st.integers(0, len(args)))
         how = draw(st.sampled_from(["changed", "changed", "added", "taken"]))
@@ -88,6 +106,33 @@ def test_what_torch_refuses_is_refused(tmp_path: Path, call: Call) -> None:
         return
     told = says(path)
     assert not told or ckpt.unsafe, told
+
+
+STATES: list[Any] = [
+    None,
+    {},
+    {"a": 1},
+    {1: 2},
+    5,
+    "x",
+    (1, 2),
+    ({"a": 1}, None),
+    ({}, {"a": 1}),
+    ({}, {}, {}),
+]
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("function", [torch._utils._rebuild_tensor_v2, OrderedDict])
+def test_states_that_torch_refuses_are_refused(tmp_path: Path, function: Any, state: Any) -> None:
+    path = tmp_path / "net.pth"
+    made = Call(function, *GOOD.get(function, ()), state=state)
+    path.write_bytes(checkpoint({"w": made, "fine": tensor()}).to_bytes())
+    try:
+        open_checkpoint(path)
+    except CheckpointError:
+        return
+    assert not says(path) or open_checkpoint(path).unsafe
 
 
 @pytest.mark.parametrize("function", GOOD)

@@ -138,14 +138,15 @@ class Ref:
 
 
 class Call:
-    """A call that the pickle asks for."""
+    """A call that the pickle asks for, and the state that it sets on what that gives, if any."""
 
-    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+    def __init__(self, function: Callable[..., Any], *args: Any, state: Any = None) -> None:
         self.function = function
         self.args = args
+        self.state = state
 
     def __reduce__(self) -> Any:
-        return self.function, self.args
+        return self.function, self.args, self.state
 
 
 class _Pickler(pickle._Pickler):
