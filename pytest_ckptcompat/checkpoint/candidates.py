@@ -7,6 +7,7 @@ that hold the like.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,12 @@ USUAL = (
     "params_ema", "net_state_dict", "model_weights",
 )  # fmt: skip
 """What people call the state dict inside a checkpoint."""
+
+_ANOTHER = re.compile(
+    r"(?<![a-z])(ema|swa|avg|averaged?|mean|polyak|shadow|best|last|teacher|student|target)(?![a-z])",
+    re.IGNORECASE,
+)
+"""How people call another state of the same model."""
 
 _LEAVES = frozenset({
     "weight", "bias", "running_mean", "running_var", "num_batches_tracked", "weight_g", "weight_v",
@@ -73,12 +80,16 @@ class Candidate:
         """Whether tensors in it are named as those of a model."""
         return any(each.model_like for each in self.walk())
 
-    def is_like(self, other: Candidate) -> bool:
-        """Whether both hold the same keys: two states of one model, as an average of its weights is."""
+    def is_another(self, other: Candidate) -> bool:
+        """Whether it is another state of the same model by its name and its keys, such as an average."""
         one, two = self.node, other.node
+        if not _ANOTHER.search(self.name):
+            return False
         if isinstance(one, dict) and isinstance(two, dict):
             return self.own > 0 and one.keys() == two.keys()
-        return is_module(one) and is_module(two) and _class_of(one) == _class_of(two)
+        if isinstance(one, Stub) and isinstance(two, Stub):
+            return is_module(one) and is_module(two) and one.name == two.name
+        return False
 
     def walk(self) -> Iterator[Candidate]:
         """It and all candidates inside, from the outside in."""
@@ -117,10 +128,6 @@ def survey(tree: object, limits: Limits) -> Candidate:
     return root
 
 
-def _class_of(node: object) -> str:
-    return node.name if isinstance(node, Stub) else ""
-
-
 def _parts(candidate: Candidate) -> Iterator[tuple[str, object]]:
     """The containers inside; tensors are counted on the way."""
     node = candidate.node
@@ -142,8 +149,8 @@ def _parts(candidate: Candidate) -> Iterator[tuple[str, object]]:
 def meant(root: Candidate) -> list[Candidate]:
     """The candidates that may be the state dict: one if it is clear, none if there is none.
 
-    The usual names are looked for first, the shallowest first; what has the same keys as such a part may be
-    meant as well. A part without tensors of its own that has
+    The usual names are looked for first, the shallowest first; another state of the same model (``swa_net``
+    beside ``net``) may be meant as well. A part without tensors of its own that has
     several such parts (``model: {"encoder": .., "decoder": ..}``) may be meant as a whole: it is the first of
     them then. Nothing is meant that lies more than three levels deep.
     """
@@ -166,7 +173,7 @@ def _usual(root: Candidate) -> list[Candidate]:
     for _ in range(1 if root.model_like else DEEPEST):
         found = [each for each in level if each.name in USUAL and (each.holds_a_model or not model)]
         if found:
-            found += [each for each in level if each not in found and any(map(each.is_like, found))]
+            found += [each for each in level if each not in found and any(map(each.is_another, found))]
             return (
                 [root, *found]
                 if root.model_like and max(each.tensors for each in found) < root.own

@@ -56,6 +56,17 @@ class Folder:
         known = re.compile(pattern, re.DOTALL)
         return [name for name in self.names if known.fullmatch(name)]
 
+    def models(self) -> list[str]:
+        """The folders in it that `save_pretrained` may have written."""
+        inner = [name for name in self.names if "." not in name][:_MOST_FOLDERS]
+        return [name for name in inner if any(map(_PRETRAINED.fullmatch, self._names_in(name)))]
+
+    def _names_in(self, name: str) -> list[str]:
+        try:
+            return names_in(inside(self.path, name))
+        except CheckpointError:
+            return []  # a file
+
     def text(self, name: str) -> str:
         """The one line of a small text file; ``""`` if it is not there or is something else."""
         if name not in self.names:
@@ -96,6 +107,7 @@ def part_of(path: str) -> str:
 _SHARD = re.compile(r".+-(\d{5})-of-(\d{5})\.(?:safetensors|bin|pt|pth)", re.DOTALL)
 _LLAMA = re.compile(r"consolidated\.(\d\d)\.(pth|pt|safetensors)")
 _LONGEST_LINE = 256
+_MOST_FOLDERS = 64
 _OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer.pth")
 _SUFFIXES = r"\.(pth|pt|ckpt|safetensors|bin|pth\.tar)"
 _TRAINING = (
@@ -202,9 +214,9 @@ def _shards(folder: Folder) -> Iterable[str]:
 def _pipeline(folder: Folder) -> Iterable[str]:
     """A pipeline of diffusers has a folder for each of its models."""
     if "model_index.json" in folder.names:
-        parts = [name for name in folder.names if "." not in name]
+        parts = _listed(folder.models())
         raise CheckpointError(
-            f"it is a pipeline of diffusers, with a folder for each model: name one of {_listed(parts)}"
+            f"it is a pipeline of diffusers, with a folder for each model: name one of {parts}"
         )
     return []
 
@@ -218,7 +230,12 @@ def _only(folder: Folder) -> Iterable[str]:
 def _steps(folder: Folder) -> Iterable[str]:
     """A folder for each step or epoch of a training."""
     found = folder.matching(r"(checkpoint|ckpt|step|epoch|iter|global_?step)[-_]?\d+")
-    return _one(found[::-1])
+    return _one(found[::-1] or folder.matching("checkpoints"))
+
+
+def _models(folder: Folder) -> Iterable[str]:
+    """A folder for each model, as training scripts of diffusers have them beside the optimizer's state."""
+    return _one(folder.models())
 
 
 _LAYOUTS: tuple[Callable[[Folder], Iterable[str]], ...] = (
@@ -232,6 +249,7 @@ _LAYOUTS: tuple[Callable[[Folder], Iterable[str]], ...] = (
     _pipeline,
     _only,
     _steps,
+    _models,
 )
 """In the order in which they are tried."""
 

@@ -10,7 +10,7 @@ from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.hooks import hookimpl
 from pytest_ckptcompat.files.folders import kind_of
 from pytest_ckptcompat.files.layouts import find
-from pytest_ckptcompat.files.paths import display, inside
+from pytest_ckptcompat.files.paths import about, display, inside
 
 from . import dcp, sharded, torch_zip
 from .diagnosis import what_lies_in
@@ -50,9 +50,12 @@ def _weights(path: str, files: Files, limits: Limits, deepest: int) -> Header:
     """What a file, or a folder in the folder, holds."""
     if kind_of(path) == "file":
         return sharded.header_of(path, files, limits)
-    header: Header | None = dcp.pytest_ckptcompat_open(path, None, files, limits)
-    header = header or torch_zip.pytest_ckptcompat_open(path, None, files, limits)
-    header = header or _read(path, files, limits, deepest - 1)
+    try:
+        header: Header | None = dcp.pytest_ckptcompat_open(path, None, files, limits)
+        header = header or torch_zip.pytest_ckptcompat_open(path, None, files, limits)
+        header = header or _read(path, files, limits, deepest - 1)
+    except CheckpointError as error:
+        raise about(path, error) from None
     if header is None:
         raise CheckpointError(f"{display(path)} is a folder {what_lies_in(path)}")
     return header

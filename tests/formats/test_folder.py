@@ -103,6 +103,9 @@ FOLDERS: dict[str, dict[str, Any]] = {
     "shards without an index": {"model-00001-of-00002.safetensors": HALVES[0], "model-00002-of-00002.safetensors": HALVES[1]},
     "one file of any name": {"best.ckpt": {"state_dict": STATE}, "hparams.yaml": "x", "optimizer.pt": optimizer_state()},
     "the last step": {"checkpoint-10/model.safetensors": STATE, "config.json": "{}"},
+    "a training with diffusers": {"unet/diffusion_pytorch_model.safetensors": STATE, "optimizer.bin": optimizer_state(),
+                                  "scheduler.bin": {"last_epoch": 1}, "LICENSE": "text", "logs/x": "x"},
+    "a project of accelerate": {"checkpoints/checkpoint_3/model.safetensors": STATE},
     "a name with a line break": {"net\n.pth": STATE},
 }  # fmt: skip
 
@@ -184,13 +187,22 @@ CHOICES: dict[str, tuple[dict[str, Any], str]] = {
         {
             "model_index.json": "{}",
             "unet/diffusion_pytorch_model.safetensors": STATE,
-            "vae/config.json": "{}",
+            "vae/model.fp16.safetensors": STATE,
+            "scheduler/scheduler_config.json": "{}",
         },
-        r"a pipeline of diffusers, with a folder for each model: name one of unet, vae",
+        r"a pipeline of diffusers, with a folder for each model: name one of unet, vae$",
     ),
     "several steps": (
         {f"checkpoint-{n}/model.safetensors": STATE for n in (5, 10)},
         r"2 checkpoints: checkpoint-10, checkpoint-5\. Name one",
+    ),
+    "several steps of accelerate's project": (
+        {f"checkpoints/checkpoint_{n}/model.safetensors": STATE for n in (0, 1)},
+        r"checkpoints: it holds 2 checkpoints: checkpoint_1, checkpoint_0\. Name one",
+    ),
+    "several models of a training with diffusers": (
+        {f"{n}/diffusion_pytorch_model.safetensors": STATE for n in ("unet", "unet_ema")},
+        r"2 checkpoints: unet, unet_ema\. Name one",
     ),
     "several files": ({"a.pth": STATE, "b.pth": STATE}, r"2 checkpoints: a\.pth, b\.pth\. Name one"),
     "a shard that is missing": (
@@ -237,6 +249,34 @@ def test_an_index_that_lacks_a_key(tmp_path: Path) -> None:
     assert "the index lacks 0.bias, which model-00001-of-00002.safetensors has" in " ".join(
         str(report).split()
     )
+
+
+@pytest.mark.parametrize(
+    ("files", "named", "remark"),
+    [
+        (FOLDERS["an index"], "model-00001-of-00002.safetensors", "shard 1 of 2: name its folder for all of them"),
+        ({f"consolidated.0{n}.pth": STATE for n in range(2)}, "consolidated.00.pth", "one of several model-parallel parts"),
+        ({f"consolidated.0{n}.pth": STATE for n in range(2)}, "consolidated.01.pth", "one of several model-parallel parts"),
+        (FOLDERS["one part of Llama"], "consolidated.00.pth", ""),
+        ({"net-00001-of-00001.safetensors": STATE}, "net-00001-of-00001.safetensors", ""),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_one_of_several_is_said_to_be(
+    tmp_path: Path, files: dict[str, Any], named: str, remark: str
+) -> None:
+    report = check(net, put(tmp_path, files) / named, device="none")
+    detail = report.stages[0].detail
+    assert detail.endswith(remark)
+    assert ("one of" in detail or "shard 1" in detail) == bool(remark)
+
+
+def test_a_folder_whose_name_is_a_part_of_a_word_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "ck", CHOICES["several files"][0])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"^ck: it holds 2 checkpoints"):
+        open_checkpoint("ck")
 
 
 def test_an_unpacked_archive(tmp_path: Path) -> None:
