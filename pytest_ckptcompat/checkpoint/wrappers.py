@@ -123,11 +123,14 @@ def _beginnings(path: str) -> Iterator[str]:
 def _nothing(tree: object) -> str:
     if isinstance(tree, TensorSpec):
         return "it holds a single tensor, not a state dict; save {'name': tensor} or model.state_dict()"
+    if isinstance(tree, (dict, list, tuple)) and not tree:
+        return "it is empty: it holds no tensor, as the state dict of a model without parameters"
     if part := part_without_model(tree):
         return part
-    if arrays := _first(tree, is_array):
+    if is_array(tree) or (arrays := _first(tree, is_array)):
+        such = "" if is_array(tree) else f", such as {escape(arrays, 60)!r},"
         return (
-            f"it holds NumPy arrays, such as {escape(arrays, 60)!r}, and no tensors of a model, so torch "
+            f"it holds NumPy arrays{such} and no tensors of a model, so torch "
             "can't load it into one. Convert them where the file is written: "
             "torch.save({key: torch.from_numpy(array) for key, array in arrays.items()}, path)"
         )
@@ -149,7 +152,7 @@ def _nothing(tree: object) -> str:
 
 
 def _first(tree: object, wanted: Callable[[object], bool]) -> str:
-    """The path of the first such part of a checkpoint, not too deep, or ``""``."""
+    """The path of the first such part in a checkpoint, not too deep, or ``""``."""
     pending = [("", tree, 0)]
     for path, node, depth in islice(pending, _MOST_SEARCHED):  # grows as it is walked
         for name, part in islice(children(node), _MOST_SEARCHED) if depth <= DEEPEST else ():

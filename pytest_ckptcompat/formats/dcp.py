@@ -7,7 +7,6 @@ tensor is stored in blocks, each an archive of torch.save somewhere in a file.
 from __future__ import annotations
 
 import re
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import CheckpointError
@@ -18,6 +17,7 @@ from pytest_ckptcompat.core.tensor_spec import Chunk, TensorSpec, contiguous_str
 from pytest_ckptcompat.files.folders import names_in
 from pytest_ckptcompat.files.paths import inside
 
+from .blocks import make_up
 from .dcp_objects import read_objects
 from .dcp_places import Places, fields, is_sizes
 from .pickle_machine import Machine
@@ -128,8 +128,11 @@ class _Reader:
         fitting = self._fitting.setdefault(str(shape), set())
         blocks = tuple(self._chunk(key, shape, chunk, fitting) for chunk in chunks)
         self._storages[key] = blocks
-        if sum(prod(block.size) for block in blocks) != prod(shape):
-            raise CheckpointError(f"the blocks of {escape(key)} do not make up a tensor of shape {shape}")
+        if not make_up(shape, [(block.begin, block.size) for block in blocks]):
+            raise CheckpointError(
+                f"the blocks of {escape(key)} do not make up a tensor of shape {shape}: some are missing, or "
+                "they overlap"
+            )
         return TensorSpec(dtype, tuple(shape), contiguous_stride(shape), 0, key)
 
     def _chunk(self, key: str, shape: tuple[int, ...], chunk: Any, fitting: set[tuple[int, int]]) -> Chunk:

@@ -19,7 +19,10 @@ _BEGINNINGS = (
     (rb"\x28\xb5\x2f\xfd", "zstd-compressed: unpack it with unzstd first"),
     (rb"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it first"),
     (rb"Rar!\x1a\x07", "a RAR archive: unpack it first"),
+    (rb"\x04\x22\x4d\x18", "lz4-compressed: unpack it with unlz4 first"),
     (rb"x[\x01\x5e\x9c\xda]", "compressed by zlib: unpack it first"),
+    (rb"\x7fELF", "a program or a library, not a checkpoint"),
+    (rb"PAR1", "a Parquet table, not a checkpoint"),
     (rb"\x89PNG|\xff\xd8\xff|GIF8", "an image, not a checkpoint"),
     (rb"%PDF-", "a PDF document, not a checkpoint"),
     (rb"SQLite format 3", "a SQLite database, not a checkpoint"),
@@ -61,7 +64,7 @@ def what_it_is(head: bytes, size: int, name: str, tail: bytes = b"") -> str:
         if re.match(pattern, head):
             return told
     if _JSON.match(head):
-        return _json(name)
+        return _json(name, head if size <= _SHORT else b"")
     if head[257:262] == b"ustar" or head.split(b"\0", 1)[0] in _TAR_NAMES:
         return _tar(head)
     if head.startswith(b"PK"):
@@ -69,10 +72,12 @@ def what_it_is(head: bytes, size: int, name: str, tail: bytes = b"") -> str:
     if b"torch.distributed.checkpoint" in head:
         return "the .metadata of a distributed checkpoint: name the folder that holds it"
     if _PICKLE.match(head) or head[:1] in (b"(", b"c"):
-        return f"a plain Python pickle, which torch.load does not read: {_SAVE}"
+        return _pickle(head)
     if not head.strip(b"\0"):
         return "all zeros where its header should be: it was never written, or not to its end; fetch it again"
-    if (text := _text(head)) is not None:
+    if not head.strip():
+        return "blank, not a checkpoint: fetch the file again"
+    if text := _text(head, short=size <= _SHORT):
         if size > _SHORT:
             return "a text file, not a checkpoint"
         return f'a text of {size} bytes, not a checkpoint: "{escape(text, 100)}". Fetch the file again'
@@ -96,16 +101,36 @@ def _markup(head: bytes) -> str:
     return f"an XML document{told}, not a checkpoint: the download may have got an error; fetch it again"
 
 
-def _text(head: bytes) -> str | None:
-    """The text, if it is one."""
-    try:
-        text = head.decode()
-    except UnicodeDecodeError as error:
-        if error.start < len(head) - 4:  # cut within a character at the end
-            return None
-        text = head[: error.start].decode()
-    plain = text.strip()
-    return plain if len(plain) > 1 and all(each.isprintable() or each in "\t\n\r" for each in plain) else None
+def _text(head: bytes, *, short: bool) -> str:
+    """The text, if it is one; ``""`` if it is not. Only a short one is looked for in other encodings."""
+    encodings = ["utf-8", *(["utf-16"] if head[:2] in (b"\xff\xfe", b"\xfe\xff") else []), "latin-1"]
+    for encoding in encodings if short else encodings[:1]:
+        try:
+            text = head.decode(encoding).strip().strip("\0")
+        except UnicodeDecodeError as error:
+            if short or error.start < len(head) - 4:  # not cut within a character at the end
+                continue
+            text = head[: error.start].decode()
+        foreign_letters = sum(not each.isascii() for each in text) if encoding == "latin-1" else 0
+        if all(each.isprintable() or each in _IN_TEXTS for each in text) and 2 * foreign_letters <= len(text):
+            return text
+    return ""
+
+
+_IN_TEXTS = "\t\n\r\x1b"
+"""What texts hold beside what is printed; terminals are coloured by escape sequences."""
+
+
+def _pickle(head: bytes) -> str:
+    start = "a plain Python pickle, which torch.load does not read"
+    if b"torch._utils" in head or b"torch.nn" in head:
+        return f"{start}: its tensors are PyTorch's own; open it with pickle, and {_SAVE}"
+    if b"multiarray" in head:
+        return (
+            f"{start}: convert its NumPy arrays, "
+            "torch.save({key: torch.from_numpy(array) for key, array in pickle.load(file).items()}, ...)"
+        )
+    return f"{start}: {_SAVE}"
 
 
 def damaged_lock(why: str, data: bytes) -> str:
@@ -122,12 +147,13 @@ def _merged(data: bytes) -> str:
     return f"has conflict markers of git at line {line}: resolve them"
 
 
-def _json(name: str) -> str:
+def _json(name: str, text: bytes) -> str:
     if name.endswith(".ckpt.json"):
         return damaged_lock("it does not begin as lock files do", b"")
     if name.endswith(".index.json"):
         return "JSON text, but no index of a sharded checkpoint: it has no 'weight_map'; copy it again"
-    return "JSON text, not a checkpoint or a lock file: name the file that holds the weights"
+    shown = f" (it is {escape(text.decode(errors='replace').strip(), 100)})" if text else ""
+    return f"JSON text, not a checkpoint or a lock file: name the file that holds the weights{shown}"
 
 
 def _tar(head: bytes) -> str:

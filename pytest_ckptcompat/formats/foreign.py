@@ -40,6 +40,10 @@ FOREIGN: dict[str, str] = {
         "a program of torch.export (.pt2), not a checkpoint: save its weights alone, "
         "torch.save(torch.export.load(path).state_dict, ...)"
     ),
+    "package": (
+        "a program of torch.package, not a checkpoint: load its model with "
+        "torch.package.PackageImporter(path).load_pickle(...), and save model.state_dict() with torch.save"
+    ),
     "executorch": f"an ExecuTorch program (.pte): {_MADE_FOR_INFERENCE}",
     "tensorrt": f"a TensorRT engine: {_MADE_FOR_INFERENCE}",
     "mxnet": f"an MXNet parameter file: convert its arrays to tensors, and {_SAVE}",
@@ -129,6 +133,8 @@ def _by_archive(head: bytes, tail: bytes, name: str) -> str:
         return "npz"
     if b"model.weights.h5" in head + tail:
         return "keras"
+    if b"/.data/" in first:
+        return "package"
     return "pt2" if any(part in b"/" + first for part in _OF_EXPORT) else ""
 
 

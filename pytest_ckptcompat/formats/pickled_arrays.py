@@ -49,6 +49,8 @@ def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
     machine = Machine(data, names=names, persistent=_payload, limits=limits)
     reader = _Arrays(file, limits)
     tree = reader.of(machine.load(), _DEEPEST)
+    if any(name.startswith("torch.") for name in machine.globals):
+        return None  # its tensors are not read
     return Header("pickled arrays", tree, reader.storages, UNSAFE) if reader.storages else None
 
 

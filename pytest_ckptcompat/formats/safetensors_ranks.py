@@ -6,7 +6,6 @@ begins stands in its file, and how large the whole tensor is follows from the pa
 
 from __future__ import annotations
 
-from math import prod
 from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.errors import CheckpointError
@@ -17,6 +16,7 @@ from pytest_ckptcompat.core.tensor_spec import PlainChunk, TensorSpec, contiguou
 from pytest_ckptcompat.files.folders import names_in
 from pytest_ckptcompat.files.paths import inside
 
+from .blocks import make_up
 from .pickle_stubs import Dict
 from .safetensors import read_part
 from .safetensors_parts import NAME_OF_PARTS
@@ -71,23 +71,6 @@ def _whole(key: str, dtype: str, parts: list[PlainChunk]) -> TensorSpec:
     if len({len(each) for each in ends}) != 1:
         raise CheckpointError(f"the parts of {escape(key)} have different numbers of dimensions")
     shape = tuple(map(max, zip(*ends, strict=True)))
-    elements = sum(prod(part.size) for part in parts)
-    if elements != prod(shape) or _overlap(parts):
+    if not make_up(shape, [(part.begin, part.size) for part in parts]):
         raise CheckpointError(f"parts of {escape(key)} are missing or overlap: its shape should be {shape}")
     return TensorSpec(dtype, shape, contiguous_stride(shape), 0, key)
-
-
-def _overlap(parts: list[PlainChunk]) -> bool:
-    """Whether two parts share an element. In their order, those that do are neighbours, or nearly."""
-    ordered = sorted(parts, key=lambda part: part.begin)
-    return any(
-        all(
-            low < other + length and other < low + size
-            for low, size, other, length in zip(one.begin, one.size, two.begin, two.size, strict=True)
-        )
-        for place, one in enumerate(ordered)
-        for two in ordered[place + 1 : place + 1 + _NEIGHBOURS]
-    )
-
-
-_NEIGHBOURS = 64

@@ -117,15 +117,24 @@ def _read(index: str, shards: dict[str, str], files: Files, limits: Limits) -> H
     for key, name in shards.items():
         if key not in _held(headers[name], name):
             raise CheckpointError(f"the index says that {escape(key)} is in {escape(name)}, and it is not")
-    forgotten = {
-        key: name for name, header in headers.items() for key in _held(header, name) if key not in shards
-    }
+    held = [(key, name) for name, header in headers.items() for key in _held(header, name)]
+    forgotten = {key: name for key, name in held if key not in shards}
+    twice = {key: name for key, name in held if shards.get(key, name) != name}
     header = _joined({**shards, **forgotten}, headers)
-    if not forgotten:
-        return header
-    first, name = next(iter(forgotten.items()))
-    more = f" and {len(forgotten) - 1} more keys" if len(forgotten) > 1 else ""
-    return replace(header, remarks=(f"the index lacks {escape(first)}{more}, which {escape(name)} has",))
+    remarks = []
+    if forgotten:
+        key, name, more = _first(forgotten)
+        remarks.append(f"the index lacks {key}{more}, which {name} has")
+    if twice:
+        key, name, more = _first(twice)
+        remarks.append(f"{key}{more}, of which the index names another shard, {name} has too")
+    return replace(header, remarks=tuple(remarks)) if remarks else header
+
+
+def _first(places: dict[str, str]) -> tuple[str, str, str]:
+    """The first of several keys and its file, and how many more there are, as they are shown."""
+    key, name = next(iter(places.items()))
+    return escape(key), escape(name), f" and {len(places) - 1} more keys" if len(places) > 1 else ""
 
 
 def _held(header: Header, name: str) -> dict[str, object]:

@@ -86,6 +86,7 @@ class Tensors(Storages):
             "torch._utils._rebuild_device_tensor_from_cpu_tensor": self._device_tensor,
             "torch._utils._rebuild_xla_tensor": self._device_tensor,
             "torch._utils._rebuild_wrapper_subclass": self._wrapper_subclass,
+            "torch.fx.graph_module.reduce_graph_module": _graph_module,
             "torch.device": device_of,
             "torch.serialization._get_layout": layout_of,
             "torch._tensor._rebuild_from_type_v2": self._from_type,
@@ -270,3 +271,10 @@ class Tensors(Storages):
             return plain
         about = (plain.dtype, plain.shape, plain.stride, plain.offset, plain.storage)
         return CompositeSpec(*about, f"subclass {name_of(kind)}", "subclass", (plain,))
+
+
+def _graph_module(args: tuple[Any, ...]) -> Stub:
+    """``reduce_graph_module(attributes, code)``: a traced module that was pickled whole."""
+    made = Stub(Global("torch.fx.graph_module.GraphModule"))
+    made.state = args[0]
+    return made

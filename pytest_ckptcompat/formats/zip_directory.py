@@ -43,7 +43,7 @@ class Entry(NamedTuple):
 
 
 def read_directory(file: File | Part, limits: Limits) -> dict[str, Entry]:
-    """The members of the archive by name, in the order in which the directory has them.
+    """The members of the archive by name, in the order in which the directory has them; without folders.
 
     Raises:
         CheckpointError: the archive is damaged or ambiguous; the text lacks the path.
@@ -53,7 +53,7 @@ def read_directory(file: File | Part, limits: Limits) -> dict[str, Entry]:
     limits.check("zip_entries", size // 256, f"the zip archive's directory has {size} bytes")
     members = _members(file.read_at(offset, size), count, limits)
     _check_layout(members, offset)
-    return {member.name: member for member in members}
+    return {member.name: member for member in members if not member.name.endswith("/")}
 
 
 def _find_directory(file: File | Part) -> tuple[int, int, int]:
@@ -142,8 +142,8 @@ def _members(directory: bytes, count: int, limits: Limits) -> list[Entry]:
         position += extra + comment
         if disk:
             raise CheckpointError("the zip archive is split over several disks")
-        if attributes & _FOLDER:
-            raise CheckpointError(f"{escape(name)} in the zip archive is marked as a folder: it is damaged")
+        if nbytes if name.endswith("/") else attributes & _FOLDER:
+            raise CheckpointError(f"{escape(name)} in the zip archive is a folder and a file: it is damaged")
         members.append(Entry(name, header, packed, nbytes, crc, method, flags))
     if position != len(directory):
         raise CheckpointError("the zip archive's directory has more bytes than members")

@@ -411,3 +411,9 @@ def test_a_whole_module_whose_class_was_pickled_by_value(path: Path, zipped: boo
         k: tuple(v.shape) for k, v in net.state_dict().items()
     }
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in ckpt.state_dict().items())
+
+
+def test_a_traced_module_that_was_pickled_whole(path: Path) -> None:
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)))
+    torch.save(traced, path)
+    assert_same_state(open_checkpoint(path), traced.state_dict())

@@ -71,6 +71,11 @@ ACCEPTED = {
     "version in .data": GOOD.without("version").plus(Raw(b"net/.data/version", b"3\n")),
     "a storage that no tensor uses": checkpoint(storages=[("0", VALUES), ("1", b"x")]),
     "members in another order": replace(GOOD, members=GOOD.members[::-1]),
+    "entries of folders, as 'zip -r' writes them": repacked(
+        replace(GOOD, members=[Raw(b"net/"), Raw(b"net/data/"), *GOOD.members]),
+        compression=zipfile.ZIP_DEFLATED,
+    ),
+    "entries of folders at the end": replace(GOOD, members=[*GOOD.members, Raw(b"net/data/")]),
     "a root that is no ASCII": checkpoint(root="nétz"),
 }
 
@@ -119,6 +124,7 @@ REFUSED: dict[str, tuple[Archive | bytes, str]] = {
     "an alignment that is not a number": (GOOD.plus(Raw(b"net/.storage_alignment", b"64x")), "can't read"),
     "an identity that is not text": (GOOD.plus(Raw(b"net/.data/serialization_id", b"\xff")), "can't read"),
     "a record that is too long": (GOOD.plus(Raw(b"net/.format_version", b"1" * 200)), "not what torch.save writes"),
+    "a folder with bytes": (GOOD.plus(Raw(b"net/more/", b"bytes")), "net/more/ .* is a folder and a file"),
     "an encrypted member": (GOOD.with_member("data/0", flags=1), "is encrypted"),
     "another name in the local header": (GOOD.with_member("data/0", local_name=b"net/data/9"), "contradict each other"),
     "a longer name in the local header": (GOOD.with_member("data/0", local_name=b"net/data/00"), "contradict each other"),

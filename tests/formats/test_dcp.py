@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,13 @@ def _chunkless(index: Any) -> None:
     index.state_dict_metadata["a"].chunks = []
 
 
+def _overlapping(index: Any) -> None:
+    """As many elements as the tensor has, the last of them missing."""
+    entry = index.state_dict_metadata["a"]
+    (block,) = entry.chunks
+    entry.chunks = [replace(block, sizes=torch.Size([2, 4])), replace(block, sizes=torch.Size([1, 4]))]
+
+
 def _odd_dtype(index: Any) -> None:
     index.state_dict_metadata["a"].properties.dtype = torch.nn.ReLU
 
@@ -221,6 +229,7 @@ REFUSED = {
     _unplaced: "does not say where",
     _bigger: "do not make up a tensor",
     _smaller: "lies outside the tensor",
+    _overlapping: "some are missing, or they overlap",
     _chunkless: "do not make up a tensor",
     _odd_dtype: "a: dtype",
     _no_table: "lacks the list of tensors",

@@ -251,6 +251,15 @@ def test_an_index_that_lacks_a_key(tmp_path: Path) -> None:
     )
 
 
+def test_a_key_in_two_shards_of_an_index(tmp_path: Path) -> None:
+    """Who loads shard by shard may load either."""
+    names = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    files = {names[0]: HALVES[0], names[1]: {**HALVES[1], "0.bias": torch.ones(2)}}
+    folder = put(tmp_path, {**files, "model.safetensors.index.json": index(*names)})
+    report = check(net, folder)
+    assert f"0.bias, of which the index names another shard, {names[1]} has too" in report.stages[0].detail
+
+
 @pytest.mark.parametrize(
     ("files", "named", "remark"),
     [
