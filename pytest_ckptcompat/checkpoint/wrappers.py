@@ -124,7 +124,7 @@ def _nothing(tree: object) -> str:
     if isinstance(tree, TensorSpec):
         return "it holds a single tensor, not a state dict; save {'name': tensor} or model.state_dict()"
     if isinstance(tree, (dict, list, tuple)) and not tree:
-        return "it is empty: it holds no tensor, as the state dict of a model without parameters"
+        return "there is no state dict in it: it is empty, as that of a model without parameters"
     if part := part_without_model(tree):
         return part
     if is_array(tree) or (arrays := _first(tree, is_array)):
