@@ -80,7 +80,12 @@ class _Reader:
             data = file.read_at(0, file.size)
         tensors = Tensors(self._limits)
         machine = Machine(data, names=tensors.names, limits=self._limits, records=_records())
-        index = machine.load()
+        try:
+            index = machine.load()
+        except CheckpointError as error:
+            if str(error).startswith("limit exceeded"):
+                raise
+            raise CheckpointError(f"its .metadata is damaged, or not copied whole: {error}") from None
         if not isinstance(index, Stub):
             raise CheckpointError("its .metadata is not what torch.distributed.checkpoint writes")
         parts = [
@@ -175,7 +180,7 @@ def _dtype(properties: Any) -> Any:
 def _path(key: Any, paths: Any) -> tuple[Any, ...]:
     """The parts of a key: as the planner noted them, else the key as it is, apart from an optimizer's."""
     path = paths.get(key) if isinstance(paths, dict) else None
-    if isinstance(path, tuple) and 0 < len(path) <= _MOST_PARTS:
+    if isinstance(path, tuple) and 0 < len(path) <= _MOST_PARTS and not (len(path) == 1 and path[0] == key):
         return path
     flat = _OPTIMIZER.fullmatch(key) if isinstance(key, str) else None
     return flat.groups() if flat else (key,)

@@ -78,8 +78,11 @@ class Places:
         check_inside(name, "its .metadata")
         self._limits.check("files", len(self._known) + 1, "its .metadata names too many files")
         path = inside(self._folder, name)
-        with self._files.open(path) as file:
-            self._known[name] = path, file.size
+        try:
+            with self._files.open(path) as file:
+                self._known[name] = path, file.size
+        except CheckpointError as error:
+            raise CheckpointError(f"its .metadata names a file that can't be read: {error}") from None
         return self._known[name]
 
     def _text(self, begin: Any) -> str:

@@ -224,7 +224,7 @@ REFUSED = {
     _absolute: "outside the checkpoint's folder",
     _far: "is truncated",
     _negative: "damaged entry",
-    _missing_file: "__9_0.distcp does not exist",
+    _missing_file: r"its \.metadata names a file that can't be read: .*__9_0.distcp does not exist",
     _transformed: "compressed or encrypted",
     _unplaced: "does not say where",
     _bigger: "do not make up a tensor",
@@ -274,7 +274,7 @@ def test_every_truncation_of_the_index_is_an_error(folder: Path) -> None:
     data = (folder / ".metadata").read_bytes()
     for length in range(0, len(data), 7):
         (folder / ".metadata").write_bytes(data[:length])
-        with pytest.raises(CheckpointError):
+        with pytest.raises(CheckpointError, match=r"its \.metadata is damaged, or not copied whole: "):
             open_checkpoint(folder)
 
 
@@ -303,6 +303,17 @@ def titan(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         "train_state": {"step": torch.tensor(5)},
         "epoch": 3,
     }
+
+
+def test_an_optimizer_with_a_key_of_its_own_for_each_value(tmp_path: Path) -> None:
+    """All keys on top, with dots in them: the optimizer's are not the model's."""
+    model = nn.Sequential(nn.Linear(3, 4))
+    optimizer = torch.optim.AdamW(model.parameters())
+    content = titan(model, optimizer)
+    flat = {f"optimizer.{key}": value for key, value in content.pop("optimizer").items()}
+    ckpt = open_checkpoint(save({**get_model_state_dict(model), **flat}, tmp_path / "x"))
+    assert list(ckpt) == ["0.weight", "0.bias"]
+    assert saved_states(ckpt.wrapper)[0].layout == "flat"
 
 
 def test_model_keys_on_top_are_the_state_dict(tmp_path: Path) -> None:
