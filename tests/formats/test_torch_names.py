@@ -105,7 +105,8 @@ def test_what_torch_refuses_is_refused(tmp_path: Path, call: Call) -> None:
     except CheckpointError:
         return
     told = says(path)
-    assert not told or ckpt.unsafe, told
+    lacks_a_card = "Cannot access accelerator" in told  # a device that is only a number
+    assert not told or ckpt.unsafe or lacks_a_card, told
 
 
 STATES: list[Any] = [
