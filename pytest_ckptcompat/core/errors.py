@@ -52,7 +52,9 @@ class ModelError(Exception):
 
 def raised(error: BaseException) -> str:
     """``TypeError: missing 1 required argument (onet.py:12)``: an exception in one line, with its place."""
-    text = " ".join(str(error).split()) or "no message"
+    from .redaction import redact
+
+    text = redact(" ".join(str(error).split())) or "no message"
     if isinstance(error, SystemExit):
         text = f"the code called sys.exit({error.code!r})"
     return f"{type(error).__name__}: {text}{_place(error)}"

@@ -7,6 +7,7 @@ not a secret in either reading is kept.
 
 from __future__ import annotations
 
+import os
 import re
 from urllib.parse import unquote
 
@@ -28,6 +29,16 @@ _KNOWN_HOST = re.compile(rf"{_FULL_HOST}(:\d*)?")
 _HOST_FOLLOWS = re.compile(rf"@({_FULL_HOST}(:\d+)?|[\w.-]+:\d+)/")
 _USER_ENDS = re.compile(r"@(?=[\w.:\[\]-]+/)")
 _IN_TEXT = re.compile(rf"({_SCHEME}:/+\S+?)([\])>}}'\",.:;]*(?:\s|$))")
+_SECRET_NAME = re.compile(
+    r"token|secret|passw|credential|(access|api|account|private|sas)_?key|connection_string", re.IGNORECASE
+)
+_SHORTEST_SECRET = 8
+_TOKEN = re.compile(
+    r"(\b(?:Bearer|Basic)\s+(?=\S*[\d=])|[?&][\w.%-]+=)[^&\s'\",;)]+"
+    r"|\bhf_[A-Za-z0-9]{16,}|\bgh[pousr]_[A-Za-z0-9]{20,}|\bAKIA[A-Z0-9]{16}\b"
+)
+"""Of a header, of a query, or of a service that marks its own."""
+
 _FILE_NAME = re.compile(r"[\w.-]{1,80}\.(pth|pt|ckpt|safetensors|bin|json)")
 
 
@@ -52,8 +63,17 @@ def public(path: str) -> str:
 
 
 def redact(text: str) -> str:
-    """A text in which every URL is replaced by what `public` gives."""
-    return _IN_TEXT.sub(lambda found: public(found[1]) + found[2], text)
+    """A text of others, as of an error, without secrets.
+
+    Every URL in it is replaced by what `public` gives. What has the form of a token, or is the value of an
+    environment variable that is named like a secret, is left out.
+    """
+    text = _IN_TEXT.sub(lambda found: public(found[1]) + found[2], text)
+    for name, value in os.environ.items():
+        secret = value.strip()
+        if _SECRET_NAME.search(name) and len(secret) >= _SHORTEST_SECRET and secret[0] != "/":
+            text = text.replace(secret, "***")
+    return _TOKEN.sub(lambda found: f"{found[1] or ''}***", text)
 
 
 def _public_link(link: str) -> str:

@@ -107,7 +107,7 @@ def _reason(url: str, error: BaseException) -> str:
         return ": no credentials were found; are you logged in?"
     network = next((each for each in _chain(error) if _of_network(each)), None)
     if network is not None:
-        why = "" if public(url) != url else f" ({escape(str(network), 200)})"
+        why = "" if public(url) != url else f" ({escape(redact(str(network)), 200)})"
         return f" can't be reached{why}: are you online, and is the address right?"
     told = "" if public(url) != url else f": {escape(redact(str(error)), 200)}"
     return _unknown_protocol(url) or f" can't be read: {type(error).__name__}{told}"

@@ -112,3 +112,21 @@ def test_urls_in_a_text():
 )
 def test_what_is_a_url(path, yes):
     assert is_url(path) is yes
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Header part (b'Bearer hf_S3CR3TS3CR3TS3CR3T\\n')", "Header part (b'Bearer ***')"),
+        ("Invalid token hf_abcdefghijklmnopqrstuvwx", "Invalid token ***"),
+        ("GET /net.pth?X-Amz-Signature=S3CR3T&a=1", "GET /net.pth?X-Amz-Signature=***&a=***"),
+        ("key AKIAIOSFODNN7EXAMPLE is not known", "key *** is not known"),
+        ("the sign of S3CRET-VALUE is wrong", "the sign of *** is wrong"),
+        ("Authorization: Basic dXNlcjpTM0NSM1Q=", "Authorization: Basic ***"),
+        ("is it? pad_token=1234, Basic functionality", "is it? pad_token=1234, Basic functionality"),
+    ],
+)
+def test_tokens_in_a_text(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SECRET_KEY", "S3CRET-VALUE\n")
+    monkeypatch.setenv("PIN_TOKEN", "1234")  # too short to be looked for
+    assert redact(text) == shown
