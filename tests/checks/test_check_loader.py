@@ -30,6 +30,7 @@ from pytest_ckptcompat import (
     load,
     tile,
 )
+from pytest_ckptcompat.checks.check import STAGES
 from pytest_ckptcompat.cli import main
 from pytest_ckptcompat.verification.loader_faults import RANDOM, UNCHANGED
 
@@ -98,6 +99,12 @@ def read(path: str) -> Any:
     return torch.load(path, weights_only=True)
 
 
+def loaded(state: dict[str, Any], make: Callable[[], nn.Module] = Net, strict: bool = True) -> nn.Module:
+    model = make()
+    model.load_state_dict(state, strict=strict)
+    return model
+
+
 def stripped(path: str) -> dict[str, Any]:
     return {key.removeprefix("module."): value for key, value in read(path)["state_dict"].items()}
 
@@ -106,15 +113,11 @@ def stripped(path: str) -> dict[str, Any]:
 
 
 def strict(path: str) -> nn.Module:
-    model = Net()
-    model.load_state_dict(read(path))
-    return model
+    return loaded(read(path))
 
 
 def prefix_stripped(path: str) -> nn.Module:
-    model = Net()
-    model.load_state_dict(stripped(path))
-    return model.eval()
+    return loaded(stripped(path)).eval()
 
 
 def in_place(model: nn.Module, path: str) -> None:
@@ -133,18 +136,14 @@ def transposed(path: str) -> nn.Module:
     state = {
         key: value.t() if value.dim() == 2 and "weight" in key else value for key, value in read(path).items()
     }
-    model = Net()
-    model.load_state_dict(state)
-    return model
+    return loaded(state)
 
 
 def fusing(path: str) -> nn.Module:
     state = read(path)
     for leaf in ("weight", "bias"):
         state[f"qkv.{leaf}"] = torch.cat([state.pop(f"{part}.{leaf}") for part in "qkv"])
-    model = Fused()
-    model.load_state_dict(state)
-    return model
+    return loaded(state, Fused)
 
 
 def splitting(path: str) -> nn.Module:
@@ -152,9 +151,7 @@ def splitting(path: str) -> nn.Module:
     for leaf in ("weight", "bias"):
         for part, rows in zip("qkv", state.pop(f"qkv.{leaf}").chunk(3), strict=True):
             state[f"{part}.{leaf}"] = rows
-    model = Net()
-    model.load_state_dict(state)
-    return model
+    return loaded(state)
 
 
 def assigning(path: str) -> nn.Module:
@@ -214,17 +211,11 @@ def test_right_loaders_are_green(loader: Callable[..., Any], files: Path) -> Non
 
 
 def wrong_prefix(path: str) -> nn.Module:
-    model = Net()
-    model.load_state_dict(read(path)["state_dict"], strict=False)
-    return model
+    return loaded(read(path)["state_dict"], strict=False)
 
 
 def dropping_half(path: str) -> nn.Module:
-    model = Net()
-    model.load_state_dict(
-        {key: value for key, value in read(path).items() if "bias" not in key}, strict=False
-    )
-    return model
+    return loaded({key: value for key, value in read(path).items() if "bias" not in key}, strict=False)
 
 
 def dropping_half_in_place(model: nn.Module, path: str) -> None:
@@ -237,40 +228,26 @@ def swapping(path: str) -> nn.Module:
     state = read(path)
     for leaf in ("weight", "bias"):
         state[f"q.{leaf}"], state[f"k.{leaf}"] = state[f"k.{leaf}"], state[f"q.{leaf}"]
-    model = Net()
-    model.load_state_dict(state)
-    return model
+    return loaded(state)
 
 
 def swapping_under_a_prefix(path: str) -> nn.Module:
     state = stripped(path)
     for leaf in ("weight", "bias"):
         state[f"q.{leaf}"], state[f"k.{leaf}"] = state[f"k.{leaf}"], state[f"q.{leaf}"]
-    model = Net()
-    model.load_state_dict(state)
-    return model
+    return loaded(state)
 
 
 def forgetting_statistics(path: str) -> nn.Module:
-    model = Net()
-    model.load_state_dict(
-        {key: value for key, value in read(path).items() if "running" not in key}, strict=False
-    )
-    return model
+    return loaded({key: value for key, value in read(path).items() if "running" not in key}, strict=False)
 
 
 def forgetting_statistics_under_a_prefix(path: str) -> nn.Module:
-    model = Net()
-    model.load_state_dict(
-        {key: value for key, value in stripped(path).items() if "running" not in key}, strict=False
-    )
-    return model
+    return loaded({key: value for key, value in stripped(path).items() if "running" not in key}, strict=False)
 
 
 def taking_the_average(path: str) -> nn.Module:
-    model = Net()
-    model.load_state_dict(read(path)["ema"])
-    return model
+    return loaded(read(path)["ema"])
 
 
 def with_a_new_head(path: str) -> nn.Module:
@@ -281,9 +258,7 @@ def with_a_new_head(path: str) -> nn.Module:
 
 @functools.cache
 def cached() -> nn.Module:
-    model = Net()
-    model.load_state_dict(trained(seed=7))
-    return model
+    return loaded(trained(seed=7))
 
 
 def stale(path: str) -> nn.Module:
@@ -395,15 +370,7 @@ def test_a_loader_that_gives_no_model(loader: Callable[..., Any], said: str, fil
     assert found.rule == "loader-error"
     assert said in found.message
     assert "plain.pth was not loaded: " in report.verdict
-    assert [stage.name for stage in report.stages] == [
-        "open",
-        "recipe",
-        "compare",
-        "load",
-        "verify",
-        "forward",
-        "optimizer",
-    ]
+    assert [stage.name for stage in report.stages] == list(STAGES)
 
 
 def test_a_loader_that_takes_the_path_alone_beside_a_model(files: Path) -> None:
@@ -426,9 +393,7 @@ def growing(path: str) -> nn.Module:
     state = read(path)
     for leaf in ("weight", "bias"):
         state[f"head.{leaf}"] = torch.cat([state[f"head.{leaf}"]] * 2)
-    model = Growing()
-    model.load_state_dict(state)
-    return model
+    return loaded(state, Growing)
 
 
 def test_growth_that_no_recipe_declares_is_not_the_checkpoint_s(files: Path) -> None:
@@ -474,9 +439,7 @@ class Folded(nn.Module):
 
 
 def folding(path: str) -> nn.Module:
-    model = Folded()
-    model.load_state_dict(read(path))
-    return model.fold()
+    return loaded(read(path), Folded).fold()
 
 
 def folding_and_growing(path: str, std: float = 1.0) -> nn.Module:
@@ -527,9 +490,7 @@ def test_a_recipe_says_in_which_order_lines_stand(files: Path) -> None:
         state = read(path)
         parts = {part: (state.pop(f"{part}.weight"), state.pop(f"{part}.bias")) for part in "qkv"}
         state["qkv.weight"], state["qkv.bias"] = (torch.cat([parts[p][i] for p in order]) for i in (0, 1))
-        model = Fused()
-        model.load_state_dict(state)
-        return model
+        return loaded(state, Fused)
 
     assert check(ckpt=files / "plain.pth", loader=loader, recipe=fuse).ok
     wrong = check(ckpt=files / "plain.pth", loader=functools.partial(loader, order="kqv"), recipe=fuse)
@@ -658,9 +619,7 @@ class Loud(Net):
 
 def loud(path: str) -> nn.Module:
     print("loading")  # noqa: T201
-    model = Loud()
-    model.load_state_dict(read(path))
-    return model
+    return loaded(read(path), Loud)
 
 
 def test_what_a_loader_prints_is_not_in_the_report(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -690,9 +649,7 @@ class Exported(Net):
 @pytest.mark.filterwarnings("ignore")
 def test_programs_are_models_too(make: Callable[..., nn.Module], files: Path) -> None:
     def exporting(path: str) -> nn.Module:
-        model = Exported()
-        model.load_state_dict(read(path))
-        return model
+        return loaded(read(path), Exported)
 
     for loader in (lambda path: make(strict(path)), exporting):
         report = check(ckpt=files / "plain.pth", loader=loader)
@@ -726,9 +683,7 @@ class Extended(Net):
 
 
 def extending(path: str) -> nn.Module:
-    model = Extended()
-    model.load_state_dict(read(path), strict=False)
-    return model
+    return loaded(read(path), Extended, strict=False)
 
 
 def extending_in_place(model: nn.Module, path: str) -> None:
