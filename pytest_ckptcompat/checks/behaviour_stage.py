@@ -37,28 +37,18 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.applied import Applied
     from pytest_ckptcompat.recipes.recipe import Recipe
 
-    from .arguments import CheckArguments
-    from .batches import Batch
-    from .log import Log
+    from .subject import Subject
 
 NAME = "function kept"
 
 Verdict = tuple[Promise, list[Finding]]
 
 
-def compare_behaviour(
-    ckpt: Checkpoint,
-    blueprint: Blueprint,
-    schema: nn.Module,
-    recipe: Recipe,
-    batch: Batch,
-    strict: bool,
-    limits: Limits,
-    log: Log,
-) -> None:
+def compare_behaviour(subject: Subject, recipe: Recipe, limits: Limits) -> None:
     """Compare what the model computes, where that was recorded; arguments as of `on_synthetic_values`."""
+    ckpt, log = subject.ckpt, subject.log
     try:
-        verdict = on_synthetic_values(ckpt, blueprint, schema, recipe, batch, strict=strict, limits=limits)
+        verdict = on_synthetic_values(subject, recipe, limits)
     except CheckpointError as error:
         return log.add(finding("no-checkpoint", message=str(error)))
     if verdict is None:
@@ -74,37 +64,23 @@ def compare_behaviour(
     return log.judged("verify", found, f"function {'kept' if promise.status == 'kept' else 'changed'}{rest}")
 
 
-def compare_source(
-    arguments: CheckArguments,
-    ckpt: Checkpoint,
-    blueprint: Blueprint,
-    applied: Applied,
-    batch: Batch,
-    model_args: Mapping[str, Any],
-    strict: bool,
-    place: Place,
-    log: Log,
-) -> None:
+def compare_source(subject: Subject, applied: Applied, model_args: Mapping[str, Any], place: Place) -> None:
     """Compare with ``source_model="git:REF"``: the model of a commit, with the checkpoint in it.
 
     Args:
-        arguments: ``model``, ``method`` and ``source_model``.
-        ckpt: whose values both models load.
-        blueprint: of today's model.
+        subject: of the check.
         applied: what the recipe made of the values.
-        batch: what both are called with.
         model_args: of today's model.
-        strict: whether the checkpoint fits; else keys are waived.
         place: where the commit is looked for.
-        log: takes the promise, and what is found.
     """
+    arguments, batch, log = subject.arguments, subject.batch, subject.log
     if batch.lacking:
         promise, found = Promise(NAME, "unchecked", batch.lacking), list[Finding]()
     else:
         question = Question(arguments.model, model_args, batch.plain, arguments.method)
         try:
-            held = behaviour_at(arguments.source_model, question, values_of(ckpt), place)
-            promise, found = _on_values(Behaviour.from_json(held), ckpt, blueprint, applied, batch, strict)
+            held = behaviour_at(arguments.source_model, question, values_of(subject.ckpt), place)
+            promise, found = _on_values(Behaviour.from_json(held), subject, applied)
         except (CheckpointError, ValueError) as error:
             promise = Promise(NAME, "unchecked", "the commit of source_model can't be asked")
             found = [finding("source-model-error", message=str(error))]
@@ -118,40 +94,25 @@ def compare_source(
             log.stages[place_of] = replace(stage, status=status, detail=told)
 
 
-def _on_values(
-    then: Behaviour, ckpt: Checkpoint, blueprint: Blueprint, applied: Applied, batch: Batch, strict: bool
-) -> Verdict:
+def _on_values(then: Behaviour, subject: Subject, applied: Applied) -> Verdict:
     if then.uncompared:
         return _uncompared(then.uncompared)
 
     def load(model: nn.Module) -> None:
-        model.load_state_dict(applied.state_dict, strict=strict)
+        model.load_state_dict(applied.state_dict, strict=subject.log.comparison.fits)
 
-    drawn = synthetic.inputs(plain.unpacked(batch.plain))
-    method = "forward" if batch.inputs is None else batch.inputs.method
-    values = "the checkpoint's values"
-    return _verdict(then, blueprint.build, load, drawn, method, applied, ckpt.stored(), values)
+    drawn = synthetic.inputs(plain.unpacked(subject.batch.plain))
+    method = "forward" if subject.inputs is None else subject.inputs.method
+    build, old = subject.blueprint.build, subject.ckpt.stored()
+    return _verdict(then, build, load, drawn, method, applied, old, "the checkpoint's values")
 
 
-def on_synthetic_values(
-    ckpt: Checkpoint,
-    blueprint: Blueprint,
-    schema: nn.Module,
-    recipe: Recipe,
-    batch: Batch,
-    *,
-    strict: bool,
-    limits: Limits,
-) -> Verdict | None:
+def on_synthetic_values(subject: Subject, recipe: Recipe, limits: Limits) -> Verdict | None:
     """Compare what a lock or a past commit recorded with what today's model gives.
 
     Args:
-        ckpt: a table without values.
-        blueprint: of today's model.
-        schema: it, on the meta device.
+        subject: of the check; its checkpoint is a table without values.
         recipe: an empty one where the table loads as it is.
-        batch: what the model is called with.
-        strict: whether the table fits; else keys are waived.
         limits: caps on what is drawn.
 
     Returns:
@@ -160,6 +121,7 @@ def on_synthetic_values(
     Raises:
         CheckpointError: what was recorded is damaged.
     """
+    ckpt, blueprint, batch = subject.ckpt, subject.blueprint, subject.batch
     held = ckpt.contents.header.behaviour
     if held is None:
         lost = ckpt.format == "git" and batch.inputs is not None and batch.lacking
@@ -183,13 +145,13 @@ def on_synthetic_values(
             kept = undrawn(blueprint.build())
         objects = {key: value for key, value in _objects(blueprint, ckpt).items() if key not in kept}
         values = synthetic.state_dict(ckpt, ckpt.ties, kept | objects, gain)
-        applied = recipe.run(values, schema.state_dict())
+        applied = recipe.run(values, subject.schema.state_dict())
     except (ModelError, RecipeError) as error:
         return _uncompared(f"the recipe on synthetic values: {error}")
 
     def load(model: nn.Module) -> None:
         with spared(model, applied.state_dict):
-            model.load_state_dict(applied.state_dict, strict=strict)
+            model.load_state_dict(applied.state_dict, strict=subject.log.comparison.fits)
 
     drawn = synthetic.inputs(plain.unpacked(batch.plain))
     return _verdict(then, blueprint.build, load, drawn, method, applied, values, "synthetic values")

@@ -12,9 +12,7 @@ from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.core.redaction import public
 from pytest_ckptcompat.files.paths import display_from, is_reference
-from pytest_ckptcompat.models.blueprint import Blueprint, named
 from pytest_ckptcompat.models.lightning import as_it_was
-from pytest_ckptcompat.models.meta_copy import meta_copy
 from pytest_ckptcompat.models.sharded import Sharded
 from pytest_ckptcompat.recipes.recipe import Recipe, Releases
 from pytest_ckptcompat.tensors.surroundings import undisturbed
@@ -31,6 +29,7 @@ from .past_checkpoint import Place, Question, open_past
 from .releases import drift_stage, prove_steps
 from .rollback import rollback_stage
 from .sharded_stages import sharded_stages
+from .subject import Subject
 from .suggestion import Adviser
 
 if TYPE_CHECKING:
@@ -181,20 +180,23 @@ class Check:
             blueprint, schema, log.load_hook = with_hook(ckpt, blueprint, schema)
         self.ckpt, self._schema = ckpt, schema
         self._model_name = blueprint.name
-        return self._stages(ckpt, blueprint, schema, batch, log)
+        if self.drift:
+            drift_stage(ckpt, schema, log)
+        source = header.source_stage(arguments.source_model, ckpt, log)
+        reason = values.unneeded(arguments, ckpt, wants_model=self.wants_model)
+        return self._stages(Subject(arguments, ckpt, blueprint, schema, source, batch, reason, log))
 
     def _by_loader(self, log: Log) -> bool:
         """Load by the repository's own function; whether the forward pass ran on a card."""
         contents, usual, ambiguous = header.opened(self.open, self.arguments.state_dict_key, log)
         tested = loader.prepared(self.arguments, self.path, contents, log)
-        self.ckpt, model, in_place, recipe = loader.load_stage(
+        subject, model, in_place, recipe = loader.load_stage(
             tested, contents, usual, ambiguous, self.arguments, log
         )
-        self.model, self._model_name = model, named(type(model))
-        loader.trace_stage(tested, self.ckpt, model, in_place, recipe, log)
-        schema = meta_copy(model)
-        inputs = inputs_of(self.arguments, Blueprint(self._model_name, lambda: model), schema, log)
-        on_cuda = values.forward_stage(self.arguments, inputs, model, schema, "no values were read", log)
+        self.ckpt, self.model, self._model_name = subject.ckpt, model, subject.blueprint.name
+        loader.trace_stage(tested, subject, model, in_place, recipe)
+        inputs = inputs_of(self.arguments, subject.blueprint, subject.schema, log)
+        on_cuda = values.forward_stage(replace(subject, batch=Batch(inputs)), model)
         log.stage("optimizer", "skipped", "none declared")
         return on_cuda
 
@@ -206,62 +208,45 @@ class Check:
         question = Question(self.arguments.model, model_args, batch_json, self.arguments.method)
         return open_past(self.path, question, self.place)
 
-    def _stages(
-        self, ckpt: Checkpoint, blueprint: Blueprint, schema: nn.Module, batch: Batch, log: Log
-    ) -> bool:
+    def _stages(self, subject: Subject) -> bool:
         """What follows the opening of the checkpoint; whether the forward pass ran on a card."""
-        if self.drift:
-            drift_stage(ckpt, schema, log)
-        arguments = self.arguments
-        source = header.source_stage(arguments.source_model, ckpt, log)
-        inputs = batch.inputs
-        reason = values.unneeded(arguments, ckpt, wants_model=self.wants_model)
-        advise = Adviser(arguments, ckpt, blueprint, schema, source, None if reason else inputs, log).advise
-        files = ckpt.contents.files
+        arguments, ckpt, log = subject.arguments, subject.ckpt, subject.log
+        advise, files, limits = Adviser(subject).advise, ckpt.contents.files, self.place.limits
         with log.reading("recipe", files):
-            recipe, applied = header.recipe_stage(
-                arguments.recipe, arguments.protect, ckpt, schema, source, advise, log
-            )
+            recipe, applied = header.recipe_stage(subject, advise)
         if arguments.direction != "backward":
-            rollback_stage(ckpt, schema, source, recipe, log)
+            rollback_stage(subject, recipe)
         if arguments.direction == "forward":
             raise Stopped("direction=forward looks at the released model alone")
         with log.reading("compare", files):
-            comparison = header.compare_stage(ckpt, schema, recipe, applied, advise, log)
+            comparison = header.compare_stage(subject, recipe, applied, advise)
         if log.failed:
             if comparison.fits:
                 raise Stopped("an error was found before it")
             how = "the recipe does not make it fit" if recipe.operators else "the checkpoint does not fit"
             raise Stopped(how)
-        if isinstance(schema, Sharded):
-            self.model = sharded_stages(
-                arguments, ckpt, blueprint, schema, source, recipe, applied, comparison, inputs, reason, log
-            )
+        if isinstance(subject.schema, Sharded):
+            self.model = sharded_stages(subject, recipe, applied)
             return False
-        if reason:
-            log.stage("load", "skipped", reason)
-            values.list_promises(arguments, ckpt, schema, source, recipe, applied, inputs, reason, log)
+        if subject.reason:
+            log.stage("load", "skipped", subject.reason)
+            values.list_promises(subject, recipe, applied)
             if ckpt.valueless and arguments.device not in ("none", "rehearse") and not comparison.mismatched:
-                limits = self.place.limits
-                compare_behaviour(ckpt, blueprint, schema, recipe, batch, comparison.fits, limits, log)
+                compare_behaviour(subject, recipe, limits)
                 if isinstance(recipe, Releases):
-                    prove_steps(ckpt, schema, recipe, limits, log)
+                    prove_steps(subject, recipe, limits)
         else:
             with log.reading("load", files):
-                self.model, applied, old = values.load_stage(ckpt, blueprint, schema, recipe, comparison, log)
+                self.model, applied, old = values.load_stage(subject, recipe)
             with log.reading("verify", files), ckpt.progress():
-                values.verify_stage(
-                    arguments, old, blueprint, source, recipe, applied, self.model, inputs, log
-                )
+                values.verify_stage(subject, old, recipe, applied, self.model)
             if isinstance(arguments.source_model, str) and is_reference(arguments.source_model):
                 model_args = header.model_arguments(arguments.model_args, ckpt.contents)
-                compare_source(
-                    arguments, ckpt, blueprint, applied, batch, model_args, comparison.fits, self.place, log
-                )
+                compare_source(subject, applied, model_args, self.place)
             del applied, old  # with the values that were held for the proofs
-        on_cuda = values.forward_stage(arguments, inputs, self.model, schema, reason, log)
+        on_cuda = values.forward_stage(subject, self.model)
         with log.reading("optimizer", files), ckpt.progress():
-            values.optimizer_stage(arguments, ckpt, source, recipe, self.model, reason, log)
+            values.optimizer_stage(subject, recipe, self.model)
         return on_cuda
 
     @property

@@ -26,7 +26,7 @@ from .choice import chosen
 from .completion import completed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from typing import Any
 
     from torch import nn
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from .arguments import CheckArguments
     from .log import Log
+    from .subject import Subject
 
     Advise = Callable[[Recipe], None]
     """Looks for a recipe in place of the one that was declared, and notes it."""
@@ -190,15 +191,7 @@ def source_stage(source_model: Any, ckpt: Checkpoint, log: Log) -> Blueprint | N
     return None
 
 
-def recipe_stage(
-    declared: Recipe | str | None,
-    protect: Sequence[str],
-    ckpt: Checkpoint,
-    schema: nn.Module,
-    source: Blueprint | None,
-    advise: Advise,
-    log: Log,
-) -> tuple[Recipe, Applied]:
+def recipe_stage(subject: Subject, advise: Advise) -> tuple[Recipe, Applied]:
     """Apply the recipe to the shapes.
 
     Returns:
@@ -207,6 +200,8 @@ def recipe_stage(
     Raises:
         Stopped: it can't be read, or does not apply.
     """
+    declared, protect = subject.arguments.recipe, subject.arguments.protect
+    ckpt, schema, source, log = subject.ckpt, subject.schema, subject.source, subject.log
     target = schema.state_dict()
     log.add(*protection.unknown(protect, list(dict.fromkeys([*ckpt, *target]))))
     as_it_is = Recipe().run(ckpt.meta(), target)
@@ -235,16 +230,15 @@ def recipe_stage(
 
 
 @collection.paused()
-def compare_stage(
-    ckpt: Checkpoint, schema: nn.Module, recipe: Recipe, applied: Applied, advise: Advise, log: Log
-) -> Comparison:
+def compare_stage(subject: Subject, recipe: Recipe, applied: Applied, advise: Advise) -> Comparison:
     """Have the model's own strict load judge the shapes; where it looks at values, at small ones too.
 
     Raises:
         Stopped: the values that it looks at can't be read.
     """
+    log = subject.log
     try:
-        comparison = compared(ckpt, schema, recipe, applied)
+        comparison = compared(subject.ckpt, subject.schema, recipe, applied)
     except CheckpointError as error:
         log.stop(finding("no-checkpoint", message=str(error)), "the values can't be read", "compare")
     except RecipeError as error:

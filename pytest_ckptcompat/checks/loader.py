@@ -33,8 +33,10 @@ from pytest_ckptcompat.verification.of_steps import of_steps
 from pytest_ckptcompat.verification.origins import BY_LINES, Origins, trace
 
 from . import header_stages as header
+from .batches import Batch
 from .choice import chosen
 from .log import Stopped
+from .subject import Subject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -137,7 +139,7 @@ def load_stage(
     ambiguous: str,
     arguments: CheckArguments,
     log: Log,
-) -> tuple[Checkpoint, nn.Module, bool, Recipe]:
+) -> tuple[Subject, nn.Module, bool, Recipe]:
     """Run the loader, and find what belongs to its model in the checkpoint.
 
     Args:
@@ -149,7 +151,7 @@ def load_stage(
         log: takes what is found.
 
     Returns:
-        The state dict, the model, whether that was loaded in place, and the recipe.
+        What the check is about, the model, whether that was loaded in place, and the recipe.
 
     Raises:
         Stopped: the loader failed, the recipe does not apply, or no state dict is the model's.
@@ -175,14 +177,14 @@ def load_stage(
         log.stage("compare", "skipped", "the loader failed")
         log.stop(finding("loader-error", message=fault), "the loader failed", "load")
     with _examining(log, "load"):
-        recipe, _ = header.recipe_stage(
-            arguments.recipe, arguments.protect, ckpt, meta_copy(model), None, lambda recipe: None, log
-        )
-        log.stage("compare", "skipped", "the loader decides which keys it loads")
         with suppress(NotImplementedError):  # an exported program has no modes
             model.eval()
+        blueprint, schema = Blueprint(named(type(model)), lambda: model), meta_copy(model)
+        subject = Subject(arguments, ckpt, blueprint, schema, None, Batch(None), "no values were read", log)
+        recipe, _ = header.recipe_stage(subject, lambda recipe: None)
+        log.stage("compare", "skipped", "the loader decides which keys it loads")
         log.judged("load", not_finite(model), f"by {loader.name}")
-    return ckpt, model, in_place, recipe
+    return subject, model, in_place, recipe
 
 
 @contextmanager
@@ -206,14 +208,13 @@ def _examining(log: Log, stage: Kind) -> Iterator[None]:
         log.stop(finding("loader-error", message=text), "the values can't be compared", stage)
 
 
-def trace_stage(
-    loader: Loader, ckpt: Checkpoint, model: nn.Module, in_place: bool, recipe: Recipe, log: Log
-) -> None:
+def trace_stage(loader: Loader, subject: Subject, model: nn.Module, in_place: bool, recipe: Recipe) -> None:
     """Trace the model's tensors to the checkpoint, and prove what the recipe promises.
 
     Raises:
         Stopped: the values can't be read, or an error was found.
     """
+    ckpt, log = subject.ckpt, subject.log
     with _examining(log, "verify"), ckpt.progress():
         state, old = state_of(model), ckpt.stored()
         applied = recipe.run(old, state)

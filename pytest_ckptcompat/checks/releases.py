@@ -26,25 +26,25 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.recipe import Recipe
 
     from .log import Log
+    from .subject import Subject
 
 REMEDY = "if that is meant, make a new release: ckptcompat release NAME MODEL --releases FILE"
 
 
-def prove_steps(ckpt: Checkpoint, schema: nn.Module, recipe: Recipe, limits: Limits, log: Log) -> None:
+def prove_steps(subject: Subject, recipe: Recipe, limits: Limits) -> None:
     """Prove what the steps of a recipe promise on synthetic values, where a checkpoint has none.
 
     Args:
-        ckpt: a table without values.
-        schema: today's model, on the meta device.
+        subject: of the check; its log has the promises as unproved ones, and the stage without them.
         recipe: which applies to the table.
         limits: caps on what is drawn.
-        log: has the promises as unproved ones, and the stage without them.
     """
+    ckpt, log = subject.ckpt, subject.log
     if large := too_large(ckpt, limits):
         why = f"the steps were not proved on synthetic values: {large}"
         log.add(finding("recipe-unchecked", message=why))
         return
-    old, target = synthetic.state_dict(ckpt, ckpt.ties), schema.state_dict()
+    old, target = synthetic.state_dict(ckpt, ckpt.ties), subject.schema.state_dict()
     found: list[Finding] = []
     proved = []
     try:

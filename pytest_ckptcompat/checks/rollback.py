@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
-    from pytest_ckptcompat.models.blueprint import Blueprint
-
-    from .log import Log
+    from .subject import Subject
 
 Direction = Literal["backward", "forward", "full"]
 
@@ -84,14 +81,13 @@ def unwrapped(recipe: Recipe) -> Recipe:
     return Recipe(*taken)
 
 
-def rollback_stage(
-    ckpt: Checkpoint, schema: nn.Module, source: Blueprint | None, recipe: Recipe, log: Log
-) -> None:
+def rollback_stage(subject: Subject, recipe: Recipe) -> None:
     """Judge the other direction: whether the released model would load what today's model saves."""
-    released = None if source is None else meta_copy(source.build())
-    found = rollback(unwrapped(recipe).apply(ckpt.meta(), {}), schema.state_dict(), released)
+    released = None if subject.source is None else meta_copy(subject.source.build())
+    old, today = unwrapped(recipe).apply(subject.ckpt.meta(), {}), subject.schema.state_dict()
+    found = rollback(old, today, released)
     if recipe.operators:
         found = [replace(each, message="the checkpoint as it is, without the recipe") for each in found]
     judge = "judged by keys and shapes" if released is None else "judged by source_model's own loader"
     detail = f"the released model on today's keys: {len(found)} differ, {judge}"
-    log.judged("rollback", found, detail, "compare-forward")
+    subject.log.judged("rollback", found, detail, "compare-forward")

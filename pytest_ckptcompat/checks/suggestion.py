@@ -23,15 +23,10 @@ from .value_stages import load_stage, verify_stage
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import nn
-
-    from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
-    from pytest_ckptcompat.forward.inputs import Inputs
-    from pytest_ckptcompat.models.blueprint import Blueprint
     from pytest_ckptcompat.recipes.recipe import Recipe
     from pytest_ckptcompat.suggest.search import Suggestion
 
-    from .arguments import CheckArguments
+    from .subject import Subject
 
 
 MOST_SECONDS = 10
@@ -51,35 +46,24 @@ class Adviser:
     """Looks for a recipe with which a checkpoint would load.
 
     Attributes:
-        arguments: what is declared.
-        ckpt: the checkpoint.
-        blueprint: how the model is built.
-        schema: the model on meta.
-        source: how the model is built that the checkpoint was made for.
-        inputs: what both models are run on; None where the values are not to be read.
-        log: gets the suggestion, and what is said of it.
+        subject: of the check; it gets the suggestion, and what is said of it.
     """
 
-    arguments: CheckArguments
-    ckpt: Checkpoint
-    blueprint: Blueprint
-    schema: nn.Module
-    source: Blueprint | None
-    inputs: Inputs | None
-    log: Log
+    subject: Subject
 
     def advise(self, declared: Recipe) -> None:
         """Suggest a recipe in place of a declared one, or of none; a fault in it leaves the verdict."""
         if isinstance(declared, Releases):
             return  # one recipe can't stand for several; the check of today's model says what to do
+        log = self.subject.log
         try:
             found = self._found(declared)
-            self.log.suggestion, about = self._proved(found)
+            log.suggestion, about = self._proved(found)
         except Exception as error:
             fault = f"The search for a recipe failed, an error of pytest-ckptcompat itself: {raised(error)}."
-            self.log.suggestion, self.log.remedy = None, Remedy(notes=(fault,))
+            log.suggestion, log.remedy = None, Remedy(notes=(fault,))
             return
-        self.log.remedy = Remedy(
+        log.remedy = Remedy(
             partial=found.partial,
             choices=found.choices,
             unexplained=found.unexplained,
@@ -87,20 +71,21 @@ class Adviser:
         )
 
     def _found(self, declared: Recipe) -> Suggestion:
-        target, raw = self.schema.state_dict(), self.ckpt.meta()
+        schema, source = self.subject.schema, self.subject.source
+        target, raw = schema.state_dict(), self.subject.ckpt.meta()
 
         def differences(recipe: Recipe) -> list[str]:
-            return compare(self.schema, recipe.apply(raw, target)).differing
+            return compare(schema, recipe.apply(raw, target)).differing
 
-        modules = dict(self.schema.named_modules(remove_duplicate=False))
-        source = None if self.source is None else self.source.schema().state_dict()
-        return repair(declared, raw, target, differences, modules, source)
+        modules = dict(schema.named_modules(remove_duplicate=False))
+        old = None if source is None else source.schema().state_dict()
+        return repair(declared, raw, target, differences, modules, old)
 
     def _proved(self, found: Suggestion) -> tuple[Recipe | None, list[str]]:
         """The recipe, and whether the model with it gives what the old one gave, where that can be told."""
         if found.recipe is None:
             return None, []
-        if self.source is None or self.inputs is None:
+        if self.subject.source is None or self.subject.inputs is None or self.subject.reason:
             folds = any(isinstance(operator, fold_batch_norm) for operator in found.recipe.operators)
             return found.recipe, [_ASSUMED] if folds else []
         began = perf_counter()
@@ -128,14 +113,12 @@ class Adviser:
             The promise, and whether all outputs were compared; or None, and why the values do not load.
         """
         log = Log()
+        subject = replace(self.subject, arguments=replace(self.subject.arguments, recipe=recipe), log=log)
         try:
-            model, applied, old = load_stage(
-                self.ckpt, self.blueprint, self.schema, recipe, log.comparison, log
-            )
+            model, applied, old = load_stage(subject, recipe)
         except Stopped as stop:
             return None, stop.reason
-        arguments = replace(self.arguments, recipe=recipe)
-        verify_stage(arguments, old, self.blueprint, self.source, recipe, applied, model, self.inputs, log)
+        verify_stage(subject, old, recipe, applied, model)
         unknown = Promise(FUNCTION, "unchecked", "no reason is known")
         promise = next((promise for promise in log.promises if promise.name == FUNCTION), unknown)
         return promise, all(found.rule != "function-uncompared" for found in log.findings)

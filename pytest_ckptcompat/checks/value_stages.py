@@ -39,15 +39,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
-    from pytest_ckptcompat.forward.inputs import Inputs
     from pytest_ckptcompat.forward.outcome import Outcome
-    from pytest_ckptcompat.models.blueprint import Blueprint
     from pytest_ckptcompat.recipes.applied import Applied
     from pytest_ckptcompat.recipes.recipe import Recipe
     from pytest_ckptcompat.verification.comparison import Comparison
 
     from .arguments import CheckArguments
     from .log import Log
+    from .subject import Subject
 
 
 def unneeded(arguments: CheckArguments, ckpt: Checkpoint, *, wants_model: bool) -> str:
@@ -63,14 +62,7 @@ def unneeded(arguments: CheckArguments, ckpt: Checkpoint, *, wants_model: bool) 
     return ""
 
 
-def load_stage(
-    ckpt: Checkpoint,
-    blueprint: Blueprint,
-    schema: nn.Module,
-    recipe: Recipe,
-    comparison: Comparison,
-    log: Log,
-) -> tuple[nn.Module, Applied, Mapping[str, Any]]:
+def load_stage(subject: Subject, recipe: Recipe) -> tuple[nn.Module, Applied, Mapping[str, Any]]:
     """Load the values as the model's own ``load_state_dict`` does.
 
     Returns:
@@ -79,19 +71,24 @@ def load_stage(
     Raises:
         Stopped: it does not load.
     """
-    if comparison.mismatched:
+    ckpt, blueprint, log = subject.ckpt, subject.blueprint, subject.log
+    if log.comparison.mismatched:
         raise Stopped("shapes differ (waived): nothing can be loaded")
     with loading(log):
         old = ckpt.stored(once=True)
-        applied = recipe.run(old, target_of(recipe, schema, blueprint.build))
+        applied = recipe.run(old, target_of(recipe, subject.schema, blueprint.build))
         if withheld := unread(applied.state_dict):
             raise Stopped(withheld)
-        model = _loaded(ckpt, blueprint, schema, applied, strict=comparison.fits)
+        model = _loaded(subject, applied)
     model.eval()
-    strictly = "strictly" if comparison.fits else "without the waived keys"
     found = [*not_finite(model), *tied_conflicts(model, applied.state_dict)]
-    log.judged("load", found, f"{strictly}, on the CPU")
+    log.judged("load", found, f"{strictly(log.comparison)}, on the CPU")
     return model, applied, old
+
+
+def strictly(comparison: Comparison) -> str:
+    """How a checkpoint is loaded after it was compared, in words."""
+    return "strictly" if comparison.fits else "without the waived keys"
 
 
 @contextmanager
@@ -114,104 +111,67 @@ def loading(log: Log) -> Iterator[None]:
         log.stop(refused, "the checkpoint does not load", "load")
 
 
-def _loaded(
-    ckpt: Checkpoint, blueprint: Blueprint, schema: nn.Module, applied: Applied, *, strict: bool
-) -> nn.Module:
+def _loaded(subject: Subject, applied: Applied) -> nn.Module:
     """The model with the checkpoint's values; in a large one, no random values are drawn first."""
+    strict, build = subject.log.comparison.fits, subject.blueprint.build
 
     def load(model: nn.Module) -> None:
-        with ckpt.progress(), warnings.catch_warnings():
+        with subject.ckpt.progress(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with spared(model, applied.state_dict):
                 model.load_state_dict(applied.state_dict, strict=strict)
 
-    model = skeleton(blueprint.build, load) if strict and weights(schema) > LARGE else None
+    model = skeleton(build, load) if strict and weights(subject.schema) > LARGE else None
     if model is None:
-        model = blueprint.build()
+        model = build()
         load(model)
     return model
 
 
-def list_promises(
-    arguments: CheckArguments,
-    ckpt: Checkpoint,
-    schema: nn.Module,
-    source: Blueprint | None,
-    recipe: Recipe,
-    applied: Applied,
-    inputs: Inputs | None,
-    reason: str,
-    log: Log,
-) -> None:
+def list_promises(subject: Subject, recipe: Recipe, applied: Applied) -> None:
     """List what a recipe promises and an optimizer is to do, where nothing of it can be checked."""
-    if recipe.operators or arguments.optimizer is not None:
-        log.promises += [
-            claim.unproved()
-            for claim in claims(
-                recipe,
-                applied,
-                old=ckpt.meta(),
-                model=schema,
-                source=None if source is None else source.build,
-                batches=None if inputs is None else inputs.batch,
-            )
-        ]
-    if arguments.optimizer is not None:
+    log, reason, optimizer = subject.log, subject.reason, subject.arguments.optimizer
+    if recipe.operators or optimizer is not None:
+        old, schema = subject.ckpt.meta(), subject.schema
+        promised = claims(recipe, applied, old=old, model=schema, **subject.both_models)
+        log.promises += [claim.unproved() for claim in promised]
+    if optimizer is not None:
         log.promises += [Promise(name, "unchecked", NEEDED) for name in OPTIMIZER_CLAIMS]
     count = len(log.promises)
     log.stage("verify", "skipped", f"{reason}: {count} promises not checked" if count else reason)
 
 
 def verify_stage(
-    arguments: CheckArguments,
-    old: Mapping[str, Any],
-    blueprint: Blueprint,
-    source: Blueprint | None,
-    recipe: Recipe,
-    applied: Applied,
-    model: nn.Module,
-    inputs: Inputs | None,
-    log: Log,
+    subject: Subject, old: Mapping[str, Any], recipe: Recipe, applied: Applied, model: nn.Module
 ) -> None:
     """Hold every promise of the recipe against the values that were loaded."""
-    comparison = log.comparison
+    comparison, arguments = subject.log.comparison, subject.arguments
     promises, found = verify(
         recipe,
         applied,
         old=old,
         model=model,
-        build=blueprint.build,
-        source=None if source is None else source.build,
-        batches=None if inputs is None else inputs.batch,
+        build=subject.blueprint.build,
         method=arguments.method,
         protect=arguments.protect,
         waived=[*comparison.missing, *comparison.unexpected],
+        **subject.both_models,
     )
-    log.promises += promises
-    log.judged("verify", found, _kept(promises))
+    subject.log.promises += promises
+    subject.log.judged("verify", found, _kept(promises))
 
 
-def forward_stage(
-    arguments: CheckArguments,
-    inputs: Inputs | None,
-    model: nn.Module | None,
-    schema: nn.Module,
-    reason: str,
-    log: Log,
-) -> bool:
+def forward_stage(subject: Subject, model: nn.Module | None) -> bool:
     """Run the forward pass, for real or rehearsed.
 
     Args:
-        arguments: ``device`` and ``max_memory``.
-        inputs: what to call the model with.
+        subject: of the check.
         model: the loaded model; None where no values were read.
-        schema: the model on the meta device.
-        reason: why no values were read.
-        log: takes what is found.
 
     Returns:
         Whether it really ran on a card.
     """
+    arguments, inputs, schema, log = subject.arguments, subject.inputs, subject.schema, subject.log
     device, most = arguments.device or "auto", arguments.max_memory
 
     def noted(outcome: Outcome, name: str = "") -> Outcome:
@@ -229,7 +189,7 @@ def forward_stage(
     elif device == "rehearse":
         noted(rehearse(schema, inputs))
     elif model is None:
-        log.stage("forward", "skipped", reason)
+        log.stage("forward", "skipped", subject.reason)
         if device == "auto":
             noted(rehearse(schema, inputs), "forward-cuda")
     elif device != "auto":
@@ -251,20 +211,13 @@ def import_optimizer(optimizer: Any, log: Log) -> None:
             log.stop(finding("model-error", message=f"optimizer: {error}"), "the optimizer can't be imported")
 
 
-def optimizer_stage(
-    arguments: CheckArguments,
-    ckpt: Checkpoint,
-    source: Blueprint | None,
-    recipe: Recipe,
-    model: nn.Module | None,
-    reason: str,
-    log: Log,
-) -> None:
+def optimizer_stage(subject: Subject, recipe: Recipe, model: nn.Module | None) -> None:
     """Grow the optimizer's state, load it, and take one step."""
+    arguments, ckpt, log = subject.arguments, subject.ckpt, subject.log
     if arguments.optimizer is None:
         return log.stage("optimizer", "skipped", "none declared")
     if model is None:
-        return log.stage("optimizer", "skipped", reason)
+        return log.stage("optimizer", "skipped", subject.reason)
     try:
         holder = optimizer_holder(ckpt, arguments.optimizer_state)
     except CheckpointError as error:
@@ -275,7 +228,7 @@ def optimizer_stage(
         holder=holder,
         recipe=recipe,
         model=model,
-        source=None if source is None else source.build(),
+        source=None if subject.source is None else subject.source.build(),
     )
     log.promises += promises
     if not errors(found) and not any(promise.status == "kept" for promise in promises):

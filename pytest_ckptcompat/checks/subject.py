@@ -1,0 +1,57 @@
+"""What a check is about, as all of its stages know it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from torch import nn
+
+    from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
+    from pytest_ckptcompat.forward.inputs import Inputs
+    from pytest_ckptcompat.models.blueprint import Blueprint
+
+    from .arguments import CheckArguments
+    from .batches import Batch
+    from .log import Log
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The two sides of a check.
+
+    Attributes:
+        arguments: what is declared.
+        ckpt: the checkpoint.
+        blueprint: how the model is built.
+        schema: the model on the meta device.
+        source: how the model is built that the checkpoint was made for; None if it is not known.
+        batch: what the models are called with.
+        reason: why no value is read; ``""`` where values are.
+        log: takes what is found.
+    """
+
+    arguments: CheckArguments
+    ckpt: Checkpoint
+    blueprint: Blueprint
+    schema: nn.Module
+    source: Blueprint | None
+    batch: Batch
+    reason: str
+    log: Log
+
+    @property
+    def inputs(self) -> Inputs | None:
+        """As they are declared."""
+        return self.batch.inputs
+
+    @property
+    def both_models(self) -> dict[str, Any]:
+        """What proofs of the function are given: ``source`` builds the old model, ``batches`` calls both."""
+        source: Callable[[], nn.Module] | None = None if self.source is None else self.source.build
+        batches: Callable[[int], Sequence[Any]] | None = None if self.inputs is None else self.inputs.batch
+        return {"source": source, "batches": batches}
