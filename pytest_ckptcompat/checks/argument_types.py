@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
-from typing import Any
+from typing import Any, Literal
 
 from pytest_ckptcompat.core.imports import misnamed
 
@@ -20,6 +20,9 @@ AUTO = "auto"
 
 FROM_CHECKPOINT = "ckpt:"
 """Before the path of a model's arguments in the checkpoint."""
+
+Direction = Literal["backward", "forward", "full"]
+"""Which model reads whose checkpoint; see `rollback`."""
 
 DEVICES = "auto, cpu, cuda, cuda:N, rehearse or none"
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pytest_ckptcompat.recipes.recipe import Recipe
 
-    from .rollback import Direction
+    from .argument_types import Direction
 
 
 class Flag(NamedTuple):

@@ -7,7 +7,7 @@ The words are those of schema registries: *backward* is new code on old data (wh
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.findings import Finding, finding
 from pytest_ckptcompat.core.tensor_spec import shown
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .subject import Subject
-
-Direction = Literal["backward", "forward", "full"]
 
 RULES_OF = {
     "missing-key": "rollback-missing",

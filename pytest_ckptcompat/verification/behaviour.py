@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .regions import Rows
-    from .run_copies import Batch
+    from .wide_run import Batch
 
 _TRIES = 2
 _PRECISIONS = {"float64": torch.float64, "float32": torch.float32}

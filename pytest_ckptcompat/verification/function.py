@@ -17,7 +17,7 @@ from pytest_ckptcompat.tensors.footprint import tensors, weights
 
 from .pairing import Comparing, Gap, Pairing
 from .reach import Elements, Reach, reach_of
-from .run_copies import Arithmetic, Batch, Outputs, coarser, outputs, twin
+from .run_copies import Arithmetic, Outputs, coarser, outputs, twin
 from .source_model import SourceError, loaded
 from .token_ids import Ids
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.core.claim import Verdict
 
     from .regions import Rows
+    from .wide_run import Batch
 
 NAME = "function kept"
 BATCHES = 3

@@ -17,12 +17,11 @@ from pytest_ckptcompat.tensors.difference import difference
 from pytest_ckptcompat.tensors.nested import mapped, moved, tensors
 from pytest_ckptcompat.tensors.seeds import seeded
 
-from .wide_run import widened
+from .wide_run import Batch, widened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Batch = tuple[tuple[Any, ...], dict[str, Any]]
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .pairing import Pairing
     from .regions import Rows
-    from .run_copies import Batch
+    from .wide_run import Batch
 
     Embedding = nn.Embedding | nn.EmbeddingBag
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.applied import Applied
     from pytest_ckptcompat.recipes.recipe import Recipe
 
-    from .run_copies import Batch
+    from .wide_run import Batch
 
 
 def verify(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from .run_copies import Batch
+Batch = tuple[tuple[Any, ...], dict[str, Any]]
 
 _ATEN = torch.ops.aten
 _GROUPED: Any = getattr(getattr(_ATEN, "_grouped_mm", None), "default", None)
