@@ -13,7 +13,7 @@ from pytest_ckptcompat.checkpoint.lock_writer import write_lock
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.redaction import is_url
-from pytest_ckptcompat.files.paths import is_reference, name_of
+from pytest_ckptcompat.files.paths import display, is_reference
 from pytest_ckptcompat.history.bisect import Answer, Found, line_of, search
 from pytest_ckptcompat.history.child import ChildError, ask
 from pytest_ckptcompat.history.reference import Commit, Reference, git, resolve
@@ -74,7 +74,7 @@ def first_misfit(
             arguments = {
                 "model": model,
                 "check": path,
-                "name": name_of(ckpt),
+                "name": display(ckpt),
                 "width": width,
                 "limits": asdict(place.limits),
             }
@@ -129,7 +129,10 @@ def answer_of(arguments: dict[str, Any]) -> dict[str, Any]:
     limits = Limits(**arguments["limits"])
     path = arguments["check"]
     declared = CheckArguments.of(model=arguments["model"], device="none")
-    report = Check(declared, path, lambda key: open_checkpoint(path, key, limits=limits)).run()
+    checked = Check(
+        declared, path, lambda key: open_checkpoint(path, key, limits=limits), shown=arguments["name"]
+    )
+    report = checked.run()
     lost = [found for found in report.errors if found.rule in ("model-error", "no-checkpoint")]
     if lost:
         return {"error": lost[0].message}

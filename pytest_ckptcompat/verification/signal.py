@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
 
 _LOUD = 200.0
 """Activations as large as that leave nothing of what a nonlinearity does around 0."""
-_FAINT = 0.05
+_FAINT = 0.002
+"""Of pooled outputs, independent inputs change no more than some thousandths."""
 _TRIES = 6
+_SECONDS = 10.0
 
 
 @dataclass
@@ -72,11 +75,13 @@ def fitting(hear: Callable[[float], Signal]) -> float:
     """The gain of a model's weights with which a signal goes through it best.
 
     Args:
-        hear: gain of the variance -> what is heard with it; called for 1 alone where that is good.
+        hear: gain of the variance -> what is heard with it; called for 1 alone where that is good, and not
+            again after 10 s.
     """
     found: dict[float, Signal] = {}
     gain, faint, loud = 1.0, 0.0, math.inf  # too faint up to, too loud from
-    while gain not in found and len(found) < _TRIES:
+    end = time.monotonic() + _SECONDS
+    while gain not in found and len(found) < _TRIES and time.monotonic() < end:
         found[gain] = signal = hear(gain)
         if signal.loudest > _LOUD:
             loud = gain

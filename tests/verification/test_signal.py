@@ -102,9 +102,9 @@ def test_the_search():
 
     assert fitting(hear) == 0.125
     assert asked == [1, 0.5, 0.25, 0.125]
-    assert fitting(lambda gain: Signal(1.0, gain / 100)) == 8
-    assert fitting(lambda gain: Signal(1e9 if gain > 3 else 1.0, 1.0 if gain > 2 else 0.01)) == math.sqrt(8)
-    assert fitting(lambda gain: Signal(1e9 if gain > 1 else 1.0, 0.01)) == 1
+    assert fitting(lambda gain: Signal(1.0, gain / 1e4)) == 32
+    assert fitting(lambda gain: Signal(1e9 if gain > 3 else 1.0, 1.0 if gain > 2 else 1e-3)) == math.sqrt(8)
+    assert fitting(lambda gain: Signal(1e9 if gain > 1 else 1.0, 1e-3)) == 1
     assert fitting(lambda gain: Signal(math.inf, 0.0)) == 1
 
 
