@@ -15,10 +15,10 @@ from pytest_ckptcompat.verification.behaviour import (
     Behaviour,
     Comparison,
     compare,
-    is_random,
     reached,
 )
 from pytest_ckptcompat.verification.regions import rows_moved
+from pytest_ckptcompat.verification.steadiness import is_random
 from pytest_ckptcompat.verification.verify import precision_of, said_of
 from pytest_ckptcompat.verification.wide_run import RunError, run
 
@@ -186,7 +186,8 @@ def _verdict(
             declared = "; ".join(said.changes)
         else:
             found = beyond
-    return _told(found, declared, values, then.note or now.note)
+    amplified = "" if then.slack == 1 else f"tolerance {then.slack:.0f} times the usual: rounding errors grow"
+    return _told(found, declared, values, "; ".join(filter(None, (then.note or now.note, amplified))))
 
 
 def _told(found: Comparison, declared: str, values: str, note: str) -> Verdict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from .reach import Elements, other_values
 from .recorded_outputs import Gap, Recorded, gap, moved_gap
 from .regions import corner
 from .run_copies import coarser
+from .steadiness import MOST_SLACK, unsteady
 from .wide_run import Run, RunError, run
 
 if TYPE_CHECKING:
@@ -36,12 +37,14 @@ class Behaviour:
         precision: the arithmetic in which it ran.
         note: why not in float64, or ``""``.
         uncompared: why nothing can be compared with it, or ``""``.
+        slack: how many times the usual tolerance is needed, since the model amplifies rounding errors.
     """
 
     outputs: Mapping[str, Recorded] = field(default_factory=dict)
     precision: torch.dtype = torch.float64
     note: str = ""
     uncompared: str = ""
+    slack: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what says nothing is left out."""
@@ -50,6 +53,8 @@ class Behaviour:
             found["note"] = self.note
         if self.uncompared:
             found["uncompared"] = self.uncompared
+        if self.slack > 1:
+            found["slack"] = self.slack
         return found | {"outputs": {path: each.to_json() for path, each in self.outputs.items()}}
 
     @classmethod
@@ -60,13 +65,16 @@ class Behaviour:
             ValueError: it is something else.
         """
         outputs, precision = found.get("outputs"), _PRECISIONS.get(str(found.get("precision")))
-        if not isinstance(outputs, dict) or precision is None:
+        slack = found.get("slack", 1.0)
+        known = isinstance(slack, (int, float)) and 1 <= slack <= MOST_SLACK
+        if not isinstance(outputs, dict) or precision is None or not known:
             raise ValueError("outputs are not recorded as outputs are")
         return cls(
             {str(path): Recorded.from_json(row) for path, row in outputs.items()},
             precision,
             str(found.get("note", "")),
             str(found.get("uncompared", "")),
+            float(slack),
         )
 
 
@@ -88,7 +96,7 @@ def record(
     """
     try:
         first = first or run(lambda: build(0), load, batch, method)
-        random = _random(first, build, load, batch, method)
+        random, slack = unsteady(first, build, load, batch, method)
     except RunError as error:
         return Behaviour(uncompared=f"the model did not run: {error}")
     outputs = {path: Recorded.of(path, tensor) for path, tensor in first.outputs.items()}
@@ -98,7 +106,7 @@ def record(
         uncompared = "the model gave no tensor"
     elif not finite:
         uncompared = "the outputs were NaN"
-    return Behaviour(finite, first.precision, first.note, uncompared)
+    return Behaviour(finite, first.precision, first.note, uncompared, slack)
 
 
 @dataclass(frozen=True)
@@ -157,7 +165,7 @@ def compare(
             else:
                 gaps.append(Gap(path, math.inf, math.inf, recorded.rms, text))
         else:
-            gaps.append(found)
+            gaps.append(replace(found, times=found.times / then.slack))
             grown = grown or larger
     return Comparison(tuple(sorted(gaps, key=lambda each: -each.times)), tuple(alone), grown)
 
@@ -205,45 +213,6 @@ def reached(
             else:
                 mask |= other.ne(now.outputs[path])
     return found
-
-
-def is_random(
-    now: Run,
-    build: Callable[[int], nn.Module],
-    load: Callable[[nn.Module], object],
-    batch: Batch,
-    method: str = "forward",
-) -> str:
-    """Why another run gives something else (two runs differ, two constructions differ), or ``""``."""
-    try:
-        return _random(now, build, load, batch, method)
-    except RunError:
-        return ""
-
-
-def _random(
-    first: Run,
-    build: Callable[[int], nn.Module],
-    load: Callable[[nn.Module], object],
-    batch: Batch,
-    method: str,
-) -> str:
-    def differs(seed: int) -> bool:
-        again = run(lambda: build(seed), load, batch, method, seed=1)
-        return again.outputs.keys() != first.outputs.keys() or any(
-            _apart(tensor, again.outputs[path], first.precision) for path, tensor in first.outputs.items()
-        )
-
-    if not differs(seed=1):
-        return ""
-    return "two runs of the model differ" if differs(seed=0) else "two constructions of the model differ"
-
-
-def _apart(one: torch.Tensor, other: torch.Tensor, precision: torch.dtype) -> bool:
-    if one.shape != other.shape:
-        return True
-    then = Recorded.of("", one)
-    return then is not None and gap("", then, other, precision).times > 1
 
 
 def _pairs(then: Mapping[str, Recorded], now: Mapping[str, torch.Tensor]) -> dict[str, str]:

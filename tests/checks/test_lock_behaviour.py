@@ -133,6 +133,18 @@ def test_a_checkpoint_locked_with_a_model_and_metadata(folder, capsys):
     assert "metadata" not in lock("net.pth", "--no-metadata")
 
 
+def test_a_model_that_amplifies_rounding_errors_says_so(folder):
+    text = NET.replace(
+        "return self.out2(F.relu(self.fc(self",
+        "return torch.sin(900 * self.out2(900 * torch.sin(self.fc(self",
+    )
+    today(text.replace("[:, self.order])))", "[:, self.order]))))"))
+    lock("lockmodel:Net", "--inputs", "3x6")
+    kept = checked().promises[0]
+    assert kept.status == "kept"
+    assert "times the usual: rounding errors grow" in kept.detail
+
+
 def test_update_records_again(folder):
     lock("lockmodel:Net", "--inputs", "3x6")
     today(NET.replace("F.relu", "F.silu"))

@@ -11,7 +11,8 @@ from torch import nn
 from pytest_ckptcompat.tensors import synthetic
 from pytest_ckptcompat.tensors.seeds import seeded
 from pytest_ckptcompat.verification import behaviour
-from pytest_ckptcompat.verification.behaviour import Behaviour, compare, is_random, record
+from pytest_ckptcompat.verification.behaviour import Behaviour, compare, record
+from pytest_ckptcompat.verification.steadiness import is_random
 from pytest_ckptcompat.verification.wide_run import run
 
 IMAGES = synthetic.inputs(((torch.zeros(2, 3, 8, 8),), {}))
@@ -159,7 +160,41 @@ def test_what_can_not_be_compared_is_told(forward, told):
     assert recorded(lambda: build("none"), batch).uncompared.startswith(told)
 
 
-@pytest.mark.parametrize("change", [{"outputs": []}, {"precision": "float8"}, {"outputs": {"": {}}}])
+class Waves(nn.Module):
+    """Sines of sines: each layer amplifies what rounding has changed, as in SIREN (Sitzmann et al., 2020)."""
+
+    def __init__(self, depth: int, last=torch.sin) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(depth))
+        self.last = last
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.sin(30 * layer(x))
+        return self.last(x)
+
+
+def test_a_model_that_amplifies_rounding_is_given_slack():
+    batch = synthetic.inputs(((torch.zeros(4, 16),), {}))
+
+    def other_rounding(model):
+        load(model)
+        with torch.no_grad():
+            for layer in model.layers:
+                layer.weight.mul_(1 + 2**-52)
+
+    then = recorded(lambda: Waves(4), batch)
+    assert 1 < then.slack < 1e6
+    assert recorded(Boxes).slack == 1
+    assert not compare(then, now(lambda: Waves(4), batch, other_rounding)).changed
+    assert compare(then, now(lambda: Waves(4, torch.tanh), batch)).gaps[0].times > 100
+    assert "amplifies the rounding errors" in recorded(lambda: Waves(12), batch).uncompared
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"outputs": []}, {"precision": "float8"}, {"outputs": {"": {}}}, {"slack": 0.5}, {"slack": "x"}],
+)
 def test_a_damaged_record_is_refused(change):
     with pytest.raises(ValueError, match="recorded"):
         behaviour.Behaviour.from_json(recorded(Boxes).to_json() | change)
