@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from .run_copies import Batch
+    from .wide_run import Batch
 
 MOST_SLACK = 1e6
 """Times the usual tolerance, above which nothing is compared."""
