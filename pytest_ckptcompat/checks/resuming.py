@@ -15,7 +15,7 @@ from pytest_ckptcompat.optimizer.layouts import state_dict
 from pytest_ckptcompat.optimizer.resumption import Training
 from pytest_ckptcompat.optimizer.slots import unread_part
 from pytest_ckptcompat.optimizer.state import rank, saved_states
-from pytest_ckptcompat.optimizer.trial import groups_of
+from pytest_ckptcompat.optimizer.trial import OptimizerError, Unavailable, ghosts, groups_of, made
 
 from .waivers import settle
 
@@ -159,7 +159,7 @@ class Resuming:
     ) -> str:
         where = saved.path or holder.name
         old = self.checkpoint.meta()
-        if wrong := faults.misshapen(saved.named(names), old):
+        if wrong := faults.misshapen(saved.named(names), old, rows=self._foreign):
             raise MisfitError(
                 f"{where}: {escape(wrong[0].key)} has {wrong[0].checkpoint} for {wrong[0].model}"
             )
@@ -169,7 +169,7 @@ class Resuming:
             self._refuse(f"{where}: {reason}", [saved])
             return self._without(saved, where, str(reason), content)
         parameters = dict(self.model.named_parameters())
-        for found in faults.misshapen(resumption.state, parameters):
+        for found in faults.misshapen(resumption.state, parameters, rows=self._foreign):
             raise MisfitError(f"{where}: {escape(found.key)} has {found.checkpoint} for {found.model}")
         if resumption.left_out and not resumption.state:
             return self._without(saved, where, _reasons(resumption.left_out), content)
@@ -180,6 +180,16 @@ class Resuming:
         content.instead(saved.node, content.of(written))
         rest = f", without the state of {_reasons(resumption.left_out)}" if resumption.left_out else ""
         return f"{where} {'is grown too' if self.applied.touched else 'is taken along'}{rest}"
+
+    @property
+    def _foreign(self) -> bool:
+        """Whether the new optimizer is known to be none of torch's."""
+        if self.optimizer is None:
+            return False
+        try:
+            return faults.is_foreign(made(self.optimizer, ghosts(dict(self.model.named_parameters())))[0])
+        except (OptimizerError, Unavailable):
+            return False
 
     def _other(self, saved: Saved, holder: Checkpoint, content: Content) -> str:
         """A state that can't be rewritten: of parameters that stay as they are, or of another model."""

@@ -31,12 +31,23 @@ _NEEDED = {
 }  # fmt: skip
 
 
-def misshapen(state: State, parameters: Mapping[str, Any]) -> list[Finding]:
-    """State that should have its parameter's shape and has not: torch takes it, and fails or worse later."""
+def is_foreign(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it is none of torch's own; others may have the same names for other things."""
+    return not type(optimizer).__module__.startswith("torch.optim.")
+
+
+def misshapen(state: State, parameters: Mapping[str, Any], *, rows: bool = False) -> list[Finding]:
+    """State that should have its parameter's shape and has not: torch takes it, and fails or worse later.
+
+    Args:
+        state: by name.
+        parameters: or what stands for them.
+        rows: see `misfits`.
+    """
     shapes = {name: tuple(each.shape) for name, each in parameters.items() if hasattr(each, "shape")}
     return [
         finding("optimizer-shape", name, f"{slot} {_shown(state[name][slot])}", _shown(parameters[name]))
-        for name, slot in misfits(state, shapes)
+        for name, slot in misfits(state, shapes, rows=rows)
     ]
 
 
@@ -131,7 +142,7 @@ def incomplete(optimizer: torch.optim.Optimizer, state: State) -> list[Finding]:
 
 def _kind(optimizer: torch.optim.Optimizer) -> str:
     """The name of one of torch's own optimizers; ``""`` for another one, which may have the same name."""
-    return type(optimizer).__name__ if type(optimizer).__module__.startswith("torch.optim.") else ""
+    return "" if is_foreign(optimizer) else type(optimizer).__name__
 
 
 def _needed(optimizer: torch.optim.Optimizer) -> set[str]:

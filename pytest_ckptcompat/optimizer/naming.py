@@ -102,7 +102,7 @@ def naming(
     for source, names in candidates.items():
         as_spelled = spelled(names, shapes)
         if as_spelled is not None and [len(group) for group in as_spelled] == saved.lengths:
-            odd = len({name for name, _ in misfits(saved.named(as_spelled), shapes)})
+            odd = len({name for name, _ in misfits(saved.named(as_spelled), shapes, rows=True)})
             fitting.append((odd, as_spelled, doubts.get(source, "")))
     odd, best, doubt = min(fitting, key=lambda each: each[0], default=(0, None, ""))
     if best is None or (odd > len(saved.named(best)) / 2 and "the file" not in candidates):

@@ -95,12 +95,13 @@ def judged(
         training = replace(training, grouping=lambda named: groups_of(factory, named))
         saved, names = _meant(saved_states(wrapper), training)
         stored = saved.named(names)
-        _none(faults.misshapen(stored, old))
+        rows = faults.is_foreign(optimizer)
+        _none(faults.misshapen(stored, old, rows=rows))
         before = _read(stored, materialise)
         resumption = training.resumed(saved, names, before)
         after = resumption.state
         came = {name: origin.get(name, name) or "" for name in parameters}
-        wrong = faults.misshapen(after, parameters)
+        wrong = faults.misshapen(after, parameters, rows=rows)
         _none(wrong + faults.left_behind(after, parameters, _by_new_name(old, came)))
         _none(faults.refused(saved, groups) if plain else [])
         _none(faults.impossible(after))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any, Literal
 
 from pytest_ckptcompat.checkpoint.objects import withheld
@@ -224,25 +223,27 @@ def _grouped(options: Mapping[str, dict[str, Any]]) -> tuple[Group, ...]:
     return tuple(Group(tuple(names), tuple(names), shared) for shared, names in groups)
 
 
-def misfits(state: State, shapes: Mapping[str, Shape]) -> list[tuple[str, str]]:
+def misfits(state: State, shapes: Mapping[str, Shape], *, rows: bool = False) -> list[tuple[str, str]]:
     """The (name, slot) of every part of the state that should have its parameter's shape and has not.
 
-    Some optimizers have other things under the same names: one value for each row, or, beside a matrix or an
-    object that says which, a projection. Of these nobody can say what shape they should have.
+    Beside a matrix or an object that says which, some optimizers have a projection under the same names, and
+    nobody can say what shape that should have.
+
+    Args:
+        state: by name.
+        shapes: of the parameters.
+        rows: one value for each row, or for all of a parameter, is right too, as some optimizers have it.
     """
     return [
         (name, slot)
         for name, slots in state.items()
         if all(slot in ELEMENTWISE or is_single(value) for slot, value in slots.items())
         for slot, value in slots.items()
-        if slot in ELEMENTWISE and hasattr(value, "shape")
-        if not (tuple(value.shape) == shapes[name] or _is_of_rows(tuple(value.shape), shapes[name]))
+        if slot in ELEMENTWISE and hasattr(value, "shape") and tuple(value.shape) != shapes[name]
+        if not (rows and _is_of_rows(tuple(value.shape), shapes[name]))
     ]
 
 
 def _is_of_rows(shape: Shape, whole: Shape) -> bool:
-    """Whether a tensor of this shape has one element for several of the whole."""
     sizes = zip(shape, whole, strict=False)
-    return shape == () or (
-        prod(shape) < prod(whole) and len(shape) == len(whole) and all(a in (1, b) for a, b in sizes)
-    )
+    return shape == () or (len(shape) == len(whole) and all(one in (1, other) for one, other in sizes))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,14 @@ from pytest_ckptcompat.tensors.seeds import seeded
 
 Factory = Callable[[Any], torch.optim.Optimizer]
 Parameters = Mapping[str, nn.Parameter]
+
+_LACKING = {
+    r"process group|environment variable (RANK|WORLD_SIZE|MASTER_\w+)": (
+        "it needs a process group, as under torchrun"
+    ),
+    r"not compiled with CUDA|No NVIDIA|CUDA driver|no CUDA-capable": "it needs a GPU",
+}
+"""What a check can't give a factory."""
 
 
 class Unavailable(Exception):  # noqa: N818  # nothing is wrong with the optimizer
@@ -79,8 +86,9 @@ def _called(factory: Factory, parameters: Parameters) -> Any:
         try:
             return factory(list(parameters.values()))
         except (Exception, SystemExit) as error:
-            for each in (named, error):
-                _available(each)
+            for pattern, reason in _LACKING.items():
+                if re.search(pattern, f"{named} {error}", re.IGNORECASE):
+                    raise Unavailable(f"{reason}: {raised(error)}") from error
             # Whichever form the factory takes, the other one fails for being the other one.
             cause = (
                 error if isinstance(named, (AttributeError, TypeError)) and "tuple" in str(named) else named
@@ -118,20 +126,18 @@ def step(
     optimizer, groups = made(factory, parameters)
     if "param_groups" not in optimizer.state_dict():
         raise Unavailable(f"{type(optimizer).__name__} has a state dict of a form of its own")
+    content = _numbered(optimizer, groups, state, options)
+    content["state"] |= shared
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             doing = "load_state_dict"
-            content = _numbered(optimizer, groups, state, options)
-            content["state"] |= shared
             optimizer.load_state_dict(content)
-            _available(optimizer)
             doing = "the step"
             _stepped(optimizer)
         except (Exception, SystemExit) as error:
-            if isinstance(error, Unavailable):
-                raise
-            _available(error)
+            if any(group.get("capturable") for group in optimizer.param_groups):
+                raise Unavailable("it was saved with capturable=True, which steps on a GPU alone") from error
             _steps_anew(factory, parameters)
             raise OptimizerError(f"{doing} raised {raised(error)}") from error
     for name, parameter in parameters.items():
@@ -149,54 +155,14 @@ def _steps_anew(factory: Factory, parameters: Parameters) -> None:
     """See that the optimizer steps without the state: where it can't, the state is not what is wrong.
 
     Raises:
-        Unavailable: it can't, as one that wants second derivatives.
+        Unavailable: it can't: it wants a closure, sparse gradients, second derivatives, a group of processes.
     """
     optimizer, _ = made(factory, parameters)
     try:
         _stepped(optimizer)
     except (Exception, SystemExit) as error:
         kind = type(optimizer).__name__
-        raise Unavailable(
-            f"{kind} does not step on drawn gradients, not even anew: {raised(error)}"
-        ) from error
-
-
-def _available(found: torch.optim.Optimizer | BaseException) -> None:
-    """Tell apart what a check can't give an optimizer from what is wrong with it.
-
-    Raises:
-        Unavailable: it needs a closure, a process group, sparse gradients or a device that is not there.
-    """
-    if isinstance(found, torch.optim.Optimizer):
-        kind = type(found).__name__
-        if _needs_closure(found):
-            raise Unavailable(f"{kind}.step wants a closure, which computes the loss again")
-        if any(group.get("capturable") for group in found.param_groups):
-            raise Unavailable(f"{kind} was saved with capturable=True, which steps on a GPU alone")
-        return
-    text = str(found)
-    for pattern, reason in _UNAVAILABLE.items():
-        if re.search(pattern, text, re.IGNORECASE):
-            raise Unavailable(f"{reason}: {raised(found)}") from found
-
-
-_UNAVAILABLE = {
-    r"process group|environment variable (RANK|WORLD_SIZE|MASTER_\w+)": (
-        "it needs a process group, as under torchrun"
-    ),
-    r"does not support dense gradients": "it wants sparse gradients, and those of a check are dense",
-    r"capturable": "it steps on a GPU alone",
-    r"\bclosure\b": "its step wants a closure, which computes the loss again",
-    r"not compiled with CUDA|No NVIDIA|Torch not compiled|CUDA driver|no CUDA-capable": "it needs a GPU",
-}
-
-
-def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
-    try:
-        closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    except (TypeError, ValueError):
-        return False
-    return closure is not None and closure.default is inspect.Parameter.empty
+        raise Unavailable(f"{kind} does not step in a check, not even anew: {raised(error)}") from error
 
 
 def _numbered(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_ckptcompat import Recipe, check, open_checkpoint, tile
+from pytest_ckptcompat import MisfitError, Recipe, check, open_checkpoint, tile
 from pytest_ckptcompat.checks.apply import apply
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ RESUMED = [
     (Counted, {STATE: "kept", STEP: "kept"}, ""),
     (Queued, {STATE: "kept", STEP: "unchecked"}, "fc1.weight: queue was not read: it holds collections.deque"),
     (OfClass, {STATE: "unchecked"}, "param_groups[0].norm was not read: it holds "),
-    (SecondOrder, {STATE: "kept", STEP: "unchecked"}, "does not step on drawn gradients, not even anew"),
+    (SecondOrder, {STATE: "kept", STEP: "unchecked"}, "does not step in a check, not even anew"),
     (Wrapping, {STATE: "kept", STEP: "unchecked"}, "a state dict of a form of its own"),
 ]  # fmt: skip
 
@@ -226,7 +226,8 @@ def test_what_is_written_resumes_or_is_left_out_and_said(
     model, optimizer = trained(make)
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "old.pth")
     checkpoint = open_checkpoint(tmp_path / "old.pth")
-    written = apply(checkpoint, Net(out=8), Recipe(tile("fc2.*", dim=0)), tmp_path / "new.pth")
+    recipe = Recipe(tile("fc2.*", dim=0))
+    written = apply(checkpoint, Net(out=8), recipe, tmp_path / "new.pth", optimizer=make)
     notes = " ".join(written.notes)
     assert text in notes
     assert "an object of a class" not in notes
@@ -239,6 +240,53 @@ def test_what_is_written_resumes_or_is_left_out_and_said(
         resumed.load_state_dict(content["optimizer"])
         resumed.defaults["trains"] = True
         step(new, resumed)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_one_row_grown_to_many_is_no_value_for_each_row(fused: bool, tmp_path: Path) -> None:
+    """A state that was left behind looks the same; a fused step of torch would write past its end."""
+    old, new = nn.Linear(4, 1), nn.Linear(4, 7)
+    optimizer = torch.optim.Adam(old.parameters(), fused=fused)
+    step(old, optimizer)
+    content = {"model": new.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(content, tmp_path / "old.pth")
+    report = check(lambda: nn.Linear(4, 7), tmp_path / "old.pth", optimizer=torch.optim.Adam)
+    assert {(found.rule, found.key) for found in report.findings} == {
+        ("optimizer-shape", "weight"),
+        ("optimizer-shape", "bias"),
+    }
+    with pytest.raises(MisfitError, match=r"weight has exp_avg \(1, 4\) f32 for \(7, 4\) f32"):
+        apply(open_checkpoint(tmp_path / "old.pth"), new, Recipe(), tmp_path / "new.pth")
+
+
+SPECIAL = {
+    "LBFGS": "LBFGS does not step in a check, not even anew: TypeError",
+    "SparseAdam": "SparseAdam does not support dense gradients",
+    "capturable": "it was saved with capturable=True, which steps on a GPU alone",
+    "zero": "it needs a process group, as under torchrun",
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", SPECIAL)
+def test_what_a_check_can_not_give_an_optimizer_is_no_error(name: str, tmp_path: Path) -> None:
+    make: Any = getattr(torch.optim, name, torch.optim.Adam)
+    model = Net()
+    optimizer = make(model.parameters())
+    for each in model.parameters():
+        each.grad = torch.ones_like(each).to_sparse() if name == "SparseAdam" else torch.ones_like(each)
+    optimizer.step(*[lambda: torch.tensor(1.0)] * (name == "LBFGS"))
+    state = optimizer.state_dict()
+    state["param_groups"][0] |= {"capturable": True} if name == "capturable" else {}
+    torch.save({"model": model.state_dict(), "optimizer": state}, tmp_path / "old.pth")
+    if name == "zero":
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        make = lambda parameters: ZeroRedundancyOptimizer(parameters, torch.optim.Adam)  # noqa: E731
+    report = check(Net, tmp_path / "old.pth", optimizer=make)
+    assert report.ok, str(report)
+    assert report.promises[-1].status == "unchecked"
+    assert SPECIAL[name] in report.promises[-1].detail
 
 
 def test_a_state_that_the_recipe_does_not_touch_is_not_written_without_a_part_of_it(tmp_path: Path) -> None:
