@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-from .options import add_checkpoint_and_model, make_importable, place
+from .options import add_checkpoint_and_model, add_limit, make_importable, place
 from .outcome import INCOMPATIBLE, OK, Outcome
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--good", metavar="REF", help=told)
     told = "a commit at which it does not fit (HEAD)"
     parser.add_argument("--bad", metavar="REF", default="HEAD", help=told)
-    told = "raise a cap of the readers; repeatable"
-    parser.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help=told)
+    add_limit(parser)
 
 
 def run(options: argparse.Namespace) -> Outcome:

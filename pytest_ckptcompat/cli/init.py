@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-from .options import ABOUT_CHECKPOINT, add_reading, make_importable, opened, place
+from .options import ABOUT_CHECKPOINT, ABOUT_MODEL, add_reading, make_importable, opened, place
 from .outcome import INCOMPATIBLE, OK, Outcome
 from .output import in_colour
 
@@ -20,8 +20,7 @@ EXITS = "0 written and it fits, 1 written and it does not fit, 2 not written"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments."""
-    model = "package.module:name of what gives the model; the current folder is importable"
-    parser.add_argument("model", metavar="MODEL", help=model)
+    parser.add_argument("model", metavar="MODEL", help=ABOUT_MODEL)
     told = f"a lock of it gates the model: {ABOUT_CHECKPOINT}; if not given, the default branch does"
     parser.add_argument("ckpt", metavar="CKPT", nargs="?", help=told)
     add_reading(parser)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from .options import add_flags, add_reading, given_flags, make_importable, opened, place
+from .options import add_flags, add_reading, given_flags, make_importable, opened, parsed_limits, place
 from .outcome import OK, Outcome
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ def run(options: argparse.Namespace) -> Outcome:
 
 def _of_model(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from pytest_ckptcompat.checks.locks import lock_at, lock_of_model
-    from pytest_ckptcompat.core.limits import Limits
 
     if options.model:
         raise ValueError(f"--model is for a checkpoint, and {options.source} is a model")
@@ -64,7 +63,7 @@ def _of_model(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     inputs, method, arguments = call(options, options.source)
     if options.at:
         return lock_at(options.source, options.at, arguments, inputs, method, place(options)), []
-    limits = Limits.parse(options.limit)
+    limits = parsed_limits(options)
     return lock_of_model(options.source, arguments, inputs=inputs, method=method, limits=limits), []
 
 

@@ -18,16 +18,19 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.core.limits import Limits
 
 ABOUT_CHECKPOINT = "a file, folder, *.index.json, URL, lock file or git:REF"
+ABOUT_MODEL = "package.module:name of what gives the model; the current folder is importable"
+
+
+def add_limit(parser: argparse.ArgumentParser) -> None:
+    """``--limit``."""
+    told = "raise a cap of the readers; repeatable"
+    parser.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help=told)
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
     """``--limit`` and ``--key``."""
-    limit, key = (
-        "raise a cap of the readers; repeatable",
-        "dotted path to the state dict in a wrapped checkpoint",
-    )
-    parser.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help=limit)
-    parser.add_argument("--key", metavar="PATH", help=key)
+    add_limit(parser)
+    parser.add_argument("--key", metavar="PATH", help="dotted path to the state dict in a wrapped checkpoint")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +41,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_checkpoint_and_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """``CKPT`` and ``MODEL``; the latter may be left out unless it is required."""
     parser.add_argument("ckpt", metavar="CKPT", help=f"the checkpoint: {ABOUT_CHECKPOINT}")
-    model = "package.module:name of what gives the model; the current folder is importable"
-    parser.add_argument("model", metavar="MODEL", nargs=None if required else "?", help=model)
+    parser.add_argument("model", metavar="MODEL", nargs=None if required else "?", help=ABOUT_MODEL)
 
 
 def add_flags(parser: argparse.ArgumentParser, names: Collection[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .lock import CALL, call, recorded
-from .options import add_flags, add_reading, make_importable
+from .options import ABOUT_MODEL, add_flags, add_reading, make_importable, parsed_limits
 from .outcome import INCOMPATIBLE, OK, Outcome
 
 if TYPE_CHECKING:
@@ -18,8 +18,7 @@ EXITS = "0 written, 1 today's model is the last release already or the name is t
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare its arguments."""
     parser.add_argument("name", metavar="NAME", help="of the release: v3")
-    model = "package.module:name of what gives the model; the current folder is importable"
-    parser.add_argument("model", metavar="MODEL", help=model)
+    parser.add_argument("model", metavar="MODEL", help=ABOUT_MODEL)
     releases = "the releases file, releases.toml if not given; it is made if there is none"
     parser.add_argument("--releases", default="releases.toml", metavar="FILE.toml", help=releases)
     add_flags(parser, CALL)
@@ -29,7 +28,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Outcome:
     """The release, written."""
     from pytest_ckptcompat.checks.new_release import NotDueError, release
-    from pytest_ckptcompat.core.limits import Limits
 
     make_importable()
     inputs, method, arguments = call(options, options.model)
@@ -41,7 +39,7 @@ def run(options: argparse.Namespace) -> Outcome:
             arguments=arguments,
             inputs=inputs,
             method=method,
-            limits=Limits.parse(options.limit),
+            limits=parsed_limits(options),
         )
     except NotDueError as error:
         return Outcome(INCOMPATIBLE, refusal=str(error))

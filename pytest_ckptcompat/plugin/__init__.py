@@ -16,24 +16,3 @@ from .running import (
     pytest_runtest_setup,
     pytest_runtest_teardown,
 )
-
-__all__ = [
-    "ckpt",
-    "ckpt_check",
-    "ckpt_model",
-    "ckpt_path",
-    "ckpt_report",
-    "pytest_addhooks",
-    "pytest_addoption",
-    "pytest_collect_file",
-    "pytest_configure",
-    "pytest_configure_node",
-    "pytest_generate_tests",
-    "pytest_pycollect_makeitem",
-    "pytest_runtest_call",
-    "pytest_runtest_makereport",
-    "pytest_runtest_setup",
-    "pytest_runtest_teardown",
-    "pytest_sessionstart",
-    "pytest_unconfigure",
-]

@@ -13,7 +13,7 @@ from pytest_ckptcompat.core.redaction import is_url, public
 from pytest_ckptcompat.files.paths import is_reference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
     from pytest_ckptcompat.checkpoint.contents import Contents
@@ -166,11 +166,6 @@ class CheckpointCache:
                 same = contents.header.tree == before.tree and contents.header.sha256 != before.sha256
                 self.rewritten.append(f"{path} (values changed under equal keys)" if same else path)
         return contents
-
-
-def unique(paths: Iterable[str]) -> list[str]:
-    """The paths in order, each once."""
-    return list(dict.fromkeys(paths))
 
 
 def _shortest(path: str) -> str:

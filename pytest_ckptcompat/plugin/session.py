@@ -147,9 +147,7 @@ def named(case: CheckArguments | None, node: pytest.Item) -> list[str]:
     """The paths of a case's checkpoints, as `resolved`. A case that names none is for every ``--ckpt``."""
     if case is None or not case.ckpt:
         return list(settings(node.config).paths)
-    from .checkpoints import unique
-
-    return unique(path for name in case.ckpt for path in resolved(name, node))
+    return list(dict.fromkeys(path for name in case.ckpt for path in resolved(name, node)))
 
 
 def resolved(name: str, node: pytest.Item) -> list[str]:

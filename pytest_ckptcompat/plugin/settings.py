@@ -13,7 +13,7 @@ from pytest_ckptcompat.checks.waivers import severities_of
 from pytest_ckptcompat.core.limits import Limits
 from pytest_ckptcompat.report.run_report import targets
 
-from .checkpoints import expand, unique
+from .checkpoints import expand
 from .ini_keys import CKPT_VARIABLE, ini
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _paths(config: pytest.Config) -> list[str]:
         folder = config.inipath.parent if config.inipath else config.rootpath
     if not all(name.strip() for name in names):
         raise ValueError(f"{source} is empty: name a checkpoint, or leave it out (an unset variable?)")
-    return unique(path for name in names for path in expand(name, [folder]))
+    return list(dict.fromkeys(path for name in names for path in expand(name, [folder])))
 
 
 def _source(config: pytest.Config, key: str) -> str:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _MOST_BYTES = 600_000  # GitHub drops a step summary of more than 1 MiB
 _FIRST_ROWS = 20
-_TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def render(report: Facts, title: str = "") -> str:
@@ -108,11 +107,10 @@ def _fitting(lines: Iterable[Sequence[str]]) -> Iterator[Sequence[str]]:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    count = f" {_TIMES}{len(row.keys):,}" if len(row.keys) > 1 else ""
     note = f"warning: {row.message}" if row.severity == "warn" else row.message
     return (
         row.rule,
-        _code(row.pattern) + count,
+        _code(row.pattern) + row.times,
         _code(row.checkpoint),
         _code(row.model),
         _text(note.removesuffix(": ")),

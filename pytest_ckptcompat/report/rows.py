@@ -37,6 +37,11 @@ class Row:
     model: str
     message: str
 
+    @property
+    def times(self) -> str:
+        """`` ×31`` behind the pattern of several keys."""
+        return f" \N{MULTIPLICATION SIGN}{len(self.keys):,}" if len(self.keys) > 1 else ""
+
 
 def rows(findings: Iterable[Finding]) -> list[Row]:
     """The findings, grouped: rules in the order in which they first appear, and so are the rows of a rule.

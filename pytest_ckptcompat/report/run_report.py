@@ -74,8 +74,9 @@ def _target(option: str, text: str) -> tuple[str, Path]:
     if kind not in FORMATS or not name:
         raise ValueError(f"{option} {text!r}: use json:PATH, markdown:PATH or html:PATH")
     path = Path(name).absolute()
-    if path.is_dir():
-        raise ValueError(f"{option} {text!r}: {name} is a folder")
+    if name == "-" or (path.exists() and not path.is_file()):
+        what = "a folder" if path.is_dir() else "not a regular file: reports are written to files alone"
+        raise ValueError(f"{option} {text!r}: {name} is {what}")
     above = next(folder for folder in path.parents if folder.exists())  # what is missing below it is made
     if not above.is_dir():
         raise ValueError(f"{option} {text!r}: {name} can't be written: {above} is a file, not a folder")
@@ -120,17 +121,14 @@ def _noted(report: Facts, severity: Severity, word: str) -> Iterator[str]:
     for rule, of_rule in groupby(table, key=lambda row: row.rule):
         shown = list(of_rule)
         for row in shown[:_MOST_ROWS]:
-            times = f" {_TIMES}{len(row.keys):,}" if len(row.keys) > 1 else ""
             sides = " -> ".join(filter(None, (row.checkpoint, row.model)))
-            parts = escape(row.pattern) + times, sides, row.message
+            parts = escape(row.pattern) + row.times, sides, row.message
             yield f"{word}{rule}: {', '.join(filter(None, parts))}"
         if more := sum(len(row.keys) for row in shown[_MOST_ROWS:]):
             yield f"{word}{rule}: {more:,} more, which --ckpt-report lists"
 
 
 _MOST_ROWS = 3
-
-_TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def _unverified(report: Facts) -> list[str]:

@@ -49,7 +49,7 @@ def _table(
 
 def _cells(table: Sequence[Row], headers: Sequence[str], width: int) -> list[tuple[str, str, str, str]]:
     """The cells of the rows, cut so that they fit the width together."""
-    counts = [f" {_TIMES}{len(row.keys):,}" if len(row.keys) > 1 else "" for row in table]
+    counts = [row.times for row in table]
     keys = [cell(row.pattern) for row in table]
     sides = [cell(row.checkpoint) for row in table], [cell(row.model) for row in table]
     wanted = [

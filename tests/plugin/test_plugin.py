@@ -469,7 +469,18 @@ def test_an_empty_path_is_no_checkpoint_and_is_refused_at_once(project):
 
 
 @pytest.mark.parametrize(
-    "option", ["xml:r", "json", "json:", "json:v1.pth/r.json", "json:.", "markdown:v1.pth", "json:twice"]
+    "option",
+    [
+        "xml:r",
+        "json",
+        "json:",
+        "json:v1.pth/r.json",
+        "json:.",
+        "json:-",
+        "json:/dev/null",
+        "markdown:v1.pth",
+        "json:twice",
+    ],
 )
 def test_a_report_that_cant_be_written_is_refused_at_once(project, option):
     result = project.runpytest("--ckpt-report=html:twice", f"--ckpt-report={option}")

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reports import ONET
 
 from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.core.findings import Finding, Promise, Stage, finding
+from pytest_ckptcompat.core.findings import Finding, Stage, finding
 from pytest_ckptcompat.report import html
 from pytest_ckptcompat.report.html import MOST_ROWS, Check
 from pytest_ckptcompat.report.report import Report
@@ -27,27 +28,6 @@ def render(checks: list[Check]) -> str:
     return html.render(checks, "1 of 2 checks passed")
 
 
-class Grow:
-    """A recipe as far as a report looks at it."""
-
-    def __repr__(self) -> str:
-        return 'Recipe(tile("out2.*", dim=0))'
-
-    def to_toml(self) -> str:
-        return '[[recipe]]\nop = "tile"\nkey = "out2.*"\ndim = 0\n'
-
-
-ONET = Report(
-    "net.pth",
-    "onet.Net",
-    mismatched=[("out2.weight", (4, 256), (14, 256))],
-    matched=62,
-    total=63,
-    findings=[finding("shape-mismatch", "out2.weight", "(4, 256) f32", "(14, 256) f32")],
-    promises=[Promise("function kept", "unchecked", "no source_model declared")],
-    stages=[Stage("open", "passed", "torch zip, 63 tensors")],
-    suggestion=Grow(),  # type: ignore[arg-type]
-)
 LAYERS = Report(
     "llama.pth",
     "Llama",

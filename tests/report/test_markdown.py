@@ -7,34 +7,13 @@ import tomllib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reports import ONET
 
 from pytest_ckptcompat.core.escape import escape, printable
 from pytest_ckptcompat.core.findings import Finding, Promise, Stage, finding
+from pytest_ckptcompat.report.advice import RecipeText
 from pytest_ckptcompat.report.markdown import render, summary
 from pytest_ckptcompat.report.report import Report
-
-
-class Grow:
-    """A recipe as far as a report looks at it."""
-
-    def __repr__(self) -> str:
-        return 'Recipe(tile("out2.*", dim=0))'
-
-    def to_toml(self) -> str:
-        return '[[recipe]]\nop = "tile"\nkey = "out2.*"\ndim = 0\n'
-
-
-ONET = Report(
-    "net.pth",
-    "onet.Net",
-    mismatched=[("out2.weight", (4, 256), (14, 256))],
-    matched=62,
-    total=63,
-    findings=[finding("shape-mismatch", "out2.weight", "(4, 256) f32", "(14, 256) f32")],
-    promises=[Promise("function kept", "unchecked", "no source_model declared")],
-    stages=[Stage("open", "passed", "torch zip, 63 tensors")],
-    suggestion=Grow(),  # type: ignore[arg-type]
-)
 
 
 def cells(line: str) -> list[str]:
@@ -72,8 +51,8 @@ def test_the_suggestion_can_be_copied_in_both_forms() -> None:
     text = render(ONET)
     (python,) = re.findall(r"^```python\n(.*?)\n```$", text, re.MULTILINE | re.DOTALL)
     (toml,) = re.findall(r"^```toml\n(.*?)\n```$", text, re.MULTILINE | re.DOTALL)
-    assert python == f"from pytest_ckptcompat import Recipe, tile\n\n{Grow()!r}"
-    assert tomllib.loads(toml) == tomllib.loads(Grow().to_toml())
+    assert python == f"from pytest_ckptcompat import Recipe, tile\n\n{ONET.suggestion!r}"
+    assert tomllib.loads(toml) == tomllib.loads(ONET.suggestion.to_toml())
 
 
 def test_stages_and_promises_are_there_but_folded() -> None:
@@ -148,11 +127,8 @@ def test_a_run_is_shown_within_what_github_takes() -> None:
 
 
 def test_a_suggestion_that_is_too_long_is_only_mentioned() -> None:
-    class Long(Grow):
-        def __repr__(self) -> str:
-            return f"Recipe({', '.join(f'drop({str(i)!r})' for i in range(30_000))})"
-
-    text = render(Report("c", "m", suggestion=Long()))  # type: ignore[arg-type]
+    long = RecipeText(f"Recipe({', '.join(f'drop({str(i)!r})' for i in range(30_000))})", "")
+    text = render(Report("c", "m", suggestion=long))
     assert "it is too long to show here" in text
     assert len(text) < 10_000
 
