@@ -281,6 +281,28 @@ def test_colours_on_a_terminal(folder, monkeypatch, term, painted):
     assert ("\x1b[" in sys.stdout.getvalue()) is painted
 
 
+@pytest.mark.parametrize(
+    ("typed", "completed"), [("ch", "check"), ("check --rec", "--recipe"), ("show n", "net.pth")]
+)
+def test_the_shell_completes(folder, typed, completed):
+    pytest.importorskip("argcomplete")
+    line = f"ckptcompat {typed}"
+    asked = {
+        "_ARGCOMPLETE": "1",
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+        "COMP_TYPE": "9",
+        "_ARGCOMPLETE_IFS": "\n",
+    }
+    environment = (
+        os.environ
+        | {"PYTHONPATH": os.pathsep.join(sys.path), "_ARGCOMPLETE_STDOUT_FILENAME": "found"}
+        | asked
+    )
+    subprocess.run([sys.executable, "-m", "pytest_ckptcompat"], env=environment, check=False)
+    assert (folder / "found").read_text().split() == [completed]
+
+
 # -- an output that nobody reads, or that can't be written ----------------------------------------------------
 
 

@@ -72,7 +72,7 @@ def test_annotations_of_github(ran, monkeypatch):
 )
 def test_the_whole_report_is_printed(ran, module, options):
     printed = ran(module, *options)
-    for text in (ROW, SUGGESTED, "compare    failed    7 of 9 keys match"):
+    for text in (ROW, SUGGESTED, "compare                failed    7 of 9 keys match"):
         assert text in printed
 
 
