@@ -142,6 +142,19 @@ class Resuming:
         changed = self._changed_shapes()
         return shapes.isdisjoint(changed) and bool(shapes) and not saved.unread
 
+    def _ungrown(self, saved: Saved) -> str:
+        """Where beside the parameters' state there is a tensor that would have to change, as master weights."""
+        changed = self._changed_shapes()
+        inside = {} if saved.layout == "flat" else {**saved.node, **saved.shared}
+        pending = [(str(key), part) for key, part in inside.items() if key not in ("state", "param_groups")]
+        for path, part in pending:  # which grows as it is walked
+            if isinstance(part, (dict, list, tuple)):
+                items = part.items() if isinstance(part, dict) else enumerate(part)
+                pending += [(f"{path}.{key}", inner) for key, inner in items]
+            elif tuple(getattr(part, "shape", ())) in changed - {()}:
+                return escape(path, 60)
+        return ""
+
     def _changed_shapes(self) -> set[tuple[int, ...]]:
         """The shapes of old tensors that became others, by value, name or place."""
         old = self.checkpoint
@@ -173,6 +186,9 @@ class Resuming:
             raise MisfitError(f"{where}: {escape(found.key)} has {found.checkpoint} for {found.model}")
         if resumption.left_out and not resumption.state:
             return self._without(saved, where, _reasons(resumption.left_out), content)
+        if part := self._ungrown(saved):
+            unknown = f"{part} has the shape of weights that changed, and what it is is not known"
+            return self._without(saved, where, unknown, content)
         try:
             written = state_dict(resumption, parameters, by_name=by_name)
         except LookupError as reason:

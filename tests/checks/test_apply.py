@@ -149,20 +149,6 @@ class Reordered(Boxes):
         self._modules = {"branch": self.out2, **others}
 
 
-def test_state_follows_its_parameter_to_another_number(tmp_path: Path) -> None:
-    content = training(settle(Boxes()))
-    ckpt = saved(tmp_path / "train.pth", content)
-    recipe = Recipe(rename("out2.*", "branch.*"), tile("branch.*", dim=0))
-    apply(ckpt, Reordered(), recipe, tmp_path / "out.pth")
-    model = Reordered()
-    optimizer = torch.optim.AdamW(model.parameters())
-    optimizer.load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True)["optimizer"])
-    numbers = {name: number for number, (name, _) in enumerate(Boxes().named_parameters())}
-    for name, parameter in model.named_parameters():
-        old = content["optimizer"]["state"][numbers[name.replace("branch", "out2")]]["exp_avg"]
-        assert same_bits(optimizer.state[parameter]["exp_avg"][: len(old)], old)
-
-
 def test_an_order_of_its_own_keeps_its_places(tmp_path: Path) -> None:
     model = settle(Boxes())
     content = training(model, lambda parameters: torch.optim.AdamW(list(parameters)[::-1]))
@@ -200,28 +186,21 @@ class Blocks(nn.Module):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_copied_block_is_no_tie(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "came"),
+    [(insert_block("layers.1", at=1, zero=["bias"]), (0, 1, 1)), (stack("layers", times=2), (0, 1, 0, 1))],
+    ids=["inserted", "stacked"],
+)
+def test_a_copied_block_is_no_tie(tmp_path: Path, recipe: Any, came: tuple[int, ...], suffix: str) -> None:
     """The copy is the same memory until it is written; a name of its own must not be lost to safetensors."""
     old = settle(Blocks(2)).state_dict()
     ckpt = saved(tmp_path / "net.pth", old)
-    recipe = Recipe(insert_block("layers.1", at=1, zero=["bias"]))
-    apply(ckpt, Blocks(3), recipe, tmp_path / f"out{suffix}")
+    apply(ckpt, Blocks(len(came)), Recipe(recipe), tmp_path / f"out{suffix}")
     written = open_checkpoint(tmp_path / f"out{suffix}")
-    assert set(written) == set(Blocks(3).state_dict())
+    assert set(written) == set(Blocks(len(came)).state_dict())
     assert written.ties == []
-    assert same_bits(written.tensor("layers.1.weight"), old["layers.1.weight"])
-    assert same_bits(written.tensor("layers.2.weight"), old["layers.1.weight"])
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_repeated_blocks_are_no_ties(tmp_path: Path, suffix: str) -> None:
-    old = settle(Blocks(2)).state_dict()
-    ckpt = saved(tmp_path / "net.pth", old)
-    apply(ckpt, Blocks(4), Recipe(stack("layers", times=2)), tmp_path / f"out{suffix}")
-    written = open_checkpoint(tmp_path / f"out{suffix}")
-    assert set(written) == set(Blocks(4).state_dict())
-    assert written.ties == []
-    assert same_bits(written.tensor("layers.2.weight"), old["layers.0.weight"])
+    for layer, source in enumerate(came):
+        assert same_bits(written.tensor(f"layers.{layer}.weight"), old[f"layers.{source}.weight"])
 
 
 def test_names_that_the_model_ties_and_the_checkpoint_does_not_keep_their_own_values(tmp_path: Path) -> None:

@@ -242,6 +242,23 @@ def test_what_is_written_resumes_or_is_left_out_and_said(
         step(new, resumed)
 
 
+@pytest.mark.parametrize("place", ["beside", "shared"])
+def test_tensors_that_would_have_to_grow_are_not_written_as_they_were(place: str, tmp_path: Path) -> None:
+    """Master weights, or a mask, in the optimizer's state dict."""
+    model, optimizer = trained(Typed)
+    state = optimizer.state_dict()
+    (state if place == "beside" else state["state"])["masters"] = [
+        [each.clone() for each in model.parameters()]
+    ]
+    torch.save({"model": model.state_dict(), "optimizer": state}, tmp_path / "old.pth")
+    for recipe, out, text in (
+        (Recipe(tile("fc2.*", dim=0)), 8, "optimizer is left out: masters.0.2 has the shape of weights that"),
+        (Recipe(), 5, "optimizer is taken along"),
+    ):
+        written = apply(open_checkpoint(tmp_path / "old.pth"), Net(out), recipe, tmp_path / "new.pth")
+        assert text in " ".join(written.notes)
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_one_row_grown_to_many_is_no_value_for_each_row(fused: bool, tmp_path: Path) -> None:
     """A state that was left behind looks the same; a fused step of torch would write past its end."""

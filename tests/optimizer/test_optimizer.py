@@ -170,43 +170,6 @@ def test_no_state_is_a_warning() -> None:
     assert (found.rule, found.severity) == ("optimizer-missing", "warn")
 
 
-def test_zero_moments_beside_a_kept_step_are_a_warning() -> None:
-    saved = training(settle(Boxes()), torch.optim.Adam)
-    for slots in saved["optimizer"]["state"].values():
-        slots["step"].fill_(20_000)
-    promises, findings = judged(torch.optim.Adam, saved)
-    assert statuses(promises) == {"optimizer state": "kept", "optimizer step": "kept"}
-    assert [(found.rule, found.severity, found.key) for found in findings] == [
-        ("optimizer-restart", "warn", key) for key in HEAD
-    ]
-    assert "beside step 20000" in findings[0].message
-    assert "6.6×" in findings[0].message
-
-
-def test_copied_moments_or_a_fresh_step_are_no_restart() -> None:
-    saved = training(settle(Boxes()), torch.optim.Adam)
-    for slots in saved["optimizer"]["state"].values():
-        slots["step"].fill_(20_000)
-
-    def copied(state: Any) -> Any:
-        return {
-            name: {
-                slot: value[torch.arange(14) % 4] if name in HEAD and value.dim() else value
-                for slot, value in slots.items()
-            }
-            for name, slots in state.items()
-        }
-
-    assert judged(torch.optim.Adam, saved, grow=copied)[1] == []
-
-    def reset(state: Any) -> Any:
-        return {name: slots for name, slots in state.items() if name not in HEAD}
-
-    promises, findings = judged(torch.optim.Adam, saved, grow=reset)
-    assert findings == []
-    assert promises[0].detail.endswith("17 of 19 by name")
-
-
 def decay_by_rank(parameters: Any) -> torch.optim.Optimizer:
     parameters = list(parameters)
     return torch.optim.AdamW([
