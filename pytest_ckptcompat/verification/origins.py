@@ -101,6 +101,7 @@ class _Tracing:
         self._used: set[object] = set()
         self._found = Origins()
         self._turned: dict[str, tuple[str, bool]] = {}
+        self._straight: set[int] = set()
 
     def run(self) -> Origins:
         found = self._found
@@ -169,17 +170,21 @@ class _Tracing:
         self._found.other[key] = some[0] if some else _as_made(own)
 
     def _hold(self, name: str, key: str, how: How | str) -> None:
-        self._used.add(memory(self._checkpoint[key]))
-        if isinstance(how, How) and how.turned:
-            straight = self._model[name].shape == self._checkpoint[key].shape
-            self._turned[name] = how.turned, name == key and straight
+        stored = self._checkpoint[key]
+        self._used.add(memory(stored))
+        if isinstance(how, How):
+            fits_either_way = name == key and self._model[name].shape == stored.shape
+            if how.turned:
+                self._turned[name] = how.turned, fits_either_way
+            elif fits_either_way and not constant(self._model[name]):
+                self._straight.add(stored.dim())
         self._found.held.setdefault(name, Origin((key,), str(how)))
 
     def _turned_for_nothing(self) -> None:
-        """A square that was transposed fits either way: it is right only if others had to be transposed."""
+        """A square that was transposed fits either way: it is wrong where only such were, and not all."""
         needed = {turned for turned, fits_either_way in self._turned.values() if not fits_either_way}
         for name, (turned, fits_either_way) in self._turned.items():
-            if fits_either_way and turned not in needed:
+            if fits_either_way and turned not in needed and self._model[name].dim() in self._straight:
                 del self._found.held[name]
                 self._found.other[name] = f"the checkpoint's values {turned}"
 

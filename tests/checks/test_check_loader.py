@@ -507,6 +507,12 @@ def test_a_square_is_transposed_only_where_others_are(files: Path) -> None:
     wrong = check(ckpt=files / "plain.pth", loader=turning_a_square)
     assert messages(wrong) == {"q.weight": "the checkpoint's values transposed"}
     assert check(ckpt=files / "kernels.pth", loader=transposed).ok
+    net = nn.RNN(4, 4)
+    torch.save(
+        {key: value.t() if value.dim() == 2 else value for key, value in net.state_dict().items()},
+        files / "t.pth",
+    )
+    assert check(ckpt=files / "t.pth", loader=lambda path: net).ok, "every square is"
 
 
 class Quantized(nn.Module):

@@ -17,7 +17,9 @@ from torch import nn
 
 
 class Plantable(nn.Module):
-    planted = False
+    def __init__(self, planted=False):
+        super().__init__()
+        self.planted = planted
 
     def near(self, x: torch.Tensor) -> torch.device:
         """Where a new tensor belongs; in a planted network, where it must not be."""
@@ -35,8 +37,7 @@ class Normalised(Plantable):
     """x - mean / std, with constants of the data set."""
 
     def __init__(self, planted: bool) -> None:
-        super().__init__()
-        self.planted = planted
+        super().__init__(planted)
         self.constant("mean", torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1))
 
     def forward(self, x):
@@ -45,10 +46,6 @@ class Normalised(Plantable):
 
 class Scaled(Plantable):
     """x times a vector of the size of its last dimension."""
-
-    def __init__(self, planted: bool) -> None:
-        super().__init__()
-        self.planted = planted
 
     def forward(self, x):
         return x * torch.linspace(0.5, 1, x.shape[-1], device=self.near(x), dtype=x.dtype)
@@ -125,8 +122,7 @@ class SqueezeExcite(Plantable):
     """Depthwise convolution and channel attention; the attention's temperature is a constant."""
 
     def __init__(self, planted=False):
-        super().__init__()
-        self.planted = planted
+        super().__init__(planted)
         self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
         self.gate = nn.Conv2d(8, 8, 1)
         self.constant("temperature", torch.full((8, 1, 1), 2.0))
@@ -153,8 +149,7 @@ class PositionsAdded(Plantable):
     """Embeddings of positions, looked up with indices made on the fly."""
 
     def __init__(self, length, width, planted):
-        super().__init__()
-        self.planted = planted
+        super().__init__(planted)
         self.table = nn.Embedding(length, width)
 
     def forward(self, x):
@@ -183,8 +178,7 @@ class CausalAttention(Plantable):
     """Scaled-dot-product attention with a mask of its own."""
 
     def __init__(self, width, heads, planted):
-        super().__init__()
-        self.planted = planted
+        super().__init__(planted)
         self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x):
@@ -214,8 +208,7 @@ class RotaryAttention(Plantable):
     """Rotary positions, grouped queries."""
 
     def __init__(self, planted):
-        super().__init__()
-        self.planted = planted
+        super().__init__(planted)
         self.q, self.kv, self.o = nn.Linear(32, 32), nn.Linear(32, 16), nn.Linear(32, 32)
 
     def rotate(self, x):
@@ -271,8 +264,7 @@ class Translator(Plantable):
     """nn.Transformer with a causal mask."""
 
     def __init__(self, planted=False):
-        super().__init__()
-        self.planted = planted
+        super().__init__(planted)
         self.embed = nn.Embedding(50, 16)
         self.transformer = nn.Transformer(16, 2, 1, 1, 32, batch_first=True)
 
@@ -285,8 +277,7 @@ class Tagger(Plantable):
     """A bidirectional LSTM whose initial state the model makes itself."""
 
     def __init__(self, planted=False):
-        super().__init__()
-        self.planted = planted
+        super().__init__(planted)
         self.embed, self.lstm = nn.Embedding(50, 8), nn.LSTM(8, 6, 2, batch_first=True, bidirectional=True)
         self.out = nn.Linear(12, 4)
 
@@ -309,8 +300,7 @@ class GruAttention(nn.Module):
 
 class CrossAttention(Plantable):
     def __init__(self, planted=False):
-        super().__init__()
-        self.planted = planted
+        super().__init__(planted)
         self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
         self.cell = nn.GRUCell(16, 16)
 
@@ -322,8 +312,7 @@ class CrossAttention(Plantable):
 
 class Vae(Plantable):
     def __init__(self, planted=False):
-        super().__init__()
-        self.planted = planted
+        super().__init__(planted)
         self.encode, self.decode = nn.Linear(8, 8), nn.Linear(4, 8)
 
     def forward(self, x):
@@ -356,8 +345,7 @@ class GraphNet(Plantable):
     """Messages summed over edges."""
 
     def __init__(self, planted=False):
-        super().__init__()
-        self.planted = planted
+        super().__init__(planted)
         self.message, self.update = nn.Linear(8, 8), nn.Linear(16, 8)
 
     def forward(self, nodes, edges):
@@ -375,8 +363,7 @@ class Router(Plantable):
     """Two of four experts, mixed without looking at values."""
 
     def __init__(self, planted=False):
-        super().__init__()
-        self.planted = planted
+        super().__init__(planted)
         self.gate, self.experts = nn.Linear(8, 4), nn.Parameter(torch.randn(4, 8, 8))
         self.constant("bias", torch.zeros(4))
 
@@ -390,8 +377,7 @@ class StateSpace(Plantable):
     """A scan that writes its states in place."""
 
     def __init__(self, planted=False):
-        super().__init__()
-        self.planted = planted
+        super().__init__(planted)
         self.decay, self.inwards = nn.Parameter(torch.rand(8)), nn.Linear(4, 8)
 
     def forward(self, x):
@@ -404,10 +390,6 @@ class StateSpace(Plantable):
 
 
 class TimeEmbedding(Plantable):
-    def __init__(self, planted):
-        super().__init__()
-        self.planted = planted
-
     def forward(self, t):
         frequencies = torch.exp(-math.log(1e4) * torch.arange(4, device=self.near(t)) / 4)
         return torch.cat([(t[:, None] * frequencies).sin(), (t[:, None] * frequencies).cos()], dim=-1)
@@ -433,8 +415,7 @@ class Spectral(Plantable):
     """A spectrogram: complex numbers, a window."""
 
     def __init__(self, planted=False):
-        super().__init__()
-        self.planted = planted
+        super().__init__(planted)
         self.constant("window", torch.hann_window(64))
         self.out = nn.Linear(33, 4)
 
@@ -448,8 +429,7 @@ class Anchors(Plantable):
     """Boxes on a grid, made where they are needed, written into slices."""
 
     def __init__(self, planted=False):
-        super().__init__()
-        self.planted = planted
+        super().__init__(planted)
         self.head = nn.Conv2d(3, 4, 3, 4, 1)
 
     def forward(self, x):
@@ -466,8 +446,7 @@ class Recommender(Plantable):
     """Bags of tokens, several inputs by name, a loss."""
 
     def __init__(self, planted=False):
-        super().__init__()
-        self.planted = planted
+        super().__init__(planted)
         self.users, self.items = nn.Embedding(20, 8), nn.EmbeddingBag(30, 8, mode="mean")
 
     def forward(self, user, items):
@@ -492,8 +471,7 @@ class Flow(Plantable):
     """Determinants, a triangular solve, an orthogonal parametrisation."""
 
     def __init__(self, planted=False):
-        super().__init__()
-        self.planted = planted
+        super().__init__(planted)
         self.mix = nn.utils.parametrizations.orthogonal(nn.Linear(4, 4, bias=False))
         self.lower = nn.Parameter(torch.eye(4))
 
@@ -525,8 +503,7 @@ class Energy(Plantable):
     """Forces are the gradient of an energy, taken inside forward."""
 
     def __init__(self, planted=False):
-        super().__init__()
-        self.planted = planted
+        super().__init__(planted)
         self.body = nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 1))
 
     def forward(self, x):
