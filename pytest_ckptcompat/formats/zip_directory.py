@@ -6,7 +6,7 @@ it reads those that ``zip`` deflated as well.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from operator import itemgetter
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -180,18 +180,16 @@ def _check_layout(members: list[Entry], directory: int) -> None:
     if len({name.casefold() for name in exact}) != len(members):
         twice = _twice([member.name.casefold() for member in members])
         raise CheckpointError(f"the zip archive has two members called {twice}, but for upper and lower case")
-    ordered = sorted(members, key=lambda member: member.header)
-    if ordered and ordered[0].header != 0:
-        raise CheckpointError("something stands before the first member of the zip archive")
-    for member, following in pairwise(ordered):
-        _check_room(member, following.header)
-    if ordered:
-        _check_room(ordered[-1], directory)
-
-
-def _check_room(member: Entry, end: int) -> None:
-    if member.header + LOCAL.size + len(member.name) + member.packed > end:
-        raise CheckpointError(f"{escape(member.name)} reaches into what follows it in the zip archive")
+    end = 0
+    last = ""
+    for name, header, packed, *_ in sorted(members, key=itemgetter(1)):
+        if header < end:
+            raise CheckpointError(f"{escape(last)} reaches into what follows it in the zip archive")
+        if header and not last:
+            raise CheckpointError("something stands before the first member of the zip archive")
+        end, last = header + LOCAL.size + len(name) + packed, name
+    if end > directory:
+        raise CheckpointError(f"{escape(last)} reaches into what follows it in the zip archive")
 
 
 def _twice(names: list[str]) -> str:
