@@ -65,8 +65,8 @@ def read_contents(path: str | os.PathLike[str], *, limits: Limits = DEFAULT) -> 
 def _collector_paused() -> Iterator[None]:
     """Leave cyclic garbage alone for a while: a header is many small objects, looked through in vain.
 
-    It takes a third of the time of a header with 100,000 keys. Afterwards they count as old: as young ones they
-    would be looked through at once.
+    It takes a third of the time of a header with 100,000 keys. Afterwards they count as old: as young ones
+    they would be looked through at once.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from struct import Struct
 from struct import error as StructError  # noqa: N812  # `struct.error` says little, and its module is not needed
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
@@ -20,14 +19,6 @@ from pytest_ckptcompat.core.limits import exceeded
 from . import pickle_opcodes as opcodes
 from .pickle_stack import TRUNCATED, Stack, Truncated
 from .pickle_stubs import Global, Stub
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from pytest_ckptcompat.core.limits import Limits
-
-    from .pickle_stack import Rebuild
-    from .pickle_stubs import Recognizer
 
 # The opcodes that make up nearly all of a checkpoint's pickle.
 MARK, STOP, REDUCE, BINPERSID, BINFLOAT = 0x28, 0x2E, 0x52, 0x51, 0x47
@@ -42,27 +33,7 @@ _RARE = 80
 
 
 class Machine(Stack):
-    """Runs one pickle.
-
-    Args and attributes: as those of `Stack`, and ``rare``, the opcodes it uses of those that are not inlined
-    here. After `load`, ``position`` is the end of the pickle.
-    """
-
-    def __init__(
-        self,
-        data: bytes,
-        *,
-        names: Mapping[str, Rebuild],
-        limits: Limits,
-        persistent: Callable[[Any], object] | None = None,
-        start: int = 0,
-        records: Mapping[str, Recognizer] = MappingProxyType({}),
-    ) -> None:
-        super().__init__(
-            data, names=names, limits=limits, persistent=persistent, start=start, records=records
-        )
-        self.rare: set[int] = set()
-        self._begun = start
+    """Runs one pickle; after `load`, ``position`` is its end."""
 
     def extend(self, data: bytes) -> None:
         """Take more of the bytes, where `load` found too few; the next `load` goes on where that one ended.
@@ -71,7 +42,7 @@ class Machine(Stack):
             data: what it had, and more.
         """
         self.data = data
-        self.position = self._begun
+        self.position = self.begun
 
     def load(self) -> Any:
         """Run the pickle and describe its object.
@@ -192,7 +163,7 @@ class Machine(Stack):
                         opcodes.TABLE.get(opcode, opcodes.unknown)(self)
                         stack, position, memory = self.stack, self.position, self.memory
         finally:
-            self.stack, self.position, self.memory, self._begun = stack, position, memory, begun
+            self.stack, self.position, self.memory, self.begun = stack, position, memory, begun
         limit = self.limits.pickle_opcodes
         raise exceeded("pickle_opcodes", limit, "the pickle has too many operations")
 

@@ -48,6 +48,8 @@ class Stack:
         memory: bytes that further objects may take.
         left: operations that may follow.
         records_left: objects that may still be recognised whole.
+        begun: where the operation began that is under way, or was not finished.
+        rare: the opcodes that it uses of those which `Machine` does not inline.
         memo_rewritten: whether a place in the memo got another object, which no pickler of Python 3 does.
     """
 
@@ -75,6 +77,8 @@ class Stack:
         self.memory = limits.pickle_memory
         self.left = limits.pickle_opcodes
         self.records_left = limits.records
+        self.begun = start
+        self.rare: set[int] = set()
         self.memo_rewritten = False
 
     def push(self, value: object, memory: int = 32) -> None:

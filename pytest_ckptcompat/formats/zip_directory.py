@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _END = Struct("<4s4H2IH")
 _END64 = Struct("<4sQ2H2I4Q")
 _LOCATOR64 = Struct("<4sIQI")
-_CENTRAL = Struct("<4s6H3I5H2I")
+_CENTRAL = Struct("<4s4x2H4x3I4H2x2I")
 LOCAL = Struct("<4s5H3I2H")
 _MOST_COMMENT = 0xFFFF
 FULL32, _FULL16 = 0xFFFFFFFF, 0xFFFF
@@ -105,25 +105,9 @@ def _members(directory: bytes, count: int, limits: Limits) -> list[Entry]:
     for _ in range(count):
         if position + _CENTRAL.size > len(directory):
             raise CheckpointError("the zip archive's directory ends too early")
-        (
-            signature,
-            _,
-            _,
-            flags,
-            method,
-            _,
-            _,
-            crc,
-            packed,
-            nbytes,
-            length,
-            extra,
-            comment,
-            disk,
-            _,
-            attributes,
-            header,
-        ) = _CENTRAL.unpack_from(directory, position)
+        signature, flags, method, crc, packed, nbytes, length, extra, comment, disk, attributes, header = (
+            _CENTRAL.unpack_from(directory, position)
+        )
         if signature != b"PK\x01\x02":
             raise CheckpointError("the zip archive's directory is damaged")
         position += _CENTRAL.size
