@@ -33,10 +33,7 @@ _MOST_CANDIDATES = 64
 
 
 def open_checkpoint(
-    path: str | os.PathLike[str],
-    state_dict_key: str | None = None,
-    *,
-    limits: Limits = DEFAULT,
+    path: str | os.PathLike[str], state_dict_key: str | None = None, *, limits: Limits = DEFAULT
 ) -> Checkpoint:
     """Open a checkpoint by its header; no value is read, and torch is not imported.
 

@@ -127,8 +127,7 @@ REMEDIES: dict[str, Remedy] = {
         "Mend the operator that the message names; `ckptcompat operators NAME` shows its arguments.",
     ),
     "recipe-unused-op": Remedy(
-        '`drop("aux.*")` and no key begins with `aux.`.',
-        "Mend the pattern, or remove the operator.",
+        '`drop("aux.*")` and no key begins with `aux.`.', "Mend the pattern, or remove the operator."
     ),
     "source-model-error": Remedy(
         "`source_model` is today's model, not the one that the checkpoint was made for.",
@@ -175,8 +174,7 @@ REMEDIES: dict[str, Remedy] = {
         "Write the checkpoint with `ckptcompat apply`, which grows both.",
     ),
     "optimizer-value": Remedy(
-        "`exp_avg_sq` is negative or NaN.",
-        "Go back to an earlier checkpoint, or start the optimizer anew.",
+        "`exp_avg_sq` is negative or NaN.", "Go back to an earlier checkpoint, or start the optimizer anew."
     ),
     "optimizer-error": Remedy(
         "The parameter groups of the optimizer were regrouped.",
@@ -187,11 +185,9 @@ REMEDIES: dict[str, Remedy] = {
         'Warm the learning rate up, or give the operator `optim="copy"`.',
     ),
     "waiver-unused": Remedy(
-        "The key that was waived is gone from the file.",
-        "Remove the waiver, or mend its key.",
+        "The key that was waived is gone from the file.", "Remove the waiver, or mend its key."
     ),
     "waiver-expired": Remedy(
-        '`until="2027-06-30"`, and it is July.',
-        "Mend what was waived, or set a later date with a reason.",
+        '`until="2027-06-30"`, and it is July.', "Mend what was waived, or set a later date with a reason."
     ),
 }

@@ -170,11 +170,7 @@ def _shard(path: str, name: str, files: Files, limits: Limits) -> Header:
 
 def _of_file(file: File, limits: Limits) -> Header:
     """What a file holds in a format of one file."""
-    known = (
-        safetensors.pytest_ckptcompat_open,
-        torch_zip.read_archive,
-        torch_legacy.pytest_ckptcompat_open,
-    )
+    known = (safetensors.pytest_ckptcompat_open, torch_zip.read_archive, torch_legacy.pytest_ckptcompat_open)
     for read in known:
         header: Header | None = read(file, limits)
         if header is not None:

@@ -33,7 +33,7 @@ _DEVICE = re.compile(
     r"(:(0|[1-9]\d{0,2}))?"
 )
 _LAYOUTS = {
-    *("strided", "sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc", "_mkldnn", "jagged"),
+    *("strided", "sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc", "_mkldnn", "jagged")
 }
 
 

@@ -42,10 +42,7 @@ def test_plain_values_are_kept_and_the_rest_is_not(saved):
         hyper_parameters=HYPER, epoch=3, version="2.1", optimizer_states=[optimizer], empty={}, bad=float("nan"),
         object=torch.nn.ReLU, numbers={0: 1}, shape=(1, 2),
     )  # fmt: skip
-    assert metadata(ckpt) == (
-        {"hyper_parameters": HYPER, "epoch": 3, "version": "2.1", "shape": [1, 2]},
-        [],
-    )
+    assert metadata(ckpt) == ({"hyper_parameters": HYPER, "epoch": 3, "version": "2.1", "shape": [1, 2]}, [])
 
 
 def test_a_state_dict_alone_has_no_metadata(tmp_path):
