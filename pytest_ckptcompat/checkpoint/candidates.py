@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
 from pytest_ckptcompat.formats.pickle_stubs import Branch, Stub, children
 
-from .entries import is_extra_state, is_module, is_training_state, module_entries, serves_training
+from .entries import (
+    is_extra_state,
+    is_module,
+    is_training_state,
+    module_entries,
+    named_as_in_models,
+    serves_training,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,13 +40,6 @@ _ANOTHER = re.compile(
     re.IGNORECASE,
 )
 """How people call another state of the same model."""
-
-_LEAVES = frozenset({
-    "weight", "bias", "running_mean", "running_var", "num_batches_tracked", "weight_g", "weight_v",
-    "in_proj_weight", "in_proj_bias", "weight_orig", "weight_u", "weight_ih", "weight_hh", "bias_ih",
-    "bias_hh",    "weight_ih_l0", "weight_hh_l0", "cls_token", "pos_embed",
-})  # fmt: skip
-"""What torch's modules, and those of others, call a tensor of a model that is a single module."""
 
 DEEPEST = 3
 """How many levels below the outer object a state dict is looked for."""
@@ -137,7 +137,7 @@ def _parts(candidate: Candidate) -> Iterator[tuple[str, object]]:
         if isinstance(part, TensorSpec):
             if not has_names or not isinstance(name, str):
                 continue
-            if "." in name or name in _LEAVES:
+            if named_as_in_models(name):
                 candidate.model_like = True
             elif serves_training(name):
                 continue

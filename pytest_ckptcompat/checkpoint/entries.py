@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
-from pytest_ckptcompat.formats.pickle_stubs import Branch, Branches, Dict, Stub, children
+from pytest_ckptcompat.formats.pickle_stubs import Branch, Branches, Dict, Global, Stub, children
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_ckptcompat.core.limits import Limits
 
+_LEAVES = frozenset({
+    "weight", "bias", "running_mean", "running_var", "num_batches_tracked", "weight_g", "weight_v",
+    "in_proj_weight", "in_proj_bias", "weight_orig", "weight_u", "weight_ih", "weight_hh", "bias_ih",
+    "bias_hh",    "weight_ih_l0", "weight_hh_l0", "cls_token", "pos_embed",
+})  # fmt: skip
+"""What torch's modules, and those of others, call a tensor of a model that is a single module."""
+
 _OF_MODULES = ("_non_persistent_buffers_set", "_parameters", "_buffers", "_modules")
 
 _PER_TENSOR = 4
 
 _WIDEST_CHARACTER = 4
+
+_DEEPEST = 3
 
 _LONGEST_NAME = 64
 
@@ -29,6 +38,11 @@ _TRAINING = re.compile(
     re.IGNORECASE,
 )
 """What people call the rest of a training's state."""
+
+
+def named_as_in_models(name: str) -> bool:
+    """Whether ``state_dict()`` may give a tensor of a model this name."""
+    return "." in name or name in _LEAVES
 
 
 def is_extra_state(key: str) -> bool:
@@ -99,11 +113,11 @@ def flatten(node: object, limits: Limits) -> dict[str, object]:
         raise CheckpointError("it is not a state dict")
     if isinstance(entries, Branch):
         return dict(_branch_entries("", entries, limits))
-    if not any(isinstance(value, TensorSpec) for value in entries.values()):
+    if not any(isinstance(value, TensorSpec) for value in entries.values()) or _has_parts(entries):
         joined = dict(_joined_entries(entries, limits))
         if joined:
             return joined
-    odd = [kind.__name__ for kind in set(map(type, entries)) if not issubclass(kind, str)]
+    odd = {_kind_of_key(key) for key in entries if not isinstance(key, str)}
     if odd:
         raise CheckpointError(f"its state dict has a key that is not a string, but of type {min(odd)}")
     flat: dict[str, object] = dict(entries)
@@ -111,6 +125,28 @@ def flatten(node: object, limits: Limits) -> dict[str, object]:
         for key in flat:
             _check_key(key, limits)
     return flat
+
+
+def _has_parts(entries: dict[Any, Any]) -> bool:
+    """Whether dicts between the tensors of a state dict hold further tensors of the model. Each is met once."""
+    pending = [(entries, 0)]
+    seen = {id(entries)}
+    for node, depth in pending:  # which grows as it is walked
+        for name, part in node.items():
+            if isinstance(part, TensorSpec):
+                if depth and named_as_in_models(str(name)):
+                    return True
+            elif isinstance(part, dict) and depth < _DEEPEST and id(part) not in seen:
+                if not is_extra_state(str(name)):
+                    seen.add(id(part))
+                    pending.append((part, depth + 1))
+    return False
+
+
+def _kind_of_key(key: object) -> str:
+    """Type of a key, as Python calls it: what is not hashed stands in a `Stub`."""
+    kept = key.kind if isinstance(key, Stub) else key
+    return "object" if isinstance(kept, Global) else type(kept).__name__
 
 
 def module_entries(root: object, limits: Limits) -> Iterator[tuple[str, object]]:

@@ -91,7 +91,8 @@ def find_state_dict(tree: object, limits: Limits) -> tuple[str, object]:
     if len(found) == 1:
         return found[0].path, own_keys(found[0].node)
     if not found:
-        raise CheckpointError(_nothing(tree))
+        deeper = next((each.path for each in root.walk() if each.model_like), "")
+        raise CheckpointError(_nothing(tree, deeper))
     raise AmbiguousError(_several(found))
 
 
@@ -120,7 +121,7 @@ def _beginnings(path: str) -> Iterator[str]:
         path = path.rpartition(".")[0]
 
 
-def _nothing(tree: object) -> str:
+def _nothing(tree: object, deeper: str) -> str:
     if isinstance(tree, TensorSpec):
         return "it holds a single tensor, not a state dict; save {'name': tensor} or model.state_dict()"
     if isinstance(tree, (dict, list, tuple)) and not tree:
@@ -145,9 +146,10 @@ def _nothing(tree: object) -> str:
             "unpacks them. Save the state_dict() of the model before it is quantized"
         )
     what = "an optimizer's state" if is_training_state(tree) else kind_of(tree)
+    lies = f"; {escape(deeper)!r} lies deeper" if deeper else ""
     return (
         f"there is no state dict in it (no dict with tensors of a model, at most {DEEPEST} levels deep): "
-        f"it is {what}, and has {_listed(tree)}. If one of these is meant, name it with {CHOOSING}"
+        f"it is {what}, and has {_listed(tree)}{lies}. If one of these is meant, name it with {CHOOSING}"
     )
 
 

@@ -163,7 +163,14 @@ NONE = {
     "a number": (3, "no state dict"),
     "a list of tensors": ([torch.ones(1)], "no state dict"),
     "numbers as keys": ({0: torch.ones(1)}, "no state dict"),
-    "too deep": ({"a": {"b": {"c": {"model": STATE}}}}, "at most 3 levels deep"),
+    "tuples as keys": (
+        {("a", "b"): torch.ones(1), "w": torch.ones(1)},
+        "a key that is not a string, but of type tuple",
+    ),
+    "too deep": (
+        {"a": {"b": {"c": {"model": WEIGHTS}}}},
+        "at most 3 levels deep.*'a.b.c.model' lies deeper.*--key",
+    ),
 }
 
 
@@ -411,6 +418,16 @@ def test_a_whole_module_whose_class_was_pickled_by_value(path: Path, zipped: boo
         k: tuple(v.shape) for k, v in net.state_dict().items()
     }
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in ckpt.state_dict().items())
+
+
+def test_a_key_reaches_parts_between_tensors(path: Path) -> None:
+    torch.save({"model": {"head.weight": torch.ones(2), "body": {"deep": {"l.weight": torch.ones(3)}}}}, path)
+    with pytest.raises(CheckpointError, match=r"'model' \(2 tensors\), 'model.body"):
+        open_checkpoint(path)
+    assert {key: spec.shape for key, spec in open_checkpoint(path, "model").items()} == {
+        "head.weight": (2,),
+        "body.deep.l.weight": (3,),
+    }
 
 
 def test_a_traced_module_that_was_pickled_whole(path: Path) -> None:
