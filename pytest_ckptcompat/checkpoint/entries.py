@@ -128,7 +128,7 @@ def flatten(node: object, limits: Limits) -> dict[str, object]:
 
 
 def _has_parts(entries: dict[Any, Any]) -> bool:
-    """Whether dicts between the tensors of a state dict hold further tensors of the model. Each is met once."""
+    """Whether dicts between the tensors of a state dict hold further ones of the model; each is met once."""
     pending = [(entries, 0)]
     seen = {id(entries)}
     for node, depth in pending:  # which grows as it is walked
@@ -136,10 +136,11 @@ def _has_parts(entries: dict[Any, Any]) -> bool:
             if isinstance(part, TensorSpec):
                 if depth and named_as_in_models(str(name)):
                     return True
-            elif isinstance(part, dict) and depth < _DEEPEST and id(part) not in seen:
-                if not is_extra_state(str(name)):
-                    seen.add(id(part))
-                    pending.append((part, depth + 1))
+            elif not isinstance(part, dict) or is_extra_state(str(name)):
+                continue
+            elif depth < _DEEPEST and id(part) not in seen:
+                seen.add(id(part))
+                pending.append((part, depth + 1))
     return False
 
 
