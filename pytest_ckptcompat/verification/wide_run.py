@@ -27,8 +27,6 @@ Batch = tuple[tuple[Any, ...], dict[str, Any]]
 _ATEN = torch.ops.aten
 _GROUPED: Any = getattr(getattr(_ATEN, "_grouped_mm", None), "default", None)
 _BITS = 20
-_LARGE = 8 << 20
-"""Elements, above which it takes noticeable time to draw random weights first."""
 
 
 class RunError(Exception):
