@@ -20,14 +20,14 @@ from pytest_ckptcompat.verification.behaviour import (
 from pytest_ckptcompat.verification.regions import rows_moved
 from pytest_ckptcompat.verification.steadiness import is_random
 from pytest_ckptcompat.verification.verify import precision_of, said_of
-from pytest_ckptcompat.verification.wide_run import RunError, run
+from pytest_ckptcompat.verification.wide_run import RunError, Trial, run
 
 from .behaviours import too_large, undrawn
 from .log import errors
 from .past_checkpoint import Place, Question, behaviour_at, values_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from torch import nn
 
@@ -103,8 +103,8 @@ def _on_values(then: Behaviour, subject: Subject, applied: Applied) -> Verdict:
 
     drawn = synthetic.inputs(plain.unpacked(subject.batch.plain))
     method = "forward" if subject.inputs is None else subject.inputs.method
-    build, old = subject.blueprint.build, subject.ckpt.stored()
-    return _verdict(then, build, load, drawn, method, applied, old, "the checkpoint's values")
+    trial = Trial(subject.blueprint.build, load, drawn, method)
+    return _verdict(then, trial, applied, subject.ckpt.stored(), "the checkpoint's values")
 
 
 def on_synthetic_values(subject: Subject, recipe: Recipe, limits: Limits) -> Verdict | None:
@@ -154,21 +154,13 @@ def on_synthetic_values(subject: Subject, recipe: Recipe, limits: Limits) -> Ver
             model.load_state_dict(applied.state_dict, strict=subject.log.comparison.fits)
 
     drawn = synthetic.inputs(plain.unpacked(batch.plain))
-    return _verdict(then, blueprint.build, load, drawn, method, applied, values, "synthetic values")
+    trial = Trial(blueprint.build, load, drawn, method)
+    return _verdict(then, trial, applied, values, "synthetic values")
 
 
-def _verdict(
-    then: Behaviour,
-    build: Callable[[int], nn.Module],
-    load: Callable[[nn.Module], object],
-    drawn: Any,
-    method: str,
-    applied: Applied,
-    old: Mapping[str, Any],
-    values: str,
-) -> Verdict:
+def _verdict(then: Behaviour, trial: Trial, applied: Applied, old: Mapping[str, Any], values: str) -> Verdict:
     try:
-        now = run(lambda: build(0), load, drawn, method)
+        now = run(trial)
     except RunError as error:
         message = f"it gave {_count(len(then.outputs))} then, and now the model does not run: {error}"
         gone = finding("function-changed", message=message)
@@ -176,11 +168,11 @@ def _verdict(
     said, resized = said_of(applied, old), bool(applied.touched)
     rows, precision = rows_moved(applied, old), precision_of(applied, {})
     found = compare(then, now, rows, resized=resized, precision=precision)
-    if found.changed and (random := is_random(now, build, load, drawn, method)):
+    if found.changed and (random := is_random(now, trial)):
         return _uncompared(random)
     declared = ""
     if found.changed and said.changes:
-        within = None if said.anywhere else reached(now, build, load, said.made, drawn, method)
+        within = None if said.anywhere else reached(now, trial, said.made)
         beyond = compare(then, now, rows, resized=resized, precision=precision, reach=within)
         if said.anywhere or not beyond.changed:
             declared = "; ".join(said.changes)

@@ -13,7 +13,7 @@ from pytest_ckptcompat.tensors import plain, synthetic
 from pytest_ckptcompat.tensors.nested import mapped
 from pytest_ckptcompat.verification.behaviour import Behaviour, record
 from pytest_ckptcompat.verification.signal import Signal, fitting
-from pytest_ckptcompat.verification.wide_run import Run, RunError, run
+from pytest_ckptcompat.verification.wide_run import Run, RunError, Trial, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -59,7 +59,9 @@ def recorded(
         return about | Behaviour(uncompared=large).to_json()
     kept: dict[str, Any] = {}
 
-    def loading(gain: float) -> Callable[[nn.Module], object]:
+    drawn, other = (synthetic.inputs(plain.unpacked(batch), name) for name in ("input", "other"))
+
+    def trial(gain: float) -> Trial:
         values: dict[str, Any] = {}
 
         def load(model: nn.Module) -> object:
@@ -68,37 +70,30 @@ def recorded(
                 values.update(synthetic.state_dict(table, ties, kept, gain))
             return model.load_state_dict(values)
 
-        return load
+        return Trial(blueprint.build, load, drawn, method)
 
-    drawn, other = (synthetic.inputs(plain.unpacked(batch), name) for name in ("input", "other"))
-    gain, load, first = _heard(blueprint, loading, drawn, _shifted(other), method)
-    found = record(blueprint.build, load, drawn, method, first)
+    gain, chosen, first = _heard(trial, _shifted(other))
+    found = record(chosen, first)
     constructed = {key: value for key, value in kept.items() if isinstance(value, torch.Tensor)}
     told = {} if gain == 1 else {"gain": gain}
     return about | told | {"constructed": _bits(constructed, most)} | found.to_json()
 
 
-def _heard(
-    blueprint: Blueprint,
-    loading: Callable[[float], Callable[[nn.Module], object]],
-    drawn: Any,
-    other: Any,
-    method: str,
-) -> tuple[float, Callable[[nn.Module], object], Run | None]:
-    """The gain with which a signal goes through the model, what loads such values, and the run if kept."""
-    last: tuple[float, Callable[[nn.Module], object], Run]
+def _heard(trial: Callable[[float], Trial], other: Any) -> tuple[float, Trial, Run | None]:
+    """The gain with which a signal goes through the model best, the trial with it, and its run if kept."""
+    last: tuple[float, Trial, Run]
 
     def hear(gain: float) -> Signal:
         nonlocal last
-        load = loading(gain)
-        last = gain, load, run(lambda: blueprint.build(0), load, drawn, method, other=other)
+        tried = trial(gain)
+        last = gain, tried, run(tried, other=other)
         return last[2].signal
 
     try:
         gain = fitting(hear)
     except RunError:
-        return 1.0, loading(1.0), None
-    return last if last[0] == gain else (gain, loading(gain), None)
+        return 1.0, trial(1.0), None
+    return last if last[0] == gain else (gain, trial(gain), None)
 
 
 def _shifted(batch: Any) -> Any:

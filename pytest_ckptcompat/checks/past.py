@@ -68,6 +68,7 @@ def _on_values(arguments: dict[str, Any], values: dict[str, Any], limits: Limits
     from pytest_ckptcompat.tensors import plain, synthetic
     from pytest_ckptcompat.verification.behaviour import record
     from pytest_ckptcompat.verification.source_model import misfit
+    from pytest_ckptcompat.verification.wide_run import Trial
 
     made = blueprint(arguments["model"], arguments["model_args"])
     ckpt = open_checkpoint(values["path"], values["state_dict_key"], limits=limits)
@@ -75,7 +76,5 @@ def _on_values(arguments: dict[str, Any], values: dict[str, Any], limits: Limits
         raise CheckpointError(wrong)
     state = ckpt.stored()
     batch = synthetic.inputs(plain.unpacked(arguments["batch"]))
-    found = record(
-        made.build, lambda model: model.load_state_dict(state, strict=False), batch, arguments["method"]
-    )
-    return found.to_json()
+    load = lambda model: model.load_state_dict(state, strict=False)  # noqa: E731
+    return record(Trial(made.build, load, batch, arguments["method"])).to_json()

@@ -14,15 +14,14 @@ from .recorded_outputs import Gap, Recorded, gap, moved_gap
 from .regions import corner
 from .run_copies import coarser
 from .steadiness import MOST_SLACK, unsteady
-from .wide_run import Run, RunError, run
+from .wide_run import Run, RunError, Trial, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from torch import nn
 
     from .regions import Rows
-    from .wide_run import Batch
 
 _TRIES = 2
 _PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
@@ -78,25 +77,16 @@ class Behaviour:
         )
 
 
-def record(
-    build: Callable[[int], nn.Module],
-    load: Callable[[nn.Module], object],
-    batch: Batch,
-    method: str = "forward",
-    first: Run | None = None,
-) -> Behaviour:
+def record(trial: Trial, first: Run | None = None) -> Behaviour:
     """Run a model and record what it gives; a model whose outputs are random, or none, is told.
 
     Args:
-        build: seed -> a new model.
-        load: writes the values into it.
-        batch: arguments of the call.
-        method: which method is called.
-        first: such a run, where there was one.
+        trial: the model.
+        first: a run of it, where there was one.
     """
     try:
-        first = first or run(lambda: build(0), load, batch, method)
-        random, slack = unsteady(first, build, load, batch, method)
+        first = first or run(trial)
+        random, slack = unsteady(first, trial)
     except RunError as error:
         return Behaviour(uncompared=f"the model did not run: {error}")
     outputs = {path: Recorded.of(path, tensor) for path, tensor in first.outputs.items()}
@@ -170,25 +160,15 @@ def compare(
     return Comparison(tuple(sorted(gaps, key=lambda each: -each.times)), tuple(alone), grown)
 
 
-def reached(
-    now: Run,
-    build: Callable[[int], nn.Module],
-    load: Callable[[nn.Module], object],
-    tensors: Mapping[str, Elements],
-    batch: Batch,
-    method: str = "forward",
-) -> dict[str, torch.Tensor]:
+def reached(now: Run, trial: Trial, tensors: Mapping[str, Elements]) -> dict[str, torch.Tensor]:
     """Which elements of a model's outputs depend on some of its tensors: path -> True where they do.
 
     The tensors are disturbed, and the model runs again: what is bit for bit the same does not depend on them.
 
     Args:
         now: the run with nothing disturbed.
-        build: seed -> a new model.
-        load: writes the values into it.
+        trial: what ran.
         tensors: key -> which elements of it are disturbed, None for all.
-        batch: arguments of the call.
-        method: which method is called.
 
     Raises:
         RunError: it did not run.
@@ -196,7 +176,7 @@ def reached(
     found = {path: torch.zeros(tensor.shape, dtype=torch.bool) for path, tensor in now.outputs.items()}
 
     def disturb(model: nn.Module, seed: int) -> None:
-        load(model)
+        trial.load(model)
         held = model.state_dict(keep_vars=True)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -205,7 +185,7 @@ def reached(
                 held[key].copy_(other if elements is None else torch.where(elements, other, held[key]))
 
     for seed in range(_TRIES):
-        again = run(partial(build, 0), partial(disturb, seed=seed), batch, method)
+        again = run(replace(trial, load=partial(disturb, seed=seed)))
         for path, mask in found.items():
             other = again.outputs.get(path)
             if other is None or other.shape != mask.shape:

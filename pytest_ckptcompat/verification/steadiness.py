@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from .recorded_outputs import Recorded, gap
-from .wide_run import Run, RunError, run
+from .wide_run import Run, RunError, Trial, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import nn
-
-    from .wide_run import Batch
 
 MOST_SLACK = 1e6
 """Times the usual tolerance, above which nothing is compared."""
@@ -24,71 +21,50 @@ _MARGIN = 10.0
 """How much more than the last bits of half the weights the rounding of another machine may change."""
 
 
-def unsteady(
-    first: Run,
-    build: Callable[[int], nn.Module],
-    load: Callable[[nn.Module], object],
-    batch: Batch,
-    method: str,
-) -> tuple[str, float]:
+def unsteady(first: Run, trial: Trial) -> tuple[str, float]:
     """Why another run gives something else, or ``""``; and how many times the usual tolerance is needed.
 
     The other run is of a model constructed with another seed, in which the last bits of weights are changed.
 
     Args:
         first: a run.
-        build: seed -> a new model.
-        load: writes the values into it.
-        batch: arguments of the call.
-        method: which method is called.
+        trial: what ran.
 
     Raises:
         RunError: it did not run.
     """
 
     def disturb(model: nn.Module) -> None:
-        load(model)
+        trial.load(model)
         with torch.no_grad():
             for each in model.parameters():
                 if each.dim() and each.is_floating_point():
                     each[..., ::2].mul_(1 + 4 * torch.finfo(each.dtype).eps)
 
-    slack = _MARGIN * _times(first, run(lambda: build(1), disturb, batch, method, seed=1))
+    slack = _MARGIN * _times(first, run(replace(trial, load=disturb), 1, construction=1))
     if slack <= 1:
         return "", 1.0
-    random = _random(first, build, load, batch, method)
+    random = _random(first, trial)
     if not random and slack > MOST_SLACK:
         random = "the model amplifies the rounding errors of its arithmetic too much"
     return random, 1.0 if random else slack
 
 
-def is_random(
-    now: Run,
-    build: Callable[[int], nn.Module],
-    load: Callable[[nn.Module], object],
-    batch: Batch,
-    method: str = "forward",
-) -> str:
+def is_random(now: Run, trial: Trial) -> str:
     """Why another run gives something else (two runs differ, two constructions differ), or ``""``."""
     try:
-        return _random(now, build, load, batch, method)
+        return _random(now, trial)
     except RunError:
         return ""
 
 
-def _random(
-    first: Run,
-    build: Callable[[int], nn.Module],
-    load: Callable[[nn.Module], object],
-    batch: Batch,
-    method: str,
-) -> str:
-    def differs(seed: int) -> bool:
-        return _times(first, run(lambda: build(seed), load, batch, method, seed=1)) > 1
+def _random(first: Run, trial: Trial) -> str:
+    def differs(construction: int) -> bool:
+        return _times(first, run(trial, 1, construction=construction)) > 1
 
-    if not differs(seed=1):
+    if not differs(1):
         return ""
-    return "two runs of the model differ" if differs(seed=0) else "two constructions of the model differ"
+    return "two runs of the model differ" if differs(0) else "two constructions of the model differ"
 
 
 def _times(one: Run, other: Run) -> float:

@@ -34,6 +34,23 @@ class RunError(Exception):
 
 
 @dataclass(frozen=True)
+class Trial:
+    """What is run: a model, the values in it, and a call.
+
+    Attributes:
+        build: seed -> a new model.
+        load: writes values into it; they may be of any floating dtype.
+        batch: arguments of the call; floating tensors of it are widened.
+        method: which method of the model is called.
+    """
+
+    build: Callable[[int], nn.Module]
+    load: Callable[[nn.Module], object]
+    batch: Batch
+    method: str = "forward"
+
+
+@dataclass(frozen=True)
 class Run:
     """What a model gave.
 
@@ -50,15 +67,7 @@ class Run:
     signal: Signal = field(default_factory=Signal)
 
 
-def run(
-    build: Callable[[], nn.Module],
-    load: Callable[[nn.Module], object],
-    batch: Batch,
-    method: str = "forward",
-    *,
-    seed: int = 0,
-    other: Batch | None = None,
-) -> Run:
+def run(trial: Trial, seed: int = 0, *, construction: int = 0, other: Batch | None = None) -> Run:
     """Build a model, load it and call it once: in eval mode, on the CPU, in float64, else in float32.
 
     Constructor and forward pass run with float64 as the default dtype, and casts to narrower floats are
@@ -66,11 +75,9 @@ def run(
     machine that computed them.
 
     Args:
-        build: gives a new model. It is called once more where the first attempt fails.
-        load: writes values into it; they may be of any floating dtype.
-        batch: arguments of the call; floating tensors of it are widened too.
-        method: which method of the model is called.
+        trial: a model is built once more where the first attempt fails.
         seed: for what the call draws at random.
+        construction: the seed with which the model is built.
         other: the model is called with this batch too, and its signal is heard.
 
     Raises:
@@ -79,7 +86,7 @@ def run(
     note = ""
     for dtype in (torch.float64, torch.float32):
         try:
-            outputs, signal = _attempt(build, load, batch, method, seed, dtype, other)
+            outputs, signal = _attempt(trial, seed, construction, dtype, other)
         except (Exception, SystemExit) as error:
             note = note or f"in float64 it raised {raised(error)}"
             failed = raised(error)
@@ -89,33 +96,28 @@ def run(
 
 
 def _attempt(
-    build: Callable[[], nn.Module],
-    load: Callable[[nn.Module], object],
-    batch: Batch,
-    method: str,
-    seed: int,
-    dtype: torch.dtype,
-    other: Batch | None,
+    trial: Trial, seed: int, construction: int, dtype: torch.dtype, other: Batch | None
 ) -> tuple[dict[str, torch.Tensor], Signal]:
     def built() -> nn.Module:
         with seeded(0), _default(dtype), Widened(dtype):
-            model = build()
+            model = trial.build(construction)
             model = model.double() if dtype == torch.float64 else model.float()
         _round_buffers(model)
         return model
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = skeleton(built, load)
+        model = skeleton(built, trial.load)
         if model is None:
             model = built()
-            load(model)
+            trial.load(model)
         model.eval()
 
         def called(batch: Batch) -> dict[str, torch.Tensor]:
             args, kwargs = mapped(batch, lambda tensor: tensor.to(_made(tensor.dtype, dtype), copy=True))
             with seeded(seed), torch.no_grad(), _default(dtype), Widened(dtype):
-                found = (model if method == "forward" else getattr(model, method))(*args, **kwargs)
+                call = model if trial.method == "forward" else getattr(model, trial.method)
+                found = call(*args, **kwargs)
             return {
                 path: tensor.detach().to(
                     torch.complex128 if tensor.is_complex() else torch.float64, copy=True
@@ -126,9 +128,9 @@ def _attempt(
 
         signal = Signal()
         if other is None:
-            return called(batch), signal
+            return called(trial.batch), signal
         with heard(signal):
-            outputs = called(batch)
+            outputs = called(trial.batch)
         with suppress(Exception, SystemExit):
             signal.echo = echo(outputs, called(other))
         return outputs, signal

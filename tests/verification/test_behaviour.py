@@ -13,7 +13,7 @@ from pytest_ckptcompat.tensors.seeds import seeded
 from pytest_ckptcompat.verification import behaviour
 from pytest_ckptcompat.verification.behaviour import Behaviour, compare, record
 from pytest_ckptcompat.verification.steadiness import is_random
-from pytest_ckptcompat.verification.wide_run import run
+from pytest_ckptcompat.verification.wide_run import Trial, run
 
 IMAGES = synthetic.inputs(((torch.zeros(2, 3, 8, 8),), {}))
 TOKENS = (torch.tensor([[1, 2, 3, 4]]),), {}
@@ -29,12 +29,12 @@ def load(model):
 
 
 def recorded(build, batch=IMAGES):
-    made = record(lambda seed: build(), load, batch)
+    made = record(Trial(lambda seed: build(), load, batch))
     return Behaviour.from_json(json.loads(json.dumps(made.to_json())))
 
 
 def now(build, batch=IMAGES, loading=load):
-    return run(build, loading, batch)
+    return run(Trial(lambda seed: build(), loading, batch))
 
 
 @pytest.mark.parametrize(("build", "batch"), [(Boxes, IMAGES), (Words, TOKENS)])
@@ -142,8 +142,9 @@ def test_random_models_are_told(how, told):
         with seeded(seed):
             return Random(how)
 
-    assert record(build, load, batch).uncompared.startswith(told)
-    assert is_random(run(lambda: build(0), load, batch), build, load, batch).startswith(told)
+    trial = Trial(build, load, batch)
+    assert record(trial).uncompared.startswith(told)
+    assert is_random(run(trial), trial).startswith(told)
 
 
 @pytest.mark.parametrize(

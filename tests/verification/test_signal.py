@@ -14,7 +14,7 @@ from pytest_ckptcompat.models.blueprint import blueprint
 from pytest_ckptcompat.tensors import plain, synthetic
 from pytest_ckptcompat.verification.behaviour import Behaviour, compare
 from pytest_ckptcompat.verification.signal import Signal, echo, fitting
-from pytest_ckptcompat.verification.wide_run import run
+from pytest_ckptcompat.verification.wide_run import Trial, run
 
 
 class Residual(nn.Module):
@@ -63,7 +63,8 @@ def record_of(build, shape=(4, 16)):
     state = synthetic.state_dict(build().state_dict(), gain=found.get("gain", 1))
 
     def now(other):
-        return run(other, lambda model: model.load_state_dict(state), synthetic.inputs(plain.unpacked(batch)))
+        drawn = synthetic.inputs(plain.unpacked(batch))
+        return run(Trial(lambda seed: other(), lambda model: model.load_state_dict(state), drawn))
 
     return found, now
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pytest_ckptcompat.tensors import synthetic
-from pytest_ckptcompat.verification.wide_run import Run, RunError, run
+from pytest_ckptcompat.verification.wide_run import Run, RunError, Trial, run
 
 
 class Casting(nn.Module):
@@ -36,7 +36,8 @@ def load(model: nn.Module) -> None:
 
 
 def given(build, *shapes, method="forward", **more) -> Run:
-    return run(build, load, synthetic.inputs((tuple(map(torch.zeros, shapes)), {})), method, **more)
+    batch = synthetic.inputs((tuple(map(torch.zeros, shapes)), {}))
+    return run(Trial(lambda seed: build(), load, batch, method), **more)
 
 
 def by_hand(build, *shapes):
@@ -169,7 +170,7 @@ def test_generators_and_the_batch_are_left_as_they_were():
     torch.manual_seed(7)
     random.seed(7)
     states = torch.get_rng_state(), random.getstate()
-    run(lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True)), load, batch)
+    run(Trial(lambda seed: nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True)), load, batch))
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
     assert batch[0][0].abs().max() == 0
