@@ -147,15 +147,17 @@ def verify_stage(
     """Hold every promise of the recipe against the values that were loaded."""
     comparison, arguments = subject.log.comparison, subject.arguments
     promises, found = verify(
-        recipe,
-        applied,
-        old=old,
-        model=model,
-        build=subject.blueprint.build,
-        method=arguments.method,
-        protect=arguments.protect,
-        waived=[*comparison.missing, *comparison.unexpected],
-        **subject.both_models,
+        claims(
+            recipe,
+            applied,
+            old=old,
+            model=model,
+            build=subject.blueprint.build,
+            method=arguments.method,
+            protect=arguments.protect,
+            waived=[*comparison.missing, *comparison.unexpected],
+            **subject.both_models,
+        )
     )
     subject.log.promises += promises
     subject.log.judged("verify", found, _kept(promises))

@@ -38,6 +38,10 @@ class RecipeError(ValueError):
         self.rule = rule
         self.key = key
 
+    def inside(self, where: str) -> RecipeError:
+        """The same error with the place where it was found in front of its text."""
+        return RecipeError(f"{where}: {self}", rule=self.rule, key=self.key)
+
 
 class MisfitError(ValueError):
     """A checkpoint that does not fit the model, or an optimizer's state that can't be matched to it.

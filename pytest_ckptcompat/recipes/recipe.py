@@ -6,21 +6,18 @@ import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core import collection
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.redaction import public
-from pytest_ckptcompat.files.folders import meant_by
-from pytest_ckptcompat.files.paths import unreachable
 from pytest_ckptcompat.recipes.applied import Applied, Step, _Aimed, applied
 
 from .arguments import toml
 from .base import Edit, Operator
 from .plan import State, carry_out
-from .recipe_text import operator_of, parsed, written
+from .recipe_text import operator_of, parsed, read, written
 from .release_names import check_names, release_tables
 from .tables import Table, shapes_of
 
@@ -54,8 +51,6 @@ class Recipe:
 
     def __hash__(self) -> int:
         return hash(self.operators)
-
-    # -- at work -------------------------------------------------------------------------------------------
 
     def apply(self, state_dict: State, target: State) -> OrderedDict[str, Any]:
         """The state dict that the new model loads.
@@ -100,8 +95,6 @@ class Recipe:
             done.append(operator)
             state = edit.state
 
-    # -- as text -------------------------------------------------------------------------------------------
-
     def to_toml(self) -> str:
         """The recipe as a recipe file.
 
@@ -138,16 +131,11 @@ class Recipe:
         Raises:
             RecipeError: it can't be read, or is not a recipe; the text names the file.
         """
-        shown = escape(public(str(path)))
+        content = read(os.fspath(path))
         try:
-            content = parsed(Path(path).read_text(encoding="utf-8-sig"))
             return _of_content(content, os.path.dirname(path))  # noqa: PTH120  # "" stays ""
-        except OSError as error:
-            raise RecipeError(f"{unreachable(os.fspath(path), error)}{meant_by(os.fspath(path))}") from None
-        except UnicodeDecodeError:
-            raise RecipeError(f"{shown}: the recipe file is not UTF-8 text") from None
         except RecipeError as error:
-            raise RecipeError(f"{shown}: {error}", rule=error.rule, key=error.key) from None
+            raise error.inside(escape(public(str(path)))) from None
 
 
 class Releases(Recipe):
@@ -236,9 +224,7 @@ class Releases(Recipe):
                     yield step
                     state = step.after
             except RecipeError as error:
-                raise RecipeError(
-                    f"the recipe of release {release.name}: {error}", rule=error.rule, key=error.key
-                ) from None
+                raise error.inside(f"the recipe of release {release.name}") from None
             if apart := following.table.differences(state):
                 raise RecipeError(
                     f"the recipe of release {release.name} does not give {following.name}: {apart}",
@@ -247,15 +233,15 @@ class Releases(Recipe):
 
     def to_toml(self) -> str:
         """The releases as a releases file; errors as of `Recipe.to_toml`."""
-        return "\n".join(map(_release_table, self.releases))
+        return "\n".join(
+            f"[[release]]\nname = {toml(each.name)}\nlock = {toml(os.fspath(each.lock))}\n"
+            + "".join(written(operator, "release.recipe") for operator in each.recipe.operators)
+            for each in self.releases
+        )
 
     @staticmethod
     def of_tables(content: Mapping[str, Any], folder: str) -> Releases:
-        """The releases of a releases file.
-
-        Args:
-            content: the file, parsed.
-            folder: in which it lies; locks are looked for there.
+        """The releases of a parsed releases file; their locks are looked for in its folder.
 
         Raises:
             RecipeError: it is not one, or as of `Releases`.
@@ -265,9 +251,7 @@ class Releases(Recipe):
             try:
                 recipe = Recipe.from_tables(table.get("recipe", []))
             except RecipeError as error:
-                raise RecipeError(
-                    f"release {table['name']!r}: {error}", rule=error.rule, key=error.key
-                ) from None
+                raise error.inside(f"release {table['name']!r}") from None
             found.append(Release(table["name"], os.path.join(folder, table["lock"]), recipe))  # noqa: PTH118
         return Releases(*found)
 
@@ -300,7 +284,7 @@ class Release:
         try:
             return Table.read(os.fspath(self.lock))
         except RecipeError as error:
-            raise RecipeError(f"release {self.name!r}: {error}") from None
+            raise error.inside(f"release {self.name!r}") from None
 
 
 def _of_content(content: dict[str, Any], folder: str) -> Recipe:
@@ -311,8 +295,3 @@ def _of_content(content: dict[str, Any], folder: str) -> Recipe:
     if content:
         raise RecipeError(f"unknown {escape(min(content))!r} in a recipe: it holds [[recipe]] tables alone")
     return Recipe.from_tables(tables)
-
-
-def _release_table(release: Release) -> str:
-    head = f"[[release]]\nname = {toml(release.name)}\nlock = {toml(os.fspath(release.lock))}\n"
-    return head + "".join(written(operator, "release.recipe") for operator in release.recipe.operators)

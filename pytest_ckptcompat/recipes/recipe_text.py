@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.keys import nearest
+from pytest_ckptcompat.core.redaction import public
+from pytest_ckptcompat.files.folders import meant_by
+from pytest_ckptcompat.files.paths import unreachable
 
 from . import registry as extensions
 from .arguments import toml
@@ -16,6 +20,23 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from .base import Operator
+
+
+def read(path: str) -> dict[str, Any]:
+    """The content of a recipe file, or of a releases file.
+
+    Raises:
+        RecipeError: it can't be read, or is not TOML; the text names the file.
+    """
+    shown = escape(public(path))
+    try:
+        return parsed(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise RecipeError(f"{unreachable(path, error)}{meant_by(path)}") from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"{shown}: the recipe file is not UTF-8 text") from None
+    except RecipeError as error:
+        raise error.inside(shown) from None
 
 
 def parsed(text: str) -> dict[str, Any]:

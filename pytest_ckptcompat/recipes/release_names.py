@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.redaction import public
-from pytest_ckptcompat.files.folders import meant_by
-from pytest_ckptcompat.files.paths import display, unreachable
+from pytest_ckptcompat.files.paths import display
+
+from .recipe_text import read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,19 +47,14 @@ def locks_of_releases(path: str) -> dict[str, str]:
     Raises:
         RecipeError: it can't be read, or is not a releases file; the text names it.
     """
-    shown = display(path)
+    content = read(path)
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
         if "release" not in content:
             raise RecipeError("it has no [[release]]")
         folder = os.path.dirname(path)  # noqa: PTH120  # "" stays ""
         return {each["name"]: os.path.join(folder, each["lock"]) for each in release_tables(content)}  # noqa: PTH118
-    except OSError as error:
-        raise RecipeError(f"{unreachable(path, error)}{meant_by(path)}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError(f"{shown}: it is not valid TOML: {error}") from None
     except RecipeError as error:
-        raise RecipeError(f"{shown}: {error}") from None
+        raise error.inside(display(path)) from None
 
 
 def release_tables(content: Mapping[str, Any]) -> list[dict[str, Any]]:

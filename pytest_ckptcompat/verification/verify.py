@@ -23,7 +23,7 @@ from .unloaded import NAME as LOADED
 from .unloaded import loaded_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -34,53 +34,15 @@ if TYPE_CHECKING:
     from .wide_run import Batch
 
 
-def verify(
-    recipe: Recipe,
-    growth: Applied,
-    *,
-    old: Mapping[str, Any],
-    model: nn.Module,
-    build: Callable[[int], nn.Module] | None = None,
-    source: Callable[[], nn.Module] | None = None,
-    batches: Callable[[int], Batch] | None = None,
-    method: str = "forward",
-    protect: Sequence[str] = (),
-    waived: Sequence[str] = (),
-) -> tuple[list[Promise], list[Finding]]:
-    """Whether everything holds that a recipe and the load after it promise.
-
-    What is loaded is compared with the grown state dict, the grown state dict with the old one: so every
-    promise about rows is one about the loaded model.
-
-    Args:
-        recipe: an empty one where the checkpoint was loaded as it is.
-        growth: what it made of `old`, and what was loaded.
-        old: the old state dict, real or stored.
-        model: the new model, loaded; left as it is.
-        build: seed -> a new model, not loaded.
-        source: builds the model that the checkpoint was made for; without it, its function is not compared.
-        batches: seed -> the arguments of the call.
-        method: which method is called.
-        protect: patterns of keys that must be as they were.
-        waived: keys that are missing or unexpected by torch's strict verdict, which was waived.
+def verify(claims: Iterable[Claim]) -> tuple[list[Promise], list[Finding]]:
+    """Prove claims, each before the next one is asked for.
 
     Returns:
         One promise for each row of the report's table, and a finding for each that is broken.
     """
     promises: list[Promise] = []
     findings: list[Finding] = []
-    for claim in claims(
-        recipe,
-        growth,
-        old=old,
-        model=model,
-        build=build,
-        source=source,
-        batches=batches,
-        method=method,
-        protect=protect,
-        waived=waived,
-    ):
+    for claim in claims:
         if (verdict := claim.proved()) is not None:
             promises.append(verdict[0])
             findings += verdict[1]
@@ -100,10 +62,24 @@ def claims(
     protect: Sequence[str] = (),
     waived: Sequence[str] = (),
 ) -> Iterator[Claim]:
-    """What `verify` proves, in the order of the report. Prove each claim before asking for the next one.
+    """What a recipe and the load after it promise, in the order of the report.
 
-    Where there are shapes alone, `old`, `growth` and `model` are on the meta device, and claims are listed
-    as unproved.
+    What is loaded is compared with the grown state dict, the grown state dict with the old one: so every
+    promise about rows is one about the loaded model. Prove each claim before asking for the next one. Where
+    there are shapes alone, `old`, `growth` and `model` are on the meta device, and claims are listed as
+    unproved.
+
+    Args:
+        recipe: an empty one where the checkpoint was loaded as it is.
+        growth: what it made of `old`, and what was loaded.
+        old: the old state dict, real or stored.
+        model: the new model, loaded; left as it is.
+        build: seed -> a new model, not loaded.
+        source: builds the model that the checkpoint was made for; without it, its function is not compared.
+        batches: seed -> the arguments of the call.
+        method: which method is called.
+        protect: patterns of keys that must be as they were.
+        waived: keys that are missing or unexpected by torch's strict verdict, which was waived.
     """
     loading = cache(lambda: listen(model, growth.state_dict, waived))
     yield from transferred(growth, old, model, loading, protect, set(waived))

@@ -143,7 +143,7 @@ def test_no_lock_of_a_release_is_rewritten(released: pytest.Pytester) -> None:
         ('releases = "releases.toml"\nrecipe = "grow.toml"', "recipe beside releases"),
         ("releases = 3", "releases wants the path of a releases file"),
         ('releases = "none.toml"', "none.toml does not exist"),
-        ('releases = "nets.py"', "nets.py: it is not valid TOML"),
+        ('releases = "nets.py"', "nets.py: the recipe file is not valid TOML"),
         ('releases = "ckptcompat.toml"', "ckptcompat.toml: it has no [[release]]"),
     ],
 )

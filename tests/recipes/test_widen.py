@@ -21,7 +21,7 @@ from pytest_ckptcompat.optimizer.growth import grown
 from pytest_ckptcompat.recipes.operators.widen import widen
 from pytest_ckptcompat.recipes.recipe import Recipe
 from pytest_ckptcompat.verification.function import function_kept
-from pytest_ckptcompat.verification.verify import verify
+from pytest_ckptcompat.verification.verify import claims, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -411,7 +411,7 @@ def test_the_remark_reaches_the_report() -> None:
     recipe = Recipe(HIDDEN)
     growth = recipe.run(old.state_dict(), new.state_dict())
     new.load_state_dict(growth.state_dict)
-    promises, findings = verify(recipe, growth, old=old.state_dict(), model=new)
+    promises, findings = verify(claims(recipe, growth, old=old.state_dict(), model=new))
     assert {promise.status for promise in promises} == {"kept"}
     assert [(found.rule, found.severity) for found in findings] == [("recipe-symmetric-units", "warn")]
 

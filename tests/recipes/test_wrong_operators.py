@@ -15,7 +15,7 @@ from pytest_ckptcompat import Recipe
 from pytest_ckptcompat.recipes.base import Edit, Operator
 from pytest_ckptcompat.recipes.operators.add import add
 from pytest_ckptcompat.tensors.difference import same_bits
-from pytest_ckptcompat.verification.verify import verify
+from pytest_ckptcompat.verification.verify import claims, verify
 
 Fault = Callable[[State, list[str], State], object]
 """Spoils a new state dict in place, given the keys that the operator made and the state before it."""
@@ -121,7 +121,7 @@ def judged(example: Example, operator: Operator) -> tuple[list[str], State]:
     model = holder(Recipe(example.operator).apply(old, example.target))
     growth = Recipe(operator).run(old, model.state_dict())
     model.load_state_dict(growth.state_dict)
-    promises, findings = verify(Recipe(operator), growth, old=old, model=model)
+    promises, findings = verify(claims(Recipe(operator), growth, old=old, model=model))
     broken = [promise.name for promise in promises if promise.status == "broken"]
     assert bool(broken) == any(finding.severity == "error" for finding in findings)
     return broken, growth.state_dict

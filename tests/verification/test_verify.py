@@ -30,7 +30,7 @@ from pytest_ckptcompat.recipes.operators.widen import widen
 from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise
 from pytest_ckptcompat.recipes.recipe import Recipe
 from pytest_ckptcompat.tensors.difference import same_bits
-from pytest_ckptcompat.verification.verify import verify
+from pytest_ckptcompat.verification.verify import claims, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -69,7 +69,7 @@ def judged(
     model.load_state_dict(growth.state_dict, strict=strict)
     after_load(model)
     before = copy.deepcopy(model.state_dict())
-    promises, findings = verify(recipe, growth, old=old, model=model, build=build, **more)
+    promises, findings = verify(claims(recipe, growth, old=old, model=model, build=build, **more))
     assert all(
         same_bits(before[key], value) for key, value in model.state_dict().items() if torch.is_tensor(value)
     )
@@ -790,7 +790,7 @@ def read(tmp_path: Path, *, once: bool, **more: Any) -> tuple[float, set[str]]:
     growth = recipe.run(old, model.state_dict())
     model.load_state_dict(growth.state_dict)
     wide = lambda seed: ((torch.randn(2, 256),), {})  # noqa: E731
-    promises, _ = verify(recipe, growth, old=old, model=model, batches=wide, **more)
+    promises, _ = verify(claims(recipe, growth, old=old, model=model, batches=wide, **more))
     return (ckpt.bytes_read - headers) / ckpt.nbytes, {promise.status for promise in promises}
 
 

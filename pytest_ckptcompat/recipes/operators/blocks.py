@@ -1,7 +1,5 @@
 """One block more."""
 
-# ruff: noqa: D102, N801  # named as recipes spell them; a method is documented where it is first
-
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A repository's own function as a step of a recipe."""
 
-# ruff: noqa: D102, N801  # named as recipes spell them; a method is documented where it is first
-
 from __future__ import annotations
 
 import sys

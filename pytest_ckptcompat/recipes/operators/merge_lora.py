@@ -1,7 +1,5 @@
 """Low-rank adapters added to the weights that they adapt."""
 
-# ruff: noqa: D102, N801  # named as recipes spell them; a method is documented where it is first
-
 from __future__ import annotations
 
 import json

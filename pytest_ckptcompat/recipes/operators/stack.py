@@ -1,7 +1,5 @@
 """All blocks of a model, several times."""
 
-# ruff: noqa: D102, N801  # named as recipes spell them; a method is documented where it is first
-
 from __future__ import annotations
 
 import itertools

@@ -1,10 +1,7 @@
 """Tensors of one shape as one tensor with a further dimension, and back."""
 
-# ruff: noqa: D102, N801  # named as recipes spell them; a method is documented where it is first
-
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -14,6 +11,7 @@ import torch
 from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.keys import natural
 from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.recipes.arguments import python
 from pytest_ckptcompat.recipes.base import Operator
@@ -94,7 +92,7 @@ class stack_tensors(Operator):
             for key in self.matched(first, state):
                 counted[(stars(first, key) or ())[:-1]].append(key)
             for values, found in counted.items():
-                yield filled(self.to, values), tuple(sorted(found, key=_natural))
+                yield filled(self.to, values), tuple(sorted(found, key=natural))
             return
         for key in self.matched(first, state):
             values = stars(first, key) or ()
@@ -203,12 +201,6 @@ class unbind(Operator):
                 yield from _unstacked(key, before[key], parts, self.dim)
 
         yield Claim.of(f"{self}: stacked, the old tensor", faults, "bit for bit")
-
-
-def _natural(key: str) -> list[tuple[int, int, str]]:
-    """Sorts numbers inside keys by their value."""
-    parts = re.split(r"(\d+)", key)
-    return [(1, int(part), part) if part.isdigit() else (0, 0, part) for part in parts]
 
 
 def _sizes(like: torch.Tensor, count: int, dim: int) -> tuple[int, ...]:
