@@ -5,8 +5,11 @@ from importlib import import_module, invalidate_caches
 from pkgutil import walk_packages
 
 import pytest
-import torch
 from hypothesis import settings
+
+# Small tensors gain nothing by threads, which several workers, and the processes they start, fight over.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+import torch
 
 import pytest_ckptcompat
 

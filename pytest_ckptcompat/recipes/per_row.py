@@ -43,12 +43,9 @@ class RowWise(KeyWise):
         """
         raise NotImplementedError
 
-    def require_blocks(self, blocks: int) -> None:
-        """Demand a number of blocks.
-
-        Raises:
-            RecipeError: it is none.
-        """
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        blocks = getattr(self, "blocks", 1)
         if blocks < 1:
             raise RecipeError(f"{type(self).__name__}: blocks={blocks}: there is 1 at least", key=self.key)
 

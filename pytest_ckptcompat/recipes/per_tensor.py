@@ -18,8 +18,6 @@ from .plan import Make, Plan, State, Write
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from .plan import State
-
 
 class Change(NamedTuple):
     """How a tensor is made anew, and what an optimizer keeps for each of its elements (see `Write`)."""

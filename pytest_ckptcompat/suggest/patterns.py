@@ -68,11 +68,6 @@ class Globs:
         return key
 
 
-def cover(chosen: Iterable[str], keys: Iterable[str]) -> list[str]:
-    """Few patterns that match all the chosen keys and none of the other keys."""
-    return Globs(keys).cover(chosen)
-
-
 def _near(pattern: str, keys: Mapping[str, list[str]]) -> Iterable[list[str]]:
     """Of keys by their first part, those that a pattern may match."""
     first = _first(pattern)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .changes import Explained, differing
@@ -20,20 +19,7 @@ if TYPE_CHECKING:
     from .changes import Change, Changes
 
 
-@dataclass(frozen=True)
-class Reshaped:
-    """Steps that give keys the shape that they have in the model.
-
-    Attributes:
-        steps: operators, in order.
-        unexplained: keys for which none stands out.
-    """
-
-    steps: list[Step] = field(default_factory=list)
-    unexplained: set[str] = field(default_factory=set)
-
-
-def reshapes(changes: Changes) -> Reshaped:
+def reshapes(changes: Changes) -> list[Step]:
     """Find operators that give the keys of a checkpoint the shapes that they have in the model.
 
     Every kind of change has a function that knows it; what one knows and can't explain, no other may try.
@@ -41,7 +27,7 @@ def reshapes(changes: Changes) -> Reshaped:
     """
     changed = changes.changed
     if not changed:
-        return Reshaped()
+        return []
     found = Explained()
     left = dict.fromkeys(changed)
     for explain in (gates, positions, vocabulary, widened, layerwise):
@@ -53,8 +39,7 @@ def reshapes(changes: Changes) -> Reshaped:
             left.pop(key, None)
     found.barred |= left.keys()
     _bar_what_hangs_together(found, changes)
-    steps = _merged(found.steps, changes)
-    return Reshaped([*steps, *(step for _, step in found.joint)], found.barred & changed.keys())
+    return [*_merged(found.steps, changes), *(step for _, step in found.joint)]
 
 
 def _bar_what_hangs_together(found: Explained, changes: Changes) -> None:

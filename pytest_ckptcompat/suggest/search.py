@@ -219,7 +219,7 @@ class _Search:
             for key, old in self.budget.each(self.origin.items())
             if self.checkpoint.get(old) is not None
         }
-        steps += reshapes(Changes(renamed, wanted, self.modules, ties, old_ties, self.budget)).steps
+        steps += reshapes(Changes(renamed, wanted, self.modules, ties, old_ties, self.budget))
         shared = tied(renamed, wanted, self.target)
         steps += [Step("tie", (keys,)) for keys in shared]
         made = {key for keys in shared for key in keys}

@@ -81,7 +81,7 @@ def function_is_kept(old: nn.Module, new: nn.Module, state: dict[str, Any]) -> b
     return promise.status == "kept"
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=6)
 @given(st.integers(1, 4), st.data())
 def test_a_block_that_adds_nothing_keeps_the_function(layers: int, data: st.DataObject) -> None:
     copied = data.draw(st.integers(0, layers - 1))

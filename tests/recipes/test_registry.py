@@ -49,13 +49,6 @@ def test_a_conftest_adds_an_operator(project):
     project.runpytest_subprocess("--ckpt=v1.pth").assert_outcomes(passed=1)
 
 
-def test_without_it_the_operator_is_unknown(project):
-    project.makepyfile(house=OPERATORS)
-    project.makefile(".toml", ckptcompat=CHECK)
-    result = project.runpytest_subprocess("--ckpt=v1.pth")
-    assert "unknown op 'twice'" in result.stdout.str()
-
-
 def test_an_installed_package_adds_an_operator(project):
     """Through its entry point, for pytest and for the command alike."""
     project.makepyfile(house=OPERATORS, addition=CONFTEST)

@@ -100,7 +100,7 @@ def with_norms(operator: widen, *norms: str) -> widen:
     return replace(operator, norms=norms)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=8)
 @given(st.sampled_from(SPLITS), st.integers(5, 11), st.integers(7, 13), st.integers(0, 99))
 def test_wider_convolutions_keep_the_function(split: str, channels: int, hidden: int, seed: int) -> None:
     old, new = settle(Convolutions(), seed), Convolutions(channels, hidden)

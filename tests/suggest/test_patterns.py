@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pace import within
 
 from pytest_ckptcompat.core.keys import select
-from pytest_ckptcompat.suggest.patterns import cover
+from pytest_ckptcompat.suggest.patterns import Globs
 
 parts = st.sampled_from(["a", "b", "layers", "fc", "weight", "bias", "0", "1", "2", "10", "x1", "c[0]", "*"])
 keys = st.lists(st.lists(parts, min_size=1, max_size=5).map(".".join), min_size=1, max_size=30, unique=True)
@@ -15,7 +15,7 @@ keys = st.lists(st.lists(parts, min_size=1, max_size=5).map(".".join), min_size=
 @given(keys, st.data())
 def test_the_patterns_match_the_chosen_keys_and_no_others(keys, data):
     chosen = data.draw(st.lists(st.sampled_from(keys), min_size=1, unique=True))
-    matched = [key for pattern in cover(chosen, keys) for key in select(pattern, keys)]
+    matched = [key for pattern in Globs(keys).cover(chosen) for key in select(pattern, keys)]
     assert set(matched) == set(chosen)
 
 
@@ -35,10 +35,10 @@ def test_the_patterns_match_the_chosen_keys_and_no_others(keys, data):
     ],
 )
 def test_siblings_are_one_glob_only_where_it_matches_nothing_else(chosen, others, patterns):
-    assert cover(chosen, [*chosen, *others]) == patterns
+    assert Globs([*chosen, *others]).cover(chosen) == patterns
 
 
 def test_thousands_of_patterns_are_found_in_no_time():
     every = [f"x{i}.{leaf}" for i in range(10_000) for leaf in ("weight", "bias")]
     with within(2):
-        assert len(cover([key for key in every if int(key.split(".")[0][1:]) % 2], every)) == 5_000
+        assert len(Globs(every).cover(key for key in every if int(key.split(".")[0][1:]) % 2)) == 5_000

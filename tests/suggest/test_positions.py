@@ -78,7 +78,7 @@ def test_a_text_beside_pictures_is_a_line():
         "visual.positional_embedding": (17, 8),
     }
     new = {**shapes, "positional_embedding": (25, 8), "visual.positional_embedding": (26, 8)}
-    text, picture = reshapes(Changes(shapes, new)).steps
+    text, picture = reshapes(Changes(shapes, new))
     assert text.arguments == ("positional_embedding",)
     assert text.options == {"size": (25, 1), "mode": "bilinear", "old_size": (16, 1)}
     assert picture.options == {"size": (5, 5), "prefix_tokens": 1}

@@ -25,8 +25,8 @@ NET: Shapes = {
 
 
 def steps_of(old: Shapes, new: Shapes) -> list[tuple[str, tuple[object, ...], dict[str, object]]]:
-    found = reshapes(Changes(old, new))
-    return [(step.operator, step.arguments, step.options) for step in found.steps]
+    steps = reshapes(Changes(old, new))
+    return [(step.operator, step.arguments, step.options) for step in steps]
 
 
 def test_the_origin_story() -> None:

@@ -31,44 +31,6 @@ from .tie import tie
 from .tile import tile
 from .widen import widen
 
-OPERATORS: dict[str, type[Operator]] = {
-    kind.__name__: kind
-    for kind in (
-        add,
-        add_prefix,
-        append,
-        cast,
-        concat,
-        copy,
-        custom,
-        drop,
-        fold_batch_norm,
-        fold_weight_norm,
-        inflate,
-        insert_block,
-        merge_lora,
-        pad,
-        permute,
-        reduce,
-        rename,
-        repeat_channels,
-        resample,
-        reshape,
-        scale,
-        select,
-        split,
-        stack,
-        stack_tensors,
-        strip_prefix,
-        tie,
-        tile,
-        transpose,
-        unbind,
-        widen,
-    )
-}
-"""Name -> operator."""
-
 __all__ = [
     "OPERATORS",
     "Edit",
@@ -105,3 +67,8 @@ __all__ = [
     "unbind",
     "widen",
 ]
+
+OPERATORS: dict[str, type[Operator]] = {
+    name: globals()[name] for name in __all__ if name not in ("OPERATORS", "Edit", "Operator")
+}
+"""Name -> operator."""

@@ -59,10 +59,6 @@ class append(RowWise):
     blocks: int = 1
     optim: Optim = "mean"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_blocks(self.blocks)
-
     @property
     def changes_function(self) -> str:  # type: ignore[override]
         """New outputs stand beside the old ones; new inputs are to count nothing."""

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.plan import State
 
 
-@dataclass(frozen=True, repr=False)
 class Axes(KeyWise):
     """An operator that puts axes into another order. Of a glob's keys it changes those that it can.
 
@@ -31,14 +30,11 @@ class Axes(KeyWise):
     rounds: ClassVar[bool] = False
     changes_function: ClassVar[str] = ""
 
+    optim: str
+
     @property
     def order(self) -> tuple[int, ...]:
         """For each new axis, the old one."""
-        raise NotImplementedError
-
-    @property
-    def keeps_state(self) -> bool:
-        """Whether optimizer state is carried along."""
         raise NotImplementedError
 
     def change(self, key: str, state: State, target: State) -> Change | None:
@@ -49,7 +45,7 @@ class Axes(KeyWise):
         def make(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.permute(order).clone(memory_format=torch.contiguous_format)
 
-        return Change(make, (lambda _, tensor: make(tensor)) if self.keeps_state else None)
+        return Change(make, (lambda _, tensor: make(tensor)) if self.optim == "copy" else None)
 
     def _fits(self, key: str, state: State, target: State) -> bool:
         has, order = tuple(state[key].shape), self.order
@@ -99,10 +95,6 @@ class permute(Axes):
     def order(self) -> tuple[int, ...]:
         return tuple(dim % len(self.dims) for dim in self.dims)
 
-    @property
-    def keeps_state(self) -> bool:
-        return self.optim == "copy"
-
 
 @dataclass(frozen=True, repr=False)
 class transpose(Axes):
@@ -120,7 +112,3 @@ class transpose(Axes):
     @property
     def order(self) -> tuple[int, ...]:
         return 1, 0
-
-    @property
-    def keeps_state(self) -> bool:
-        return self.optim == "copy"

@@ -20,8 +20,6 @@ from pytest_ckptcompat.recipes.promises import differing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_ckptcompat.recipes.plan import State
-
 
 @dataclass(frozen=True, repr=False)
 class Renaming(Operator):

@@ -59,7 +59,6 @@ class select(RowWise):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_blocks(self.blocks)
         named = self.old_names is not None and self.new_names is not None
         if (self.index is None) != named or (self.old_names is None) != (self.new_names is None):
             raise RecipeError("select wants either index or both old_names and new_names", key=self.key)

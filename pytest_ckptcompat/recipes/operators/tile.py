@@ -48,10 +48,6 @@ class tile(RowWise):
     blocks: int = 1
     optim: Literal["copy", "zeros", "reset"] = "copy"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_blocks(self.blocks)
-
     def caveat(self, state: State, target: State) -> str:
         """Repeated inputs count more than once; repeated outputs stand beside the old ones."""
         for key in self.tensors(state):
