@@ -10,7 +10,6 @@ from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
 from pytest_ckptcompat.optimizer import faults
-from pytest_ckptcompat.optimizer.growth import grown
 from pytest_ckptcompat.optimizer.layouts import state_dict
 from pytest_ckptcompat.optimizer.resumption import Training
 from pytest_ckptcompat.optimizer.slots import unread_part
@@ -223,25 +222,15 @@ class Resuming:
         return f"{where} is left out: {reason}"
 
     def _training(self, holder: Checkpoint | None = None, *, optimizer: bool = True) -> Training:
-        old, target = self.checkpoint.meta(), self.model.state_dict()
         source = self.checkpoint if holder is None else holder
 
         def read(value: Any) -> Any:
-            if isinstance(value, TensorSpec):
-                return source.materialise(value)
-            return value
+            return source.materialise(value) if isinstance(value, TensorSpec) else value
 
         factory = self.optimizer if optimizer else None
-        return Training(
-            lambda state: grown(self.recipe, state, old, target, read),
-            self.applied.origin,
-            old,
-            self.model,
-            None if factory is None else lambda named: groups_of(factory, named),
-            self.source_model,
-            self.applied.touched.keys(),
-            self.applied.sources,
-        )
+        grouping = None if factory is None else lambda named: groups_of(factory, named)
+        old = self.checkpoint.meta()
+        return Training.of(self.recipe, self.applied, old, self.model, self.source_model, grouping, read)
 
 
 def _reasons(left_out: Mapping[str, str]) -> str:

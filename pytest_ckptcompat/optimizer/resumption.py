@@ -13,6 +13,7 @@ from torch import nn
 
 from pytest_ckptcompat.tensors.difference import memory
 
+from .growth import grown
 from .naming import SHAPES, NoneFits, by_shape, naming, one_state, spelled, tied_names
 from .parameter_order import Evidence, Grouping, evidence
 from .slots import unread_part
@@ -20,6 +21,9 @@ from .slots import unread_part
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
+
+    from pytest_ckptcompat.recipes.applied import Applied
+    from pytest_ckptcompat.recipes.recipe import Recipe
 
     from .growth import Grown
     from .state import Naming, Saved, State
@@ -50,6 +54,30 @@ class Training:
     source: nn.Module | None = None
     changed: AbstractSet[str] = frozenset()
     sources: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        applied: Applied,
+        old: Mapping[str, Any],
+        model: nn.Module,
+        source: nn.Module | None,
+        grouping: Grouping | None = None,
+        read: Callable[[Any], Any] = lambda value: value,
+    ) -> Training:
+        """A training that goes on through a recipe; `read` gives the values of what stands for a tensor."""
+        target = model.state_dict()
+        return cls(
+            lambda state: grown(recipe, state, old, target, read),
+            applied.origin,
+            old,
+            model,
+            grouping,
+            source,
+            applied.touched.keys(),
+            applied.sources,
+        )
 
     @property
     def given(self) -> list[str]:

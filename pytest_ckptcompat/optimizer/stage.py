@@ -17,7 +17,7 @@ from pytest_ckptcompat.tensors.footprint import tensors
 from pytest_ckptcompat.tensors.unread import Unread
 
 from . import faults
-from .growth import RESET, grown
+from .growth import RESET
 from .resumption import Resumption, Training
 from .slots import unread_part
 from .state import Naming, Saved, State, saved_states
@@ -55,17 +55,8 @@ def check_optimizer(
         holder: the file that holds the optimizer's state, if it is one of its own.
     """
     holder = checkpoint if holder is None else holder
-    old, target = checkpoint.meta(), model.state_dict()
-    applied = recipe.run(old, target)
-    training = Training(
-        lambda state: grown(recipe, state, old, target),
-        applied.origin,
-        old,
-        model,
-        source=source,
-        changed=applied.touched.keys(),
-        sources=applied.sources,
-    )
+    old = checkpoint.meta()
+    training = Training.of(recipe, recipe.run(old, model.state_dict()), old, model, source)
     return judged(factory, holder.wrapper, holder.materialise, training, plain=not recipe.operators)
 
 
