@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 from pytest_ckptcompat.checkpoint.objects import withheld
@@ -24,6 +25,7 @@ Layout = Literal["numbered", "named", "flat"]
 
 _USUAL = ("optimizer", "optimizer_state_dict", "optimizer_states", "optim", "optimizer_state", "opt")
 _DEPTH, _WIDTH = 4, 1000
+_CONTAINERS = (Mapping, list, tuple)
 _STATE, _GROUPS = "state.", "param_groups."
 
 
@@ -101,19 +103,17 @@ def saved_states(wrapper: Any) -> list[Saved]:
         saved = _saved(path, node) or _flat(path, node)
         if saved is not None:
             found.append(saved)
-        elif depth < _DEPTH:
+        elif depth < _DEPTH and isinstance(node, _CONTAINERS):
             pending.extend((name, child, depth + 1) for name, child in _children(path, node))
     return sorted(found, key=lambda saved: rank(saved.place))
 
 
-def _children(path: str, node: Any) -> list[tuple[str, Any]]:
-    if isinstance(node, Mapping):
-        named = [(f"{path}.{escape(str(key), 60)}".removeprefix("."), child) for key, child in node.items()]
-    elif isinstance(node, (list, tuple)):
-        named = [(f"{path}[{index}]", child) for index, child in enumerate(node)]
-    else:
-        return []
-    return [pair for pair in named if isinstance(pair[1], (Mapping, list, tuple))][:_WIDTH]
+def _children(path: str, node: Any) -> Iterator[tuple[str, Any]]:
+    """The first containers in a container."""
+    items = node.items() if isinstance(node, Mapping) else enumerate(node)
+    for key, child in islice((pair for pair in items if isinstance(pair[1], _CONTAINERS)), _WIDTH):
+        name = f"{path}.{escape(str(key), 60)}" if isinstance(node, Mapping) else f"{path}[{key}]"
+        yield name.removeprefix("."), child
 
 
 def rank(place: str) -> int:

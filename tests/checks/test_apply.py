@@ -366,7 +366,7 @@ def peak():
 torch.set_num_threads(1)
 small, large, *outputs = sys.argv[1:]
 with torch.device("meta"):
-    model = nn.ModuleDict({f"l{n}": nn.Linear(1024, 2048) for n in range(12)})
+    model = nn.ModuleDict({f"l{n}": nn.Linear(1024, 2048) for n in range(7)})
     model["head"] = nn.Linear(1024, 4096)
 for output in outputs:
     apply(open_checkpoint(small), nn.Linear(2, 6), Recipe(tile("*", dim=0)), output)  # what first uses take
@@ -379,9 +379,9 @@ print(peak() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux alone")
 def test_memory_stays_at_the_grown_tensors_and_one(tmp_path: Path) -> None:
-    """109 MB in 13 tensors and as much momentum; one grows from 8 to 16 MB, and its momentum with it."""
+    """67 MB in 8 tensors and as much momentum; one grows from 8 to 16 MB, and its momentum with it."""
     torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "small.pth")
-    model = nn.ModuleDict({f"l{n}": nn.Linear(1024, 2048) for n in range(12)})
+    model = nn.ModuleDict({f"l{n}": nn.Linear(1024, 2048) for n in range(7)})
     model["head"] = nn.Linear(1024, 2048)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for parameter in model.parameters():
@@ -395,7 +395,7 @@ def test_memory_stays_at_the_grown_tensors_and_one(tmp_path: Path) -> None:
     assert (
         int(ran.stdout) / 1024 < 16 + 16 + 8 + 16
     )  # MB: both grown, one at a time, what the allocator keeps
-    assert [path.stat().st_size > size for path, size in zip(outputs, (117e6, 234e6), strict=True)] == [
+    assert [path.stat().st_size > size for path, size in zip(outputs, (75e6, 150e6), strict=True)] == [
         True,
         True,
     ]
