@@ -13,7 +13,8 @@ from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.redaction import is_meant_as_url
 from pytest_ckptcompat.files.paths import GIT, display
 
-_QUIET = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+QUIET = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+"""Environment of every git: nothing is locked or asked for, and messages are in English."""
 _SHA = re.compile(r"[0-9a-f]{40,64}")
 _MODEL = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -131,7 +132,7 @@ def git(folder: Path, *arguments: str, check: bool = True) -> subprocess.Complet
     command = ["git", "-c", "core.fsmonitor=false", "-c", "core.quotePath=false", *arguments]
     try:
         done = subprocess.run(  # noqa: S603  # arguments are a list, and a REF stands behind --end-of-options
-            command, cwd=folder, env=environment() | _QUIET, input=b"", capture_output=True, check=False
+            command, cwd=folder, env=environment() | QUIET, input=b"", capture_output=True, check=False
         )
     except FileNotFoundError:
         raise CheckpointError("git: needs the command git, which is not installed") from None

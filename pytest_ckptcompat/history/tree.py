@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
 
-from .reference import Commit, environment, git
+from .reference import QUIET, Commit, environment, git
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,7 +114,7 @@ def _entries(commit: Commit) -> Iterator[tuple[str, str, str]]:
         about, _, name = row.partition(b"\t")
         mode, _, sha = about.decode("ascii").split(" ")
         path = os.fsdecode(name)
-        if path.startswith("/") or not {"", ".", ".."}.isdisjoint(path.split("/")):
+        if path.startswith("/") or not {"", ".", "..", ".git"}.isdisjoint(path.lower().split("/")):
             raise CheckpointError(f"commit {commit.short} holds a file with the path {escape(path)!r}")
         yield path, mode, sha
 
@@ -157,7 +157,7 @@ def _contents(commit: Commit) -> Iterator[_Blobs]:
     with subprocess.Popen(  # noqa: S603
         command,
         cwd=commit.repository,
-        env=environment(),
+        env=environment() | QUIET,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

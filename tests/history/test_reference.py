@@ -159,7 +159,7 @@ def test_a_bare_repository(repository, tmp_path):
 def test_a_repository_of_somebody_else(repository, monkeypatch):
     repository.commit(a="1")
     # git's own switch for tests; no variable of this kind is handed on.
-    monkeypatch.setattr(reference, "_QUIET", reference._QUIET | {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"})
+    monkeypatch.setattr(reference, "QUIET", reference.QUIET | {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"})
     with pytest.raises(CheckpointError, match=r"git config --global --add safe\.directory"):
         resolve(Reference("HEAD"), repository.folder)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 
@@ -113,17 +114,18 @@ def test_an_object_that_is_missing(repository):
         pass
 
 
-def test_paths_that_lead_out_are_refused(repository):
+@pytest.mark.parametrize("name", ["..", ".git", ".Git"])
+def test_paths_that_lead_out_are_refused(repository, name):
     repository.commit(model="a = 1\n")
     sha = repository.git("rev-parse", "HEAD:model.py")
-    tree = b"100644 ..\0" + bytes.fromhex(sha)
+    tree = f"100644 {name}\0".encode() + bytes.fromhex(sha)
     made = subprocess.run(
         ["git", "hash-object", "-w", "-t", "tree", "--literally", "--stdin"],
         cwd=repository.folder, input=tree, capture_output=True, check=True,
     ).stdout.decode().strip()  # fmt: skip
     commit = repository.git("commit-tree", made, "-m", "evil")
     with (
-        pytest.raises(CheckpointError, match=r"holds a file with the path '\.\.'"),
+        pytest.raises(CheckpointError, match=rf"holds a file with the path '{re.escape(name)}'"),
         exported(head(repository, commit)),
     ):
         pass
