@@ -12,12 +12,11 @@ from pytest_ckptcompat.forward.real import forward
 from pytest_ckptcompat.models.blueprint import Blueprint
 from pytest_ckptcompat.models.sharded import HOW, has_ranks, load_sharded, stand_in
 from pytest_ckptcompat.tensors.deferred import materialise
-from pytest_ckptcompat.tensors.unread import spared, unread
+from pytest_ckptcompat.tensors.unread import spared
 from pytest_ckptcompat.verification.loaded import not_finite, tied_conflicts
 
 from . import value_stages as values
 from .batches import Batch
-from .completion import target_of
 from .log import Stopped
 
 if TYPE_CHECKING:
@@ -69,14 +68,9 @@ def sharded_stages(subject: Subject, recipe: Recipe, applied: Applied) -> nn.Mod
 
 def _loaded(subject: Subject, recipe: Recipe) -> tuple[nn.Module, Sharded, Applied]:
     """The model with the values, the same as a whole, and what the recipe made of the checkpoint."""
-    ckpt, blueprint, log = subject.ckpt, subject.blueprint, subject.log
-    if log.comparison.mismatched:
-        raise Stopped("shapes differ (waived): nothing can be loaded")
-    with values.loading(log):
-        applied = recipe.run(ckpt.stored(), target_of(recipe, subject.schema, blueprint.build))
-        if withheld := unread(applied.state_dict):
-            raise Stopped(withheld)
-        model = blueprint.build()
+    log = subject.log
+    with values.loading(subject, recipe, subject.ckpt.stored()) as applied:
+        model = subject.blueprint.build()
         state = {key: materialise(value) for key, value in applied.state_dict.items()}
         with spared(model, state):
             load_sharded(model, state, strict=log.comparison.fits)

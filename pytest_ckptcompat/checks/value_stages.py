@@ -71,14 +71,8 @@ def load_stage(subject: Subject, recipe: Recipe) -> tuple[nn.Module, Applied, Ma
     Raises:
         Stopped: it does not load.
     """
-    ckpt, blueprint, log = subject.ckpt, subject.blueprint, subject.log
-    if log.comparison.mismatched:
-        raise Stopped("shapes differ (waived): nothing can be loaded")
-    with loading(log):
-        old = ckpt.stored(once=True)
-        applied = recipe.run(old, target_of(recipe, subject.schema, blueprint.build))
-        if withheld := unread(applied.state_dict):
-            raise Stopped(withheld)
+    log, old = subject.log, subject.ckpt.stored(once=True)
+    with loading(subject, recipe, old) as applied:
         model = _loaded(subject, applied)
     model.eval()
     found = [*not_finite(model), *tied_conflicts(model, applied.state_dict)]
@@ -92,14 +86,20 @@ def strictly(comparison: Comparison) -> str:
 
 
 @contextmanager
-def loading(log: Log) -> Iterator[None]:
-    """Note what keeps values from being loaded: the model's code may raise anything.
+def loading(subject: Subject, recipe: Recipe, old: Mapping[str, Any]) -> Iterator[Applied]:
+    """What the recipe makes of the old state dict, to be loaded inside: the model may raise anything there.
 
     Raises:
-        Stopped: something did.
+        Stopped: something keeps values from being loaded, which is noted.
     """
+    log = subject.log
+    if log.comparison.mismatched:
+        raise Stopped("shapes differ (waived): nothing can be loaded")
     try:
-        yield
+        applied = recipe.run(old, target_of(recipe, subject.schema, subject.blueprint.build))
+        if withheld := unread(applied.state_dict):
+            raise Stopped(withheld)
+        yield applied
     except Stopped:
         raise
     except ModelError as error:
