@@ -141,7 +141,7 @@ def test_the_setter_gets_what_torch_gives(tmp_path: Path, what: str, zipped: boo
     same(PLAIN[what])(open_checkpoint(path).state_dict()["_extra_state"])
 
 
-@pytest.mark.parametrize("what", PLAIN)
+@pytest.mark.parametrize("what", ["a number", "a dict", "a tensor", "one parameter", "a set of tuples"])
 def test_a_setter_that_refuses_it_is_heard(tmp_path: Path, what: str) -> None:
     def refuse(given: Any) -> None:
         raise ValueError(f"too old: {type(given)}")
