@@ -210,18 +210,13 @@ class Facts:
         return f"{what}: {counts} ({self._kept()})"
 
     def _how(self) -> str:
-        loader = f" with {self.loader}" if self.loader else ""
-        return f"{loader} and the recipe" if loader and self.recipe else loader or self._by_recipe()
-
-    def _by_recipe(self) -> str:
-        return " with the recipe" if self.recipe else ""
+        means = [self.loader, "the recipe" if self.recipe else ""]
+        told = " and ".join(filter(None, means))
+        return f" with {told}" if told else ""
 
     def _kept(self) -> str:
-        return f"{self.matched} of {self.total} keys {self._match}"
-
-    @property
-    def _match(self) -> str:
-        return "hold the checkpoint's values" if self.loader else "match"
+        what = "hold the checkpoint's values" if self.loader else "match"
+        return f"{self.matched} of {self.total} keys {what}"
 
 
 _RECIPE = ("recipe", "verify")

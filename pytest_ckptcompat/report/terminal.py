@@ -15,6 +15,7 @@ from .rows import Row, rows, stage_rows
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from pytest_ckptcompat.core.findings import Promise, Stage
     from pytest_ckptcompat.core.rules import Severity
 
     from .facts import Facts
@@ -48,7 +49,8 @@ def render(
     """
     width, verbosity = max(width, NARROWEST), max(verbosity, 0)
     advice = advice_lines(report, width, table)
-    after = [*_promises(report, width, verbosity), *_stages(report, width, verbosity)]
+    outcomes = (("promise", report.promises), ("stage", stage_rows(report.stages)))
+    after = [line for name, each in outcomes for line in _listed(name, each, width, verbosity)]
     taken = min(len(advice), _ADVICE) + len(after)
     findings = _findings(report, width, verbosity, whole, taken, where)
     lines = [printable(report.verdict), *findings, *advice, *after]
@@ -113,26 +115,15 @@ def _section(
     return lines
 
 
-def _promises(report: Facts, width: int, verbosity: int) -> list[str]:
-    lines = [(promise.name, promise.status, promise.detail) for promise in report.promises]
-    return _listed(("promise", "status", "detail"), lines, width, verbosity)
-
-
-def _stages(report: Facts, width: int, verbosity: int) -> list[str]:
-    lines = [(stage.name, stage.status, stage.detail) for stage in stage_rows(report.stages)]
-    return _listed(("stage", "status", "detail"), lines, width, verbosity)
-
-
-def _listed(
-    headers: Sequence[str], table: Iterable[tuple[str, str, str]], width: int, verbosity: int
-) -> list[str]:
+def _listed(head: str, outcomes: Iterable[Promise | Stage], width: int, verbosity: int) -> list[str]:
+    """Promises or stages as a table under a heading of that name."""
     from tabulate import tabulate
 
-    table = [(printable(name), status, detail) for name, status, detail in table]
+    table = [(printable(each.name), each.status, each.detail) for each in outcomes]
     if not table:
         return []
     room = max(width - len("unchecked") - 2 * len("  "), 2 * _LEAST)
-    widest = max(len(headers[0]) + 2, *(len(name) for name, _, _ in table))  # tabulate pads a header
+    widest = max(len(head) + 2, *(len(name) for name, _, _ in table))  # tabulate pads a header
     name_room = min(widest, room - _LEAST)
     cells = [
         (
@@ -142,5 +133,5 @@ def _listed(
         )
         for name, status, detail in table
     ]
-    text = tabulate(cells, headers=headers, tablefmt="simple", disable_numparse=True)
+    text = tabulate(cells, headers=(head, "status", "detail"), tablefmt="simple", disable_numparse=True)
     return ["", *(line.rstrip() for line in text.split("\n"))]
