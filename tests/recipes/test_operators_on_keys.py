@@ -106,3 +106,21 @@ def _with(key: str, after: str, keys: list[str]) -> list[str]:
     """The keys, and `key` behind `after` if it is not among them."""
     place = keys.index(after) + 1
     return keys if key in keys else [*keys[:place], key, *keys[place:]]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "key", "name"),
+    [
+        ("module", "module.fc", "fc"),
+        ("module.", "module.fc", "fc"),
+        ("module", "modules.fc", "modules.fc"),
+        ("net_", "net_fc", "fc"),
+        ("a.b", "a.bc", "a.bc"),
+    ],
+)
+def test_a_prefix_ends_with_a_part_of_the_key(prefix: str, key: str, name: str) -> None:
+    state = {
+        key: torch.ones(1),
+        f"{prefix.rstrip('.')}.other" if prefix[-1] != "_" else "net_other": torch.ones(1),
+    }
+    assert strip_prefix(prefix).apply(state, {}).keys() == {name, "other"}

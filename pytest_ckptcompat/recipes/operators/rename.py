@@ -97,7 +97,7 @@ class strip_prefix(Renaming):
     """Strip a prefix from every key that has it: ``strip_prefix("module.")``.
 
     Attributes:
-        prefix: a plain text, no glob; its last dot may be left out.
+        prefix: whole parts of a key, no glob, with or without the last dot; or a text such as ``net_``.
     """
 
     prefix: str
@@ -111,7 +111,9 @@ class strip_prefix(Renaming):
         return keys
 
     def named(self, key: str) -> str:
-        return (key.removeprefix(self.prefix).removeprefix(".") if key.startswith(self.prefix) else "") or key
+        rest = key.removeprefix(self.prefix)
+        inside_a_word = self.prefix[-1:].isalnum() and not rest.startswith(".")  # ``net`` of ``network.fc``
+        return key if rest == key or inside_a_word else rest.removeprefix(".") or key
 
 
 @dataclass(frozen=True, repr=False)
