@@ -22,7 +22,7 @@ class _List(NamedTuple):
 
     Attributes:
         before: the names up to the number.
-        behind: the names after it.
+        behind: what follows it, from a dot on.
         keys: in the order of the numbers.
         whole: the name of the one.
     """
@@ -36,7 +36,7 @@ class _List(NamedTuple):
     def globs(self) -> tuple[str, str]:
         """Patterns of the tensors and of the one, the same for lists that are alike in other layers."""
         before = ".".join(template(self.before)).replace("#", "*")
-        return f"{before}.*.{self.behind}", before + self.whole.removeprefix(self.before)
+        return f"{before}.*{self.behind}", before + self.whole.removeprefix(self.before)
 
 
 def stacks(checkpoint: Shapes, model: Shapes) -> tuple[list[Step], dict[str, Shape]]:
@@ -73,15 +73,15 @@ def _lists(apart: Shapes, whole: Shapes) -> Iterator[_List]:
     for key in apart:
         parts = key.split(".")
         for at, part in enumerate(parts):
-            if part.isdecimal() and 0 < at < len(parts) - 1:
-                place = ".".join(parts[:at]), ".".join(parts[at + 1 :])
+            if part.isdecimal() and at:
+                place = ".".join(parts[:at]), "".join(f".{each}" for each in parts[at + 1 :])
                 places.setdefault(place, {})[int(part)] = key
     for (before, behind), numbered in places.items():
         keys = [numbered[number] for number in sorted(numbered)]
         shape = apart[keys[0]]
         if max(numbered) != len(keys) - 1 or shape is None or any(apart[key] != shape for key in keys):
             continue
-        for name in (f"{before}.{behind}", f"{before}.{behind}".removesuffix(".weight")):
+        for name in (f"{before}{behind}", f"{before}{behind}".removesuffix(".weight")):
             if whole.get(name) == (len(keys), *shape):
                 yield _List(before, behind, keys, name)
                 break
@@ -96,4 +96,4 @@ def _patterns(lists: Iterable[_List], keys: Shapes) -> Iterator[tuple[str, str]]
         if set(select(globs[0], keys)) == {key for each in several for key in each.keys}:
             yield globs
         else:
-            yield from ((f"{each.before}.*.{each.behind}", each.whole) for each in several)
+            yield from ((f"{each.before}.*{each.behind}", each.whole) for each in several)

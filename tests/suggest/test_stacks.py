@@ -35,6 +35,13 @@ def test_one_tensor_that_became_a_list_is_unbound():
     assert torch.equal(made["layers.0.experts.2.w1.weight"], old.state_dict()["layers.0.experts.w1"][2])
 
 
+def test_parameters_of_a_list_became_one():
+    old = Tensors({f"prompts.{i}": (2, 3) for i in range(3)})
+    new = Tensors({"prompts": (3, 2, 3)})
+    assert suggested(old.state_dict(), new) == Recipe(stack_tensors("prompts.*", "prompts"))
+    assert suggested(new.state_dict(), old) == Recipe(unbind("prompts", "prompts.*"))
+
+
 def test_where_one_layer_stays_apart_the_others_are_named():
     rest = {f"layers.1.experts.{e}.w1.weight": (4, 5) for e in range(3)}
     assert suggested(apart().state_dict(), fused(layers=1, **rest)) == Recipe(
