@@ -88,3 +88,12 @@ def project(pytester):
     torch.manual_seed(0)
     torch.save(import_module("nets").V1().state_dict(), pytester.path / "v1.pth")
     return pytester
+
+
+@pytest.fixture
+def memory():
+    """fsspec's file system in memory, as a stand-in for a bucket."""
+    system = pytest.importorskip("fsspec").filesystem("memory")
+    yield system
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]

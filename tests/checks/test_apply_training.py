@@ -11,7 +11,7 @@ import torch.distributed.checkpoint as dcp
 from networks import Boxes, Words, settle
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from trainings import training
+from trainings import decay_by_rank, training
 
 from pytest_ckptcompat import Recipe, allow, append, check, open_checkpoint, tile
 from pytest_ckptcompat.checkpoint.checkpoint import outer_object
@@ -125,23 +125,16 @@ def test_two_states_of_the_same_parameters_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "new.pth").exists()
 
 
-def by_rank(parameters: Any) -> torch.optim.Optimizer:
-    plain = [each[1] if isinstance(each, tuple) else each for each in parameters]
-    return torch.optim.AdamW(
-        [{"params": [p for p in plain if p.ndim > 1]}, {"params": [p for p in plain if p.ndim < 2]}]
-    )
-
-
 def test_what_can_not_be_matched_is_refused_or_waived(tmp_path: Path) -> None:
-    content = training(settle(Boxes()), by_rank)
-    with pytest.raises(MisfitError, match=r"5 \+ 14 parameters.*give optimizer= .*\.safetensors"):
+    content = training(settle(Boxes()), decay_by_rank)
+    with pytest.raises(MisfitError, match=r"14 \+ 5 parameters.*give optimizer= .*\.safetensors"):
         written(tmp_path, content)
     found, notes = written(tmp_path, content, allow=[allow("optimizer-error", reason="it starts anew")])
     assert "optimizer" not in found
     assert notes == ("optimizer is left out: which parameter each state belongs to can't be determined",)
-    found, notes = written(tmp_path, content, optimizer=by_rank)
+    found, notes = written(tmp_path, content, optimizer=decay_by_rank)
     assert notes == ("optimizer is grown too",)
-    resumed = by_rank(Boxes(14).parameters())
+    resumed = decay_by_rank(Boxes(14).parameters())
     resumed.load_state_dict(found["optimizer"])
 
 
@@ -262,7 +255,7 @@ def test_a_state_of_its_own_is_written_in_the_form_of_the_weights(tmp_path: Path
 
 
 def test_a_state_of_its_own_that_can_not_be_matched_leaves_nothing(tmp_path: Path) -> None:
-    content = training(settle(Boxes()), by_rank)
+    content = training(settle(Boxes()), decay_by_rank)
     torch.save(content["optimizer"], tmp_path / "optimizer.bin")
     state = outer_object(read_contents(tmp_path / "optimizer.bin"))
     with pytest.raises(MisfitError, match="which is which can't be determined"):

@@ -14,21 +14,11 @@ from pytest_ckptcompat import CheckpointError, open_checkpoint
 from pytest_ckptcompat.files.remote_folder import is_glob, matches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 fsspec = pytest.importorskip("fsspec")
 
 STATE = {"a": torch.arange(12.0).reshape(3, 4), "b": torch.ones(5, dtype=torch.int16)}
-
-
-@pytest.fixture
-def memory() -> Iterator[Any]:
-    """fsspec's file system in memory, as a stand-in for a bucket."""
-    system = fsspec.filesystem("memory")
-    yield system
-    system.store.clear()
-    system.pseudo_dirs[:] = [""]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from networks import Boxes, Words, settle
 from torch import nn
-from trainings import FACTORIES, training
+from trainings import FACTORIES, decay_by_rank, training
 
 from pytest_ckptcompat.core import memory
 from pytest_ckptcompat.optimizer.growth import Grown
@@ -168,14 +168,6 @@ def test_no_state_is_a_warning() -> None:
     [promise], [found] = judged(torch.optim.Adam, saved)
     assert (promise.name, promise.status) == ("optimizer state", "unchecked")
     assert (found.rule, found.severity) == ("optimizer-missing", "warn")
-
-
-def decay_by_rank(parameters: Any) -> torch.optim.Optimizer:
-    parameters = list(parameters)
-    return torch.optim.AdamW([
-        {"params": [each for each in parameters if each.ndim < 2], "weight_decay": 0},
-        {"params": [each for each in parameters if each.ndim > 1]},
-    ])  # fmt: skip
 
 
 @pytest.mark.parametrize("source", [None, Boxes()], ids=["alone", "old"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from networks import Boxes
 from torch import nn
+from trainings import FACTORIES, decay_by_rank
 
 from pytest_ckptcompat.optimizer.faults import restart
 from pytest_ckptcompat.optimizer.trial import OptimizerError, ghosts, made, step
@@ -29,14 +30,6 @@ def decay_by_name(named: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW([
         {"params": [each for name, each in named if name.endswith("bias")], "weight_decay": 0},
         {"params": [each for name, each in named if not name.endswith("bias")]},
-    ])  # fmt: skip
-
-
-def decay_by_rank(plain: Any) -> torch.optim.Optimizer:
-    plain = list(plain)
-    return torch.optim.AdamW([
-        {"params": [each for each in plain if each.ndim < 2], "weight_decay": 0},
-        {"params": [each for each in plain if each.ndim > 1]},
     ])  # fmt: skip
 
 
@@ -88,19 +81,7 @@ def trained(factory: Any, ours: dict[str, nn.Parameter]) -> tuple[dict[str, Any]
     return {names[number]: slots for number, slots in saved["state"].items()}, options
 
 
-FACTORIES = [
-    lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
-    torch.optim.Adam,
-    lambda p: torch.optim.AdamW(p, fused=True),
-    lambda p: torch.optim.Adam(p, foreach=True, amsgrad=True),
-    lambda p: torch.optim.RMSprop(p, momentum=0.9),
-    torch.optim.Adagrad,
-    decay_by_name,
-    decay_by_rank,
-]
-
-
-@pytest.mark.parametrize("factory", FACTORIES)
+@pytest.mark.parametrize("factory", [*FACTORIES.values(), decay_by_name, decay_by_rank])
 def test_a_state_that_fits_takes_its_step(factory: Any) -> None:
     ours = parameters()
     state, options = trained(factory, ours)

@@ -26,6 +26,15 @@ FACTORIES: dict[str, Factory] = {
 }
 
 
+def decay_by_rank(parameters: Any) -> torch.optim.Optimizer:
+    """Weight decay for matrices alone; goes by the parameters, and takes no names."""
+    parameters = list(parameters)
+    return torch.optim.AdamW([
+        {"params": [each for each in parameters if each.ndim < 2], "weight_decay": 0},
+        {"params": [each for each in parameters if each.ndim > 1]},
+    ])  # fmt: skip
+
+
 def trained(model: nn.Module, factory: Factory, steps: int = 3) -> torch.optim.Optimizer:
     """The model's optimizer after some steps along seeded gradients."""
     optimizer = factory(model.parameters())
