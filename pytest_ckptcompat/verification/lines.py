@@ -213,7 +213,7 @@ def _compared(
     size = max(1, _PIECE // max(1, cut.lines.shape[1] * cut.lines.element_size()))
     told, every = False, True
     for mine, yours in zip(torch.split(ours, size), torch.split(line, size), strict=True):
-        left = bits(_picked(cut.lines, mine)).reshape(len(mine), -1)
+        left = bits(_picked(cut.lines, mine).cpu()).reshape(len(mine), -1)
         right = bits(converted(_picked(theirs, yours), conversion)).reshape(len(mine), -1)
         whole = torch.equal(left, right)  # which is much faster than line by line
         same = torch.ones(len(mine), dtype=torch.bool) if whole else (left == right).all(1)

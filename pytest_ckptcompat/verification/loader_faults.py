@@ -91,7 +91,7 @@ def _never_loaded(key: str, text: str, model: State) -> bool:
 def _same(one: Any, other: torch.Tensor) -> bool:
     if not isinstance(one, torch.Tensor) or nn.parameter.is_lazy(one) or nn.parameter.is_lazy(other):
         return False
-    return not (one.is_meta or other.is_meta) and same_bits(one, other)
+    return not (one.is_meta or other.is_meta) and same_bits(one.cpu(), other.cpu())
 
 
 def _findings(

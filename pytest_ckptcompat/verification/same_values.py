@@ -54,7 +54,7 @@ def held_values(held: torch.Tensor, value: torch.Tensor) -> How | None:
     if held.is_quantized and not value.is_quantized:
         return How(cast=_QUANTIZED) if quantized_by_torch(held, value) else None
     held, value = dense(held), dense(value)
-    wanted = bits(sample(held))
+    wanted = bits(sample(held).cpu())
     for conversion in conversions(value.dtype, held.dtype):
         for view, how in views(value, tuple(held.shape)):
             if torch.equal(bits(converted(sample(view), conversion)), wanted) and _same(
@@ -180,6 +180,6 @@ def _same(held: torch.Tensor, view: torch.Tensor, conversion: Conversion) -> boo
     for left, right in zip(
         torch.split(held.detach().reshape(-1), _PIECE), torch.split(view.reshape(-1), _PIECE), strict=True
     ):
-        if not torch.equal(bits(left), bits(converted(right, conversion))):
+        if not torch.equal(bits(left.cpu()), bits(converted(right, conversion))):
             return False
     return True

@@ -554,6 +554,21 @@ def test_quantized_values_are_recognised(loader: Callable[..., Any], key: str, f
     assert key in {found.key for found in wrong.errors}
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_model_on_a_card_is_traced_too(files: Path) -> None:
+    def on_card(loader: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments: (loader(*arguments) or arguments[0]).cuda()
+
+    for loader in (strict, fusing, half_and_back):
+        report = check(ckpt=files / "plain.pth", loader=on_card(loader), inputs=(2, 3, 7))
+        assert report.ok, str(report)
+    wrong = check(ckpt=files / "plain.pth", loader=on_card(with_a_new_head))
+    assert messages(wrong) == dict.fromkeys(("head.weight", "head.bias"), RANDOM)
+    half = check(Net, files / "plain.pth", loader=on_card(dropping_half_in_place))
+    assert set(messages(half).values()) == {UNCHANGED}
+
+
 def on_meta(path: str) -> nn.Module:
     with torch.device("meta"):
         model = Net()
