@@ -233,7 +233,7 @@ def _gain(held: Mapping[str, Any]) -> float:
         ValueError: it is damaged.
     """
     gain = held.get("gain", 1.0)
-    if not isinstance(gain, (int, float)) or not 0 < gain < 100:
+    if not isinstance(gain, (int, float)) or not 0 < gain < 1e6:
         raise ValueError("the gain of its weights is not a positive number")
     return float(gain)
 

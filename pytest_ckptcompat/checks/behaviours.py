@@ -10,7 +10,7 @@ import torch
 from pytest_ckptcompat.core import memory
 from pytest_ckptcompat.core.limits import DEFAULT, Limits
 from pytest_ckptcompat.tensors import plain, synthetic
-from pytest_ckptcompat.tensors.nested import mapped
+from pytest_ckptcompat.tensors.nested import mapped, tensors
 from pytest_ckptcompat.verification.behaviour import Behaviour, record
 from pytest_ckptcompat.verification.signal import Signal, fitting
 from pytest_ckptcompat.verification.wide_run import Run, RunError, Trial, run
@@ -59,7 +59,7 @@ def recorded(
         return about | Behaviour(uncompared=large).to_json()
     kept: dict[str, Any] = {}
 
-    drawn, other = (synthetic.inputs(plain.unpacked(batch), name) for name in ("input", "other"))
+    drawn = synthetic.inputs(plain.unpacked(batch))
 
     def trial(gain: float) -> Trial:
         values: dict[str, Any] = {}
@@ -72,8 +72,12 @@ def recorded(
 
         return Trial(blueprint.build, load, drawn, method)
 
-    gain, chosen, first = _heard(trial, _shifted(other))
+    other = _other(drawn)
+    gain, chosen, first = _heard(trial, other)
     found = record(chosen, first)
+    if found.uncompared and gain != 1:  # a gain at which a dead signal lives may be one of chaos
+        gain, plain_weights = 1.0, trial(1.0)
+        found = record(plain_weights, run(plain_weights, other=other))
     constructed = {key: value for key, value in kept.items() if isinstance(value, torch.Tensor)}
     told = {} if gain == 1 else {"gain": gain}
     return about | told | {"constructed": _bits(constructed, most)} | found.to_json()
@@ -90,18 +94,23 @@ def _heard(trial: Callable[[float], Trial], other: Any) -> tuple[float, Trial, R
         return last[2].signal
 
     try:
-        gain = fitting(hear)
+        if (gain := fitting(hear)) != last[0]:
+            hear(gain)
     except RunError:
         return 1.0, trial(1.0), None
-    return last if last[0] == gain else (gain, trial(gain), None)
+    return last
 
 
-def _shifted(batch: Any) -> Any:
-    """Another batch of the same integers: each tensor's last dimension is shifted by one."""
-    return mapped(
-        batch,
-        lambda tensor: tensor if tensor.is_floating_point() or not tensor.dim() else tensor.roll(1, -1),
-    )
+def _other(batch: Any) -> Any:
+    """Another batch: floats are drawn anew, integers mirrored below their largest; None if it is the same."""
+
+    def mirrored(tensor: torch.Tensor) -> torch.Tensor:
+        fixed = tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
+        return tensor if fixed or not tensor.numel() else tensor.max() - tensor
+
+    other = mapped(synthetic.inputs(batch, "other"), mirrored)
+    pairs = zip(tensors(batch), tensors(other), strict=True)
+    return other if any(not torch.equal(one, two) for (_, one), (_, two) in pairs) else None
 
 
 def undrawn(model: nn.Module) -> dict[str, Any]:

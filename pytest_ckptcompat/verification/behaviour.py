@@ -34,7 +34,7 @@ class Behaviour:
     Attributes:
         outputs: path -> what is recorded of it.
         precision: the arithmetic in which it ran.
-        note: why not in float64, or ``""``.
+        note: why not in float64, or that no signal goes through the model; or ``""``.
         uncompared: why nothing can be compared with it, or ``""``.
         slack: how many times the usual tolerance is needed, since the model amplifies rounding errors.
     """
@@ -96,7 +96,8 @@ def record(trial: Trial, first: Run | None = None) -> Behaviour:
         uncompared = "the model gave no tensor"
     elif not finite:
         uncompared = "the outputs were NaN"
-    return Behaviour(finite, first.precision, first.note, uncompared, slack)
+    dead = "what it gives does not depend on its inputs" if first.signal.is_dead else ""
+    return Behaviour(finite, first.precision, first.note or dead, uncompared, slack)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ _LOUD = 200.0
 """Activations as large as that leave nothing of what a nonlinearity does around 0."""
 _FAINT = 0.002
 """Of pooled outputs, independent inputs change no more than some thousandths."""
+_DEAD = 1e-9
 _TRIES = 6
 _SECONDS = 20.0
 """Of the processor; whatever else the machine does."""
@@ -36,6 +37,11 @@ class Signal:
 
     loudest: float = 0.0
     echo: float = math.inf
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the outputs change with the inputs by no more than rounding."""
+        return self.echo < _DEAD
 
     @property
     def quality(self) -> float:
@@ -90,5 +96,5 @@ def fitting(hear: Callable[[float], Signal]) -> float:
             faint = gain
         else:
             break
-        gain = loud / 2 if not faint else min(faint * 2, math.sqrt(faint * loud))
+        gain = loud / 4 if not faint else min(faint * 4, math.sqrt(faint * loud))
     return max(found, key=lambda each: found[each].quality)
