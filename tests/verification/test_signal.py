@@ -86,9 +86,9 @@ def test_a_change_is_seen_where_plain_weights_would_hide_it(build, changed, gain
 
 def test_a_model_that_is_dead_or_chaotic_is_compared_as_far_as_it_can_be():
     def build():
-        return nn.Sequential(*(each for _ in range(150) for each in (nn.Linear(16, 16), nn.Sigmoid())))
+        return nn.Sequential(*(each for _ in range(200) for each in (nn.Linear(64, 64), nn.Sigmoid())))
 
-    found, now = record_of(build)
+    found, now = record_of(build, (2, 64))
     assert "gain" not in found
     assert found["note"] == "what it gives does not depend on its inputs"
     assert not compare(Behaviour.from_json(found), now(build)).changed
