@@ -1,4 +1,4 @@
-"""The ``ckptcompat`` command: the same checks without pytest, and checkpoints looked at without torch."""
+"""The ``ckptcompat`` command: the same checks without pytest, and views of checkpoints without torch."""
 
 from .command import main
 

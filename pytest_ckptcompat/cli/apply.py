@@ -1,4 +1,4 @@
-"""``ckptcompat apply``."""
+"""The command ``ckptcompat apply``."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     import argparse
 
 _TAKEN = ("source_model", "optimizer", "optimizer_state", "allow", "protect")
-"""The arguments of a check that it takes as well: what passes with them is written."""
+"""The arguments of a check that this command also takes, with the same effect."""
 
 SUMMARY = "write the checkpoint that a recipe makes"
 EXITS = "0 written, 1 the recipe does not make it fit, 2 it could not be written"
 RUNS_CODE = True
-"""The hooks of a ``conftest.py`` are known to it."""
+"""The hooks of a ``conftest.py`` are used."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare its arguments."""
+    """Declare the arguments of the command."""
     add_checkpoint_and_model(parser)
     parser.add_argument("--recipe", required=True, metavar="FILE.toml", help="the recipe file")
     out = "a .safetensors or .pth file, or a folder (ending with a slash) for a distributed checkpoint"
@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Outcome:
-    """The grown checkpoint, written whole or not at all."""
+    """Write the grown checkpoint, completely or not at all."""
     from pytest_ckptcompat.checks.apply import MisfitError, apply_declared
     from pytest_ckptcompat.core.errors import RecipeError
     from pytest_ckptcompat.files.paths import display

@@ -1,4 +1,4 @@
-"""``ckptcompat bisect``."""
+"""The command ``ckptcompat bisect``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXITS = "0 found, 1 it fits everywhere or nowhere, 2 it could not be searched"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare its arguments."""
+    """Declare the arguments of the command."""
     add_checkpoint_and_model(parser)
     told = "a commit at which it fits; if not given, it is looked for 1, 2, 4 ... commits back"
     parser.add_argument("--good", metavar="REF", help=told)
@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Outcome:
-    """The commit and its report."""
+    """Find the first commit that no longer fits, and print its report."""
     from pytest_ckptcompat.checks.first_misfit import first_misfit
     from pytest_ckptcompat.files.paths import display
 

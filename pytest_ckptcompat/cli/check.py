@@ -1,4 +1,4 @@
-"""``ckptcompat check``."""
+"""The command ``ckptcompat check``."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 SUMMARY = "check that a checkpoint still serves a model, as a marked test does"
 EXITS = "0 it fits, 1 it does not, 2 it could not be checked"
 RUNS_CODE = True
-"""The hooks of a ``conftest.py`` are known to it."""
+"""The hooks of a ``conftest.py`` are used."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare its arguments: those of the marker that have a flag, and its own."""
+    """Declare the arguments: those of the marker that have a flag, and the command's own."""
     add_checkpoint_and_model(parser, required=False)
     add_flags(parser, ARGUMENTS)
     parser.add_argument(
@@ -54,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Outcome:
-    """The report."""
+    """Run the check and return its report."""
     from pytest_ckptcompat.checks.check import Check
     from pytest_ckptcompat.report.run_report import targets
 

@@ -1,4 +1,4 @@
-"""The command: which of its parts is asked for, and how each ends."""
+"""The main function: run a subcommand, and set the exit code."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 
 class Command(Protocol):
-    """A module of this room that is a command of its own name."""
+    """A module of this package that is a subcommand with the same name."""
 
     __name__: str
     SUMMARY: str
     EXITS: str
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """Declare its arguments."""
+        """Declare the arguments of the command."""
 
     def run(self, options: argparse.Namespace) -> Outcome:
-        """Do what it is for."""
+        """Run the command."""
         ...
 
 
@@ -47,15 +47,15 @@ COMMANDS: tuple[Command, ...] = (
     rules,
     operators,
 )
-"""In the order in which help lists them."""
+"""The subcommands, in the order of the help."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        The exit code: 0 fits or same, 1 not, 2 could not tell, 130 interrupted. It never depends on whether
-        somebody reads the output to its end.
+        The exit code: 0 for fits or same, 1 for not, 2 if it can't be determined, 130 if interrupted. It does
+        not depend on whether the output is read to its end.
     """
     options = _parser().parse(arguments)
     try:
@@ -88,6 +88,6 @@ def _parser() -> Parser:
     parser.set_defaults(
         parser=parser, run=lambda _: parser.error(f"name one of {', '.join(commands.choices)}")
     )
-    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions
         import_module("argcomplete").autocomplete(parser)
     return parser

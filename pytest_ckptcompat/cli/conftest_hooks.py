@@ -1,4 +1,4 @@
-"""The hooks of the current folder's ``conftest.py``, for commands that run the user's code in any case."""
+"""Use the hooks of the current folder's ``conftest.py``, for commands that run the user's code anyway."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def known(*, wanted: bool) -> Iterator[None]:
-    """Ask the hooks of ``conftest.py`` too, if it implements any of ours.
+    """Also use the hooks of ``conftest.py``, if it implements any of ours.
 
     Raises:
-        ValueError: it can't be imported.
+        ValueError: ``conftest.py`` can't be imported.
     """
     path = Path("conftest.py")
     if not wanted or not path.is_file() or b"pytest_ckptcompat_" not in path.read_bytes():

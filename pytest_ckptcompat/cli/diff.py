@@ -1,4 +1,4 @@
-"""``ckptcompat diff``."""
+"""The command ``ckptcompat diff``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXITS = "0 the same, 1 they differ, 2 not readable"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare its arguments."""
+    """Declare the arguments of the command."""
     parser.add_argument("new", metavar="NEW", help=ABOUT_CHECKPOINT)
     parser.add_argument("--against", required=True, metavar="OLD", help="what NEW is compared with, likewise")
     add_reading(parser)
@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Outcome:
-    """The differences as a table."""
+    """Return the differences as a table or as JSON."""
     from pytest_ckptcompat.report.listing import changes, contrasted, contrasted_json
 
     new, old = opened(options.new, options), opened(options.against, options)

@@ -1,4 +1,4 @@
-"""``ckptcompat init``."""
+"""The command ``ckptcompat init``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXITS = "0 written and it fits, 1 written and it does not fit, 2 not written"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare its arguments."""
+    """Declare the arguments of the command."""
     parser.add_argument("model", metavar="MODEL", help=ABOUT_MODEL)
     told = f"a lock of it gates the model: {ABOUT_CHECKPOINT}; if not given, the default branch does"
     parser.add_argument("ckpt", metavar="CKPT", nargs="?", help=told)
@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Outcome:
-    """The files, and the report of the check that they declare."""
+    """Write the files, and run the check that they declare."""
     from pytest_ckptcompat.checkpoint.checkpoint import open_checkpoint
     from pytest_ckptcompat.checks.arguments import CheckArguments
     from pytest_ckptcompat.checks.check import Check
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> Outcome:
 
 
 def _advice(written: Written) -> list[str]:
-    """What to do next: to commit, and what CI needs."""
+    """Return what to do next: commit, and set up CI."""
     history = written.ckpt.startswith("git:")
     lines = [f"commit {' and '.join(written.files)}; pytest runs the check from now on"]
     if history:

@@ -1,4 +1,4 @@
-"""``ckptcompat lock``."""
+"""The command ``ckptcompat lock``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CALL = ("inputs", "method", "model_args")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare its arguments."""
+    """Declare the arguments of the command."""
     parser.add_argument(
         "source", metavar="CKPT_OR_MODEL", help="a checkpoint, or package.module:name of what gives a model"
     )
@@ -40,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Outcome:
-    """The lock, written."""
+    """Write the lock."""
     from pytest_ckptcompat.checkpoint.lock_writer import write_lock
     from pytest_ckptcompat.core.redaction import public
     from pytest_ckptcompat.files.paths import display
@@ -93,7 +93,7 @@ def _of_checkpoint(options: argparse.Namespace) -> tuple[dict[str, Any], list[st
 
 
 def call(options: argparse.Namespace, source: str) -> tuple[Declared | None, str, Any]:
-    """Inputs as a lock notes them, the method, and the model's arguments."""
+    """Return the inputs as a lock records them, the method, and the model's arguments."""
     from pytest_ckptcompat.checks.argument_types import AUTO, method, model_args
     from pytest_ckptcompat.forward.inputs import Inputs
 
@@ -109,7 +109,7 @@ def call(options: argparse.Namespace, source: str) -> tuple[Declared | None, str
 
 
 def recorded(content: dict[str, Any]) -> list[str]:
-    """What is said of the outputs that were recorded."""
+    """Return the note on the recorded outputs."""
     behaviour = content.get("behaviour")
     if behaviour is None:
         return []

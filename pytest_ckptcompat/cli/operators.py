@@ -1,4 +1,4 @@
-"""``ckptcompat operators``."""
+"""The command ``ckptcompat operators``."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 SUMMARY = "list the operators of recipes, or explain one"
 EXITS = "0 listed, 2 unknown operator"
 RUNS_CODE = True
-"""The hooks of a ``conftest.py`` are known to it."""
+"""The hooks of a ``conftest.py`` are used."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare its arguments."""
+    """Declare the arguments of the command."""
     parser.add_argument("name", metavar="NAME", nargs="?", help="the operator to explain")
 
 
 def run(options: argparse.Namespace) -> Outcome:
-    """The list; or one operator in full, with an example.
+    """Return the list of operators, or one operator in full with an example.
 
     Raises:
         ValueError: there is no operator of that name.
@@ -63,7 +63,7 @@ def _explained(kind: type[Operator]) -> str:
 
 
 def _filled(paragraph: str, width: int) -> str:
-    """A paragraph of a docstring, or its list of attributes, as lines of a width; anything else as it is."""
+    """Wrap a paragraph of a docstring, or its list of attributes; return anything else as it is."""
     head, *lines = paragraph.splitlines()
     if not any(line.startswith(" ") for line in lines):
         return textwrap.fill(" ".join([head, *lines]), width)
@@ -78,7 +78,7 @@ def _filled(paragraph: str, width: int) -> str:
 
 
 def example_of(kind: type[Operator]) -> Operator | None:
-    """The first call of an operator that its docstring shows, made; None where it shows none."""
+    """Make the operator from the first example call in its docstring; None if there is none."""
     found = re.search(rf"``({re.escape(kind.__name__)}\(.*?\))``", _documented(kind), re.DOTALL)
     if found is None:
         return None

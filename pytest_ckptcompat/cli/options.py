@@ -1,4 +1,4 @@
-"""Options that several commands take, and what they make of them."""
+"""Options of several commands, and their parsing."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ def add_limit(parser: argparse.ArgumentParser) -> None:
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
-    """``--limit`` and ``--key``."""
+    """Declare ``--limit`` and ``--key``."""
     add_limit(parser)
     parser.add_argument("--key", metavar="PATH", help="dotted path to the state dict in a wrapped checkpoint")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """``--json``."""
+    """Declare ``--json``."""
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def add_checkpoint_and_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """``CKPT`` and ``MODEL``; the latter may be left out unless it is required."""
+    """Declare ``CKPT`` and ``MODEL``; the latter may be left out unless `required`."""
     parser.add_argument("ckpt", metavar="CKPT", help=f"the checkpoint: {ABOUT_CHECKPOINT}")
     parser.add_argument("model", metavar="MODEL", nargs=None if required else "?", help=ABOUT_MODEL)
 
 
 def add_flags(parser: argparse.ArgumentParser, names: Collection[str]) -> None:
-    """The flags of a check's arguments, of those that have one."""
+    """Declare the flags of those arguments of a check that have one."""
     for name in names:
         if (flag := ARGUMENTS[name].flag) is not None:
             action, option = "append" if flag.repeat else "store", f"--{name.replace('_', '-')}"
@@ -56,10 +56,10 @@ def add_flags(parser: argparse.ArgumentParser, names: Collection[str]) -> None:
 
 
 def given_flags(options: argparse.Namespace, names: Collection[str]) -> dict[str, Any]:
-    """The arguments of a check that were given by their flags.
+    """Return the arguments of a check that were given as flags.
 
     Raises:
-        ValueError: one can't be read.
+        ValueError: a flag's value is invalid.
     """
     flags = {name: flag for name in names if (flag := ARGUMENTS[name].flag) is not None}
     return {
@@ -70,10 +70,10 @@ def given_flags(options: argparse.Namespace, names: Collection[str]) -> dict[str
 
 
 def checked(options: argparse.Namespace, names: Collection[str], **more: Any) -> CheckArguments:
-    """The arguments of a check that the command line gives.
+    """Return the arguments of a check from the command line.
 
     Raises:
-        ValueError: one is of a wrong type; the text names its flag.
+        ValueError: an argument has a wrong type. The message contains its flag.
     """
     given = given_flags(options, names)
     try:
@@ -85,7 +85,7 @@ def checked(options: argparse.Namespace, names: Collection[str], **more: Any) ->
 
 
 def _model_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """``{"model_args": ...}`` of ``--model-arg``; empty where it is not given.
+    """Return ``{"model_args": ...}`` from ``--model-arg``, or an empty dict if it is not given.
 
     Raises:
         ValueError: a pair is ill-formed, or ``--model-args`` is given too.
@@ -107,17 +107,17 @@ def _model_arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def place(options: argparse.Namespace) -> Place:
-    """Where past commits are looked for: from the current folder, under the limits of the command line."""
+    """Return where to look for past commits: the current folder, with the limits of the command line."""
     from pytest_ckptcompat.checks.past_checkpoint import Place
 
     return Place(limits=parsed_limits(options))
 
 
 def opened(path: str, options: argparse.Namespace, key: str | None = None) -> Checkpoint:
-    """The checkpoint at a path, under the limits of the command line.
+    """Open the checkpoint at a path, with the limits of the command line.
 
     Raises:
-        CheckpointError: it can't be read.
+        CheckpointError: the checkpoint can't be read.
     """
     from pytest_ckptcompat.checkpoint.checkpoint import open_checkpoint
     from pytest_ckptcompat.files.paths import is_reference
@@ -131,10 +131,10 @@ def opened(path: str, options: argparse.Namespace, key: str | None = None) -> Ch
 
 
 def parsed_limits(options: argparse.Namespace) -> Limits:
-    """The limits of the command line.
+    """Return the limits of the command line.
 
     Raises:
-        ValueError: one is ill-formed.
+        ValueError: a limit is ill-formed.
     """
     from pytest_ckptcompat.core.limits import Limits
 
@@ -145,6 +145,6 @@ def parsed_limits(options: argparse.Namespace) -> Limits:
 
 
 def make_importable() -> None:
-    """The current folder is importable, as it is for ``python -m``."""
-    if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109  # sys.path holds texts
+    """Make the current folder importable, as with ``python -m``."""
+    if "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109  # sys.path holds strings
         sys.path.insert(0, "")

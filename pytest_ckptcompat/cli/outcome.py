@@ -1,4 +1,4 @@
-"""How a command ended."""
+"""The outcome of a command."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ OK, INCOMPATIBLE, UNCHECKED, INTERRUPTED = 0, 1, 2, 130
 
 
 class Outcome(NamedTuple):
-    """What a command found.
+    """The outcome of a command.
 
     Attributes:
         code: the exit code.
-        text: what it prints.
-        refusal: why it did not do what was asked, for standard error.
+        text: the text to print.
+        refusal: why it did not do what was asked; printed to standard error.
     """
 
     code: int

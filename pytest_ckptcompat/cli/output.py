@@ -1,4 +1,4 @@
-"""Standard output, which may be a pipe that nobody reads any more, a full disk, or closed."""
+"""Write to standard output, which may be a broken pipe, a full disk, or closed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def write(text: str) -> bool:
-    """Print a text, whole; whether it could be written, or nobody wanted to read on."""
-    if not text or sys.stdout is None:  # None: it was closed before we started
+    """Print a whole text; return whether it was written, or the reader had closed the pipe."""
+    if not text or sys.stdout is None:  # None: stdout was closed before the start
         return True
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has × and …
+        sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal can show × and …
     try:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+    except BrokenPipeError:  # the reader of the pipe, such as head, has stopped
         _discard(sys.stdout)
     except OSError as error:
         _discard(sys.stdout)
@@ -33,12 +33,12 @@ def write(text: str) -> bool:
 
 
 def say(text: str) -> None:
-    """Print a line on standard error, if that can be."""
+    """Print a line on standard error, if possible."""
     complain(f"ckptcompat: {text}\n")
 
 
 def complain(text: str) -> None:
-    """Print a text on standard error as it is, if that can be."""
+    """Print a text on standard error as it is, if possible."""
     if sys.stderr is None:
         return
     try:
@@ -49,7 +49,7 @@ def complain(text: str) -> None:
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose last column is wrapped to the width of the terminal."""
+    """Return a table whose last column is wrapped to the width of the terminal."""
     from tabulate import tabulate
 
     *columns, last = zip(headers, *rows, strict=True)
@@ -61,7 +61,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def in_colour() -> bool:
-    """Whether to paint: on a terminal that can, or where ``FORCE_COLOR`` is set; not with ``NO_COLOR``."""
+    """Return whether to use colours: on a capable terminal or with ``FORCE_COLOR``, not with ``NO_COLOR``."""
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR"):
@@ -70,12 +70,12 @@ def in_colour() -> bool:
 
 
 def on_terminal() -> bool:
-    """Whether somebody looks at a terminal."""
+    """Return whether standard output is a terminal."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
 def _discard(stream: TextIO) -> None:
-    """Let what is still buffered go nowhere, or Python would try once more as it ends."""
+    """Send the rest of the buffer to null, or Python would try to write it at exit."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

@@ -1,4 +1,4 @@
-"""The parser of the command line: no abbreviations, and errors that say what may have been meant."""
+"""The parser of the command line: no abbreviations, and errors with suggestions."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of the command, or of one of its parts."""
+    """The parser of the command or of a subcommand."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        """The options. An error ends the process with 2 and shows the usage of the command meant."""
+        """Parse the options. An error shows the subcommand's usage and exits with 2."""
         options: argparse.Namespace
         options, unknown = self.parse_known_args(arguments)
         if unknown:
@@ -34,12 +34,12 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's; what is missing is not told where the cause is an option that has a typing error."""
+        """Parse like argparse, and keep the arguments for `error`, which names a mistyped option first."""
         self._given = sys.argv[1:] if args is None else list(args)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and the error, with what may have been meant, and exit with 2."""
+        """Print the usage and the error, with a suggestion, and exit with 2."""
         if message.startswith("the following arguments are required"):
             unknown = [each for each in self._given if self._is_unknown(each)]
             message = f"unrecognized arguments: {unknown[0]}" if unknown else message
@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action=_Version, nargs=0, help=told)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Print help or an error, also where nobody reads on."""
+        """Print help or an error, even if the reader has closed the pipe."""
         if file is not sys.stdout:
             complain(message)
         elif not write(message.rstrip()):
@@ -71,7 +71,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
-    """Prints versions. torch's comes from its metadata: importing it would take seconds."""
+    """Prints versions. torch's is read from its metadata, since importing it takes seconds."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         import platform

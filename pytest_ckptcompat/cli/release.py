@@ -1,4 +1,4 @@
-"""``ckptcompat release``."""
+"""The command ``ckptcompat release``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXITS = "0 written, 1 today's model is the last release already or the name is t
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare its arguments."""
+    """Declare the arguments of the command."""
     parser.add_argument("name", metavar="NAME", help="of the release: v3")
     parser.add_argument("model", metavar="MODEL", help=ABOUT_MODEL)
     releases = "the releases file, releases.toml if not given; it is made if there is none"
@@ -26,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Outcome:
-    """The release, written."""
+    """Write the release."""
     from pytest_ckptcompat.checks.new_release import NotDueError, release
 
     make_importable()

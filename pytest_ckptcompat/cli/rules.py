@@ -1,4 +1,4 @@
-"""``ckptcompat rules``."""
+"""The command ``ckptcompat rules``."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ EXITS = "0 listed, 2 no such rule"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare its arguments."""
+    """Declare the arguments of the command."""
     parser.add_argument("rule", metavar="RULE", nargs="?", help="the id of the rule to explain")
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> Outcome:
-    """The list, or one rule in full.
+    """Return the list of rules, or one rule in full.
 
     Raises:
         ValueError: there is no such rule.

@@ -1,4 +1,4 @@
-"""``ckptcompat show``."""
+"""The command ``ckptcompat show``."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ EXITS = "0 shown, 2 not readable"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare its arguments."""
+    """Declare the arguments of the command."""
     parser.add_argument("ckpt", metavar="CKPT", help=ABOUT_CHECKPOINT)
     add_reading(parser)
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> Outcome:
-    """The checkpoint as a table."""
+    """Return the checkpoint as a table or as JSON."""
     from pytest_ckptcompat.report.listing import listed, listed_json
 
     ckpt = opened(options.ckpt, options)

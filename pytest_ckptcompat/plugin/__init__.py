@@ -1,4 +1,4 @@
-"""The pytest plugin: its hooks and fixtures, each from the module that knows it."""
+"""The pytest plugin: its hooks and fixtures, collected from the modules of this package."""
 
 from .collection import pytest_collect_file, pytest_generate_tests, pytest_pycollect_makeitem
 from .fixtures import ckpt, ckpt_check, ckpt_model, ckpt_path, ckpt_report

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: what ``--ckpt`` names, what their tests are called, each header read once."""
+"""The checkpoints of a run: the paths of ``--ckpt``, the ids of their tests, and a cache of headers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def expand(path: str, folders: Sequence[Path]) -> list[str]:
-    """The checkpoints that one path names: itself, or the matches of a glob in natural order.
+    """Expand one path to checkpoints: itself, or the matches of a glob in natural order.
 
     Args:
         path: a file, a folder, a glob, a URL, or ``git:REF``.
-        folders: where a relative path is looked for; the first folder that has it wins.
+        folders: the folders to look in for a relative path; the first one that has it wins.
 
     Returns:
-        At least one path. What does not exist is given as it would be in the first folder.
+        At least one path. A path that does not exist is taken as in the first folder.
     """
     return list(map(CheckpointPath, _expanded(path, folders)))
 
@@ -51,7 +51,7 @@ def _expanded(path: str, folders: Sequence[Path]) -> list[str]:
 
 
 def not_found(name: str, paths: Sequence[str], folders: Sequence[Path]) -> str:
-    """What to say of a name that led to these paths, where none of the folders has them; else ``""``."""
+    """Return an error message if none of the folders has the name, else ``""``."""
     if (
         is_url(paths[0])
         or is_reference(paths[0])
@@ -78,11 +78,11 @@ def _expand_url(url: str) -> list[str]:
     try:
         return matches(url) or [url]
     except CheckpointError:
-        return [url]  # opening it says why
+        return [url]  # opening it reports why
 
 
 class CheckpointPath(str):
-    """A path as it was given; in tracebacks and with ``--setup-show``, pytest shows no secrets of it."""
+    """A path as given. In tracebacks and with ``--setup-show``, pytest shows it without secrets."""
 
     __slots__ = ()
 
@@ -91,7 +91,7 @@ class CheckpointPath(str):
 
 
 def ids(paths: Sequence[str]) -> list[str]:
-    """A short name for each path, stable and different for different paths: ``net.pth``, ``v2/net.pth``."""
+    """Return a short, stable and unique name for each path: ``net.pth``, ``v2/net.pth``."""
     paths = [public(path) for path in paths]
     parts = [
         (path,) if is_reference(path) else PurePosixPath(path.replace(os.sep, "/")).parts for path in paths
@@ -105,12 +105,12 @@ def ids(paths: Sequence[str]) -> list[str]:
 
 
 class CheckpointCache:
-    """Checkpoints that were opened in this run, so that no header is read twice.
+    """The checkpoints opened in this run, so that no header is read twice.
 
     Attributes:
-        rewritten: the lock files that ``--ckpt-lock-update`` has changed.
-        missing: path -> what to say of it, for those that were looked for in several folders, in vain.
-        kept: locks that are never rewritten, because they are of releases.
+        rewritten: the lock files that ``--ckpt-lock-update`` changed.
+        missing: path -> error message, for paths that were not found in several folders.
+        kept: the locks of releases, which are never rewritten.
     """
 
     def __init__(self, limits: Limits, *, update_locks: bool = False) -> None:
@@ -122,10 +122,10 @@ class CheckpointCache:
         self.kept: set[str] = set()
 
     def contents(self, path: str) -> Contents:
-        """What is in the file, its header read now or earlier.
+        """Return the content of a file; its header is read only once.
 
         Raises:
-            CheckpointError: it can't be read; the same error again for the same path.
+            CheckpointError: the file can't be read. The same path always raises the same error.
         """
         if path in self.missing and not os.path.lexists(path):
             raise CheckpointError(self.missing[path])
@@ -140,7 +140,7 @@ class CheckpointCache:
         return opened
 
     def checkpoint(self, path: str, state_dict_key: str | None = None) -> Checkpoint:
-        """The state dict in the file; arguments and errors as for `open_checkpoint`."""
+        """Return the state dict in a file; arguments and errors as in `open_checkpoint`."""
         from pytest_ckptcompat.checkpoint.checkpoint import checkpoint
 
         return checkpoint(self.contents(path), state_dict_key)
@@ -169,7 +169,7 @@ class CheckpointCache:
 
 
 def _shortest(path: str) -> str:
-    """A path as a person would type it: relative to the current folder where it lies inside."""
-    absolute = os.path.abspath(path)  # noqa: PTH100  # resolve() would follow links, and hide what was named
+    """Return a path as a person would type it: relative if it is inside the current folder."""
+    absolute = os.path.abspath(path)  # noqa: PTH100  # resolve() would follow links and hide the given name
     relative = os.path.relpath(absolute)
     return absolute if relative.startswith("..") else relative

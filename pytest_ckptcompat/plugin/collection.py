@@ -1,4 +1,4 @@
-"""Marked tests, one for each checkpoint, and ``ckptcompat.toml`` as a file of tests."""
+"""Collect marked tests, one for each checkpoint, and the tests of ``ckptcompat.toml``."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 class Chosen(NamedTuple):
-    """The parameter of a test: the path of its checkpoint, if any, and which of the checks of that path."""
+    """The parameter of a test: its checkpoint's path, if any, and the number of its check for that path."""
 
     path: str | None
     place: int
 
     def __repr__(self) -> str:
-        """As ``--setup-show`` prints it, without secrets of a URL."""
+        """Return the path as ``--setup-show`` prints it, without the secrets of a URL."""
         return repr(self.path)
 
 
-@pytest.hookimpl(trylast=True)  # after the parameters whose marks may name checkpoints too
+@pytest.hookimpl(trylast=True)  # after parameters, whose marks may also name checkpoints
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for each checkpoint, named after it."""
+    """Make one test for each checkpoint, named after it."""
     node = metafunc.definition
     wanted = "ckpt_path" in metafunc.fixturenames
     if any(mark.name == "parametrize" and "ckpt_path" in str(mark.args[:1]) for mark in node.iter_markers()):
@@ -53,7 +53,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.fixturenames.append("ckpt_path")
     names = ids([each.path or "no checkpoint" for each in chosen])
     metafunc.parametrize("ckpt_path", chosen, indirect=True, ids=names)
-    calls = iter(metafunc._calls)  # for each of the given ones, one with each that was chosen
+    calls = iter(metafunc._calls)  # each given call, repeated for each chosen checkpoint
     metafunc._calls = [
         call
         for its in choices
@@ -66,7 +66,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_pycollect_makeitem(
     collector: pytest.Collector, name: str, obj: object
 ) -> Generator[None, Any, Any]:
-    """Tell what a mark without keywords does."""
+    """Report a mark that got a class by mistake."""
     made = yield
     if any(mark.name == MARKER and not mark.kwargs for mark in _marks_of_class(name, obj)):
         model = type(obj).__name__
@@ -76,7 +76,7 @@ def pytest_pycollect_makeitem(
 
 
 def add_gate_of_rootdir(config: pytest.Config) -> None:
-    """Have a plain ``pytest`` collect the rootdir's ``ckptcompat.toml``, where testpaths leads elsewhere."""
+    """Make a plain ``pytest`` collect the rootdir's ``ckptcompat.toml`` if testpaths leaves it out."""
     gate = config.rootpath / "ckptcompat.toml"
     if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or not gate.is_file():
         return
@@ -89,7 +89,7 @@ def add_gate_of_rootdir(config: pytest.Config) -> None:
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> CheckFile | None:
-    """``ckptcompat.toml`` is a file of tests."""
+    """Collect ``ckptcompat.toml`` as a file of tests."""
     if file_path.name != "ckptcompat.toml":
         return None
     from .toml_file import CheckFile
@@ -98,10 +98,10 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> CheckFile 
 
 
 def declared(item: pytest.Item) -> list[Declared]:
-    """The checks of a marked test: the one that its parameter names, or all where it has none (unittest).
+    """Return the checks of a marked test: that of its parameter, or all if it has none (unittest).
 
     Raises:
-        ValueError: a mark is wrong.
+        ValueError: a mark is invalid.
     """
     checks = [Declared(case, path) for case in cases(item) for path in _paths(case, item)]
     chosen = getattr(item, "callspec", None) and item.callspec.params.get("ckpt_path")  # type: ignore[attr-defined]
@@ -113,7 +113,7 @@ def declared(item: pytest.Item) -> list[Declared]:
 
 
 def _choices(node: pytest.Item, marks: Sequence[pytest.Mark]) -> list[Chosen]:
-    """The checks of a test with these marks of its parameters; none where a mark is wrong."""
+    """Return the checks of a test with these marks of its parameters, or none if a mark is invalid."""
     if not is_marked(node) and not any(mark.name == MARKER for mark in marks):
         return [Chosen(path, 0) for path in settings(node.config).paths]
     try:
@@ -128,7 +128,7 @@ def _paths(case: CheckArguments, node: pytest.Item) -> Sequence[str | None]:
 
 
 def _marks_of_class(name: str, obj: object) -> Sequence[pytest.Mark]:
-    """The marks of the class of something that stands where a test should be."""
+    """Return the marks on the class of an object that is named like a test."""
     if not name.startswith("test") or isinstance(obj, type) or not callable(obj):
         return ()
     found = getattr(type(obj), "pytestmark", ())

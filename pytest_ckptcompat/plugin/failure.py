@@ -1,4 +1,4 @@
-"""A report as pytest prints a failure."""
+"""Show reports as failures of pytest."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 def failure(reports: Sequence[Report], item: pytest.Item, settings: Settings) -> ReprExceptionInfo:
-    """The reports as pytest prints a failure: no traceback, and the verdict wherever one line is wanted.
+    """Return the reports as a failure for pytest: no traceback, and the verdict as the one-line message.
 
-    The short summary, JUnit's ``message=`` and CI annotations all read ``reprcrash.message``.
+    The short summary, JUnit's ``message=`` and CI annotations all use ``reprcrash.message``.
     """
     table = "check.recipe" if isinstance(item, CheckItem) else ""
     text, painted = (
@@ -46,14 +46,14 @@ def failure(reports: Sequence[Report], item: pytest.Item, settings: Settings) ->
         for color in (False, True)
     )
     entry = ReprEntryNative([text + "\n"])
-    if not hasattr(item.config, "workerinput"):  # from a worker, only pytest's own classes can travel
+    if not hasattr(item.config, "workerinput"):  # workers can only send pytest's own classes
         entry = _Coloured([text + "\n"], painted)
     path, line, _ = item.location
     more = f" (and {len(reports) - 1} more)" if len(reports) > 1 else ""
     crash = ReprFileLocation(path, (line or 0) + 1, reports[0].verdict + more)
     trace = ReprTracebackNative([])
     trace.reprentries = [] if item.config.option.tbstyle == "line" else [entry]
-    return ReprExceptionInfo(trace, crash)  # no chain: what draws chains anew would find no frames in it
+    return ReprExceptionInfo(trace, crash)  # no chain: code that renders chains would find no frames
 
 
 def end_at_caller(error: BaseException | None) -> None:
@@ -87,7 +87,7 @@ def add_reports(
     given: Iterable[Report],
     settings: Settings,
 ) -> None:
-    """Show the failing reports that a failed test was given, or that an assertion that failed looked at."""
+    """Show the failing reports that a failed test was given, or that are in a failed assertion's frame."""
     found = {id(report): report for report in given}
     if isinstance(excinfo.value, AssertionError):
         for value in excinfo.traceback[-1].frame.f_locals.values():
@@ -101,7 +101,7 @@ def add_reports(
 
 @dataclass(eq=False)
 class _Coloured(ReprEntryNative):
-    """A report that is painted where the terminal takes colours, and plain in files."""
+    """A report that is coloured in terminals that support it, and plain in files."""
 
     painted: str
 

@@ -1,4 +1,4 @@
-"""The fixtures."""
+"""The fixtures of the plugin."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def ckpt_report(ckpt_path: str, request: pytest.FixtureRequest) -> Report:
 def ckpt_model(ckpt_path: str, request: pytest.FixtureRequest) -> Any:
     """The model, recipe applied and checkpoint loaded, on the forward pass's device, in eval mode.
 
-    A lock file has no values: its model is on the meta device, with every shape and dtype.
+    A lock file has no values, so its model is on the meta device.
     """
     return checked(request.node).shown_model
 
@@ -75,8 +75,8 @@ def ckpt_model(ckpt_path: str, request: pytest.FixtureRequest) -> Any:
 def ckpt_check(request: pytest.FixtureRequest) -> Callable[..., Report]:
     """The same check as a callable, for tests without the marker.
 
-    It gives the report; of several checkpoints, the first that is not ok. A test that does not look at such a
-    report fails with it: nothing passes unread.
+    It returns the report; for several checkpoints, the first failed one. If a test does not look at a failed
+    report, the test fails with it, so that no failure goes unnoticed.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""Values that come from elsewhere than the command line: ini keys, and an environment variable."""
+"""Values that don't come from the command line: ini keys and an environment variable."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 CKPT_VARIABLE = "CKPTCOMPAT_CKPT"
-"""The environment variable that names checkpoints, a path a line."""
+"""The environment variable with the paths of checkpoints, one on each line."""
 
 
 def ini(config: pytest.Config, key: str) -> Any:
-    """The value of an ini key.
+    """Return the value of an ini key.
 
     Raises:
-        pytest.UsageError: it is not of the key's type.
+        pytest.UsageError: the value does not have the key's type.
     """
     try:
         return config.getini(key)

@@ -1,4 +1,4 @@
-"""What a test's marks declare, together with those of its classes and its module."""
+"""Combine the marks of a test, its classes and its module."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.checks.arguments import CheckArguments
 
 JOINED = ("allow", "protect")
-"""Arguments to which every mark adds. Of all others, the value of the mark closest to the test counts."""
+"""Arguments that marks add up. For all others, the mark closest to the test wins."""
 
 
 def is_marked(node: pytest.Item) -> bool:
-    """Whether a test has the mark, itself or from its class or module."""
+    """Return whether a test has the mark, itself or from its class or module."""
     return node.get_closest_marker(MARKER) is not None
 
 
 def cases(node: pytest.Item, added: Sequence[pytest.Mark] = ()) -> list[CheckArguments]:
-    """What each check of a marked test takes. Several marks in one place are as many checks.
+    """Return the arguments of each check of a marked test. Several marks in one place are several checks.
 
     Args:
         node: the test, or its definition before it is parametrized.
-        added: the marks of its ``pytest.param``, where the test is only a definition yet.
+        added: the marks of its ``pytest.param``, if it is not parametrized yet.
 
     Raises:
         ValueError: an argument is positional, unknown, missing or of a wrong type.
@@ -41,13 +41,13 @@ def cases(node: pytest.Item, added: Sequence[pytest.Mark] = ()) -> list[CheckArg
 
 
 def where(node: pytest.Item) -> str:
-    """``tests/test_net.py:12``: where a test starts."""
+    """Return where a test starts: ``tests/test_net.py:12``."""
     path, line, _ = node.location
     return f"{path}:{(line or 0) + 1}"
 
 
 def _places(node: pytest.Item) -> Iterator[Sequence[pytest.Mark]]:
-    """The marks of each place, from the module inwards: the closer, the later."""
+    """Yield the marks of each place, from the module inwards."""
     for each in node.listchain():
         marks = [mark for mark in each.own_markers if mark.name == MARKER]
         if not marks:
@@ -63,7 +63,7 @@ def _places(node: pytest.Item) -> Iterator[Sequence[pytest.Mark]]:
 
 
 def _owners(node: Any) -> Sequence[Any]:
-    """What a node's marks were written on: a class and its bases, the farthest first, or one object."""
+    """Return what a node's marks were written on: a class and its bases, farthest first, or one object."""
     if isinstance(node, pytest.Class):
         return tuple(node.obj.__mro__[::-1])
     owner = getattr(node, "obj", None)
@@ -71,14 +71,14 @@ def _owners(node: Any) -> Sequence[Any]:
 
 
 def _of_parameters(node: pytest.Item, marks: Sequence[pytest.Mark]) -> Sequence[Sequence[pytest.Mark]]:
-    """Marks of one ``pytest.param`` are as many checks, those of several parameters add up."""
+    """Split marks of parameters: those of one ``pytest.param`` are several checks, others add up."""
     marks = [mark for mark in marks if mark.name == MARKER]
     several = len(list(node.iter_markers("parametrize"))) > 1
     return [[mark] for mark in marks] if several else [marks]
 
 
 def _joined(marks: Sequence[pytest.Mark]) -> dict[str, Any]:
-    """The arguments of one mark from each place, the closest last."""
+    """Join the arguments of one mark from each place, the closest last."""
     arguments: dict[str, Any] = {}
     for mark in marks:
         if mark.args:
@@ -96,7 +96,7 @@ def _joined(marks: Sequence[pytest.Mark]) -> dict[str, Any]:
 
 
 def _listed(value: Any) -> Sequence[Any]:
-    """Several things, one, or none."""
+    """Return a list of several values, one value, or None."""
     if value is None:
         return []
     return value if isinstance(value, (list, tuple)) else [value]

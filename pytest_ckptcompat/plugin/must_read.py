@@ -1,4 +1,4 @@
-"""A failing report that a test was given, and whether the test looked at it."""
+"""Track whether a test looked at a failing report that it was given."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pytest_ckptcompat.report.report import Report
 
 
 class Unread(Report):
-    """A report that knows whether anything of it was `read`; then its reader decides what follows."""
+    """A report that records whether anything in it was `read`."""
 
     read = False
 
     @classmethod
     def given(cls, report: Report) -> Self:
-        """The same report, not read yet."""
+        """Copy a report, as not read yet."""
         return cls(**{each.name: getattr(report, each.name) for each in fields(report)})
 
     def __getattribute__(self, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Options, ini keys, the marker, and how a run starts."""
+"""Options, ini keys, the marker, and the start of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The options, and the ini keys behind them."""
+    """Add the options and their ini keys."""
     group = parser.getgroup("ckptcompat", "checkpoint compatibility")
     group.addoption(
         "--ckpt",
@@ -67,17 +67,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    """The hooks that others may implement."""
+    """Add the hooks that others may implement."""
     from pytest_ckptcompat.core import hooks as hookspecs
 
     pluginmanager.add_hookspecs(hookspecs)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker, and hold the options to their types."""
+    """Register the marker and validate the options."""
     config.addinivalue_line("markers", _marker(in_full=config.getoption("markers", False)))
     if _is_given(config, _KEYS):
-        settings(config)  # what is ill-formed is refused before a test is collected
+        settings(config)  # refuses ill-formed options before tests are collected
     if (
         not hasattr(config, "workerinput")
         and _is_given(config, (*_KEYS, *_OTHER_KEYS))
@@ -90,12 +90,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Recipes know the operators of this run's plugins no longer."""
+    """Forget the operators of this run's plugins."""
     forget(config.hook)
 
 
 def _marker(*, in_full: bool) -> str:
-    if not in_full:  # the table of arguments is not imported by every run
+    if not in_full:  # not every run imports the table of arguments
         return f"{MARKER}(*, model, ...): the checkpoint must load into the model"
     from pytest_ckptcompat.checks.arguments import marker_help
 
@@ -103,7 +103,7 @@ def _marker(*, in_full: bool) -> str:
 
 
 def _is_given(config: pytest.Config, keys: Iterable[str]) -> bool:
-    """Whether this run was given one of our options, or of these ini keys."""
+    """Return whether one of our options or of these ini keys was given."""
     return any(config.getoption(f"ckpt{name}") for name in _OPTIONS) or any(ini(config, key) for key in keys)
 
 
@@ -115,7 +115,7 @@ _OTHER_KEYS = ("ckpt", "ckpt_required", "ckpt_require_cuda")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Open what ``--ckpt`` names: a path that is not a checkpoint ends the run before a test is started."""
+    """Open what ``--ckpt`` names: a path that is not a checkpoint ends the run before any test starts."""
     config = session.config
     if config.option.collectonly or hasattr(config, "workerinput"):
         return
@@ -132,5 +132,5 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)  # a hook of pytest-xdist
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker of pytest-xdist how wide the terminal is; it has none itself."""
+    """Tell a worker of pytest-xdist the width of the terminal, since it has none."""
     node.workerinput["ckptcompat_width"] = settings(node.config).width

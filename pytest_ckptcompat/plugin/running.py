@@ -1,4 +1,4 @@
-"""The check before the body of a test, and how a report becomes a failed test."""
+"""Run the check before the body of a test, and make a failed test of a failing report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GIVEN = pytest.StashKey[list["Unread"]]()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A wrong mark fails its test; a test without a checkpoint is skipped, or fails where one is required."""
+    """Fail a test with an invalid mark; skip a test without a checkpoint, or fail it if one is required."""
     if is_marked(item):
         if refusal := clash(item.config):
             raise pytest.fail.Exception(refusal, pytrace=False)
@@ -38,9 +38,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         without(item)
 
 
-@pytest.hookimpl(wrapper=True, trylast=True)  # inside those that capture output and know of xfail
+@pytest.hookimpl(wrapper=True, trylast=True)  # inside the wrappers for captured output and xfail
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Check before the body runs, so that a body of ``...`` is enough; no failing report may go unread."""
+    """Check before the body runs, so ``...`` is a sufficient body; then fail on unread failing reports."""
     reports = [_done(item, check).report for check in item.stash.get(CHECKS, []) if check.path is not None]
     if failing := [report for report in reports if report is not None and not report.ok]:
         raise Incompatible(*failing)
@@ -52,11 +52,11 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
-    """The model and its memory go with the test."""
+    """Free the model and its memory with the test."""
     try:
         return (yield)
     finally:
-        if _forgotten(item):  # not after a header alone: collecting takes longer than such a check
+        if _forgotten(item):  # not after reading only a header: collecting takes longer than such a check
             from pytest_ckptcompat.forward.devices import release
 
             release()
@@ -64,7 +64,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """An incompatible checkpoint is a failed test with the report, not an error with a traceback."""
+    """Report an incompatible checkpoint as a failed test with the report, not as a traceback."""
     if call.excinfo is None:
         return (yield)
     from .failure import add_reports, end_at_caller, failure
@@ -75,7 +75,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         return report
 
     if isinstance(call.excinfo.value, Incompatible):
-        report.when = "call"  # raised while a fixture was set up, it would count as an error
+        report.when = "call"  # otherwise an error, if raised in a fixture's setup
         report.longrepr = failure(call.excinfo.value.reports, item, settings(item.config))
     else:
         given: list[Unread] = item.stash.get(GIVEN, [])
@@ -84,7 +84,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def _forgotten(item: pytest.Item) -> bool:
-    """Drop the test's check; whether it held a loaded model."""
+    """Drop the test's check; return whether it held a loaded model."""
     if _DONE not in item.stash:
         return False
     loaded = item.stash[_DONE][1].model is not None
@@ -93,7 +93,7 @@ def _forgotten(item: pytest.Item) -> bool:
 
 
 def checked(item: pytest.Item) -> Check:
-    """The check of this test, run once; raises `Incompatible` where it fails."""
+    """Run the only check of this test once and return it; raise `Incompatible` if it fails."""
     if CHECKS not in item.stash:
         pytest.fail(f"ckpt_model and ckpt_report need @pytest.mark.{MARKER}(model=...)", pytrace=False)
     with_path = [check for check in item.stash[CHECKS] if check.path is not None]
@@ -108,7 +108,7 @@ def checked(item: pytest.Item) -> Check:
 
 
 def _done(item: pytest.Item, check: Declared) -> Check:
-    """A check of this test, run once."""
+    """Run a check of this test once and return it."""
     before, done = item.stash.get(_DONE, (None, None))
     if done is None or before is not check:
         assert check.path is not None

@@ -1,6 +1,6 @@
-"""What the tests of a run share: the settings, the opened checkpoints, and how one case is checked.
+"""The state of a run: settings and opened checkpoints, and the function that runs one case.
 
-Every pytest run on the machine imports this; what a run without checkpoints does not need is imported on use.
+Every pytest run on the machine imports this module, so other imports are deferred.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ MARKER = "ckpt_compat"
 
 
 class Declared(NamedTuple):
-    """One check of a test: what it takes, and the path of the checkpoint, if there is one."""
+    """A check of a test: its arguments, and the path of the checkpoint, if there is one."""
 
     case: CheckArguments
     path: str | None
     drift: bool = False
-    """Whether today's model is compared with this lock of the last release."""
+    """Whether to compare today's model with this lock of the last release."""
 
 
 CHECKS = pytest.StashKey[list[Declared]]()
-"""On a test: the checks that it declares."""
+"""The stash key on a test for its declared checks."""
 
 REPORTS = pytest.StashKey[list["Report"]]()
-"""On a test: the reports of its checks that were not sent on yet."""
+"""The stash key on a test for reports that were not sent yet."""
 
 
-class Incompatible(Exception):  # noqa: N818  # a verdict on the checkpoint, not an error of the test
-    """What ends a test whose checkpoints do not fit; it carries the reports."""
+class Incompatible(Exception):  # noqa: N818  # a verdict on the checkpoint, not an error in the test
+    """Raised to end a test whose checkpoints do not fit; it carries the reports."""
 
     def __init__(self, *reports: Report) -> None:
         super().__init__(*(report.verdict for report in reports))
@@ -50,7 +50,7 @@ class Incompatible(Exception):  # noqa: N818  # a verdict on the checkpoint, not
 
 
 class Misstated(pytest.Item):
-    """Stands for a test that is declared wrongly, and fails: the others of its file are run."""
+    """A failing stand-in for a test with a wrong declaration, so that the rest of the file still runs."""
 
     def __init__(self, *, text: str, line: int, **rest: Any) -> None:
         super().__init__(**rest)
@@ -59,14 +59,14 @@ class Misstated(pytest.Item):
         self._line = line
 
     def setup(self) -> None:
-        """Fail with what is wrong."""
+        """Fail with the error message."""
         pytest.fail(self._text, pytrace=False)
 
     def runtest(self) -> None:
-        """Nothing: it never comes to it."""
+        """Do nothing: `setup` always fails."""
 
     def reportinfo(self) -> tuple[Path, int, str]:
-        """Where it is declared."""
+        """Return where the test is declared."""
         return self.path, self._line, self.name
 
 
@@ -75,7 +75,7 @@ _SHELF = pytest.StashKey["CheckpointCache"]()
 
 
 def settings(config: pytest.Config) -> Settings:
-    """The settings of a run, made once.
+    """Return the settings of a run, which are made once.
 
     Raises:
         pytest.UsageError: an option is ill-formed.
@@ -91,7 +91,7 @@ def settings(config: pytest.Config) -> Settings:
 
 
 def shelf(config: pytest.Config) -> CheckpointCache:
-    """The checkpoints that were opened in a run."""
+    """Return the checkpoints opened in a run."""
     if _SHELF not in config.stash:
         from .checkpoints import CheckpointCache
 
@@ -101,10 +101,10 @@ def shelf(config: pytest.Config) -> CheckpointCache:
 
 
 def probe(config: pytest.Config, path: str) -> None:
-    """Open what an option names, as far as no test is needed for that.
+    """Open what an option names, as far as possible without a test.
 
     Raises:
-        CheckpointError: it can't be read, or names no commit.
+        CheckpointError: the path can't be read, or names no commit.
     """
     from pytest_ckptcompat.files.paths import is_reference
 
@@ -117,7 +117,7 @@ def probe(config: pytest.Config, path: str) -> None:
 
 
 def place(config: pytest.Config) -> Place:
-    """Where the commits that ``git:`` names are looked for, and what they answer is kept."""
+    """Return where to look for the commits of ``git:`` and keep their answers."""
     from pytest_ckptcompat.checks.past_checkpoint import Place
 
     chosen = settings(config)
@@ -130,7 +130,7 @@ def place(config: pytest.Config) -> Place:
 
 
 def clash(config: pytest.Config) -> str:
-    """Why tests of this run would wait for each other for ever; ``""`` where they would not."""
+    """Return why the tests of this run would deadlock, or ``""``."""
     under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ or {"RANK", "WORLD_SIZE"} <= os.environ.keys()
     workers = hasattr(config, "workerinput") or (
         bool(config.getoption("tx", None)) and config.getoption("dist", "no") != "no"
@@ -144,17 +144,17 @@ def clash(config: pytest.Config) -> str:
 
 
 def named(case: CheckArguments | None, node: pytest.Item) -> list[str]:
-    """The paths of a case's checkpoints, as `resolved`. A case that names none is for every ``--ckpt``."""
+    """Return the resolved paths of a case's checkpoints; every ``--ckpt`` if the case names none."""
     if case is None or not case.ckpt:
         return list(settings(node.config).paths)
     return list(dict.fromkeys(path for name in case.ckpt for path in resolved(name, node)))
 
 
 def resolved(name: str, node: pytest.Item) -> list[str]:
-    """The paths that a name in a test means: from the rootdir, or else from the folder of the test's file.
+    """Resolve a name in a test: relative to the rootdir, or else to the folder of the test's file.
 
-    In ``ckptcompat.toml`` they start at that file. Where there is nothing, opening the path says where it was
-    looked for.
+    In ``ckptcompat.toml``, names are relative to that file. If nothing is found, opening the path reports
+    where it was looked for.
     """
     from .checkpoints import expand, not_found
 
@@ -176,11 +176,11 @@ def run(
     wants_model: bool = False,
     drift: bool = False,
 ) -> Check:
-    """Check one case under the settings of this run; the report stays with the test and is shown to hooks."""
+    """Check one case with the settings of this run; keep the report with the test and show it to hooks."""
     import warnings
     from dataclasses import replace
 
-    with warnings.catch_warnings():  # as it is imported, torch misses numpy, which nobody needs here
+    with warnings.catch_warnings():  # on import, torch warns about numpy, which is not needed here
         warnings.filterwarnings("ignore", "Failed to initialize NumPy", UserWarning)
         from pytest_ckptcompat.checks.check import Check
     from pytest_ckptcompat.files.paths import display_from
@@ -212,7 +212,7 @@ def run(
 
 
 def without(node: pytest.Item) -> None:
-    """End a test that was given no checkpoint: it is skipped, or fails where one is required."""
+    """End a test without a checkpoint: skip it, or fail it if one is required."""
     if not settings(node.config).required:
         raise skipped("give --ckpt PATH, the ini key ckpt, or ckpt= in the mark")
     from pytest_ckptcompat.core.findings import Stage, finding
@@ -229,12 +229,12 @@ NO_CHECKPOINT = "no checkpoint: "
 
 
 def skipped(remedy: str) -> BaseException:
-    """What skips a test for want of a checkpoint. pytest shows the line of the test, not of this code."""
+    """Return the exception that skips a test without a checkpoint, with the test's own line."""
     return pytest.skip.Exception(NO_CHECKPOINT + remedy, _use_item_location=True)
 
 
 def _keep(node: pytest.Item, report: Report) -> None:
-    """Keep a report with its test: for the files of the run, and in one line each as properties for JUnit."""
+    """Keep a report with its test, for the report files and as JUnit properties of one line each."""
     forward = [f"{each.status}: {each.detail}" for each in report.stages if each.name.startswith("forward")]
     node.stash.setdefault(REPORTS, []).append(report)
     node.user_properties.append(("ckpt_verdict", report.verdict))

@@ -1,4 +1,4 @@
-"""What the command line and the ini file say, held to their types once."""
+"""The validated options of the command line and the ini file."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class Settings:
     """The options of a run.
 
     Attributes:
-        paths: what ``--ckpt`` names, globs written out; the ini key's where the option is not given.
-        required: a marked test without a checkpoint fails.
+        paths: the paths of ``--ckpt``, with globs expanded; those of the ini key if the option is not given.
+        required: whether a marked test without a checkpoint fails.
         device: where the forward pass runs.
-        require_cuda: it must really run on CUDA.
-        severities: what ``ckpt_severity`` changes.
+        require_cuda: whether the forward pass must really run on CUDA.
+        severities: rule -> severity, as ``ckpt_severity`` sets them.
         limits: the readers' caps.
-        git_timeout: seconds that a past version of the code may take.
+        git_timeout: the most seconds that a past version of the code may take.
         reports: (format, path) of the files to write.
-        update_locks: lock files are written anew before they are used.
-        width: columns of the terminal.
-        verbosity: pytest's.
+        update_locks: whether to update lock files before they are used.
+        width: the width of the terminal in columns.
+        verbosity: pytest's verbosity.
     """
 
     paths: tuple[str, ...]
@@ -56,10 +56,10 @@ class Settings:
 
     @classmethod
     def of(cls, config: pytest.Config) -> Settings:
-        """The settings of this run.
+        """Return the settings of this run.
 
         Raises:
-            ValueError: an option is ill-formed; the text names it.
+            ValueError: an option is ill-formed. The message contains its name.
         """
 
         def either(key: str) -> object:
@@ -82,7 +82,7 @@ class Settings:
 
 
 def source_of_paths(config: pytest.Config) -> str:
-    """Where the run's checkpoints are named: the option, else the variable, else the ini key."""
+    """Return where the run's checkpoints are named: the option, else the variable, else the ini key."""
     if config.getoption("ckpt") is not None:
         return "--ckpt"
     return CKPT_VARIABLE if CKPT_VARIABLE in os.environ else "the ini key ckpt"
@@ -103,7 +103,7 @@ def _paths(config: pytest.Config) -> list[str]:
 
 
 def _source(config: pytest.Config, key: str) -> str:
-    """How the user gave an option: ``--ckpt-device``, or the ini key."""
+    """Return how the user gave an option: ``--ckpt-device``, or the ini key."""
     return f"the ini key {key}" if config.getoption(key) is None else f"--{key.replace('_', '-')}"
 
 

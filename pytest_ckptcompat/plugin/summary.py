@@ -1,4 +1,4 @@
-"""The reports of a run, gathered from all its processes: told in the summary, written to files."""
+"""Collect the reports of a run from all processes, summarise them, and write the report files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Summary:
-    """Gathers the reports of a run from all its processes, sums them up and writes the files."""
+    """Collects the reports of a run from all processes, summarises them, and writes the files."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -27,11 +27,11 @@ class Summary:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, Any, Any]:
-        """Send the reports along with the test's own: attributes of builtin types reach the controller."""
+        """Attach the reports to the test's own; attributes of builtin types reach the controller."""
         report: pytest.TestReport = yield
         reports = item.stash.get(REPORTS, [])
         if reports or _is_check(item):
-            # The page shows the keys that fit too; no other report needs that much.
+            # Only the HTML page also shows the keys that fit.
             whole = any(kind == "html" for kind, _ in settings(self._config).reports)
             vars(report)["ckptcompat"] = [
                 {**each.to_dict(), "fitting": dict(each.fitting) if whole else {}} for each in reports
@@ -40,7 +40,7 @@ class Summary:
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep what a test brought, from whichever process it came; of a test that is run again, the last."""
+        """Keep the reports of a test from any process; if a test is rerun, those of the last run."""
         checks = getattr(report, "ckptcompat", None)
         reason = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else ""
         lacking = NO_CHECKPOINT in reason
@@ -59,7 +59,7 @@ class Summary:
             run.unchecked[report.nodeid] = _LACKING if lacking else _REASONS.get(report.outcome, _NOT_RUN)
 
     def _known(self) -> Run:
-        """What is known of this run; a run without checkpoints never comes here."""
+        """Return what is known about this run; never called in runs without checkpoints."""
         if self._run is None:
             from pytest_ckptcompat.report.run_report import Run
 
@@ -67,7 +67,7 @@ class Summary:
         return self._run
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write the files that were asked for; a run whose report can't be written fails."""
+        """Write the requested files. A run whose report can't be written fails."""
         if hasattr(self._config, "workerinput") or self._config.option.collectonly:
             return
         chosen = self._config.option.ckpt_report
@@ -83,7 +83,7 @@ class Summary:
         from pytest_ckptcompat.core.keys import natural
         from pytest_ckptcompat.report.run_report import write
 
-        if self._config.getoption("numprocesses", None):  # as they came in, each run would have another order
+        if self._config.getoption("numprocesses", None):  # the order of arrival differs from run to run
             run.checks.sort(key=lambda each: natural(each[0]))
         for kind, path in settings(self._config).reports:
             try:
@@ -97,7 +97,7 @@ class Summary:
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """What fits, where its forward pass ran, and how many tests had no checkpoint."""
+        """Print which checkpoints fit, where the forward pass ran, and how many tests had no checkpoint."""
         run = self._run
         if run is None or not (run.checks or run.unchecked or self._unwritten):
             return
@@ -126,18 +126,18 @@ class Summary:
 
 
 def _is_check(item: pytest.Item) -> bool:
-    """Whether a test is one of those that must bring a report."""
+    """Return whether a test must have a report."""
     return CHECKS in item.stash or is_marked(item)
 
 
 _LACKING = "skipped: no checkpoint (--ckpt, --ckpt-required)"
 _NOT_RUN = "not run"
 _REASONS = {"skipped": "skipped", "failed": "failed before the check"}
-"""Why a test brought no report, by its outcome."""
+"""Outcome of a test -> why it has no report."""
 
 
 def _another_rank_writes() -> bool:
-    """Under torchrun every rank runs every test; the files are rank 0's, or they would be written over."""
+    """Return whether another rank writes the files: under torchrun every rank runs every test."""
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
 
 

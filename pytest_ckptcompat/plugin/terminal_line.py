@@ -1,4 +1,4 @@
-"""pytest's terminal, for a line that comes and goes while a test runs."""
+"""Show a temporary line in pytest's terminal while a test runs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 class Terminal:
-    """Writes through pytest's own reporter, past what captures the output of the test.
+    """Writes through pytest's own reporter, bypassing the capture of output.
 
     Args:
-        config: pytest's. Workers of pytest-xdist have no reporter, and so no terminal.
+        config: pytest's config. Workers of pytest-xdist have no reporter, and so no terminal.
     """
 
     def __init__(self, config: Any) -> None:
@@ -18,11 +18,11 @@ class Terminal:
         self._capture = config.pluginmanager.get_plugin("capturemanager")
 
     def watched(self) -> bool:
-        """Whether it is a terminal."""
+        """Return whether the output is a terminal."""
         return self._reporter is not None and bool(self._reporter.isatty)  # a bool before pytest 9
 
     def show(self, text: str) -> None:
-        """Write the line below the one where the tests' letters are, over what it was."""
+        """Write the line below the one with the tests' letters, replacing its last text."""
         with self._capture.global_and_fixture_disabled() if self._capture else nullcontext():
             self._reporter.ensure_newline()
             self._reporter.rewrite(text, erase=True)

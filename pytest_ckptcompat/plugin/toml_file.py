@@ -1,4 +1,4 @@
-"""``ckptcompat.toml``: the gate of a model repository without a line of test code."""
+"""``ckptcompat.toml``: checks for a model repository without any test code."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _HEADING = re.compile(r"\s*\[{1,2}\s*([\w.-]+)\s*\]")
 
 
 class Lines:
-    """The lines of a file, looked through for its tables and their keys.
+    """The lines of a TOML file, to find the lines of its tables and keys.
 
     Args:
         text: valid TOML.
-        tables: how many ``[[check]]`` it holds. Where another number of headings is found, as where a text of
-            several lines has some, only the first line is ever named.
+        tables: how many ``[[check]]`` tables it has. If another number of headings is found, for example
+            because a multi-line text contains some, every answer is the first line.
     """
 
     def __init__(self, text: str, tables: int) -> None:
@@ -47,7 +47,7 @@ class Lines:
         self._checks = checks if len(checks) == tables else []
 
     def of(self, check: int, inner: tuple[str, int] | None = None, key: str = "") -> int:
-        """The line of a key, or of the table in which it would be, counted from 1.
+        """Return the line of a key, or of the table that would contain it, counted from 1.
 
         Args:
             check: which ``[[check]]``, from 0.
@@ -62,17 +62,17 @@ class Lines:
             end = next((line for line in self._checks if line > start), len(self._lines) + 1)
             found = [line for line, each in self._headings if start < line < end and each == f"check.{name}"]
             if place >= len(found):
-                return self._key(start, name)  # written as a list of tables in braces
+                return self._key(start, name)  # written as a list of inline tables
             start = found[place]
         return self._key(start, key) if key else start
 
     def top(self, key: str) -> int:
-        """The line of a table or key outside all checks."""
+        """Return the line of a table or key outside all checks."""
         heads = [number for number, name in self._headings if name.partition(".")[0] == key]
         return heads[0] if heads else self._key(0, key)
 
     def _key(self, start: int, key: str) -> int:
-        """The line of a key of the table whose heading is in line `start`, or else that line."""
+        """Return the line of a key in the table with its heading in line `start`, or else that line."""
         wanted = re.compile(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[.=]")
         for number, line in enumerate(self._lines[start:], start + 1):
             if _HEADING.match(line):
@@ -83,7 +83,7 @@ class Lines:
 
 
 class _MisstatedError(ValueError):
-    """What is wrong with a table, and where in it: ``("recipe", 0)`` and a key of that, or of the check."""
+    """Raised for a fault in a table; says where: an inner table such as ``("recipe", 0)``, and a key."""
 
     def __init__(self, text: str, table: dict[str, Any], inner: tuple[str, int] | None = None) -> None:
         super().__init__(text)
@@ -93,13 +93,13 @@ class _MisstatedError(ValueError):
 
 
 class CheckFile(pytest.File):
-    """The file; each ``[[check]]`` of it is a test, or one for each checkpoint."""
+    """The file; each ``[[check]]`` is a test, or one test for each checkpoint."""
 
     def collect(self) -> Iterator[pytest.Item]:
-        """The tests that the file declares.
+        """Yield the tests that the file declares.
 
         Raises:
-            pytest.Collector.CollectError: it is not valid TOML, has no check, or its tables have other names.
+            pytest.Collector.CollectError: the file is not valid TOML, has no check, or has unknown tables.
         """
         try:
             text = self.path.read_text(encoding="utf-8-sig")
@@ -145,7 +145,7 @@ class CheckFile(pytest.File):
     def _of_releases(
         self, name: str, case: CheckArguments, releases: str, line: int
     ) -> Iterator[pytest.Item]:
-        """A test for each release, from its lock, and one that the last is what today's model saves."""
+        """Yield a test for each release, from its lock, and one that compares the last with today's model."""
         alone = CheckItem.from_parent(self, name=name, checks=[], line=line)
         (path, *_) = resolved(releases, alone)
         try:
@@ -156,7 +156,7 @@ class CheckFile(pytest.File):
             )
             return
         shelf(self.config).kept.update(locks.values())
-        upgraded = replace(case, recipe=str(Path(path).absolute()))  # it is looked for again from this file
+        upgraded = replace(case, recipe=str(Path(path).absolute()))  # it is resolved again from this file
         for release, lock in locks.items():
             checks = [Declared(upgraded, lock)]
             yield CheckItem.from_parent(self, name=f"{name}[{release}]", checks=checks, line=line)
@@ -176,7 +176,7 @@ class CheckFile(pytest.File):
 
 
 class CheckItem(pytest.Item):
-    """One checkpoint of one ``[[check]]``: the plugin checks it before its body runs."""
+    """A test for one checkpoint of a ``[[check]]``; the plugin checks it before the body runs."""
 
     def __init__(self, *, checks: list[Declared], line: int, **rest: Any) -> None:
         super().__init__(**rest)
@@ -184,21 +184,21 @@ class CheckItem(pytest.Item):
         self._line = line
 
     def setup(self) -> None:
-        """Make the modules beside the file importable, as they are for a test file."""
+        """Make the modules beside the file importable, as for a test file."""
         folder = str(self.path.parent)
         if folder not in sys.path:
             sys.path.insert(0, folder)
 
     def runtest(self) -> None:
-        """Nothing: the check is all there is."""
+        """Do nothing: the check is the whole test."""
 
     def reportinfo(self) -> tuple[Path, int, str]:
-        """Where the table starts."""
+        """Return where the table starts."""
         return self.path, self._line - 1, self.name
 
 
 def _declared(table: dict[str, Any], number: int) -> tuple[str, CheckArguments, str]:
-    """The name and the case of a table, and the releases file that it is about, if it is.
+    """Return the name and the case of a table, and its releases file, if any.
 
     Raises:
         _MisstatedError: a key is unknown, missing or of a wrong type.
@@ -223,10 +223,10 @@ def _declared(table: dict[str, Any], number: int) -> tuple[str, CheckArguments, 
 
 
 def _releases(table: dict[str, Any]) -> str:
-    """The path of the releases file; ``""`` where the table is about none.
+    """Return the path of the releases file, or ``""`` if the table names none.
 
     Raises:
-        ValueError: it is not a path, or there is something beside it that says what is checked.
+        ValueError: it is not a path, or another key also says what is checked.
     """
     releases = table.get("releases", "")
     if not isinstance(releases, str) or ("releases" in table and not releases.strip()):
@@ -238,7 +238,7 @@ def _releases(table: dict[str, Any]) -> str:
 
 
 def _name(table: dict[str, Any], number: int) -> str:
-    """The name of a table, or else its number."""
+    """Return the name of a table, or one made from its number."""
     name = table.get("name")
     return name if isinstance(name, str) and name.isprintable() and name else f"check-{number + 1}"
 

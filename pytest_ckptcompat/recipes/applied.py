@@ -1,4 +1,4 @@
-"""What a recipe made of a state dict."""
+"""The result of a recipe on a state dict."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Applied:
-    """What a recipe made of a state dict.
+    """The result of a recipe on a state dict.
 
     Attributes:
-        state_dict: the new one; tensors that no operator changed are the objects that they were.
-        touched: key -> the operators that gave it other values; keys that were dropped are among them. To
-            give a key another name alone is not to touch it.
-        origin: new key -> the old key that it comes from; None where it comes from several, or from none.
+        state_dict: the new state dict. Tensors that no operator changed are the same objects as before.
+        touched: key -> the operators that changed its values; includes dropped keys. Renaming a key alone
+            does not touch it.
+        origin: new key -> the old key that it comes from; None if it comes from several or none.
         sources: new key -> all old keys that it comes from.
-        changes_function: operator -> why it does not claim that the function is kept; those that claim it
-            are not among them.
-        lost: old key -> the operator that left it out.
-        eval_only: whether the function is claimed to be kept in eval mode alone.
+        changes_function: operator -> why it does not claim to keep the function; operators that do are not
+            included.
+        lost: old key -> the operator that dropped it.
+        eval_only: whether the function is claimed to be kept only in eval mode.
     """
 
     state_dict: OrderedDict[str, Any]
@@ -40,7 +40,7 @@ class Applied:
 
     @property
     def summary(self) -> str:
-        """How many keys are others than before, by name or by value, and how many went without a trace."""
+        """How many keys have a new name or new values, and how many were dropped."""
         keys = self.state_dict.keys()
         changed = [key for key in keys if key in self.touched or self.origin[key] != key]
         dropped = self.touched.keys() - keys - {old for olds in self.sources.values() for old in olds}
@@ -50,7 +50,7 @@ class Applied:
 
 @dataclass(frozen=True)
 class Step:
-    """One operator at work: the state dict before and after it, and the model's sizes as it sees them."""
+    """One step of a run: an operator, the state dict before and after it, and the model's sizes for it."""
 
     operator: Operator
     before: State
@@ -59,12 +59,12 @@ class Step:
 
     @property
     def after(self) -> OrderedDict[str, Any]:
-        """The state dict after it."""
+        """The state dict after the step."""
         return self.edit.state
 
 
 def applied(steps: Iterable[Step], state_dict: State) -> Applied:
-    """What steps made of a state dict, which key was touched by which, and where each comes from."""
+    """Run steps on a state dict; note which operators touch each key, and where each key comes from."""
     state = OrderedDict(state_dict)
     if (metadata := getattr(state_dict, "_metadata", None)) is not None:
         state._metadata = metadata  # type: ignore[attr-defined]
@@ -84,7 +84,7 @@ def applied(steps: Iterable[Step], state_dict: State) -> Applied:
 
 
 class _Aimed(Mapping[str, Any]):
-    """The model's sizes under the names that keys have before operators that are still to come."""
+    """The model's sizes under the names that keys have before later operators rename them."""
 
     def __init__(self, target: State, coming: Sequence[Operator]) -> None:
         self._target = target
@@ -107,13 +107,13 @@ class _Aimed(Mapping[str, Any]):
 
 
 def _left_out(step: Step) -> list[str]:
-    """The keys of which nothing is left after a step."""
+    """Return the keys of which nothing is left after a step."""
     used = {source for writes in step.edit.plan.values() for write in writes for source in write.sources}
     return [key for key in step.edit.plan if key not in used and key not in step.after]
 
 
 def _sources(step: Step, before: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """New key -> the keys of the first state dict that it comes from."""
+    """Return new key -> the keys of the original state dict that it comes from."""
     came = {write.key: write.sources for writes in step.edit.plan.values() for write in writes}
     sources = {}
     for key in step.after:
@@ -125,7 +125,7 @@ def _sources(step: Step, before: Mapping[str, tuple[str, ...]]) -> dict[str, tup
 
 
 def _touched(step: Step, before: Mapping[str, tuple[Operator, ...]]) -> dict[str, tuple[Operator, ...]]:
-    """Key -> operators that gave it other values, renamed as the keys are; before this step and in it."""
+    """Return key -> operators that changed its values, up to this step, under the new names."""
     plan = step.edit.plan
     touched = {key: operators for key, operators in before.items() if key not in plan}
     for old, writes in plan.items():

@@ -1,4 +1,4 @@
-"""Arguments of an operator: checked against their annotations, and written as Python and TOML."""
+"""Arguments of an operator: check them against annotations, and write them as Python and TOML."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from pytest_ckptcompat.core.errors import RecipeError
 
 MAY_BE_EMPTY = {"may_be_empty": True}
-"""Metadata of a field whose list may be empty."""
+"""The metadata of a field whose list may be empty."""
 
 
 def checked(operator: str, name: str, value: Any, hint: Any) -> Any:
-    """The value as the operator holds it: lists become tuples, whole numbers floats where one is wanted.
+    """Convert an argument: lists become tuples, and whole numbers floats if a float is wanted.
 
     Raises:
-        RecipeError: it is of a wrong type.
+        RecipeError: the value has a wrong type.
     """
     for kind in _choices(hint):
         fitted = _fitted(value, kind)
@@ -30,7 +30,7 @@ def checked(operator: str, name: str, value: Any, hint: Any) -> Any:
 
 
 def hints(kind: type) -> dict[str, Any]:
-    """Field -> its annotation, evaluated; of all the operator's own and inherited fields."""
+    """Return field -> evaluated annotation, for the operator's own and inherited fields."""
     return _hints(kind)
 
 
@@ -42,7 +42,7 @@ def _choices(hint: Any) -> tuple[Any, ...]:
 
 
 def _fitted(value: Any, kind: Any) -> Any:
-    """The value, or MISSING if it is of another kind."""
+    """Return the value, or MISSING if it has another type."""
     if get_origin(kind) is Literal:
         return value if isinstance(value, str) and value in get_args(kind) else MISSING
     if get_origin(kind) is tuple:
@@ -87,7 +87,7 @@ _PLURAL = {str: "texts", int: "whole numbers", float: "numbers"}
 
 
 def given(operator: Any) -> dict[str, Any]:
-    """The arguments that differ from the defaults, in the order of the fields."""
+    """Return the arguments that differ from the defaults, in the order of the fields."""
     return {
         field.name: getattr(operator, field.name)
         for field in fields(operator)
@@ -96,12 +96,12 @@ def given(operator: Any) -> dict[str, Any]:
 
 
 def positional(field: Field[Any], hint: Any) -> bool:
-    """Whether the argument stands without its name in Python: required texts, and what is called."""
+    """Return whether the argument is positional in Python: required texts and callables."""
     return field.default is MISSING and hint not in (int, float, tuple[int, ...])
 
 
 def python(value: Any) -> str:
-    """A value as Python source in characters that print; see `recipe.Recipe.__repr__`."""
+    """Return a value as Python source in printable characters; see `recipe.Recipe.__repr__`."""
     if isinstance(value, str):
         return quoted(value)
     if isinstance(value, tuple):
@@ -112,14 +112,14 @@ def python(value: Any) -> str:
 
 
 def brief(value: Any) -> str:
-    """A value for a text to be read: of a list of more than six, its beginning."""
+    """Return a value for messages; a list of more than six entries is cut."""
     if isinstance(value, tuple) and len(value) > 6:
         return f"[{', '.join(map(python, value[:4]))}, … {len(value) - 4} more]"
     return python(value)
 
 
 def quoted(text: str) -> str:
-    """A string literal in double quotes. ``#`` is escaped, since CI services take ``##[`` for a command."""
+    """Return a string literal in double quotes. ``#`` is escaped: CI services run ``##[`` as a command."""
     source = repr(text)
     inside = source[1:-1]
     if source[0] == "'":
@@ -128,7 +128,7 @@ def quoted(text: str) -> str:
 
 
 def toml(value: Any) -> str:
-    """A value as TOML.
+    """Return a value as TOML.
 
     Raises:
         RecipeError: TOML has no such value.

@@ -1,4 +1,4 @@
-"""What every operator of a recipe has in common."""
+"""The base class of the operators of recipes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a check knows besides the state dict, for arguments that a recipe leaves open.
+    """What a check knows in addition to the state dict, for arguments that a recipe leaves open.
 
     Attributes:
-        beside: reads a file in the checkpoint's folder by its name; None where there is none.
+        beside: reads a file in the checkpoint's folder by its name; returns None if there is none.
         model: the new model, on the meta device; None if it is not known.
-        source: gives the model that the checkpoint was made for, likewise.
+        source: gives the model that the checkpoint was made for, on the meta device, or None.
     """
 
     beside: Callable[[str], bytes | None] = lambda name: None
@@ -38,7 +38,7 @@ class Surroundings:
 
 
 class Edit(NamedTuple):
-    """What one operator did: the new state dict, and the plan by which it was made."""
+    """The result of one operator: the new state dict, and the plan that made it."""
 
     state: OrderedDict[str, Any]
     plan: Plan
@@ -46,18 +46,18 @@ class Edit(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Operator:
-    """One step of a recipe: data that can be printed, compared and written as a table.
+    """An operation of a recipe: data that can be printed, compared and written as a TOML table.
 
-    A subclass is a frozen dataclass (``repr=False``) named as its table is, whose fields are its arguments:
-    texts, numbers, and lists of them. It gives a `plan`, says what it does not claim, and proves what it
-    promises.
+    A subclass is a frozen dataclass (``repr=False``) with the name of its table, whose fields are its
+    arguments: texts, numbers, and lists of them. It makes a `plan`, says what it does not claim, and proves
+    what it promises.
 
     Attributes:
-        changes_function: why the operator does not claim that the function is kept; ``""`` if it claims it,
-            None if it says nothing.
-        eval_only: whether what it claims of the function is so in eval mode alone.
-        rounds: whether it computes values, which are rounded to the tensor's dtype; False for one that moves,
-            copies or leaves out values alone.
+        changes_function: why the operator does not claim to keep the function; ``""`` if it claims to, None
+            if it says nothing.
+        eval_only: whether its claim about the function holds only in eval mode.
+        rounds: whether it computes values, which are rounded to the tensor's dtype; False if it only moves,
+            copies or drops values.
     """
 
     changes_function: ClassVar[str | None] = None
@@ -65,7 +65,7 @@ class Operator:
     rounds: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Check the arguments' types.
+        """Check the types of the arguments.
 
         Raises:
             RecipeError: an argument is of a wrong type.
@@ -81,11 +81,11 @@ class Operator:
             object.__setattr__(self, field.name, value)
 
     def __repr__(self) -> str:
-        """Python that makes this operator, arguments that are at their defaults left out."""
+        """Return Python source that makes this operator, without arguments at their defaults."""
         return self._shown(python)
 
     def __str__(self) -> str:
-        """The same for a text to be read: of a long list, only its beginning."""
+        """Return the same for messages; long lists are cut."""
         return self._shown(brief)
 
     def _shown(self, form: Callable[[Any], str]) -> str:
@@ -98,7 +98,7 @@ class Operator:
         return f"{type(self).__name__}({', '.join(arguments)})"
 
     def table(self) -> dict[str, Any]:
-        """The operator as a table of a recipe file: ``op``, and the arguments that are not defaults."""
+        """Return the table for a recipe file: ``op``, and the arguments that are not defaults."""
         return {
             "op": type(self).__name__,
             **given(self),
@@ -106,7 +106,7 @@ class Operator:
 
     @classmethod
     def of_table(cls, arguments: Mapping[str, Any]) -> Self:
-        """The operator with the arguments of a table.
+        """Make the operator from the arguments of a table.
 
         Raises:
             RecipeError: an argument is unknown, missing or of a wrong type.
@@ -125,18 +125,18 @@ class Operator:
 
     @classmethod
     def signature(cls) -> str:
-        """``tile(key, dim, to=None)``: the arguments by the names that they have in tables."""
+        """Return the signature with the names that tables use: ``tile(key, dim, to=None)``."""
         arguments = (
             field.name + ("" if field.default is MISSING else f"={field.default!r}") for field in fields(cls)
         )
         return f"{cls.__name__}({', '.join(arguments)})"
 
     def plan(self, state: State, target: State) -> Plan:
-        """What becomes of each key that the operator changes, told from keys and shapes alone.
+        """Plan what happens to each key that the operator changes, from keys and shapes alone.
 
         Args:
-            state: the state dict as the operators before this one left it.
-            target: key -> anything with a shape and a dtype: what the model has.
+            state: the state dict after the previous operators.
+            target: key -> anything with a shape and a dtype; the model's state dict.
 
         Raises:
             RecipeError: the operator matches nothing, changes nothing, or does not fit.
@@ -147,7 +147,7 @@ class Operator:
         )
 
     def edit(self, state: State, target: State) -> Edit:
-        """Plan, and carry the plan out.
+        """Make the plan and carry it out.
 
         Raises:
             RecipeError: the plan can't be made.
@@ -158,56 +158,56 @@ class Operator:
             raise
         except Exception as error:
             if type(self).__module__.partition(".")[0] == __name__.partition(".")[0]:
-                raise  # not somebody else's operator: an error of ours, or of a file
+                raise  # not a third-party operator: our own error, or a file's
             raise RecipeError(f"{self!r}: its plan raised {raised(error)}") from error
         return Edit(carry_out(plan, state, self), plan)
 
     def apply(self, state: State, target: State) -> OrderedDict[str, Any]:
-        """The new state dict; `state` is left as it is, and what does not change is the same tensor."""
+        """Return the new state dict. `state` is not changed, and unchanged tensors are the same objects."""
         return self.edit(state, target).state
 
     def caveat(self, state: State, target: State) -> str:
-        """Why the function may change, for these shapes; ``""`` if it is claimed to be kept."""
+        """Return why the function may change, for these shapes; ``""`` if it is claimed to be kept."""
         if self.changes_function is None:
             return f"{self} does not say whether it keeps it"
         return self.changes_function
 
     def completed(self, surroundings: Surroundings) -> Operator:
-        """The same with what a check knows besides, where the recipe leaves it open.
+        """Return the operator with open arguments filled in from what a check knows.
 
         Raises:
-            RecipeError: it is not what the recipe says.
+            RecipeError: that contradicts the recipe.
         """
         return self
 
     @property
     def needs_model(self) -> bool:
-        """Whether values that the model constructs are needed, and not its shapes alone."""
+        """Whether the operator needs values that the model constructs, and not only its shapes."""
         return False
 
     def destination(self, key: str) -> str | None:
-        """What the operator calls a key that it is given; None for a key that it takes away."""
+        """Return the operator's new name for a key; None for a key that it removes."""
         return key
 
     def follows(self, earlier: Operator, state: State) -> bool:
-        """Whether an earlier operator did what this one is to do, because their tensors are tied."""
+        """Return whether an earlier operator already did this, because the tensors are tied."""
         return False
 
     def prove(self, before: State, after: State, target: State) -> Iterable[Claim | Promise]:
-        """What the operator promises, each with what proves it on the values before and after it.
+        """Yield the operator's promises, with their proofs on the values before and after it.
 
-        A `Claim` is proved when it is asked for, and listed where there are no values; a `Promise` was proved
-        already. Nothing here may use the operator's own plan: the promises are told from what they mean. An
-        operator that promises nothing is reported as unchecked.
+        A `Claim` is proved later, or only listed if there are no values. A `Promise` is already decided.
+        Proofs must not use the operator's own plan: they follow from the meaning of the promises. An operator
+        without promises is reported as unchecked.
         """
         return ()
 
     def remarks(self, before: State, after: State, target: State) -> list[Finding]:
-        """What people regret in the values after it, though every promise be kept."""
+        """Return findings about values that are likely to cause trouble, even if every promise is kept."""
         return []
 
     def matched(self, pattern: str, state: State) -> list[str]:
-        """The keys that a pattern names.
+        """Return the keys that a pattern matches.
 
         Raises:
             RecipeError: there are none.
@@ -218,11 +218,11 @@ class Operator:
         return keys
 
     def unused(self, pattern: str, why: str) -> RecipeError:
-        """The error of an operator that does nothing."""
+        """Return the error for an operator that does nothing."""
         return RecipeError(f"{self} {why}", rule="recipe-unused-op", key=pattern)
 
     def unfit(self, key: str, why: str) -> RecipeError:
-        """The error of an operator that can't do what it says."""
+        """Return the error for an operator that can't be applied to a key."""
         return RecipeError(f"{self} does not fit {python(key)}: {why}", key=key)
 
 

@@ -1,4 +1,4 @@
-"""What the stars of a glob stand for, and globs filled with it."""
+"""Match the stars of a glob, and fill them in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .arguments import python
 
 
 def stars(pattern: str, key: str) -> tuple[str, ...] | None:
-    """What each star stands for in `key`, each as little as possible; None if `pattern` does not match."""
+    """Return the text that each star matches in `key`, as short as possible; None without a match."""
     if pattern == key:
         return ("*",) * pattern.count("*")
     parts = re.split(r"(\[!?[^\]]+\]|[*?])", pattern)
@@ -19,7 +19,7 @@ def stars(pattern: str, key: str) -> tuple[str, ...] | None:
 
 
 def filled(pattern: str, values: tuple[str, ...]) -> str:
-    """`pattern` with its stars, if it has any, replaced by what they stand for."""
+    """Replace the stars of `pattern`, if any, by the texts."""
     if "*" not in pattern:
         return pattern
     first, *rest = pattern.split("*")
@@ -27,10 +27,10 @@ def filled(pattern: str, values: tuple[str, ...]) -> str:
 
 
 def alike(operator: str, first: str, *others: str) -> None:
-    """Demand that patterns have as many stars as the first.
+    """Require that all patterns have as many stars as the first.
 
     Raises:
-        RecipeError: one has not.
+        RecipeError: one has another number of stars.
     """
     for other in others:
         if other.count("*") != first.count("*"):

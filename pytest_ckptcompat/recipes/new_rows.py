@@ -1,4 +1,4 @@
-"""Rows that were not there before: made from scratch, or from what the old ones have in common."""
+"""Make new rows from scratch, or from the statistics of the old rows."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ Init = Literal[
     "zeros", "constant", "normal", "kaiming_uniform", "xavier_uniform", "mean", "multivariate_normal"
 ]
 SHRUNK = 1e-9
-"""Of the old rows' covariance, for ``multivariate_normal``."""
+"""The factor on the old rows' covariance for ``multivariate_normal``."""
 _SIGMAS = 5.0
 _DRAWN = ("normal", "kaiming_uniform", "xavier_uniform", "multivariate_normal")
 
 
 class Declared(Protocol):
-    """What an operator says of new rows; see `append` for the meaning."""
+    """What an operator declares about new rows; see `append` for the meaning."""
 
     @property
     def std(self) -> float | None:
-        """Of ``normal``."""
+        """The standard deviation for ``normal``."""
 
     @property
     def value(self) -> float:
-        """Of ``constant``."""
+        """The value for ``constant``."""
 
     @property
     def seed(self) -> int:
-        """Of what is drawn."""
+        """The seed of random rows."""
 
 
 @dataclass(frozen=True)
 class Fresh:
-    """New rows for one tensor.
+    """The new rows of one tensor.
 
     Attributes:
-        init: where they come from.
-        declared: the operator's further arguments.
-        key: the tensor's.
-        fans: inputs and outputs of the weight that the tensor is, or belongs to, in the model's size.
+        init: how they are made.
+        declared: the other arguments of the operator.
+        key: the key of the tensor.
+        fans: fan-in and fan-out, in the model's size, of this weight or of the weight beside it.
     """
 
     init: Init
@@ -68,11 +68,11 @@ class Fresh:
     def of(
         init: Init, declared: Declared, operator: Operator, key: str, state: State, target: State
     ) -> Fresh:
-        """The new rows of a tensor.
+        """Declare the new rows of a tensor.
 
         Raises:
-            RecipeError: the tensor's dtype does not hold what `init` gives; `init` goes by old values, and
-                there are none; or by a weight's size, and the tensor is not a weight and has none beside it.
+            RecipeError: the tensor's dtype can't hold what `init` gives, or `init` needs old values or a
+                weight's size, and there are none.
         """
         like = target.get(key) if key not in state else state[key]
         if isinstance(like, torch.Tensor) and (
@@ -96,12 +96,12 @@ class Fresh:
         return Fresh(init, declared, key, fans)
 
     def made(self, tensor: torch.Tensor, dim: int, count: int) -> torch.Tensor:
-        """So many rows, in the old ones' dtype and on their device.
+        """Make new rows with the dtype and device of the old ones.
 
         Args:
             tensor: the old rows.
-            dim: which dimension of it counts them.
-            count: how many are wanted.
+            dim: the dimension that counts the rows.
+            count: the number of new rows.
         """
         sizes = resized(tensor, dim, count)
         if self.init in ("mean", "multivariate_normal"):
@@ -132,7 +132,8 @@ class Fresh:
         centre = mean(tensor, dim)
         if self.init == "mean":
             return centre.expand(sizes).to(tensor.dtype)
-        # Sums of the centred old rows with normal coefficients have their covariance: it needs no root.
+        # Sums of the centred old rows with normal coefficients have their covariance, so no matrix root is
+        # needed.
         n = tensor.shape[dim]
         rows = (tensor.to(centre.dtype) - centre).movedim(dim, 0).reshape(n, -1)
         mix = drawn(
@@ -150,7 +151,7 @@ class Fresh:
         return float(tensor.to(torch.promote_types(wide(tensor), torch.float32)).std(correction=0))
 
     def _bound(self, dims: int) -> float:
-        """Of a uniform distribution. torch's modules give a bias ``1/√fan_in``, whatever its weight gets."""
+        """Return the bound of the uniform distribution. torch gives every bias ``1/√fan_in``."""
         fan_in, fan_out = self.fans
         if self.init == "xavier_uniform" and dims > 1:
             return sqrt(6 / (fan_in + fan_out))
@@ -159,7 +160,7 @@ class Fresh:
     # -- the proof -----------------------------------------------------------------------------------------
 
     def faults(self, old: torch.Tensor, added: torch.Tensor, dim: int) -> Iterator[str]:
-        """What is wrong with new rows, told from what `init` means."""
+        """Yield what is wrong with new rows, according to `init`."""
         if added.numel() == 0:
             return
         if self.init == "zeros":
@@ -173,14 +174,14 @@ class Fresh:
 
     def _off_the_mean(self, old: torch.Tensor, added: torch.Tensor, dim: int) -> Iterator[str]:
         centre, deviation, largest = _moments(old, dim)
-        # Integers are cut off behind the point.
+        # The mean of integers is truncated.
         allowed = 4 * torch.finfo(added.dtype).eps * largest if added.is_floating_point() else 1.0
         if self.init == "multivariate_normal":
             allowed += 8 * sqrt(SHRUNK) * float(deviation.max())
         yield from differing(self.key, centre.expand_as(added), added.double(), allowed)
 
     def _ill_spread(self, old: torch.Tensor, added: torch.Tensor, dim: int) -> Iterator[str]:
-        """Mean, standard deviation and largest value of random rows, each within 5 of its standard errors."""
+        """Check mean, deviation and maximum of random rows; the first two within 5 standard errors."""
         if self.init == "normal":
             std = self._overall(old, dim) if self.declared.std is None else self.declared.std
             most, error = 8 * std, std / sqrt(2)
@@ -195,7 +196,7 @@ class Fresh:
         rounding = max(1e-2, torch.finfo(added.dtype).eps)
         near = rounding * std
         added = added.double()
-        if not abs(float(added.mean())) <= _SIGMAS * std / sqrt(k) + near:  # NaN is not, either
+        if not abs(float(added.mean())) <= _SIGMAS * std / sqrt(k) + near:  # also true for NaN
             yield f"{name}: the new rows' mean is {magnitude(abs(float(added.mean())))}, not about 0"
         found = float(added.std(correction=0))
         if not abs(found - std) <= _SIGMAS * max(error / sqrt(k), std / k) + near:
@@ -204,16 +205,16 @@ class Fresh:
             yield f"{name}: a new row has {magnitude(float(added.abs().max()))}, beyond {magnitude(most)}"
 
     def _overall(self, old: torch.Tensor, dim: int) -> float:
-        """The standard deviation of all old elements: that within the columns, and that between them."""
+        """Return the standard deviation of all old elements, from within and between the columns."""
         centre, deviation, _ = _moments(old, dim)
         return float((deviation.square().mean() + (centre - centre.mean()).square().mean()).sqrt())
 
 
-_PIECE = 4096  # rows that are looked at together, so that a vocabulary is not copied to float64 whole
+_PIECE = 4096  # rows converted to float64 at a time, so that a vocabulary is not copied whole
 
 
 def _moments(old: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Mean and standard deviation of the rows, in float64, and the largest value."""
+    """Return the mean and the standard deviation of the rows, in float64, and the largest value."""
     pieces = torch.split(old, _PIECE, dim)
     n = old.shape[dim]
     centre = sum((piece.double().sum(dim, keepdim=True) for piece in pieces), torch.zeros(())) / n
@@ -224,12 +225,12 @@ def _moments(old: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor, f
 
 
 def mean(tensor: torch.Tensor, dim: int) -> torch.Tensor:
-    """The mean of the rows, computed in float32 at least; a dimension of 1 is kept."""
+    """Return the mean of the rows, computed in at least float32, with dimension `dim` kept as 1."""
     return tensor.mean(dim, keepdim=True, dtype=torch.promote_types(wide(tensor), torch.float32))
 
 
 def _holds(dtype: torch.dtype, value: float) -> bool:
-    """Whether a number is one of a dtype's, but for rounding."""
+    """Return whether a dtype can hold a number, up to rounding."""
     if dtype.is_floating_point or dtype.is_complex:
         return not math.isfinite(value) or abs(value) <= torch.finfo(dtype).max
     least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)

@@ -1,4 +1,4 @@
-"""The numbered blocks of a model: where a key lies in them, and whether two values are the same."""
+"""Find the place of a key in the numbered blocks of a model, and compare values."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Place(NamedTuple):
     """A key inside a block.
 
     Attributes:
-        layers: the module whose children the blocks are.
-        number: the block's.
+        layers: the path of the module whose children are the blocks.
+        number: the number of the block.
         rest: the key relative to the block.
     """
 
@@ -30,11 +30,11 @@ class Place(NamedTuple):
 
 
 def place(layers: str, key: str) -> Place | None:
-    """Where in the blocks of a module a key lies; None if it lies elsewhere.
+    """Return the place of a key in the blocks of a module, or None if it is elsewhere.
 
     Args:
-        layers: the module's path, or a glob; of nested modules that it matches the outer one counts.
-        key: of a state dict.
+        layers: the module's path, or a glob. Of nested modules that match, the outer one counts.
+        key: a key of a state dict.
     """
     parts = key.split(".")
     for end in range(1, len(parts) - 1):
@@ -46,7 +46,7 @@ def place(layers: str, key: str) -> Place | None:
 
 
 def places(layers: str, state: Mapping[str, Any]) -> dict[str, dict[str, Place]]:
-    """The keys that lie in blocks, and where: module by module."""
+    """Return the keys in blocks and their places, grouped by module."""
     found: dict[str, dict[str, Place]] = {}
     for key in state:
         if (inside := place(layers, key)) is not None:
@@ -55,7 +55,7 @@ def places(layers: str, state: Mapping[str, Any]) -> dict[str, dict[str, Place]]
 
 
 def apart(key: str, expected: Any, actual: Any) -> Iterator[str]:
-    """The fault of a value that is not as expected; of tensors that are the same object there is none."""
+    """Yield the fault of an unexpected value. The same object is never a fault."""
     if expected is actual:
         return
     if isinstance(expected, torch.Tensor) and isinstance(actual, torch.Tensor):

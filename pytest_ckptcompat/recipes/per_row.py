@@ -1,4 +1,4 @@
-"""Operators that give one dimension of a tensor other rows, and what they promise of them."""
+"""The base class of operators that change the rows of one dimension, and their promises."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class RowWise(KeyWise):
-    """An operator that makes a dimension of each tensor anew, row by row.
+    """An operator that rebuilds one dimension of each tensor, row by row.
 
     Attributes:
-        key: as of `KeyWise`.
+        key: as in `KeyWise`.
         dim: the dimension that counts the rows.
     """
 
     dim: int
 
     def rows(self, key: str, state: State, target: State) -> Rows | None:
-        """Which old row each new one is; None if the tensor stays as it is.
+        """Return which old row each new row is, or None if the tensor does not change.
 
         Raises:
-            RecipeError: it should change, and can't.
+            RecipeError: the tensor should change, but can't.
         """
         raise NotImplementedError
 
@@ -50,17 +50,17 @@ class RowWise(KeyWise):
             raise RecipeError(f"{type(self).__name__}: blocks={blocks}: there is 1 at least", key=self.key)
 
     def divided(self, key: str, size: int, blocks: int) -> int:
-        """The size of one of several equal blocks.
+        """Return the size of each of several equal blocks.
 
         Raises:
-            RecipeError: they are not equal.
+            RecipeError: the blocks would not be equal.
         """
         if size % blocks:
             raise self.unfit(key, f"{size} rows in dimension {self.dim} are not {blocks} equal blocks")
         return size // blocks
 
     def faults(self, before: State, after: State, target: State, check: Check) -> Iterator[str]:
-        """The faults of every tensor that was to change: of its size, then those that `check` finds."""
+        """Yield the faults of every tensor that should change: wrong sizes, then what `check` finds."""
         for key in self.tensors(before):
             rows = self.rows(key, before, target)
             if rows is None:
@@ -75,7 +75,7 @@ class RowWise(KeyWise):
             yield from check(key, rows, old, materialise(new))
 
     def old_rows_kept(self, before: State, after: State, target: State) -> Claim:
-        """The rows that were there are there still, at their places, bit for bit."""
+        """Claim that the old rows are unchanged, at their places, bit for bit."""
         count = 0
 
         def check(key: str, rows: Rows, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:

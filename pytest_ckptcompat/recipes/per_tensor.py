@@ -1,4 +1,4 @@
-"""Operators that change tensors one by one, and what they share: which dimension, which size, which ties."""
+"""The base class of operators that change tensors one by one: dimensions, sizes, ties."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Change(NamedTuple):
-    """How a tensor is made anew, and what an optimizer keeps for each of its elements (see `Write`)."""
+    """How to make the new tensor, and the optimizer's values for its elements (see `Write`)."""
 
     make: Make
     optimizer_transform: Any = None
@@ -28,12 +28,12 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class KeyWise(Operator):
-    """An operator that makes each tensor anew from itself alone.
+    """An operator that makes each new tensor from the old one alone.
 
     Attributes:
-        key: an exact key or a glob. Of the keys that a glob matches, those stay that have nothing to change;
-            one at least must change. A tensor that is tied to one that changes moves along.
-        computes: whether it computes with the values: of a glob's keys those stay that hold no floats.
+        key: an exact key or a glob. Keys that a glob matches are skipped if they have nothing to change, but
+            at least one must change. Tensors tied to one that changes are changed as well.
+        computes: whether it computes with the values. Matches of a glob without floats are then skipped.
     """
 
     computes: ClassVar[bool] = False
@@ -41,15 +41,15 @@ class KeyWise(Operator):
     key: str
 
     def change(self, key: str, state: State, target: State) -> Change | None:
-        """How one tensor changes; None if it has nothing to change.
+        """Return how one tensor changes, or None if it has nothing to change.
 
         Raises:
-            RecipeError: it should change, and can't.
+            RecipeError: the tensor should change, but can't.
         """
         raise NotImplementedError
 
     def plan(self, state: State, target: State) -> Plan:
-        """Every matched tensor that has something to change, and those tied to it."""
+        """Plan every matched tensor that has something to change, and those tied to it."""
         keys = self.matched(self.key, state)
         ties = tied(state)
         plan: dict[str, list[Write]] = {}
@@ -65,15 +65,15 @@ class KeyWise(Operator):
         return plan
 
     def tensors(self, state: State) -> list[str]:
-        """The tensors that `key` names, for the proof."""
+        """Return the tensors that `key` matches, for the proof."""
         found = (key for key in select(self.key, state.keys()) if isinstance(state[key], torch.Tensor))
         return [key for key in found if self._computable(key, state)]
 
     def _computable(self, key: str, state: State) -> bool:
-        """Whether the operator can compute with a tensor.
+        """Return whether the operator can compute with a tensor.
 
         Raises:
-            RecipeError: it can't, and the key is named exactly.
+            RecipeError: it can't, but the key is exact.
         """
         if not self.computes or has_floats(state[key]):
             return True
@@ -82,7 +82,7 @@ class KeyWise(Operator):
         return False
 
     def follows(self, earlier: Operator, state: State) -> bool:
-        """Tied tensors were moved along by the same operator on another of their names."""
+        """Return whether the same operator already changed these tensors under tied names."""
         if not isinstance(earlier, type(self)) or earlier.key == self.key:
             return False
         others = (each.name for each in fields(self) if each.name != "key")
@@ -102,12 +102,12 @@ class KeyWise(Operator):
 
 
 def has_floats(tensor: torch.Tensor) -> bool:
-    """Whether a tensor holds numbers that can be averaged and drawn: real ones."""
+    """Return whether a tensor holds real floats, which can be averaged and drawn."""
     return tensor.is_floating_point()
 
 
 def tied(state: State) -> dict[object, list[str]]:
-    """The names of each tensor, by its `memory`."""
+    """Group the names of each tensor by its `memory`."""
     ties: dict[object, list[str]] = {}
     for key, value in state.items():
         ties.setdefault(memory(value), []).append(key)
@@ -115,7 +115,7 @@ def tied(state: State) -> dict[object, list[str]]:
 
 
 def _moved(names: Iterable[str], key: str, target: State) -> Iterator[str]:
-    """Those names of a tensor that change with `key`: all but where the model has another shape."""
+    """Yield the names that change with `key`: all, except where the model has another shape."""
     wanted = shape(target.get(key))
     for name in names:
         if name == key or wanted is None or shape(target.get(name)) in (None, wanted):
@@ -123,24 +123,24 @@ def _moved(names: Iterable[str], key: str, target: State) -> Iterator[str]:
 
 
 def shape(value: Any) -> tuple[int, ...] | None:
-    """The shape of whatever has one."""
+    """Return the shape of a value, or None if it has none."""
     try:
         return tuple(value.shape)
-    except (AttributeError, RuntimeError):  # None, extra state, parameters that are not initialised yet
+    except (AttributeError, RuntimeError):  # None, extra state, uninitialised parameters
         return None
 
 
 def size_after(
     operator: KeyWise, key: str, dim: int, to: int | None, state: State, target: State
 ) -> int | None:
-    """The size that dimension `dim` of a tensor gets: the one that is given, else the model's.
+    """Return the new size of a tensor's dimension `dim`: the given one, or else the model's.
 
     Returns:
-        None where nothing is to change: it has that size, or a glob matched it and the model has it with no
-        such dimension, or not at all.
+        The size; None if nothing changes: the tensor already has it, or a glob matched and the model lacks
+        the key or the dimension.
 
     Raises:
-        RecipeError: the key is named exactly and its size can't be determined, or it has no such dimension.
+        RecipeError: the key is exact, and its size can't be determined or the dimension does not exist.
     """
     has, wanted = tuple(state[key].shape), shape(target.get(key))
     exact = key == operator.key
@@ -161,21 +161,21 @@ Shape: TypeAlias = tuple[int, ...] | None
 
 
 def outputs_dim(key: str, old: Callable[[str], Shape], new: Callable[[str], Shape]) -> int | None:
-    """0 for a linear layer or a convolution, 1 for a transposed one: there is a bias for every output.
+    """Return 0 for a linear layer or a convolution, 1 for a transposed one, judged by the bias's size.
 
     Args:
-        key: of the weight.
-        old: key -> its shape in the state dict, None where it has none.
-        new: key -> its shape in the model, likewise.
+        key: the key of the weight.
+        old: key -> its shape in the state dict, or None.
+        new: key -> its shape in the model, or None.
 
     Returns:
-        None where the layer has no bias, or where both dimensions are as long as it.
+        The dimension; None if there is no bias, or if both dimensions have its length.
     """
     module, _, leaf = key.rpartition(".")
     bias = f"{module}.bias" if module else "bias"
     if leaf != "weight":
         return None
-    for sizes in (new, old):  # a recipe may have changed one of the two already; the model's belong together
+    for sizes in (new, old):  # a recipe may have changed only one of them so far; the model's match
         weight, length = sizes(key), sizes(bias)
         if weight is None or length is None or len(weight) < 2 or len(length) != 1:
             return None
@@ -186,5 +186,5 @@ def outputs_dim(key: str, old: Callable[[str], Shape], new: Callable[[str], Shap
 
 
 def outputs_of(key: str, state: State, target: State) -> int | None:
-    """`outputs_dim` of a weight in a state dict, for a model that has `target`."""
+    """Return `outputs_dim` of a weight in a state dict, for a model with `target`."""
     return outputs_dim(key, lambda name: shape(state.get(name)), lambda name: shape(target.get(name)))

@@ -1,4 +1,4 @@
-"""What an operator makes of a state dict, planned on shapes and carried out on tensors of any kind."""
+"""Plans of operators, made from shapes and carried out on tensors of any kind."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from pytest_ckptcompat.tensors.difference import memory
 Make = Callable[..., torch.Tensor]
 
 State = Mapping[str, Any]
-"""Key -> tensor; extra state may be anything."""
+"""A state dict: key -> tensor; extra state may be anything."""
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One key of the new state dict.
+    """One key of a new state dict.
 
     Attributes:
-        key: its name.
+        key: the new key.
         sources: the old keys that it comes from.
-        make: gives its tensor from those of the sources; None: the one source's own tensor, not even copied.
-        optimizer_transform: likewise for what an optimizer keeps for every element: called with whether it is
-            an average of squares and with the sources' tensors of that kind. None: as the weights if they are
-            left as they are, else that state is dropped, and the optimizer starts anew.
-        overwrites: whether the key was there before with another tensor, and this is not a mere renaming.
+        make: makes the tensor from those of the sources. None means the tensor of the only source, uncopied.
+        optimizer_transform: the same for the values that an optimizer keeps for each element. It is called
+            with whether they are averages of squares, and with the sources' values. If None, unchanged
+            weights keep their state, and for others the optimizer starts anew.
+        overwrites: whether the key had another tensor before, so that this is not just a renaming.
     """
 
     key: str
@@ -42,19 +42,19 @@ class Write:
 
 
 Plan = Mapping[str, Sequence[Write]]
-"""Old key -> what stands in its place; whatever is not in the plan stays as it is."""
+"""Old key -> what replaces it. Keys that are not in the plan stay as they are."""
 
 
 def carry_out(plan: Plan, state: State, operator: object) -> OrderedDict[str, Any]:
-    """The new state dict. What no write makes anew is the same object as before; tied tensors stay tied.
+    """Return the new state dict. Tensors that no write makes are the same objects; tied ones stay tied.
 
     Args:
-        plan: what to do.
-        state: on any device, stored tensors included: only what a write makes anew is read. Left as it is.
-        operator: for the text of an error.
+        plan: the plan.
+        state: the old state dict on any device, also stored; not changed. Only what a write needs is read.
+        operator: the operator, for error messages.
 
     Raises:
-        RecipeError: two keys would get one name.
+        RecipeError: two keys would get the same name.
     """
     new: OrderedDict[str, Any] = OrderedDict()
     came: dict[str, str] = {}
@@ -92,9 +92,9 @@ def _value(
 
 
 def _renamed(metadata: Mapping[str, Any], plan: Plan, state: State) -> OrderedDict[str, Any]:
-    """The state dict's ``_metadata`` (module -> version), its modules renamed as the keys below them are.
+    """Rename the modules in the state dict's ``_metadata`` (module -> version) like their keys.
 
-    Versions matter to the modules' own loading: torch fills in for those of a state dict without any.
+    Modules use the versions when they load. If there are none, torch assumes an old version.
     """
     modules: dict[str, dict[str, None]] = {}
     if any(write.key != old for old, writes in plan.items() for write in writes):
@@ -110,7 +110,7 @@ def _renamed(metadata: Mapping[str, Any], plan: Plan, state: State) -> OrderedDi
 
 
 def _note(old: str, new: str, modules: dict[str, dict[str, None]]) -> None:
-    """Note what the modules above a key are called after it was renamed, as far up as names are the same."""
+    """Note the new names of the modules above a renamed key, as far as the names below them agree."""
     while old and new:
         old, _, last = old.rpartition(".")
         new, _, now = new.rpartition(".")

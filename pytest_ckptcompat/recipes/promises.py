@@ -1,4 +1,4 @@
-"""Compare grown rows with what an operator promised, and tell the first difference."""
+"""Compare tensors with what an operator promised, and report the first difference."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _PIECE = 1 << 20
 
 
 def pieces(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Tensors of one shape side by side, some elements at a time, so that wide copies of them stay small."""
+    """Yield matching pieces of tensors of one shape, so that wide copies of them stay small."""
     yield from zip(*(torch.split(tensor.reshape(-1), _PIECE) for tensor in tensors), strict=True)
 
 
 def differing(
     key: str, expected: torch.Tensor, actual: torch.Tensor, tolerance: float | None = None
 ) -> Iterator[str]:
-    """The fault of a tensor that is not as expected, bit for bit unless there is a tolerance."""
+    """Yield the fault of a tensor that is not as expected: bit for bit, unless there is a tolerance."""
     apart = difference(expected, actual, tolerance)
     if apart is not None:
         yield f"{escape(key)}: {apart}"

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class Recipe:
     """Operators, in the order in which they run: ``Recipe(tile("out2.*", dim=0))``.
 
-    A recipe is data: recipes with equal operators are equal, `repr` is Python that makes the recipe, and
-    `to_toml` is a recipe file that holds it.
+    A recipe is data: recipes with equal operators are equal, `repr` returns Python that makes the recipe, and
+    `to_toml` returns it as a recipe file.
     """
 
     def __init__(self, *operators: Operator) -> None:
@@ -53,26 +53,26 @@ class Recipe:
         return hash(self.operators)
 
     def apply(self, state_dict: State, target: State) -> OrderedDict[str, Any]:
-        """The state dict that the new model loads.
+        """Return the state dict that the new model loads.
 
         Args:
-            state_dict: the old one: real, on the meta device, or stored; left as it is.
+            state_dict: the old state dict: real, on the meta device, or stored. It is not changed.
             target: key -> anything with a shape and a dtype: the new model's ``state_dict()``.
 
         Raises:
-            RecipeError: an operator matches nothing, changes nothing where it is to grow, or does not fit.
+            RecipeError: an operator matches nothing, changes nothing or does not fit.
         """
         return self.run(state_dict, target).state_dict
 
     def run(self, state_dict: State, target: State) -> Applied:
-        """`apply`, and what was touched by which operator, and where each key comes from."""
+        """Apply the recipe, and note which operators touch each key, and where each key comes from."""
         return applied(self.steps(state_dict, target), state_dict)
 
     def completed(self, surroundings: Surroundings) -> Recipe:
-        """The recipe with what a check knows besides the state dict, where an operator leaves it open.
+        """Return the recipe with open arguments filled in from what a check knows.
 
         Raises:
-            RecipeError: it is not what an operator says.
+            RecipeError: that contradicts an operator.
         """
         return Recipe(*(operator.completed(surroundings) for operator in self.operators))
 
@@ -82,7 +82,7 @@ class Recipe:
         return any(operator.needs_model for operator in self.operators)
 
     def steps(self, state_dict: State, target: State) -> Iterator[Step]:
-        """Run the operators one after the other; no state dict but the last is held."""
+        """Run the operators one after the other; only the last state dict is held."""
         state = state_dict
         done: list[Operator] = []
         for number, operator in enumerate(self.operators):
@@ -96,40 +96,40 @@ class Recipe:
             state = edit.state
 
     def to_toml(self) -> str:
-        """The recipe as a recipe file.
+        """Return the recipe as the text of a recipe file.
 
         Raises:
-            RecipeError: it has something that TOML can't hold, such as a function without a name.
+            RecipeError: an argument can't be written as TOML, such as a function without a name.
         """
         return "\n".join(map(written, self.operators))
 
     @staticmethod
     def from_toml(text: str) -> Recipe:
-        """The recipe that a recipe file holds.
+        """Parse the text of a recipe file.
 
         Raises:
-            RecipeError: it is not TOML, or not a recipe.
+            RecipeError: the text is not valid TOML, or not a recipe.
         """
         return _of_content(parsed(text), "")
 
     @staticmethod
     def from_tables(tables: Any) -> Recipe:
-        """The recipe of ``[[recipe]]`` tables, each with ``op`` and its operator's arguments.
+        """Make a recipe from ``[[recipe]]`` tables, each with ``op`` and its operator's arguments.
 
         Raises:
-            RecipeError: a table names no operator, or gives it other arguments than it takes.
+            RecipeError: a table names no operator, or its arguments are wrong.
         """
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             raise RecipeError("a recipe is a list of tables: write [[recipe]]")
         return Recipe(*(operator_of(table, number) for number, table in enumerate(tables, 1)))
 
     @staticmethod
-    @collection.paused()  # locks are many small objects
+    @collection.paused()  # locks consist of many small objects
     def load(path: str | os.PathLike[str]) -> Recipe:
-        """The recipe in a file, or the `Releases` if it is a releases file.
+        """Read the recipe in a file, or the `Releases` if it is a releases file.
 
         Raises:
-            RecipeError: it can't be read, or is not a recipe; the text names the file.
+            RecipeError: the file can't be read, or is not a recipe. The message names the file.
         """
         content = read(os.fspath(path))
         try:
@@ -139,16 +139,17 @@ class Recipe:
 
 
 class Releases(Recipe):
-    """All releases of a model's checkpoints, and what turns each into the next.
+    """All releases of a model's checkpoints, and the recipes from each to the next.
 
-    A state dict is recognised by its keys and shapes. From its release on, the recipes are applied in turn,
-    each for the table of the release after it; what they give is that table, or a `RecipeError`.
+    A state dict is recognised by its keys and shapes. From its release on, the recipes are applied in turn.
+    Each must give exactly the keys and shapes of the next release, or a `RecipeError` is raised.
 
     Args:
-        *releases: the oldest first. The last is what today's model saves.
+        *releases: the releases, oldest first. The last one is what today's model saves.
 
     Raises:
-        RecipeError: a lock can't be read, a name is wrong or taken, or two releases have one header.
+        RecipeError: a lock can't be read, a name is invalid or taken, or two releases have the same keys and
+            shapes.
 
     Example::
 
@@ -184,10 +185,10 @@ class Releases(Recipe):
         return hash(self.releases)
 
     def release_of(self, state_dict: Mapping[str, Any]) -> Release:
-        """The release with the keys and shapes of a state dict.
+        """Return the release with the keys and shapes of a state dict.
 
         Raises:
-            RecipeError: there is none; the text names the nearest and tells the differences.
+            RecipeError: there is none. The message names the nearest one and the differences.
         """
         header = frozenset(shapes_of(state_dict).items())
         for release in self.releases:
@@ -200,21 +201,22 @@ class Releases(Recipe):
         )
 
     def way(self, state_dict: Mapping[str, Any]) -> str:
-        """``v1 → v2 → v3``: the releases through which a state dict goes; errors as of `release_of`."""
+        """Return the path of a state dict, such as ``v1 → v2 → v3``; errors as in `release_of`."""
         start = self.releases.index(self.release_of(state_dict))
         return " → ".join(release.name for release in self.releases[start:])
 
     def completed(self, surroundings: Surroundings) -> Releases:
-        """As `Recipe.completed`, of every release."""
+        """Complete the recipe of every release; see `Recipe.completed`."""
         return Releases(
             *(replace(each, recipe=each.recipe.completed(surroundings)) for each in self.releases)
         )
 
     def steps(self, state_dict: State, target: State) -> Iterator[Step]:
-        """Run the recipes from the state dict's release on; as `Recipe.steps`.
+        """Run the recipes from the state dict's release on; see `Recipe.steps`.
 
         Raises:
-            RecipeError: the state dict is of no release, or a recipe does not give the next release's table.
+            RecipeError: the state dict belongs to no release, or a recipe does not give the next release's
+                table.
         """
         state = state_dict
         start = self.releases.index(self.release_of(state_dict))
@@ -232,7 +234,7 @@ class Releases(Recipe):
                 )
 
     def to_toml(self) -> str:
-        """The releases as a releases file; errors as of `Recipe.to_toml`."""
+        """Return the text of a releases file; errors as in `Recipe.to_toml`."""
         return "\n".join(
             f"[[release]]\nname = {toml(each.name)}\nlock = {toml(os.fspath(each.lock))}\n"
             + "".join(written(operator, "release.recipe") for operator in each.recipe.operators)
@@ -244,7 +246,7 @@ class Releases(Recipe):
         """The releases of a parsed releases file; their locks are looked for in its folder.
 
         Raises:
-            RecipeError: it is not one, or as of `Releases`.
+            RecipeError: it is not a releases file, or as in `Releases`.
         """
         found = []
         for table in release_tables(content):
@@ -262,8 +264,8 @@ class Release:
 
     Attributes:
         name: letters, digits, dots, dashes and underscores; not ``today``.
-        lock: path of its lock file.
-        recipe: what turns it into the next one; empty for the last.
+        lock: the path of the lock file.
+        recipe: the recipe to the next release; empty for the last one.
     """
 
     name: str
@@ -276,7 +278,7 @@ class Release:
 
     @cached_property
     def table(self) -> Table:
-        """Its keys and shapes.
+        """The keys and shapes of the release.
 
         Raises:
             RecipeError: the lock can't be read.
@@ -288,7 +290,7 @@ class Release:
 
 
 def _of_content(content: dict[str, Any], folder: str) -> Recipe:
-    """The recipe, or the releases, of a parsed file in a folder."""
+    """Return the recipe or the releases of a parsed file in a folder."""
     if "release" in content:
         return Releases.of_tables(content, folder)
     tables = content.pop("recipe", [])

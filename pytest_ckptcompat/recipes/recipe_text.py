@@ -1,4 +1,4 @@
-"""Recipe files: the tables of operators, read and written."""
+"""Read and write the operator tables of recipe files."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def read(path: str) -> dict[str, Any]:
 
 
 def parsed(text: str) -> dict[str, Any]:
-    """The content of a recipe file.
+    """Parse the TOML of a recipe file.
 
     Raises:
-        RecipeError: it is not valid TOML.
+        RecipeError: the text is not valid TOML.
     """
     try:
         return tomllib.loads(text)
@@ -52,16 +52,16 @@ def parsed(text: str) -> dict[str, Any]:
 
 
 def written(operator: Operator, heading: str = "recipe") -> str:
-    """An operator as a table of a recipe file, with an empty line after it."""
+    """Return an operator as a table of a recipe file, followed by an empty line."""
     lines = [f"{name} = {toml(value)}" for name, value in operator.table().items()]
     return "\n".join([f"[[{heading}]]", *lines, ""])
 
 
 def operator_of(table: Mapping[str, Any], number: int) -> Operator:
-    """The operator of a table.
+    """Make the operator of a table.
 
     Raises:
-        RecipeError: it names no operator, or gives it other arguments than it takes.
+        RecipeError: the table names no operator, or its arguments are wrong.
     """
     arguments = dict(table)
     name = arguments.pop("op", None)

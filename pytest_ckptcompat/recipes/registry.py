@@ -1,4 +1,4 @@
-"""Operators that others add, in a ``conftest.py`` or in an installed package."""
+"""Look up operators, including those added by a ``conftest.py`` or an installed package."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ if TYPE_CHECKING:
 
 
 def operator(name: str) -> type[Operator] | None:
-    """The operator of that name; those that come with the plugin can't be replaced."""
+    """Return the operator of that name, or None. Built-in operators can't be replaced."""
     from .operators import OPERATORS
 
     return OPERATORS.get(name) or _added().get(name)
 
 
 def operators() -> dict[str, type[Operator]]:
-    """Every operator, by its name."""
+    """Return every operator by its name."""
     from .operators import OPERATORS
 
     return _added() | OPERATORS
 
 
 def _added() -> dict[str, type[Operator]]:
-    """What the hooks give: the run's first, then those of installed packages.
+    """Return the operators from hooks: first the run's, then those of installed packages.
 
     Raises:
-        RecipeError: a hook gave something else than operators.
+        RecipeError: a hook failed, or returned something other than operators.
     """
     found: dict[str, type[Operator]] = {}
     for hook in used():

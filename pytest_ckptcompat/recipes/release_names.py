@@ -1,4 +1,4 @@
-"""The names and locks in a releases file, held to their forms before a lock is read."""
+"""Validate the names and locks in a releases file before any lock is read."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 TODAY = "today"
-"""What no release may be called: the check of today's model has this name."""
+"""A reserved name: the check of today's model has it."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse names that can't be told apart, or not be part of a test's name.
+    """Raise RecipeError if names are not unique, or can't be part of a test's name.
 
     Raises:
-        RecipeError: one is ill-formed or there twice, or there is none.
+        RecipeError: a name is ill-formed or appears twice, or there are no names.
     """
     if not names:
         raise RecipeError("there is no release: make one with ckptcompat release")
@@ -42,10 +42,10 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def locks_of_releases(path: str) -> dict[str, str]:
-    """Name -> path of the lock, of every release in a file; no lock is read.
+    """Return name -> path of the lock, for every release in a file. No lock is read.
 
     Raises:
-        RecipeError: it can't be read, or is not a releases file; the text names it.
+        RecipeError: the file can't be read, or is not a releases file. The message names it.
     """
     content = read(path)
     try:
@@ -58,10 +58,10 @@ def locks_of_releases(path: str) -> dict[str, str]:
 
 
 def release_tables(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The ``[[release]]`` tables of a releases file, each with a right ``name`` and ``lock``.
+    """Return the ``[[release]]`` tables of a releases file, with ``name`` and ``lock`` validated.
 
     Raises:
-        RecipeError: one is ill-formed.
+        RecipeError: a table is ill-formed.
     """
     tables = content["release"]
     if other := [key for key in content if key != "release"]:

@@ -1,4 +1,4 @@
-"""What operators share that give a tensor more rows."""
+"""Helpers of operators that change the rows of a tensor."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pytest_ckptcompat.tensors.difference import difference
 
 Sizes = Sequence[int]
 
-_PIECE = 4096  # rows that are compared together, so that a vocabulary is not copied as a whole
+_PIECE = 4096  # rows that are compared at a time, so that a vocabulary is not copied whole
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _UNSIGNED = {torch.uint16, torch.uint32, torch.uint64}
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The index map of a dimension: which old row each new row is, and how many times it counts.
+    """The index map of a dimension: which old row each new row is, and its factor.
 
     Attributes:
-        origin: for each new row the old one; None for one that was not there before.
-        factors: what each row is multiplied by; None: nothing.
+        origin: the old row of each new row; None for a row that is really new.
+        factors: the factor of each row; None for no factors.
     """
 
     origin: tuple[int | None, ...]
@@ -33,24 +33,24 @@ class Rows:
 
     @staticmethod
     def repeated(old: int, new: int, blocks: int = 1) -> Rows:
-        """Row i of a block is row ``i mod n`` of that block; sizes are those of one block."""
+        """Return a map where row i of a block is its old row ``i mod n``; sizes are per block."""
         return Rows(tuple(block * old + row % old for block in range(blocks) for row in range(new)))
 
     @staticmethod
     def extended(old: int, new: int, blocks: int = 1) -> Rows:
-        """The rows of each block, and behind them new ones; sizes are those of one block."""
+        """Return a map with the rows of each block, then new ones; sizes are per block."""
         return Rows(
             tuple(block * old + row if row < old else None for block in range(blocks) for row in range(new))
         )
 
     @cached_property
     def fresh(self) -> list[int]:
-        """The new rows that were not there before."""
+        """The rows that are really new."""
         return [row for row, came in enumerate(self.origin) if came is None]
 
     @cached_property
     def firsts(self) -> list[int]:
-        """The new rows that are the first ones of their old row."""
+        """The first new row of each old row."""
         found: dict[int, int] = {}
         for row, came in enumerate(self.origin):
             if came is not None:
@@ -59,17 +59,17 @@ class Rows:
 
     @cached_property
     def copies(self) -> list[int]:
-        """The new rows that are further copies of an old one."""
+        """The new rows that are not the first copy of their old row."""
         first = set(self.firsts)
         return [row for row, came in enumerate(self.origin) if came is not None and row not in first]
 
     def taken(self, tensor: torch.Tensor, dim: int, fresh: torch.Tensor | None = None) -> torch.Tensor:
-        """The new tensor, in memory of its own; on meta, where torch takes its time, the shape alone.
+        """Return the new tensor, in its own memory. On meta, where torch is slow, only the shape is computed.
 
         Args:
-            tensor: the old one.
+            tensor: the old tensor.
             dim: the dimension that counts the rows.
-            fresh: the rows that were not there before, in their order, of the same dtype.
+            fresh: the really new rows, in order, with the same dtype.
         """
         if tensor.is_meta:
             return tensor.new_empty(resized(tensor, dim, len(self.origin)))
@@ -99,16 +99,16 @@ class Rows:
         places: Sequence[int] | None = None,
         tolerance: float | None = None,
     ) -> Iterator[str]:
-        """The first new row that is not its old one times its factor.
+        """Yield the first new row that is not its old row times its factor.
 
         Args:
-            key: of the tensor, for the text.
+            key: the key of the tensor, for the message.
             old: the tensor before.
-            new: the tensor after, with as many rows as this map has.
+            new: the tensor after, with as many rows as this map.
             dim: the dimension that counts the rows.
-            places: the new rows that are looked at; all that have an old one, if they are left out.
-            tolerance: the largest absolute difference that is none; None: the bits must be the same, or with
-                factors twice the rounding of the dtype.
+            places: the new rows to compare. If left out, all that have an old row.
+            tolerance: the largest allowed absolute difference. If None, the bits must be equal, or with
+                factors, within twice the rounding of the dtype.
         """
         chosen = places
         if chosen is None:
@@ -132,7 +132,7 @@ class Rows:
 
 
 def picked(tensor: torch.Tensor, dim: int, index: Sequence[int]) -> torch.Tensor:
-    """`torch.index_select`, for every dtype."""
+    """Do `torch.index_select` for every dtype."""
     chosen = torch.tensor(index, dtype=torch.int64, device=tensor.device)
     return bits(tensor).index_select(dim, chosen).view(tensor.dtype)
 
@@ -144,10 +144,10 @@ def drawn(
     seed: int,
     key: str,
 ) -> torch.Tensor:
-    """A tensor of the kind of `like`, filled by ``draw(tensor, generator)``.
+    """Return a tensor of the dtype and device of `like`, filled by ``draw(tensor, generator)``.
 
-    It is drawn on the CPU, in float32 at least, so that the values are the same on every device; on meta
-    nothing is.
+    It is drawn on the CPU, in at least float32, so that the values are the same on every device. On meta
+    nothing is drawn.
     """
     if like.device.type == "meta":
         return like.new_empty(tuple(sizes))
@@ -157,33 +157,33 @@ def drawn(
 
 
 def generator(seed: int, key: str) -> torch.Generator:
-    """Of what is drawn for a key: tensors of different names get different values from one seed."""
+    """Return the generator for a key: tensors of different names get different values from one seed."""
     name = crc32(key.encode("utf-8", "surrogatepass"))
     return torch.Generator().manual_seed((seed + name) % 2**63)
 
 
 def wide(tensor: torch.Tensor) -> torch.dtype:
-    """A dtype with which torch can compute: float32 for one-byte floats, of which it has few operations."""
+    """Return a dtype that torch can compute with: float32 for one-byte floats, else the tensor's own."""
     return torch.float32 if tensor.is_floating_point() and tensor.element_size() == 1 else tensor.dtype
 
 
 def resized(tensor: torch.Tensor, dim: int, size: int) -> list[int]:
-    """The sizes of a tensor with another one along `dim`."""
+    """Return the sizes of a tensor with another size along `dim`."""
     sizes = list(tensor.shape)
     sizes[dim] = size
     return sizes
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that can be cut and joined: where torch lacks operations, the same memory as integers."""
+    """Return a tensor that torch can cut and join: the same memory as integers if the dtype can't."""
     lacking = (tensor.is_floating_point() and tensor.element_size() == 1) or tensor.dtype in _UNSIGNED
     return tensor.view(_INTEGERS[tensor.element_size()]) if lacking else tensor
 
 
 def joined(parts: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
-    """`torch.cat`, for every dtype, in memory of its own.
+    """Do `torch.cat` for every dtype, in new memory.
 
-    On meta, where torch itself imports 900 modules for it, the shape alone is computed.
+    On meta, where torch itself would import 900 modules, only the shape is computed.
     """
     first = parts[0]
     if first.is_meta:
@@ -192,12 +192,12 @@ def joined(parts: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
 
 
 def put_rows(tensor: torch.Tensor, dim: int, places: Sequence[int], rows: torch.Tensor) -> None:
-    """Overwrite rows of a tensor in its place, for every dtype."""
+    """Overwrite rows of a tensor in place, for every dtype."""
     index = torch.tensor(places, dtype=torch.int64, device=tensor.device)
     bits(tensor).index_copy_(dim, index, bits(rows))
 
 
 def add_to_rows(tensor: torch.Tensor, dim: int, places: Sequence[int], more: torch.Tensor) -> None:
-    """Add to rows of a tensor in its place, for every dtype."""
+    """Add to rows of a tensor in place, for every dtype."""
     computed = picked(tensor, dim, places).to(wide(tensor)) + more.to(wide(tensor))
     put_rows(tensor, dim, places, computed.to(tensor.dtype))

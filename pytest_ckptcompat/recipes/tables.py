@@ -1,4 +1,4 @@
-"""Tables of keys and shapes, as locks have them: one is recognised, and two are compared with each other."""
+"""Tables of keys and shapes from locks: recognise a state dict, and compare it with a table."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
     Shape = tuple[int, ...]
 
-_GROUPS = 3  # of keys that a text lists
+_GROUPS = 3  # how many groups of keys a message lists
 
 
 @dataclass(frozen=True)
 class Differences:
-    """What separates a state dict from a table, key by key.
+    """The differences between a state dict and a table.
 
     Attributes:
-        missing: in the table, not in the state dict.
-        unexpected: in the state dict, not in the table.
+        missing: keys that only the table has.
+        unexpected: keys that only the state dict has.
         mismatched: key -> shape in the state dict, shape in the table.
     """
 
@@ -70,10 +70,10 @@ class Table:
 
     @staticmethod
     def read(path: str) -> Table:
-        """The table of a lock file.
+        """Read the table of a lock file.
 
         Raises:
-            RecipeError: it can't be read, or is not a lock file.
+            RecipeError: the file can't be read, or is not a lock file.
         """
         try:
             with Files().open(path) as file:
@@ -87,12 +87,12 @@ class Table:
 
     @cached_property
     def header(self) -> frozenset[tuple[str, Shape]]:
-        """Keys and shapes, by which a checkpoint is recognised."""
+        """The keys and shapes, by which a checkpoint is recognised."""
         return frozenset((key, spec.shape) for key, spec in self.specs.items())
 
     @cached_property
     def state(self) -> dict[str, torch.Tensor]:
-        """The table on the meta device; tied keys are one tensor."""
+        """The table as a state dict on the meta device; tied keys share a tensor."""
         made: dict[object, torch.Tensor] = {}
         for spec in self.specs.values():
             dtype = getattr(torch, spec.dtype, torch.float32)
@@ -100,7 +100,7 @@ class Table:
         return {key: made[spec.storage, spec.shape] for key, spec in self.specs.items()}
 
     def differences(self, state: Mapping[str, Any]) -> Differences:
-        """What separates a state dict from it."""
+        """Return the differences between a state dict and this table."""
         shapes = shapes_of(state)
         both = [key for key in self.specs if key in shapes]
         return Differences(
@@ -114,7 +114,7 @@ class Table:
         )
 
     def other_dtypes(self, state: Mapping[str, Any]) -> str:
-        """Which keys have another dtype there, in words; ``""`` for none."""
+        """Say which keys have another dtype in a state dict; ``""`` if none has."""
         alike: dict[tuple[str, str], list[str]] = {}
         for key, spec in self.specs.items():
             if isinstance(value := state.get(key), torch.Tensor) and _dtype(value) != spec.dtype:
@@ -122,12 +122,12 @@ class Table:
         return ", ".join(f"{_listed(keys)} {new}, not {old}" for (new, old), keys in alike.items())
 
     def shown(self, key: str) -> str:
-        """Shape and dtype of a key as reports show them; ``""`` if it has none such."""
+        """Return shape and dtype of a key as reports show them, or ``""``."""
         return shown(self.specs[key].shape, self.specs[key].dtype) if key in self.specs else ""
 
 
 def shapes_of(state: Mapping[str, Any]) -> dict[str, Shape]:
-    """Key -> shape, of the tensors of a state dict."""
+    """Return key -> shape for the tensors of a state dict."""
     return {key: tuple(value.shape) for key, value in state.items() if hasattr(value, "shape")}
 
 

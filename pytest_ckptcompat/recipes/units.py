@@ -1,6 +1,6 @@
-"""What `widen` promises, told from the tensors: units are copied, and their work is shared.
+"""Prove the promises of `widen` on the tensors: units are copied, and share their work.
 
-Nothing here may use how `widen` makes a tensor.
+Nothing here may use the code with which `widen` makes a tensor.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ Split = Literal["equal", "unequal", "zero"]
 
 @dataclass(frozen=True)
 class Units:
-    """One layer of hidden units.
+    """A layer of hidden units.
 
     Attributes:
-        rows: keys of which each row is a unit's: its weights, its bias, its place in the norms.
-        weights: those of them that are weights of a producer.
-        columns: keys of which each column takes in a unit, and how many neighbouring columns each unit has:
-            one, or as many as a flatten puts side by side.
-        old: how many units there were.
-        origin: for each new unit the old one that it is a copy of.
-        shares: for each new unit which part of the original's work it does; they sum to 1 for each old unit.
+        rows: keys with a row for each unit: its weights, its bias, its entry in the norms.
+        weights: those of `rows` that are weights of a producer.
+        columns: keys with columns for each unit -> how many neighbouring columns a unit has: one, or as many
+            as a flatten puts side by side.
+        old: the old number of units.
+        origin: for each new unit, the old unit that it is a copy of.
+        shares: for each new unit, its share of the original's work; they sum to 1 for each old unit.
     """
 
     rows: Sequence[str]
@@ -50,22 +50,22 @@ class Units:
 
     @cached_property
     def more_rows(self) -> Rows:
-        """Each new unit's row: a copy of its original's."""
+        """The row map: each new unit's row is a copy of its original's."""
         return Rows(self.origin)
 
     def more_columns(self, tensor: torch.Tensor) -> Rows:
-        """Each new unit's columns: copies of its original's."""
+        """Return the column map: each new unit's columns are copies of its original's."""
         block = tensor.shape[1] // self.old
         return Rows(tuple(unit * block + column for unit in self.origin for column in range(block)))
 
     def shared(self, rows: Rows, power: int = 1) -> Rows:
-        """The same with each unit's part multiplied by its share."""
+        """Return the map with each unit's rows multiplied by its share."""
         block = len(rows.origin) // len(self.origin)
         return replace(rows, factors=tuple(share**power for share in self.shares for _ in range(block)))
 
     @cached_property
     def firsts(self) -> dict[int, int]:
-        """Old unit -> its first copy among the new ones."""
+        """Old unit -> its first copy among the new units."""
         return first_copies(self.origin)
 
     @cached_property
@@ -75,18 +75,18 @@ class Units:
 
 
 def first_copies(origin: Sequence[int]) -> dict[int, int]:
-    """Old unit -> the first new unit that is a copy of it."""
+    """Return old unit -> the first new unit that is a copy of it."""
     return dict(reversed([(original, unit) for unit, original in enumerate(origin)]))
 
 
 def shares(origin: Sequence[int], split: Split, generator: torch.Generator) -> tuple[float, ...]:
-    """How old units divide their work among their copies.
+    """Return how old units divide their work among their copies.
 
     Args:
-        origin: the old unit of each new one.
-        split: ``equal``: in equal parts; ``unequal``: in parts drawn between one and three of the others'
-            size; ``zero``: the first does it all.
-        generator: of what is drawn.
+        origin: the old unit of each new unit.
+        split: ``equal`` for equal parts; ``unequal`` for random parts whose sizes differ by a factor of three
+            at most; ``zero`` if the first copy does all the work.
+        generator: the generator of the random parts.
     """
     if split == "zero":
         firsts = first_copies(origin)
@@ -103,7 +103,7 @@ def shares(origin: Sequence[int], split: Split, generator: torch.Generator) -> t
 def uncopied(
     units: Units, before: State, after: State, mapping: Sequence[int] | None, noise_std: float
 ) -> Iterator[str]:
-    """The rows that are not those of the units that they are copies of, but for the noise of new weights."""
+    """Yield rows that are not copies of their units' rows, except for noise on new weights."""
     for key in units.rows:
         old, new = materialise(before[key]), materialise(after[key])
         rows = Rows(tuple(mapping or [unit % len(old) for unit in range(len(new))]))
@@ -119,7 +119,7 @@ def uncopied(
 def unshared(
     units: Units, before: State, after: State, mapping: Sequence[int] | None, split: Split
 ) -> Iterator[str]:
-    """The columns of which those of a unit's copies do not sum up to its own."""
+    """Yield columns where those of a unit's copies don't sum to its old ones."""
     for key, block in units.columns.items():
         old, new = materialise(before[key]), materialise(after[key])
         if new.shape[1] != block * len(units.origin):
@@ -140,7 +140,7 @@ def unshared(
 
 
 def conditions(layers: Iterable[Units], before: State) -> str:
-    """What the function is kept under besides, which tensors do not tell."""
+    """Return the further conditions for keeping the function, which tensors can't show."""
     told: dict[str, None] = {}
     for units in layers:
         if any(block > 1 for block in units.columns.values()):
@@ -153,7 +153,7 @@ def conditions(layers: Iterable[Units], before: State) -> str:
 
 
 def twins(units: Units, after: State) -> tuple[int, int] | None:
-    """A new unit and its original, if all their rows and columns have the same bits."""
+    """Return a new unit and its original whose rows and columns all have the same bits, or None."""
     rows = [materialise(after[key]) for key in units.rows]
     columns = [_apart(materialise(after[key]), block) for key, block in units.columns.items()]
     for copy in units.copies:
@@ -166,11 +166,11 @@ def twins(units: Units, after: State) -> tuple[int, int] | None:
 
 
 def _may_be_layer_norm(key: str, state: State) -> bool:
-    """Whether a key is the weight of a norm without running statistics; slopes of a PReLU look the same."""
+    """Return whether a key may be the weight of a norm without statistics; a PReLU's looks the same."""
     module, _, leaf = key.rpartition(".")
     return leaf == "weight" and state[key].dim() == 1 and f"{module}.running_mean" not in state
 
 
 def _apart(tensor: torch.Tensor, block: int) -> torch.Tensor:
-    """The columns of each unit under an index of its own: (out, units, block, ...)."""
+    """Give the columns of each unit their own dimension: (out, units, block, ...)."""
     return tensor.reshape(len(tensor), -1, block, *tensor.shape[2:])

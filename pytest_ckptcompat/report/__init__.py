@@ -1,1 +1,1 @@
-"""What a check found, and how people read it: in a terminal, in markdown, in a browser."""
+"""Reports of checks: in a terminal, in markdown, in a browser."""

@@ -1,4 +1,4 @@
-"""What to do about a checkpoint that does not fit: recipes, and what is said of them."""
+"""Advice on a checkpoint that does not fit: recipes, and notes on them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Suggested(Protocol):
     """A recipe, or its text."""
 
     def to_toml(self) -> str:
-        """The recipe as a recipe file."""
+        """Return the text of a recipe file."""
 
 
 @dataclass(frozen=True)
 class RecipeText:
-    """A suggested recipe as text, where the recipe itself is in another process."""
+    """A suggested recipe as text, for when the recipe itself is in another process."""
 
     python: str
     toml: str
@@ -33,12 +33,12 @@ class RecipeText:
         return self.python
 
     def to_toml(self) -> str:
-        """The recipe's TOML form."""
+        """Return the recipe's TOML form."""
         return self.toml
 
     @classmethod
     def of(cls, recipe: Suggested) -> Self:
-        """The texts of a recipe; no TOML where it has no such form, as with a nameless function."""
+        """Return the texts of a recipe. The TOML is empty if there is none, as with a nameless function."""
         try:
             return cls(repr(recipe), recipe.to_toml())
         except RecipeError:
@@ -47,13 +47,13 @@ class RecipeText:
 
 @dataclass(frozen=True)
 class Remedy:
-    """What a search found besides the recipe that makes the checkpoint load, or instead of it.
+    """What a search found in addition to, or instead of, a recipe that makes the checkpoint load.
 
     Attributes:
         partial: a recipe that makes a part of it fit.
-        choices: recipes of which each makes it load.
+        choices: recipes that each make it load.
         unexplained: the keys that still differ.
-        notes: sentences about the recipe that is suggested.
+        notes: sentences about the suggested recipe.
     """
 
     partial: Suggested | None = None
@@ -62,7 +62,7 @@ class Remedy:
     notes: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values."""
         return {
             "partial": None if self.partial is None else asdict(RecipeText.of(self.partial)),
             "choices": [asdict(RecipeText.of(each)) for each in self.choices],
@@ -72,7 +72,7 @@ class Remedy:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Self:
-        """What `to_dict` was made of."""
+        """Restore the object from the result of `to_dict`."""
         partial = content["partial"]
         return cls(
             partial=None if partial is None else RecipeText(**partial),
@@ -83,12 +83,12 @@ class Remedy:
 
 
 class Advice(NamedTuple):
-    """One thing to do.
+    """One piece of advice.
 
     Attributes:
-        sentence: what it is; ends with a colon where a recipe follows.
-        recipe: as text; None where the sentence says it all.
-        notes: sentences that belong beside it.
+        sentence: what to do; ends with a colon if a recipe follows.
+        recipe: the recipe as text, or None.
+        notes: further sentences.
     """
 
     sentence: str
@@ -97,11 +97,11 @@ class Advice(NamedTuple):
 
 
 def advice(suggestion: Suggested | None, remedy: Remedy | None, *, declared: bool) -> Iterator[Advice]:
-    """What to tell the user.
+    """Yield the advice for the user.
 
     Args:
         suggestion: the recipe that makes the checkpoint load.
-        remedy: what else was found; None where nothing was looked for.
+        remedy: what else was found; None if there was no search.
         declared: whether a recipe was declared.
     """
     notes = () if remedy is None else remedy.notes
@@ -127,7 +127,7 @@ def advice(suggestion: Suggested | None, remedy: Remedy | None, *, declared: boo
 
 
 def named(keys: Sequence[str]) -> str:
-    """A few keys, alike ones as one, and how many more there are."""
+    """Return a few keys as text, similar ones grouped, and how many more there are."""
     groups = group(keys)
     shown = groups[:MOST_NAMED]
     more = sum(len(each.keys) for each in groups[MOST_NAMED:])

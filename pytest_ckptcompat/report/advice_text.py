@@ -1,4 +1,4 @@
-"""Advice as lines: recipes whole, as they are pasted where the user declares recipes."""
+"""Advice as lines of text, with whole recipes that can be pasted where the user declares recipes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _PLACES = {
     "check.recipe": "put it below its [[check]], in place of any recipe there",
     "recipe": "save it as a recipe file, and give that: --recipe FILE.toml",
 }
-"""By the name of its tables, where a recipe in TOML goes."""
+"""Name of the tables -> where to put a recipe in TOML."""
 
 
 def advice_lines(report: Facts, width: int, table: str = "") -> list[str]:
-    """What to do: sentences, and recipes to paste with where they go.
+    """Return the advice: sentences, recipes to paste, and where to put them.
 
     Args:
-        report: with the advice.
-        width: what sentences and Python are wrapped to; texts in TOML can't be.
-        table: ``"check.recipe"`` or ``"recipe"`` for a user of TOML, ``""`` for one of Python.
+        report: the report with the advice.
+        width: the width of sentences and Python; TOML texts can't be wrapped.
+        table: ``"check.recipe"`` or ``"recipe"`` for users of TOML, ``""`` for users of Python.
     """
     lines: list[str] = []
     recipes = []
@@ -49,12 +49,12 @@ def advice_lines(report: Facts, width: int, table: str = "") -> list[str]:
 
 
 def python_lines(recipe: RecipeText, width: int) -> list[str]:
-    """A recipe as Python that can be pasted into a file: the import and the recipe."""
+    """Return a recipe as Python that can be pasted into a file: the import and the recipe."""
     return [*_imports([recipe.python], width), "", *pasted(recipe.python, width)]
 
 
 def _sentence(text: str, width: int, hanging: str) -> list[str]:
-    """A sentence in lines, in small letters and without its full stop, as other lines of a report are."""
+    """Return a sentence as lines, in lower case and without its full stop, like the rest of a report."""
     return _said(text[0].lower() + text[1:].removesuffix("."), width, 1, hanging)
 
 
@@ -67,8 +67,8 @@ def _recipe(recipe: RecipeText, width: int, table: str) -> Iterator[str]:
 
 
 def _imports(sources: Sequence[str], width: int) -> list[str]:
-    """The line that imports what recipes in Python use of the package."""
-    public = sys.modules[__name__.partition(".")[0]].__all__  # imported, since this module of it is
+    """Return the import of the package's names that the recipes use."""
+    public = sys.modules[__name__.partition(".")[0]].__all__  # imported before this module
     used = {"Recipe"}
     for source in sources:
         with suppress(SyntaxError, ValueError, RecursionError):
@@ -81,7 +81,7 @@ def _imports(sources: Sequence[str], width: int) -> list[str]:
 
 
 def _plain(line: str) -> str:
-    """A line of TOML whose texts are written in characters that only show, and are not a command to CI."""
+    """Escape a line of TOML so that it prints, and CI does not take it as a command."""
     return "".join(each if " " <= each <= "~" and each != "#" else _code(each) for each in line)
 
 

@@ -1,4 +1,4 @@
-"""Colours of the terminal."""
+"""Colour a report for the terminal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STATUS = re.compile(rf"(?<=  )(?:{'|'.join(_STATUS_COLORS)})(?=  |$)")
 
 
 def paint(lines: Iterable[str], report: Facts) -> list[str]:
-    """The lines of a rendered report with the verdict, the rules and the statuses in ANSI colours."""
+    """Colour the verdict, the rules and the statuses in the lines of a rendered report."""
     verdict, *others = lines
     painted = [_painted(verdict, "1;32" if report.ok else "1;31")]
     section = ""

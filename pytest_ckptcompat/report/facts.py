@@ -1,4 +1,4 @@
-"""What a check found: the verdict, the findings behind it, and every stage that was or was not run."""
+"""The outcome of a check: the verdict, the findings behind it, and every stage, run or not."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ class Facts:
     """The outcome of one check.
 
     Attributes:
-        checkpoint: the checkpoint's path, from the rootdir in a run of pytest; safe to print.
+        checkpoint: the checkpoint's path, in pytest relative to the rootdir; safe to print.
         model: the model's name.
-        missing: keys in the model, not in the checkpoint; torch's own, waived or not.
-        unexpected: keys in the checkpoint, not in the model.
+        missing: keys that only the model has, according to torch, waived or not.
+        unexpected: keys that only the checkpoint has.
         mismatched: (key, checkpoint's shape, model's shape).
-        matched: how many keys fit, of `total` that the model has or can't take; both 0 where nothing was
-            compared.
-        findings: everything that was found, waived findings included (severity ``off``).
-        promises: what the recipe promised, and whether it was kept.
-        stages: open, recipe, compare, load, verify, forward, optimizer, as far as they were reached.
-        suggestion: a recipe with which the checkpoint would load, tried before it is given.
-        remedy: what the search for one found besides, or instead; None where there was no search.
+        matched: how many keys fit, of the `total` keys in the model or in the checkpoint; both are 0 if
+            nothing was compared.
+        findings: all findings, including waived ones (severity ``off``).
+        promises: the promises of the recipe, and whether they were kept.
+        stages: open, recipe, compare, load, verify, forward, optimizer, as far as reached.
+        suggestion: a recipe with which the checkpoint would load, already tried.
+        remedy: what else the search for a recipe found; None if there was no search.
         recipe: whether the checkpoint went through a recipe.
-        loader: the function that loaded the model; ``""`` where it was loaded strictly. With one, `matched`
-            counts the keys that hold the checkpoint's values.
-        fitting: key -> shape and dtype as shown, of the keys that match; not part of the JSON.
+        loader: the name of the loading function; ``""`` for a strict load. With a loader, `matched` counts
+            the keys that hold the checkpoint's values.
+        fitting: key -> shape and dtype as text, for the keys that match; not part of the JSON.
     """
 
     checkpoint: str
@@ -73,7 +73,7 @@ class Facts:
 
     @property
     def verdict(self) -> str:
-        """The one line for a summary: what was found first, and how much."""
+        """The one-line summary: what was found first, and how much."""
         if self.ok:
             if not self.total and self._rolls_back:
                 return f"{self.checkpoint}: the released model can load checkpoints of today's {self.model}"
@@ -120,7 +120,7 @@ class Facts:
 
     @property
     def untold(self) -> list[Finding]:
-        """The findings that the verdict has not told whole."""
+        """The findings that the verdict does not fully state."""
         verdict = self.verdict
         first = next((found for found in self.errors if not (found.checkpoint or found.model)), None)
         told = (
@@ -130,17 +130,17 @@ class Facts:
 
     @property
     def side(self) -> str:
-        """What findings hold against the model: ``checkpoint``, or what the recipe made of it."""
+        """The side that is compared with the model: ``checkpoint`` or ``after recipe``."""
         applied = any(stage.name == "recipe" and stage.status == "passed" for stage in self.stages)
         return "after recipe" if applied else "checkpoint"
 
     @property
     def advice(self) -> list[Advice]:
-        """What to do about it."""
+        """What the user can do."""
         return list(advice(self.suggestion, self.remedy, declared=self.recipe))
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object of one report, as ``report.schema.json`` describes it, as plain values."""
+        """Return the JSON object of the report, described by ``report.schema.json``, as plain values."""
         return {
             "schema_version": SCHEMA_VERSION,
             "ok": self.ok,
@@ -164,7 +164,7 @@ class Facts:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Self:
-        """What `to_dict` was made of, as it comes back from a worker or a file."""
+        """Restore a report from the result of `to_dict`, which came from a worker or a file."""
         suggestion = content["suggestion"]
         return cls(
             checkpoint=content["checkpoint"],
@@ -196,7 +196,7 @@ class Facts:
         return f" ({waived:,} finding{'' if waived == 1 else 's'} waived)" if waived else ""
 
     def _misloaded(self, first: Finding) -> str:
-        """What the loader did instead of loading."""
+        """Return the verdict on a loader that did not load correctly."""
         if first.rule == "loader-error":
             return f"{self.checkpoint} was not loaded: {_one_line(first)}"
         if not self.matched:
@@ -227,7 +227,7 @@ def _stage(found: Finding) -> Kind:
 
 
 def _refuses(found: Finding) -> bool:
-    """Whether the model's strict load refuses the checkpoint for this; a lossy cast it lets pass."""
+    """Return whether the model's strict load refuses this; it accepts a lossy cast."""
     return _stage(found) == "compare" and found.rule != "dtype-mismatch"
 
 

@@ -1,4 +1,4 @@
-"""Python source that fits a width and can be pasted: how a suggestion is printed."""
+"""Fit texts to a width: keys are cut, and Python source can still be pasted."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 LEAST = 10
-"""Room below which nothing sensible can be shown."""
+"""The least room in which anything sensible can be shown."""
 
 
 def elide(texts: Sequence[str], room: int) -> list[str]:
-    """The texts in at most `room` characters each (`LEAST` or more), with ``…`` for what was left out.
+    """Cut texts to at most `room` characters each (at least `LEAST`), with ``…`` for what was cut.
 
-    Texts that differ still differ: where cutting out the middle would hide the difference, what follows the
-    common beginning is kept, and where that is not enough the texts are numbered, ``…[2]…``.
+    Different texts stay different: if cutting the middle would hide the difference, the part after the common
+    beginning is kept, and if that is not enough, the texts are numbered, ``…[2]…``.
     No text may contain ``…`` itself.
     """
     room = max(room, LEAST)
@@ -36,21 +36,21 @@ def elide(texts: Sequence[str], room: int) -> list[str]:
 
 
 def shortened(text: str, most: int) -> str:
-    """The text in about `most` characters, with the count of what was left out of its middle."""
+    """Cut a text to about `most` characters, with the number of characters cut from its middle."""
     if len(text) <= most:
         return text
     return f"{text[: most // 2]}…(+{len(text) - most} characters)…{text[len(text) - (most - most // 2) :]}"
 
 
 def _common(texts: Sequence[str]) -> int:
-    """How many characters all of the texts begin with."""
-    first, last = min(texts), max(texts)  # every other text lies between these two
+    """Return the length of the common beginning of the texts."""
+    first, last = min(texts), max(texts)  # all other texts sort between these two
     unequal = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
     return next(unequal, len(first))
 
 
 def _clashes(short: dict[str, str]) -> Iterator[list[str]]:
-    """The texts that would look the same."""
+    """Return groups of texts that would look the same."""
     seen: dict[str, list[str]] = {}
     for text, shown in short.items():
         seen.setdefault(shown, []).append(text)
@@ -77,17 +77,17 @@ def _numbered(text: str, number: int, room: int) -> str:
 
 
 def _joined(text: str, head: int, middle: str, room: int) -> str:
-    """The beginning, the middle, and as much of the end as there is room for."""
+    """Return the beginning, the middle, and as much of the end as fits."""
     tail = max(room - head - len(middle), 0)
     return f"{text[:head]}{middle}{text[len(text) - tail :]}"
 
 
 def pasted(source: str, width: int) -> list[str]:
-    """One Python call, such as a recipe's ``repr``, as lines of at most `width` columns where possible.
+    """Break a Python call, such as a recipe's ``repr``, into lines of at most `width` columns if possible.
 
-    The lines mean the same as `source`. Calls and lists are broken after their commas, long strings into
-    adjacent pieces. Characters that don't print, or not in one column, are written as escapes. A source that
-    is no Python comes back as it is.
+    The lines mean the same as `source`. Calls and lists are broken after commas, long strings into adjacent
+    pieces. Characters that don't print in exactly one column are escaped. A source that is not valid Python
+    is returned as it is.
     """
     try:
         tree = ast.parse(source, mode="eval").body
@@ -99,7 +99,7 @@ def pasted(source: str, width: int) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """An expression as it would stand on one line, and what it is made of where it can be broken."""
+    """An expression on one line, and its parts if it can be broken."""
 
     flat: str
     opening: str = ""
@@ -134,7 +134,7 @@ def _broken(opening: str, items: list[_Part], closing: str, prefix: str) -> _Par
 
 
 def _literal(node: ast.expr, lines: list[bytes]) -> str:
-    """The source of a name or a number."""
+    """Return the source of a name or a number."""
     if node.lineno != node.end_lineno:
         return ast.unparse(node)
     return lines[node.lineno - 1][node.col_offset : node.end_col_offset].decode()
@@ -164,7 +164,7 @@ def _lines(part: _Part, indent: int, width: int, comma: str = "") -> list[str]:
 
 
 def _pieces(part: _Part, indent: int, width: int, comma: str) -> list[str]:
-    """A long string as adjacent literals, which Python joins."""
+    """Split a long string into adjacent literals, which Python joins."""
     assert part.text is not None
     margin = " " * indent
     lines, piece = [], f"{margin}{part.prefix}"
@@ -187,7 +187,7 @@ def _quoted(text: str) -> str:
 def _escaped(character: str) -> str:
     if character in '"\\':
         return f"\\{character}"
-    if character == "#":  # CI services take "##[" and "##vso[" anywhere on a line for a command
+    if character == "#":  # CI services run "##[" and "##vso[" anywhere on a line as commands
         return r"\x23"
     if one_column(character):
         return character
@@ -195,7 +195,7 @@ def _escaped(character: str) -> str:
 
 
 def one_column(character: str) -> bool:
-    """Whether every terminal shows the character, and in exactly one column."""
+    """Return whether every terminal shows the character in exactly one column."""
     if character.isascii():
         return character.isprintable()
     return (

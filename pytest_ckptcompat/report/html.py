@@ -1,4 +1,4 @@
-"""The reports of a run as one page for a browser: self-contained, and whole without JavaScript."""
+"""Render the reports of a run as one self-contained HTML page, complete without JavaScript."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from .facts import Facts
 
 MOST_ROWS = 20_000
-"""Rows of one report that the page shows: a browser still searches as many at once."""
+"""The most rows of a report on the page; a browser can still search as many at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check of the run.
+    """A check of the run.
 
     Attributes:
-        title: what was checked, such as a test's id.
-        report: how it went.
-        fitting: the keys that fit, with what they are (``"(64, 3, 7, 7) f32"``), so that the page shows the
-            whole model; without them it shows what was found.
+        title: the title of the check, such as a test's id.
+        report: the report of the check.
+        fitting: key -> shape and dtype (``"(64, 3, 7, 7) f32"``) of the keys that fit, so that the page shows
+            the whole model; without them it shows only the findings.
     """
 
     title: str
@@ -47,17 +47,17 @@ class Check:
 
 
 def render(checks: Sequence[Check], heading: str) -> str:
-    """The page, with the checks that fail first.
+    """Render the page, with failed checks first.
 
     Args:
         checks: the reports.
-        heading: what became of the run, in one line.
+        heading: the outcome of the run in one line.
     """
     checks = sorted(checks, key=lambda check: check.report.ok)
     found = [leaves(check.report, check.fitting) for check in checks]
     heading = safe(f"Checkpoints: {heading}")
     style, script = _own("page.css"), _own("page.js")
-    # Nothing but the page's own script and style runs or loads, whatever a checkpoint calls its keys.
+    # Only the page's own script and style may run, whatever the names of a checkpoint's keys.
     policy = f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'"
     return "\n".join(
         [
@@ -107,7 +107,7 @@ def _contents(checks: Sequence[Check]) -> str:
 
 
 def _tools(found: Iterable[Leaf]) -> str:
-    """What works with the script alone, hidden until it runs."""
+    """Return the controls that need the script, hidden until it runs."""
     counts = Counter[str]()
     for leaf in found:
         counts[leaf.rule] += leaf.count
@@ -143,7 +143,7 @@ def _section(place: int, check: Check, found: Sequence[Leaf]) -> str:
 
 
 def _sentences(found: Sequence[Leaf]) -> str:
-    """The findings that are about no key."""
+    """Return the findings without a key."""
     lines = (
         tag(
             "li",
@@ -258,7 +258,7 @@ _ONE_SIDED = {"missing-key", "unexpected-key", "rollback-missing", "rollback-une
 
 
 def _sides(leaf: Leaf) -> tuple[str, str]:
-    """Both sides, with the sizes marked in which they differ; of a key that one side lacks it is said."""
+    """Return both sides with different sizes marked, or a missing side marked as absent."""
     checkpoint, model = leaf.checkpoint, leaf.model
     if not (checkpoint and model):
         absent = tag("span", "absent", class_="absent") if leaf.rule in _ONE_SIDED else ""

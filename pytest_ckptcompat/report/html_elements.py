@@ -1,4 +1,4 @@
-"""Elements of the page, and text inside them."""
+"""HTML elements of the page, and the text in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _EMPTY_TAGS = {"input"}
 
 
 def tag(name: str, *inside: str, **attributes: str | bool) -> str:
-    """An element; `inside` is HTML already, attributes are any text (``data_key=`` is written data-key)."""
+    """Return an element. `inside` is HTML, attributes are any text (``data_key=`` becomes data-key)."""
     written = "".join(
         f" {attribute.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{safe(value)}"')
         for attribute, value in attributes.items()
@@ -20,10 +20,10 @@ def tag(name: str, *inside: str, **attributes: str | bool) -> str:
 
 
 def safe(text: str | bool) -> str:
-    """Text from a file."""
+    """Escape text from a file."""
     return quoted(escape(str(text), 1000))
 
 
 def said(text: str) -> str:
-    """Text of our own."""
+    """Escape text of our own."""
     return quoted(printable(text))

@@ -1,4 +1,4 @@
-"""Checkpoints as text and JSON: what one holds, and what two have that the other has not."""
+"""Checkpoints as text and JSON: the content of one, and the differences of two."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.core.tensor_spec import TensorSpec
 
 _LEAST = 20
-_PADDING = 2  # what tabulate adds to a header's width
+_PADDING = 2  # tabulate adds this to a header's width
 
 Change = tuple[str, str, str, str]
-"""What kind of difference, the key, the old side, the new side."""
+"""(kind of difference, key, old side, new side)."""
 
 
 def listed(ckpt: Checkpoint) -> str:
-    """Every tensor, those that differ in indices alone on one row, and the sums."""
+    """Return all tensors as a table, similar keys in one row, with totals."""
     from tabulate import tabulate
 
     like: dict[str, list[str]] = {}
@@ -63,7 +63,7 @@ def listed(ckpt: Checkpoint) -> str:
 
 
 def listed_json(ckpt: Checkpoint) -> str:
-    """The documented JSON of ``ckptcompat show --json``."""
+    """Return the documented JSON of ``ckptcompat show --json``."""
     tied_to = {key: tied[0] for tied in ckpt.ties for key in tied[1:]}
     tensors = [
         {
@@ -86,10 +86,10 @@ def listed_json(ckpt: Checkpoint) -> str:
 
 
 def changes(old: Checkpoint, new: Checkpoint) -> list[Change]:
-    """What differs: keys removed or added, shapes, dtypes or ties changed; values, where a lock has a hash.
+    """Return the differences in keys, shapes, dtypes and ties, and in values if a lock has a hash.
 
     Raises:
-        CheckpointError: the bytes of the one can't be compared with the hash that the other notes.
+        CheckpointError: the bytes of one can't be compared with the hash in the other.
     """
     found: list[Change] = []
     for key in sorted({*old, *new}, key=natural):
@@ -114,7 +114,7 @@ def changes(old: Checkpoint, new: Checkpoint) -> list[Change]:
 
 
 def _digests(old: Checkpoint, new: Checkpoint) -> tuple[str, str]:
-    """The hashes of both, if a lock among them notes one; empty texts where there is nothing to compare."""
+    """Return both hashes if one is a lock with a hash; else empty texts."""
     from pytest_ckptcompat.checkpoint.lock_writer import sha256_of
 
     if not any(ckpt.format == "lock" and sha256_of(ckpt) for ckpt in (old, new)):
@@ -124,7 +124,7 @@ def _digests(old: Checkpoint, new: Checkpoint) -> tuple[str, str]:
 
 
 def contrasted(old: Checkpoint, new: Checkpoint, found: Sequence[Change]) -> str:
-    """The differences as a table, old before new; keys that differ in indices alone on one row."""
+    """Return the differences as a table, old before new, similar keys in one row."""
     from tabulate import tabulate
 
     if not found:
@@ -152,14 +152,14 @@ def _times(keys: Sequence[str]) -> str:
 
 
 def _cut(names: Sequence[str], rest: Sequence[tuple[str, ...]], headers: Sequence[str]) -> list[str]:
-    """Keys as cells of a table that is to fit the terminal beside the rest: no two of them look the same."""
+    """Cut keys so that the table fits the terminal; different keys stay different."""
     columns = zip(headers, *rest, strict=True)
     beside = sum(max(len(header) + _PADDING, *map(len, cells)) + len("  ") for header, *cells in columns)
     return elide(list(map(cell, names)), max(shutil.get_terminal_size().columns - beside, _LEAST))
 
 
 def contrasted_json(found: Sequence[Change]) -> str:
-    """The differences as JSON."""
+    """Return the differences as JSON."""
     listed = [
         {"change": kind, "key": key, "old": one or None, "new": two or None} for kind, key, one, two in found
     ]

@@ -1,4 +1,4 @@
-"""A report as GitHub-flavoured markdown: what a pull request's step summary shows."""
+"""Render reports as GitHub-flavoured markdown, for the step summary of a pull request."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _FIRST_ROWS = 20
 
 
 def render(report: Facts, title: str = "") -> str:
-    """One report: the verdict as a heading, what is wrong, what to do, what was run.
+    """Render one report: the verdict as a heading, the findings, the advice and the stages.
 
     Args:
-        report: what to show.
-        title: what was checked, such as a test's id; put below the verdict.
+        report: the report.
+        title: the title, such as a test's id; shown below the verdict.
     """
     table = rows(sorted(report.untold, key=lambda found: _SEVERITIES.index(found.severity)))
     parts = [
@@ -42,13 +42,13 @@ def render(report: Facts, title: str = "") -> str:
 
 
 def summary(checks: Sequence[tuple[str, Facts]], heading: str) -> str:
-    """The reports of a run, as (test's id, report): those that fail in whole, the others as one table.
+    """Render the reports of a run: failed ones in full, the others as one table.
 
-    However many there are, the text stays below the size that GitHub shows; what is left out is counted.
+    The text always stays below the size that GitHub shows; what is left out is counted.
 
     Args:
-        checks: the reports.
-        heading: what became of the run, in one line.
+        checks: (test's id, report) of each check.
+        heading: the outcome of the run in one line.
     """
     failed = [(title, report) for title, report in checks if not report.ok]
     fit = [(title, report) for title, report in checks if report.ok]
@@ -87,7 +87,7 @@ def _findings(table: Sequence[Row], side: str) -> list[str]:
 
 
 def _outcome(report: Facts) -> str:
-    """The verdict of a check that fits, and how many promises were kept, or not checked and why."""
+    """Return the verdict of a passed check, with counts of its promises by status."""
     words = {"unchecked": "not checked"}
     found = Counter(
         "kept" if each.status == "kept" else f"{words.get(each.status, each.status)} ({each.detail})"
@@ -97,7 +97,7 @@ def _outcome(report: Facts) -> str:
 
 
 def _fitting(lines: Iterable[Sequence[str]]) -> Iterator[Sequence[str]]:
-    """As many lines as there is room for."""
+    """Yield as many lines as there is room for."""
     room = _MOST_BYTES // 3
     for cells in lines:
         room -= sum(len(cell.encode()) for cell in cells) + 3 * len(cells)
@@ -150,7 +150,7 @@ def _table(headers: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def _text(text: str) -> str:
-    """Text inside a line in which nothing is markup, and nothing becomes a link or a mention."""
+    """Escape text inside a line, so that nothing becomes markup, a link or a mention."""
     return _MARKS.sub(lambda mark: f"&#{ord(mark[0])};", printable(text)).replace("@", "@<wbr>")
 
 
@@ -158,7 +158,7 @@ _MARKS = re.compile(r"[&<>\"'`|*\[\]~\\#!$^{}]|(?<!\w)_|_(?!\w)|(?<=[a-z]):(?=//
 
 
 def _code(text: str) -> str:
-    """Text from a file as a code span; a pipe would end a table's cell even there."""
+    """Return text from a file as a code span; pipes are escaped, since they would end a table cell."""
     if not text:
         return ""
     shown = escape(text, limit=1000).replace("|", r"\|")

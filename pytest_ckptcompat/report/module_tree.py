@@ -1,4 +1,4 @@
-"""The keys of a report as the tree of the model's modules, with what is to be said of each."""
+"""Arrange the keys of a report as a tree of the model's modules."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 FITS = "fits"
 DEEPEST = 50
-"""Levels of modules; what is nested deeper stays one name."""
+"""The most levels of modules; deeper names are not split."""
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """Keys that differ in indices alone, of which the same is to be said.
+    """Keys that differ only in indices, with the same finding.
 
     Attributes:
-        pattern: the keys as one pattern (see `keys.Group`), or ``""`` where a finding is about none.
-        count: how many keys.
+        pattern: the keys as one pattern (see `keys.Group`); ``""`` for a finding without a key.
+        count: the number of keys.
         rule: a rule's id, or `FITS`.
-        severity: of the finding, or `FITS`.
+        severity: the severity of the finding, or `FITS`.
         checkpoint: what the checkpoint has there.
         model: what the model has there.
-        message: what else is to be said.
+        message: further text.
     """
 
     pattern: str
@@ -46,14 +46,14 @@ class Leaf:
 
 @dataclass(slots=True)
 class Module:
-    """A module, or several that differ in indices alone (``layers.{0-31}``), and what it holds."""
+    """A module and its content, or several that differ only in indices (``layers.{0-31}``)."""
 
     name: str
     modules: dict[str, Module] = field(default_factory=dict)
     leaves: list[tuple[str, Leaf]] = field(default_factory=list)
 
     def count(self) -> Counter[str]:
-        """How many keys of each severity lie in the module and below it."""
+        """Count the keys of each severity in the module and below it."""
         total = Counter(dict.fromkeys(("error", "warn", "off", FITS), 0))
         for _, leaf in self.leaves:
             total[leaf.severity] += leaf.count
@@ -62,7 +62,7 @@ class Module:
         return total
 
     def shortened(self) -> Module:
-        """The module; one that only holds another stands together with it: ``model.encoder.layers``."""
+        """Merge a module that holds only one other module with it: ``model.encoder.layers``."""
         name, module = self.name, self
         while len(module.modules) == 1 and not module.leaves:
             (module,) = module.modules.values()
@@ -70,16 +70,16 @@ class Module:
         return Module(name, module.modules, module.leaves)
 
     def sorted_leaves(self) -> list[tuple[str, Leaf]]:
-        """The leaves as (name, leaf), in natural order."""
+        """Return the leaves as (name, leaf), in natural order."""
         return sorted(self.leaves, key=lambda each: (natural(each[0]), each[1].rule))
 
     def sorted_modules(self) -> list[Module]:
-        """The modules inside, in natural order."""
+        """Return the modules inside, in natural order."""
         return sorted(self.modules.values(), key=lambda each: natural(each.name))
 
 
 def leaves(report: Facts, fitting: Mapping[str, str]) -> list[Leaf]:
-    """The findings of a report, and the keys that fit, given with what they are."""
+    """Return leaves for the findings of a report and for the keys that fit."""
     found = [
         Leaf(row.pattern, len(row.keys), row.rule, row.severity, row.checkpoint, row.model, row.message)
         for row in rows(report.untold)
@@ -95,7 +95,7 @@ def leaves(report: Facts, fitting: Mapping[str, str]) -> list[Leaf]:
 
 
 def tree(leaves: Iterable[Leaf]) -> Module:
-    """The nameless root of the modules that the leaves lie in."""
+    """Build the tree of modules that contain the leaves; return its nameless root."""
     root = Module("")
     for leaf in leaves:
         *path, name = leaf.pattern.split(".", DEEPEST)

@@ -1,4 +1,4 @@
-"""The report of one check, as callers get it."""
+"""The report of a check, as callers get it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from .facts import Facts
 
 
 class Report(Facts):
-    """What a check found, and the forms in which it is read."""
+    """The outcome of a check, with its output formats."""
 
     def to_json(self) -> str:
-        """The report as JSON text (``schema_version`` 1)."""
+        """Return the report as JSON text (``schema_version`` 1)."""
         return json.dumps(self.to_dict(), indent=2)
 
     def to_markdown(self) -> str:
-        """The report as GitHub-flavoured markdown."""
+        """Return the report as GitHub-flavoured markdown."""
         return markdown.render(self)
 
     def __repr__(self) -> str:

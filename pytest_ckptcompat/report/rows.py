@@ -1,4 +1,4 @@
-"""The rows of a report's table: findings that say the same of keys that differ in indices alone."""
+"""Group findings into table rows: the same finding on keys that differ only in indices."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Findings that differ in their keys alone.
+    """Findings that differ only in their keys.
 
     Attributes:
         rule: the rule's id.
-        severity: of each of the findings.
+        severity: the severity of the findings.
         pattern: the keys as one pattern (see `keys.Group`), unescaped; ``""`` for a finding without a key.
         keys: the keys, in natural order.
         checkpoint: what the checkpoint has there, for every key.
         model: what the model has there, for every key.
-        message: said of every key.
+        message: the message for every key.
     """
 
     rule: str
@@ -44,9 +44,9 @@ class Row:
 
 
 def rows(findings: Iterable[Finding]) -> list[Row]:
-    """The findings, grouped: rules in the order in which they first appear, and so are the rows of a rule.
+    """Group findings, with rules and the rows of a rule in the order of their first appearance.
 
-    Keys that are missing and unexpected for want of a prefix alone are one row in front.
+    Keys that are missing and unexpected only because of a prefix form one row at the top.
     """
     findings, prefixed = _without_prefixes(list(findings))
     alike: dict[tuple[str, Severity, str, str, str], dict[str, int]] = {}
@@ -65,7 +65,7 @@ def rows(findings: Iterable[Finding]) -> list[Row]:
 
 
 def _without_prefixes(findings: list[Finding]) -> tuple[list[Finding], list[Row]]:
-    """The findings that are not of keys which differ in a prefix alone; and the rows that stand for those."""
+    """Separate findings on keys that differ only in a prefix; return the others and rows for these."""
     pairs: dict[tuple[str, str], list[tuple[Finding, Finding]]] = {}
     for longer, shorter in (("unexpected-key", "missing-key"), ("missing-key", "unexpected-key")):
         known = {_alike(each, each.key): each for each in findings if each.rule == shorter}
@@ -94,7 +94,7 @@ def _alike(found: Finding, key: str) -> tuple[str, str, str, str]:
 
 
 def _splits(key: str) -> list[tuple[str, str]]:
-    """The ways to part a key into a prefix of a few parts and the rest."""
+    """Return the ways to split a key into a prefix of a few parts and the rest."""
     parts = key.split(".", _DEEPEST_PREFIX)
     return [(".".join([*parts[:n], ""]), ".".join(parts[n:])) for n in range(1, len(parts))]
 
@@ -103,7 +103,7 @@ _DEEPEST_PREFIX = 4
 
 
 def stage_rows(stages: Iterable[Stage]) -> list[Stage]:
-    """The stages that were run, in order; below them those that were not, together where for one reason."""
+    """Return the stages that were run, in order, then the skipped ones, grouped by reason."""
     ran = [stage for stage in stages if stage.status != "skipped"]
     skipped: dict[str, list[str]] = {}
     for stage in stages:

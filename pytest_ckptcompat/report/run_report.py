@@ -1,4 +1,4 @@
-"""The reports of a whole run: summary lines, and files."""
+"""The reports of a whole run: summary lines and files."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ FORMATS = ("json", "markdown", "html")
 
 @dataclass
 class Run:
-    """What the tests of a run checked, and what they did not.
+    """The checks of a run, and the tests without one.
 
     Attributes:
-        checks: (test's id, JSON object of the report), in the order in which they ended.
-        unchecked: id of a test that brought no report -> why.
+        checks: (test's id, JSON object of the report), in the order of completion.
+        unchecked: id of a test without a report -> why.
         interrupted: whether the run ended before its last test.
     """
 
@@ -41,7 +41,7 @@ class Run:
 
     @property
     def summary(self) -> str:
-        """How many checks passed, of how many, and what became of those that were not made."""
+        """How many checks passed, of how many, and why the others were not made."""
         passed = sum(check["ok"] for _, check in self.checks)
         total = len(self.checks) + len(self.unchecked)
         reasons = Counter(self.unchecked.values())
@@ -50,10 +50,10 @@ class Run:
 
 
 def targets(option: str, texts: Iterable[str]) -> tuple[tuple[str, Path], ...]:
-    """The formats and files that an option names, each time as ``FORMAT:PATH``.
+    """Parse the ``FORMAT:PATH`` values of an option into formats and files.
 
     Raises:
-        ValueError: one has another form, nothing can be written there, or two are one file.
+        ValueError: a value has another form, can't be written, or names the same file as another.
     """
     found: dict[Path, str] = {}
     for text in texts:
@@ -65,10 +65,10 @@ def targets(option: str, texts: Iterable[str]) -> tuple[tuple[str, Path], ...]:
 
 
 def _target(option: str, text: str) -> tuple[str, Path]:
-    """The format and the file that ``FORMAT:PATH`` names.
+    """Parse ``FORMAT:PATH`` into the format and the file.
 
     Raises:
-        ValueError: it has another form, or nothing can be written there.
+        ValueError: the text has another form, or the file can't be written.
     """
     kind, _, name = text.partition(":")
     if kind not in FORMATS or not name:
@@ -77,7 +77,7 @@ def _target(option: str, text: str) -> tuple[str, Path]:
     if name == "-" or (path.exists() and not path.is_file()):
         what = "a folder" if path.is_dir() else "not a regular file: reports are written to files alone"
         raise ValueError(f"{option} {text!r}: {name} is {what}")
-    above = next(folder for folder in path.parents if folder.exists())  # what is missing below it is made
+    above = next(folder for folder in path.parents if folder.exists())  # missing folders below it are created
     if not above.is_dir():
         raise ValueError(f"{option} {text!r}: {name} can't be written: {above} is a file, not a folder")
     if path.is_file() and _is_binary(path):
@@ -91,7 +91,7 @@ def _is_binary(path: Path) -> bool:
 
 
 def told(check: dict[str, Any], width: int, *, in_full: bool) -> list[str]:
-    """What a check that passed really did: the verdict; in full, what was verified and where it ran too."""
+    """Return what a passed check really did: the verdict and, in full, what was verified and where."""
     report = Facts.of(check)
     lines = [report.verdict]
     if in_full:
@@ -106,17 +106,17 @@ def told(check: dict[str, Any], width: int, *, in_full: bool) -> list[str]:
 
 
 def _forward(report: Facts) -> Iterator[str]:
-    """Where the forward pass ran, or why it did not."""
+    """Yield where the forward pass ran, or why it did not."""
     unasked = any(stage.name == "verify" and stage.detail == UNASKED for stage in report.stages)
     for stage in report.stages:
         if stage.name.startswith("forward") and stage.status != "skipped":
             yield f"{stage.name}: {stage.status} {stage.detail}"
-        elif stage.name.startswith("forward") and not unasked:  # or it is told already
+        elif stage.name.startswith("forward") and not unasked:  # otherwise already reported
             yield f"{stage.name}: skipped: {stage.detail}"
 
 
 def _noted(report: Facts, severity: Severity, word: str) -> Iterator[str]:
-    """Findings that do not fail the check, in a few lines for each rule."""
+    """Yield findings that do not fail the check, in a few lines for each rule."""
     table = rows(found for found in report.findings if found.severity == severity)
     for rule, of_rule in groupby(table, key=lambda row: row.rule):
         shown = list(of_rule)
@@ -132,7 +132,7 @@ _MOST_ROWS = 3
 
 
 def _unverified(report: Facts) -> list[str]:
-    """What was promised and not checked, with the reason once; or why nothing was."""
+    """Return unchecked promises, grouped by reason, or why nothing was checked."""
     reasons: dict[str, list[str]] = {}
     for promise in report.promises:
         if promise.status == "unchecked":
@@ -151,10 +151,10 @@ def _unverified(report: Facts) -> list[str]:
 
 
 def write(kind: str, path: Path, run: Run) -> None:
-    """Write the reports of a run to a file: whole or not at all.
+    """Write the reports of a run to a file, completely or not at all.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the file can't be written.
     """
     from pytest_ckptcompat.files.atomic_write import whole_file
 

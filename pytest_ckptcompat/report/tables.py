@@ -1,4 +1,4 @@
-"""Tables whose cells fit the width."""
+"""Tables whose cells are cut to fit the width."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ NARROWEST = 60
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 _WHOLE = 5000
-"""Characters of a key that are always shown; longer ones are an attack."""
+"""The length up to which a key is always shown whole; longer ones are an attack."""
 
-_PADDING = 2  # what tabulate adds to a header's width
+_PADDING = 2  # tabulate adds this to a header's width
 
 
 def _table(
     table: Sequence[Row], side: str, width: int, verbosity: int, whole: bool, room: int
 ) -> tuple[list[str], Sequence[Row]]:
-    """A header and `room` lines of rows, with what does not fit into cells below; and the rows left over."""
+    """Return a header, `room` lines of rows with cut texts below them, and the remaining rows."""
     from tabulate import tabulate
 
     shown = table[:room]
@@ -48,7 +48,7 @@ def _table(
 
 
 def _cells(table: Sequence[Row], headers: Sequence[str], width: int) -> list[tuple[str, str, str, str]]:
-    """The cells of the rows, cut so that they fit the width together."""
+    """Return the cells of the rows, cut so that they fit the width together."""
     counts = [row.times for row in table]
     keys = [cell(row.pattern) for row in table]
     sides = [cell(row.checkpoint) for row in table], [cell(row.model) for row in table]
@@ -59,7 +59,7 @@ def _cells(table: Sequence[Row], headers: Sequence[str], width: int) -> list[tup
     least = [len(header) + _PADDING for header in headers[1:]]
     level = _level(wanted, least, width - max(len(row.rule) for row in table) - 3 * len("  "))
     keys = keys if wanted[0] <= level else elide(keys, level - max(map(len, counts)))
-    both = elide([*sides[0], *sides[1]], level)  # together, so that two unequal sides never look equal
+    both = elide([*sides[0], *sides[1]], level)  # together, so that two different sides never look
     return [
         (row.rule, key + count, checkpoint, model)
         for row, key, count, checkpoint, model in zip(
@@ -69,7 +69,7 @@ def _cells(table: Sequence[Row], headers: Sequence[str], width: int) -> list[tup
 
 
 def _level(wanted: Sequence[int], least: Sequence[int], room: int) -> int:
-    """The width to which the widest columns must be cut so that all fit; none gets less than its header."""
+    """Return the width to cut columns to, so that all fit; no column is narrower than its header."""
     levels = range(max(wanted), LEAST, -1)
     fitting = (
         level
@@ -89,7 +89,7 @@ def _all_below(
     *,
     full: bool,
 ) -> list[list[str]]:
-    """For each row the lines below it: in full what had to be cut, if there is room, and the message."""
+    """Return the lines below each row: cut texts in full, if there is room, and the message."""
     return [
         [
             *(_in_full(row, headers, cells[place], width, verbosity, whole) if full else []),
@@ -102,7 +102,7 @@ def _all_below(
 def _in_full(
     row: Row, headers: Sequence[str], cells: Sequence[str], width: int, verbosity: int, whole: bool
 ) -> list[str]:
-    """What had to be shortened in a row: its key on a line of its own where `whole`, the rest wrapped."""
+    """Return the cut texts of a row: the key on its own line if `whole`, the rest wrapped."""
     most = _WHOLE if whole or verbosity > 1 else 4 * width
     _, _, *names = headers
     sides = (("", row.pattern), (f"{names[0]}: ", row.checkpoint), (f"{names[1]}: ", row.model))
@@ -115,7 +115,7 @@ def _in_full(
 
 
 def _message(row: Row, following: Sequence[Row], width: int, verbosity: int) -> list[str]:
-    """The row's message, unless the next row says the same."""
+    """Return the row's message, unless the next row has the same."""
     message = _said_of(row)
     if not message or message in map(_said_of, following):
         return []
@@ -127,16 +127,16 @@ def _said_of(row: Row) -> str:
 
 
 def _indented(text: str, width: int) -> list[str]:
-    """A text from a file, cut into lines wherever one is full."""
+    """Cut a text from a file into lines of full width."""
     room = width - 4 - len(r"\x3a")
     return [f"    {_harmless(text[start : start + room])}" for start in range(0, len(text), room)]
 
 
-_LEAST = 24  # columns of a detail, and of a name; longer names are wrapped
+_LEAST = 24  # the least columns of a detail, and of a name; longer names are wrapped
 
 
 def cell(text: str) -> str:
-    """Text from a file for a cell: every character takes one column; none is a mark of the table itself."""
+    """Escape text from a file for a cell: each character takes one column, and none is a table mark."""
     shown = escape(text, limit=None)
     if not shown.isascii():
         shown = "".join(c if one_column(c) and c not in f"…{_TIMES}" else _code(c) for c in shown)
@@ -148,7 +148,7 @@ def _code(character: str) -> str:
 
 
 def _said(text: str, width: int, verbosity: int, hanging: str = "    ") -> list[str]:
-    """A sentence in lines of at most `width` columns; at verbosity 0, two of them."""
+    """Wrap a sentence to lines of at most `width` columns; at verbosity 0, at most three."""
     text = printable(text)
     if not (text.isascii() or all(map(one_column, text))):
         width //= 2  # room for characters that take two columns
@@ -161,6 +161,6 @@ def _said(text: str, width: int, verbosity: int, hanging: str = "    ") -> list[
 
 
 def _harmless(line: str) -> str:
-    """A line that begins, perhaps because it was wrapped there, with nothing that CI takes for a command."""
+    """Escape the start of a line, perhaps made by wrapping, if CI would take it as a command."""
     start = len(line) - len(line.lstrip())
     return f"{line[:start]}\\x3a{line[start + 1 :]}" if line.startswith("::", start) else line

@@ -1,4 +1,4 @@
-"""A report as text for a terminal."""
+"""Render a report as text for a terminal."""
 
 from __future__ import annotations
 
@@ -33,19 +33,18 @@ def render(
     table: str = "",
     whole: bool = False,
 ) -> str:
-    """The whole report.
+    """Render the report.
 
     Args:
-        report: what to show.
-        width: columns of the terminal (60 is the least). Longer are only the verdict, what is to be pasted,
-            and, where `whole`, keys.
-        verbosity: 0 or less shows less than 60 lines beside a long suggestion, 1 about 250, 2 everything.
-        color: with ANSI colours.
-        where: how the user gets to see the whole of what was cut.
-        table: what operators are called in the file that the user has instead of Python, such as
-            ``check.recipe``: a suggestion is given in that form.
-        whole: a key that had to be shortened is given whole below its row, as it is where nobody can widen a
-            terminal.
+        report: the report.
+        width: the columns of the terminal, at least 60. Only the verdict, recipes to paste and, with `whole`,
+            keys may be longer.
+        verbosity: 0 or less shows under 60 lines plus a long suggestion, 1 about 250, 2 everything.
+        color: whether to use ANSI colours.
+        where: how the user can see what was cut.
+        table: the name of the tables of operators in the user's TOML file, such as ``check.recipe``; a
+            suggestion is then given as TOML.
+        whole: show a cut key whole below its row, for when nobody can widen the terminal.
     """
     width, verbosity = max(width, NARROWEST), max(verbosity, 0)
     advice = advice_lines(report, width, table)
@@ -60,7 +59,7 @@ def render(
 _MOST_LINES = {0: 58, 1: 250}
 
 _ADVICE = 12
-"""Lines of a suggestion for which findings make room. A longer one, never cut, makes the report longer."""
+"""The lines that findings leave free for a suggestion. A longer one is not cut and lengthens the report."""
 
 _TITLES: dict[Severity, str] = {"error": "", "warn": "warnings:", "off": "waived:"}
 
@@ -68,14 +67,14 @@ _LEAST_LINES: dict[Severity, int] = {"error": 16, "warn": 8, "off": 6}
 
 
 def _findings(report: Facts, width: int, verbosity: int, whole: bool, taken: int, where: str) -> list[str]:
-    """A table for each severity that was found; where room is short, warnings and waivers get a few lines."""
+    """Return a table for each severity; if room is short, warnings and waivers get only a few lines."""
     found = report.untold
     tables = [(severity, rows(f for f in found if f.severity == severity)) for severity in _TITLES]
     tables = [(severity, table) for severity, table in tables if table]
     room = _MOST_LINES.get(verbosity, 10**9) - 1 - taken
     sections: list[list[str]] = []
     while tables:
-        severity, table = tables.pop()  # the least important first: what it leaves is for the others
+        severity, table = tables.pop()  # the least important first; the others get the rest of the room
         others = sum(_lines_wanted(other) for _, other in tables)
         title = ["", *filter(None, [_TITLES[severity]])]
         most = max(room - others, _LEAST_LINES[severity]) - len(title)
@@ -92,10 +91,10 @@ def _lines_wanted(table: Sequence[Row]) -> int:
 def _section(
     table: Sequence[Row], side: str, width: int, verbosity: int, whole: bool, room: int, where: str
 ) -> list[str]:
-    """Findings about keys as a table, the others as sentences, in about `room` lines."""
+    """Return findings about keys as a table and the others as sentences, in about `room` lines."""
     sentences = [row for row in table if not (row.pattern or row.checkpoint or row.model)]
     about_keys = [row for row in table if row.pattern or row.checkpoint or row.model]
-    room -= 1  # for the count of what is cut
+    room -= 1  # for the line that counts what was cut
     lines: list[str] = []
     cut: list[Row] = []
     for row in sentences:

@@ -1,1 +1,1 @@
-"""What to do about a checkpoint that does not fit: a recipe, tried before it is given."""
+"""Suggest a recipe for a checkpoint that does not fit, after trying it."""

@@ -1,4 +1,4 @@
-"""How long a search may take."""
+"""The time budget of a search."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 SECONDS = 2.0
 _OFTEN = 256
-"""Items between two looks at the clock."""
+"""The clock is checked once per this many items."""
 
 
-class OutOfTime(Exception):  # noqa: N818  # the search stops, and that is not an error
-    """The budget is spent."""
+class OutOfTime(Exception):  # noqa: N818  # the search stops, which is not an error
+    """Raised when the budget is spent."""
 
 
 class Budget:
@@ -30,13 +30,13 @@ class Budget:
         self.spent = False
 
     def check(self) -> None:
-        """Raise `OutOfTime` once no time is left."""
+        """Raise `OutOfTime` if no time is left."""
         if self.left <= 0:
             self.spent = True
             raise OutOfTime
 
     def each(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, for as long as there is time."""
+        """Yield the items until the time is up."""
         for place, item in enumerate(items):
             if not place % _OFTEN:
                 self.check()

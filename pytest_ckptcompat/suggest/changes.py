@@ -1,4 +1,4 @@
-"""Keys that both have in other shapes, and what is known about them."""
+"""The keys whose shapes differ, and what explains them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Change = tuple[Sizes, Sizes]
 
 @dataclass(frozen=True)
 class Changes:
-    """A checkpoint under the model's names, and the model.
+    """The keys of a checkpoint, already renamed to the model's, and of the model.
 
     Attributes:
-        checkpoint: the checkpoint's keys.
-        model: the model's.
-        modules: its modules by their paths, as far as they are known.
-        ties: the model's keys -> what those of one tensor have in common.
-        old_ties: likewise the checkpoint's.
-        budget: the time for explaining them.
+        checkpoint: the checkpoint's keys and shapes.
+        model: the model's keys and shapes.
+        modules: the model's modules by path, as far as they are known.
+        ties: the model's keys -> an object that tied keys share.
+        old_ties: the same for the checkpoint's keys.
+        budget: the time budget for explaining the changes.
     """
 
     checkpoint: Shapes
@@ -42,7 +42,7 @@ class Changes:
 
     @cached_property
     def changed(self) -> dict[str, Change]:
-        """Keys with two shapes, the checkpoint's and the model's, in the checkpoint's order."""
+        """Changed keys -> the checkpoint's and the model's shape, in the checkpoint's order."""
         found: dict[str, Change] = {}
         for key, old in self.budget.each(self.checkpoint.items()):
             new = self.model.get(key)
@@ -52,23 +52,23 @@ class Changes:
 
     @cached_property
     def layers(self) -> dict[str, Layer]:
-        """How to read the weights that both have."""
+        """The layers of the weights that both have."""
         return layers_of(self.checkpoint, self.model, self.modules, self.budget)
 
     @cached_property
     def order(self) -> dict[str, int]:
-        """Where each key stands in the checkpoint."""
+        """The position of each key in the checkpoint."""
         return {key: place for place, key in enumerate(self.checkpoint)}
 
 
 @dataclass
 class Explained:
-    """What one kind of change is made of.
+    """The explanation of one kind of change.
 
     Attributes:
-        steps: key -> the operators that change it, their keys left out.
-        joint: operators about several keys at once, with these keys.
-        barred: keys of this kind that no operator is known to change rightly: nothing else may try.
+        steps: key -> the operators that change it, without their key argument.
+        joint: operators for several keys at once, with these keys.
+        barred: keys of this kind with no known operator; no other kind may try them.
     """
 
     steps: dict[str, tuple[Step, ...]] = field(default_factory=dict)
@@ -77,12 +77,12 @@ class Explained:
 
     @property
     def keys(self) -> set[str]:
-        """The keys that are accounted for."""
+        """The keys that are steps, joint or barred."""
         return self.steps.keys() | self.barred | {key for keys, _ in self.joint for key in keys}
 
 
 def differing(old: Sizes, new: Sizes) -> list[int]:
-    """The dimensions in which two shapes differ; none where they have not as many."""
+    """Return the dimensions in which two shapes differ; none if their lengths differ."""
     if len(old) != len(new):
         return []
     return [dim for dim, (one, other) in enumerate(zip(old, new, strict=True)) if one != other]

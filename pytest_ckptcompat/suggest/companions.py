@@ -1,4 +1,4 @@
-"""Weights saved in parts: parametrised, adapted, quantised. No part means anything without the others."""
+"""Weights saved in parts: parametrised, adapted, quantised. No part works without the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .templates import Shape, Shapes
 
 _TOGETHER = {"weight norm": ("_g", "_v"), "spectral norm": ("_orig", "_u"), "pruning": ("_orig", "_mask")}
-"""Ends of the names of two parts that stand for a kind, if both are there; ``_v`` is spectral norm's too."""
+"""Endings of two parts that mean a kind if both exist; spectral norm also has ``_v``."""
 _PARAMETRIZED = re.compile(r"(?P<module>(?:.*\.)?)parametrizations\.(?P<leaf>[^.]+)\..*", re.DOTALL)
 _ADAPTED = re.compile(
     r"(?P<module>(?:.*?\.)?)(?:lora|hada|lokr|oft|boft|ia3|vera|dora|adalora)_.*", re.DOTALL
@@ -34,7 +34,7 @@ _SCALE = re.compile(
 
 
 def folds(checkpoint: State, target: State) -> tuple[list[Step], dict[str, Shape]]:
-    """Find steps that compute the weights that are parametrised in the checkpoint and plain in the model.
+    """Find steps that fold weights that are parametrised in the checkpoint but plain in the model.
 
     Returns:
         The steps, and the checkpoint's shapes after them.
@@ -49,12 +49,12 @@ def folds(checkpoint: State, target: State) -> tuple[list[Step], dict[str, Shape
 
 
 class Apart(NamedTuple):
-    """What a search for other changes is not to see.
+    """The keys that a search for other changes must ignore.
 
     Attributes:
-        checkpoint: the keys of parts, of a kind that the other side does not have.
-        model: the weights that they may stand for, or the other way round.
-        kinds: what the parts of the checkpoint are.
+        checkpoint: the keys of parts whose kind the other side does not have.
+        model: the weights that they may stand for; or the reverse.
+        kinds: the kinds of the checkpoint's parts.
     """
 
     checkpoint: set[str]
@@ -63,9 +63,9 @@ class Apart(NamedTuple):
 
 
 def set_apart(checkpoint: Shapes, model: Shapes, budget: Budget) -> Apart:
-    """Find the parts of weights that one side has whole.
+    """Find the parts of weights that the other side has whole.
 
-    Renamed, one part would pass for the weight, and dropped, the others' numbers would be lost.
+    Otherwise a part could be renamed to the weight, or dropped, which would lose numbers.
     """
     olds, news = (dict(_parts(shapes, budget)) for shapes in (checkpoint, model))
     old_kinds, new_kinds = ({kind for kind, _ in parts.values()} for parts in (olds, news))
@@ -80,13 +80,13 @@ def set_apart(checkpoint: Shapes, model: Shapes, budget: Budget) -> Apart:
     for key, (kind, whole) in news.items():
         if kind in one_sided:
             apart.model.add(key)
-            if kind != "adapter":  # the weight beside it is what it was
+            if kind != "adapter":  # an adapter's base weight is unchanged
                 apart.checkpoint.update(name for name in _endings(whole) if name in checkpoint)
     return apart
 
 
 def _parts(keys: Collection[str], budget: Budget) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Keys of parts, each with its kind and the key that the weight would have in one piece."""
+    """Yield keys of parts, each with its kind and the key of the whole weight."""
     adapted = {found["module"] for key in keys if (found := _ADAPTED.fullmatch(key))}
     for key in budget.each(keys):
         if found := _PARAMETRIZED.fullmatch(key):
@@ -108,7 +108,7 @@ def _parts(keys: Collection[str], budget: Budget) -> Iterator[tuple[str, tuple[s
 
 
 def _endings(key: str) -> Iterator[str]:
-    """The key, and what is left of it under fewer modules."""
+    """Yield the key, then the key without its first module, and so on."""
     while key:
         yield key
         key = key.partition(".")[2]

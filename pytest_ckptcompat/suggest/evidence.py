@@ -1,4 +1,4 @@
-"""What speaks for one way to rename keys, and what for another."""
+"""Weigh the evidence for different ways to rename keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .templates import Families, Indices, Shapes, Substitution
 
-# Names that other frameworks, or older versions of this one, have for the same thing.
+# Names for the same thing in other frameworks or older versions.
 _SYNONYMS = (
     {"weight", "gamma", "kernel", "scale", "g", "w"},
     {"bias", "beta", "offset", "b"},
@@ -39,12 +39,12 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
 def likeness(one: str, other: str, ignored: frozenset[str] = frozenset()) -> float:
-    """From 0 (nothing in common) to 1 (the same, or known names for the same).
+    """Rate two names from 0 (nothing in common) to 1 (the same, or known synonyms).
 
     Args:
-        one: a name, or several with dots between.
-        other: another.
-        ignored: words that say nothing, such as ``proj`` where it is in all the names there are.
+        one: a name, or several joined by dots.
+        other: the other name.
+        ignored: words to ignore, such as ``proj`` if all names have it.
     """
     if words_of(one) == words_of(other) or _synonymous(one, other):
         return 1.0
@@ -58,7 +58,7 @@ def likeness(one: str, other: str, ignored: frozenset[str] = frozenset()) -> flo
 
 @lru_cache(maxsize=10_000)
 def words_of(name: str) -> tuple[str, ...]:
-    """``selfAttn.q_proj`` as ``self, attn, q, proj``."""
+    """Split ``selfAttn.q_proj`` into ``self, attn, q, proj``."""
     return tuple(word.lower() for word in _WORD.findall(name))
 
 
@@ -79,22 +79,22 @@ def _synonymous(one: str, other: str) -> bool:
 
 
 CLEAR = 0.15
-"""How much likelier by its name a substitution must be than another that explains as much."""
+"""How much likelier by name a substitution must be than another that explains as much."""
 
 
 @dataclass(slots=True)
 class Evidence:
-    """What a substitution would do.
+    """The effects of a substitution.
 
     Attributes:
-        substitution: the parts of names that are replaced.
-        names: the keys that would find their place, and what they would be called.
-        exact: how many of them have the shape of that place.
-        lost: how many keys would be renamed into nothing that the model knows.
+        substitution: the replacement in names.
+        names: key -> new name, for keys that would become keys of the model.
+        exact: how many of them also have the model's shape.
+        lost: how many keys would get a name that the model lacks.
         misplaced: whether a layer with another number would not fit where another place fits it.
-        unfilled: whether the model has more under the new name than the checkpoint has under the old one.
-        like: how much the old and the new parts look alike, 0 to 1.
-        distinct: the same, without the words that the alternatives have as well.
+        unfilled: whether the model has more keys under the new name than the checkpoint under the old one.
+        like: the likeness of the old and the new parts, 0 to 1.
+        distinct: the same, without words that the alternatives share.
     """
 
     substitution: Substitution
@@ -108,9 +108,9 @@ class Evidence:
 
     @property
     def wraps(self) -> bool:
-        """Whether it puts on or takes off what only ever wraps a whole model.
+        """Whether it adds or removes a name that only ever wraps a whole model.
 
-        Keys that are lost then may have been renamed, or may have gone, as well.
+        Lost keys then don't count against it: they may also have been renamed or removed.
         """
         parts = self.substitution.old + self.substitution.new
         one_sided = not (self.substitution.old and self.substitution.new)
@@ -118,23 +118,23 @@ class Evidence:
 
     @property
     def explains(self) -> int:
-        """How many keys; those whose shape fits as well count twice."""
+        """How many keys it explains; those whose shape also fits count twice."""
         return len(self.names) + self.exact
 
     @property
     def worth(self) -> int:
-        """What it explains, less what it loses."""
+        """The number of explained keys minus the number of lost keys."""
         return self.explains - (0 if self.wraps else self.lost)
 
     @property
     def rank(self) -> tuple[bool, int, float, bool, int]:
-        """What to try first: wrappers, then what explains most, then the likelier and the plainer."""
+        """The sort key: wrappers first, then what explains most, then what is likelier and simpler."""
         substitution = self.substitution
         parts = len(substitution.old) + len(substitution.new)
         return self.wraps, self.worth, self.like, substitution.prefix is not None, -parts
 
     def convinces(self, neighbours: Neighbours, reshaped: bool) -> bool:
-        """Whether there is more to it than a shape that happens to be the same."""
+        """Return whether the evidence is more than a shape that happens to be the same."""
         if self.worth <= 0 or self.misplaced or not (self.exact or reshaped):
             return False
         if self.exact >= 3 or self.like >= 0.3:
@@ -143,7 +143,7 @@ class Evidence:
         return whole and all(neighbours.same(*names) for names in self.names.items())
 
     def rivalled(self, others: Iterable[Evidence]) -> bool:
-        """Whether another explains about as much in another way, and is about as likely by its name."""
+        """Return whether a contradicting one explains about as much and has a similar name likeness."""
         return any(
             other.explains >= 0.9 * self.explains
             and other.distinct > self.distinct - CLEAR
@@ -156,7 +156,7 @@ class Evidence:
 def gathered(
     substitution: Substitution, old: Families, new: Families, current: Shapes, model: Shapes
 ) -> Evidence:
-    """The evidence for a substitution, from the keys without a place and the places without a key."""
+    """Collect the evidence for a substitution from keys and places that are still unmatched."""
     evidence = Evidence(substitution, like=_likeness(substitution))
     for parts, family in old.items():
         changed = substitution(parts)
@@ -216,7 +216,7 @@ def in_order(numbers: Iterable[Indices]) -> list[Indices]:
 
 
 def set_apart(evidence: Iterable[Evidence]) -> None:
-    """Give each its likeness without the words that do not tell it from its alternatives."""
+    """Set `distinct` to the likeness without words that the alternatives share."""
     news: dict[tuple[object, ...], list[str]] = {}
     olds: dict[tuple[object, ...], list[str]] = {}
     for each in evidence:
@@ -230,7 +230,7 @@ def set_apart(evidence: Iterable[Evidence]) -> None:
 
 
 def _common(names: Sequence[str]) -> frozenset[str]:
-    """The words that several names share."""
+    """Return the words that several names share."""
     if len(names) < 2:
         return frozenset()
     return frozenset.intersection(*(frozenset(words_of(name)) for name in names))
@@ -243,19 +243,19 @@ def _likeness(substitution: Substitution) -> float:
 
 
 class Neighbours:
-    """Between which keys that both have a key stands, in the checkpoint and in the model."""
+    """The shared keys between which a key stands, in the checkpoint and in the model."""
 
     def __init__(self, current: Shapes, model: Shapes) -> None:
         self._old = _between(list(current), model)
         self._new = _between(list(model), current)
 
     def same(self, key: str, name: str) -> bool:
-        """Whether a key stands in the checkpoint where its name stands in the model."""
+        """Return whether a key stands in the checkpoint where its new name stands in the model."""
         return self._old[key] == self._new[name]
 
 
 def _between(keys: Sequence[str], known: Shapes) -> dict[str, tuple[str, str]]:
-    """For each key the nearest known ones before and behind it."""
+    """Return, for each key, the nearest known keys before and after it."""
     before, behind = _preceding(keys, known), _preceding(keys[::-1], known)
     return {key: (before[key], behind[key]) for key in keys}
 
@@ -270,7 +270,7 @@ def _preceding(keys: Iterable[str], known: Shapes) -> dict[str, str]:
 
 
 def _contradict(names: Mapping[str, str], others: Mapping[str, str]) -> bool:
-    """Whether a key gets two names, or a name two keys."""
+    """Return whether a key gets two names, or a name two keys."""
     if any(others.get(key, name) != name for key, name in names.items()):
         return True
     keys = {name: key for key, name in others.items()}

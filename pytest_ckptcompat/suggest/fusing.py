@@ -1,4 +1,4 @@
-"""Projections that were two or three tensors and are one now, or the other way round."""
+"""Join or split projections: two or three tensors become one, or the reverse."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .templates import Shape, Shapes
 
 Place = tuple[str, str]
-"""What stands before the names of a layer's projections, and the leaf behind them."""
+"""The part of a key before the names of a layer's projections, and the leaf after them."""
 
 APART = (
     ("q", "k", "v"),
@@ -33,11 +33,11 @@ APART = (
 )
 _KEY_VALUE = (("k", "v"), ("key", "value"), ("k_proj", "v_proj"), ("to_k", "to_v"), ("wk", "wv"))
 _GATED = (("gate_proj", "up_proj"),)
-# Names under which the rows of q stand before those of k and v, and those of a gate before what it lets pass.
+# Names for which the rows of q come before those of k and v, and a gate's before those that it multiplies.
 _JOINED = ("qkv.", "qkv_proj.", "Wqkv.", "to_qkv.", "in_proj.", "in_proj_")
 _JOINED_KEY_VALUE = ("kv.", "kv_proj.", "to_kv.")
 _JOINED_GATED = ("gate_up_proj.",)
-# Head by head, or in columns as in GPT-2: shapes do not tell how.
+# Rows are head by head, or in columns as in GPT-2: shapes can't tell.
 _WOVEN = ("query_key_value.", "linear_qkv.", "c_attn.")
 FUSED = frozenset(name.rstrip("._") for name in _JOINED + _WOVEN)
 _LEAF = "(weight|bias)"
@@ -45,14 +45,14 @@ MOST_STEPS = 8
 
 
 def fuses(checkpoint: Shapes, model: Shapes) -> tuple[list[Step], dict[str, Shape], set[str]]:
-    """Find steps that join or split every layer's projections as the model wants them.
+    """Find steps that join or split every layer's projections to match the model.
 
-    Only if the layers of both are as many, of the same sizes and named in one way each. What else their names
-    need is left to `renaming`.
+    There are none unless both sides have equally many layers, of the same sizes, named in one way. Any other
+    renaming is left to `renaming`.
 
     Returns:
         The steps, the checkpoint after them, and keys of either side to leave alone: projections that were
-        joined or split in an unknown way. One of them, renamed and grown, would seem to be all of them.
+        joined or split in an unknown way. Otherwise one of them, renamed and grown, could pass for all.
     """
     steps: list[Step] = []
     after, unknown = dict(checkpoint), set[str]()
@@ -78,7 +78,7 @@ def fuses(checkpoint: Shapes, model: Shapes) -> tuple[list[Step], dict[str, Shap
 
 
 def _known(old: Sequence[_Style], new: Sequence[_Style]) -> bool:
-    """Whether both sides have one style each, of the same sizes, and it is clear how they are cut."""
+    """Return whether both sides have one style of the same sizes, and the split is unambiguous."""
     return (
         len(old) == len(new) == 1
         and old[0].sizes == new[0].sizes
@@ -89,11 +89,11 @@ def _known(old: Sequence[_Style], new: Sequence[_Style]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Style:
-    """Projections that are named in one way.
+    """Projections with one style of names.
 
     Attributes:
-        names: what stands between a place's two parts: of each tensor, or of one.
-        places: each with the shapes of its tensors, in the order of `names`.
+        names: the names between a place's two parts: of each tensor, or of one.
+        places: place -> the shapes of its tensors, in the order of `names`.
     """
 
     names: tuple[str, ...]
@@ -101,12 +101,12 @@ class _Style:
 
     @property
     def woven(self) -> bool:
-        """Whether it is one tensor whose rows are not those of q, k and v one after the other."""
+        """Whether it is one tensor whose rows are not q, then k, then v."""
         return self.names[0] in _WOVEN
 
     @property
     def sizes(self) -> Counter[tuple[str, tuple[int, ...]]]:
-        """How many places there are of each leaf and joint shape."""
+        """The number of places with each leaf and joint shape."""
         return Counter((leaf, _joint(shapes)) for (_, leaf), shapes in self.places.items())
 
     def keys(self, place: Place) -> list[str]:
@@ -119,7 +119,7 @@ def _joint(shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
 
 
 def _styles(shapes: Shapes, known: Iterable[tuple[str, ...] | str]) -> list[_Style]:
-    """Those of the known ways in which projections are named that there are: apart, or as one."""
+    """Return those known styles of names of projections, apart or joined, that occur."""
     styles = []
     for each in known:
         names = (each,) if isinstance(each, str) else tuple(f"{name}." for name in each)
@@ -137,7 +137,7 @@ def _styles(shapes: Shapes, known: Iterable[tuple[str, ...] | str]) -> list[_Sty
 
 
 def _unambiguous(new: _Style) -> bool:
-    """Whether what has one joint shape is cut in one way."""
+    """Return whether all tensors of the same joint shape are split in the same way."""
     cuts = {(leaf, _joint(shapes), shapes) for (_, leaf), shapes in new.places.items()}
     return len(cuts) == len(new.sizes)
 
@@ -154,7 +154,7 @@ def _steps(old: _Style, new: _Style, keys: Collection[str]) -> Iterator[Step]:
 
 
 def _patterns(befores: list[str], rest: str, keys: Collection[str]) -> list[str]:
-    """Few globs for what stands before `rest`: for all, for the layers of a block, or none at all."""
+    """Return few globs for the parts before `rest`: one for all, one per block, or the parts themselves."""
     for globs in (
         ["*."],
         list(dict.fromkeys(".".join(template(each)).replace("#", "*") for each in befores)),

@@ -1,4 +1,4 @@
-"""What the dimensions of weights count: told by the model's own modules, else by their biases."""
+"""Find what the dimensions of weights count, from the model's modules or else from biases."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ NO_MODULES: Modules = MappingProxyType({})
 
 
 class Layer(NamedTuple):
-    """How to read a weight of two dimensions or more.
+    """The meaning of a weight with two or more dimensions.
 
     Attributes:
-        outputs: the dimension that counts outputs; None where nothing tells.
-        groups: of a convolution in the model; 0 where nothing tells.
+        outputs: the dimension that counts outputs; None if unknown.
+        groups: the groups of a convolution in the model; 0 if unknown.
     """
 
     outputs: int | None
@@ -38,12 +38,12 @@ class Layer(NamedTuple):
 
     @property
     def takes_all(self) -> bool:
-        """Whether every output sees every input, for all that is known."""
+        """Whether every output sees every input, as far as is known."""
         return self.groups <= 1
 
 
 def layers_of(checkpoint: Shapes, model: Shapes, modules: Modules, budget: Budget) -> dict[str, Layer]:
-    """How to read the weights that both have."""
+    """Return the layers of the weights that both have."""
     found = {}
     for key, old in budget.each(checkpoint.items()):
         new = model.get(key)
@@ -66,32 +66,32 @@ def _layer(key: str, module: nn.Module | None, checkpoint: Shapes, model: Shapes
 _WEIGHT = re.compile(
     r"(?:(.*)\.)?(?:weight|weight_[gv]|weight_orig|parametrizations\.weight\.original[01]?)", re.DOTALL
 )
-"""A layer's weight, as it is or in the parts of a weight norm or a spectral norm; before it, the module."""
+"""A layer's weight, plain or in parts of a weight norm or spectral norm; group 1 is the module."""
 
 
 def module_of(key: str) -> str:
-    """The module of a weight; ``""`` for anything else."""
+    """Return the module of a weight, bias or running statistic, or ``""``."""
     module, _, leaf = key.rpartition(".")
     return module if leaf in ("weight", "bias", "running_mean", "running_var") else ""
 
 
 def unitwise(name: str, units: tuple[int, int], checkpoint: Shapes, modules: Modules) -> bool:
-    """Whether a norm treats units of which some are copies as it treated the old ones.
+    """Return whether a norm treats copied units like the originals.
 
     Args:
-        name: the module's path.
-        units: how many there were, and how many there are to be.
+        name: the path of the norm.
+        units: the old and the new number of units.
         checkpoint: the checkpoint's keys.
-        modules: the model's.
+        modules: the model's modules.
     """
     module, (old, new) = modules.get(name), units
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-        return new % old == 0  # else some units count more than others in its statistics
+        return new % old == 0  # otherwise some units would weigh more in its statistics
     return isinstance(module, (_NormBase, nn.PReLU)) or f"{name}.running_mean" in checkpoint
 
 
 def projects(key: str, keys: Collection[str]) -> bool:
-    """Whether it is of queries, keys or values: rows of heads, and shapes do not tell where each begins."""
+    """Return whether the key is of queries, keys or values: rows of heads, whose bounds shapes can't tell."""
     module, _, leaf = key.rpartition(".")
     name = module.rpartition(".")[2]
     parent = module.removesuffix(name)

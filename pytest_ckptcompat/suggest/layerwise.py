@@ -1,4 +1,4 @@
-"""Changes that one layer explains by itself: outputs, inputs, kernels, axes."""
+"""Explain changes from one layer alone: outputs, inputs, kernels, axes."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from .templates import Shapes
 
 _SPECTRAL = {"weight_u", "weight_v", "_u", "_v"}
-"""Vectors of unit length from which a spectral norm is computed."""
+"""The unit vectors of a spectral norm."""
 _WIDEST_KERNEL = 31
 _GATES = (2, 3, 4)
-"""Into how many parts a layer's outputs may be cut that are multiplied or added then."""
+"""The numbers of parts that a gated layer's outputs may be split into."""
 
 
 def layerwise(changes: Changes, left: Collection[str]) -> Explained:
     """Find the operator for each key, from its shapes and its module.
 
     Args:
-        changes: what has changed.
-        left: the keys among them that are not yet accounted for.
+        changes: the changes.
+        left: the changed keys that are not explained yet.
     """
     look = _Look(changes)
     found = Explained()
@@ -57,12 +57,12 @@ def layerwise(changes: Changes, left: Collection[str]) -> Explained:
 
 @dataclass
 class _Look:
-    """The operator for one key, from all that its neighbours tell."""
+    """Finds the operator for a key from the keys around it."""
 
     changes: Changes
 
     def step(self, key: str, old: Sizes, new: Sizes) -> Step | None:
-        """The operator, its key left out; None where none stands out."""
+        """Return the operator without its key, or None if none stands out."""
         if len(old) == 2 and old == new[::-1]:
             return Step("transpose", ()) if self._bias_fits(key) else None
         if _same_numbers(old, new):
@@ -84,8 +84,8 @@ class _Look:
         layer = self.changes.layers[key]
         depthwise = old[1] == new[1] == 1 and layer.groups == new[0]
         if not (layer.takes_all or (depthwise and dim == 0)):
-            return None  # outputs that came or went would move all others to other groups
-        plain = key.rpartition(".")[2] == "weight"  # and no part of one, that is divided by its norm
+            return None  # added or removed outputs would move the others to other groups
+        plain = key.rpartition(".")[2] == "weight"  # not a part that is divided by its norm
         if dim == layer.outputs or (dim == 0 and layer.outputs is None):
             if (
                 projects(key, self.changes.model)
@@ -101,7 +101,7 @@ class _Look:
         return Step("append", (), {"dim": 1}) if new[1] > old[1] else None
 
     def _fed(self, key: str, old: Sizes, new: Sizes) -> bool:
-        """Whether inputs may be what another layer gives: as they are, flattened, gated, or one by one."""
+        """Return whether an earlier layer may give the inputs: plain, flattened, gated or one by one."""
         if old[1] == 1 and old[0] == new[1] > 4:
             return True
         place = self.changes.order[key]
@@ -114,7 +114,7 @@ class _Look:
 
     @cached_property
     def _first_given(self) -> tuple[dict[int, int], dict[int, int]]:
-        """How many channels are given, and by which key first: in the checkpoint, and in the model."""
+        """Number of channels -> the first key that gives it, in the checkpoint and in the model."""
         return self._given(self.changes.checkpoint), self._given(self.changes.model)
 
     def _given(self, shapes: Shapes) -> dict[int, int]:
@@ -134,12 +134,12 @@ class _Look:
         return given
 
     def _numbers(self, key: str, old: int, new: int) -> bool:
-        """Whether rows may be of a router: as many as there are modules beside it, before and after."""
+        """Return whether rows may be a router's: one for each module beside it, before and after."""
         return (old, new) in self._numbered.get(module_of(key).rpartition(".")[0], ())
 
     @cached_property
     def _numbered(self) -> dict[str, set[tuple[int, int]]]:
-        """Module -> how many numbered children lists in it had, and have."""
+        """Module -> the old and new lengths of the lists in it."""
         each = self.changes.budget.each
         olds, news = (_lists(each(keys)) for keys in (self.changes.checkpoint, self.changes.model))
         counts: dict[str, set[tuple[int, int]]] = {}
@@ -148,7 +148,7 @@ class _Look:
         return counts
 
     def _woven(self, key: str, old: int, new: int) -> bool:
-        """Whether rows of a vector can't be copied one by one: they share a norm, or are of heads."""
+        """Return whether rows of a vector can't be copied singly: they share a norm or belong to heads."""
         if key.rpartition(".")[2] in _SPECTRAL:
             return True
         module = self.changes.modules.get(module_of(key))
@@ -160,18 +160,18 @@ class _Look:
         return projects(key, self.changes.model)
 
     def _bias_fits(self, key: str) -> bool:
-        """Whether the bias beside a weight, if it has one, can stay."""
+        """Return whether the bias of a weight, if any, is unchanged."""
         bias = _bias(key)
         return self.changes.checkpoint.get(bias) == self.changes.model.get(bias)
 
     def bias_stays(self, key: str) -> bool:
-        """Whether there is a bias that counts one dimension of the weight: its outputs, before and after."""
+        """Return whether there is a bias whose size is one of the weight's dimensions."""
         bias, weight = self.changes.checkpoint.get(_bias(key)), self.changes.checkpoint[key]
         return bias is not None and weight is not None and len(bias) == 1 and bias[0] in weight
 
 
 def _lists(keys: Iterable[str]) -> dict[str, set[str]]:
-    """Modules with numbered children -> the numbers."""
+    """Return modules with numbered children -> the numbers."""
     lists: dict[str, set[str]] = {}
     for key in keys:
         parts = key.split(".")
@@ -182,7 +182,7 @@ def _lists(keys: Iterable[str]) -> dict[str, set[str]]:
 
 
 def _divisors(number: int) -> set[int]:
-    """All but 1."""
+    """Return all divisors except 1."""
     small = [each for each in range(1, isqrt(number) + 1) if number % each == 0]
     return {*small, *(number // each for each in small)} - {1}
 
@@ -192,15 +192,15 @@ def _bias(key: str) -> str:
 
 
 def _same_numbers(old: Sizes, new: Sizes) -> bool:
-    """Whether dimensions of size 1 alone came or went, and nothing can have changed places with them."""
+    """Return whether only dimensions of size 1 were added or removed, without moving others."""
     one, other = ([size for size in sizes if size != 1] for sizes in (old, new))
     return one == other and (len(one) != 1 or min(len(old), len(new)) == 1)
 
 
 def _larger_kernel(key: str, old: Sizes, new: Sizes, dims: Sequence[int]) -> bool:
-    """Whether a convolution's kernel grew around its centre, which only an odd size has.
+    """Return whether a convolution's kernel grew around its centre; only odd sizes have one.
 
-    Of even kernels, most of which cut a picture into patches, a shape does not tell how they grew.
+    Most even kernels cut an image into patches, and a shape can't tell how they grew.
     """
     return (
         key.rpartition(".")[2] == "weight"
@@ -213,14 +213,14 @@ def _larger_kernel(key: str, old: Sizes, new: Sizes, dims: Sequence[int]) -> boo
 
 
 def _resized(old: int, new: int, dim: int) -> Step | None:
-    """Rows of which the first ones stay, or which are repeated."""
+    """Keep the first rows, or repeat rows."""
     if new > old:
         return Step("tile", (), {"dim": dim})
     return Step("select", (), {"dim": dim, "index": list(range(new))}) if new <= MOST_LISTED else None
 
 
 def _stem(old: int, new: int) -> Step | None:
-    """Input channels of a convolution: more of them repeat the old ones, fewer are their sum."""
+    """Change the input channels of a convolution: more repeat the old ones, fewer are their sums."""
     if new > old:
         return Step("repeat_channels", ())
     if old % new == 0:
@@ -229,10 +229,10 @@ def _stem(old: int, new: int) -> Step | None:
 
 
 def _square_too(transposed: Sequence[str], changes: Changes) -> list[str] | None:
-    """Square weights that were transposed along: their shape can't tell, but their name does.
+    """Find square weights that were transposed too: their shape can't tell, but their name can.
 
     Returns:
-        None where a square weight stands beside transposed ones and nothing tells whether it was transposed.
+        The keys, or None if nothing tells whether a square weight beside transposed ones was transposed.
     """
     leaves = {tuple(key.split(".")[-2:]) for key in transposed}
     blocks = {template(key)[:-2] for key in transposed}

@@ -1,4 +1,4 @@
-"""Rename operators that give keys the names they were found to have."""
+"""Find rename operators that give keys their new names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Renamed = Callable[[str], str | None]
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Keys that get other names, and the steps that give them."""
+    """New names of keys, and the steps that give them."""
 
     names: dict[str, str]
     steps: list[Step]
@@ -33,17 +33,17 @@ def move(
     model: Shapes,
     budget: Budget,
 ) -> Move | None:
-    """Steps that give keys of the checkpoint these names and leave alone what has its place already.
+    """Find steps that rename keys of the checkpoint, and leave keys that are already right.
 
     Args:
-        names: keys, and what they shall be called.
-        substitution: how all the names came about, if in one way: then one step may do.
+        names: key -> new name.
+        substitution: the substitution that explains all names, if there is one: a single step may do.
         current: the checkpoint's keys.
         model: the model's keys.
-        budget: the time that is left.
+        budget: the time budget.
 
     Returns:
-        None where it would take more than `MOST_STEPS` steps, or tear a layer's tensors apart.
+        The move, or None if it takes more than `MOST_STEPS` steps or separates a layer's tensors.
     """
     settled = [key for key in current if key in model and key not in names]
     if _tears(names, frozenset(settled)):
@@ -58,7 +58,7 @@ def move(
 
 
 def _tears(names: Mapping[str, str], settled: Collection[str]) -> bool:
-    """Whether a bias or a statistic would leave, or join, a layer whose weight stays where it is."""
+    """Return whether a bias or a statistic would leave or join a layer whose weight stays."""
     for key, name in names.items():
         (old, _, leaf), (new, _, other) = key.rpartition("."), name.rpartition(".")
         if old != new and leaf == other and (f"{old}.weight" in settled or f"{new}.weight" in settled):
@@ -91,7 +91,7 @@ def _step(
     there: Collection[str],
     budget: Budget,
 ) -> tuple[Step, dict[str, str]] | None:
-    """The step that renames this key, and with it as many others as it can without harm."""
+    """Find a step that renames this key, and as many others as possible without harm."""
     for step, renamed in _single(key, left[key]):
         budget.check()
         changes = _changes({each: renamed(each) for each in _near(step.arguments[0], firsts)})
@@ -105,7 +105,7 @@ def _step(
 
 
 def _by_first(keys: Iterable[str]) -> dict[str, list[str]]:
-    """Keys by their first part."""
+    """Group keys by their first part."""
     firsts: dict[str, list[str]] = {}
     for key in keys:
         firsts.setdefault(key.partition(".")[0], []).append(key)
@@ -113,7 +113,7 @@ def _by_first(keys: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _near(pattern: str, firsts: Mapping[str, list[str]]) -> Iterable[str]:
-    """The keys that a pattern may match."""
+    """Return the keys that a pattern may match."""
     first = pattern.partition(".")[0]
     return chain.from_iterable(firsts.values()) if "*" in first else firsts.get(first, [])
 
@@ -129,7 +129,7 @@ def _collide(changes: Mapping[str, str], keys: Collection[str]) -> bool:
 
 
 def _whole(substitution: Substitution, key: str, name: str) -> Iterator[tuple[Step, Renamed]]:
-    """Single steps that could do all that the substitution does, `key` to `name` being a part of it."""
+    """Yield single steps that may do the whole substitution, of which `key` to `name` is a part."""
     old, new = _glob(substitution.old), _glob(substitution.new)
     if substitution.prefix is None:
         if new:
@@ -147,14 +147,14 @@ def _whole(substitution: Substitution, key: str, name: str) -> Iterator[tuple[St
     before, after = substitution.prefix + substitution.old, substitution.prefix + substitution.new
     if before and after:
         this, that = key.split(".")[: len(before)], name.split(".")[: len(after)]
-        if "#" in "".join(before):  # perhaps it is about one layer alone
+        if "#" in "".join(before):  # it may be only one layer
             yield from _rename(f"{'.'.join(this)}.*", f"{'.'.join(that)}.*")
         yield from _rename(f"{_glob(before)}.*", f"{_glob(after)}.*")
         yield from _rename(_glob(before), _glob(after))
 
 
 def _single(key: str, name: str) -> Iterator[tuple[Step, Renamed]]:
-    """Steps that rename this key: with its siblings in all layers, with its siblings, alone."""
+    """Yield steps that rename this key: with its siblings in all layers, with its siblings, alone."""
     old, new = key.split("."), name.split(".")
     shortest = min(len(old), len(new)) - 1
     common = next((at for at in range(shortest) if old[-1 - at] != new[-1 - at]), shortest)
@@ -169,7 +169,7 @@ def _single(key: str, name: str) -> Iterator[tuple[Step, Renamed]]:
 
 
 def _rename(pattern: str, to: str) -> Iterator[tuple[Step, Renamed]]:
-    """No step at all where the names themselves have characters of a glob."""
+    """Yield the step, unless the names themselves contain glob characters."""
     if not set("?[]") & set(pattern + to) and pattern.count("*") == to.count("*"):
         yield Step("rename", (pattern, to)), renaming(pattern, to)
 

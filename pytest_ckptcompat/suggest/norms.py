@@ -1,4 +1,4 @@
-"""Batch norms that the model has no longer: their layers may have taken them in."""
+"""Find batch norms that the model no longer has: they may be folded into the layers before them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from .templates import Shape, Shapes
 
 _Pair = tuple[str, str]
-"""A layer and the norm behind it, by their paths."""
+"""The paths of a layer and the norm after it."""
 
 
 def folded_norms(checkpoint: Shapes, model: Shapes) -> tuple[list[Step], dict[str, Shape]]:
-    """Find steps that fold each batch norm that is gone into the layer before it, which has a bias now.
+    """Find steps that fold each removed batch norm into the layer before it, which has a bias now.
 
     Returns:
         The steps, and the checkpoint after them.
@@ -36,9 +36,9 @@ def folded_norms(checkpoint: Shapes, model: Shapes) -> tuple[list[Step], dict[st
 
 
 def _pairs(checkpoint: Shapes, model: Shapes) -> Iterator[_Pair]:
-    """Norms of which the model has nothing, each behind a layer that it has with a bias.
+    """Yield norms that the model lacks, each with the layer before it, which has a bias in the model.
 
-    Where it has no norm of any kind, the layer may have another name there.
+    If the model has no norms at all, the layer may have another name there.
     """
     if any(key.endswith(".running_mean") and key not in checkpoint for key in model):
         return  # it may be one that has another name there
@@ -65,14 +65,14 @@ def _pairs(checkpoint: Shapes, model: Shapes) -> Iterator[_Pair]:
 
 
 def _may_follow(layer: str, norm: str) -> bool:
-    """Whether nothing stands between: in a sequence, its number is the next one."""
+    """Return whether the norm may directly follow the layer: numbers in a sequence must be consecutive."""
     (parent, _, number), (other, _, following) = layer.rpartition("."), norm.rpartition(".")
     numbered = parent == other and number.isdecimal() and following.isdecimal()
     return not numbered or int(following) == int(number) + 1
 
 
 def _patterns(pairs: Iterable[_Pair], checkpoint: Shapes) -> Iterator[_Pair]:
-    """The paths, of alike layers as one pattern if it fits no other norm."""
+    """Yield the paths; those of similar layers as one pattern, if it matches no other norm."""
     alike: dict[_Pair, list[_Pair]] = {}
     for layer, norm in pairs:
         starred = tuple(".".join(template(path)).replace("#", "*") for path in (layer, norm))

@@ -1,4 +1,4 @@
-"""Layers that got other numbers."""
+"""Find layers that got other numbers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class _Parent(NamedTuple):
     """What is numbered: the children of one module, modules of one name, or what each has under one name.
 
     Attributes:
-        before: the keys' beginning, up to the number.
-        branch: the part behind the number; ``""`` for whole children.
+        before: the start of the keys, up to the number.
+        branch: the part after the number; ``""`` for whole children.
     """
 
     before: str
@@ -33,24 +33,24 @@ class _Parent(NamedTuple):
 
 
 Children = dict[int, dict[str, "Shape"]]
-"""Under each number, what follows in a key, with its shape."""
+"""Number -> the rest of the key -> its shape."""
 
 
 def renumbered(
     current: Shapes, model: Shapes, modules: Modules, origin: Mapping[str, str], budget: Budget
 ) -> Move | None:
-    """The numbered children of one module, if each has its counterpart under another number, in order.
+    """Renumber the children of one module, if each has its counterpart under another number, in order.
 
-    This is what happens when modules without parameters come or go: ``net.0, net.2, net.4`` became ``net.0,
-    net.1, net.2``; or, to a part of each child, when it is handed to the next one: ``layers.0.downsample``
-    became ``layers.1.downsample``.
+    This happens when modules without parameters are added or removed (``net.0, net.2, net.4`` become ``net.0,
+    net.1, net.2``), or when a part of each child moves to the next child (``layers.0.downsample`` becomes
+    ``layers.1.downsample``).
 
     Args:
-        current: the checkpoint's keys, by the names found so far.
-        model: the model's.
-        modules: its modules, by their paths.
-        origin: each of the names found so far -> the key that the checkpoint has.
-        budget: the time that is left.
+        current: the checkpoint's keys, under the names found so far.
+        model: the model's keys.
+        modules: the model's modules by path.
+        origin: each name found so far -> the checkpoint's key.
+        budget: the time budget.
     """
     for branches in (False, True):
         parents, others = (_children(shapes, branches, budget) for shapes in (current, model))
@@ -76,10 +76,11 @@ def renumbered(
 def _ordered(
     parent: _Parent, old: Children, new: Children, modules: Modules, origin: Mapping[str, str]
 ) -> bool:
-    """Whether a child is what was in the same place of the row, and not what had its number.
+    """Return whether children correspond by place in the row, and not by number.
 
     In a Sequential a number is a place. Elsewhere it may be a name, such as the stride of a feature map or
-    the number of a task: then shapes must say which is which, or nothing that fits where it is may be moved.
+    the number of a task. Then shapes must tell which is which, or a child that already fits must not be
+    moved.
     """
     places = dict(zip(sorted(old), sorted(new), strict=True))
     if any(old[one] != new[other] for one, other in places.items()):

@@ -1,4 +1,4 @@
-"""Few globs for many keys."""
+"""Find few globs that match many keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Globs:
-    """Globs over keys, counted and not matched, so that the cost grows with the keys and not their square."""
+    """Globs over keys. They are counted and not matched, so that the cost is linear in the keys."""
 
     def __init__(self, keys: Iterable[str], budget: Budget | None = None) -> None:
         self._counts: Counter[str] = Counter()
@@ -28,7 +28,7 @@ class Globs:
             self._by_first.setdefault(_first(key), []).append(key)
 
     def cover(self, chosen: Iterable[str]) -> list[str]:
-        """Few patterns that match all the chosen keys and none of the other keys."""
+        """Return few patterns that match all chosen keys and no other keys."""
         left = dict.fromkeys(chosen)
         if len(left) < 2:
             return list(left)
@@ -38,7 +38,7 @@ class Globs:
                 matched.setdefault(pattern, []).append(key)
         counts = {pattern: len(keys) for pattern, keys in matched.items()}
         free = {pattern for pattern, count in counts.items() if count == self._counts[pattern]}
-        free -= self._keys  # what is itself a key names that one alone
+        free -= self._keys  # a pattern that is itself a key matches only that key
         everything = frozenset(left)
         patterns = []
         while left:
@@ -54,7 +54,7 @@ class Globs:
         return patterns
 
     def _widest(self, key: str, counts: Mapping[str, int], free: set[str], chosen: frozenset[str]) -> str:
-        """The pattern that matches the key and most others that are left; of several, the clearest."""
+        """Return the pattern that matches the key and most other remaining keys; of several, the clearest."""
         safe = not set("*?[]") & set(key)
         wide = {pattern for pattern in _patterns(key) if safe and pattern in free and counts[pattern] > 1}
         for pattern in sorted(
@@ -64,12 +64,12 @@ class Globs:
                 chosen.issuperset(select(pattern, keys)) for keys in _near(pattern, self._by_first)
             ):
                 return pattern
-            free.discard(pattern)  # its stars stand for more than one part of another key
+            free.discard(pattern)  # its stars span several parts of another key
         return key
 
 
 def _near(pattern: str, keys: Mapping[str, list[str]]) -> Iterable[list[str]]:
-    """Of keys by their first part, those that a pattern may match."""
+    """Return those groups of keys (by first part) that a pattern may match."""
     first = _first(pattern)
     return keys.values() if "*" in first else [keys.get(first, [])]
 
@@ -79,12 +79,12 @@ def _first(key: str) -> str:
 
 
 _EXACT = re.compile(r"[^*]+\.\*(\.[^*.]+)?|\*(\.[^*.]+){2,}", re.DOTALL)
-"""Globs that match just those keys that have them among their `_patterns`."""
+"""Globs that match exactly the keys that have them among their `_patterns`."""
 _DIGITS = re.compile(r"[0-9]+")
 
 
 def _patterns(key: str) -> list[str]:
-    """Globs that match the key."""
+    """Return globs that match the key."""
     parts = key.split(".")
     starred = ["*" if _DIGITS.fullmatch(part) else part for part in parts]
     found: dict[str, None] = {}
@@ -95,6 +95,6 @@ def _patterns(key: str) -> list[str]:
                 found[f"{'.'.join(named[:length])}.*.{parts[-1]}"] = None
     if starred != parts:
         found[".".join(starred)] = None
-    for length in range(2, len(parts)):  # every bias would be too much said
+    for length in range(2, len(parts)):  # "*.bias" would be too general
         found[f"*.{'.'.join(parts[-length:])}"] = None
     return list(found)

@@ -1,4 +1,4 @@
-"""Tables of positions: resampled to another grid, never repeated; and the tokens in front of them."""
+"""Resize tables of positions: resample them to another grid, and handle the tokens before the grid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .changes import Changes, Sizes
 
 MOST_LISTED = 1000
-"""Rows that a suggestion lists one by one; nobody would read more."""
+"""The most rows that a suggestion lists; nobody would read more."""
 
 _POSITIONS = re.compile(
     r"(?:^|[._])(?:abs_|rel_)?pos(?:ition|itional|itions)?(?:[._]|$)|pos_?emb|position_bias|(?:^|[._])(?:wpe|pe)(?:[._]|$)",
@@ -27,7 +27,7 @@ _POSITIONS = re.compile(
 )
 _RELATIVE = re.compile(r"rel(?:ative)?_?pos", re.IGNORECASE)
 _COMPUTED = re.compile(r"(?:_index|_ids|_mask|inv_freq|(?:^|[._])pe)$|buckets?|relative_attention_bias")
-"""Tables that a model computes, or whose places are not distances in equal steps."""
+"""Tables that a model computes, or whose entries are not evenly spaced positions."""
 _TOKEN = re.compile(
     r"(?:.*\.)?(?P<name>cls|class|dist|distillation|reg|register|registers)_(?:token|tokens|embedding)",
     re.IGNORECASE,
@@ -36,15 +36,15 @@ _FIRST_TOKENS = ("cls", "class", "dist", "distillation", "reg", "register", "reg
 
 
 def is_position(key: str) -> bool:
-    """Whether a key's name is that of a table of positions."""
+    """Return whether a key is named like a table of positions."""
     return bool(_POSITIONS.search(key) or _COMPUTED.search(key))
 
 
 def positions(changes: Changes, left: Collection[str]) -> Explained:
-    """Find how tables of positions get the model's size.
+    """Find how to resize tables of positions to the model's size.
 
-    Tables of a picture's places are interpolated as pictures, those of a text or of distances as lines. A
-    class or distillation token that is gone takes its own row along.
+    Positions in an image are interpolated in 2-D, positions in a text or distances in 1-D. If a class or
+    distillation token was removed, its row is removed too.
     """
     found = Explained()
     keys = [
@@ -66,7 +66,7 @@ def positions(changes: Changes, left: Collection[str]) -> Explained:
 
 def _steps(key: str, old: Sizes, new: Sizes, pictures: bool, gone: list[bool]) -> tuple[Step, ...]:
     dims = differing(old, new)
-    if len(old) == 4 and old[0] == 1:  # if one side alone has changed, it may be the width of the model
+    if len(old) == 4 and old[0] == 1:  # a single changed side may be the model's width
         return (Step("resample", ()),) if dims in ([1, 2], [2, 3]) else ()
     rows = len(old) - 2
     if dims != [rows] or len(old) not in (2, 3) or (rows and old[0] != 1):
@@ -76,10 +76,10 @@ def _steps(key: str, old: Sizes, new: Sizes, pictures: bool, gone: list[bool]) -
         return _without(gone, rows, before, after)
     if _RELATIVE.search(key):
         if "table" not in key and re.search(r"_[hwt]$", key):
-            return (_line(before, after),)  # one line for each side of the window
+            return (_line(before, after),)  # one table for each side of the window
         return _grid(before, after, (0,)) or ()
-    # A text may have 1024 positions as well: a square number alone says little. In a model that sees
-    # pictures, it says enough.
+    # A text may also have 1024 positions, so a square number alone says little. In a model for images, it
+    # says enough.
     step = _grid(before, after, (0, 1, 2) if pictures else (1, 2))
     if step or pictures:
         return step
@@ -89,7 +89,7 @@ def _steps(key: str, old: Sizes, new: Sizes, pictures: bool, gone: list[bool]) -
 
 
 def _grid(old: int, new: int, tokens: tuple[int, ...]) -> tuple[Step, ...]:
-    """Positions of a square grid, behind tokens that have no place in it."""
+    """Resample a square grid of positions, which follows tokens that are not in the grid."""
     for count in tokens:
         before, after = isqrt(max(old - count, 0)), isqrt(max(new - count, 0))
         if before**2 + count == old and after**2 + count == new and min(before, after) > 1:
@@ -99,7 +99,7 @@ def _grid(old: int, new: int, tokens: tuple[int, ...]) -> tuple[Step, ...]:
 
 
 def _line(old: int, new: int) -> Step:
-    """Positions on a line, as a grid of one column."""
+    """Resample positions on a line, as a grid with one column."""
     return Step("resample", (), {"size": (new, 1), "mode": "bilinear", "old_size": (old, 1)})
 
 
@@ -107,7 +107,7 @@ def _line(old: int, new: int) -> Step:
 
 
 def _tokens(changes: Changes) -> dict[str, list[bool]]:
-    """By their module, the tokens in front of its places, in order: whether each is gone."""
+    """Return module -> whether each token before its positions is gone, in order."""
     rows: dict[str, list[tuple[int, bool, int]]] = {}
     for key, shape in changes.checkpoint.items():
         token = _TOKEN.fullmatch(key)
@@ -120,7 +120,7 @@ def _tokens(changes: Changes) -> dict[str, list[bool]]:
 
 
 def _without(gone: list[bool], rows: int, before: int, after: int) -> tuple[Step, ...]:
-    """Leave out the rows of tokens that are gone, and bring what is left to the new grid."""
+    """Remove the rows of tokens that are gone, and resample the rest to the new grid."""
     kept = [place for place, is_gone in enumerate(gone) if not is_gone]
     index = [*kept, *range(len(gone), before)]
     if len(index) > MOST_LISTED or len(index) == len(kept):
@@ -132,13 +132,13 @@ def _without(gone: list[bool], rows: int, before: int, after: int) -> tuple[Step
 
 
 def _parent(key: str) -> str:
-    """The module that has a table: of ``text.pos.weight``, ``text``."""
+    """Return the module that owns a table: ``text`` for ``text.pos.weight``."""
     path = module_of(key) or key
     return path.rpartition(".")[0]
 
 
 def _seen_by(changes: Changes) -> set[str]:
-    """The modules with a table of positions to which a convolution over pictures belongs, the nearest one."""
+    """Return the modules with a table of positions that are nearest around a 2-D convolution."""
     owners = {_parent(key) for key in changes.checkpoint if is_position(key)}
     seen = set()
     for key, shape in changes.checkpoint.items():

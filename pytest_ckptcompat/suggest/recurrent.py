@@ -1,4 +1,4 @@
-"""Recurrent layers: their rows are gates, one block of units each."""
+"""Grow recurrent layers. Their rows are gates, with one block of units each."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1, nn.LSTMCell: 4, nn.GRUCell: 3, nn.RN
 
 
 def gates(changes: Changes, left: Collection[str]) -> Explained:
-    """Find how recurrent layers get more units: gate by gate, and no weight takes the new ones in.
+    """Find steps that give recurrent layers more units, gate by gate, with no effect on the outputs.
 
-    A new unit is then a copy of an old one that nothing listens to, so all that was computed stays. Rows of
-    one gate are none of another's: where the kind of the layer has changed, nothing is explained.
+    A new unit is a copy of an old one whose output no weight uses, so everything computed stays the same.
+    Rows of one gate can't serve another gate, so nothing is explained if the kind of layer changed.
     """
     modules: dict[str, list[str]] = {}
     for key in left:
@@ -36,7 +36,7 @@ def gates(changes: Changes, left: Collection[str]) -> Explained:
     explained = Explained()
     for path, keys in modules.items():
         if all(takes_more(key, *changes.changed[key]) for key in keys):
-            continue  # as any other layer may
+            continue  # like any other layer
         layer = _layer(changes, path)
         if layer is None or not all(layer.grows(key, *changes.changed[key]) for key in keys):
             explained.barred |= {*keys, *_consumers(changes, path, left, layer)}
@@ -49,7 +49,7 @@ def gates(changes: Changes, left: Collection[str]) -> Explained:
 
 
 def takes_more(key: str, old: Sizes, new: Sizes) -> bool:
-    """Whether a weight is that of a recurrent layer's inputs, and has more columns alone."""
+    """Return whether a weight is a recurrent layer's input weight, and only has more columns."""
     found = _RECURRENT.fullmatch(key)
     first = found is not None and found["side"] == "ih" and int(found["layer"] or 0) == 0
     return first and differing(old, new) == [1] and new[1] > old[1]
@@ -57,7 +57,7 @@ def takes_more(key: str, old: Sizes, new: Sizes) -> bool:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A recurrent layer: how many gates, units before and after, and directions."""
+    """A recurrent layer: its numbers of gates, of units before and after, and of directions."""
 
     gates: int
     old: int
@@ -65,7 +65,7 @@ class _Layer:
     directions: int
 
     def grows(self, key: str, old: Sizes, new: Sizes) -> bool:
-        """Whether a tensor's change is that of the units, and nothing else."""
+        """Return whether only the number of units changed in a tensor."""
         found = _RECURRENT.fullmatch(key)
         assert found is not None
         rows = (old[0], new[0]) == (self.gates * self.old, self.gates * self.new)
@@ -78,7 +78,7 @@ class _Layer:
         return rows and (taken if inner else columns[0] == columns[1])
 
     def steps(self, key: str, old: Sizes, new: Sizes) -> tuple[Step, ...]:
-        """Copies of rows in every gate, and columns that take nothing in."""
+        """Return steps that copy rows in every gate, and append columns of zeros."""
         blocks = {"blocks": self.gates} if self.gates > 1 else {}
         rows = Step("tile", (), {"dim": 0, **blocks})
         if differing(old, new) == [0]:
@@ -88,13 +88,13 @@ class _Layer:
 
     @staticmethod
     def taking_no_more(directions: int) -> Step:
-        """New columns of zeros, those of each direction behind its old ones."""
+        """Append columns of zeros, for each direction after its old ones."""
         blocks = {"blocks": directions} if directions > 1 else {}
         return Step("append", (), {"dim": 1, **blocks})
 
 
 def _layer(changes: Changes, path: str) -> _Layer | None:
-    """What the weights of a recurrent layer say of it; None where they do not say the same."""
+    """Read a recurrent layer from its weights; return None if they disagree."""
     shapes = [
         (changes.checkpoint.get(f"{path}weight_hh{end}"), changes.model.get(f"{path}weight_hh{end}"))
         for end in ("", "_l0")
@@ -111,7 +111,7 @@ def _layer(changes: Changes, path: str) -> _Layer | None:
 
 
 def _consumers(changes: Changes, path: str, left: Collection[str], layer: _Layer | None) -> list[str]:
-    """Weights behind a recurrent layer that take its units in, up to the next one."""
+    """Return the weights after a recurrent layer that use its units, up to the next such layer."""
     if layer is None:
         return []
     columns = (layer.directions * layer.old, layer.directions * layer.new)
@@ -126,6 +126,6 @@ def _consumers(changes: Changes, path: str, left: Collection[str], layer: _Layer
 
 
 def hidden_sizes(key: str, shape: Sizes) -> tuple[int, ...]:
-    """How many units a recurrent layer gives, in one direction and in both, as one of its weights tells."""
+    """Return how many units a recurrent layer gives, in one direction and in both, from a weight's shape."""
     found = _RECURRENT.fullmatch(key)
     return (shape[-1], 2 * shape[-1]) if found and found["side"] in ("hh", "hr") else ()

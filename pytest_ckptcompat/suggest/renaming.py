@@ -1,4 +1,4 @@
-"""Which keys were renamed: found from shapes, structure and names; an ambiguous tie is left alone."""
+"""Find renamed keys from shapes, structure and names. Ambiguous cases are left alone."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 MOST_PAIRS = 60_000
 _COUNTS = (1, 2)
-"""How many numbers are those of blocks, where a name behind them got a number or lost one."""
+"""How many numbers of a key may be block numbers, if a name after them gained or lost a number."""
 _LEAVES = {"weight", "bias", "running_mean", "running_var"}
-"""None of them ever became another."""
+"""Leaves that never become one another."""
 
 
 def renames(
@@ -34,11 +34,10 @@ def renames(
     """Find steps that rename keys of the checkpoint into keys of the model.
 
     Args:
-        checkpoint: its keys.
+        checkpoint: the checkpoint's keys.
         model: the model's keys.
-        modules: the model's, by their paths. They tell whether numbers of layers are their places or their
-            names.
-        budget: the time for it; when it is spent, what was found until then is given.
+        modules: the model's modules by path. They tell whether numbers of layers are places or names.
+        budget: the time budget. When it is spent, the steps found until then are returned.
 
     Returns:
         The steps, and the checkpoint after them.
@@ -70,13 +69,13 @@ def _next_move(
 
 
 def substituted(current: Shapes, model: Shapes, budget: Budget, *, reshaped: bool = False) -> Move | None:
-    """Find the replacement of parts of names that explains most, unless another explains as much as well.
+    """Find the substitution that explains most, unless another explains as much.
 
     Args:
         current: the checkpoint's keys.
         model: the model's keys.
-        budget: the time that is left.
-        reshaped: look for keys whose shape changed along with the name.
+        budget: the time budget.
+        reshaped: look for keys whose shape changed together with the name.
     """
     found = _evidence(current, model, reshaped, budget)
     if not found:
@@ -99,9 +98,9 @@ def substituted(current: Shapes, model: Shapes, budget: Budget, *, reshaped: boo
 
 
 def _passes_by(names: Mapping[str, str], current: Shapes, stay: Collection[tuple[Template, Shape]]) -> bool:
-    """Whether a ``conv1`` would become ``conv3`` beside a ``conv2`` that stays.
+    """Return whether, for example, ``conv1`` would become ``conv3`` beside an unchanged ``conv2``.
 
-    One may be gone and the other new, or each may have become the next.
+    Either one is gone and the other is new, or each became the next one.
     """
     return any(
         template(key) == template(name) and (template(key), current[key]) in stay
@@ -110,7 +109,7 @@ def _passes_by(names: Mapping[str, str], current: Shapes, stay: Collection[tuple
 
 
 def _evidence(current: Shapes, model: Shapes, reshaped: bool, budget: Budget) -> list[Evidence]:
-    """For every substitution that turns some key into a key that the model lacks: what else it would do."""
+    """Collect evidence for every substitution that turns some key into a key that the model lacks."""
     found: dict[tuple[tuple[str, str], ...], Evidence] = {}
     for most in (ALL, *_COUNTS, NONE):
         budget.check()
@@ -144,7 +143,7 @@ def _evidence(current: Shapes, model: Shapes, reshaped: bool, budget: Budget) ->
 
 
 def _wrapped(old: Families, new: Families) -> Iterator[tuple[Template, Template]]:
-    """Templates of which one is the end of the other."""
+    """Yield pairs of templates of which one ends with the other."""
     for parts in old:
         yield from ((parts, parts[at:]) for at in range(1, len(parts)) if parts[at:] in new)
     for parts in new:
@@ -183,9 +182,9 @@ def _counted(family: Mapping[Indices, str]) -> list[tuple[Indices | int, str]]:
 
 
 def _other_numbers(pairs: Iterable[tuple[Template, Template]]) -> Iterator[tuple[Template, Template]]:
-    """Of names with their numbers left in, those that layers seen as one can't tell: ``layer1`` was ``conv``.
+    """Filter pairs with their numbers left in to those that templates can't tell: ``layer1``, ``conv``.
 
-    The number of a layer, between dots, may come or go, but does not become another: see `numbering`.
+    A layer's number, between dots, may appear or vanish, but not change: see `numbering`.
     """
     numbers: dict[Template, Indices] = {}
     layers: dict[Template, Indices] = {}
@@ -202,13 +201,13 @@ def _other_numbers(pairs: Iterable[tuple[Template, Template]]) -> Iterator[tuple
 
 
 def _counted_otherwise(old: Families, new: Families) -> bool:
-    """Whether there are names that still have numbers of layers, and not as many in both."""
+    """Return whether names still have layer numbers, and not equally many on both sides."""
     olds, news = ({len(_layer_numbers(parts)) for parts in families} for families in (old, new))
     return olds != news and max(olds | news, default=0) > 0
 
 
 def _more_numbers(pairs: Iterable[tuple[Template, Template]]) -> Iterator[tuple[Template, Template]]:
-    """Pairs of names without their blocks' numbers of which one still has others: ``out.0`` was ``proj``."""
+    """Filter pairs without block numbers to those where one still has others: ``out.0``, ``proj``."""
     for old, new in pairs:
         counts = [len(_layer_numbers(parts)) for parts in (old, new)]
         if counts[0] != counts[1] and 0 in counts:
@@ -223,9 +222,9 @@ def _layer_numbers(parts: Template) -> Indices:
 def _reshaped(
     old: Families, new: Families, current: Shapes, model: Shapes
 ) -> Iterator[tuple[Template, Template]]:
-    """Templates with the same numbers and the same last part, where the shape has changed.
+    """Yield pairs of templates with the same numbers and last part, but another shape.
 
-    What fits somewhere as it is has not changed its shape.
+    A tensor that fits somewhere unchanged is not a candidate.
     """
     if len(old) * len(new) > 4096:
         return
@@ -249,7 +248,7 @@ def _reshapable(old: Shape, new: Shape) -> bool:
 
 
 def _substitutions(old: Template, new: Template) -> Iterator[Substitution]:
-    """What turns one template into the other: at this place, and anywhere."""
+    """Yield substitutions that turn one template into the other: at this place, and anywhere."""
     shortest = min(len(old), len(new))
     start = next((at for at in range(shortest) if old[at] != new[at]), shortest)
     rest = shortest - start

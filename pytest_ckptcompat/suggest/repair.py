@@ -1,4 +1,4 @@
-"""A recipe in place of one that fails, or after which the checkpoint does not fit."""
+"""Repair a recipe that fails, or after which the checkpoint does not fit."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def repair(
     modules: Modules = NO_MODULES,
     source: State | None = None,
 ) -> Suggestion:
-    """Find the recipe without one of its operators, without any, or with more after them.
+    """Try the recipe without one of its operators, without any, or with more after them.
 
-    Where the recipe does not even apply, or spoils what would fit without it, the search starts from the
-    checkpoint as it is.
+    If the recipe does not apply, or breaks keys that fit without it, the search starts from the checkpoint
+    without a recipe.
 
     Args:
-        declared: the recipe; an empty one where there is none.
+        declared: the recipe; empty if there is none.
         checkpoint: the old state dict, on the meta device.
-        target: the model's.
-        differences: which keys differ after a recipe, or `RecipeError` where it does not apply.
-        modules: the model's modules by their paths.
-        source: the state dict of the model that the checkpoint was made for, on meta, where it is given.
+        target: the model's state dict.
+        differences: recipe -> the keys that still differ; raises `RecipeError` if it does not apply.
+        modules: the model's modules by path.
+        source: the state dict of the model that the checkpoint was made for, on meta, or None.
     """
     budget = Budget()
     for fewer in _fewer(declared):
@@ -78,7 +78,7 @@ def _loads(recipe: Recipe, differences: Differences) -> bool:
 
 
 def _spoiled(checkpoint: State, grown: State, target: State) -> bool:
-    """Whether a key that fitted before the recipe does not fit after it."""
+    """Return whether a key that fits without the recipe no longer fits after it."""
     return any(
         _fits(key, checkpoint, target) and key in grown and not _fits(key, grown, target) for key in target
     )

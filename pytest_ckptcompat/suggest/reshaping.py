@@ -1,4 +1,4 @@
-"""What became of keys whose shape changed: told from their shapes, their names and their neighbours."""
+"""Explain changed shapes from the shapes, the names and the neighbours of keys."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def reshapes(changes: Changes) -> list[Step]:
-    """Find operators that give the keys of a checkpoint the shapes that they have in the model.
+    """Find operators that give the keys of a checkpoint the shapes of the model.
 
-    Every kind of change has a function that knows it; what one knows and can't explain, no other may try.
-    What may hang together with something unexplained is not explained either.
+    Every kind of change has its function. If that can't explain a key, no other kind may try it. Changes that
+    may depend on an unexplained one are not explained either.
     """
     changed = changes.changed
     if not changed:
@@ -43,9 +43,9 @@ def reshapes(changes: Changes) -> list[Step]:
 
 
 def _bar_what_hangs_together(found: Explained, changes: Changes) -> None:
-    """Leave unexplained what may be a part of something that is.
+    """Bar keys that may depend on something unexplained.
 
-    These are keys of one module, sizes that changed alike, and rows that may be what a later layer takes in.
+    These are keys of the same module, sizes with the same change, and rows that a later layer may use.
     """
     while True:
         sizes = {pair for key in found.barred for pair in _pairs(changes.changed[key])}
@@ -79,14 +79,14 @@ def _pairs(change: Change) -> list[tuple[int, int]]:
 
 
 def _grows_rows(steps: tuple[Step, ...]) -> bool:
-    """Whether they are those of units that another layer may take in, and not of words."""
+    """Return whether the rows are units that another layer may use, and not words."""
     return steps[0].operator in ("tile", "select") and steps[0].options["dim"] == 0
 
 
 def _merged(steps: Mapping[str, tuple[Step, ...]], changes: Changes) -> list[Step]:
-    """Keys of which the same is to be done, as few operators as possible.
+    """Merge keys with equal steps into as few operators as possible.
 
-    Of keys of one tensor of the checkpoint, an operator on the first moves the others along.
+    For tied keys of the checkpoint, an operator on the first also changes the others.
     """
     alike: dict[str, list[str]] = {}
     firsts: set[object] = set()

@@ -1,4 +1,4 @@
-"""The search for a recipe with which a checkpoint would load."""
+"""Search for a recipe with which a checkpoint would load."""
 
 from __future__ import annotations
 
@@ -40,27 +40,27 @@ if TYPE_CHECKING:
 
 MOST_CHOICES = 4
 MOST_OPERATORS = 250
-"""In a recipe that anybody would read."""
+"""The longest recipe that anybody would read."""
 MOST_WORK = 250_000
-"""Operators times keys that can be applied in about a second."""
+"""The number of operators times keys that can be applied in about a second."""
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What was found for a checkpoint that does not fit.
+    """The suggestion for a checkpoint that does not fit.
 
     Attributes:
-        recipe: makes it load.
-        partial: makes a part of it fit; `unexplained` is what then still differs.
-        choices: recipes of which each makes it load, and nothing tells which is meant.
-        unexplained: keys for which nothing was found; all of them where nothing was found at all.
-        dropped: patterns of `recipe` that leave out numbers, trained ones for all that is known.
-        cut: patterns of which it leaves out rows, likewise.
+        recipe: a recipe that makes the checkpoint load.
+        partial: a recipe that makes a part of it fit; `unexplained` still differ.
+        choices: several recipes that make it load, if nothing tells which one is meant.
+        unexplained: keys for which nothing was found; all keys if nothing was found at all.
+        dropped: patterns of `recipe` that drop floating-point values, which may be trained.
+        cut: patterns of `recipe` that drop rows of such values.
         stopped: whether the search ran out of time.
-        too_long: how many operators the whole recipe would have had, where it was cut to `partial`.
-        parts: kinds of weights that one side has in parts, and that are left alone.
-        tied: pairs of keys that the model ties and the checkpoint has apart.
-        variants: recipes for the case that `recipe` does not keep the function: what shapes do not tell.
+        too_long: the length of the whole recipe, if it was cut to `partial`.
+        parts: the kinds of weights that only one side has in parts; these are left alone.
+        tied: pairs of keys that the model ties and the checkpoint does not.
+        variants: recipes to try if `recipe` does not keep the function, which shapes can't tell.
     """
 
     recipe: Recipe | None = None
@@ -84,32 +84,31 @@ def suggest(
     budget: Budget | None = None,
     source: Mapping[str, Any] | None = None,
 ) -> Suggestion:
-    """Find a recipe that makes the checkpoint load into the model, or as much of it as can be explained.
+    """Find a recipe that makes the checkpoint, or as much of it as can be explained, load into the model.
 
-    It is told from keys and shapes, and from what the model's modules are: wrapper prefixes, renamed modules
-    and leaves, layers that got other numbers, projections that were joined or split, grown and shrunk rows,
-    other inputs, larger kernels, positions of another grid, transposed weights, names of one tensor, and
-    whatever of these come together. Keys that the model lacks are dropped only if nothing else is left to be
-    done. What the model needs and the checkpoint lacks is never made up, and where two answers are as good as
-    each other, neither is taken.
+    The search uses keys, shapes and the model's modules. It explains wrapper prefixes, renamed modules and
+    leaves, renumbered layers, joined or split projections, grown and shrunk rows, other inputs, larger
+    kernels, positions of another grid, transposed weights, tied weights, and any combination of these. Keys
+    that the model lacks are dropped only if nothing else is left to do. Missing keys are never made up, and
+    if two answers are equally good, neither is taken.
 
     Args:
-        checkpoint: the state dict's keys, each with something that has a shape.
-        target: the model's, likewise.
-        differences: which keys differ after a recipe, or `RecipeError` where it does not apply; asked only
-            a few times, and before a recipe is given.
-        modules: the model's modules by their paths. They tell which dimension of a weight counts outputs, in
-            how many groups, and whether the numbers of layers are their places or their names; without them,
-            less is suggested.
-        budget: the time for it.
-        source: the state dict of the model that the checkpoint was made for, where it is given: it shows
-            which keys were one tensor.
+        checkpoint: the state dict's keys, with values that have a shape.
+        target: the model's state dict, in the same form.
+        differences: recipe -> the keys that still differ; raises `RecipeError` if it does not apply. Called
+            only a few times, and always before a recipe is returned.
+        modules: the model's modules by path. They tell which dimension of a weight counts outputs, in how
+            many groups, and whether the numbers of layers are places or names. Without them, less is
+            suggested.
+        budget: the time budget.
+        source: the state dict of the model that the checkpoint was made for, or None. It shows which keys
+            were tied.
     """
     return _Search(checkpoint, target, differences, modules, budget or Budget(), source or {}).run()
 
 
 class _Search:
-    """One search: what is known, and what is left to be explained."""
+    """A search: what is known, and what is still unexplained."""
 
     def __init__(
         self,
@@ -133,7 +132,7 @@ class _Search:
         self._differences = differences
 
     def run(self) -> Suggestion:
-        """Try the likeliest steps, then the same and what must be dropped, then what is left of them."""
+        """Try the likeliest steps, then the same with drops, then a part of them."""
         at_first = _apart(self.checkpoint, self.model)
         if not at_first:
             return Suggestion()
@@ -171,7 +170,7 @@ class _Search:
         )
 
     def _choices(self) -> tuple[Recipe, ...]:
-        """Recipes that take one of several parts of the checkpoint, if each is the whole model."""
+        """Return recipes that each take one part of the checkpoint, if several parts are the whole model."""
         prefixes = submodels(self.checkpoint, self.model)
         if len(prefixes) < 2 or sum(map(is_wrapper, prefixes)) == 1:
             return ()
@@ -184,9 +183,9 @@ class _Search:
         return None if recipe is None or self._left(recipe) != [] else recipe
 
     def _steps(self) -> tuple[list[Step], dict[str, Shape], set[str]]:
-        """The steps, the checkpoint under its last names, and the keys that come of another's tensor.
+        """Return the steps, the checkpoint under its final names, and the keys made from other keys.
 
-        Where the time is over, the steps found until then, and no keys.
+        If the time is up, return the steps found until then, and no keys.
         """
         steps: list[Step] = []
         try:
@@ -231,7 +230,7 @@ class _Search:
         return {**renamed, **rest}, made.union(key for _, key in copies)
 
     def _dropped(self, renamed: Mapping[str, Shape], tied: Collection[str]) -> list[str]:
-        """Patterns for what the model lacks, if nothing else is left to be done."""
+        """Return patterns for keys that the model lacks, if nothing else is left to do."""
         unexpected = [key for key in renamed if key not in self.model]
         complete = bool(self.model) and all(key in renamed or key in tied for key in self.model)
         lost = self.lost.intersection(unexpected)
@@ -243,7 +242,7 @@ class _Search:
             return []
 
     def _variants(self, recipe: Recipe) -> Iterator[Recipe]:
-        """The recipe with one operator in another way."""
+        """Yield the recipe with a variant of one operator."""
         operators = recipe.operators
         for place, operator in enumerate(operators):
             if not isinstance(operator, VARYING):
@@ -252,12 +251,12 @@ class _Search:
                 yield Recipe(*operators[:place], *others, *operators[place + 1 :])
 
     def _trained(self, patterns: Iterable[str], renamed: Collection[str]) -> tuple[str, ...]:
-        """Those patterns, for what is left out, that stand for real numbers."""
+        """Return those drop patterns that match floating-point values."""
         real = [key for key in renamed if _is_real(self.raw.get(self.origin.get(key, key)))]
         return tuple(pattern for pattern in patterns if select(pattern, real))
 
     def _left(self, recipe: Recipe) -> list[str] | None:
-        """The keys that differ after a recipe; None where it does not apply."""
+        """Return the keys that differ after a recipe, or None if it does not apply."""
         try:
             return list(self._differences(recipe))
         except RecipeError:
@@ -265,7 +264,7 @@ class _Search:
 
 
 def _apart(checkpoint: Shapes, model: Shapes) -> list[str]:
-    """Keys that one side lacks or has in another shape, the model's first."""
+    """Return the keys that one side lacks or has in another shape, the model's first."""
     differ = [key for key, shape in model.items() if key not in checkpoint or checkpoint[key] != shape]
     return [*differ, *(key for key in checkpoint if key not in model)]
 
@@ -275,7 +274,7 @@ def _shapes(tensors: Mapping[str, Any]) -> dict[str, Shape]:
 
 
 def _shape(value: Any) -> Shape:
-    """The shape as a tuple; None for what has none: extra state, parameters that are not initialised yet."""
+    """Return the shape as a tuple, or None if there is none: extra state, uninitialised parameters."""
     try:
         return tuple(value.shape)
     except (AttributeError, RuntimeError):

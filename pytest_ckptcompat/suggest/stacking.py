@@ -1,4 +1,4 @@
-"""Lists of tensors that became one, such as experts, or one that became a list."""
+"""Find lists of tensors, such as experts, that became one tensor, or the reverse."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MOST_STEPS = 16
 
 
 class _List(NamedTuple):
-    """Tensors that are numbered in their names, and the one that has a row for each of them.
+    """Tensors with numbers in their names, and the one tensor that has a row for each of them.
 
     Attributes:
         before: the names up to the number.
         behind: what follows it, from a dot on.
-        keys: in the order of the numbers.
-        whole: the name of the one.
+        keys: the keys in the order of the numbers.
+        whole: the name of the one tensor.
     """
 
     before: str
@@ -34,15 +34,15 @@ class _List(NamedTuple):
 
     @property
     def globs(self) -> tuple[str, str]:
-        """Patterns of the tensors and of the one, the same for lists that are alike in other layers."""
+        """The patterns of the tensors and of the one tensor, equal for similar lists in other layers."""
         before = ".".join(template(self.before)).replace("#", "*")
         return f"{before}.*{self.behind}", before + self.whole.removeprefix(self.before)
 
 
 def stacks(checkpoint: Shapes, model: Shapes) -> tuple[list[Step], dict[str, Shape]]:
-    """Find steps that stack tensors whose number is gone, or unbind one whose parts are numbered now.
+    """Find steps that stack tensors whose numbers are gone, or unbind one with numbered parts now.
 
-    ``experts.0.w1.weight``, ``experts.1.w1.weight`` and so on may be ``experts.w1``.
+    For example, ``experts.0.w1.weight``, ``experts.1.w1.weight`` and so on become ``experts.w1``.
 
     Returns:
         The steps, and the checkpoint after them.
@@ -68,7 +68,7 @@ def stacks(checkpoint: Shapes, model: Shapes) -> tuple[list[Step], dict[str, Sha
 
 
 def _lists(apart: Shapes, whole: Shapes) -> Iterator[_List]:
-    """Tensors of one shape that are numbered from 0, with the one that has as many rows of that shape."""
+    """Yield tensors of one shape numbered from 0, with the one that has equally many rows of that shape."""
     places: dict[tuple[str, str], dict[int, str]] = {}
     for key in apart:
         parts = key.split(".")
@@ -88,7 +88,7 @@ def _lists(apart: Shapes, whole: Shapes) -> Iterator[_List]:
 
 
 def _patterns(lists: Iterable[_List], keys: Shapes) -> Iterator[tuple[str, str]]:
-    """The names of tensors and of the one: for all layers together where their pattern fits no other key."""
+    """Yield the names of tensors and of the one: as one pattern for all layers if it matches no other key."""
     alike: dict[tuple[str, str], list[_List]] = {}
     for each in lists:
         alike.setdefault(each.globs, []).append(each)

@@ -1,4 +1,4 @@
-"""Operators to be: what a recipe will be made of, before it is one."""
+"""Steps: the operators of a recipe before they are built."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One operator: its name in `pytest_ckptcompat.operators`, and its arguments."""
+    """An operator's name in `pytest_ckptcompat.operators`, and its arguments."""
 
     operator: str
     arguments: tuple[Any, ...]
@@ -20,9 +20,9 @@ class Step:
 
 
 def renaming(pattern: str, to: str) -> Callable[[str], str | None]:
-    """What ``rename(pattern, to)`` makes of a key: None where the stars could stand for different things.
+    """Return what ``rename(pattern, to)`` does to a key; None means that the stars are ambiguous.
 
-    Each of the stars of `to` stands for what the star at the same place in the pattern stood for.
+    Each star of `to` stands for the text of the star at the same place in the pattern.
     """
     pieces, targets = pattern.split("*"), to.split("*")
     literals = [re.escape(piece) for piece in pieces]

@@ -1,4 +1,4 @@
-"""Parts of a checkpoint of which each is the whole model."""
+"""Find parts of a checkpoint that are each the whole model."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ WRAPPERS = {
 
 
 def is_wrapper(prefix: str) -> bool:
-    """Whether each part of a prefix is a name that only ever wraps a whole model."""
+    """Return whether each part of a prefix is a name that only ever wraps a whole model."""
     return WRAPPERS.issuperset(prefix.rstrip(".").split("."))
 
 
 def submodels(checkpoint: Shapes, model: Shapes) -> list[str]:
-    """Find the prefixes under which the checkpoint has every key of the model in its shape.
+    """Find prefixes under which the checkpoint has every key of the model in the same shape.
 
     Args:
-        checkpoint: its keys.
+        checkpoint: the checkpoint's keys.
         model: the model's keys.
     """
     if len(model) < 2 or len(checkpoint) < len(model) or any(key in checkpoint for key in model):

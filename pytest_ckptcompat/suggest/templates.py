@@ -1,4 +1,4 @@
-"""Keys with their numbers taken out: the layers of a model, seen as one."""
+"""Templates: keys without their numbers, so that a model's layers look the same."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypeAlias
 Shape: TypeAlias = tuple[int, ...] | None
 Shapes: TypeAlias = Mapping[str, Shape]
 Template: TypeAlias = tuple[str, ...]
-"""Parts of a key between its dots, with ``#`` for every number that was taken out."""
+"""The parts of a key between dots, with ``#`` for every number that was taken out."""
 Indices: TypeAlias = tuple[str, ...]
 Families: TypeAlias = dict[Template, dict[Indices, str]]
 
@@ -22,22 +22,22 @@ _NUMBER = re.compile(r"[0-9]+")
 
 
 def template(key: str) -> Template:
-    """``layers.3.attn2.weight`` as ``("layers", "#", "attn#", "weight")``."""
+    """Turn ``layers.3.attn2.weight`` into ``("layers", "#", "attn#", "weight")``."""
     return tuple(_NUMBER.sub("#", key).split("."))
 
 
-@lru_cache(1 << 16)  # a search asks of the same keys again and again
+@lru_cache(1 << 16)  # a search asks for the same keys again and again
 def indices(key: str) -> Indices:
-    """The numbers that `template` took out, in order."""
+    """Return the numbers that `template` takes out, in order."""
     return tuple(_NUMBER.findall(key))
 
 
 def by_template(keys: Iterable[str], most: int) -> Families:
-    """The keys, by template and then by the numbers taken out.
+    """Group keys by template, then by the numbers taken out.
 
     Args:
-        keys: of a state dict; those with a ``#`` of their own are left out.
-        most: how many numbers are taken out of each key, the first ones: ``ALL``, ``NONE``, or a count.
+        keys: the keys of a state dict; those that contain ``#`` are left out.
+        most: how many numbers to take out of each key, from the left: ``ALL``, ``NONE``, or a count.
     """
     families: Families = {}
     for key in keys:
@@ -57,12 +57,12 @@ def _without_numbers(key: str, most: int) -> Template:
 
 @dataclass(frozen=True, slots=True)
 class Substitution:
-    """Parts of a key replaced by others.
+    """A replacement of parts of a key.
 
     Attributes:
-        prefix: the parts before; None: any, and the first place counts.
-        old: the parts that are replaced.
-        new: what stands there afterwards, with as many ``#``.
+        prefix: the parts before; None for any, where the first match counts.
+        old: the replaced parts.
+        new: the new parts, with equally many ``#``.
     """
 
     prefix: Template | None
@@ -70,7 +70,7 @@ class Substitution:
     new: Template
 
     def __call__(self, parts: Template) -> Template | None:
-        """The template afterwards, or None where the substitution has nothing to do."""
+        """Return the new template, or None if the substitution does not apply."""
         if self.prefix is not None:
             start = len(self.prefix)
             whole = self.prefix + self.old
@@ -86,7 +86,7 @@ class Substitution:
 
 
 class Places:
-    """Templates by where they begin and by the parts in them, so that few are tried for a substitution."""
+    """Templates indexed by beginning and by part, so that few are tried for a substitution."""
 
     def __init__(self, families: Iterable[Template]) -> None:
         self._beginnings: dict[Template, list[Template]] = {}
@@ -98,7 +98,7 @@ class Places:
                 self._with.setdefault(part, []).append(parts)
 
     def of(self, substitution: Substitution) -> list[Template]:
-        """Those that the substitution may change."""
+        """Return the templates that the substitution may change."""
         if substitution.prefix is None:
             return min((self._with.get(part, []) for part in substitution.old), key=len, default=[])
         return self._beginnings.get(substitution.prefix + substitution.old, [])

@@ -1,4 +1,4 @@
-"""Names of one tensor, in the model, in the checkpoint, and in the model that it was made for."""
+"""Compare tied keys of the model, of the checkpoint, and of the model that it was made for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def tied(renamed: Shapes, model: Shapes, target: Mapping[str, Any]) -> list[list[str]]:
-    """Keys that the checkpoint lacks, behind the key that it has of the same tensor of the model."""
+    """Group missing keys with the checkpoint's key of the same tensor in the model, which comes first."""
     missing = [key for key in model if key not in renamed and model[key] is not None]
     if not missing:
         return []
@@ -29,7 +29,7 @@ def tied(renamed: Shapes, model: Shapes, target: Mapping[str, Any]) -> list[list
 
 
 def untied(renamed: Shapes, missing: Collection[str], source: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Keys that the checkpoint has, each with a missing one that was another name of it in the old model."""
+    """Yield keys of the checkpoint, each with a missing key that was tied to it in the old model."""
     saved = {memory(value): key for key, value in source.items() if key in renamed}
     for key, value in source.items():
         if key in missing and key not in renamed and (first := saved.get(memory(value))) is not None:
@@ -37,11 +37,11 @@ def untied(renamed: Shapes, missing: Collection[str], source: Mapping[str, Any])
 
 
 def newly_tied(ties: Mapping[str, object], old_ties: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """Keys of one tensor of the model that are two of the checkpoint.
+    """Yield pairs of keys that the model ties and the checkpoint does not.
 
     Args:
-        ties: the model's keys -> what those of one tensor have in common.
-        old_ties: the checkpoint's, under the same names.
+        ties: the model's keys -> an object that tied keys share.
+        old_ties: the same for the checkpoint, under the same names.
     """
     firsts: dict[object, str] = {}
     for key, tensor in ties.items():

@@ -1,4 +1,4 @@
-"""Other ways to do what an operator does: which one is meant, shapes do not tell, but the old model does."""
+"""Variants of an operator. Shapes can't tell which is meant, but the old model can."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ VARYING = (tile, select, resample, widen)
 def variants(
     operator: Operator, checkpoint: State, target: State, earlier: Sequence[Operator]
 ) -> Iterator[tuple[Operator, ...]]:
-    """Give other operators that could stand in the place of one.
+    """Yield other operators that could replace one.
 
-    Rows may be in equal blocks (anchors, gates, heads) of which each grows or shrinks; the columns behind a
-    flatten may be place by place; more positions may be those of a longer text.
+    Rows may be in equal blocks (anchors, gates, heads), each of which grows or shrinks. The columns after a
+    flatten may be ordered by position. More positions may be those of a longer text.
 
     Args:
-        operator: the one that the search took.
+        operator: the operator that the search chose.
         checkpoint: the checkpoint, on meta.
         target: the model's state dict.
         earlier: the operators before it.
@@ -62,7 +62,7 @@ def variants(
 
 
 def _sizes(pattern: str, dim: int, state: State, target: State) -> Iterator[tuple[int, int]]:
-    """How long a dimension is and is to be, of the keys of a pattern that change."""
+    """Yield the old and the new size of a dimension, for changed keys that match a pattern."""
     for key in named(pattern, state.keys()):
         old, new = shape(state[key]), shape(target.get(key))
         if old is not None and new is not None and len(old) == len(new) > dim and old[dim] != new[dim]:
@@ -70,7 +70,7 @@ def _sizes(pattern: str, dim: int, state: State, target: State) -> Iterator[tupl
 
 
 def _place_by_place(operator: widen, state: State, target: State) -> Iterator[tuple[Operator, ...]]:
-    """Copies of units that no consumer takes in, whose columns stand place by place."""
+    """Yield copies of units that no consumer uses, for columns that are ordered by position."""
     producers = (operator.producer,) if isinstance(operator.producer, str) else operator.producer
     sizes = [each for path in producers for each in _sizes(f"{path}.weight", 0, state, target)]
     columns = [each for path in operator.consumers for each in _sizes(f"{path}.weight", 1, state, target)]

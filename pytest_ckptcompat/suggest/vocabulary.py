@@ -1,4 +1,4 @@
-"""Vocabularies: embeddings of words, with all that counts the same words."""
+"""Resize vocabularies: embeddings, and all tensors that count the same words."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _VOCABULARY = re.compile(
 
 
 def vocabulary(changes: Changes, left: Collection[str]) -> Explained:
-    """Find the tensors that count the words of an embedding that has others now; new words begin at the mean.
+    """Find the tensors that count the words of a resized embedding; new words start at the mean.
 
-    The embedding and the head, tied or not, the head's bias, and a bias over the logits are grown alike. Of
-    fewer words, the first ones are kept.
+    The embedding, the head (tied or not), the head's bias, and a bias over the logits are resized alike. If
+    there are fewer words, the first ones are kept.
     """
     words = {
         (old[0], new[0])

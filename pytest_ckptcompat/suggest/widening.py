@@ -1,4 +1,4 @@
-"""Hidden layers that got more units: one module gives them, others take them."""
+"""Widen hidden layers: one module gives more units, and others use them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from .changes import Changes
 
 Pair = tuple[int, int]
-"""How many units there were, and how many there are."""
+"""The old and the new number of units."""
 _Paths = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 
 
 @dataclass
 class _Units:
-    """Units of one hidden layer, by the keys that are about them.
+    """The units of a hidden layer, by the keys that count them.
 
     Attributes:
-        pair: how many.
-        producers: weights with a row for each.
-        along: what goes unit by unit after them: biases, norms, depthwise convolutions.
-        consumers: weights with a column, or several, for each.
+        pair: the old and the new number.
+        producers: weights with a row for each unit.
+        along: tensors that work unit by unit: biases, norms, depthwise convolutions.
+        consumers: weights with one or several columns for each unit.
     """
 
     pair: Pair
@@ -42,7 +42,7 @@ class _Units:
 
     @property
     def paths(self) -> _Paths:
-        """The modules of producers, consumers, and what lies between."""
+        """The modules of the producers, the consumers, and the tensors between."""
         producers, consumers, along = (
             tuple(dict.fromkeys(map(module_of, keys)))
             for keys in (self.producers, self.consumers, self.along)
@@ -51,15 +51,15 @@ class _Units:
 
 
 def widened(changes: Changes, left: Collection[str]) -> Explained:
-    """Find hidden layers with more units than before, and widen them, equal ones of all blocks in one step.
+    """Find hidden layers with more units and widen them; equal layers of all blocks in one step.
 
-    A weight belongs to the last layer before it that gives as many units as it takes in. Where a norm between
-    the two would not treat copies of units as it treated their originals, or units are those of heads or
-    fewer than before, nothing of that layer is explained.
+    A weight belongs to the last layer before it that gives as many units as it takes. Nothing in a layer is
+    explained if a norm between the two would treat copies differently from originals, or if the units belong
+    to heads or became fewer.
 
     Args:
-        changes: what has changed.
-        left: the keys among them that are not yet accounted for.
+        changes: the changes.
+        left: the changed keys that are not explained yet.
     """
     every = list(_layers(changes, left))
     layers = [units for units in every if units.consumers]
@@ -73,7 +73,7 @@ def widened(changes: Changes, left: Collection[str]) -> Explained:
     taken_in = {key for units in layers for key in units.consumers}
     for units in every:
         if not units.consumers:
-            for key in taken_in.intersection(units.producers):  # a head on a wider layer, with more outputs
+            for key in taken_in.intersection(units.producers):  # a head with more outputs on a wider layer
                 found.steps[key] = (Step("tile", (), {"dim": 0}),)
                 if units.pair[0] > units.pair[1]:
                     found.barred.add(key)
@@ -88,7 +88,7 @@ def widened(changes: Changes, left: Collection[str]) -> Explained:
 
 
 def _layers(changes: Changes, left: Collection[str]) -> Iterator[_Units]:
-    """Every layer whose units have changed in number, with or without consumers."""
+    """Yield every layer with a changed number of units, with or without consumers."""
     last: dict[Pair, _Units] = {}
     for key, (old, new) in changes.budget.each(changes.changed.items()):
         if key not in left or not old or not new:
@@ -120,9 +120,9 @@ def _layers(changes: Changes, left: Collection[str]) -> Iterator[_Units]:
 
 
 def _flattened(changes: Changes, key: str, last: dict[Pair, _Units]) -> _Units | None:
-    """The convolution whose pictures are flattened for a linear layer: each unit has several columns.
+    """Return the convolution whose images are flattened for a linear layer: several columns per unit.
 
-    Columns of units that two layers give are not in this order.
+    If two layers give the units, the columns are not in this order.
     """
     old, new = changes.changed[key]
     found = [
@@ -137,7 +137,7 @@ def _flattened(changes: Changes, key: str, last: dict[Pair, _Units]) -> _Units |
 
 
 def _as_copies(changes: Changes, units: _Units) -> bool:
-    """Whether copies of units do what their originals did, if they share their work."""
+    """Return whether copies of units can do the work of their originals together."""
     old, new = units.pair
     _, _, between = units.paths
     return (
@@ -159,7 +159,7 @@ def _depthwise(changes: Changes, path: str) -> bool:
 
 
 def _blocks(units: _Units) -> _Paths:
-    """The paths of `units`, with stars for the numbers of the blocks that they share."""
+    """Return the paths of `units`, with stars for the block numbers that they share."""
     named = units.paths
     every = [path.split(".") for paths in named for path in paths]
     common = next(

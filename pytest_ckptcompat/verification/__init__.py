@@ -1,1 +1,1 @@
-"""What a recipe promised, compared with the values that were loaded."""
+"""Compare what a recipe promised with the loaded values."""

@@ -1,4 +1,4 @@
-"""What a model computes, recorded on values of no checkpoint, and whether it still computes that."""
+"""Record what a model computes on synthetic values, and compare it later."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What a model gave for one batch.
+    """The recorded outputs of a model for one batch.
 
     Attributes:
-        outputs: path -> what is recorded of it.
-        precision: the arithmetic in which it ran.
+        outputs: path -> the record of that output.
+        precision: the dtype in which the model ran.
         note: why not in float64, or that no signal goes through the model; or ``""``.
-        uncompared: why nothing can be compared with it, or ``""``.
+        uncompared: why later outputs can't be compared with these, or ``""``.
         slack: how many times the usual tolerance is needed, since the model amplifies rounding errors.
     """
 
@@ -46,7 +46,7 @@ class Behaviour:
     slack: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; what says nothing is left out."""
+        """Return plain values, without empty fields."""
         found: dict[str, Any] = {"precision": str(self.precision).removeprefix("torch.")}
         if self.note:
             found["note"] = self.note
@@ -58,10 +58,10 @@ class Behaviour:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Behaviour:
-        """Read what `to_json` gave.
+        """Read the result of `to_json`.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: `found` has another form.
         """
         outputs, precision = found.get("outputs"), _PRECISIONS.get(str(found.get("precision")))
         slack = found.get("slack", 1.0)
@@ -78,7 +78,7 @@ class Behaviour:
 
 
 def record(trial: Trial, first: Run | None = None) -> Behaviour:
-    """Run a model and record what it gives; a model whose outputs are random, or none, is told.
+    """Run a model and record its outputs, or why they can't be compared: they are random, NaN or empty.
 
     Args:
         trial: the model.
@@ -102,12 +102,12 @@ def record(trial: Trial, first: Run | None = None) -> Behaviour:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Outputs of now beside those that were recorded.
+    """A comparison of present outputs with recorded ones.
 
     Attributes:
-        gaps: one for each output that both have, the largest first.
-        alone: outputs that nothing of now can be paired with, and why.
-        grown: whether an output has grown, and its old region was compared.
+        gaps: one for each output that both have, largest first.
+        alone: recorded outputs without a present counterpart, and why.
+        grown: whether an output has grown, so that only its old region was compared.
     """
 
     gaps: tuple[Gap, ...]
@@ -129,13 +129,13 @@ def compare(
     precision: torch.dtype = torch.float64,
     reach: Mapping[str, torch.Tensor] | None = None,
 ) -> Comparison:
-    """Compare what a model gives now with what was recorded, in the region of each output that existed then.
+    """Compare a model's outputs with recorded ones, in the region of each output that existed then.
 
     Args:
-        then: recorded.
+        then: the recorded outputs.
         now: a run on the same values and the same batch.
-        rows: where the rows of a dimension went that was not simply extended at its end.
-        resized: whether a recipe gave weights other sizes; otherwise an output that lost its shape changed.
+        rows: where rows went, for dimensions that were not simply extended at the end.
+        resized: whether a recipe resized weights. If not, an output with another shape has changed.
         precision: the coarsest dtype in which weights were computed.
         reach: path -> True for elements of today's outputs that may differ.
     """
@@ -162,17 +162,17 @@ def compare(
 
 
 def reached(now: Run, trial: Trial, tensors: Mapping[str, Elements]) -> dict[str, torch.Tensor]:
-    """Which elements of a model's outputs depend on some of its tensors: path -> True where they do.
+    """Find the elements of a model's outputs that depend on some tensors: path -> True where they do.
 
-    The tensors are disturbed, and the model runs again: what is bit for bit the same does not depend on them.
+    The tensors are disturbed and the model runs again. Elements with the same bits don't depend on them.
 
     Args:
-        now: the run with nothing disturbed.
+        now: the undisturbed run.
         trial: what ran.
-        tensors: key -> which elements of it are disturbed, None for all.
+        tensors: key -> which of its elements to disturb; None for all.
 
     Raises:
-        RunError: it did not run.
+        RunError: the model did not run.
     """
     found = {path: torch.zeros(tensor.shape, dtype=torch.bool) for path, tensor in now.outputs.items()}
 
@@ -197,7 +197,7 @@ def reached(now: Run, trial: Trial, tensors: Mapping[str, Elements]) -> dict[str
 
 
 def _pairs(then: Mapping[str, Recorded], now: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Old path -> new path: the same, or where names have changed, the one that has the shape."""
+    """Return old path -> new path: the same path or, if names changed, the only one of that shape."""
     pairs = {path: path for path in then if path in now}
     left = [path for path in now if path not in pairs]
     gone = [path for path in then if path not in pairs]
@@ -217,7 +217,7 @@ def _gap(
     precision: torch.dtype,
     reach: torch.Tensor | None,
 ) -> tuple[Gap | None, bool]:
-    """The gap of one output, and whether it has grown."""
+    """Return the gap of one output, and whether the output has grown."""
     moved = moved_gap(path, then, now, rows, precision)
     region = now if tuple(now.shape) == then.shape else corner(torch.empty(then.shape, device="meta"), now)
     if region is None:

@@ -1,4 +1,4 @@
-"""A state dict against a model, judged by the model's own ``load_state_dict`` on the meta device."""
+"""Compare a state dict with a model, by the model's own ``load_state_dict`` on the meta device."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ _MISMATCH = re.compile(
 
 @dataclass(frozen=True)
 class Comparison:
-    """torch's own strict verdict, taken apart.
+    """The parts of torch's verdict on a strict load.
 
     Attributes:
-        missing: keys in the model, not in the state dict, in the model's order.
-        unexpected: keys in the state dict, not in the model.
-        mismatched: (key, state dict's shape, model's shape).
+        missing: keys that only the model has, in its order.
+        unexpected: keys that only the state dict has.
+        mismatched: (key, the state dict's shape, the model's shape).
         matched: how many keys are in both, with the same shape.
-        total: how many keys there are in either.
-        findings: the above as findings, and what torch lets pass though values are lost.
-        fitting: key -> shape and dtype as shown, of the keys that match.
+        total: how many keys are in either.
+        findings: the above as findings, and losses of values that torch lets pass.
+        fitting: key -> shape and dtype as text, for the keys that match.
     """
 
     missing: list[str] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Comparison:
 
     @property
     def needs_values(self) -> bool:
-        """Whether the model's own loader looked at values, which tensors on the meta device do not have."""
+        """Whether the model's own loader needs values, which tensors on the meta device don't have."""
         return any(f.rule == "load-error" and _NO_VALUES.search(f.message) for f in self.findings)
 
     @property
@@ -68,7 +68,7 @@ class Comparison:
 
     @property
     def differing(self) -> list[str]:
-        """The keys for which torch does not load it strictly; ``""`` for an error of the model's own load."""
+        """The keys that make a strict load fail; ``""`` stands for an error of the model's own loader."""
         return [f.key for f in self.findings if f.rule in _STRICT]
 
 
@@ -77,11 +77,11 @@ _STRICT = {"missing-key", "unexpected-key", "shape-mismatch", "load-error"}
 
 
 def compare(model: nn.Module, state_dict: Mapping[str, Any]) -> Comparison:
-    """What a strict load of `state_dict` (meta tensors) into `model` says, every kind in one pass.
+    """Load `state_dict` (meta tensors) into a copy of `model`, strictly, and report every difference at once.
 
-    The model's own machinery decides: ``_load_from_state_dict``, hooks, versions in ``_metadata``, ties.
-    It runs on a copy without memory, so `model` is left as it was, and torch's refusal to name missing keys
-    beside a mismatch is not a limit: its lists are read where they are filled.
+    The model's own machinery decides: ``_load_from_state_dict``, hooks, versions in ``_metadata``, ties. The
+    copy takes no memory, and `model` is not changed. torch names no missing keys if there is a mismatch, so
+    the lists that it fills are read directly.
     """
     heard, passed = _heard(model, state_dict)
     expected = model.state_dict()
@@ -113,7 +113,7 @@ def compare(model: nn.Module, state_dict: Mapping[str, Any]) -> Comparison:
 
 
 def _heard(model: nn.Module, state_dict: Mapping[str, Any]) -> tuple[_Heard, set[str]]:
-    """What a strict load names, and what it heard of and let pass."""
+    """Return the faults that a strict load names, and the missing and unexpected keys that it tolerates."""
     if is_plain(model, state_dict):
         with warnings.catch_warnings(), contextlib.suppress(Exception):
             warnings.simplefilter("ignore")
@@ -126,10 +126,10 @@ def _heard(model: nn.Module, state_dict: Mapping[str, Any]) -> tuple[_Heard, set
 def _matched(
     expected: Mapping[str, Any], state_dict: Mapping[str, Any], wrong: set[str], passed: set[str]
 ) -> int:
-    """How many keys of the model got their tensor from the state dict.
+    """Count the keys of the model that got their tensor from the state dict.
 
-    A hook may have renamed keys on the way. Of a state dict that does not fit, a key that the model fills in
-    itself, as torch does ``num_batches_tracked``, is not a match.
+    A hook may have renamed keys. If the state dict does not fit, a key that the model fills in itself (as
+    torch does for ``num_batches_tracked``) is not counted.
     """
     right = expected.keys() - wrong - passed
     if not wrong:
@@ -144,7 +144,7 @@ def _has_own_layout(value: Any) -> bool:
 
 
 def _give_memory(trial: nn.Module, keys: Iterable[str]) -> None:
-    """Take some of a copy's tensors off the meta device, which copies any layout into any other."""
+    """Move some tensors off the meta device, where any layout can be copied into any other."""
     for key in keys:
         prefix, _, leaf = key.rpartition(".")
         try:
@@ -161,21 +161,21 @@ def _give_memory(trial: nn.Module, keys: Iterable[str]) -> None:
 
 @dataclass
 class _Heard:
-    """The lists that one ``load_state_dict`` has its modules fill."""
+    """The lists that the modules fill during one ``load_state_dict``."""
 
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
     def made(self, error: BaseException) -> bool:
-        """Whether they are what torch made the text of an error of."""
+        """Return whether the text of an error was made from these lists."""
         return bool(self.errors) and str(error).endswith("\n\t".join(self.errors))
 
     def counted(self) -> _Heard:
-        """Only what torch holds against the state dict.
+        """Return only the faults that torch reports.
 
-        In front of the errors it puts one text with the missing and one with the unexpected keys; where the
-        load turned out not to be strict, there is none.
+        torch puts a text with the missing keys and one with the unexpected keys before the errors. If the
+        load turned out not to be strict, there are none.
         """
         missing = any(text.startswith(_MISSING) for text in self.errors)
         unexpected = any(text.startswith(_UNEXPECTED) for text in self.errors)
@@ -191,13 +191,13 @@ _UNEXPECTED = "Unexpected key(s) in state_dict: "
 
 
 def _strict_load(model: nn.Module, state_dict: Mapping[str, Any]) -> tuple[_Heard, set[str]]:
-    """Load strictly, listening to the lists that ``load_state_dict`` hands to every module's loader.
+    """Load strictly, and listen to the lists that ``load_state_dict`` passes to every module's loader.
 
-    Given are what torch holds against the state dict, and keys that it heard of and let pass, as it does for
-    a model that makes every load of itself a lenient one.
+    Returns the faults that torch reports, and the missing and unexpected keys that it tolerates, as for a
+    model that makes every load of itself a lenient one.
 
-    There is one set of lists for each load that goes on: a wrapper may leave it all to the module that it
-    wraps, and a module load a part of itself, strictly or not. Which of them counts, the error tells.
+    Each load in progress has its own lists: a wrapper may leave the load to the module that it wraps, and a
+    module may load a part of itself, strictly or not. The error shows which lists count.
     """
     heard: dict[int, _Heard] = {}
     module: Any
@@ -218,7 +218,7 @@ def _strict_load(model: nn.Module, state_dict: Mapping[str, Any]) -> tuple[_Hear
 
 
 def load_fault(error: BaseException) -> str:
-    """What ``load_state_dict`` raised, and in the loading of which module: its hook, or its own loader."""
+    """Describe what ``load_state_dict`` raised, and in which module: in its hook, or its own loader."""
     trace, place = error.__traceback__, None
     while trace is not None:
         code = trace.tb_frame.f_code
@@ -250,7 +250,7 @@ def _sort_errors(errors: list[str]) -> tuple[list[tuple[str, Shape, Shape]], lis
 
 
 def _shape(text: str) -> Shape:
-    """The shape in torch's text: ``torch.Size([4, 256])``."""
+    """Parse the shape in torch's text: ``torch.Size([4, 256])``."""
     return tuple(int(size) for size in re.findall(r"\d+", text))
 
 

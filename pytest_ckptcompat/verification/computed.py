@@ -1,4 +1,4 @@
-"""Keys whose values a recipe computes: a loader that does so too may round and draw in its own way."""
+"""Compare a loader's values with those that a recipe computes; rounding and random draws may differ."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.applied import Applied
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
-"""Of the largest value of a tensor; narrower floats are off by some of their own steps."""
+"""Relative to a tensor's largest value; narrower floats may differ by `_STEPS` of their epsilons."""
 
 _STEPS = 8
-_FEW = 8  # random numbers whose spread says nothing
+_FEW = 8  # too few random numbers to compare their spread
 
 
 class Computed:
-    """The keys to which a recipe gives other values.
+    """The keys whose values a recipe changes.
 
     Args:
         recipe: the recipe.
         old: the state dict that it is applied to.
-        target: of the model.
-        growth: what it made of them.
+        target: the state dict of the model.
+        growth: the result of the recipe.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class Computed:
         return key in self._touched
 
     def how(self, key: str, held: torch.Tensor, value: torch.Tensor) -> str | None:
-        """How a loader's values are as good as the recipe's; None: they are not.
+        """Say how a loader's values match the recipe's, or return None if they don't.
 
         Args:
-            key: one of the keys.
+            key: a key whose values the recipe changes.
             held: the loader's values.
-            value: the recipe's, in memory.
+            value: the recipe's values, in memory.
         """
         if held.shape != value.shape or not (held.is_floating_point() and value.is_floating_point()):
             return None
@@ -69,7 +69,7 @@ class Computed:
 
 
 def _near(held: torch.Tensor, value: torch.Tensor, where: torch.Tensor) -> bool:
-    """Whether the chosen values are equal up to rounding."""
+    """Return whether the chosen values are equal up to rounding."""
     allowed = max(
         _TOLERANCE.get(dtype, _STEPS * torch.finfo(dtype).eps) for dtype in (held.dtype, value.dtype)
     ) * float(value.abs().max() if value.numel() else 0.0)
@@ -87,7 +87,7 @@ def _spread_alike(held: torch.Tensor, value: torch.Tensor) -> bool:
 
 
 def _reseeded(recipe: Recipe) -> Recipe:
-    """The recipe, drawing other random numbers."""
+    """Return the recipe with other seeds."""
     if isinstance(recipe, Releases):
         return Releases(*(replace(each, recipe=_reseeded(each.recipe)) for each in recipe.releases))
     return Recipe(

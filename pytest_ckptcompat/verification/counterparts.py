@@ -1,4 +1,4 @@
-"""What a model's keys are called in a checkpoint, learned from those that are known."""
+"""Map a model's keys to a checkpoint's keys, learned from known pairs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 class Counterparts:
-    """The names that modules have in the checkpoint, learned from tensors that were found there.
+    """The names of modules in the checkpoint, learned from tensors that were found there.
 
     Args:
-        known: key of the model -> the key of the checkpoint that has its values.
+        known: the model's key -> the checkpoint's key with the same values.
         keys: all keys of the checkpoint.
     """
 
@@ -25,11 +25,11 @@ class Counterparts:
             self._paths.setdefault(ours, Counter())[theirs] += 1
 
     def of(self, key: str, but: str = "") -> str | None:
-        """The checkpoint's name of a key: that of the nearest module around it for which there is one.
+        """Return the checkpoint's name of a key, from the nearest enclosing module with a known name.
 
         Args:
-            key: of the model.
-            but: what it was found as, which counts for nothing: the modules further out tell.
+            key: the model's key.
+            but: the key under which it was found, which is ignored: only modules further out count.
         """
         path = _apart(key, but)[0] if but else key
         while path:
@@ -43,7 +43,7 @@ class Counterparts:
 
 
 def _apart(ours: str, theirs: str) -> tuple[str, str]:
-    """Two keys without what they end in alike: ``net.fc.weight`` and ``fc.weight`` are ``net`` and ``""``."""
+    """Strip the common end of two keys: ``net.fc.weight`` and ``fc.weight`` become ``net`` and ``""``."""
     mine, other = ours.split("."), theirs.split(".")
     while mine and other and mine[-1] == other[-1]:
         del mine[-1], other[-1]

@@ -1,4 +1,4 @@
-"""Function kept: the old model on the old checkpoint against the new model on the new one."""
+"""Check "function kept": compare the old model on the old checkpoint with the new model on the new one."""
 
 from __future__ import annotations
 
@@ -31,20 +31,21 @@ if TYPE_CHECKING:
 
 NAME = "function kept"
 BATCHES = 3
-_ANYTHING = 0.5  # as a tolerance: outputs could nearly be anything
-_MARGIN = 1.5  # of the weights, for what a forward pass holds besides them
+_ANYTHING = 0.5  # with this tolerance, outputs could be nearly anything
+_MARGIN = 1.5  # times the weights, for the rest that a forward pass holds
 
 
 @dataclass(frozen=True)
 class Said:
-    """What the steps of a recipe say of the function.
+    """What the steps of a recipe claim about the function.
 
     Attributes:
-        changes: why it may change, in words; empty where all steps claim to keep it.
-        made: key -> which elements of it those steps made; what depends on them may differ.
-        anywhere: whether that can't be determined from keys alone, so that everything may differ.
-        lost: old key -> the step that left it out and claims that nothing depends on it.
-        eval_only: whether the function is claimed to be kept in eval mode alone.
+        changes: why the function may change; empty if all steps claim to keep it.
+        made: key -> the elements made by steps that don't claim to keep the function; what depends on them
+            may differ.
+        anywhere: whether keys alone can't tell these elements, so that everything may differ.
+        lost: old key -> the step that dropped it, and claims that nothing depends on it.
+        eval_only: whether the claim is only for eval mode.
     """
 
     changes: tuple[str, ...] = ()
@@ -66,29 +67,30 @@ def function_kept(
     said: Said | None = None,
     method: str = "forward",
 ) -> Verdict:
-    """Whether two models agree on seeded batches, in the region of each output that existed before.
+    """Check whether two models agree on seeded batches, in the region of each output that existed before.
 
-    Both run in eval mode and, where there is BatchNorm, once more with it in train mode, on copies: `model`
-    is left as it was. They run in float64 on the CPU where that fits into memory, so that what differs is the
-    function and not the order of a sum; else as they are. Outputs agree if no element is further off than
-    `tolerance` allows.
+    Both run in eval mode and, if there is BatchNorm, also with BatchNorm in train mode. They run on copies,
+    so `model` is not changed. They run in float64 on the CPU if that fits into memory, so that only the
+    function matters and not the order of sums; otherwise in their own dtype and place. Outputs agree if no
+    element differs by more than `tolerance` allows.
 
     Args:
         source: builds the model that the checkpoint was made for.
         old: the old checkpoint's state dict.
         model: the new model, loaded.
-        batches: seed -> the arguments of ``forward``, the same for both models. Token ids beyond a vocabulary
-            that grew are brought into the old one, since there was no function to keep.
+        batches: seed -> the arguments of ``forward``, the same for both models. Token ids beyond the old
+            vocabulary are brought into it, since the old model has no function for them.
         precision: the coarsest dtype in which the recipe computed weights.
-        rows: where the rows of a dimension went that was not simply extended at its end.
-        renamed: old key -> new key, of tensors that have another name now.
-        said: what the steps of the recipe say of the function; if it is left out, all claim to keep it.
-        method: which method of both models is called.
+        rows: where rows went, for dimensions that were not simply extended at the end.
+        renamed: old key -> new key, for renamed tensors.
+        said: what the steps of the recipe claim. If left out, all claim to keep the function.
+        method: the method to call in both models.
 
     Returns:
-        The promise: ``changed``, with its size, where outputs differ in reach of a step that says so;
-        ``unchecked``, with the reason, where the two can't be compared. And a finding for outputs that differ
-        elsewhere, that were not compared, or for a ``source_model`` that does not load the old checkpoint.
+        The promise: ``changed``, with the size of the change, if outputs differ only where a step says they
+        may; ``unchecked``, with the reason, if the two can't be compared. And findings: for outputs that
+        differ elsewhere or were not compared, or for a ``source_model`` that does not load the old
+        checkpoint.
     """
     room, needed = memory.free(), tensors(old.values())
     if room is not None and needed * _MARGIN > room:
@@ -110,10 +112,10 @@ def function_kept(
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """How far off an output may be, in parts of its largest value; `dtype` is the coarsest that took part.
+    """Return the relative tolerance of outputs; `dtype` is the coarsest dtype involved.
 
-    1e-9 in float64 and 1e-5 in float32; sixteen times the spacing of the numbers in anything coarser, which
-    adds up over layers.
+    It is relative to the output's largest value: 1e-9 in float64, 1e-5 in float32, and sixteen times the
+    machine epsilon in coarser dtypes, since rounding adds up over layers.
     """
     eps = torch.finfo(dtype).eps
     return 1e-9 if eps <= torch.finfo(torch.float64).eps else max(1e-5, 16 * eps)
@@ -124,7 +126,7 @@ def _unchecked(reason: str) -> Verdict:
 
 
 def _arithmetics(model: nn.Module, needed: int, room: int | None) -> Iterator[Arithmetic]:
-    """float64 if a copy of either model fits into memory (there is one at a time), then the models' own."""
+    """Yield float64 if a copy of either model fits into memory, then the models' own dtype."""
     wide = max(weights(model, itemsize=8), needed * 2)
     if room is None or wide * _MARGIN < room:
         yield Arithmetic(True, torch.device("cpu"))
@@ -133,7 +135,7 @@ def _arithmetics(model: nn.Module, needed: int, room: int | None) -> Iterator[Ar
 
 
 class _Run:
-    """Both models, the batches, and how they are run."""
+    """Both models, the batches, and the arithmetic."""
 
     def __init__(
         self,
@@ -152,7 +154,7 @@ class _Run:
         self._precision = torch.float64
 
     def compared(self, precision: torch.dtype, rows: Rows, said: Said) -> Verdict:
-        """Run both, pair their outputs, and judge the differences by what the steps say."""
+        """Run both models, pair their outputs, and judge the differences by what the steps claim."""
         old, new = self._old(), self._new()
         if any(_not_finite(each) for batches_of in old.modes.values() for each in batches_of):
             return _unchecked("the old model's outputs are not finite")
@@ -182,7 +184,7 @@ class _Run:
             return Promise(NAME, "kept", self._kept(comparing, pairing, said)), []
         if comparing.old.random or comparing.new.random:
             return _unchecked("the forward pass draws random numbers")
-        if self._ids.moved is not None:  # not every integer is the number of a word
+        if self._ids.moved is not None:  # an integer input may not be a token id
             return _unchecked("words have other numbers now, and the inputs can't be told apart")
         if said.changes:
             beyond = comparing.outside(pairing, self._reach(comparing, said))
@@ -207,13 +209,13 @@ class _Run:
         return f"max |Δ| {magnitude(most)} on {BATCHES} batches{eval_only}{''.join(notes)}"
 
     def _reach(self, comparing: Comparing, said: Said) -> Reach:
-        """What depends on the tensors that steps made which do not claim to keep the function."""
+        """Find what depends on tensors made by steps that don't claim to keep the function."""
         if said.anywhere:
             return Reach(None)
         return reach_of(said.made, self._model, self._new, comparing.new)
 
     def _blamed(self, old: Outputs, said: Said) -> str:
-        """The steps that left out what the old outputs depend on, for the text of a fault."""
+        """Name the steps that dropped tensors on which the old outputs depend, for a finding's text."""
         guilty = []
         for step in dict.fromkeys(said.lost.values()):
             keys: dict[str, Elements] = {key: None for key, by in said.lost.items() if by == step}
@@ -224,7 +226,7 @@ class _Run:
         return f"; {' and '.join(guilty)} left out what the old outputs depend on" if guilty else ""
 
     def _old(self, *, copied: bool = False) -> Outputs:
-        """The old model's outputs; unless it is to be run again, it is used up."""
+        """Return the old model's outputs. The model is used up, unless `copied`."""
         model = twin(self._before, self._arithmetic) if copied else self._before.to(self._arithmetic.device)
         if not copied:
             del self._before
@@ -247,7 +249,7 @@ class _Run:
 
 
 def _changed(worst: Gap, said: Said) -> Verdict:
-    """Outputs differ, and only where a step says that they may."""
+    """Return the verdict if outputs differ only where a step says that they may."""
     why = "; ".join(said.changes)
     of = f"of {magnitude(worst.scale)}"
     return Promise(NAME, "changed", f"output{worst.path} differs, {worst.apart} {of}: {why}"), []

@@ -1,7 +1,7 @@
-"""Rows and columns of a model's tensors, found again among those of a checkpoint's.
+"""Find rows and columns of a model's tensors in the tensors of a checkpoint.
 
-A fused, split, stacked or reordered tensor shares whole lines with the tensors that it was made of. Lines are
-looked up by a hash of a few elements, and compared bit for bit before they count.
+A fused, split, stacked or reordered tensor shares whole lines (rows or columns) with the tensors that it was
+made of. Lines are looked up by a hash of a few elements, and then compared bit for bit.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from .same_values import constant, conversions, converted, plain
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-_LEAST = 4  # elements of a line: fewer are found anywhere
-_HASHED = 8  # elements of a line that are looked at before all of them are
-_MOST_LINES = 64  # a vector is split into at most so many lines, or into lines of the sizes that heads have
-_SAMPLED = 32  # lines that tell whether looking for all of them is worth while
+_LEAST = 4  # elements of a line; shorter lines would match anywhere
+_HASHED = 8  # elements of a line that the hash covers
+_MOST_LINES = 64  # the most lines that a vector is split into, unless they have the size of a head
+_SAMPLED = 32  # lines that are tried before all of them are looked for
 _HEADS = (16, 32, 64, 128)
-_BASE = 0x9E3779B97F4A7C15  # an odd number without a pattern
+_BASE = 0x9E3779B97F4A7C15  # an arbitrary odd number
 _PIECE = 16 << 20  # bytes of lines compared at a time
 
 
 @dataclass
 class _Cut:
-    """A tensor of the model as lines of one length, and which of them were found.
+    """A tensor of the model cut into lines of one length, with those that were found.
 
     Attributes:
-        name: of the tensor.
-        lines: (number, length), a view where that is possible.
-        found: whether each was found.
-        sources: the checkpoint's keys in which they were.
+        name: the name of the tensor.
+        lines: shape (number, length); a view if possible.
+        found: which lines were found.
+        sources: the checkpoint's keys in which they were found.
     """
 
     name: str
@@ -47,7 +47,7 @@ class _Cut:
 
 
 class Lines:
-    """The lines of some tensors of a model, looked up in one tensor of the checkpoint after the other."""
+    """The lines of a model's tensors, to look up in the checkpoint's tensors one after the other."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._cuts: dict[tuple[int, torch.dtype], list[_Cut]] = {}
@@ -59,18 +59,18 @@ class Lines:
         self._hashes: dict[tuple[int, torch.dtype], tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
     def fits(self, value: torch.Tensor) -> bool:
-        """Whether a tensor of the checkpoint has lines of a length that is looked for; by its shape alone."""
+        """Return whether a tensor's shape allows lines of a length that is looked for."""
         lengths = {length for length, _ in self._cuts}
         return any(cut.shape[1] in lengths for cut in _cuts(torch.empty(value.shape, device="meta")))
 
     def look_in(self, key: str, value: torch.Tensor, *, thoroughly: bool = True) -> bool:
-        """Note which lines a tensor of the checkpoint has; whether there are any that are not constant.
+        """Note which lines a tensor of the checkpoint has; return whether any is not constant.
 
         Args:
-            key: of the checkpoint.
-            value: in memory.
-            thoroughly: look for every line even where a sample of them finds nothing, and for shorter ones
-                even where all are found.
+            key: the checkpoint's key.
+            value: its tensor, in memory.
+            thoroughly: look for every line, even if a sample of them finds nothing, and for shorter lines,
+                even if all longer ones are found.
         """
         found = False
         for theirs in _cuts(value) if plain(value) else ():
@@ -87,14 +87,14 @@ class Lines:
         return found
 
     def complete(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """The tensors of which every line was found, but for constant ones; and where."""
+        """Yield the tensors whose lines were all found (except constant ones), and where."""
         for cuts in self._cuts.values():
             for cut in cuts:
                 if cut.sources and all(constant(line) for line in cut.lines[~cut.found]):
                     yield cut.name, tuple(dict.fromkeys(cut.sources))
 
     def part(self) -> Iterator[tuple[str, tuple[str, ...], int, int]]:
-        """The tensors of which some lines were found: name, where, how many, of how many."""
+        """Yield the tensors with lines that were found: name, where, how many, of how many."""
         for cuts in self._cuts.values():
             for cut in cuts:
                 if cut.sources:
@@ -103,7 +103,7 @@ class Lines:
     def _likely(
         self, kind: tuple[int, torch.dtype], theirs: torch.Tensor, conversion: tuple[torch.dtype, ...]
     ) -> bool:
-        """Whether a line of a tensor is among those that are looked for; of many, some tell."""
+        """Return whether a line of a tensor is among those looked for; of many lines, a sample decides."""
         step = 1 if len(theirs) > len(self._hashed(kind)[0]) else -(-len(theirs) // _SAMPLED)
         return bool(self._known(kind, _hash(theirs[::step], conversion)).any())
 
@@ -119,7 +119,7 @@ class Lines:
         theirs: torch.Tensor,
         conversion: tuple[torch.dtype, ...],
     ) -> tuple[bool, bool]:
-        """Note the lines that are found; whether any tells something, and whether these are all of theirs."""
+        """Note lines that are found; return whether any is not constant, and whether all are found."""
         cuts = self._cuts[kind]
         hashes, order, ends = self._hashed(kind)
         wanted = _hash(theirs, conversion)
@@ -130,7 +130,7 @@ class Lines:
         line = known.nonzero().squeeze(1)[line]
         place = torch.searchsorted(hashes, wanted)
         count = torch.searchsorted(hashes, wanted, right=True) - place
-        if int(count.max()) > 1:  # lines that the model has several times
+        if int(count.max()) > 1:  # the model has some lines several times
             line = torch.repeat_interleave(line, count)
             place = torch.repeat_interleave(place - count.cumsum(0) + count, count) + torch.arange(len(line))
         place, sorting = order[place].sort()
@@ -154,7 +154,7 @@ class Lines:
 
 
 def _cuts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """A tensor as lines, (number, length), in every way in which tensors are fused, split and stacked."""
+    """Yield a tensor as lines, (number, length), in every way that fusing, splitting and stacking allow."""
     if tensor.numel() < _LEAST:
         return
     flat = tensor.reshape(1, -1)
@@ -179,7 +179,7 @@ def _hash(lines: torch.Tensor, conversion: tuple[torch.dtype, ...]) -> torch.Ten
 
 @lru_cache
 def _places(length: int) -> torch.Tensor:
-    """Where the elements stand that are hashed."""
+    """Return the positions of the hashed elements."""
     count = min(length, _HASHED)
     return torch.arange(count) * (length - 1) // max(1, count - 1)
 
@@ -190,7 +190,7 @@ def _factors(count: int) -> torch.Tensor:
 
 
 def _first_of_each(hashes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The hashes without repetitions, and where each stands first."""
+    """Return the distinct hashes, sorted, and the first position of each."""
     ordered, order = hashes.sort(stable=True)
     fresh = torch.ones(len(ordered), dtype=torch.bool)
     fresh[1:] = ordered[1:] != ordered[:-1]
@@ -205,17 +205,17 @@ def _compared(
     line: torch.Tensor,
     conversion: tuple[torch.dtype, ...],
 ) -> tuple[bool, bool]:
-    """Compare lines side by side, and note those that are equal.
+    """Compare lines pairwise and note equal ones.
 
     Returns:
-        Whether one of them tells anything, and whether all are equal.
+        Whether one of them is not constant, and whether all are equal.
     """
     size = max(1, _PIECE // max(1, cut.lines.shape[1] * cut.lines.element_size()))
     told, every = False, True
     for mine, yours in zip(torch.split(ours, size), torch.split(line, size), strict=True):
         left = bits(_picked(cut.lines, mine).cpu()).reshape(len(mine), -1)
         right = bits(converted(_picked(theirs, yours), conversion)).reshape(len(mine), -1)
-        whole = torch.equal(left, right)  # which is much faster than line by line
+        whole = torch.equal(left, right)  # much faster than line by line
         same = torch.ones(len(mine), dtype=torch.bool) if whole else (left == right).all(1)
         every = every and bool(same.all())
         if same.any():
@@ -228,7 +228,7 @@ def _compared(
 
 
 def _picked(lines: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """Some of the lines; a view where they follow each other."""
+    """Return some of the lines, as a view if they are consecutive."""
     first, last = int(numbers[0]), int(numbers[-1])
     if last - first + 1 == len(numbers) and torch.equal(numbers, torch.arange(first, last + 1)):
         return lines[first : last + 1]

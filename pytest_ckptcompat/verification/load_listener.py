@@ -1,4 +1,4 @@
-"""What a load writes and what it leaves: which key went into which tensor, what is still as constructed."""
+"""Listen to a load: which key is copied into which tensor, and which tensors are written at all."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loading:
-    """What loading a state dict does to each parameter and persistent buffer, by the name the model gives it.
+    """What a load does to each parameter and persistent buffer, by the model's names.
 
     Attributes:
-        sources: name -> the keys whose tensors were copied into it as they are, in the order of the copies; a
+        sources: name -> the keys whose tensors were copied into it unchanged, in the order of the copies; a
             tied tensor may have several.
         written: names that were written in any way.
-        altered: names that the model's own code wrote besides such copies.
-        names: what is to be loaded, whether or not it is in the model's state dict.
-        saved: those that are.
+        altered: names that the model's own code wrote, in addition to such copies.
+        names: all names to be loaded, whether or not the model's state dict has them.
+        saved: the names that the model's state dict has.
     """
 
     sources: Mapping[str, tuple[str, ...]]
@@ -39,10 +39,10 @@ class Loading:
 
 
 def listen(model: nn.Module, state_dict: Mapping[str, Any], missing: Collection[str] = ()) -> Loading | None:
-    """Load a state dict into a copy without memory and note what is written; None if the load raises there.
+    """Load into a copy without memory and note what is written; return None if the load raises.
 
-    `model` is left as it was and no value is read: what is noted are the calls that write. `missing` are the
-    keys that a strict load would miss, so that nobody expects them to be loaded.
+    `model` is not changed and no value is read; only the calls that write are noted. `missing` are keys that
+    a strict load would miss, so they are not expected to be loaded.
     """
     trial = meta_copy(model)
     held, saved = _held(trial)
@@ -61,7 +61,7 @@ def listen(model: nn.Module, state_dict: Mapping[str, Any], missing: Collection[
     sources, written, altered = {}, set(), set()
     for name, (tensor, place, version) in before.items():
         now = after.get(name, tensor)
-        if now is not tensor or _place(now) != place:  # replaced, perhaps by the very tensor that was given
+        if now is not tensor or _place(now) != place:  # replaced, perhaps by the given tensor
             key = given.get(_place(now))
             keys = [] if key is None else [key]
             unheard = key is None
@@ -79,7 +79,7 @@ def listen(model: nn.Module, state_dict: Mapping[str, Any], missing: Collection[
 
 
 def _copies(heard: _Listener, keys: Mapping[int, str]) -> dict[_Place, list[str]]:
-    """Where each key of the state dict was copied as it is."""
+    """Return place -> the keys that were copied there unchanged."""
     copies: dict[_Place, list[str]] = {}
     for target, source in heard.copies:
         if id(source) in keys and target.shape == source.shape:
@@ -88,7 +88,7 @@ def _copies(heard: _Listener, keys: Mapping[int, str]) -> dict[_Place, list[str]
 
 
 def _held(model: nn.Module) -> tuple[dict[str, torch.Tensor], set[str]]:
-    """Parameters and the buffers that are saved, by name; and the names that the model's state dict has."""
+    """Return parameters and saved buffers by name, and the names in the model's state dict."""
     in_state = {id(value) for value in model.state_dict(keep_vars=True).values()}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     buffers = {
@@ -101,7 +101,7 @@ def _held(model: nn.Module) -> tuple[dict[str, torch.Tensor], set[str]]:
 
 
 def _schema(state_dict: Mapping[str, Any]) -> OrderedDict[str, Any]:
-    """The state dict with a meta tensor of its own for every key, so that copies can be told apart."""
+    """Return the state dict with a separate meta tensor for each key, so that copies can be told apart."""
     schema: OrderedDict[str, Any] = OrderedDict(
         (
             key,
@@ -112,7 +112,7 @@ def _schema(state_dict: Mapping[str, Any]) -> OrderedDict[str, Any]:
         for key, value in state_dict.items()
     )
     if (metadata := getattr(state_dict, "_metadata", None)) is not None:
-        # torch notes there that an earlier load assigned tensors instead of copying them.
+        # torch records there that an earlier load assigned tensors instead of copying them.
         schema._metadata = OrderedDict(  # type: ignore[attr-defined]
             (module, {name: each for name, each in about.items() if name != "assign_to_params_buffers"})
             for module, about in metadata.items()
@@ -124,7 +124,7 @@ _Place = tuple[int, int, torch.Size]
 
 
 def _place(tensor: torch.Tensor) -> _Place:
-    """Where in memory a tensor is: ``param.data`` is another object in the same place."""
+    """Return where a tensor is in memory: ``param.data`` is another object in the same place."""
     try:
         return int(tensor.untyped_storage()._cdata), int(tensor.storage_offset()), tensor.shape
     except (NotImplementedError, RuntimeError):  # a subclass without a storage of its own
@@ -132,7 +132,7 @@ def _place(tensor: torch.Tensor) -> _Place:
 
 
 class _Listener(TorchFunctionMode):
-    """Hears calls that write into a tensor: ``copy_``, ``fill_``, ``tensor[...] = ``."""
+    """Notes calls that write into a tensor: ``copy_``, ``fill_``, ``tensor[...] = ``."""
 
     def __init__(self) -> None:
         super().__init__()

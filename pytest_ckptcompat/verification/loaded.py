@@ -1,4 +1,4 @@
-"""Values that were loaded and are not sound: not finite, or different under names that the model ties."""
+"""Find bad loaded values: not finite, or different under names that the model ties."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def not_finite(model: nn.Module) -> Iterator[Finding]:
-    """The parameters and buffers of a loaded model with NaN or infinite values, of tied names the first.
+    """Find parameters and buffers with NaN or infinite values; of tied names, only the first.
 
-    The loaded model is looked at, not the file, so that no value is read a second time.
+    The loaded model is checked, not the file, so that no value is read twice.
     """
     seen: set[int] = set()
     for key, value in model.state_dict(keep_vars=True).items():
@@ -37,9 +37,9 @@ def not_finite(model: nn.Module) -> Iterator[Finding]:
 
 
 def tied_conflicts(model: nn.Module, state_dict: Mapping[str, Any]) -> Iterator[Finding]:
-    """Names that the model ties and to which the state dict gives different values: only the last one stays.
+    """Find tied names for which the state dict has different values; only the last one stays.
 
-    Values are read only where the state dict does not tie the names too.
+    Values are read only if the state dict does not tie the names too.
     """
     tied: dict[int, list[str]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():

@@ -1,4 +1,4 @@
-"""What a repository's own loading function got wrong, told from where the model's values come from."""
+"""Find what a repository's own loading function got wrong, from where the model's values come from."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def faults(
     before: Callable[[], State] | None,
     again: Callable[[], State | None],
 ) -> list[Finding]:
-    """What is wrong with the values of a loaded model.
+    """Find what is wrong with the values of a loaded model.
 
-    A buffer that the checkpoint does not have, and that comes out the same with another seed, was computed by
-    the constructor: it is moved to the constants.
+    A buffer that the checkpoint lacks, and that is the same with another seed, was computed by the
+    constructor and is moved to the constants.
 
     Args:
-        origins: what `trace` found; its constants are added to.
+        origins: the result of `trace`; constants may be added to it.
         model: the state dict of the loaded model.
-        checkpoint: what it was loaded from, for its shapes.
+        checkpoint: the state dict that it was loaded from, for its shapes.
         parameters: the names of the model's parameters.
-        elsewhere: tensors -> which of them other parts of the same file have, and where.
-        before: the model as it was handed to the loader; None if the loader made it.
+        elsewhere: tensors -> which of them are in other parts of the same file, and where.
+        before: the model's state dict before the load; None if the loader made the model.
         again: the state dict after another run with another seed; None if that raised.
     """
     told = {**origins.other, **origins.missed}
@@ -82,7 +82,7 @@ def faults(
 
 
 def _never_loaded(key: str, text: str, model: State) -> bool:
-    """Whether a key that the checkpoint has too was left as it was made."""
+    """Return whether a key was left as the constructor made it."""
     return text in (UNCHANGED, RANDOM) or (
         bool(text) and not nn.parameter.is_lazy(model[key]) and text == constant(model[key])
     )

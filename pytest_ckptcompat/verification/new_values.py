@@ -1,4 +1,4 @@
-"""Are the values that a recipe made reproducible, finite, and of the scale of those beside them?"""
+"""Check that the values a recipe made are finite, and have the scale of the old values beside them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LEAST, _MOST = 0.1, 3.0
 
 
 def all_finite(growth: Applied, old: Mapping[str, Any]) -> Iterator[Claim]:
-    """Nothing that the recipe made is NaN or infinite, unless what it was made from was."""
+    """Claim that nothing the recipe made is NaN or infinite, unless its sources were."""
     made = [key for key in growth.touched if isinstance(growth.state_dict.get(key), torch.Tensor)]
 
     def proof() -> Verdict:
@@ -53,7 +53,7 @@ def _not_finite(tensor: torch.Tensor) -> int:
 
 
 def scale_of_new_rows(growth: Applied, old: Mapping[str, Any]) -> Iterator[Claim]:
-    """New rows beside old ones are of their size: rows of std 1 beside rows of 0.06 make SGD diverge."""
+    """Claim that new rows have the scale of old ones: std 1 beside std 0.06 makes SGD diverge."""
     extended = {
         key: (came, new)
         for key in growth.touched
@@ -93,7 +93,7 @@ def _judged(ratios: Mapping[str, float]) -> Verdict:
 
 
 def _ratio(old: torch.Tensor, new: torch.Tensor) -> float | None:
-    """Root mean square of what was added beside a tensor over that of what was there; None if nothing was."""
+    """Return the ratio of the RMS of the added values to that of the old ones; None if nothing was added."""
     kept = corner(old, new)
     if kept is None or new.numel() <= old.numel() or not same_bits(old, kept):
         return None

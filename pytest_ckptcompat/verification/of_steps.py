@@ -1,4 +1,4 @@
-"""What the operators of a recipe promise, step by step."""
+"""Collect what the operators of a recipe promise, step by step."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ REPRODUCIBLE = "reproducible"
 def of_steps(
     recipe: Recipe, growth: Applied, old: Mapping[str, Any], target: Mapping[str, Any]
 ) -> Iterator[Claim]:
-    """What each operator promises; and that the same recipe on the same state dict gives the same bytes.
+    """Claim what each operator promises, and that a second run of the recipe gives the same bytes.
 
-    The recipe is applied once more, and a step is dropped as soon as the next one is asked for.
+    The recipe is applied again. Each step is freed as soon as the next one is asked for.
     """
     again = old
     for step in recipe.steps(old, target):
-        if step.edit.plan:  # else it was done, and proved, under another name of the same tensor
+        if step.edit.plan:  # otherwise done, and proved, under another name of the same tensor
             yield from _of(step)
         again = step.after
     if recipe.operators:
@@ -37,14 +37,14 @@ def of_steps(
 
 
 def _of(step: Step) -> Iterator[Claim]:
-    """What one operator promises; what it remarks upon stands with the last of its promises."""
+    """Claim what one operator promises; its remarks are added to the last promise."""
     operator = step.operator
     try:
         claims = [
             _decided(each) if isinstance(each, Promise) else each
             for each in operator.prove(step.before, step.after, step.target)
         ]
-    except Exception as error:  # of an operator that somebody else wrote
+    except Exception as error:  # from a third-party operator
         reason = error
         yield Claim(f"{operator}", lambda: failed(f"{operator}", reason))
         return
@@ -55,7 +55,7 @@ def _of(step: Step) -> Iterator[Claim]:
 
 
 def _decided(promise: Promise) -> Claim:
-    """A promise that was proved already, by an operator that somebody else wrote."""
+    """Wrap a promise that a third-party operator has already decided."""
     rules = {"broken": "recipe-broken-promise", "unchecked": "recipe-unchecked"}
     told = f"{promise.name}: {promise.detail}"
     found = [finding(rules[promise.status], message=told)] if promise.status in rules else []

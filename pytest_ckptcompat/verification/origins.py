@@ -1,4 +1,4 @@
-"""Where the values of a loaded model come from: each of its tensors traced to a checkpoint by its bits."""
+"""Trace the tensors of a loaded model to a checkpoint, by their bits."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from .computed import Computed
 
 BY_LINES = "line by line"
-"""How values came that are in no tensor of the checkpoint as a whole, or in another order than there."""
+"""The `how` of values that are not one whole tensor of the checkpoint, or are in another order there."""
 
-_SMALL = 1 << 20  # elements up to which an unused tensor is looked at, lest it be a constant
+_SMALL = 1 << 20  # the most elements of an unused tensor that is tested for being a constant
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a tensor of the model has its values from.
+    """The origin of the values of a model's tensor.
 
     Attributes:
-        sources: the keys of the checkpoint, in its order.
-        how: what became of the values on the way, in words; ``""`` where they are as they were.
+        sources: the checkpoint's keys, in its order.
+        how: how the values were changed, in words; ``""`` if they were not.
     """
 
     sources: tuple[str, ...]
@@ -43,16 +43,15 @@ class Origin:
 
 @dataclass
 class Origins:
-    """What `trace` found; every tensor of the model is in one of the first four.
+    """The result of `trace`. Every tensor of the model is in one of the first four.
 
     Attributes:
-        held: key -> where its values are from.
-        other: keys that the checkpoint has under the same name, with other values -> what they hold, as far
-            as that is known.
-        missed: keys that the checkpoint does not have by name, and whose values it does not have either ->
-            what else is known of them, safe to print like all such texts.
-        constants: key -> the constant that it holds (``"zeros"``), which any constructor gives: no evidence.
-        unused: keys of the checkpoint whose values are nowhere in the model, constants left out.
+        held: key -> the origin of its values.
+        other: keys that the checkpoint also has, but with other values -> what they hold, as far as known.
+        missed: keys that the checkpoint lacks, and whose values it lacks -> what else is known about them, as
+            text that is safe to print.
+        constants: key -> its constant (``"zeros"``), which any constructor might give, so it is no evidence.
+        unused: keys of the checkpoint whose values are nowhere in the model, except constants.
         evidence: the keys of `held` whose values are not constants.
     """
 
@@ -74,16 +73,16 @@ def trace(
 ) -> Origins:
     """Trace every tensor of a model to a checkpoint.
 
-    A key that both have is compared under its own name, whatever else holds its values. Any other is looked
-    for everywhere: as it is, cast (also by way of a dtype that rounds), reshaped, with its axes in another
-    order, or line by line where tensors were fused, split, stacked or reordered. Every tensor of the
-    checkpoint is read once, and a second time where only its lines can tell.
+    A key that both have is compared under its own name only. Any other key's values are searched for
+    everywhere: unchanged, cast (also through a dtype that rounds), reshaped, with permuted axes, or line by
+    line if tensors were fused, split, stacked or reordered. Every tensor of the checkpoint is read once, and
+    a second time if only its lines can tell.
 
     Args:
         model: the ``state_dict()`` of a loaded model.
-        checkpoint: the state dict that it was loaded from; values that are still on disk are read one tensor
+        checkpoint: the state dict that it was loaded from; values still on disk are read one tensor
             at a time.
-        computed: the keys that a recipe computed, which hold exactly what it gives, or as good as that.
+        computed: the keys that a recipe computed. They must hold its exact values, or equivalent ones.
     """
     return _Tracing(model, checkpoint, computed).run()
 
@@ -123,7 +122,7 @@ class _Tracing:
         return found
 
     def _whole(self, samples: Samples) -> None:
-        """Look for whole tensors; where both sides have a name, under that name alone."""
+        """Look for whole tensors; a name that both sides have is compared under that name only."""
         for key, stored in self._checkpoint.items():
             own = self._model.get(key)
             if own is None and stored.numel() not in samples.sizes:
@@ -141,7 +140,7 @@ class _Tracing:
                 self._hold(name, key, how)
 
     def _as_computed(self, key: str, own: torch.Tensor, value: torch.Tensor, computed: Computed) -> None:
-        """A tensor that a recipe computed has its values, in their order."""
+        """Compare a tensor that a recipe computed: it must have these values in the same order."""
         how: How | str | None = held_values(own, value)
         if not isinstance(how, How) or how.turned:
             how = computed.how(key, own, value)
@@ -151,9 +150,9 @@ class _Tracing:
             self._own_lines(key, own, value, enough=False)
 
     def _own_lines(self, key: str, own: torch.Tensor, value: torch.Tensor, *, enough: bool = True) -> None:
-        """A tensor that has not the checkpoint's values may have its lines: fewer, or in another order.
+        """Look for the checkpoint's lines in a tensor with other values: fewer, or in another order.
 
-        Where lines are not `enough`, the tensor has other values, whatever its lines are.
+        If lines are not `enough`, the tensor counts as having other values in any case.
         """
         lines = Lines({key: own})
         if lines.fits(value) and lines.look_in(key, value, thoroughly=False):
@@ -189,14 +188,14 @@ class _Tracing:
                 self._found.other[name] = f"the checkpoint's values {turned}"
 
     def _aliases(self, wanted: Mapping[str, torch.Tensor]) -> None:
-        """Find, with a tensor that was found, its other names in the model."""
+        """Add the other names in the model of tensors that were found."""
         places = {memory(self._model[name]): origin for name, origin in self._found.held.items()}
         for name, tensor in wanted.items():
             if name not in self._found.held and (origin := places.get(memory(tensor))) is not None:
                 self._found.held[name] = origin
 
     def _by_lines(self, wanted: Mapping[str, torch.Tensor]) -> None:
-        """Look for lines of what was not found whole: in tensors that reached nothing, then in all."""
+        """Look for lines of tensors not found whole: first in tensors that are not used yet, then in all."""
         left = {name: each for name, each in wanted.items() if name not in self._found.held}
         lines = Lines(left)
         for thoroughly in (False, True):
@@ -218,7 +217,7 @@ class _Tracing:
             )
 
     def _constants(self) -> None:
-        """Compare constants with what the checkpoint has under the name that belongs to their module."""
+        """Compare constants with the checkpoint's tensors under the corresponding names."""
         counterparts = self._counterparts()
         for name, what in list(self._found.constants.items()):
             key = counterparts.of(name)
@@ -234,7 +233,7 @@ class _Tracing:
                 self._found.missed[name] = f"{what}; the checkpoint has {_named(name, key)}"
 
     def _swapped(self) -> None:
-        """Find tensors that took one another's places, such as q and k, while all names were changed."""
+        """Find tensors that were swapped, such as q and k, if all names were changed."""
         whole, counterparts = self._single_sources(), self._counterparts()
         wanted = {
             name: due
@@ -258,7 +257,7 @@ class _Tracing:
         return held_values(self._model[name], self._read(self._checkpoint[key])) is not None
 
     def _elsewhere(self) -> None:
-        """Find out where keys that hold other values than their own have those from."""
+        """Find where keys with other values than their own have those from."""
         samples = Samples({name: self._model[name] for name, told in self._found.other.items() if not told})
         for key, stored in self._checkpoint.items():
             if stored.numel() in samples.sizes:
@@ -278,7 +277,7 @@ class _Tracing:
 
 
 def _as_made(tensor: torch.Tensor) -> str:
-    """The constant that a tensor is, in words; not a single number, which training may have given too."""
+    """Return the constant that a tensor is, in words; but not a single number, which may be trained."""
     what = constant(tensor)
     return what if tensor.numel() > 1 or what in ("zeros", "ones") else ""
 

@@ -1,4 +1,4 @@
-"""Which output of the new model an output of the old one is, and where in it the old part lies."""
+"""Pair outputs of the old and the new model, and find the old part of each new output."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class Way(NamedTuple):
-    """A place where an old output may be: in which new output, and the dimension whose rows have moved."""
+    """A place where an old output may be: a new output, and the dimension whose rows have moved."""
 
     path: str
     moved: int | None
 
 
 class Gap(NamedTuple):
-    """How far off an output is, and how many times as far as is allowed."""
+    """The difference of an output, also in multiples of the allowed one."""
 
     times: float
     apart: Difference
@@ -48,11 +48,11 @@ class Candidate:
     gaps: list[Gap] = field(default_factory=list)
 
     def counts(self, size: int) -> bool:
-        """Whether the old output has that many entries along a dimension, the one of samples left out."""
+        """Return whether a dimension of the old output, except the first (samples), has that size."""
         return size in self.old_shape[1:]
 
     def is_renumbered(self, rows: Rows) -> bool:
-        """Whether entries that both outputs have stand in other places."""
+        """Return whether entries that both outputs have are in other places."""
         if (dim := self.way.moved) is None:
             return False
         kept, now = rows[self.old_shape[dim], self.new_shape[dim]]
@@ -60,17 +60,17 @@ class Candidate:
 
     @property
     def worst(self) -> Gap:
-        """The largest gap; up to 1 is allowed."""
+        """The gap with the largest `times`; up to 1 is allowed."""
         return max(self.gaps, key=lambda gap: gap.times)
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """What was paired.
+    """A pairing of old and new outputs.
 
     Attributes:
-        chosen: old path -> the way that was taken.
-        alone: old paths that have no counterpart, or of which shapes leave several.
+        chosen: old path -> the chosen candidate.
+        alone: old paths with no counterpart, or with several that the shapes allow.
     """
 
     chosen: Mapping[str, Candidate]
@@ -81,20 +81,20 @@ class Comparing:
     """Two models' outputs side by side.
 
     Attributes:
-        old: the old model's.
-        new: the new model's.
-        modes: which of their modes are compared.
+        old: the old model's outputs.
+        new: the new model's outputs.
+        modes: the modes that are compared.
         rows: where the rows of a dimension went.
-        allowed: the difference, relative to the output's largest value, that is none.
+        allowed: the tolerated difference, relative to the output's largest value.
     """
 
     def __init__(self, old: Outputs, new: Outputs, modes: list[str], rows: Rows, allowed: float) -> None:
         self.old, self.new, self.modes, self.rows, self.allowed = old, new, modes, rows, allowed
 
     def paired(self) -> Pairing:
-        """Pair every old output with a new one: by its name, or else by shape where that leaves one way.
+        """Pair every old output with a new one, by name, or by shape if that leaves one way.
 
-        In all batches the same way is taken. Among several ways those that agree win: two outputs do not
+        The same way is taken in all batches. Among several ways, those that agree win: two outputs do not
         agree by accident.
         """
         first = self.modes[0]
@@ -113,7 +113,7 @@ class Comparing:
         return Pairing(chosen, ())
 
     def outside(self, pairing: Pairing, reach: Reach) -> list[Gap]:
-        """The gaps of a pairing with all that lies in reach of a step left out."""
+        """Return the gaps of a pairing, without everything in reach of a step."""
         return [
             gap
             for path, candidate in pairing.chosen.items()
@@ -123,7 +123,7 @@ class Comparing:
         ]
 
     def _measured(self, path: str, others: list[str], reach: Reach | None = None) -> list[Candidate]:
-        """The ways in which an old output fits into some new ones, in all batches."""
+        """Return the ways in which an old output fits into new ones, in all batches."""
         found: dict[Way, Candidate] = {}
         count = 0
         for mode in self.modes:
@@ -146,9 +146,9 @@ class Comparing:
 
 
 def _next(ways: Mapping[str, list[Candidate]]) -> Candidate | None:
-    """A pairing that is sure: of outputs that agree, else of two that alone fit each other.
+    """Return a certain pairing: of outputs that agree, or of two that fit only each other.
 
-    Those of one shape are looked at before those of which the new one is larger.
+    Outputs of the same shape are tried before larger ones.
     """
     for candidates in ways.values():
         if agreeing := [each for each in candidates if each.worst.times <= 1]:
@@ -174,7 +174,7 @@ def _places(
     after: Mapping[str, torch.Tensor],
     rows: Rows,
 ) -> Iterator[tuple[Way, torch.Tensor, torch.Tensor]]:
-    """Every way of placing an old output in new ones, with both sides of it."""
+    """Yield every way of placing an old output in new ones, with both sides."""
     expected = before[path]
     if expected.numel() == 0:
         return
@@ -185,9 +185,9 @@ def _places(
 
 
 def _apart(expected: torch.Tensor, actual: torch.Tensor, allowed: float) -> tuple[float, Difference, float]:
-    """By how many times the allowed difference two outputs differ, their difference, their largest value."""
+    """Return the difference in multiples of the allowed one, the difference, and the largest value."""
     scale = float(expected.abs().nan_to_num(0, 0, 0).max())
     apart = difference(expected, actual, 0.0) or Difference(0.0)
-    # An output of zeros alone still has the rounding of what went into it.
+    # An output of only zeros still has the rounding of what went into it.
     least = 1e-5 if allowed <= 1e-8 else 1e-3
     return apart.size / (allowed * max(scale, least)), apart, scale

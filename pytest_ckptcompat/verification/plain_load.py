@@ -1,4 +1,4 @@
-"""A strict load of a model whose modules load as torch's own do, in time that grows with the keys."""
+"""Load models whose modules use torch's own loaders, in time linear in the number of keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Lists(NamedTuple):
-    """What torch's error would name."""
+    """The faults that torch's error would name."""
 
     missing: list[str]
     unexpected: list[str]
@@ -22,7 +22,7 @@ class Lists(NamedTuple):
 
 
 def is_plain(model: nn.Module, state_dict: Mapping[str, Any]) -> bool:
-    """Whether a load changes nothing in the model: all is on meta, and no module has a loader of its own."""
+    """Return whether a load changes nothing: all is on meta, and no module has its own loader."""
     tensors = chain(model.parameters(), model.buffers(), state_dict.values())
     return all(isinstance(tensor, torch.Tensor) and tensor.is_meta for tensor in tensors) and all(
         type(module)._load_from_state_dict.__module__.startswith("torch.nn.modules.")
@@ -36,9 +36,9 @@ def is_plain(model: nn.Module, state_dict: Mapping[str, Any]) -> bool:
 
 
 def plain_load(model: nn.Module, state_dict: Mapping[str, Any]) -> Lists:
-    """Do what ``nn.Module.load_state_dict`` does.
+    """Load like ``nn.Module.load_state_dict``, but faster.
 
-    That picks the keys of each child from all those of its parent, which takes minutes where a module has ten
+    torch picks each child's keys from all keys of its parent, which takes minutes if a module has ten
     thousand children.
     """
     lists = Lists([], [], [])

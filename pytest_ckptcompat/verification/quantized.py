@@ -1,18 +1,18 @@
-"""Whether a tensor holds the values of another one in eight bits, as loaders that quantize leave them."""
+"""Find whether a tensor holds the values of another in eight bits, as quantizing loaders do."""
 
 from __future__ import annotations
 
 import torch
 
-_LEAST = 8  # elements of a group with a scale of its own: fewer fit any line
+_LEAST = 8  # elements of a group with its own scale; fewer would fit any line
 _GROUPS = (128, 64, 32)
 _PIECE = 1 << 20
-_ROUNDED = 1.05  # steps between integers by which rounding, clipping and a fitted scale may be off
-_SHARE = 1 / 8  # of a value, by which a float of eight bits may be off
+_ROUNDED = 1.05  # integer steps that rounding, clipping and a fitted scale may be off
+_SHARE = 1 / 8  # relative error of an eight-bit float
 
 
 def quantized_by_torch(held: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether quantizing `value` by the scales and zero points of `held` gives the integers of `held`."""
+    """Return whether `value`, quantized with the scales and zero points of `held`, gives its integers."""
     if held.shape != value.shape or not value.is_floating_point():
         return False
     value = value.detach().float().cpu()
@@ -26,10 +26,10 @@ def quantized_by_torch(held: torch.Tensor, value: torch.Tensor) -> bool:
 
 
 def quantized_by_groups(held: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether the integers, or small floats, of `held` are `value` divided by scales, and rounded.
+    """Return whether the integers or small floats of `held` are `value` divided by scales and rounded.
 
-    Rows, or groups of elements in a row, may each have a scale and a zero point, wherever the model keeps
-    these: a straight line is fitted to each group, and no value may be further from it than rounding puts it.
+    Rows, or groups of elements in a row, may have their own scale and zero point, wherever the model keeps
+    these. A straight line is fitted to each group, and every value must be within rounding of it.
     """
     if held.shape != value.shape or not value.is_floating_point() or value.dtype.itemsize < 2:
         return False

@@ -1,4 +1,4 @@
-"""How far some tensors reach: which parts of the outputs depend on them."""
+"""Find the parts of the outputs that depend on some tensors."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from .run_copies import Outputs
 
 Elements = torch.Tensor | None
-"""Which elements of a tensor are meant; None: all of them."""
+"""A mask of elements of a tensor; None for all of them."""
 
 _TRIES = 2
 
 
 @dataclass(frozen=True)
 class Reach:
-    """The elements of outputs that some tensors have influence on.
+    """The elements of outputs that some tensors influence.
 
     Attributes:
-        masks: mode -> for each batch, output path -> True where it has; None: everywhere, as far as is known.
+        masks: mode -> for each batch, output path -> True for such elements. None means that all may be.
     """
 
     masks: Mapping[str, list[dict[str, torch.Tensor]]] | None
@@ -44,13 +44,13 @@ class Reach:
         now: torch.Tensor,
         rows: Rows,
     ) -> torch.Tensor:
-        """`now`, with what is in reach taken from `was`.
+        """Return `now`, with elements in reach taken from `was`.
 
         Args:
-            mode: of the run.
-            batch: its number.
-            output: the old output as a whole.
-            path: of the new output that it lies in.
+            mode: the mode of the run.
+            batch: the number of the batch.
+            output: the whole old output.
+            path: the path of the new output that contains it.
             moved: the dimension whose rows have moved, or None.
             was: the old side.
             now: the new side.
@@ -63,23 +63,23 @@ class Reach:
         return torch.where(inside, was, now)
 
     def anywhere(self) -> bool:
-        """Whether anything is in reach."""
+        """Return whether anything is in reach."""
         return self.masks is None or any(bool(mask.any()) for _, mask in _each(self.masks))
 
 
 def reach_of(
     tensors: Mapping[str, Elements], model: nn.Module, run: Callable[[], Outputs], given: Outputs
 ) -> Reach:
-    """What changes in the outputs of a model when some of its tensors do.
+    """Find what changes in a model's outputs if some of its tensors change.
 
-    They are disturbed, and the model is run: an element that is bit for bit what it was does not depend on
-    them. A part of an output that one sample shows is taken to be in reach for all samples.
+    The tensors are disturbed and the model is run. An element with the same bits does not depend on them. A
+    part of an output that is in reach for one sample is taken to be in reach for all samples.
 
     Args:
-        tensors: key -> which elements of it are disturbed.
-        model: left as it was.
-        run: gives the outputs of a copy of it on the batches.
-        given: what it gave undisturbed.
+        tensors: key -> which of its elements to disturb.
+        model: the model. Its values are restored.
+        run: gives the outputs of a copy of the model on the batches.
+        given: the undisturbed outputs.
     """
     held = model.state_dict(keep_vars=True)
     if any(key not in held or not held[key].is_floating_point() for key in tensors):
@@ -100,7 +100,7 @@ def reach_of(
 
 
 def _disturbed(tensors: Mapping[torch.Tensor, Elements], run: Callable[[], Outputs], seed: int) -> Outputs:
-    """The outputs with other values in some tensors, which get their own back."""
+    """Run with other values in some tensors, and restore them."""
     kept = {tensor: tensor.detach().clone() for tensor in tensors}
     generator = torch.Generator().manual_seed(seed)
     try:
@@ -116,7 +116,7 @@ def _disturbed(tensors: Mapping[torch.Tensor, Elements], run: Callable[[], Outpu
 
 
 def other_values(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Values of the size of the old ones; those that are positive stay so."""
+    """Return other values of the same magnitude; positive ones stay positive."""
     drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
     size = tensor.float().square().mean().sqrt().to(tensor) if tensor.numel() else 0
     return tensor * (1.2 + drawn) + (0.1 + 0.3 * drawn.roll(1)) * (size or 1)
@@ -131,7 +131,7 @@ def _differs(one: torch.Tensor, other: torch.Tensor | None) -> torch.Tensor:
 def _over_samples(
     masks: Mapping[str, list[dict[str, torch.Tensor]]],
 ) -> Mapping[str, list[dict[str, torch.Tensor]]]:
-    """The masks, with what one sample of any batch shows in all of them: a unit may be silent for some."""
+    """Extend the masks from one sample to all samples and batches: a unit may be silent for some."""
     shown: dict[tuple[str, torch.Size], torch.Tensor] = {}
     for path, mask in _each(masks):
         if mask.dim() > 1:

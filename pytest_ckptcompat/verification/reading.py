@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint, read one after the other into the same memory."""
+"""Read the tensors of a checkpoint one after the other into the same memory."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import torch
 
 from pytest_ckptcompat.tensors.deferred import DeferredTensor, materialise
 
-_PAGES = 1 << 20  # bytes from which it takes noticeable time to have memory for them
+_PAGES = 1 << 20  # bytes above which allocating memory takes noticeable time
 
 
 class Reader:
-    """Reads into memory that the next tensor overwrites."""
+    """Reads tensors into memory that the next tensor overwrites."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     def read(self, stored: torch.Tensor) -> torch.Tensor:
-        """The values, until the next call."""
+        """Return the values, which are valid until the next call."""
         nbytes = stored.numel() * stored.element_size()
         if not isinstance(stored, DeferredTensor) or nbytes < _PAGES:
             return materialise(stored)

@@ -1,4 +1,4 @@
-"""What a model gave, in a few numbers: enough to tell later, elsewhere, whether it still gives the same."""
+"""Record a model's outputs in a few numbers, enough to tell later whether it still gives the same."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 
 _KEPT = 32
 _SURE = 8.0
-"""A sum of n errors with random signs exceeds this many times their root of squares once in 10**14 sums."""
+"""A sum of n errors with random signs exceeds this multiple of their root sum of squares once in 10**14."""
 _EXTREME = 1e6
-"""Elements that many times as large as a typical one, such as those of a mask, are counted instead."""
+"""Elements this many times larger than a typical one, such as those of a mask, are only counted."""
 _SAMPLE = 1 << 16
 _WIDTH = 1 << 12
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """One output.
+    """The record of one output.
 
     Attributes:
-        shape: its sizes.
-        typical: the size that most elements exceed.
-        rms: the root mean square of those that are not extreme.
-        extreme: how many are infinite or far larger than a typical one.
-        entries: some of its elements: those at `positions` of its name and shape.
-        projections: its sums under random signs.
+        shape: the shape.
+        typical: the absolute value that most elements exceed.
+        rms: the root mean square of the elements that are not extreme.
+        extreme: how many elements are infinite or far larger than a typical one.
+        entries: some of the elements, at the `positions` for its name and shape.
+        projections: sums of the elements with random signs.
     """
 
     shape: tuple[int, ...]
@@ -48,7 +48,7 @@ class Recorded:
 
     @classmethod
     def of(cls, path: str, tensor: torch.Tensor) -> Recorded | None:
-        """Record a tensor; None if it holds a NaN, with which nothing can be compared."""
+        """Record a tensor; return None if it holds a NaN, which can't be compared."""
         flat = _real(tensor)
         if bool(flat.isnan().any()):
             return None
@@ -67,10 +67,10 @@ class Recorded:
 
     @classmethod
     def from_json(cls, row: Any) -> Recorded:
-        """Read what `to_json` gave.
+        """Read the result of `to_json`.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: `row` has another form.
         """
         try:
             found = cls(
@@ -94,12 +94,12 @@ class Recorded:
         return found
 
     def scale(self, precision: torch.dtype) -> float:
-        """What the error of a small element is measured by: the size of the sums that it comes from."""
+        """Return the scale for errors of small elements: the size of the sums that they come from."""
         wide = torch.finfo(precision).eps <= torch.finfo(torch.float64).eps
         return self.typical if wide else max(self.typical, self.rms)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; infinite elements are texts."""
+        """Return plain values; infinite elements become texts."""
         return {
             "shape": list(self.shape),
             "typical": self.typical,
@@ -112,14 +112,14 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Gap:
-    """How far an output is from what was recorded.
+    """The difference between an output and its record.
 
     Attributes:
-        path: of the output.
-        times: the difference in parts of what is allowed; above 1 the function has changed.
-        size: the largest difference seen, or its root mean square where that is larger.
+        path: the path of the output.
+        times: the difference in multiples of the allowed one; above 1 the function has changed.
+        size: the largest difference seen, or the root mean square difference if that is larger.
         rms: the root mean square of the recorded values.
-        text: the difference where it is not one of numbers, else ``""``.
+        text: the difference if it is not a number, else ``""``.
     """
 
     path: str
@@ -141,14 +141,14 @@ def gap(
     precision: torch.dtype,
     reach: torch.Tensor | None = None,
 ) -> Gap:
-    """How far a tensor is from the recorded one of the same shape.
+    """Return the gap between a tensor and a record of the same shape.
 
     Args:
-        path: of the output.
-        then: recorded.
-        now: given.
-        precision: the coarsest arithmetic that took part.
-        reach: True for elements that may differ; of the others, those that were recorded are compared.
+        path: the path of the output.
+        then: the record.
+        now: the present output.
+        precision: the coarsest dtype involved.
+        reach: True for elements that may differ. Of the others, only recorded ones are compared.
     """
     allowed, flat = tolerance(precision), _real(now)
     if reach is not None:
@@ -176,7 +176,7 @@ def gap(
     apart = [abs(was - here) for was, here in zip(then.projections, sums, strict=True)]
     if apart:
         root = math.sqrt(len(flat))
-        # Each error is in parts of its element and of a typical one, so their squares sum up to this.
+        # Each error is relative to its element and to a typical one, so their squares add up to this.
         spread = allowed * math.hypot(then.rms, then.scale(precision)) * root
         times = max(times, max(apart) / (_SURE * spread))
         size = max(size, math.sqrt(sum(each * each for each in apart) / len(apart)) / root)
@@ -184,9 +184,9 @@ def gap(
 
 
 def moved_gap(path: str, then: Recorded, now: torch.Tensor, rows: Rows, precision: torch.dtype) -> Gap | None:
-    """The same where rows of a dimension are elsewhere now: of the recorded elements, those that are kept.
+    """Like `gap`, if rows of a dimension have moved: compares recorded elements in kept rows.
 
-    None if that does not explain the shapes, or no recorded element is among the kept rows.
+    Returns None if moved rows don't explain the shapes, or no recorded element is in a kept row.
     """
     sizes = list(zip(then.shape, now.shape, strict=False))
     if now.is_complex() or now.dim() != len(then.shape):
@@ -210,7 +210,7 @@ def moved_gap(path: str, then: Recorded, now: torch.Tensor, rows: Rows, precisio
 
 
 def positions(path: str, shape: Sequence[int], count: int) -> torch.Tensor:
-    """Which of `count` elements are recorded: all of a few, else some that the name and the shape choose."""
+    """Choose the elements to record: all if they are few, else some that depend on name and shape."""
     if count <= _KEPT:
         return torch.arange(count)
     return synthetic.integers(f"entries {path} {tuple(shape)}", (_KEPT,), count)
@@ -221,7 +221,7 @@ def _entries_apart(
 ) -> tuple[float, float]:
     times = size = 0.0
     for was, here in pairs:
-        if was == here:  # infinities too
+        if was == here:  # also if both are infinite
             continue
         apart = abs(was - here)
         if not math.isfinite(apart):
@@ -232,9 +232,9 @@ def _entries_apart(
 
 
 def _projections(path: str, shape: Sequence[int], flat: torch.Tensor) -> list[float]:
-    """Sums of all elements under 32 choices of signs, each a product of a row's and a column's.
+    """Return sums of all elements with 32 choices of signs; each sign is a row's times a column's.
 
-    None where every element is recorded anyway.
+    The list is empty if every element is recorded anyway.
     """
     if len(flat) <= _KEPT:
         return []
@@ -246,14 +246,14 @@ def _projections(path: str, shape: Sequence[int], flat: torch.Tensor) -> list[fl
 
 
 def _signs(name: str, count: int) -> torch.Tensor:
-    """Random signs, (count, 32)."""
+    """Return random signs, (count, 32)."""
     drawn = synthetic.integers(name, (count, 2), 1 << 16)
     bits = (drawn[:, :, None] >> torch.arange(_KEPT // 2)) & 1
     return bits.reshape(count, _KEPT).double().mul_(2).sub_(1)
 
 
 def _typical(flat: torch.Tensor) -> float:
-    """The absolute value that nine tenths of the elements exceed, zeros aside; 1 where all are zero."""
+    """Return the absolute value that 90 % of nonzero elements exceed; 1 if all are zero."""
     sample = flat[:: max(1, len(flat) // _SAMPLE)].abs()
     sample = sample[(sample > 0) & sample.isfinite()]
     return float(sample.kthvalue(1 + len(sample) // 10).values) if len(sample) else 1.0

@@ -1,4 +1,4 @@
-"""Where the old part of a tensor is in the new one."""
+"""Find the old part of a tensor in the new one."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.applied import Applied
 
 Rows = dict[tuple[int, int], tuple[list[int], list[int]]]
-"""Sizes of a dimension before and after -> old rows that are still there, and where each is now."""
+"""(old size, new size) of a dimension -> the old rows that are kept, and where each is now."""
 
 
 def corner(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor | None:
-    """The leading part of `new` that has the shape of `old`; None if it does not have that much."""
+    """Return the leading part of `new` with the shape of `old`, or None if `new` is smaller."""
     if old.dim() != new.dim() or any(was > now for was, now in zip(old.shape, new.shape, strict=True)):
         return None
     return new[tuple(map(slice, old.shape))]
 
 
 def rows_moved(growth: Applied, old: Mapping[str, Any]) -> Rows:
-    """Rows that ``select`` dropped or moved, or that stand in several blocks, found again by their bits.
+    """Find, by their bits, rows that ``select`` dropped or moved, or that are in several blocks.
 
-    Only weights are looked at: rows of a bias are numbers, of which several may be equal. Where two weights
-    of the same sizes disagree, nothing is said of that size.
+    Only weights are compared: rows of a bias are numbers, several of which may be equal. If two weights of
+    the same sizes disagree, that size is left out.
     """
     moved: Rows = {}
     unclear: set[tuple[int, int]] = set()
@@ -59,7 +59,7 @@ def rows_moved(growth: Applied, old: Mapping[str, Any]) -> Rows:
 def _of_one_block(
     sizes: tuple[int, int], pairs: tuple[list[int], list[int]], blocks: int
 ) -> tuple[tuple[int, int], tuple[list[int], list[int]]]:
-    """The same inside a block, for outputs in which blocks have a dimension of their own."""
+    """Return the rows inside a block, for outputs in which blocks have their own dimension."""
     old, new = sizes[0] // blocks, sizes[1] // blocks
     inside = [(row, now) for row, now in zip(*pairs, strict=True) if row < old and now < new]
     return (old, new), ([row for row, _ in inside], [now for _, now in inside])
@@ -79,7 +79,7 @@ def _pairs(before: torch.Tensor, after: torch.Tensor) -> tuple[list[int], list[i
 
 
 def _digests(tensor: torch.Tensor) -> Iterator[bytes]:
-    """What tells the bits of each row from those of any other."""
+    """Yield a digest of the bits of each row."""
     tensor = tensor.detach().cpu().contiguous()
     size = tensor[0].numel() * tensor.element_size() if len(tensor) else 0
     for row in range(len(tensor)):
@@ -90,12 +90,12 @@ def _digests(tensor: torch.Tensor) -> Iterator[bytes]:
 def pairings(
     expected: torch.Tensor, actual: torch.Tensor, rows: Rows
 ) -> Iterator[tuple[int | None, torch.Tensor, torch.Tensor]]:
-    """The ways in which an old output may lie in a new one: at its beginning, or where rows have moved to.
+    """Yield the ways in which a new output may contain an old one: at its start, or in moved rows.
 
-    The first dimension of several is the batch, which stays as it is.
+    If there are several dimensions, the first is the batch and stays as it is.
 
     Returns:
-        The dimension whose rows have moved, or None; and both sides, of one shape.
+        The dimension whose rows have moved, or None; and both sides, in the same shape.
     """
     kept = corner(expected, actual)
     if kept is not None:

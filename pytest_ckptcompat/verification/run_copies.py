@@ -1,4 +1,4 @@
-"""A model run on copies: what it gives on some batches, in float64 or as it is, itself left as it was."""
+"""Run copies of a model on batches, in float64 or as they are. The model itself is not changed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Where a model runs, and whether every real number is made a float64 first."""
+    """Where a model runs, and whether everything is converted to float64 first."""
 
     wide: bool
     device: torch.device
@@ -38,14 +38,14 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model gave.
+    """The outputs of a model.
 
     Attributes:
-        modes: ``eval``, and ``train`` where BatchNorm ran in train mode too -> for each batch, the floating
-            tensors of the output by their path, on the CPU.
-        batchnorm: whether the model has any.
+        modes: ``eval``, and ``train`` if BatchNorm also ran in train mode -> for each batch, output path ->
+            floating tensor, on the CPU.
+        batchnorm: whether the model has BatchNorm.
         lowest: the lowest floating dtype in which anything was computed.
-        random: whether another random seed gave another output.
+        random: whether another seed gave another output.
     """
 
     modes: dict[str, list[dict[str, torch.Tensor]]]
@@ -57,9 +57,9 @@ class Outputs:
 def outputs(
     model: nn.Module, batches: Sequence[Batch], arithmetic: Arithmetic, method: str = "forward"
 ) -> Outputs:
-    """Run a model, which is changed by it, on every batch: in eval mode, then with BatchNorm in train mode.
+    """Run a model on every batch: in eval mode, then with BatchNorm in train mode. Changes the model.
 
-    Only BatchNorm is put into train mode: dropout would draw other masks wherever a layer has grown.
+    Only BatchNorm is set to train mode: dropout would draw other masks if a layer has grown.
     """
     norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
     watch = _Watch()
@@ -68,7 +68,7 @@ def outputs(
     again = _forward(model, batches[0], arithmetic, watch, method, seed=1)
     for norm in norms:
         norm.train()
-    with contextlib.suppress(ValueError):  # of a single value per channel there is no variance
+    with contextlib.suppress(ValueError):  # BatchNorm raises this for a single value per channel
         if norms:
             modes["train"] = [_forward(model, batch, arithmetic, watch, method) for batch in batches]
     random = any(difference(modes["eval"][0].get(path, tensor), tensor) for path, tensor in again.items())
@@ -76,7 +76,7 @@ def outputs(
 
 
 def twin(model: nn.Module, arithmetic: Arithmetic) -> nn.Module:
-    """A copy to run: with parameters of its own if they are made wide, with buffers of its own always."""
+    """Return a copy to run. It has its own buffers, and its own parameters if they are widened."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         memo[id(parameter)] = (
@@ -86,7 +86,8 @@ def twin(model: nn.Module, arithmetic: Arithmetic) -> nn.Module:
         memo[id(buffer)] = _copied(buffer, arithmetic)
     for module in model.modules():
         for value in vars(module).values():
-            # Computed, as by weight_norm: torch has no deepcopy of such, and the forward pass makes it anew.
+            # Computed, as by weight_norm. torch can't deepcopy these, and the forward pass computes them
+            # again.
             if isinstance(value, torch.Tensor) and not value.is_leaf:
                 memo[id(value)] = _copied(value, arithmetic)
     return copy.deepcopy(model, memo)
@@ -108,7 +109,7 @@ def _widened(tensor: torch.Tensor) -> torch.Tensor:
 def _forward(
     model: nn.Module, batch: Batch, arithmetic: Arithmetic, watch: _Watch, method: str, seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    # A forward pass may write into its arguments; the next one gets them as they were.
+    # A forward pass may write into its arguments, so each gets a copy.
     change = (lambda tensor: _widened(tensor.clone())) if arithmetic.wide else torch.clone
     args, kwargs = (moved(mapped(part, change), arithmetic.device) for part in batch)
     with seeded(seed), torch.no_grad(), widened() if arithmetic.wide else nullcontext(), watch:
@@ -121,7 +122,7 @@ def _forward(
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the lowest floating dtype that any operation gives: some norms compute in float32 always."""
+    """Notes the lowest floating dtype that any operation returns: some norms always use float32."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -136,5 +137,5 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def coarser(one: torch.dtype, other: torch.dtype) -> torch.dtype:
-    """Of two floating dtypes the one with fewer digits."""
+    """Return the floating dtype with fewer digits."""
     return other if torch.finfo(other).eps > torch.finfo(one).eps else one

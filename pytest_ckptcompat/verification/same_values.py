@@ -1,4 +1,4 @@
-"""Whether a tensor holds the values of another one: as they are, cast, reshaped, or in another axis order."""
+"""Find whether a tensor holds the values of another: unchanged, cast, reshaped or permuted."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _QUANTIZED = "quantized"
 
 
 class How(NamedTuple):
-    """What became of values on their way into a model; all empty if they are as they were.
+    """How values were changed on their way into a model; all empty if they were not.
 
     Attributes:
-        turned: their axes have another order, in words.
-        reshaped: the shape that they had before.
-        cast: what rounded them.
+        turned: the new order of axes, in words.
+        reshaped: the old shape, in words.
+        cast: what rounded the values, in words.
     """
 
     turned: str = ""
@@ -43,7 +43,7 @@ class How(NamedTuple):
 
 
 def held_values(held: torch.Tensor, value: torch.Tensor) -> How | None:
-    """How `held` got the values of `value`, bit for bit; None: it did not.
+    """Find how `held` got the values of `value`, bit for bit; return None if it did not.
 
     Args:
         held: a tensor of the model.
@@ -65,26 +65,26 @@ def held_values(held: torch.Tensor, value: torch.Tensor) -> How | None:
 
 
 def dense(tensor: torch.Tensor) -> torch.Tensor:
-    """The values of a sparse or quantized tensor in ordinary memory; any other as it is."""
+    """Return a sparse or quantized tensor as a dense one, and any other as it is."""
     if tensor.is_quantized:
         return tensor.dequantize()
     return tensor if tensor.layout is torch.strided else tensor.to_dense()
 
 
 def without_values(tensor: torch.Tensor) -> str:
-    """Why a tensor of a model has no values that could be traced; ``""`` if it has some."""
+    """Return why a tensor of a model has no values to trace, or ``""``."""
     if nn.parameter.is_lazy(tensor):
         return "without values or shape"
     return "on the meta device, without values" if tensor.is_meta else ""
 
 
 def plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor's values lie in ordinary memory, where they can be compared."""
+    """Return whether a tensor's values are in ordinary memory, where they can be compared."""
     return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
 
 
 def conversions(source: torch.dtype, target: torch.dtype) -> Iterator[Conversion]:
-    """The ways from one dtype to another: straight, then by a dtype that rounds."""
+    """Yield the ways from one dtype to another: directly, then through a dtype that rounds."""
     yield (target,)
     if source.is_floating_point and target.is_floating_point:
         for narrow in _NARROW:
@@ -93,7 +93,7 @@ def conversions(source: torch.dtype, target: torch.dtype) -> Iterator[Conversion
 
 
 def converted(tensor: torch.Tensor, conversion: Conversion) -> torch.Tensor:
-    """The values on the CPU, after all of its casts."""
+    """Return the values on the CPU, after all casts of the conversion."""
     tensor = tensor.detach().cpu()
     for dtype in conversion:
         tensor = tensor.to(dtype)
@@ -101,7 +101,7 @@ def converted(tensor: torch.Tensor, conversion: Conversion) -> torch.Tensor:
 
 
 def told(conversion: Conversion, source: torch.dtype) -> str:
-    """What a conversion did, in words; ``""`` for nothing."""
+    """Describe a conversion in words; ``""`` if it changes nothing."""
     *between, target = (str(dtype).removeprefix("torch.") for dtype in conversion)
     if between:
         return f"rounded to {between[0]}"
@@ -109,7 +109,7 @@ def told(conversion: Conversion, source: torch.dtype) -> str:
 
 
 def views(value: torch.Tensor, shape: tuple[int, ...]) -> Iterator[tuple[torch.Tensor, How]]:
-    """The ways in which values of as many elements may lie in a tensor of this shape, the plainest first."""
+    """Yield the ways to arrange the values in a shape with as many elements, simplest first."""
     same = tuple(value.shape) == shape
     yield value.reshape(shape), How(reshaped="" if same else f"reshaped from {tuple(value.shape)}")
     squeezed, wanted = value.squeeze(), tuple(size for size in shape if size != 1)
@@ -120,7 +120,7 @@ def views(value: torch.Tensor, shape: tuple[int, ...]) -> Iterator[tuple[torch.T
 
 
 def _in_shape(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """The tensor, squeezed, with dimensions of size 1 where `shape` has some; nothing is copied."""
+    """Insert dimensions of size 1 into a squeezed tensor, as in `shape`, without a copy."""
     for place, size in enumerate(shape):
         if size == 1:
             tensor = tensor.unsqueeze(place)
@@ -138,13 +138,13 @@ def _orders(dims: int) -> Iterator[tuple[int, ...]]:
 
 
 def sample(tensor: torch.Tensor) -> torch.Tensor:
-    """A few elements, spread over a tensor, in the order in which they lie in its shape."""
+    """Return a few elements, spread over the tensor, in the order of its shape."""
     if tensor.numel() <= _SAMPLED:
         return tensor.detach().reshape(-1)
     index: list[list[int]] = []
     for number in range(_SAMPLED):
         place, at = number * (tensor.numel() - 1) // (_SAMPLED - 1), []
-        for size in reversed(tensor.shape):  # as torch.unravel_index, which imports sympy
+        for size in reversed(tensor.shape):  # like torch.unravel_index, which imports sympy
             place, rest = divmod(place, size)
             at.append(rest)
         index.append(at[::-1])
@@ -152,10 +152,10 @@ def sample(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def constant(tensor: torch.Tensor) -> str:
-    """``"zeros"``, ``"ones"``, ``"0, 1, 2, …"``, a single number: what any constructor gives; else ``""``."""
+    """Name a constant that any constructor may give, such as ``"zeros"`` or ``"0, 1, 2, …"``, else ``""``."""
     if not tensor.numel() or not plain(tensor):
         return ""
-    for found in (sample(tensor), tensor.detach()):  # nearly always, a few elements tell that it is not
+    for found in (sample(tensor), tensor.detach()):  # a few elements are nearly always enough
         flat = found.reshape(-1).cpu()
         numbers = bits(flat).reshape(flat.numel(), -1)
         if not torch.equal(numbers[:1].expand_as(numbers), numbers):
@@ -168,7 +168,7 @@ def constant(tensor: torch.Tensor) -> str:
 
 
 def _counts(tensor: torch.Tensor) -> bool:
-    """Whether it numbers its elements, or those of its last dimension: position ids."""
+    """Return whether each row counts 0, 1, 2, …, as position ids do."""
     if tensor.dtype.is_complex or not tensor.dim() or tensor.shape[-1] < 2:
         return False
     rows = tensor.cpu().reshape(-1, tensor.shape[-1])

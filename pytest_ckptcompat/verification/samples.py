@@ -1,4 +1,4 @@
-"""Tensors of a model by a few of their elements, so that one with given values is found at once."""
+"""Tensors of a model, indexed by a few of their elements to find given values fast."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Samples:
-    """The tensors that are looked for."""
+    """The tensors to look for."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._tensors = tensors
@@ -32,11 +32,11 @@ class Samples:
 
     @property
     def sizes(self) -> Collection[int]:
-        """How many elements they have."""
+        """The numbers of elements of the tensors."""
         return self._kinds.keys()
 
     def alike(self, value: torch.Tensor) -> Iterator[tuple[str, How]]:
-        """Those that hold the values of a tensor of the checkpoint, and what became of these on the way."""
+        """Yield the tensors that hold given values of the checkpoint, and how the values were changed."""
         value = dense(value)
         likely: set[str] = set(self._odd.get(value.shape, ()))
         for dtype, shape in self._kinds.get(value.numel(), ()):

@@ -1,4 +1,4 @@
-"""``source_model=``: whether it is the model that the checkpoint was made for, and that model loaded."""
+"""Check ``source_model=`` and load it with the old checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST_LISTED = 3
 
 
 class SourceError(Exception):
-    """It is not that model; `reason` says so in short."""
+    """Raised if source_model does not fit the old checkpoint; `reason` is a short text."""
 
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
@@ -33,10 +33,10 @@ class SourceError(Exception):
 
 
 def loaded(source: Callable[[], nn.Module], old: Mapping[str, Any]) -> nn.Module:
-    """The source model with the old checkpoint in it; keys may all have one prefix that the model lacks.
+    """Load the source model with the old checkpoint, whose keys may share a prefix that the model lacks.
 
     Raises:
-        SourceError: it can't be built, or does not load the checkpoint.
+        SourceError: the model can't be built, or does not load the checkpoint.
     """
     try:
         model = source()
@@ -55,10 +55,10 @@ def loaded(source: Callable[[], nn.Module], old: Mapping[str, Any]) -> nn.Module
 
 
 def misfit(model: nn.Module, old: Mapping[str, Any]) -> str:
-    """What of the source model the old checkpoint does not fill, and what to do; ``""`` where it fills it.
+    """Say what in the source model the old checkpoint does not fill, and what to do; ``""`` if nothing.
 
-    Shapes tell. What the checkpoint has beyond the model is no harm, nor is a name that it lacks
-    of a tensor that it has under another.
+    Only shapes are compared. Extra keys in the checkpoint don't matter, nor does a missing key whose tensor
+    is there under another name.
 
     Args:
         model: the source model, on any device; left as it is.
@@ -69,7 +69,7 @@ def misfit(model: nn.Module, old: Mapping[str, Any]) -> str:
     shapes: dict[tuple[str, str, str], list[str]] = {}
     for each in found.findings:
         if each.rule == "load-error" and found.needs_values:
-            continue  # what the loader makes of the values will show when it is loaded
+            continue  # the load with values will show this
         if each.rule in ("shape-mismatch", "load-error") or each.key in missing:
             shapes.setdefault((each.checkpoint, each.model, each.message), []).append(each.key)
     if not shapes:
@@ -88,7 +88,7 @@ def misfit(model: nn.Module, old: Mapping[str, Any]) -> str:
 
 
 def _unfilled(model: nn.Module, found: Comparison) -> Iterator[str]:
-    """The missing keys whose tensor is not filled under another name either."""
+    """Return the missing keys whose tensor is not filled under another name."""
     held = model.state_dict(keep_vars=True)
     filled = {id(value) for key, value in held.items() if key not in found.missing}
     return (key for key in found.missing if id(held.get(key)) not in filled)
@@ -118,7 +118,7 @@ def _ghost(value: Any) -> Any:
 
 
 def _unwrapped(old: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
-    """The state dict without what a wrapper put before every key (``module.``) and the model has nowhere."""
+    """Strip a wrapper's prefix (``module.``) that every key has and no key of the model has."""
     prefix = next(iter(old), "").partition(".")[0] + "."
     if not all(key.startswith(prefix) for key in old) or any(
         key.startswith(prefix) for key in model.state_dict()

@@ -1,4 +1,4 @@
-"""Token ids that both the old and the new model know, where a vocabulary grew or its words have moved."""
+"""Find token ids that both models know, if a vocabulary grew or its words moved."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ids:
-    """How the ids of a batch are brought into what each model knows.
+    """How the ids of a batch are changed to ones that each model knows.
 
     Attributes:
-        bounds: for each tensor of a batch how many words both models have in the vocabulary that it is looked
-            up in, if that has another size now: there is no function to keep for ids beyond them.
-        moved: the words that both have, in the old numbering and in the new, if their numbers have changed.
-        vocabularies: the sizes of each embedding of the old model, by the key of its weight.
-        renumbered: the keys of those whose words have other numbers.
+        bounds: for each tensor of a batch, how many words both models have in its vocabulary, if that was
+            resized. There is no function to keep for ids beyond them.
+        moved: the words of both models, in the old and in the new numbering, if they were renumbered.
+        vocabularies: weight key -> shape, for each embedding of the old model.
+        renumbered: the weight keys of renumbered embeddings.
     """
 
     bounds: tuple[int | None, ...] = ()
@@ -44,15 +44,15 @@ class Ids:
     def of(
         cls, before: nn.Module, model: nn.Module, rows: Rows, renamed: Mapping[str, str], batch: Batch
     ) -> Ids:
-        """The ids that the embeddings of two models have in common.
+        """Find the ids that the embeddings of two models have in common.
 
         Args:
-            before: the old model; run once where a vocabulary has another size, to see what is looked up in
-                which.
-            model: the new one.
+            before: the old model. It is run once if a vocabulary was resized, to see which inputs are looked
+                up in it.
+            model: the new model.
             rows: where rows of a weight have moved.
-            renamed: old key -> new key, of tensors that have another name now.
-            batch: arguments of ``forward``.
+            renamed: old key -> new key, for renamed tensors.
+            batch: the arguments of ``forward``.
         """
         old, new = _embeddings(before), _embeddings(model)
         pairs = list(_pairs(old, new, renamed))
@@ -82,20 +82,20 @@ class Ids:
 
     @property
     def note(self) -> str:
-        """What of the inputs was left out or translated, for the report."""
+        """What was left out or translated in the inputs, for the report."""
         if self.moved is not None:
             return f", ids by the numbers that words have now in {escape(self.renumbered[0], 60)}"
         bounds = [bound for bound in self.bounds if bound is not None]
         return f", ids below {min(bounds)}" if bounds else ""
 
     def left_behind(self, state: Mapping[str, Any], pairing: Pairing, rows: Rows) -> str:
-        """What is wrong where an embedding was renumbered and the head over its words was not, or ``""``.
+        """Say what is wrong if only one of an embedding and its head was renumbered, or return ``""``.
 
-        A head is told by its weight, of the embedding's sizes, and by an output that counts as many words.
+        A head is recognised by a weight of the embedding's shape, and an output with as many entries.
 
         Args:
             state: the old state dict.
-            pairing: of the outputs.
+            pairing: the pairing of the outputs.
             rows: where rows have moved.
         """
         for key, sizes in self.vocabularies.items():
@@ -107,7 +107,7 @@ class Ids:
             ]
             counted = [each for each in pairing.chosen.values() if each.counts(sizes[0])]
             if not heads or not counted or len({other in self.renumbered for other in alike}) > 1:
-                continue  # or it belongs to another embedding
+                continue  # or the head belongs to another embedding
             renumbered = key in self.renumbered
             if all(each.is_renumbered(rows) == renumbered for each in counted):
                 continue
@@ -119,7 +119,7 @@ class Ids:
         return ""
 
     def pair(self, batch: Batch) -> tuple[Batch, Batch]:
-        """The same batch for the old model and for the new one."""
+        """Return the batch for the old model and for the new one."""
         if self.moved is not None:
             kept, now = self.moved
             return _changed(batch, _Table(kept)), _changed(batch, _Table(now))
@@ -136,9 +136,9 @@ def _embeddings(model: nn.Module) -> dict[str, Embedding]:
 def _pairs(
     old: Mapping[str, Embedding], new: Mapping[str, Embedding], renamed: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
-    """Old and new name of every embedding that both models have.
+    """Yield the old and the new name of every embedding that both models have.
 
-    By its name, or the one that the recipe gave it; what a loader of the model's own renames, by its place.
+    Embeddings are matched by name or by the recipe's new name; if a loader renames them, by position.
     """
     now = {name: renamed.get(f"{name}.weight", f"{name}.weight").removesuffix(".weight") for name in old}
     others = [name for name in new if name not in now.values()]
@@ -151,7 +151,7 @@ def _pairs(
 
 
 def _are_moved(old: torch.Tensor, new: torch.Tensor, kept: list[int], now: list[int]) -> bool:
-    """Whether these very rows have moved: most of those that have another place."""
+    """Return whether these rows have moved: most rows with another place have equal values there."""
     places = [(was, here) for was, here in zip(kept, now, strict=True) if was != here]
     if not places or old.shape[1:] != new.shape[1:]:
         return False
@@ -163,7 +163,7 @@ def _are_moved(old: torch.Tensor, new: torch.Tensor, kept: list[int], now: list[
 
 
 def _readers(before: nn.Module, embeddings: Mapping[str, Embedding], batch: Batch) -> list[set[str]]:
-    """For each tensor of a batch, the embeddings that it is given to as it is."""
+    """Return, for each tensor of a batch, the embeddings that receive it unchanged."""
     leaves = _leaves(batch)
     places = {leaf.data_ptr(): place for place, leaf in enumerate(leaves)}
     readers: list[set[str]] = [set() for _ in leaves]
@@ -179,20 +179,20 @@ def _readers(before: nn.Module, embeddings: Mapping[str, Embedding], batch: Batc
         for name, each in embeddings.items():
             hooks.enter_context(each.register_forward_pre_hook(hears(name)))
         before.eval()
-        with suppress(Exception):  # some numbers are not ids; what was heard before is heard
+        with suppress(Exception):  # some integers are not ids; keep what was heard before the error
             before(*batch[0], **batch[1])
     return readers
 
 
 def _leaves(batch: Batch) -> list[torch.Tensor]:
-    """The tensors of a batch, in the order in which `mapped` meets them."""
+    """Return the tensors of a batch, in the order of `mapped`."""
     leaves: list[torch.Tensor] = []
     mapped(batch, lambda tensor: leaves.append(tensor) or tensor)  # type: ignore[func-returns-value]
     return leaves
 
 
 class _Bounds:
-    """Brings the ids of each tensor of a batch, met one after the other, below its bound."""
+    """Brings the ids of each tensor of a batch below its bound, in order."""
 
     def __init__(self, bounds: tuple[int | None, ...]) -> None:
         self._bounds = iter(bounds)

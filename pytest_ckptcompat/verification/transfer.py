@@ -1,4 +1,4 @@
-"""Did every value arrive in the model as it was?"""
+"""Check that every value arrived in the model unchanged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def transferred(
     protect: Sequence[str],
     waived: set[str],
 ) -> Iterator[Claim]:
-    """What arrived in the model: untouched keys as the old checkpoint has them, others as they were grown."""
+    """Claim that untouched keys arrived as in the old checkpoint, and the others as grown."""
 
     def compared(name: str, as_it_was: str, wanted: Mapping[str, Any]) -> Claim:
         def proof() -> Verdict:
@@ -61,9 +61,9 @@ def transferred(
 def _arrived(
     state_dict: Mapping[str, Any], loading: Loading | None, protect: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Key -> the names that should hold its tensor as it is. Of several keys for one name the last one stays.
+    """Return key -> the names that should hold its tensor. Of several keys for a name, the last counts.
 
-    Where the model's own code goes on to write, it may: but into what is protected.
+    The model's own code may change loaded tensors, except protected ones.
     """
     if loading is None:
         return {key: [key] for key in state_dict}
@@ -93,7 +93,7 @@ def _compared(
         if not isinstance(value, torch.Tensor):
             continue
         places = [place for place in arrived.get(key, ()) if place in held]
-        if not places and arrived.get(key) != []:  # a module's extra state may be a tensor, too
+        if not places and arrived.get(key) != []:  # a module's extra state may also be a tensor
             elsewhere += 1
             continue
         for place in places:
@@ -124,12 +124,12 @@ def _compared(
 
 
 def count_keys(count: int) -> str:
-    """``1 key``, ``2 keys``."""
+    """Return ``1 key``, ``2 keys``, and so on."""
     return f"{count} key{'' if count == 1 else 's'}"
 
 
 def changed(name: str, as_it_was: str, apart: Mapping[str, Difference], protect: Sequence[str]) -> Verdict:
-    """The verdict on tensors that differ from what was promised."""
+    """Return the verdict on tensors that differ from what was promised."""
     findings = []
     for key, found in apart.items():
         guarded = any(matches(pattern, key) for pattern in protect)

@@ -1,4 +1,4 @@
-"""What a load writes and what it leaves: which key went into which tensor, what is still as constructed."""
+"""Check that a load reached every tensor, and find those that are still as constructed."""
 
 from __future__ import annotations
 
@@ -26,19 +26,18 @@ def loaded_whole(
     loading: Loading | None,
     build: Callable[[int], nn.Module] | None,
 ) -> tuple[Promise, list[Finding]]:
-    """Whether the load reached everything: nothing is on meta, and nothing is as its constructor left it.
+    """Check that the load reached everything: nothing is on meta or as its constructor left it.
 
-    A tensor into which the load was heard to copy the checkpoint's is loaded, whatever its value. One that
-    was not heard to be written is still as constructed if the same seed constructs the same bits and the
-    checkpoint does not have them. What the model's own loader wrote, and what the model leaves out of its own
-    state dict, is a finding only if another seed constructs other bits: then its values are random and in no
-    file.
+    A tensor counts as loaded if the load was heard to copy the checkpoint's tensor into it. A tensor that was
+    not heard to be written is still as constructed if the same seed constructs the same bits and the
+    checkpoint has others. A tensor that the model's own loader wrote, or that the model's state dict lacks,
+    is a finding only if another seed constructs other bits: its values are then random and in no file.
 
     Args:
-        model: the model, loaded.
-        state_dict: what was loaded, for values that were written in a way that can't be heard.
-        loading: what `listen` heard.
-        build: seed -> a new model, not loaded. Called only where something was not heard to be written.
+        model: the loaded model.
+        state_dict: the loaded state dict, for values whose writing can't be heard.
+        loading: the result of `listen`.
+        build: seed -> a new model, not loaded. Called only if some tensor was not heard to be written.
     """
     findings = [
         finding("unloaded-parameter", name, message="is on the meta device: it has no values")
@@ -66,7 +65,7 @@ def loaded_whole(
 
 
 def _unsure(name: str, tensor: torch.Tensor, loading: Loading) -> bool:
-    """Whether only the values of a tensor can tell that it was loaded. Counters are never random."""
+    """Return whether only its values can tell if a tensor was loaded. Counters are never random."""
     return name not in loading.written or (name not in loading.sources and tensor.is_floating_point())
 
 

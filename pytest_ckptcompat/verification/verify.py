@@ -1,4 +1,4 @@
-"""Check every promise of a recipe against the values in the loaded model."""
+"""Check every promise of a recipe on the values in the loaded model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def verify(claims: Iterable[Claim]) -> tuple[list[Promise], list[Finding]]:
     """Prove claims, each before the next one is asked for.
 
     Returns:
-        One promise for each row of the report's table, and a finding for each that is broken.
+        One promise for each row of the report's table, and findings for those that are broken.
     """
     promises: list[Promise] = []
     findings: list[Finding] = []
@@ -64,22 +64,22 @@ def claims(
 ) -> Iterator[Claim]:
     """What a recipe and the load after it promise, in the order of the report.
 
-    What is loaded is compared with the grown state dict, the grown state dict with the old one: so every
-    promise about rows is one about the loaded model. Prove each claim before asking for the next one. Where
+    The loaded values are compared with the grown state dict, and that with the old one, so every promise
+    about rows holds for the loaded model. Prove each claim before asking for the next one. Where
     there are shapes alone, `old`, `growth` and `model` are on the meta device, and claims are listed as
     unproved.
 
     Args:
-        recipe: an empty one where the checkpoint was loaded as it is.
-        growth: what it made of `old`, and what was loaded.
+        recipe: the recipe; empty if the checkpoint was loaded as it is.
+        growth: the result of the recipe on `old`, which was loaded.
         old: the old state dict, real or stored.
-        model: the new model, loaded; left as it is.
+        model: the new model, loaded. It is not changed.
         build: seed -> a new model, not loaded.
-        source: builds the model that the checkpoint was made for; without it, its function is not compared.
+        source: builds the model that the checkpoint was made for. Without it, the function is not compared.
         batches: seed -> the arguments of the call.
-        method: which method is called.
-        protect: patterns of keys that must be as they were.
-        waived: keys that are missing or unexpected by torch's strict verdict, which was waived.
+        method: the method to call.
+        protect: patterns of keys that must be unchanged.
+        waived: missing and unexpected keys of torch's strict verdict, which were waived.
     """
     loading = cache(lambda: listen(model, growth.state_dict, waived))
     yield from transferred(growth, old, model, loading, protect, set(waived))
@@ -121,7 +121,7 @@ def _function(
 
 
 def said_of(growth: Applied, old: Mapping[str, Any]) -> Said:
-    """What the steps of a recipe say of the function, and what those made that do not claim to keep it."""
+    """Collect what the steps of a recipe claim about the function, and what changing steps made."""
     changing = growth.changes_function
     return Said(
         tuple(changing.values()),
@@ -137,22 +137,22 @@ def said_of(growth: Applied, old: Mapping[str, Any]) -> Said:
 
 
 def _made(key: str, growth: Applied, old: Mapping[str, Any]) -> torch.Tensor | None:
-    """The elements that a step made: of a tensor that it alone changed in its place, those that differ."""
+    """Return the elements that a step made: those that differ, if it alone changed the tensor in place."""
     came, new = growth.origin[key], growth.state_dict[key]
     was = None if came is None else old[came]
     in_place = came == key and len(growth.touched[key]) == 1
     if not in_place or not torch.is_tensor(was) or was.shape != new.shape:
         return None
     differ = materialise(was) != materialise(new)
-    return differ if bool(differ.any()) else None  # a copy of a block, under its name
+    return differ if bool(differ.any()) else None  # the copy of a block, under the old name
 
 
 def precision_of(growth: Applied, held: Mapping[str, Any]) -> torch.dtype:
-    """The coarsest dtype in which the recipe computed weights, or to which loading rounded them.
+    """Return the coarsest dtype in which the recipe computed weights, or to which loading rounded them.
 
     Args:
-        growth: what the recipe made.
-        held: the state dict of the model that was loaded.
+        growth: the result of the recipe.
+        held: the state dict of the loaded model.
     """
     precision = torch.float64
     for key, value in growth.state_dict.items():

@@ -1,4 +1,4 @@
-"""A model run on values of no checkpoint, every real number in it a float64: what is left is the function."""
+"""Run a model on synthetic values in float64, so that only its function matters."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BITS = 20
 
 
 class RunError(Exception):
-    """The model can't be built, loaded or run in any arithmetic; the text says why."""
+    """Raised if the model can't be built, loaded or run in any arithmetic; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Trial:
 
     Attributes:
         build: seed -> a new model.
-        load: writes values into it; they may be of any floating dtype.
+        load: writes the values into the model; they may have any floating dtype.
         batch: arguments of the call; floating tensors of it are widened.
-        method: which method of the model is called.
+        method: the method to call.
     """
 
     build: Callable[[int], nn.Module]
@@ -52,12 +52,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Run:
-    """What a model gave.
+    """The outputs of a model.
 
     Attributes:
-        outputs: its tensors by their path (``""``, ``[0]``, ``['logits']``): float64 or complex128.
-        precision: the arithmetic it ran in.
-        note: why it did not run in float64; ``""`` if it did.
+        outputs: path (``""``, ``[0]``, ``['logits']``) -> tensor, in float64 or complex128.
+        precision: the dtype in which the model ran.
+        note: why it did not run in float64, or ``""``.
         signal: how the batch goes through it, where another batch was given to compare with.
     """
 
@@ -70,18 +70,18 @@ class Run:
 def run(trial: Trial, seed: int = 0, *, construction: int = 0, other: Batch | None = None) -> Run:
     """Build a model, load it and call it once: in eval mode, on the CPU, in float64, else in float32.
 
-    Constructor and forward pass run with float64 as the default dtype, and casts to narrower floats are
-    widened. Buffers that no state dict holds are rounded to 20 bits, since their last bits may depend on the
-    machine that computed them.
+    The constructor and the forward pass run with float64 as the default dtype, and casts to narrower floats
+    are widened. Buffers that are not in the state dict are rounded to 20 bits, since their last bits may
+    depend on the machine that computed them.
 
     Args:
         trial: a model is built once more where the first attempt fails.
-        seed: for what the call draws at random.
+        seed: the seed of random numbers that the call draws.
         construction: the seed with which the model is built.
         other: the model is called with this batch too, and its signal is heard.
 
     Raises:
-        RunError: it raised in float32, too.
+        RunError: the model also raised in float32.
     """
     note = ""
     for dtype in (torch.float64, torch.float32):
@@ -137,11 +137,11 @@ def _attempt(
 
 
 class Widened(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
-    """Inside, what asks for a narrower floating dtype gets `dtype`: casts, factories, autocast."""
+    """A mode in which casts, factories and autocast to a narrower floating dtype give `dtype`."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # or torch imports its compiler
+        return False  # True would make torch import its compiler
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -176,7 +176,7 @@ def _grouped(
 
 
 def _wide(dtype: torch.dtype, to: torch.dtype) -> torch.dtype:
-    """The dtype that stands for another: real and complex numbers become wide, unless they are wider."""
+    """Return the wide dtype that replaces a floating or complex one, unless that is wider already."""
     if not (dtype.is_floating_point or dtype.is_complex):
         return dtype
     return _made(dtype, to) if torch.finfo(dtype).eps > torch.finfo(to).eps else dtype

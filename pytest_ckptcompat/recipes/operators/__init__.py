@@ -1,4 +1,4 @@
-"""The operators of recipes, by the names that recipes and recipe files call them."""
+"""The operators of recipes, by their names in recipes and recipe files."""
 
 from __future__ import annotations
 
@@ -71,4 +71,4 @@ __all__ = [
 OPERATORS: dict[str, type[Operator]] = {
     name: globals()[name] for name in __all__ if name not in ("OPERATORS", "Edit", "Operator")
 }
-"""Name -> operator."""
+"""All built-in operators by name."""

@@ -1,4 +1,4 @@
-"""Keys that the model has and the checkpoint does not."""
+"""The operator `add`: keys that the checkpoint lacks."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class add(Operator):
 
     @property
     def changes_function(self) -> str:  # type: ignore[override]
-        """Zeros, ones and constants may leave the outputs as they are; values of their own do not."""
+        """Why the function may change; ``""`` for zeros, ones and constants, which may keep it."""
         same = self.init in ("zeros", "ones", "constant")
         return "" if same else f"{self} adds new values"
 
@@ -78,14 +78,14 @@ class add(Operator):
         return {last: [Write(last, (last,)), *writes]}
 
     def _new(self, state: State, target: State) -> list[str]:
-        """The keys that come into being.
+        """Return the keys to add.
 
         Raises:
             RecipeError: there are none.
         """
         named = [key for key in keys.select(self.key, target) if shape(target.get(key)) is not None]
         if not named and shape(target.get(self.key)) is not None:
-            named = [self.key]  # under a name that an operator still to come will change
+            named = [self.key]  # a name that a later operator will change
         if not named:
             near = " or ".join(map(python, keys.nearest(self.key, target)))
             hint = f": did you mean {near}?" if near else ""
@@ -117,7 +117,7 @@ class add(Operator):
         return value.detach().clone(memory_format=torch.contiguous_format)
 
     def prove(self, before: State, after: State, target: State) -> Iterator[Claim]:
-        """The new keys have the model's shape and the declared values; all others are as they were."""
+        """Claim that new keys have the model's shape and the declared values, and the rest is unchanged."""
 
         def faults() -> Iterator[str]:
             for key in self._new(before, target):
@@ -140,7 +140,7 @@ class add(Operator):
 
 
 def _dtype(like: Any) -> torch.dtype:
-    """The dtype of whatever has one, as an object or by its name."""
+    """Return the dtype of an object, which has it as a dtype or by its name."""
     dtype = like.dtype
     found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype).removeprefix("torch."))
     assert isinstance(found, torch.dtype)

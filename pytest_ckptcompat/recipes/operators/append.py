@@ -1,4 +1,4 @@
-"""More rows, made from scratch or from what the old ones have in common."""
+"""The operator `append`: new rows after the old ones."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class append(RowWise):
 
     @property
     def changes_function(self) -> str:  # type: ignore[override]
-        """New outputs stand beside the old ones; new inputs are to count nothing."""
+        """Why the function may change: new inputs that are not zero. New outputs keep the old ones."""
         nothing = self.init == "zeros" or (self.init == "constant" and self.value == 0)
         return "" if self.dim == 0 or nothing else f"{self} adds inputs that count"
 
@@ -95,7 +95,7 @@ class append(RowWise):
         return Change(make, None if self.optim == "reset" else optimizer_transform)
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """Old rows are bit-equal, and the new ones are what `init` says."""
+        """Claim that old rows are bit-equal, and new ones are as declared by `init`."""
 
         def check(key: str, rows: Rows, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
             declared = Fresh.of(self.init, self, self, key, before, target)

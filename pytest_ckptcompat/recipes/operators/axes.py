@@ -1,4 +1,4 @@
-"""Axes in another order."""
+"""The operators `permute` and `transpose`: axes in another order."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class Axes(KeyWise):
-    """An operator that puts axes into another order. Of a glob's keys it changes those that it can.
+    """An operator that reorders axes. Matches of a glob that it can't reorder are skipped.
 
-    A tensor that already has the model's shape, and would not have it any more, is passed by.
+    A tensor that already has the model's shape, and would lose it, is skipped.
     """
 
     rounds: ClassVar[bool] = False
@@ -34,7 +34,7 @@ class Axes(KeyWise):
 
     @property
     def order(self) -> tuple[int, ...]:
-        """For each new axis, the old one."""
+        """The old axis of each new axis."""
         raise NotImplementedError
 
     def change(self, key: str, state: State, target: State) -> Change | None:
@@ -57,7 +57,7 @@ class Axes(KeyWise):
         return key == self.key or wanted != has or tuple(has[axis] for axis in order) == has
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """Every element has moved to where its index, put into the new order, says."""
+        """Claim that every element has moved to its index in the new order."""
 
         def faults() -> Iterator[str]:
             for key in self.tensors(before):

@@ -1,4 +1,4 @@
-"""One block more."""
+"""The operator `insert_block`: one more block."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class insert_block(Operator):
 
     @property
     def changes_function(self) -> str:  # type: ignore[override]
-        """A copy that adds what its original adds, adds it twice."""
+        """Why the function may change: a copy without zeros adds its original's output twice."""
         return "" if self.zero else f"{self} adds a block whose outputs are not zero"
 
     def plan(self, state: State, target: State) -> Plan:
@@ -89,10 +89,10 @@ class insert_block(Operator):
         return plan
 
     def _block(self, layers: str, inside: Mapping[str, Place], state: State) -> dict[str, str]:
-        """The keys of the block that is copied, and what they are relative to it.
+        """Return the keys of the copied block -> their names relative to the block.
 
         Raises:
-            RecipeError: there is no such block, or none before the new one.
+            RecipeError: there is no such block, or the new number would leave a gap.
         """
         block = {key: place.rest for key, place in inside.items() if place.number == int(self._number)}
         last = max(place.number for place in inside.values())
@@ -134,7 +134,7 @@ class insert_block(Operator):
         return key if inside is None else self._named(inside)
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """One block more: the copy is the original but for zeros, and every other block is as it was."""
+        """Claim that the copy is the original except for zeros, and the other blocks are unchanged."""
         return [
             Claim.of(f"{self}: other blocks kept", lambda: self._displaced(before, after), "bit for bit"),
             Claim.of(
@@ -162,7 +162,7 @@ class insert_block(Operator):
             yield f"{len(after)} keys instead of {len(before) + copied}"
 
     def _originals(self, before: State) -> dict[str, Place]:
-        """The keys of the blocks that are copied, and where they lie."""
+        """Return the keys of the copied blocks, with their places."""
         found = {key: place(self._layers, key) for key in before}
         number = int(self._number)
         return {key: each for key, each in found.items() if each is not None and each.number == number}

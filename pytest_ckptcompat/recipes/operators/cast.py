@@ -1,4 +1,4 @@
-"""The same values in another dtype."""
+"""The operator `cast`: the same values in another dtype."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class cast(KeyWise):
         return Change(make, (lambda _, tensor: tensor.to(dtype)) if self.optim == "copy" else None)
 
     def _wanted(self, key: str, value: Any, target: State) -> torch.dtype | None:
-        """The dtype that a tensor is to have; None where a glob matched one of another kind."""
+        """Return the new dtype of a tensor, or None if a glob matched one of another kind."""
         if self.dtype is None:
             found = getattr(target.get(key), "dtype", None)
             if found is None and key == self.key:
@@ -69,7 +69,7 @@ class cast(KeyWise):
         return dtype if alike else None
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """What was finite is finite, and every value is rounded at most, which is told."""
+        """Claim that finite values stay finite and are only rounded; the proof reports by how much."""
         rounding = Rounding()
 
         def faults() -> Iterator[str]:
@@ -90,11 +90,11 @@ class cast(KeyWise):
 
 @dataclass
 class Rounding:
-    """What becomes of values in another dtype.
+    """The effect of a cast on values.
 
     Attributes:
-        largest: by how much one of them changed, at most.
-        zeroed: how many became zero that were not.
+        largest: the largest change of a value.
+        zeroed: how many nonzero values became zero.
     """
 
     largest: float = 0.0
@@ -107,7 +107,7 @@ class Rounding:
         return f"values change by up to {magnitude(self.largest)}{zeroed}"
 
     def faults(self, key: str, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
-        """What is more than rounding; what is rounding is noted."""
+        """Yield what is more than rounding, and note the rounding."""
         info = torch.finfo(new.dtype)
         lost = off = 0
         for one, other in ((one.double(), other.double()) for one, other in pieces(old, new)):

@@ -1,4 +1,4 @@
-"""A second tensor of the same values."""
+"""The operator `copy`: a second tensor with the same values."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ class copy(Operator):
         return plan
 
     def _pairs(self, state: State) -> Iterator[tuple[str, str]]:
-        """Each key and the name of its copy."""
+        """Yield each key and the name of its copy."""
         for key in self.matched(self.key, state):
             name = filled(self.to, stars(self.key, key) or ())
             if name != key:
                 yield key, name
 
     def prove(self, before: State, after: State, target: State) -> Iterator[Claim]:
-        """The copy has the bytes of the original, and memory of its own; the original is as it was."""
+        """Claim that the copy has the original's bytes and its own memory; the original is unchanged."""
 
         def faults() -> Iterator[str]:
             for key, name in self._pairs(before):

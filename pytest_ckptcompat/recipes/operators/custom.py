@@ -1,4 +1,4 @@
-"""A repository's own function as a step of a recipe."""
+"""The operator `custom`: a repository's own function as a step of a recipe."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class custom(Operator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.fn, str) and (name := _name(self.fn)):
-            object.__setattr__(self, "fn", name)  # by which it can be printed, compared and written
+            object.__setattr__(self, "fn", name)  # so that it can be printed, compared and written
 
     @property
     def changes_function(self) -> str:  # type: ignore[override]
-        """It is held to keeping the function, unless it says that it does not."""
+        """Why the function may change; ``""`` unless ``keeps_function=False`` is declared."""
         return "" if self.keeps_function else f"{self} does not keep it"
 
     def plan(self, state: State, target: State) -> Plan:
@@ -97,7 +97,7 @@ class custom(Operator):
         return made
 
     def _planned(self, state: State, new: State) -> dict[str, list[Write]]:
-        """What the function did, told from which tensors it gave back."""
+        """Derive a plan from the tensors that the function returned."""
         holders: dict[int, list[str]] = {}
         for key, value in new.items():
             if not (key in state and state[key] is value):
@@ -124,7 +124,7 @@ class custom(Operator):
         return Write(key, (key,) if key in state else (), make, optimizer_transform)
 
     def _hold_declared(self, plan: Plan) -> None:
-        """What is made, replaced or taken away must be named by `touches`; what is renamed need not be."""
+        """Require that `touches` names what is made, replaced or removed, but not what is renamed."""
         changed = [key for key, writes in plan.items() if not writes]
         changed += [
             write.key for writes in plan.values() for write in writes if write.make or write.overwrites
@@ -134,7 +134,7 @@ class custom(Operator):
                 raise self.unfit(key, "the function changes it, and touches= does not name it")
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """What `touches` does not name is, bit for bit, as it was; of the rest nothing is known."""
+        """Claim that keys outside `touches` are unchanged, bit for bit. Nothing is known about the rest."""
         values = {id(value) for value in after.values()}
 
         def faults() -> Iterator[str]:
@@ -164,7 +164,7 @@ class custom(Operator):
 
 
 def _name(fn: Callable[..., Any]) -> str:
-    """``package.module:name``, if that is this very function; else ``""``."""
+    """Return ``package.module:name`` if that is this function, else ``""``."""
     module, path = getattr(fn, "__module__", None), getattr(fn, "__qualname__", "")
     try:
         found: object = reduce(getattr, path.split("."), sys.modules[module or ""])

@@ -1,4 +1,4 @@
-"""Keys that the new model has no use for."""
+"""The operator `drop`: keys that the new model lacks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class drop(Operator):
         return {key: [] for key in self.matched(self.pattern, state)}
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """What the pattern does not match is there, and its bytes are the same."""
+        """Claim that keys outside the pattern are still there, with the same bytes."""
 
         def faults() -> Iterator[str]:
             for key, old in before.items():

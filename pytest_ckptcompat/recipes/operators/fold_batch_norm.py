@@ -1,4 +1,4 @@
-"""A batch norm computed into the layer before it."""
+"""The operator `fold_batch_norm`: a batch norm folded into the layer before it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.base import Surroundings
 
 EPS = 1e-5
-"""That of torch's own batch norms."""
+"""The default of torch's batch norms."""
 
 
 class Pair(NamedTuple):
-    """A layer and the norm behind it, by their paths, and the dimension of the weight that counts outputs."""
+    """The paths of a layer and the norm after it, and the weight's dimension that counts outputs."""
 
     conv: str
     norm: str
@@ -67,7 +67,7 @@ class fold_batch_norm(Operator):
         alike("fold_batch_norm", self.conv, self.norm)
 
     def completed(self, surroundings: Surroundings) -> Self:
-        """With the eps and the kind of layer that the models have, where they are not given."""
+        """Fill in eps and the kind of layer from the models, if they are not given."""
         eps, transposed = self.eps, self.transposed
         for model in filter(None, (surroundings.source(), surroundings.model)):
             for path, module in model.named_modules():
@@ -105,13 +105,13 @@ class fold_batch_norm(Operator):
         if not named:
             raise self.unused(self.conv, f"{python(self.conv)} matches no layer in the checkpoint")
         pairs = [(path, filled(self.norm, stars(self.conv, path) or ())) for path in named]
-        if "*" in self.conv:  # which may match layers that have no norm behind them
+        if "*" in self.conv:  # may match layers without a norm after them
             pairs = [(conv, norm) for conv, norm in pairs if f"{norm}.running_var" in state] or pairs[:1]
         for conv, norm in pairs:
             yield Pair(conv, norm, self._outputs(conv, norm, state))
 
     def _outputs(self, conv: str, norm: str, state: State) -> int:
-        """Which dimension of the layer's weight counts the norm's channels."""
+        """Return the dimension of the layer's weight that counts the norm's channels."""
         channels, weight = shape(state.get(f"{norm}.running_var")), shape(state.get(f"{conv}.weight"))
         if weight is None or len(weight) < 2:
             raise self.unfit(f"{conv}.weight", "the layer has no weight in the checkpoint")
@@ -129,7 +129,7 @@ class fold_batch_norm(Operator):
         return fitting[0]
 
     def _norm(self, pair: Pair, state: State) -> dict[str, str]:
-        """The norm's tensors that count, by their leaf."""
+        """Return leaf -> key for the norm's relevant tensors."""
         leaves = ("running_mean", "running_var", "weight", "bias")
         found = {leaf: f"{pair.norm}.{leaf}" for leaf in leaves if f"{pair.norm}.{leaf}" in state}
         if "running_mean" not in found:
@@ -137,7 +137,7 @@ class fold_batch_norm(Operator):
         return found
 
     def prove(self, before: State, after: State, target: State) -> Iterator[Claim]:
-        """Multiplied by the norm's deviation, the new layer is the old one times γ, and so is its bias."""
+        """Claim that the new layer, times the norm's deviation, is the old one times γ; also for the bias."""
 
         def faults() -> Iterator[str]:
             for pair in self._pairs(before):
@@ -179,13 +179,13 @@ class fold_batch_norm(Operator):
 
 
 class _Fold:
-    """Computes the tensors of a layer with its norm in it, in float64."""
+    """Computes the tensors of a layer with its norm folded in, in float64."""
 
     def __init__(self, eps: float, outputs: int, leaves: list[str]) -> None:
         self.eps, self.outputs, self.leaves = eps, outputs, leaves
 
     def _norm(self, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Factor, mean and β of every channel."""
+        """Return factor, mean and β of every channel."""
         named = {leaf: tensor.double() for leaf, tensor in zip(self.leaves, tensors, strict=True)}
         factor = named.get("weight", 1.0) / (named["running_var"] + self.eps).sqrt()
         return factor, named["running_mean"], named.get("bias", torch.zeros_like(factor))

@@ -1,4 +1,4 @@
-"""Weights that a parametrization computes, as plain weights."""
+"""The operator `fold_weight_norm`: plain weights from parametrized ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Parts(NamedTuple):
-    """The tensors that a weight is computed from: the one of its own shape, and the others."""
+    """The keys that a weight is computed from: the one of its shape, and the others."""
 
     kind: str
     direction: str
@@ -30,7 +30,7 @@ class Parts(NamedTuple):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """All of them, in the order in which they are given to the computation."""
+        """All keys, in the order of the computation's arguments."""
         return (self.direction, *self.others)
 
 
@@ -84,11 +84,11 @@ class fold_weight_norm(Operator):
         return found[0] if found[1] in ("direction", "original") else None
 
     def _names(self, name: str) -> bool:
-        """Whether `key` means this weight: by its name or its layer's."""
+        """Return whether `key` matches this weight or its layer."""
         return matches(self.key, name) or matches(self.key, name.rpartition(".")[0])
 
     def _chosen(self, state: State) -> dict[str, Parts]:
-        """The weights that are folded, by name.
+        """Return the weights to fold, by name.
 
         Raises:
             RecipeError: there are none.
@@ -101,7 +101,7 @@ class fold_weight_norm(Operator):
         return found
 
     def prove(self, before: State, after: State, target: State) -> Iterator[Claim]:
-        """Times the norm that was divided by, the weight is the old tensor, row by row."""
+        """Claim that the new weight equals one computed in another way, up to rounding."""
         worst = 0.0
 
         def faults() -> Iterator[str]:
@@ -126,7 +126,7 @@ class fold_weight_norm(Operator):
 
 
 def parametrized(state: State) -> dict[str, Parts]:
-    """The weights that a state dict holds in parts, by the name that they would have without."""
+    """Return the parts of parametrized weights in a state dict, by the weight's plain name."""
     found: dict[str, dict[str, str]] = {}
     for key in state:
         part = _part(key)
@@ -136,7 +136,7 @@ def parametrized(state: State) -> dict[str, Parts]:
 
 
 def _part(key: str) -> tuple[str, str] | None:
-    """The weight that a key is a part of, and which part; None if it is none."""
+    """Return the weight that a key is a part of, and which part; None if it is not a part."""
     module, inner, leaf = key.rpartition(".parametrizations.")
     if inner or key.startswith("parametrizations."):
         leaf = leaf if inner else key.removeprefix("parametrizations.")
@@ -156,7 +156,7 @@ _SUFFIXES = {"_g": "magnitude", "_v": "direction", "_orig": "original", "_u": "l
 def _parts(named: dict[str, str]) -> Parts | None:
     if named.keys() == {"magnitude", "direction"}:
         return Parts(_WEIGHT, named["direction"], (named["magnitude"],))
-    right = named.get("right") or named.get("direction")  # the old spelling calls it _v, as weight norm's
+    right = named.get("right") or named.get("direction")  # the old spelling is _v, as in weight norm
     if named.keys() in ({"original", "left", "right"}, {"original", "left", "direction"}):
         return Parts(_SPECTRAL, named["original"], (named["left"], str(right)))
     if any(".parametrizations." in f".{key}" for key in named.values()):
@@ -165,7 +165,7 @@ def _parts(named: dict[str, str]) -> Parts | None:
 
 
 def _weight_normed(v: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-    """``g * v / |v|``, in float64."""
+    """Return ``g * v / |v|``, computed in float64."""
     if v.is_meta:
         return v.new_empty(v.shape)
     wide = v.double()
@@ -175,7 +175,7 @@ def _weight_normed(v: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
 
 
 def _spectral_normed(weight: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """The weight over ``u · W v``, in float64."""
+    """Return the weight divided by ``u · W v``, computed in float64."""
     if weight.is_meta:
         return weight.new_empty(weight.shape)
     wide = weight.double()
@@ -188,16 +188,16 @@ def _spectral_normed(weight: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> 
 
 
 def _matrices(weight: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> list[torch.Tensor]:
-    """The weight as matrices that u and v fit: of its outputs, which a transposed convolution has second.
+    """Return the weight as matrices that fit u and v; a transposed convolution's outputs are second.
 
-    Where both fit, the one that u and v were computed for is the one with the larger ``u · W v``.
+    If both fit, the one that u and v were computed for has the larger ``u · W v``.
     """
     found = [weight.transpose(0, dim).flatten(1) for dim in ((0, 1) if weight.dim() > 2 else (0,))]
     return [rows for rows in found if rows.shape == (len(u), len(v))]
 
 
 def _by_slices(v: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-    """Weight norm once more, slice by slice, for the proof."""
+    """Compute weight norm in another way, slice by slice, for the proof."""
     if g.numel() == 1:
         return v * (g.flatten()[0] / v.square().sum().sqrt())
     dim = next(dim for dim in range(g.dim()) if g.shape[dim] > 1)
@@ -206,7 +206,7 @@ def _by_slices(v: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
 
 
 def _by_matrix(weight: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Spectral norm once more, by sums of products, for the proof."""
+    """Compute spectral norm in another way, by sums of products, for the proof."""
     if weight.dim() == 1:
         return weight / weight.square().sum().sqrt()
     products = [(u[:, None] * rows * v).sum() for rows in _matrices(weight, u, v)]

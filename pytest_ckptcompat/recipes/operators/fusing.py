@@ -1,4 +1,4 @@
-"""Several tensors joined to one, and one taken apart."""
+"""The operators `concat` and `split`: join tensors, and split them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class concat(Operator):
         return None if any(stars(pattern, key) is not None for pattern in self.keys) else key
 
     def _groups(self, state: State) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """What each new tensor is called, and of which it is made."""
+        """Yield the name of each new tensor, and its sources."""
         for key in self.matched(self.keys[0], state):
             values = stars(self.keys[0], key) or ()
             sources = (key, *(filled(pattern, values) for pattern in self.keys[1:]))
@@ -89,7 +89,7 @@ class concat(Operator):
                 raise self.unfit(source, f"it has another dtype than {python(sources[0])}: cast one")
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """Cut at the old sizes, the new tensor gives the old ones."""
+        """Claim that the new tensor, split at the old sizes, gives the old tensors."""
 
         def faults() -> Iterator[str]:
             for name, sources in self._groups(before):
@@ -141,7 +141,7 @@ class split(Operator):
         return (lambda _, tensor: make(tensor)) if self.optim == "copy" else None
 
     def _parts(self, key: str, state: State, target: State) -> tuple[list[str], list[int]]:
-        """The names and sizes of the parts."""
+        """Return the names and sizes of the parts."""
         has = shape(state[key])
         if has is None or not -len(has) <= self.dim < len(has):
             raise self.unfit(key, f"it is {shown(has or ())}, with no dimension {self.dim}")
@@ -158,7 +158,7 @@ class split(Operator):
         return names, sizes
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """Joined, the parts give the old tensor."""
+        """Claim that the parts, joined, give the old tensor."""
 
         def faults() -> Iterator[str]:
             for key in self.matched(self.key, before):
@@ -173,14 +173,14 @@ def _narrowed(dim: int, start: int, size: int) -> Callable[..., torch.Tensor]:
 
 
 def _rest(tensor: torch.Tensor, dim: int) -> list[int]:
-    """All sizes but one."""
+    """Return all sizes except that of `dim`."""
     sizes = list(tensor.shape)
     del sizes[dim]
     return sizes
 
 
 def _taken_apart(key: str, whole: Any, parts: Sequence[Any], dim: int) -> Iterator[str]:
-    """Whether a tensor, cut at the parts' sizes, gives them."""
+    """Yield faults unless a tensor, split at the parts' sizes, gives the parts."""
     if whole is None or any(part is None for part in parts):
         yield f"{escape(key)}: a tensor is not there"
         return

@@ -1,4 +1,4 @@
-"""Kernels of pictures as kernels of clips."""
+"""The operator `inflate`: 2-D kernels to 3-D."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class inflate(KeyWise):
 
     @property
     def changes_function(self) -> str:  # type: ignore[override]
-        """The model sees clips."""
+        """Why the function changes: the inputs are clips."""
         return f"{self}: the model sees clips"
 
     def change(self, key: str, state: State, target: State) -> Change | None:
@@ -73,7 +73,7 @@ class inflate(KeyWise):
         return Change(make, (lambda _, tensor: _repeated(tensor, time)) if self.optim == "copy" else None)
 
     def _frames(self, key: str, state: State, target: State) -> int | None:
-        """How many frames; None where a glob matched what is not a kernel, or is not inflated in the model.
+        """Return how many frames, or None if a glob matched a tensor that is not a kernel to inflate.
 
         Raises:
             RecipeError: an exact key is not a kernel, or its time can't be determined.
@@ -91,7 +91,7 @@ class inflate(KeyWise):
         return self.time if self.time is not None else wanted[2] if wanted is not None else None
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """The frames add up to the old kernel: all alike, or all zero but the middle one."""
+        """Claim that the frames sum to the old kernel: all are equal, or all but the middle one are zero."""
 
         def faults() -> Iterator[str]:
             for key in self.tensors(before):

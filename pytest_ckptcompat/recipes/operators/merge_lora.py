@@ -1,4 +1,4 @@
-"""Low-rank adapters added to the weights that they adapt."""
+"""The operator `merge_lora`: low-rank adapters merged into their weights."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ class merge_lora(Operator):
     fan_in_fan_out: bool | None = None
 
     def completed(self, surroundings: Surroundings) -> Self:
-        """With the scale that ``adapter_config.json`` beside the checkpoint has.
+        """Fill in the scale from ``adapter_config.json`` beside the checkpoint.
 
         Raises:
-            RecipeError: it is another one than the recipe has, or describes adapters that are not known.
+            RecipeError: the file contradicts the recipe, or describes adapters of an unknown kind.
         """
         text = surroundings.beside(CONFIG)
         if text is None:
@@ -119,7 +119,7 @@ class merge_lora(Operator):
         return None if PART.fullmatch(key) else self._named(key)
 
     def _named(self, key: str) -> str:
-        """What a key is called without adapters and prefix."""
+        """Return the name of a key without adapters and prefix."""
         found = SAVED.fullmatch(key)
         if found and found["adapter"]:
             key = f"{found['module']}.{found['rest']}"
@@ -129,10 +129,10 @@ class merge_lora(Operator):
     # -- which tensors -------------------------------------------------------------------------------------
 
     def _adapters(self, state: State) -> Iterator[Adapter]:
-        """The adapters, module by module.
+        """Yield the adapters, module by module.
 
         Raises:
-            RecipeError: there are none, or others than are known.
+            RecipeError: there are none, or some of an unknown kind.
         """
         modules: dict[str, dict[str, str]] = {}
         names: dict[str, set[str]] = {}
@@ -179,7 +179,7 @@ class merge_lora(Operator):
             raise self.unfit(key, f"{python(found[1])} belongs to another kind of adapter; {_BY_PEFT}")
 
     def _factor(self, adapter: Adapter, state: State) -> float:
-        """The scale of an adapter's product."""
+        """Return the scale of an adapter's product."""
         rank = state[adapter.a].shape[0]
         if self.rank is not None and self.rank != rank:
             raise self.unfit(adapter.a, f"it has rank {rank}, and rank={self.rank}")
@@ -192,7 +192,7 @@ class merge_lora(Operator):
         return self.alpha / (sqrt(rank) if self.rslora else rank)
 
     def _transposed(self, adapters: list[Adapter], state: State) -> bool:
-        """Whether the weights are (in, out); sizes are compared, too."""
+        """Return whether the weights are (in, out), and check the sizes."""
         said: set[bool] = set()
         for adapter in adapters:
             weight, a, b = (tuple(state[key].shape) for key in (adapter.weight, adapter.a, adapter.b))
@@ -214,7 +214,7 @@ class merge_lora(Operator):
     # -- the proof -----------------------------------------------------------------------------------------
 
     def prove(self, before: State, after: State, target: State) -> Iterator[Claim]:
-        """Row by row, the new weight is the old one plus the scaled product, rounded once."""
+        """Claim that the new weight is the old one plus the scaled product, rounded once, row by row."""
         worst = 0.0
 
         def faults() -> Iterator[str]:
@@ -267,7 +267,7 @@ def _outputs(tensor: torch.Tensor, transposed: bool) -> tuple[torch.Tensor, ...]
 
 
 def _merged(factor: float, transposed: bool) -> Callable[..., torch.Tensor]:
-    """``W + factor · B A`` in float64; of a convolution, A has the kernel and B mixes its channels."""
+    """Return ``W + factor · B A`` in float64. In a convolution, A has the kernel and B mixes channels."""
 
     def make(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         if weight.is_meta:

@@ -1,4 +1,4 @@
-"""Zeros around what is there."""
+"""The operator `pad`: zeros around a tensor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.plan import State
 
 Margins = list[tuple[int, int]]
-"""Zeros before and behind, dimension by dimension, the first dimension first."""
+"""The numbers of zeros before and after, for each dimension from the first."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,7 +77,7 @@ class pad(KeyWise):
         return Change(make, None if self.optim == "reset" else optimizer_transform)
 
     def _margins(self, key: str, state: State, target: State) -> Margins:
-        """What to add; nothing where a glob matched what has too few dimensions, or is not in the model."""
+        """Return what to add; nothing if a glob's match has too few dimensions, or is not in the model."""
         has, wanted = shape(state[key]) or (), shape(target.get(key))
         exact = key == self.key
         if self.sizes is not None:
@@ -96,7 +96,7 @@ class pad(KeyWise):
         return [(each // 2, each - each // 2) if self.mode == "centre" else (0, each) for each in more]
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """The old tensor is there, bit for bit, and everything around it is zero."""
+        """Claim that the old tensor is there, bit for bit, and everything around it is zero."""
 
         def faults() -> Iterator[str]:
             for key in self.tensors(before):

@@ -1,4 +1,4 @@
-"""Fewer rows, each of several old ones."""
+"""The operator `reduce`: fewer rows, each from several old ones."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class reduce(KeyWise):
 
     @property
     def changes_function(self) -> str:  # type: ignore[override]
-        """Other inputs, or heads that are no longer told apart."""
+        """Why the function changes: other inputs, or heads that are merged."""
         return f"{self} makes one of several"
 
     def change(self, key: str, state: State, target: State) -> Change | None:
@@ -95,7 +95,7 @@ class reduce(KeyWise):
         return Change(make, (lambda _, tensor: joined(tensor, "mean")) if self.optim == "copy" else None)
 
     def _sizes(self, key: str, state: State, target: State) -> tuple[int, int] | None:
-        """How many blocks are joined to one, and how many rows a block has; None if a glob's key stays."""
+        """Return how many blocks become one, and the rows of a block; None if a glob's match stays."""
         has, wanted = tuple(state[key].shape), shape(target.get(key))
         exact, n = key == self.key, self.groups
         if not -len(has) <= self.dim < len(has):
@@ -112,7 +112,7 @@ class reduce(KeyWise):
         return old // new, new // n
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """Each row is the mean, or the sum, of those that it stands for."""
+        """Claim that each row is the mean or the sum of the rows that it replaces."""
 
         def faults() -> Iterator[str]:
             for key in self.tensors(before):

@@ -1,4 +1,4 @@
-"""Operators that change keys alone."""
+"""The operators `rename`, `strip_prefix` and `add_prefix`, which change only keys."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Renaming(Operator):
-    """An operator that gives keys other names; every tensor stays the same object."""
+    """An operator that renames keys. Every tensor stays the same object."""
 
     rounds: ClassVar[bool] = False
     changes_function: ClassVar[str] = ""
 
     def named(self, key: str) -> str:
-        """What the operator calls a key."""
+        """Return the new name of a key."""
         raise NotImplementedError
 
     def chosen(self, state: State) -> list[str]:
-        """The keys that it renames.
+        """Return the keys to rename.
 
         Raises:
             RecipeError: there are none.
@@ -47,7 +47,7 @@ class Renaming(Operator):
         return self.named(key)
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """As many tensors as there were, each bit-equal to the one that it was under its old name."""
+        """Claim that all tensors are still there, bit for bit, under their new names."""
 
         def faults() -> Iterator[str]:
             if len(before) != len(after):

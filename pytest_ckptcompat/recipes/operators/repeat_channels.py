@@ -1,4 +1,4 @@
-"""A stem for pictures with more channels."""
+"""The operator `repeat_channels`: a stem for images with more channels."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class repeat_channels(KeyWise):
 
     @property
     def changes_function(self) -> str:  # type: ignore[override]
-        """The pictures are other ones."""
+        """Why the function changes: the inputs are different."""
         return f"{self}: the model takes other inputs"
 
     def _rows(self, key: str, state: State, target: State) -> Rows | None:
-        """Channel i is channel ``i mod n``, times n/N; None if the tensor stays as it is."""
+        """Return the row map: channel i is channel ``i mod n`` times n/N; None if the tensor stays."""
         size = size_after(self, key, 1, self.to, state, target)
         if size is None:
             return None
@@ -68,7 +68,7 @@ class repeat_channels(KeyWise):
         return Change(lambda tensor: rows.taken(tensor, 1), copied)
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """Channel i is channel ``i mod n`` times n/N; the sum over the channels is kept where n divides N."""
+        """Claim that channel i is channel ``i mod n`` times n/N. This keeps the sum if n divides N."""
         said: dict[str, None] = {}
 
         def faults() -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Positions and patch kernels of another grid."""
+"""The operator `resample`: positions and patch kernels on another grid."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ Interpolation = Literal["bicubic", "bilinear", "nearest"]
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the grid of a tensor is, and what becomes of it.
+    """The grid in a tensor, and its new size.
 
     Attributes:
-        tokens: the dimension in which its places stand in a row, line after line; -1 where it is a picture.
-        dims: of a picture: the dimensions of its height and width.
-        old: height and width.
-        new: height and width that it is to have.
-        prefix: how many tokens without a place stand before it.
+        tokens: the dimension that holds the places, line after line; -1 if the grid is an image.
+        dims: for an image, the dimensions of height and width.
+        old: the old height and width.
+        new: the new height and width.
+        prefix: how many tokens without a place come before the grid.
     """
 
     tokens: int
@@ -46,14 +46,14 @@ class Grid:
     prefix: int = 0
 
     def pictures(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The grid as pictures of the shape (any, any, height, width)."""
+        """Return the grid as images of the shape (any, any, height, width)."""
         if self.tokens < 0:
             return tensor.permute(*(dim for dim in range(4) if dim not in self.dims), *self.dims)
         places = tensor.narrow(self.tokens, self.prefix, tensor.shape[self.tokens] - self.prefix)
         return places.reshape(1, *self.old, -1).permute(0, 3, 1, 2)
 
     def back(self, pictures: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-        """Pictures of the new size in the place of those that `tensor` has."""
+        """Put images of the new size in place of those in `tensor`."""
         if self.tokens < 0:
             others = [dim for dim in range(4) if dim not in self.dims]
             order = [*others, *self.dims]
@@ -63,24 +63,24 @@ class Grid:
 
 
 def resized(pictures: torch.Tensor, size: Size, mode: Interpolation, antialias: bool) -> torch.Tensor:
-    """Pictures of another size, in float32 at least."""
+    """Resize images, in at least float32."""
     computed = pictures.to(torch.promote_types(wide(pictures), torch.float32))
     if pictures.is_meta:
         return computed.new_empty((*pictures.shape[:2], *size))
-    if size[1] == 1 < size[0]:  # of which torch (2.6 to 2.14) fills a smoothed column with its first value
+    if size[1] == 1 < size[0]:  # torch (2.6 to 2.14) fills a smoothed column with its first value
         return resized(pictures.mT, (1, size[0]), mode, antialias).mT
     smooth = {"antialias": antialias, "align_corners": False} if mode != "nearest" else {}
     return functional.interpolate(computed, size, mode=mode, **smooth)
 
 
 def matrix(old: int, new: int, mode: Interpolation, antialias: bool) -> torch.Tensor:
-    """Resizing along one dimension as a matrix (new, old), in float64."""
+    """Return the resizing of one dimension as a matrix (new, old), in float64."""
     lines = torch.eye(old, dtype=torch.float64)[None, None]
     return resized(lines, (new, old), mode, antialias)[0, 0]
 
 
 def square(tokens: int) -> Size | None:
-    """The square grid of so many places, if there is one."""
+    """Return the square grid with that many places, or None."""
     side = isqrt(max(tokens, 0))
     return (side, side) if side**2 == tokens and side else None
 
@@ -126,12 +126,12 @@ class resample(KeyWise):
 
     @property
     def changes_function(self) -> str:  # type: ignore[override]
-        """The pictures are of another size."""
+        """Why the function changes: the inputs have another size."""
         return f"{self}: the model sees another grid"
 
     @property
     def interpolation(self) -> Interpolation:
-        """How pictures are resized."""
+        """How images are resized."""
         return "bicubic" if self.mode == "pinv" else self.mode
 
     def change(self, key: str, state: State, target: State) -> Change | None:
@@ -147,14 +147,14 @@ class resample(KeyWise):
 
         def optimizer_transform(
             _: bool, tensor: torch.Tensor
-        ) -> torch.Tensor:  # bilinear: squares stay above zero
+        ) -> torch.Tensor:  # bilinear keeps averages of squares positive
             pictures = resized(grid.pictures(tensor), grid.new, "bilinear", self.antialias)
             return grid.back(pictures.to(tensor.dtype), tensor)
 
         return Change(make, optimizer_transform if self.optim == "copy" else None)
 
     def _kernel(self, tensor: torch.Tensor, grid: Grid) -> torch.Tensor:
-        """The kernel through the pseudo-inverse of the transposed resizing, dimension by dimension."""
+        """Resize the kernel by the pseudo-inverse of the transposed resizing, dimension by dimension."""
         if tensor.is_meta:
             return tensor.new_empty((*tensor.shape[:2], *grid.new))
         rows, columns = (
@@ -167,15 +167,15 @@ class resample(KeyWise):
     # -- the grid ------------------------------------------------------------------------------------------
 
     def _grid(self, key: str, state: State, target: State) -> Grid | None:
-        """The grid of a tensor; None where a glob matched one that the model has in its shape.
+        """Return the grid of a tensor, or None if a glob's match has the model's shape or is not in it.
 
         Raises:
-            RecipeError: it can't be determined.
+            RecipeError: the grid can't be determined.
         """
         has, wanted = tuple(state[key].shape), shape(target.get(key))
         exact = key == self.key
         if (wanted is None and not exact) or (wanted == has and not (exact and self.size)):
-            return None  # as many places may be another grid, but only if somebody says so
+            return None  # the same number of places is another grid only if `size` says so
         if self.mode == "pinv" or len(has) == 4:
             return self._picture(key, has, wanted)
         if len(has) not in (2, 3) or (len(has) == 3 and has[0] != 1):
@@ -198,7 +198,7 @@ class resample(KeyWise):
         return f"no square: give {f'prefix_tokens={likely}, or ' if likely else ''}old_size=[h, w]"
 
     def _picture(self, key: str, has: Size | tuple[int, ...], wanted: tuple[int, ...] | None) -> Grid:
-        """A kernel or a picture: of the dimensions that may be its height and width, those that change."""
+        """Return the grid of a kernel or an image, from those possible dimensions that change."""
         if len(has) != 4:
             raise self.unfit(key, f"it is {shown(has)}, which is not a kernel")
         for dims in ((2, 3),) if self.mode == "pinv" or has[0] != 1 else ((2, 3), (1, 2)):
@@ -218,7 +218,7 @@ class resample(KeyWise):
     # -- the proof -----------------------------------------------------------------------------------------
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """Prefix tokens are kept, and the grid is the old one times matrices that resize each side."""
+        """Claim that prefix tokens are kept, and the grid is the old one times resizing matrices."""
 
         def faults() -> Iterator[str]:
             for key in self.tensors(before):
@@ -247,7 +247,7 @@ class resample(KeyWise):
         allowed = 64 * torch.finfo(new.dtype).eps * float(old.double().abs().max())
         if (
             self.mode == "pinv"
-        ):  # the normal equations: of all kernels, none gives the old products more nearly
+        ):  # the normal equations: no other kernel comes closer to reproducing the old products
             one, other = rows @ one @ columns.T, rows @ (rows.T @ other @ columns) @ columns.T
         else:
             one = rows @ one @ columns.T

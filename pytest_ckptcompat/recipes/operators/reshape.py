@@ -1,4 +1,4 @@
-"""The same numbers in another shape."""
+"""The operator `reshape`: the same numbers in another shape."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ class reshape(KeyWise):
         return Change(make, (lambda _, tensor: make(tensor)) if self.optim == "copy" else None)
 
     def _wanted(self, key: str, state: State, target: State) -> tuple[int, ...] | None:
-        """The shape that a tensor gets; None where a glob matched one with another number of elements.
+        """Return the new shape of a tensor, or None if a glob matched one with another number of elements.
 
         Raises:
-            RecipeError: the key is named exactly, and its elements do not fill the shape.
+            RecipeError: the key is exact, and its elements do not fill the shape.
         """
         has, exact = tuple(state[key].shape), key == self.key
         wanted = shape(target.get(key)) if self.shape is None else self.shape
@@ -88,7 +88,7 @@ class reshape(KeyWise):
         return None
 
     def prove(self, before: State, after: State, target: State) -> Iterator[Claim]:
-        """Laid out in one row, the new tensor is the old one."""
+        """Claim that the flattened new tensor is the flattened old one."""
 
         def faults() -> Iterator[str]:
             for key in self.tensors(before):

@@ -1,4 +1,4 @@
-"""Weights multiplied by a number."""
+"""The operator `scale`: weights multiplied by a number."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class scale(KeyWise):
 
     @property
     def changes_function(self) -> str:  # type: ignore[override]
-        """What is multiplied counts more or less than it did."""
+        """Why the function changes: the weights are multiplied."""
         return f"{self} multiplies weights"
 
     def change(self, key: str, state: State, target: State) -> Change | None:
@@ -83,7 +83,7 @@ class scale(KeyWise):
         )
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """Every element is the old one times its factor, but for the rounding of its dtype."""
+        """Claim that every element is the old one times its factor, up to rounding."""
 
         def faults() -> Iterator[str]:
             for key in self.tensors(before):
@@ -109,7 +109,7 @@ class scale(KeyWise):
 
 
 def _apart(old: torch.Tensor, new: torch.Tensor, factor: float) -> int:
-    """How often `new` is not `factor` times `old`; below the smallest normal number, rounding is absolute."""
+    """Count where `new` is not `factor` times `old`; rounding of subnormal numbers is absolute."""
     info = torch.finfo(old.dtype)
     wide = torch.complex128 if old.is_complex() else torch.float64
     exact = old.to(wide) * factor

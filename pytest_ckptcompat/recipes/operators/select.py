@@ -1,4 +1,4 @@
-"""Rows by number or by name."""
+"""The operator `select`: rows by number or by name."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class select(RowWise):
     blocks: int = 1
     optim: Literal["copy", "reset"] = "copy"
 
-    std = None  # of rows that are drawn; `append` has them as arguments
+    std = None  # std and value of new rows; in `append` they are arguments
     value = 0.0
 
     def __post_init__(self) -> None:
@@ -81,14 +81,14 @@ class select(RowWise):
 
     @property
     def _origin(self) -> tuple[int | None, ...]:
-        """The old row of each new row of a block; None where there is none."""
+        """The old row of each new row of a block; None for new rows."""
         if self.index is not None:
             return self.index
         places = {name: row for row, name in enumerate(self.old_names or ())}
         return tuple(places.get(name) for name in self.new_names or ())
 
     def caveat(self, state: State, target: State) -> str:
-        """Outputs may go or move; inputs may move alone."""
+        """Return why the function may change: inputs may only be moved; outputs may also be dropped."""
         for key in self.tensors(state):
             rows = self.rows(key, state, target)
             if rows is None or self.dim % state[key].dim() == 0:
@@ -134,7 +134,7 @@ class select(RowWise):
         return Change(make, None if self.optim == "reset" else optimizer_transform)
 
     def _misfit(self, has: tuple[int, ...]) -> str:
-        """Why a tensor of this shape has no such rows, or ``""``."""
+        """Return why a tensor of this shape has no such rows, or ``""``."""
         if not -len(has) <= self.dim < len(has):
             return f"with no dimension {self.dim}"
         size = has[self.dim] // self.blocks
@@ -146,7 +146,7 @@ class select(RowWise):
         return f"with no row {beyond[0]} in dimension {self.dim}{block}" if beyond else ""
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """Every new row is, bit for bit, the old row of its number or name; others are as `missing` says."""
+        """Claim that new rows are the old rows of their number or name, bit for bit, or as in `missing`."""
 
         def check(key: str, rows: Rows, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
             yield from rows.faults(key, old, new, self.dim)

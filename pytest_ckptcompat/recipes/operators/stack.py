@@ -1,4 +1,4 @@
-"""All blocks of a model, several times."""
+"""The operator `stack`: all blocks of a model, several times."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class stack(Operator):
 
     @property
     def changes_function(self) -> str:  # type: ignore[override]
-        """Each block's work is done several times."""
+        """Why the function changes: each block's work is done several times."""
         return f"{self} repeats blocks"
 
     def plan(self, state: State, target: State) -> Plan:
@@ -67,7 +67,7 @@ class stack(Operator):
     def _turns(self, layers: str, count: int, rests: Iterable[str], target: State) -> int:
         if self.times is not None:
             return self.times
-        # Asked for by name, since operators that follow may give the model's blocks another.
+        # Look keys up one by one: later operators may rename the model's blocks.
         numbers = itertools.takewhile(
             lambda number: any(f"{layers}.{number}.{rest}" in target for rest in rests),
             itertools.count(),
@@ -80,7 +80,7 @@ class stack(Operator):
         return wanted // count
 
     def _turn(self, further: int, inside: Mapping[str, Place], state: State) -> Iterator[Write]:
-        """A copy of every block, its number that much higher; tensors are tied as in the originals."""
+        """Yield a copy of every block with a number higher by `further`; tied tensors stay tied."""
 
         def cloned(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.clone()
@@ -93,7 +93,7 @@ class stack(Operator):
                 yield Write(name, (key,))
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """Every block is, bit for bit, the old one whose number it has modulo their count."""
+        """Claim that block i is old block ``i mod n``, bit for bit."""
         counts = {
             layers: 1 + max(each.number for each in inside.values())
             for layers, inside in places(self.layers, before).items()

@@ -1,4 +1,4 @@
-"""Tensors of one shape as one tensor with a further dimension, and back."""
+"""The operators `stack_tensors` and `unbind`: add a dimension to stack tensors, and undo it."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class stack_tensors(Operator):
         return (self.keys,) if isinstance(self.keys, str) else self.keys
 
     def _groups(self, state: State) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """What each new tensor is called, and of which it is made."""
+        """Yield the name of each new tensor, and its sources."""
         first = self._patterns[0]
         if isinstance(self.keys, str):
             counted: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
@@ -120,7 +120,7 @@ class stack_tensors(Operator):
             raise self.unfit(sources[0], why)
 
     def prove(self, before: State, after: State, target: State) -> Iterator[Claim]:
-        """Slice by slice, the new tensor is the old ones."""
+        """Claim that the slices of the new tensor are the old tensors."""
 
         def faults() -> Iterator[str]:
             for name, sources in self._groups(before):
@@ -180,7 +180,7 @@ class unbind(Operator):
         return None if stars(self.key, key) is not None else key
 
     def _names(self, key: str, state: State) -> list[str]:
-        """The names of the parts, in their order."""
+        """Return the names of the parts, in order."""
         has, values = shape(state[key]), stars(self.key, key) or ()
         if has is None or not -len(has) <= self.dim < len(has):
             raise self.unfit(key, f"it is {shown(has or ())}, with no dimension {self.dim}")
@@ -193,7 +193,7 @@ class unbind(Operator):
         return [filled(pattern, values) for pattern in self.to]
 
     def prove(self, before: State, after: State, target: State) -> Iterator[Claim]:
-        """Each part is its slice of the old tensor."""
+        """Claim that each part is its slice of the old tensor."""
 
         def faults() -> Iterator[str]:
             for key in self.matched(self.key, before):
@@ -210,7 +210,7 @@ def _sizes(like: torch.Tensor, count: int, dim: int) -> tuple[int, ...]:
 
 
 def _stacked(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
-    """`torch.stack`, for every dtype; on meta the shape alone is computed."""
+    """Do `torch.stack` for every dtype; on meta, only the shape is computed."""
     first = tensors[0]
     if first.is_meta:
         return first.new_empty(_sizes(first, len(tensors), dim))
@@ -222,7 +222,7 @@ def _slice(dim: int, place: int) -> Callable[..., torch.Tensor]:
 
 
 def _unstacked(key: str, whole: object, parts: Sequence[object], dim: int) -> Iterator[str]:
-    """Whether a tensor has these slices, and no others."""
+    """Yield faults unless a tensor has exactly these slices."""
     if not isinstance(whole, torch.Tensor) or not all(isinstance(part, torch.Tensor) for part in parts):
         yield f"{escape(key)}: a tensor is not there"
         return

@@ -1,4 +1,4 @@
-"""One tensor under several names."""
+"""The operator `tie`: one tensor under several names."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ class tie(Operator):
             yield first, [filled(pattern, values) for pattern in self.keys[1:]]
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """All names have the storage of the first, whose bytes are unchanged.
+        """Claim that all names share the first's storage, whose bytes are unchanged.
 
-        A model that does not tie them copies the values into a tensor of each name, and that is told.
+        A model that does not tie them gets a copy of the values for each name, which is reported.
         """
 
         def faults() -> Iterator[str]:
@@ -88,7 +88,7 @@ class tie(Operator):
         return [Claim.of(f"{self}: shared", faults)]
 
     def _apart(self, state: State, target: State) -> str:
-        """A name that the model keeps apart from the first one, or ``""``."""
+        """Return a name that the model does not tie to the first one, or ``""``."""
         for first, others in self._groups(state):
             for other in others:
                 one, two = target.get(first), target.get(other)

@@ -1,4 +1,4 @@
-"""More rows, each a copy of an old one."""
+"""The operator `tile`: more rows, each a copy of an old one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class tile(RowWise):
     optim: Literal["copy", "zeros", "reset"] = "copy"
 
     def caveat(self, state: State, target: State) -> str:
-        """Repeated inputs count more than once; repeated outputs stand beside the old ones."""
+        """Return why the function may change: repeated inputs count twice; repeated outputs do no harm."""
         for key in self.tensors(state):
             if self.rows(key, state, target) is not None:
                 outputs = outputs_of(key, state, target)
@@ -95,7 +95,7 @@ class tile(RowWise):
         tensor.normal_(0.0, self.noise_std, generator=generator)
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """Old rows are bit-equal, and row i is row ``i mod n``, but for the noise."""
+        """Claim that old rows are bit-equal, and row i is row ``i mod n``, except for noise."""
 
         def check(key: str, rows: Rows, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
             yield from rows.faults(key, old, new, self.dim, tolerance=self._allowed(old))
@@ -108,7 +108,7 @@ class tile(RowWise):
         return [self.old_rows_kept(before, after, target), repeated]
 
     def _allowed(self, old: torch.Tensor) -> float | None:
-        """How far the noise may be off, and with it the rounding of the sum."""
+        """Return the tolerance for the noise and the rounding of the sum; None without noise."""
         if not self.noise_std:
             return None
         size = (

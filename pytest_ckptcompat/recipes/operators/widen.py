@@ -1,4 +1,4 @@
-"""More hidden units, and the same function."""
+"""The operator `widen`: more hidden units with the same function."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class widen(Operator):
 
     @property
     def changes_function(self) -> str:  # type: ignore[override]
-        """Copies with noise are other units."""
+        """Why the function may change: noise on copies that count."""
         noisy = self.noise_std and self.split != "zero"
         return f"{self} adds noise to units that count" if noisy else ""
 
@@ -115,7 +115,8 @@ class widen(Operator):
 
         def optimizer_transform(squares: bool, tensor: torch.Tensor) -> torch.Tensor:
             if squares and self.split == "zero":
-                # One that counts nothing has no gradient yet: as if it counted, for small steps.
+                # A copy with zero columns has no gradient yet. Its original's squares keep its first steps
+                # small.
                 return units.more_rows.taken(tensor, 0)
             return units.shared(units.more_rows, 2 if squares else 1).taken(tensor, 0)
 
@@ -136,7 +137,7 @@ class widen(Operator):
     # -- which tensors -------------------------------------------------------------------------------------
 
     def _layers(self, state: State, target: State) -> Iterator[Units]:
-        """The layers that the paths name, one for each thing that their stars stand for.
+        """Yield the layers that the paths name, one for each match of their stars.
 
         Raises:
             RecipeError: there are none, or sizes do not fit together.
@@ -189,7 +190,7 @@ class widen(Operator):
                 raise self.unfit(key, "it holds no real floats")
             if sizes and sizes[0] == old:
                 yield key
-            elif sizes and not (norm and sizes == (1,)):  # one slope may be for all units
+            elif sizes and not (norm and sizes == (1,)):  # a PReLU may have one slope for all units
                 raise self.unfit(key, f"it is {shown(sizes)}, and there are {old} units")
 
     def _columns(self, module: str, keys: Iterable[str], old: int, state: State) -> Iterator[tuple[str, int]]:
@@ -230,10 +231,10 @@ class widen(Operator):
     # -- the proof -----------------------------------------------------------------------------------------
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """What comes in is copied, and what goes out sums up to what it was.
+        """Claim that incoming weights are copied, and outgoing ones sum to the old ones.
 
-        So every unit's copies together give its consumers what it gave alone, if all that lies between treats
-        each unit by itself; where a norm may not, that is told.
+        Each unit's copies then give its consumers the same in total as before, if everything between treats
+        each unit by itself. If a norm may not, the proof reports it.
         """
         layers = list(self._layers(before, target))
 
@@ -251,7 +252,7 @@ class widen(Operator):
         ]
 
     def remarks(self, before: State, after: State, target: State) -> list[Finding]:
-        """Two units with the same weights in and out get the same gradients for ever, without dropout."""
+        """Return a finding if two units have equal weights in and out: their gradients stay the same."""
         found = [(units, pair) for units in self._layers(before, target) if (pair := twins(units, after))]
         if not found:
             return []
