@@ -96,7 +96,7 @@ def record(trial: Trial, first: Run | None = None) -> Behaviour:
         uncompared = "the model gave no tensor"
     elif not finite:
         uncompared = "the outputs were NaN"
-    dead = "what it gives does not depend on its inputs" if first.signal.is_dead else ""
+    dead = "the outputs do not depend on the inputs" if first.signal.is_dead else ""
     return Behaviour(finite, first.precision, first.note or dead, uncompared, slack)
 
 

@@ -90,7 +90,7 @@ def test_a_model_that_is_dead_or_chaotic_is_compared_as_far_as_it_can_be():
 
     found, now = record_of(build, (2, 64))
     assert "gain" not in found
-    assert found["note"] == "what it gives does not depend on its inputs"
+    assert found["note"] == "the outputs do not depend on the inputs"
     assert not compare(Behaviour.from_json(found), now(build)).changed
 
 
@@ -105,7 +105,7 @@ def test_a_model_that_does_not_hear_its_inputs_is_told(shape):
     found = record_of(constant, shape)[0]
     assert "gain" not in found
     if "<20" in shape:
-        assert found["note"] == "what it gives does not depend on its inputs"
+        assert found["note"] == "the outputs do not depend on the inputs"
     else:  # there are no others
         assert "note" not in found
 
