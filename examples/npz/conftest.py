@@ -44,7 +44,7 @@ def read_header(archive: ZipFile, member: ZipInfo, key: str, file) -> tuple[Tens
         shape, columns_first, dtype = np.lib.format.read_array_header_1_0(npy)
         header = npy.tell()
     if dtype.byteorder == ">" or dtype.name not in ITEMSIZE:
-        raise CheckpointError(f"{escape(key)} has dtype {escape(str(dtype))}, which torch has not")
+        raise CheckpointError(f"{escape(key)} has dtype {escape(str(dtype))}, which torch does not have")
     stride = contiguous_stride(shape[::-1])[::-1] if columns_first else contiguous_stride(shape)
     if member.compress_type != ZIP_STORED:
         return TensorSpec(dtype.name, shape, stride, note="compressed"), ()

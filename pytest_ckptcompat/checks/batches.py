@@ -41,7 +41,7 @@ def inputs_of(
         return replace(Inputs.parse(declared), method=method)
     known = known_inputs(schema, blueprint.build)
     if known is None:
-        message = f"inputs='auto': {blueprint.name} does not tell its inputs; looked for {LOOKED_FOR}"
+        message = f"inputs='auto': {blueprint.name} does not declare its inputs; looked for {LOOKED_FOR}"
         log.add(finding("forward-error", message=message))
         return None
     return replace(known, method=method)

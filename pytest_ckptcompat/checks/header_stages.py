@@ -126,7 +126,7 @@ def note_opened(ckpt: Checkpoint, why: str, log: Log, recipe: Recipe | str | Non
     """Note what was opened, why this state dict of several, and which release it is.
 
     Raises:
-        Stopped: it is of no release.
+        Stopped: it belongs to no release.
     """
     if ckpt.unsafe:
         log.add(finding("unsafe-pickle", message=ckpt.unsafe))
@@ -136,7 +136,7 @@ def note_opened(ckpt: Checkpoint, why: str, log: Log, recipe: Recipe | str | Non
         try:
             release = _released(recipe, ckpt)
         except RecipeError as error:
-            log.stop(_refused(error), "it is of no release", "open")
+            log.stop(_refused(error), "it belongs to no release", "open")
     log.stage("open", "passed", ", ".join(filter(None, (*what, why, release))))
 
 

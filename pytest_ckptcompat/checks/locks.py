@@ -164,11 +164,11 @@ def update(path: str, limits: Limits, place: Place | None = None) -> None:
     except (OSError, ValueError, LookupError, TypeError):
         known = False
     if not known:
-        raise CheckpointError(f"{escape(path)} does not say what it was made of: lock it anew")
+        raise CheckpointError(f"{escape(path)} does not say what it was made of: lock it again")
     try:
         written = _made_anew(path, held, limits, place)
     except CheckpointError as error:
-        raise CheckpointError(f"{escape(path)} can't be made anew: {error}") from None
+        raise CheckpointError(f"{escape(path)} can't be made again: {error}") from None
     write_lock(path, written)
 
 
@@ -213,7 +213,7 @@ def _batch(inputs: Declared, made: Blueprint, schema: nn.Module) -> Any:
     if inputs == AUTO:
         known = known_inputs(schema, made.build)
         if known is None:
-            raise CheckpointError(f"{made.name} does not tell its inputs; looked for {LOOKED_FOR}")
+            raise CheckpointError(f"{made.name} does not declare its inputs; looked for {LOOKED_FOR}")
         return known.plain()
     try:
         return Inputs.parse(inputs).plain()

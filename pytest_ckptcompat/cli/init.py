@@ -53,5 +53,5 @@ def _advice(written: Written) -> list[str]:
     if history:
         lines.append("in CI, fetch the history: fetch-depth: 0 for actions/checkout, GIT_DEPTH: 0 in GitLab")
     if written.inputs is None:
-        lines.append("the model does not tell its inputs: declare them to compare what it computes too")
+        lines.append("the model does not declare its inputs: declare them to compare what it computes too")
     return lines

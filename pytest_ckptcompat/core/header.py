@@ -50,7 +50,7 @@ class Header:
                 if len(node.stride) != len(node.shape):
                     return f"a tensor has shape {node.shape}, and stride {node.stride}"
                 if node.dtype not in ITEMSIZE and not node.note:
-                    return f"a tensor has dtype {node.dtype!r:.80}, which torch has not"
+                    return f"a tensor has dtype {node.dtype!r:.80}, which torch does not have"
                 if node.storage and node.storage not in self.storages:
                     return f"a tensor lies in storage {node.storage!r:.80}, and it is not told where that is"
         return ""

@@ -40,10 +40,10 @@ REMEDIES: dict[str, Remedy] = {
     ),
     "load-error": Remedy(
         "A hook of the model raises: `KeyError: 'tokenizer'`.",
-        "Mend the hook or `_load_from_state_dict` of the module that is named, for old checkpoints too.",
+        "Fix the hook or `_load_from_state_dict` of the module that is named, for old checkpoints too.",
     ),
     "model-error": Remedy(
-        "`model:Nett` has a typing error, or the constructor raises.",
+        "`model:Nett` is mistyped, or the constructor raises.",
         "Name a callable that takes no arguments, or give them as `model_args=`.",
     ),
     "dtype-mismatch": Remedy(
@@ -80,15 +80,15 @@ REMEDIES: dict[str, Remedy] = {
     ),
     "loader-error": Remedy(
         "`load_detector(path)` raises, or returns None.",
-        "Mend the loader: it takes the checkpoint's path and returns the loaded model.",
+        "Fix the loader: it takes the checkpoint's path and returns the loaded model.",
     ),
     "loader-missed": Remedy(
         "`load_state_dict(..., strict=False)` with a wrong prefix loads nothing, and says nothing.",
-        "Load strictly, or mend how the loader filters and renames keys.",
+        "Load strictly, or fix how the loader filters and renames keys.",
     ),
     "loader-other": Remedy(
         "The loader swaps q and k, or puts new values over the loaded head.",
-        "Mend the loader; where another value is meant, declare it as a recipe.",
+        "Fix the loader; where another value is meant, declare it as a recipe.",
     ),
     "loader-unused": Remedy(
         "The loader filters out `bn.running_mean`.",
@@ -96,7 +96,7 @@ REMEDIES: dict[str, Remedy] = {
     ),
     "unsafe-pickle": Remedy(
         "The file names a class of your own, such as a config object beside the weights.",
-        "Save tensors and plain values only, or write the checkpoint anew with `ckptcompat apply`.",
+        "Save tensors and plain values only, or write the checkpoint again with `ckptcompat apply`.",
     ),
     "no-checkpoint": Remedy(
         "`--ckpt` names a file that is truncated, or a pointer of Git LFS.",
@@ -104,7 +104,7 @@ REMEDIES: dict[str, Remedy] = {
     ),
     "forward-error": Remedy(
         "The model calls `.view` with the old number of channels.",
-        "Mend the model at the line that is named; if the declared `inputs` are wrong, mend those.",
+        "Fix the model at the line that is named; if the declared `inputs` are wrong, fix those.",
     ),
     "forward-memory": Remedy(
         'A larger head takes 26 GB where `max_memory="24GB"` is declared.',
@@ -124,10 +124,10 @@ REMEDIES: dict[str, Remedy] = {
     ),
     "recipe-error": Remedy(
         '`tile("out2.*", dim=3)`: the tensor has two dimensions.',
-        "Mend the operator that the message names; `ckptcompat operators NAME` shows its arguments.",
+        "Fix the operator that the message names; `ckptcompat operators NAME` shows its arguments.",
     ),
     "recipe-unused-op": Remedy(
-        '`drop("aux.*")` and no key begins with `aux.`.', "Mend the pattern, or remove the operator."
+        '`drop("aux.*")` and no key begins with `aux.`.', "Fix the pattern, or remove the operator."
     ),
     "source-model-error": Remedy(
         "`source_model` is today's model, not the one that the checkpoint was made for.",
@@ -139,11 +139,11 @@ REMEDIES: dict[str, Remedy] = {
     ),
     "recipe-broken-promise": Remedy(
         "An operator of your own leaves the old rows changed.",
-        "Mend the operator; if it is one of the package, report it with `ckptcompat show --json`.",
+        "Fix the operator; if it is one of the package, report it with `ckptcompat show --json`.",
     ),
     "recipe-unproved": Remedy(
         "The proof of an operator of your own raises.",
-        "Mend its `prove` method: what can't be proved is never passed.",
+        "Fix its `prove` method: what can't be proved is never passed.",
     ),
     "function-changed": Remedy(
         "ReLU became GELU: all keys fit, and the outputs differ.",
@@ -174,20 +174,21 @@ REMEDIES: dict[str, Remedy] = {
         "Write the checkpoint with `ckptcompat apply`, which grows both.",
     ),
     "optimizer-value": Remedy(
-        "`exp_avg_sq` is negative or NaN.", "Go back to an earlier checkpoint, or start the optimizer anew."
+        "`exp_avg_sq` is negative or NaN.",
+        "Go back to an earlier checkpoint, or start the optimizer from scratch.",
     ),
     "optimizer-error": Remedy(
         "The parameter groups of the optimizer were regrouped.",
-        "Build the groups as they were saved, or start the optimizer anew.",
+        "Build the groups as they were saved, or start the optimizer from scratch.",
     ),
     "optimizer-restart": Remedy(
         "New rows have zero moments and the step count of the old ones.",
         'Warm the learning rate up, or give the operator `optim="copy"`.',
     ),
     "waiver-unused": Remedy(
-        "The key that was waived is gone from the file.", "Remove the waiver, or mend its key."
+        "The key that was waived is gone from the file.", "Remove the waiver, or fix its key."
     ),
     "waiver-expired": Remedy(
-        '`until="2027-06-30"`, and it is July.', "Mend what was waived, or set a later date with a reason."
+        '`until="2027-06-30"`, and it is July.', "Fix what was waived, or set a later date with a reason."
     ),
 }

@@ -57,7 +57,7 @@ RULES: dict[str, Rule] = {
             "rollback-missing",
             "rollback",
             "error",
-            "the released model needs a key that today's model has not",
+            "the released model needs a key that today's model does not have",
         ),
         Rule(
             "rollback-unexpected",

@@ -151,7 +151,7 @@ def _json(name: str, text: bytes) -> str:
     if name.endswith(".ckpt.json"):
         return damaged_lock("it does not begin as lock files do", b"")
     if name.endswith(".index.json"):
-        return "JSON text, but no index of a sharded checkpoint: it has no 'weight_map'; copy it again"
+        return "JSON text, but not the index of a sharded checkpoint: it has no 'weight_map'; copy it again"
     shown = f" (it is {escape(text.decode(errors='replace').strip(), 100)})" if text else ""
     return f"JSON text, not a checkpoint or a lock file: name the file that holds the weights{shown}"
 

@@ -117,7 +117,7 @@ def _members(directory: bytes, count: int, limits: Limits) -> list[Entry]:
         try:
             name = raw.decode()
         except UnicodeDecodeError:
-            raise CheckpointError(f"a name in the zip archive is no UTF-8: {escape(repr(raw))}") from None
+            raise CheckpointError(f"a name in the zip archive is not UTF-8: {escape(repr(raw))}") from None
         position += length
         if nbytes == FULL32 or packed == FULL32 or header == FULL32:
             nbytes, packed, header = _wide(

@@ -159,7 +159,7 @@ def _commit(root: Path, ref: str) -> str:
     if not git(root, "for-each-ref", "--count=1", check=False).stdout and not _found(root, "HEAD"):
         raise CheckpointError(f"there is no commit yet in {escape(str(root))}: commit first")
     hint = _misspelt(root, ref) or _shallow(root) or _near(root, ref)
-    raise CheckpointError(f"git knows no commit '{escape(ref)}' in {escape(str(root))}{hint}")
+    raise CheckpointError(f"git finds no commit '{escape(ref)}' in {escape(str(root))}{hint}")
 
 
 def _found(root: Path, ref: str) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Read = Callable[[Any], torch.Tensor]
 
-RESET = "its operator starts it anew"
+RESET = "its operator starts it from scratch"
 
 
 @dataclass(frozen=True)

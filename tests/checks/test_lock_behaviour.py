@@ -193,7 +193,10 @@ def test_integers_without_room_are_those_of_today(folder, monkeypatch):
         (["net.pth", "--inputs", "3x6"], "--model and --inputs belong together"),
         (["net.pth", "--model", "lockmodel:Net"], "--model and --inputs belong together"),
         (["lockmodel:Net", "--model-args", "ckpt:a"], "reads a checkpoint"),
-        (["lockmodel:Net", "--inputs", "auto"], "does not tell its inputs; looked for example_input_array"),
+        (
+            ["lockmodel:Net", "--inputs", "auto"],
+            "does not declare its inputs; looked for example_input_array",
+        ),
         (["lockmodel:Net", "--inputs", "3y6"], "'3y6'"),
         (["lockmodel:Net", "--at", "nonsense"], "git"),
         (["other.pth", "--model", "lockmodel:Net", "--inputs", "3x6"], "does not fit lockmodel.Net"),

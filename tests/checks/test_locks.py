@@ -168,7 +168,7 @@ def test_lock_update(project):
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     (project.path / "v1.pth").unlink()
     result = project.runpytest("--ckpt=v1.ckpt.json", "--ckpt-lock-update")
-    assert "v1.ckpt.json can't be made anew: v1.pth does not exist" in "\n".join(result.errlines)
+    assert "v1.ckpt.json can't be made again: v1.pth does not exist" in "\n".join(result.errlines)
 
 
 def test_a_test_that_asks_for_the_model_gets_it_on_meta(project):

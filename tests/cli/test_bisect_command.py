@@ -72,8 +72,8 @@ def test_it_fits_everywhere_or_nowhere(repository, capsys):
     ("arguments", "told"),
     [
         (["nothing.pth", "bisected:make"], "nothing.pth does not exist"),
-        (["../net.pth", "bisected:make", "--good", "nonsense"], "git knows no commit 'nonsense'"),
-        (["../net.pth", "bisected:make", "--bad", "HEAD~7"], "git knows no commit 'HEAD~7'"),
+        (["../net.pth", "bisected:make", "--good", "nonsense"], "git finds no commit 'nonsense'"),
+        (["../net.pth", "bisected:make", "--bad", "HEAD~7"], "git finds no commit 'HEAD~7'"),
         (["../net.pth", "bisected:make", "--good", "side"], "side is not among the first parents of HEAD"),
     ],
 )

@@ -57,7 +57,7 @@ def test_with_a_checkpoint(repository, capsys):
     assert main(["init", "initmodel:plain", "net-v1.pth"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("wrote net-v1.ckpt.json and ckptcompat.toml\n")
-    assert "the model does not tell its inputs: declare them" in out
+    assert "the model does not declare its inputs: declare them" in out
     assert table() == {"name": "plain", "ckpt": "net-v1.ckpt.json", "model": "initmodel:plain"}
 
 

@@ -191,7 +191,7 @@ def test_a_damaged_lock_file_is_called_one(tmp_path: Path, data: bytes, told: st
 def test_a_name_chooses_the_words_alone(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors.index.json"
     path.write_bytes(b'{"a": 1}')
-    with pytest.raises(CheckpointError, match="is JSON text, but no index of a sharded checkpoint"):
+    with pytest.raises(CheckpointError, match="is JSON text, but not the index of a sharded checkpoint"):
         open_checkpoint(path)
     path.write_bytes(b"{bad")
     with pytest.raises(CheckpointError, match="the index is damaged at its byte 1: a string is missing"):

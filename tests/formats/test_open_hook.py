@@ -90,9 +90,9 @@ def test_values_that_are_compressed_are_refused(tmp_path: Path, npz: None) -> No
 @pytest.mark.parametrize(
     ("array", "said"),
     [
-        (np.zeros(3, dtype=">f4"), "a has dtype >f4, which torch has not"),
-        (np.array(["x"]), "a has dtype <U1, which torch has not"),
-        (np.array([{}]), "a has dtype object, which torch has not"),
+        (np.zeros(3, dtype=">f4"), "a has dtype >f4, which torch does not have"),
+        (np.array(["x"]), "a has dtype <U1, which torch does not have"),
+        (np.array([{}]), "a has dtype object, which torch does not have"),
     ],
 )
 def test_what_torch_has_not_is_refused(tmp_path: Path, npz: None, array: Any, said: str) -> None:
@@ -155,7 +155,7 @@ def _given(**spec: Any) -> Callable[[], Header]:
         (lambda: 1 // 0, "the plugin that reads this format failed: ZeroDivisionError: integer division or modulo by zero"),
         (lambda: {"a": 1}, "gave a wrong header: dict is not a Header"),
         (_given(dtype="float32", shape=(2,), storage="s"), "gave a wrong header: a tensor has shape (2,), and stride ()"),
-        (_given(dtype="f4", shape=()), "gave a wrong header: a tensor has dtype 'f4', which torch has not"),
+        (_given(dtype="f4", shape=()), "gave a wrong header: a tensor has dtype 'f4', which torch does not have"),
         (_given(dtype="int8", shape=(), storage="t"), "a tensor lies in storage 't', and it is not told where that is"),
     ],
 )  # fmt: skip

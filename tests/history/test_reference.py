@@ -82,7 +82,7 @@ def test_no_common_commit(repository):
 @pytest.mark.parametrize("ref", ["nonsense", "--help", "-h", "HEAD~99", "--output=x", "a b"])
 def test_no_such_commit(repository, ref):
     repository.commit(a="1")
-    with pytest.raises(CheckpointError, match="git knows no commit"):
+    with pytest.raises(CheckpointError, match="git finds no commit"):
         resolve(Reference(ref), repository.folder)
     assert not list(repository.folder.glob("x*"))
 
@@ -106,7 +106,7 @@ def test_what_is_not_one_commit(repository, ref, told):
     repository.commit(a="1")
     repository.git("tag", "v1")
     repository.commit(a="2")
-    with pytest.raises(CheckpointError, match=rf"git knows no commit '.*' in .*{told}"):
+    with pytest.raises(CheckpointError, match=rf"git finds no commit '.*' in .*{told}"):
         resolve(Reference(ref), repository.folder)
 
 

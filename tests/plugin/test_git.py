@@ -156,7 +156,7 @@ def test_lightning_like(pytester, repository):
 
 @pytest.mark.parametrize(
     ("ref", "told"),
-    [("nonsense", "git knows no commit 'nonsense'"), ("", "names no commit: write git:REF")],
+    [("nonsense", "git finds no commit 'nonsense'"), ("", "names no commit: write git:REF")],
 )
 def test_an_option_that_names_no_commit_ends_the_run(pytester, repository, ref, told):
     repository.put("net.py", NET)
@@ -173,7 +173,7 @@ def test_a_mark_that_names_no_commit_is_a_failed_test(pytester, repository):
     repository.commit()
     done = ran(pytester, "-rf")
     done.assert_outcomes(failed=1)
-    done.stdout.fnmatch_lines(["*git knows no commit 'nonsense'*"])
+    done.stdout.fnmatch_lines(["*git finds no commit 'nonsense'*"])
 
 
 def test_outside_of_a_repository(pytester):

@@ -195,7 +195,7 @@ class resample(KeyWise):
         if old is not None:
             return f"not {old[0]} × {old[1]}"
         likely = next((n for n in (1, 2) if self.prefix_tokens == 0 and square(tokens - n)), None)
-        return f"no square: give {f'prefix_tokens={likely}, or ' if likely else ''}old_size=[h, w]"
+        return f"not a square: give {f'prefix_tokens={likely}, or ' if likely else ''}old_size=[h, w]"
 
     def _picture(self, key: str, has: Size | tuple[int, ...], wanted: tuple[int, ...] | None) -> Grid:
         """Return the grid of a kernel or an image, from those possible dimensions that change."""
