@@ -45,4 +45,4 @@ def write(rank: int, rendezvous: str, folder: str, larger: int = 1) -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
         arguments = (str(Path(scratch) / "rendezvous"), sys.argv[1], *map(int, sys.argv[2:]))
-        multiprocessing.start_processes(write, arguments, nprocs=RANKS, start_method="fork")
+        multiprocessing.start_processes(write, arguments, nprocs=RANKS, start_method="spawn")
