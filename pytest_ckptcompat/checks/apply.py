@@ -1,4 +1,4 @@
-"""The grown checkpoint, written: tensors that stay as they are go from file to file, one at a time."""
+"""Write the grown checkpoint. Unchanged tensors are copied from file to file, one at a time."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ __all__ = ["MisfitError", "Written", "apply", "apply_declared"]
 
 @dataclass(frozen=True)
 class Written:
-    """What was written.
+    """The written file or folder.
 
     Attributes:
-        path: where.
+        path: the file or folder.
         tensors: how many tensors the state dict has.
         nbytes: the size of the file, or of the files of a folder.
-        notes: what became of the rest of the checkpoint, where that needs saying.
+        notes: what happened to the rest of the checkpoint, where that needs saying.
     """
 
     path: str
@@ -91,31 +91,34 @@ def apply(
 ) -> Written:
     """Write the checkpoint that a recipe makes of an old one.
 
-    A ``.safetensors`` file holds the state dict alone, of tied tensors one name (its metadata says which).
-    A torch file (``.pth``, ``.pt``, ``.ckpt``, ``.bin``) holds what the old one held: its outer object, ties,
-    ``_metadata``, and the state of optimizers and averages of the weights, grown as well;
-    ``torch.load(weights_only=True)`` reads it. A folder (a path that has no suffix or ends with a slash) is a
-    distributed checkpoint that holds the same.
+    A ``.safetensors`` file holds only the state dict, and tied tensors under one name (the metadata lists the
+    others).
+    A torch file (``.pth``, ``.pt``, ``.ckpt``, ``.bin``) holds the same as the old file: the outer object,
+    ties, ``_metadata``, and the optimizer states and averages of the weights, which are grown too.
+    ``torch.load(weights_only=True)`` reads it. A folder (a path without a suffix, or with a slash at its end)
+    is a distributed checkpoint with the same content.
 
-    Memory holds what the recipe makes anew, and one further tensor at a time. What is written appears whole
-    or not at all.
+    Only what the recipe computes is held in memory, plus one tensor at a time. The output is written
+    completely or not at all.
 
     Args:
-        checkpoint: the old one.
-        model: the new model; one on meta will do, unless the recipe takes values from it.
-        recipe: how the one becomes the other.
-        out_path: where to write; an old file there is replaced.
-        source_model: the model that the checkpoint was made for, which shows whose optimizer state is whose.
-        optimizer: makes the new optimizer, as in `check`: its groups are those that are written.
-        optimizer_state: the optimizer's state where it has a file of its own; written beside `out_path`.
-        allow: waivers: keys that they cover may be missing, or too many.
+        checkpoint: the old checkpoint.
+        model: the new model. It may be on the meta device, unless the recipe takes values from it.
+        recipe: how the old checkpoint becomes the new one.
+        out_path: where to write. An existing file is replaced.
+        source_model: the model that the checkpoint was made for. It shows which optimizer state belongs to
+            which parameter.
+        optimizer: makes the new optimizer, as in `check`. Its parameter groups are written.
+        optimizer_state: the optimizer's state, if it has its own file. It is written beside `out_path`.
+        allow: waivers. The keys that they cover may be missing or unexpected.
         force: replace the checkpoint itself, or a folder.
 
     Raises:
         CheckpointError: the old checkpoint's values can't be read.
         RecipeError: the recipe does not apply.
-        MisfitError: what it makes does not load into the model, or the optimizer's state can't be matched.
-        ValueError: the file's name says no format, the format can't hold the checkpoint, or `out_path` is the
+        MisfitError: the result does not load into the model, or the optimizer's state can't be matched.
+        ValueError: the file's suffix is not a known format, the format can't hold the checkpoint, or
+            `out_path` is the
             checkpoint itself.
         OSError: the file can't be written.
     """
@@ -166,16 +169,16 @@ def apply_declared(
     *,
     force: bool = False,
 ) -> Written:
-    """Write the checkpoint of what a check declares, decided by the stages of the check itself.
+    """Write the checkpoint that a check declares, after the stages of the check itself.
 
     Args:
-        arguments: as for a check; a recipe is one of them.
-        opener: state dict key, or None -> the checkpoint.
+        arguments: the arguments of the check, including the recipe.
+        opener: opens the checkpoint; gets the state dict key, or None.
         out_path: where to write.
         force: see `apply`.
 
     Raises:
-        CheckpointError: the checkpoint can't be read, or the model not be built.
+        CheckpointError: the checkpoint can't be read, or the model can't be built.
         MisfitError: the check would fail.
         RecipeError: the recipe can't be read, or does not apply.
         ValueError: see `apply`.
@@ -230,10 +233,10 @@ def _hold_fit(comparison: Comparison, allow: Sequence[Waiver]) -> None:
 
 
 def _values(state_dict: Mapping[str, Any], model: nn.Module) -> OrderedDict[str, Any]:
-    """The grown state dict to be written, in the model's order: the order that its optimizer is numbered in.
+    """Return the grown state dict in the order of the model, which is how its optimizer numbers parameters.
 
-    One memory stays one only under names that the model ties as well. A block that was copied is the same
-    memory as the block it is a copy of, and a parameter of its own.
+    Keys share memory in the output only if the model ties them as well. A copied block shares memory with its
+    original here, but is a parameter of its own.
     """
     owners = {key: id(tensor) for key, tensor in model.state_dict(keep_vars=True).items()}
     ordered = {key: state_dict[key] for key in [*owners, *state_dict] if key in state_dict}
@@ -244,7 +247,7 @@ def _values(state_dict: Mapping[str, Any], model: nn.Module) -> OrderedDict[str,
 
 
 def _value(tensor: torch.Tensor, owner: Hashable) -> Value:
-    """A tensor of the grown state dict; one that is on disk is read when its turn comes."""
+    """Wrap a tensor for writing. A tensor that is still on disk is read when it is written."""
     read = tensor.read if isinstance(tensor, DeferredTensor) else lambda: tensor
     return Value(tuple(tensor.shape), tensor.dtype, read, (place(tensor), owner))
 

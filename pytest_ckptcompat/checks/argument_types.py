@@ -1,6 +1,6 @@
-"""What each argument of a check must be: functions ``(name, value) -> value`` that raise `ValueError`.
+"""Validators for the arguments of a check: functions ``(name, value) -> value`` that raise `ValueError`.
 
-Nothing is imported, opened or built by them.
+They import, open and build nothing.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pytest_ckptcompat.core.imports import misnamed
 from .waivers import Waiver
 
 AUTO = "auto"
-"""Inputs that the model knows of itself."""
+"""Use the inputs that the model itself provides."""
 
 FROM_CHECKPOINT = "ckpt:"
-"""Before the path of a model's arguments in the checkpoint."""
+"""The prefix of a path to the model's arguments in the checkpoint."""
 
 Direction = Literal["backward", "forward", "full"]
 """Which model reads whose checkpoint; see `rollback`."""
@@ -28,7 +28,7 @@ DEVICES = "auto, cpu, cuda, cuda:N, rehearse or none"
 
 
 def model(name: str, value: Any) -> Any:
-    """A callable, an ``nn.Module`` or its name."""
+    """Accept a callable, an ``nn.Module``, or the name of either."""
     if isinstance(value, str):
         if wrong := misnamed(value):
             raise ValueError(f"{name}: {wrong}")
@@ -38,7 +38,7 @@ def model(name: str, value: Any) -> Any:
 
 
 def loader(name: str, value: Any) -> Any:
-    """A loading function, or its name."""
+    """Accept a loading function, or its name."""
     if isinstance(value, str):
         if wrong := misnamed(value, "loader name", "detector:load_detector"):
             raise ValueError(f"{name}: {wrong}")
@@ -50,7 +50,7 @@ def loader(name: str, value: Any) -> Any:
 
 
 def paths(name: str, value: Any) -> tuple[str, ...]:
-    """One path or several."""
+    """Accept one path or several."""
     values = [value] if isinstance(value, (str, PathLike)) else value
     if not isinstance(values, Sequence) or not values:
         raise ValueError(f"{name}= wants a path or a list of paths, {_not(value)}")
@@ -63,12 +63,12 @@ def paths(name: str, value: Any) -> tuple[str, ...]:
 
 
 def recipe(name: str, value: Any) -> Any:
-    """A `Recipe`, or the path of a recipe file."""
+    """Accept a `Recipe`, or the path of a recipe file."""
     if isinstance(value, PathLike):
         return str(fspath(value))
     if isinstance(value, str):
         return value
-    from pytest_ckptcompat.recipes.recipe import Recipe  # whoever has a Recipe has imported this already
+    from pytest_ckptcompat.recipes.recipe import Recipe  # a caller with a Recipe has already imported this
 
     if not isinstance(value, Recipe):
         raise ValueError(f"{name}= wants a Recipe or a path to a TOML recipe, {_not(value)}")
@@ -76,31 +76,31 @@ def recipe(name: str, value: Any) -> Any:
 
 
 def inputs(name: str, value: Any) -> Any:
-    """Anything that `Inputs.parse` takes, or ``"auto"``."""
+    """Accept anything that `Inputs.parse` takes, or ``"auto"``."""
     if value == AUTO:
         return value
     from pytest_ckptcompat.forward.inputs import Inputs
 
-    Inputs.parse(value)  # raises what is wrong with it
+    Inputs.parse(value)  # raises ValueError if the inputs are invalid
     return value
 
 
 def text(name: str, value: Any) -> str:
-    """A string."""
+    """Accept a string."""
     if not isinstance(value, str):
         raise ValueError(f"{name}= wants a string, {_not(value)}")
     return value
 
 
 def path(name: str, value: Any) -> str:
-    """One path."""
+    """Accept one path."""
     if not isinstance(value, (str, PathLike)) or not str(fspath(value)).strip():
         raise ValueError(f"{name}= wants a path, {_not(value)}")
     return str(fspath(value))
 
 
 def patterns(name: str, value: Any) -> tuple[str, ...]:
-    """One key pattern or several."""
+    """Accept one key pattern or several."""
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, Sequence) or not all(isinstance(item, str) for item in values):
         raise ValueError(f"{name}= wants a list of key patterns, {_not(value)}")
@@ -108,7 +108,7 @@ def patterns(name: str, value: Any) -> tuple[str, ...]:
 
 
 def waivers(name: str, value: Any) -> tuple[Waiver, ...]:
-    """One waiver or several."""
+    """Accept one waiver or several."""
     values = [value] if isinstance(value, Waiver) else value
     if not isinstance(values, Sequence) or not all(isinstance(item, Waiver) for item in values):
         raise ValueError(f"{name}= wants a list of allow(rule, key, reason=...), {_not(value)}")
@@ -117,26 +117,26 @@ def waivers(name: str, value: Any) -> tuple[Waiver, ...]:
 
 @dataclass(frozen=True)
 class Named:
-    """A callable that is given by its name, ``"package.module:name"``, and imported when it is called."""
+    """A callable given by its name, ``"package.module:name"``, and imported when it is called."""
 
     name: str
 
     def __call__(self, parameters: Any) -> Any:
-        """Import it, and call it."""
+        """Import the callable and call it."""
         return self.imported()(parameters)
 
     def imported(self) -> Any:
-        """What is so named; raises `ModelError` where it can't be imported."""
+        """Return the named object; raise `ModelError` if it can't be imported."""
         from pytest_ckptcompat.core.imports import imported
 
         return imported(self.name)
 
 
 def device(name: str, value: Any) -> str:
-    """A device as ``--ckpt-device`` takes it, checked.
+    """Accept a device, as ``--ckpt-device`` does.
 
     Raises:
-        ValueError: it is none; the text names `name`.
+        ValueError: the value is not a device. The message contains `name`.
     """
     kind, _, index = value.partition(":") if isinstance(value, str) else ("", "", "")
     if kind not in ("auto", "cpu", "cuda", "rehearse", "none") or (
@@ -147,7 +147,7 @@ def device(name: str, value: Any) -> str:
 
 
 def optimizer(name: str, value: Any) -> Any:
-    """A callable ``(parameters) -> Optimizer``, or its name."""
+    """Accept a callable ``(parameters) -> Optimizer``, or its name."""
     if isinstance(value, str):
         module, _, path = value.partition(":")
         if not module or not path:
@@ -159,7 +159,7 @@ def optimizer(name: str, value: Any) -> Any:
 
 
 def _meant(text: str) -> str:
-    """What may be meant by an optimizer's name without a colon: ``Adam``, ``torch.optim.Adam``."""
+    """Suggest a full name for an optimizer's name without a colon, such as ``torch.optim.Adam``."""
     module, _, name = text.rpartition(".")
     if module.replace(".", "_").isidentifier() and name.isidentifier():
         return f"{module}:{name}"
@@ -171,11 +171,11 @@ _OPTIMIZERS = (
     *("Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "LBFGS", "Muon", "NAdam"),
     *("RAdam", "RMSprop", "Rprop", "SGD", "SparseAdam"),
 )
-"""Those of torch: a hint alone, for which torch is not imported."""
+"""torch's optimizers, listed here so that a hint needs no import of torch."""
 
 
 def model_args(name: str, value: Any) -> Any:
-    """Keyword arguments by name, or ``"ckpt:PATH"``."""
+    """Accept a dict of keyword arguments, or ``"ckpt:PATH"``."""
     if isinstance(value, str) and value.startswith(FROM_CHECKPOINT) and value != FROM_CHECKPOINT:
         return value
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
@@ -184,14 +184,14 @@ def model_args(name: str, value: Any) -> Any:
 
 
 def method(name: str, value: Any) -> str:
-    """The name of a method."""
+    """Accept the name of a method."""
     if not isinstance(value, str) or not value.isidentifier():
         raise ValueError(f"{name}= wants the name of a method, such as 'infer', {_not(value)}")
     return value
 
 
 def memory(name: str, value: Any) -> int:
-    """Bytes of a text like ``"24GB"``."""
+    """Return the number of bytes that a text like ``"24GB"`` means."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]i?)?B", value) if isinstance(value, str) else None
     size = float(found[1]) * _UNITS[found[2] or ""] if found else 0
     if size < 1:
@@ -207,7 +207,7 @@ _UNITS = {"": 1} | {
 
 
 def direction(name: str, value: Any) -> str:
-    """Which model reads whose checkpoint."""
+    """Accept ``"backward"``, ``"forward"`` or ``"full"``."""
     if value not in ("backward", "forward", "full"):
         raise ValueError(f"{name}= wants 'backward', 'forward' or 'full', {_not(value)}")
     return str(value)

@@ -1,4 +1,4 @@
-"""The arguments of a check: one table, from which marker, `check`, flags and TOML keys are made."""
+"""The table of a check's arguments. The marker, `check`, flags and TOML keys are made from it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Flag(NamedTuple):
     """How the ``ckptcompat`` command takes an argument.
 
     Attributes:
-        metavar: what stands for its value in help.
-        help: one line.
-        repeat: whether it may be given several times; `read` then gets a list of texts.
-        read: makes the argument of the text; errors are `ValueError`.
+        metavar: the placeholder for the value in help.
+        help: one line of help.
+        repeat: whether the flag may be given several times. `read` then gets a list of texts.
+        read: converts the text to the argument; raises `ValueError`.
     """
 
     metavar: str
@@ -37,13 +37,13 @@ class Flag(NamedTuple):
 
 
 class Argument(NamedTuple):
-    """One argument.
+    """An argument of a check.
 
     Attributes:
-        check: ``(name, value)`` -> the value as it is kept; raises `ValueError`.
-        help: what it is, in one line.
-        schema: JSON schema of its value in ``ckptcompat.toml``; None where it can't stand there.
-        flag: how the command takes it; None where it can't.
+        check: ``(name, value)`` -> the value to keep; raises `ValueError`.
+        help: one line of help.
+        schema: JSON schema of the value in ``ckptcompat.toml``; None if the file can't hold this argument.
+        flag: how the command takes the argument; None if it does not.
     """
 
     check: Callable[[str, Any], Any]
@@ -73,9 +73,9 @@ _SHAPES = [
 
 @dataclass(frozen=True)
 class CheckArguments:
-    """The arguments of ``@pytest.mark.ckpt_compat``, of `check` and of a ``[[check]]`` table alike.
+    """The arguments of ``@pytest.mark.ckpt_compat``, `check` and a ``[[check]]`` table.
 
-    Made by `CheckArguments.of`, which checks them; nothing is imported, opened or built yet.
+    `CheckArguments.of` makes and validates them. It imports, opens and builds nothing.
     """
 
     model: Any = _argument(
@@ -195,10 +195,10 @@ class CheckArguments:
 
     @classmethod
     def of(cls, **arguments: Any) -> CheckArguments:
-        """The arguments, checked.
+        """Validate the arguments and return them.
 
         Raises:
-            ValueError: an argument is unknown, missing or of a wrong type; the text names it.
+            ValueError: an argument is unknown, missing or of a wrong type. The message contains its name.
         """
         for name in arguments:
             if name not in ARGUMENTS:
@@ -219,10 +219,10 @@ class CheckArguments:
         return made
 
     def _hold_loader(self) -> None:
-        """Refuse what says nothing about a loader.
+        """Refuse arguments that don't work together with a loader.
 
         Raises:
-            ValueError: the text names it.
+            ValueError: there is such an argument. The message contains its name.
         """
         if self.direction != "backward":
             raise ValueError(
@@ -241,11 +241,11 @@ class CheckArguments:
 
 
 ARGUMENTS: dict[str, Argument] = {each.name: each.metadata["argument"] for each in fields(CheckArguments)}
-"""The table, by name."""
+"""The table: name -> argument."""
 
 
 class Arguments(TypedDict, total=False):
-    """The arguments beside ``model`` and ``ckpt`` as callers write them."""
+    """The arguments other than ``model`` and ``ckpt``, as callers write them."""
 
     recipe: Recipe | str | PathLike[str] | None
     inputs: Any
@@ -264,7 +264,7 @@ class Arguments(TypedDict, total=False):
 
 
 def marker_help(name: str) -> str:
-    """The marker as ``pytest --markers`` prints it: its arguments, and what each of them is."""
+    """Return the marker's line for ``pytest --markers``, with the help of each argument."""
     taken = [
         "model=None",
         "ckpt=None",
@@ -281,7 +281,7 @@ def _recipe(path: str) -> Recipe:
 
 
 def _shapes(texts: Sequence[str]) -> object:
-    """``2x3x48x48`` one by one, or ``name=2x16:int64<32000`` as keywords."""
+    """Return shapes (``2x3x48x48``) as they are, and named ones (``name=2x16:int64<32000``) as a dict."""
     pairs = [text.partition("=") for text in texts]
     named = {name: shape for name, equals, shape in pairs if equals}
     if not named:

@@ -1,4 +1,4 @@
-"""Averages of the weights beside them in a checkpoint (EMA, SWA): grown like the weights, or left out."""
+"""Averages of the weights (EMA, SWA) in a checkpoint: grown like the weights, or left out."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _DEPTH, _WIDTH = 3, 1000
 def grown_averages(
     content: Content, checkpoint: Checkpoint, inner: Any, recipe: Recipe, applied: Applied, model: nn.Module
 ) -> Iterator[str]:
-    """Put what becomes of every further copy of the model's weights in its place, and say what that is.
+    """Rewrite every other copy of the model's weights, and yield a note on each.
 
-    An average is known by its name and by its tensors: the model's keys, perhaps behind a prefix, or a list
-    of tensors in the shapes and order of its parameters. Another copy, which may be that of another network,
-    is kept and said.
+    An average is recognised by its name and its tensors: either the model's keys, perhaps with a prefix, or a
+    list of tensors with the shapes and order of the model's parameters. Any other copy may belong to another
+    network, so it is kept and noted.
 
     Args:
-        content: what is written.
-        checkpoint: the old one.
-        inner: its state dict.
-        recipe: how its weights become the new ones.
-        applied: what it made of them.
+        content: the object to be written.
+        checkpoint: the old checkpoint.
+        inner: the state dict of the old checkpoint.
+        recipe: the recipe that grows the weights.
+        applied: the result of the recipe.
         model: the new model.
     """
     changed = {
@@ -77,7 +77,7 @@ def grown_averages(
 
 
 def _unknown_optimizers(wrapper: dict[Any, Any], known: set[int]) -> Iterator[tuple[str, Any]]:
-    """Parts that are called an optimizer, hold tensors, and have no state that can be told."""
+    """Yield parts that are named like an optimizer and hold tensors, but no state in a known form."""
     for name, node in wrapper.items():
         if isinstance(node, (dict, list)) and id(node) not in known and _OPTIMIZER.search(str(name)):
             inside = [node, *(part for _, part in _containers("", node, set()))]
@@ -92,7 +92,7 @@ def _tensors(node: Any) -> list[TensorSpec]:
 
 
 def _inside(path: str, node: Any, known: set[int]) -> Iterator[tuple[str, Any]]:
-    """The containers with tensors inside, and where they are; nothing inside of one that has some."""
+    """Yield the outermost containers that hold tensors directly, with their paths."""
     taken: set[int] = set()
     for name, part in _containers(path, node, known | taken):
         if _tensors(part) and id(part) not in taken:
@@ -101,7 +101,7 @@ def _inside(path: str, node: Any, known: set[int]) -> Iterator[tuple[str, Any]]:
 
 
 def _containers(path: str, node: Any, known: set[int], depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """The dicts and lists inside, from the outside in, without the known ones."""
+    """Yield the dicts and lists inside, outer ones first, except known ones."""
     for key, part in list(node.items() if isinstance(node, dict) else enumerate(node))[:_WIDTH]:
         if isinstance(part, (dict, list)) and id(part) not in known:
             name = f"{path}.{key}".removeprefix(".")
@@ -111,7 +111,7 @@ def _containers(path: str, node: Any, known: set[int], depth: int = 0) -> Iterat
 
 
 def _copy_of(checkpoint: Checkpoint, node: Any) -> dict[str, Any] | None:
-    """The weights' keys -> this copy's own keys, if it has the same keys and shapes as far as it goes."""
+    """Return weight key -> the copy's key, or None unless it has more than half of the weights."""
     shapes = {key: spec.shape for key, spec in checkpoint.items()}
     if isinstance(node, dict):
         own = {
@@ -138,7 +138,7 @@ def _copy_of(checkpoint: Checkpoint, node: Any) -> dict[str, Any] | None:
 
 
 def _prefixes(own: Mapping[str, Any], shapes: Mapping[str, Any]) -> Iterator[str]:
-    """What may stand before the model's keys: nothing, or what stands before its first one."""
+    """Yield possible prefixes of the model's keys: none, and the one before the model's first key."""
     yield ""
     first = next(iter(shapes))
     for key in own:
@@ -148,7 +148,7 @@ def _prefixes(own: Mapping[str, Any], shapes: Mapping[str, Any]) -> Iterator[str
 
 
 def _in_order(tensors: Sequence[Any], shapes: Mapping[str, Any]) -> list[str] | None:
-    """The keys of tensors that have the shapes of the state dict's in its order, buffers perhaps left out."""
+    """Match tensors to keys by shape and order; keys, such as those of buffers, may be skipped."""
     names: list[str] = []
     for key, shape in shapes.items():
         if len(names) < len(tensors) and tensors[len(names)] == shape:
@@ -165,11 +165,11 @@ def _grown(
     applied: Applied,
     model: nn.Module,
 ) -> Any:
-    """The copy as the weights became, under its own form of keys; whatever else it holds is kept.
+    """Grow the copy like the weights, with the copy's form of keys, and keep whatever else it holds.
 
     Raises:
-        RecipeError: it has not all that the recipe wants.
-        LookupError: what it becomes has not the shapes that the weights have.
+        RecipeError: the copy lacks keys that the recipe needs.
+        LookupError: the grown copy does not have the shapes of the grown weights.
     """
     entries = {key: node[own] for key, own in copy.items()}
     made = recipe.run(

@@ -1,4 +1,4 @@
-"""The inputs of a check, and the batch of them that other processes can draw again."""
+"""The inputs of a check, and a batch of them that other processes can draw again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def inputs_of(
     log: Log,
     recorded: Mapping[str, Any] | None = None,
 ) -> Inputs | None:
-    """The inputs: as declared, as the model knows them, or those for which a lock recorded outputs."""
+    """Return the inputs: declared, provided by the model, or those whose outputs a lock recorded."""
     declared, method = arguments.inputs, arguments.method
     if declared is None and recorded is not None:
         declared = recorded.get("inputs")
@@ -48,10 +48,10 @@ def inputs_of(
 
 
 class Batch:
-    """The inputs of a check as any process can draw them again; a callable is called once.
+    """The inputs of a check in a form that any process can draw again; a callable is called once.
 
     Attributes:
-        inputs: as they are declared, or None.
+        inputs: the declared inputs, or None.
     """
 
     def __init__(self, inputs: Inputs | None) -> None:
@@ -68,10 +68,10 @@ class Batch:
 
     @property
     def plain(self) -> Any:
-        """The batch as `plain.packed` has it; None where there is none."""
+        """The batch in the form of `plain.packed`; None if there is none."""
         return self._made[0]
 
     @property
     def lacking(self) -> str:
-        """Why there is none, or ``""``."""
+        """Why there is no batch, or ``""``."""
         return self._made[1]

@@ -1,4 +1,4 @@
-"""Whether today's model still computes what a lock or a past commit recorded."""
+"""Check whether today's model still computes what a lock or a past commit recorded."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Verdict = tuple[Promise, list[Finding]]
 
 
 def compare_behaviour(subject: Subject, recipe: Recipe, limits: Limits) -> None:
-    """Compare what the model computes, where that was recorded; arguments as of `on_synthetic_values`."""
+    """Compare the model's outputs with recorded ones, if any. For the arguments see `on_synthetic_values`."""
     ckpt, log = subject.ckpt, subject.log
     try:
         verdict = on_synthetic_values(subject, recipe, limits)
@@ -65,13 +65,13 @@ def compare_behaviour(subject: Subject, recipe: Recipe, limits: Limits) -> None:
 
 
 def compare_source(subject: Subject, applied: Applied, model_args: Mapping[str, Any], place: Place) -> None:
-    """Compare with ``source_model="git:REF"``: the model of a commit, with the checkpoint in it.
+    """Compare with ``source_model="git:REF"``: the model of that commit, loaded with the same checkpoint.
 
     Args:
         subject: of the check.
-        applied: what the recipe made of the values.
-        model_args: of today's model.
-        place: where the commit is looked for.
+        applied: the result of the recipe.
+        model_args: keyword arguments of today's model.
+        place: where to look for the commit.
     """
     arguments, batch, log = subject.arguments, subject.batch, subject.log
     if batch.lacking:
@@ -108,18 +108,18 @@ def _on_values(then: Behaviour, subject: Subject, applied: Applied) -> Verdict:
 
 
 def on_synthetic_values(subject: Subject, recipe: Recipe, limits: Limits) -> Verdict | None:
-    """Compare what a lock or a past commit recorded with what today's model gives.
+    """Compare what a lock or a past commit recorded with today's model.
 
     Args:
         subject: of the check; its checkpoint is a table without values.
-        recipe: an empty one where the table loads as it is.
-        limits: caps on what is drawn.
+        recipe: the recipe; empty if the table loads as it is.
+        limits: caps on the synthetic values.
 
     Returns:
-        The promise and its finding; None where nothing was recorded.
+        The promise and its findings; None if nothing was recorded.
 
     Raises:
-        CheckpointError: what was recorded is damaged.
+        CheckpointError: the record is damaged.
     """
     ckpt, blueprint, batch = subject.ckpt, subject.blueprint, subject.batch
     held = ckpt.contents.header.behaviour
@@ -210,10 +210,10 @@ def _count(outputs: int) -> str:
 
 
 def _constructed(held: Mapping[str, Any], ckpt: Checkpoint) -> dict[str, Any] | None:
-    """The integers that were recorded; None where there was no room for them.
+    """Return the recorded integers, or None if they were too large to be recorded.
 
     Raises:
-        ValueError: they are damaged.
+        ValueError: the integers are damaged.
     """
     rows = held.get("constructed", {})
     if not isinstance(rows, dict) or not rows.keys() <= ckpt.keys():
@@ -239,7 +239,7 @@ def _gain(held: Mapping[str, Any]) -> float:
 
 
 def _objects(blueprint: Blueprint, ckpt: Checkpoint) -> dict[str, Any]:
-    """Extra state, of which a table has the keys alone: today's."""
+    """Return today's extra state for those keys of the table; a table holds no values."""
     if not ckpt.objects:
         return {}
     state = blueprint.build().state_dict()

@@ -1,4 +1,4 @@
-"""Behaviour on synthetic values: recorded for a lock or by a past commit, and compared with today's model."""
+"""Behaviour on synthetic values: record it for a lock or at a past commit."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.models.blueprint import Blueprint
 
 KEPT = 64_000
-"""Characters of the integers that a lock keeps."""
+"""The most characters that a lock spends on integers."""
 
 _COPIES = 3
-"""Of the values: drawn, in the model, and what a forward pass holds besides."""
+"""Copies of the values in memory: as drawn, in the model, and in the forward pass."""
 
 
 def recorded(
@@ -39,16 +39,16 @@ def recorded(
     limits: Limits = DEFAULT,
     most: int = KEPT,
 ) -> dict[str, Any]:
-    """What a model gives for a batch on the synthetic values of a table, in plain values.
+    """Run a model on synthetic values of a table and return its outputs as plain values.
 
     Args:
-        blueprint: of the model that loads the table.
+        blueprint: builds the model that loads the table.
         table: key -> shape and dtype.
         ties: groups of keys that share a tensor.
-        batch: as `plain.packed` gives it.
+        batch: the inputs, in the form of `plain.packed`.
         method: which method is called.
-        limits: ``synthetic_bytes`` is the most that the values may take.
-        most: characters that the integers may take which the model constructs.
+        limits: ``synthetic_bytes`` caps the size of the values.
+        most: cap on the characters of the integers that the model constructs.
 
     Returns:
         `Behaviour.to_json`, with ``method``, the ``batch``'s digest, what was ``constructed`` (key -> bits of
@@ -114,7 +114,7 @@ def _other(batch: Any) -> Any:
 
 
 def undrawn(model: nn.Module) -> dict[str, Any]:
-    """What of a model's state dict `synthetic.state_dict` does not draw: integers, booleans, objects."""
+    """Return entries that `synthetic.state_dict` does not draw: integers, booleans, objects."""
     return {
         key: value.detach().clone() if isinstance(value, torch.Tensor) else value
         for key, value in model.state_dict(keep_vars=True).items()
@@ -123,7 +123,7 @@ def undrawn(model: nn.Module) -> dict[str, Any]:
 
 
 def too_large(table: Mapping[str, synthetic.Spec], limits: Limits) -> str:
-    """Why the values of a table can't be drawn here, or ``""``."""
+    """Return why the values of a table can't be drawn here, or ``""``."""
     nbytes = 8 * sum(prod(spec.shape) for spec in table.values())
     if nbytes > limits.synthetic_bytes:
         return (

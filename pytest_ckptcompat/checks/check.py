@@ -1,4 +1,4 @@
-"""The check: its stages, in order."""
+"""The check, which runs its stages in order."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.report.report import Report
 
 STAGES: tuple[Kind, ...] = ("open", "recipe", "compare", "load", "verify", "forward", "optimizer")
-"""Those that every report has a line for."""
+"""The stages that every report has a line for."""
 
 
 def check(
@@ -51,15 +51,15 @@ def check(
     ckpt: str | PathLike[str] | Checkpoint | None = None,
     **arguments: Unpack[Arguments],
 ) -> Report:
-    """Check that a checkpoint still serves a model: the arguments of ``@pytest.mark.ckpt_compat``.
+    """Check that a checkpoint still fits a model, with the arguments of ``@pytest.mark.ckpt_compat``.
 
     Args:
-        model: a callable giving the model, ``"package.module:name"``, or an ``nn.Module``, left as it was;
-            may be left out where there is a ``loader``.
-        ckpt: a path, or what `open_checkpoint` gave.
+        model: a callable giving the model, ``"package.module:name"``, or an ``nn.Module``, which is not
+            changed. It may be left out if there is a ``loader``.
+        ckpt: a path, or the result of `open_checkpoint`.
         **arguments: ``recipe``, ``inputs``, ``source_model``, ``state_dict_key``, ``protect``, ``allow``,
             ``device``, ``optimizer``, ``optimizer_state``, ``direction``, ``model_args``, ``method``,
-            ``max_memory``, ``loader``, as the marker takes them; ``pytest --markers`` tells what each is.
+            ``max_memory`` and ``loader``, as for the marker. ``pytest --markers`` describes each.
 
     Returns:
         The report. A checkpoint that can't be read or a recipe that does not apply is a finding in it.
@@ -71,7 +71,7 @@ def check(
     if ckpt is None:
         raise ValueError("ckpt= is missing: the path of a checkpoint, or what open_checkpoint gave")
     if isinstance(ckpt, Checkpoint):
-        if declared.state_dict_key is None:  # the caller has chosen it
+        if declared.state_dict_key is None:  # the caller has already chosen the state dict
             declared = replace(declared, state_dict_key=ckpt.state_dict_key)
         return Check(declared, ckpt.path, ckpt.at).run()
     path = os.fsdecode(ckpt)
@@ -80,18 +80,18 @@ def check(
 
 @dataclass
 class Check:
-    """One check. `run` gives the report; `model` is then the loaded model, `ckpt` the checkpoint, if any.
+    """A check. `run` returns the report. `model` is then the loaded model and `ckpt` the checkpoint, if any.
 
     Attributes:
-        arguments: what is declared.
-        path: of the checkpoint, as it was given.
-        open: state dict key, or None -> the checkpoint; called once.
-        severities: what ``ckpt_severity`` changes.
+        arguments: the declared arguments.
+        path: the path of the checkpoint, as given.
+        open: opens the checkpoint; gets the state dict key, or None; called once.
+        severities: rule -> severity, as ``ckpt_severity`` sets them.
         require_cuda: fail unless the forward pass really ran on CUDA.
         wants_model: load the values even if no stage needs them (``ckpt_model``).
-        place: where past commits are looked for, and their answers are kept.
-        shown: what the report calls the checkpoint; ``""``: its path.
-        drift: ask whether the checkpoint, the lock of the last release, is what today's model saves.
+        place: where to look for past commits and keep their answers.
+        shown: the name of the checkpoint in the report; ``""`` for its path.
+        drift: whether to compare the checkpoint, the lock of the last release, with today's model.
     """
 
     arguments: CheckArguments
@@ -110,7 +110,7 @@ class Check:
     _model_name: str = field(default="", init=False, repr=False)
 
     def run(self) -> Report:
-        """Run every stage that can be run, and say of the others why they were not."""
+        """Run every stage that can be run, and note for the others why they were not."""
         with undisturbed():
             return self._run()
 
@@ -136,10 +136,10 @@ class Check:
         return self.report
 
     def _judged(self, log: Log) -> bool:
-        """Run the stages; whether the forward pass ran on a card.
+        """Run the stages; return whether the forward pass ran on CUDA.
 
         Raises:
-            Stopped: a stage ended the check, or code of the model raised where none is expected to.
+            Stopped: a stage ended the check, or code raised an unexpected error, usually the model's.
         """
         try:
             values.import_optimizer(self.arguments.optimizer, log)
@@ -150,10 +150,10 @@ class Check:
             log.stop(unforeseen(error), "it raised")
 
     def _is_strict(self, log: Log) -> bool:
-        """Whether no loader is to be run: none is declared, or there are no values and keys are compared.
+        """Return whether to load strictly: no loader is declared, or there are no values to load.
 
         Raises:
-            Stopped: there is neither anything to load nor a model to compare with.
+            Stopped: there are no values to load and no model to compare with.
         """
         if self.arguments.loader is None:
             return True
@@ -168,9 +168,9 @@ class Check:
         return bool(why)
 
     def _strictly(self, log: Log) -> bool:
-        """Load as the model itself does; whether the forward pass ran on a card."""
+        """Load with the model's own strict load; return whether the forward pass ran on CUDA."""
         arguments = self.arguments
-        if is_reference(self.path):  # the commit is asked what its model gives for the inputs of today's
+        if is_reference(self.path):  # the commit's model runs on today's inputs
             blueprint, schema = header.build_stage(arguments, log)
             batch = Batch(inputs_of(arguments, blueprint, schema, log))
             ckpt = header.past_stage(lambda: self._past(batch), log)
@@ -187,7 +187,7 @@ class Check:
         return self._stages(Subject(arguments, ckpt, blueprint, schema, source, batch, reason, log))
 
     def _by_loader(self, log: Log) -> bool:
-        """Load by the repository's own function; whether the forward pass ran on a card."""
+        """Load with the repository's own function; return whether the forward pass ran on CUDA."""
         contents, usual, ambiguous = header.opened(self.open, self.arguments.state_dict_key, log)
         tested = loader.prepared(self.arguments, self.path, contents, log)
         subject, model, in_place, recipe = loader.load_stage(
@@ -201,7 +201,7 @@ class Check:
         return on_cuda
 
     def _past(self, batch: Batch) -> Checkpoint:
-        """What a past commit would have saved; with what its model gives, where that is to be compared."""
+        """Open a past commit as a checkpoint, with the outputs of its model if they are to be compared."""
         runs = self.arguments.device not in ("none", "rehearse")
         model_args = header.model_arguments(self.arguments.model_args, None)
         batch_json = batch.plain if runs else None
@@ -209,7 +209,7 @@ class Check:
         return open_past(self.path, question, self.place)
 
     def _stages(self, subject: Subject) -> bool:
-        """What follows the opening of the checkpoint; whether the forward pass ran on a card."""
+        """Run the stages after opening; return whether the forward pass ran on CUDA."""
         arguments, ckpt, log = subject.arguments, subject.ckpt, subject.log
         advise, files, limits = Adviser(subject).advise, ckpt.contents.files, self.place.limits
         with log.reading("recipe", files):
@@ -243,7 +243,7 @@ class Check:
             if isinstance(arguments.source_model, str) and is_reference(arguments.source_model):
                 model_args = header.model_arguments(arguments.model_args, ckpt.contents)
                 compare_source(subject, applied, model_args, self.place)
-            del applied, old  # with the values that were held for the proofs
+            del applied, old  # frees the values that the proofs needed
         on_cuda = values.forward_stage(subject, self.model)
         with log.reading("optimizer", files), ckpt.progress():
             values.optimizer_stage(subject, recipe, self.model)
@@ -251,7 +251,7 @@ class Check:
 
     @property
     def shown_model(self) -> nn.Module:
-        """What ``ckpt_model`` gives: the loaded model, or the one on meta where a lock has no values."""
+        """The model for ``ckpt_model``: the loaded one, or the one on meta if a lock has no values."""
         if self.model is not None:
             return as_it_was(self.model)
         assert self._schema is not None
@@ -259,7 +259,7 @@ class Check:
 
 
 def _with_recipe(arguments: CheckArguments) -> CheckArguments:
-    """The arguments with a recipe that is named by its path read, once; a fault is told by its stage."""
+    """Read a recipe given by its path, once. If that fails, the recipe stage reports the fault."""
     if not isinstance(arguments.recipe, str):
         return arguments
     try:

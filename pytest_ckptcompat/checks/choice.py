@@ -1,4 +1,4 @@
-"""Which of the state dicts in a checkpoint is the model's: each is compared with its keys and shapes."""
+"""Find the model's state dict among several in a checkpoint, by keys and shapes."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def chosen(
 
     Args:
         contents: the header of the checkpoint.
-        usual: the state dict that would be taken without a model; None if several may be meant.
+        usual: the state dict that would be chosen without a model; None if several are possible.
         target: the model's state dict.
-        declared: the recipe of the check, which is applied to each before it is compared.
+        declared: the recipe of the check, which is applied to each state dict before the comparison.
 
     Returns:
-        The state dict, and why it is this one if `usual` is another. Where several fit, or none fits but
-        several share names with the model, it is `usual`.
+        The state dict, and why it was chosen if it is not `usual`. Returns `usual` if several fit, or if none
+        fits but several share names with the model.
     """
     recipe = _loaded(declared)
     wanted = _shapes(target)
@@ -57,11 +57,11 @@ def _loaded(declared: Recipe | str | None) -> Recipe:
     try:
         return Recipe.load(declared) if isinstance(declared, str) else declared or Recipe()
     except RecipeError:
-        return Recipe()  # the recipe stage says what is wrong with it
+        return Recipe()  # the recipe stage reports what is wrong
 
 
 def _made(ckpt: Checkpoint, target: Mapping[str, Any], recipe: Recipe) -> Shapes | None:
-    """The shapes that the recipe makes of a state dict; None if it does not apply."""
+    """Return the shapes that the recipe makes of a state dict, or None if it does not apply."""
     if not recipe.operators:
         return {key: spec.shape for key, spec in ckpt.items()}
     try:

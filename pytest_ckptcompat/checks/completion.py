@@ -1,4 +1,4 @@
-"""What a check knows besides the state dict, for what a recipe leaves open."""
+"""Complete recipes with what a check knows besides the state dict."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.recipe import Recipe
 
 _MOST = 1 << 20
-"""Bytes of a file beside a checkpoint; a configuration is much smaller."""
+"""The most bytes read from a file beside a checkpoint; a configuration is much smaller."""
 
 
 def completed(
     recipe: Recipe, ckpt: Checkpoint, model: nn.Module, source: Callable[[], nn.Module] | None
 ) -> Recipe:
-    """The recipe with what the checkpoint's folder and the models say of what it leaves open.
+    """Complete a recipe with what the checkpoint's folder and the models tell.
 
     Args:
-        recipe: the one declared.
-        ckpt: the checkpoint, in whose folder small files are looked for.
+        recipe: the declared recipe.
+        ckpt: the checkpoint. Small files are looked for in its folder.
         model: the new model, on the meta device.
-        source: gives the model that the checkpoint was made for, likewise; None if it is not known.
+        source: gives the model that the checkpoint was made for, also on the meta device, or None.
 
     Raises:
-        RecipeError: what they say is not what the recipe says.
+        RecipeError: they contradict the recipe.
     """
     return recipe.completed(Surroundings(lambda name: _read(ckpt, name), model, source or (lambda: None)))
 
 
 def target_of(recipe: Recipe, schema: nn.Module, build: Callable[[], nn.Module]) -> Mapping[str, Any]:
-    """What a recipe is applied for: the model's shapes, or its values where an operator takes some."""
+    """Return the recipe's target: the model's shapes, or its values if an operator needs them."""
     return (build() if recipe.needs_model else schema).state_dict()
 
 
 def _read(ckpt: Checkpoint, name: str) -> bytes | None:
-    """A small file in the checkpoint's folder; None if there is none."""
+    """Read a small file in the checkpoint's folder; return None if there is none."""
     try:
         path = inside(ckpt.path, name) if kind_of(ckpt.path) == "folder" else beside(ckpt.path, name)
         with ckpt.contents.files.open(path) as file:

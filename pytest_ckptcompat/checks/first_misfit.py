@@ -1,4 +1,4 @@
-"""The first commit at which a checkpoint no longer fits a model."""
+"""Find the first commit at which a checkpoint no longer fits a model."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Misfit:
-    """What was found.
+    """The result of a search.
 
     Attributes:
         found: how the search ended.
-        commits: one line for each commit that may be the first, the newest first; empty where there is none.
-        report: of the first commit that certainly differs, or else of the last one.
-        why_skipped: what the last commit that was skipped said.
+        commits: one line for each commit that may be the first, newest first; empty if there is none.
+        report: the report of the first commit that certainly differs, or of the last commit.
+        why_skipped: why the last skipped commit was skipped.
     """
 
     found: Found
@@ -48,15 +48,15 @@ def first_misfit(
     """Search the first parents of `bad` for the first commit at which a checkpoint no longer fits.
 
     Args:
-        ckpt: its path; or a commit, ``git:REF``.
+        ckpt: the path of the checkpoint, or a commit, ``git:REF``.
         model: ``package.module:name``, imported at every commit that is tried.
         place: where this runs.
-        good: a commit at which it fits; None: it is looked for 1, 2, 4 ... commits back.
-        bad: a commit at which it does not.
-        width: columns of the report.
+        good: a commit at which the checkpoint fits. If None, try the commits 1, 2, 4 ... back.
+        bad: a commit at which it does not fit.
+        width: the width of the report in columns.
 
     Raises:
-        CheckpointError: the checkpoint can't be read, or a commit is not there.
+        CheckpointError: the checkpoint can't be read, or a commit does not exist.
     """
     last = resolve(Reference.parse(f"git:{bad}"), place.folder)
     line = line_of(last)
@@ -97,7 +97,7 @@ def first_misfit(
 
 @contextmanager
 def _readable(ckpt: str, model: str, place: Place) -> Iterator[str]:
-    """The path of a checkpoint for a process in another folder; of a commit, that of a lock."""
+    """Yield the checkpoint's path for a process in another folder; for a commit, the path of a lock."""
     if not is_reference(ckpt):
         open_checkpoint(ckpt, limits=place.limits)
         yield ckpt if is_url(ckpt) else os.path.abspath(ckpt)  # noqa: PTH100  # links stay what they are
@@ -109,16 +109,16 @@ def _readable(ckpt: str, model: str, place: Place) -> Iterator[str]:
 
 
 def _described(commit: Commit) -> str:
-    """``1a2b3c4d5e 2026-11-29 A. Uthor: subject``."""
+    """Return a line such as ``1a2b3c4d5e 2026-11-29 A. Uthor: subject``."""
     told = git(commit.repository, "show", "-s", "--format=%h %cs %an: %s", "--abbrev=10", commit.sha).stdout
     return escape(told.decode("utf-8", "replace").strip(), 200)
 
 
 def answer_of(arguments: dict[str, Any]) -> dict[str, Any]:
-    """In the child: whether the checkpoint fits the model of this commit, and the report.
+    """Check the checkpoint against the model of this commit. Runs in the child process.
 
     Returns:
-        ``{"ok": ..., "report": text}``, or ``{"error": text}`` where the model can't be had.
+        ``{"ok": ..., "report": text}``, or ``{"error": text}`` if the model can't be built.
     """
     from pytest_ckptcompat.core.limits import Limits
     from pytest_ckptcompat.report.terminal import render

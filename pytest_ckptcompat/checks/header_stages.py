@@ -1,4 +1,4 @@
-"""The stages for which a checkpoint's header is enough: open, build, source, recipe, compare."""
+"""The stages that need only a checkpoint's header: open, build, source, recipe, compare."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ if TYPE_CHECKING:
     """Looks for a recipe in place of the one that was declared, and notes it."""
 
 _SMALL = 4096
-"""Elements of a tensor that a loader may look at: a version, a scale, a table."""
+"""The most elements of a tensor whose values a loader may inspect: a version, a scale, a table."""
 
 
 @collection.paused()
 def open_stage(
     opener: Callable[[str | None], Checkpoint], arguments: CheckArguments, log: Log
 ) -> tuple[Checkpoint, Blueprint, nn.Module]:
-    """Open the checkpoint and build the model on meta; of several state dicts the one that fits is taken.
+    """Open the checkpoint and build the model on meta. Of several state dicts, choose the one that fits.
 
     Returns:
         The checkpoint, how the model is built, and the model on meta.
 
     Raises:
-        Stopped: one of them can't be read or built.
+        Stopped: the checkpoint can't be read, or the model can't be built.
     """
     contents, ckpt, ambiguous = opened(opener, arguments.state_dict_key, log)
     why = ""
@@ -74,10 +74,10 @@ def open_stage(
 
 
 def model_arguments(declared: dict[str, Any] | str | None, contents: Contents | None) -> dict[str, Any]:
-    """The keyword arguments of the model.
+    """Return the keyword arguments of the model.
 
     Raises:
-        CheckpointError: they are to be read from the checkpoint, and are not there.
+        CheckpointError: the checkpoint does not hold them.
     """
     if not isinstance(declared, str):
         return declared or {}
@@ -92,7 +92,7 @@ def past_stage(opener: Callable[[], Checkpoint], log: Log) -> Checkpoint:
     """Ask a commit what its model would have saved.
 
     Raises:
-        Stopped: there is no such commit, or its model can't be had.
+        Stopped: there is no such commit, or its model can't be built.
     """
     try:
         ckpt = opener()
@@ -108,10 +108,10 @@ def opened(
     """Read the header.
 
     Returns:
-        The header, and the state dict in it; None, and why, if several may be meant.
+        The header, the state dict and ``""``; or the header, None and why, if several are possible.
 
     Raises:
-        Stopped: it can't be read.
+        Stopped: the checkpoint can't be read.
     """
     try:
         ckpt = opener(state_dict_key)
@@ -123,7 +123,7 @@ def opened(
 
 
 def note_opened(ckpt: Checkpoint, why: str, log: Log, recipe: Recipe | str | None = None) -> None:
-    """Note what was opened, why this state dict of several, and which release it is.
+    """Note what was opened, why this state dict was chosen, and which release it is.
 
     Raises:
         Stopped: it belongs to no release.
@@ -150,18 +150,18 @@ def _released(releases: Releases, ckpt: Checkpoint) -> str:
 def build_stage(
     arguments: CheckArguments, log: Log, contents: Contents | None = None
 ) -> tuple[Blueprint, nn.Module]:
-    """Build the model on the meta device; it has no line of its own, since all that follow are about it.
+    """Build the model on the meta device. The report has no line for this.
 
     Args:
         arguments: ``model``, ``model_args`` and ``method``.
-        log: takes what is found.
-        contents: of the checkpoint, which may hold the model's arguments; None for a commit.
+        log: collects the findings.
+        contents: the checkpoint, which may hold the model's arguments; None for a commit.
 
     Returns:
-        How it is built, and the model on meta.
+        How the model is built, and the model on meta.
 
     Raises:
-        Stopped: it can't be built.
+        Stopped: the model can't be built.
     """
     try:
         built = blueprint(arguments.model, model_arguments(arguments.model_args, contents))
@@ -175,9 +175,9 @@ def build_stage(
 
 
 def source_stage(source_model: Any, ckpt: Checkpoint, log: Log) -> Blueprint | None:
-    """The model that the checkpoint was made for, where it really is: another one proves nothing."""
+    """Return source_model, unless the checkpoint does not fit it: another model proves nothing."""
     past = isinstance(source_model, str) and is_reference(source_model)
-    if source_model is None or past or ckpt.format == "git":  # a commit tells what its model computed
+    if source_model is None or past or ckpt.format == "git":  # a commit reports what its model computed
         return None
     try:
         source = blueprint(source_model)
@@ -195,17 +195,17 @@ def recipe_stage(subject: Subject, advise: Advise) -> tuple[Recipe, Applied]:
     """Apply the recipe to the shapes.
 
     Returns:
-        The recipe, an empty one where none is declared, and what it made of the checkpoint.
+        The recipe (empty if none is declared), and its result.
 
     Raises:
-        Stopped: it can't be read, or does not apply.
+        Stopped: the recipe can't be read, or does not apply.
     """
     declared, protect = subject.arguments.recipe, subject.arguments.protect
     ckpt, schema, source, log = subject.ckpt, subject.schema, subject.source, subject.log
     target = schema.state_dict()
     log.add(*protection.unknown(protect, list(dict.fromkeys([*ckpt, *target]))))
     as_it_is = Recipe().run(ckpt.meta(), target)
-    # Recipe and waivers may be for checkpoints that are older than the commit.
+    # The recipe and the waivers may be for checkpoints older than the commit.
     log.lenient = ckpt.format == "git" and compare(schema, as_it_is.state_dict).fits
     if declared is None:
         log.stage("recipe", "skipped", "none declared")
@@ -231,10 +231,10 @@ def recipe_stage(subject: Subject, advise: Advise) -> tuple[Recipe, Applied]:
 
 @collection.paused()
 def compare_stage(subject: Subject, recipe: Recipe, applied: Applied, advise: Advise) -> Comparison:
-    """Have the model's own strict load judge the shapes; where it looks at values, at small ones too.
+    """Judge the shapes by the model's own strict load, with small values if it looks at values.
 
     Raises:
-        Stopped: the values that it looks at can't be read.
+        Stopped: those values can't be read.
     """
     log = subject.log
     try:
@@ -256,7 +256,7 @@ def compare_stage(subject: Subject, recipe: Recipe, applied: Applied, advise: Ad
 
 
 def compared(ckpt: Checkpoint, schema: nn.Module, recipe: Recipe, applied: Applied) -> Comparison:
-    """The verdict of the model's own strict load, on shapes, and on small values where it looks at them.
+    """Compare by the model's own strict load, with shapes and, if it looks at values, small values.
 
     Raises:
         CheckpointError: the values can't be read.
@@ -275,7 +275,7 @@ def _refused(error: RecipeError) -> Finding:
 def _compared_by_values(
     comparison: Comparison, ckpt: Checkpoint, schema: nn.Module, recipe: Recipe, applied: Applied
 ) -> Comparison:
-    """Once more, with the values of what is small: version numbers, scales, and the like."""
+    """Compare again, with the values of small tensors: version numbers, scales, and the like."""
     if ckpt.valueless:
         what = "a lock" if ckpt.format == "lock" else "a commit"
         why = f"the model's own loader looks at values, and {what} has none: check against the checkpoint; "

@@ -1,4 +1,4 @@
-"""``ckptcompat.toml`` for a repository that has none: against a checkpoint's lock, or the default branch."""
+"""Write a first ``ckptcompat.toml``. It names the lock of a checkpoint, or the default branch."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _BRANCHES = ("origin/main", "origin/master", "main", "master")
 
 @dataclass(frozen=True)
 class Written:
-    """What `write` wrote.
+    """The result of `write`.
 
     Attributes:
-        files: in the order in which they were written.
-        ckpt: what the check names: a lock, or ``git:REF...``.
-        inputs: ``"auto"`` where the model knows its inputs, else None.
+        files: the files, in the order in which they were written.
+        ckpt: the checkpoint that the check names: a lock, or ``git:REF...``.
+        inputs: ``"auto"`` if the model provides its inputs, else None.
     """
 
     files: tuple[str, ...]
@@ -40,15 +40,15 @@ class Written:
 
 
 def write(model: str, ckpt: Checkpoint | None, limits: Limits) -> Written:
-    """Write the file into the current folder, and the lock of a checkpoint beside it.
+    """Write ``ckptcompat.toml`` into the current folder, with the lock of a checkpoint beside it.
 
     Args:
         model: ``package.module:name``.
-        ckpt: of which the lock is made; None: the default branch is compared with.
+        ckpt: the checkpoint to lock. If None, the check compares with the default branch.
         limits: caps on what the lock records.
 
     Raises:
-        CheckpointError: a file is there already or can't be written, the model can't be built or does not fit
+        CheckpointError: a file already exists or can't be written, the model can't be built or does not fit
             the checkpoint, or there is no branch to compare with.
     """
     from pytest_ckptcompat.checkpoint.lock_writer import lock_of_checkpoint, with_more, write_lock
@@ -86,7 +86,7 @@ def _inputs(model: str) -> str | None:
 
 
 def _default_branch() -> str:
-    """The branch that pull requests go to, as this clone knows it."""
+    """Return the default branch, as this clone knows it."""
     root = repository(Path.cwd())
     head = git(root, "symbolic-ref", "--short", "-q", "refs/remotes/origin/HEAD", check=False)
     for branch in filter(None, (head.stdout.decode().strip(), *_BRANCHES)):

@@ -1,4 +1,4 @@
-"""Whether a LightningModule's `on_load_checkpoint` can be run as Lightning runs it; it is, or it is named."""
+"""Run a LightningModule's `on_load_checkpoint` as Lightning does, or report that it can't be run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def with_hook(ckpt: Checkpoint, blueprint: Blueprint, schema: nn.Module) -> tuple[Blueprint, nn.Module, str]:
-    """The model as Lightning loads it from a Trainer's checkpoint.
+    """Wrap the model so that it loads like Lightning loads it from a Trainer's checkpoint.
 
     Returns:
-        How it is built, the model on meta, and what to say of the hook; ``""`` where there is none.
+        How the model is built, the model on meta, and a note about the hook; ``""`` if there is none.
     """
     if not has_hook(schema):
         return blueprint, schema, ""
@@ -33,7 +33,8 @@ def with_hook(ckpt: Checkpoint, blueprint: Blueprint, schema: nn.Module) -> tupl
     try:
         run_hook(meta_copy(schema), ckpt.meta(), others)
     except (Exception, SystemExit) as error:
-        # The hook sees keys, shapes and plain values; that it wants more is not a fault of the checkpoint.
+        # The hook gets only keys, shapes and plain values. If it needs more, that is not the checkpoint's
+        # fault.
         return blueprint, schema, f"{name} was not run: {escape(raised(error), 120)}"
 
     def make() -> Any:

@@ -1,4 +1,4 @@
-"""Loading for use: the recipe that the gate checked is the one that the product runs."""
+"""Load checkpoints in production, with the same recipe that the gate checked."""
 
 from __future__ import annotations
 
@@ -47,29 +47,28 @@ def load(
     *,
     state_dict_key: str | None = None,
 ) -> nn.Module:
-    """Load a checkpoint into a model, old ones by their recipe.
+    """Load a checkpoint into a model; a recipe converts an old one.
 
-    The load is strict, whatever the recipe. The values are read once, straight into the model: there is no
-    second copy of them. Where loading takes a while and someone watches, a line on the terminal tells how far
-    it is.
+    The load is always strict. The values are read once, straight into the model, so there is no second copy
+    of them. If loading takes a while, a line on the terminal shows the progress.
 
     Args:
-        model: an ``nn.Module``, which is loaded where it is (one on the meta device gets memory on the CPU);
-            or a callable that gives one, or its name, ``"package.module:name"``: it is then built first,
-            without drawing random numbers that the load overwrites.
-        path: a file, a folder or an fsspec URL, or what `open_checkpoint` gave.
+        model: an ``nn.Module``, which is loaded in place (one on the meta device gets memory on the CPU); or
+            a callable that gives the model, or its name, ``"package.module:name"``. The model is then built
+            first, without drawing random numbers that the load overwrites.
+        path: a file, a folder, an fsspec URL, or the result of `open_checkpoint`.
         recipe: a recipe, or the path of a recipe file.
-        state_dict_key: dotted path to the state dict inside; without it the usual wrappers are tried.
+        state_dict_key: dotted path to the state dict inside. Without it, the usual wrappers are tried.
 
     Returns:
-        The model, in the mode (training or not) in which it was.
+        The model, in the same mode (training or eval) as before.
 
     Raises:
-        CheckpointError: the checkpoint can't be read. Where its values end too early, a module that was given
+        CheckpointError: the checkpoint can't be read. If its values end too early, a module that was given
             may be loaded in part.
         RecipeError: the recipe does not apply.
-        MisfitError: what it gives does not fit the model, or this can't be built; the text has the table. A
-            module that was given is as it was, unless its own loader raised on the values.
+        MisfitError: the result does not fit the model, or the model can't be built. The message contains the
+            table. A module that was given is unchanged, unless its own loader raised on the values.
 
     Example::
 
@@ -126,7 +125,7 @@ def load(
 def _opened(
     path: str | os.PathLike[str], state_dict_key: str | None, schema: nn.Module, recipe: Recipe
 ) -> Checkpoint:
-    """The checkpoint; of several state dicts the one that fits the model, as in a check."""
+    """Open the checkpoint. Of several state dicts, choose the one that fits, as in a check."""
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise CheckpointError(
             f"path is of type {type(path).__name__}: give a path, or the Checkpoint that open_checkpoint gave"
@@ -144,7 +143,7 @@ def _opened(
 
 
 def _planned(model: nn.Module | Callable[[], nn.Module] | str) -> tuple[Blueprint, nn.Module]:
-    """How the model is made, and a copy of it on the meta device."""
+    """Return how the model is made, and a copy on the meta device."""
     if isinstance(model, nn.Module):
         return Blueprint(type(model).__name__, lambda: model), meta_copy(model)
     try:

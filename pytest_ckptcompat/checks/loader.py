@@ -1,4 +1,4 @@
-"""A repository's own loading function under test: run as production runs it, its model traced to the file."""
+"""Test a repository's own loading function: run it as in production, and trace its model to the file."""
 
 from __future__ import annotations
 
@@ -50,20 +50,20 @@ if TYPE_CHECKING:
     from .log import Log
 
 _SEED = 0x5EED_10AD
-"""An unlikely one: an untrained checkpoint must not be what the constructor draws here, too."""
+"""An unlikely seed, so that an untrained checkpoint differs from what the constructor draws here."""
 
-_GROUPS = 3  # of keys that a line lists
+_GROUPS = 3  # how many groups of keys a line lists
 
 
 @dataclass(frozen=True)
 class Loader:
-    """The function, and what it is called with.
+    """A loading function, and the arguments it is called with.
 
     Attributes:
-        name: as reports show it.
+        name: the name in reports.
         function: ``(path) -> model``, or ``(model, path)`` where a model is declared.
-        path: of the checkpoint, as it was given.
-        model: builds the model that is loaded in place; None if the function makes it.
+        path: the path of the checkpoint, as given.
+        model: builds the model to load in place; None if the function makes the model.
     """
 
     name: str
@@ -72,13 +72,13 @@ class Loader:
     model: Blueprint | None
 
     def run(self, seed: int = _SEED) -> tuple[nn.Module, bool]:
-        """Run it.
+        """Run the function.
 
         Returns:
-            The loaded model, and whether it is the one that the function was given.
+            The loaded model, and whether it is the model that the function was given.
 
         Raises:
-            ModelError: the model can't be built, the function raised, or it gave no model.
+            ModelError: the model can't be built, or the function raised or returned no model.
         """
         given = None if self.model is None else self.model.build(seed)
         arguments = (self.path,) if given is None else (given, self.path)
@@ -94,7 +94,7 @@ class Loader:
             raise ModelError(f"{self.name}{how} {raised(error)}") from error
         if isinstance(loaded, nn.Module):
             return loaded, loaded is given
-        if given is not None:  # it may tell which keys it loaded
+        if given is not None:  # it may return which keys it loaded
             return given, True
         what = f"a {type(loaded).__name__}" if loaded is not None else "nothing"
         raise ModelError(
@@ -102,12 +102,12 @@ class Loader:
         )
 
     def before(self) -> Mapping[str, Any]:
-        """The state dict of the model as it was handed to the function."""
+        """Return the state dict of the model as it was before the load."""
         assert self.model is not None
         return state_of(self.model.build(_SEED))
 
     def again(self) -> Mapping[str, Any] | None:
-        """The state dict after another run, with another seed; None if that fails."""
+        """Return the state dict after another run with another seed, or None if that fails."""
         try:
             return state_of(self.run(_SEED + 1)[0])
         except (ModelError, MemoryError):
@@ -115,10 +115,10 @@ class Loader:
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors of a model's state dict, also those that quantized modules keep in pairs.
+    """Return the tensors of a model's state dict, including those that quantized modules keep in pairs.
 
     Raises:
-        ModelError: its own code does not give them.
+        ModelError: the model's own code raised.
     """
     found = {}
     try:
@@ -140,21 +140,21 @@ def load_stage(
     arguments: CheckArguments,
     log: Log,
 ) -> tuple[Subject, nn.Module, bool, Recipe]:
-    """Run the loader, and find what belongs to its model in the checkpoint.
+    """Run the loader, and find the state dict of its model in the checkpoint.
 
     Args:
         loader: the function.
         contents: the header of the checkpoint.
-        usual: the state dict that would be taken without a model; None if several may be meant.
-        ambiguous: which.
-        arguments: of the check.
-        log: takes what is found.
+        usual: the state dict that would be chosen without a model; None if several are possible.
+        ambiguous: the error message if several are possible.
+        arguments: the arguments of the check.
+        log: collects the findings.
 
     Returns:
         What the check is about, the model, whether that was loaded in place, and the recipe.
 
     Raises:
-        Stopped: the loader failed, the recipe does not apply, or no state dict is the model's.
+        Stopped: the loader failed, the recipe does not apply, or several state dicts are possible.
     """
     fault = ""
     log.loader = loader.name
@@ -189,10 +189,10 @@ def load_stage(
 
 @contextmanager
 def _examining(log: Log, stage: Kind) -> Iterator[None]:
-    """Note where a loader's model can't be examined: its code raises, or its tensors have no plain values.
+    """Stop the check if a loader's model can't be examined: its code raises, or it has no plain values.
 
     Raises:
-        Stopped: that was so, or the stage says so.
+        Stopped: it can't be examined, or the stage stopped.
     """
     try:
         yield
@@ -239,7 +239,7 @@ def trace_stage(loader: Loader, subject: Subject, model: nn.Module, in_place: bo
 
 
 def _in_other_parts(tensors: Mapping[str, Any], ckpt: Checkpoint) -> dict[str, str]:
-    """Tensors that another state dict of the same file has, such as an average, and which one."""
+    """Find tensors in other state dicts of the same file, such as an average; return key -> where."""
     found: dict[str, str] = {}
     for other in candidates(ckpt.contents):
         if not f"{ckpt.state_dict_key}.".startswith(f"{other.state_dict_key}.".lstrip(".")):
@@ -250,7 +250,7 @@ def _in_other_parts(tensors: Mapping[str, Any], ckpt: Checkpoint) -> dict[str, s
 
 
 def _summary(origins: Origins) -> str:
-    """``61 of 63 keys hold the checkpoint's values``, what became of these, and which keys are constants."""
+    """Summarise the trace: ``61 of 63 keys hold the checkpoint's values``, the changes, and the constants."""
     told = f"{len(origins.held)} of {origins.total} keys hold the checkpoint's values"
     changes = Counter(origin.how for origin in origins.held.values() if origin.how)
     how = ", ".join(
@@ -273,10 +273,10 @@ def _listed(origins: Origins) -> str:
 
 
 def prepared(arguments: CheckArguments, path: str, contents: Contents, log: Log) -> Loader:
-    """What is to be run.
+    """Prepare the loader.
 
     Raises:
-        Stopped: the function or the model can't be imported, or the path is one that no function would get.
+        Stopped: the function or the model can't be imported, or the path is a URL or a pattern.
     """
     if is_url(path) or (not Path(path).exists() and not {"*", "?"}.isdisjoint(path)):
         text = f"{display(path)}: a loader gets the path of one file or folder, not a URL or a pattern"

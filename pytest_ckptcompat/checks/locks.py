@@ -1,4 +1,4 @@
-"""Locks of models, locks that record what a model computes, and locks rewritten from what they name."""
+"""Make locks of models, record what a model computes, and update locks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .past_checkpoint import Place
 
 Declared = list[str] | str
-"""Inputs as a lock notes them: texts that `Inputs.parse` reads, or ``"auto"``."""
+"""Inputs as a lock records them: texts that `Inputs.parse` reads, or ``"auto"``."""
 
 
 def lock_of_model(
@@ -45,16 +45,16 @@ def lock_of_model(
     limits: Limits = DEFAULT,
     most: int | None = None,
 ) -> Content:
-    """The lock of ``package.module:name``, built without memory.
+    """Make the lock of the model ``package.module:name``, which is built without memory.
 
     Args:
-        name: of the model.
-        arguments: keyword arguments that it gets.
-        inputs: what the model gives for them is recorded, and they are too; None: nothing is recorded.
-        batch: instead of `inputs`, as `plain.packed` gives it.
+        name: the name of the model.
+        arguments: keyword arguments of the model.
+        inputs: the inputs, recorded with the model's outputs for them. If None, nothing is recorded.
+        batch: replaces `inputs`, in the form of `plain.packed`.
         method: which method is called.
-        limits: caps on what is recorded.
-        most: characters of the integers that are recorded.
+        limits: caps on the record.
+        most: the most characters of integers to record.
 
     Raises:
         CheckpointError: the model can't be imported or built, or the inputs can't be made.
@@ -96,15 +96,15 @@ def behaviour_of_checkpoint(
     method: str,
     limits: Limits = DEFAULT,
 ) -> Content:
-    """What the model of a checkpoint gives on synthetic values of the checkpoint's table.
+    """Record what a checkpoint's model computes on synthetic values of the checkpoint's table.
 
     Args:
-        ckpt: of which no value is read.
-        name: of the model, ``package.module:name``.
-        arguments: keyword arguments that it gets.
-        inputs: as they are declared.
+        ckpt: the checkpoint. Its values are not read.
+        name: the name of the model, ``package.module:name``.
+        arguments: keyword arguments of the model.
+        inputs: the declared inputs.
         method: which method is called.
-        limits: caps on what is recorded.
+        limits: caps on the record.
 
     Raises:
         CheckpointError: the inputs can't be made, or the model does not load the table.
@@ -137,7 +137,7 @@ def lock_at(
     method: str,
     place: Place,
 ) -> Content:
-    """The lock of a model as it stood at a commit; errors as for `open_past`."""
+    """Make the lock of a model as of a commit; raises what `open_past` raises."""
     from pytest_ckptcompat.history.reference import Reference, resolve
 
     from . import past_checkpoint
@@ -150,12 +150,13 @@ def lock_at(
 
 
 def update(path: str, limits: Limits, place: Place | None = None) -> None:
-    """Rewrite the lock file at `path` from the checkpoint, model or commit that it names.
+    """Update the lock file at `path` from the checkpoint, model or commit that it names.
 
-    Outputs and metadata are recorded again where it holds them.
+    Outputs and metadata are recorded again if the lock holds them.
 
     Raises:
-        CheckpointError: it names none, that can't be read or built, or the file can't be written.
+        CheckpointError: it names none of these, its source can't be read or built, or the file can't be
+            written.
     """
     try:
         held = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -202,10 +203,10 @@ def _made_anew(path: str, held: Mapping[str, Any], limits: Limits, place: Place 
 
 
 def _batch(inputs: Declared, made: Blueprint, schema: nn.Module) -> Any:
-    """The inputs as `plain.packed` has them.
+    """Return the inputs in the form of `plain.packed`.
 
     Raises:
-        CheckpointError: they can't be made, or the model knows none.
+        CheckpointError: the inputs can't be made, or the model provides none.
     """
     from pytest_ckptcompat.forward.declared_inputs import LOOKED_FOR, known_inputs
     from pytest_ckptcompat.forward.inputs import Inputs

@@ -1,4 +1,4 @@
-"""What a check has found so far, and the report that becomes of it."""
+"""The log of a check, from which the report is made."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from .waivers import Waiver
 
 
-class Stopped(Exception):  # noqa: N818  # it ends the check, and is not an error of its own
-    """The stages that follow can't be run; `reason` is why."""
+class Stopped(Exception):  # noqa: N818  # ends the check and is not an error in itself
+    """Raised if the later stages can't be run; `reason` says why."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -40,14 +40,14 @@ class Log:
     """Findings, promises and stages of one check, in the order in which they come.
 
     Attributes:
-        waivers: findings that are accepted.
-        severities: what ``ckpt_severity`` changes.
-        comparison: the model's verdict on the keys; empty until they were compared.
-        loader: the function that loaded the model; ``""`` where it was loaded strictly.
+        waivers: which findings are accepted.
+        severities: rule -> severity, as ``ckpt_severity`` sets them.
+        comparison: the model's verdict on the keys; empty before the compare stage.
+        loader: the name of the loading function; ``""`` for a strict load.
         suggestion: a recipe with which the checkpoint would load.
-        load_hook: what became of the model's own hook on the whole checkpoint, if it has one.
-        remedy: what the search for one found besides.
-        lenient: whether waivers may be unused, because they are for other checkpoints.
+        load_hook: what happened to the model's `on_load_checkpoint`, if it has one.
+        remedy: what else the search for a recipe found.
+        lenient: whether waivers may be unused, since they may be for other checkpoints.
     """
 
     waivers: Sequence[Waiver] = ()
@@ -65,15 +65,15 @@ class Log:
     _causes: dict[str, Sequence[Finding]] = field(default_factory=dict)
 
     def add(self, *findings: Finding) -> None:
-        """Note what was found."""
+        """Add findings."""
         self.findings += findings
 
     def stage(
         self, kind: Kind, status: Status, detail: str, name: str = "", causes: Sequence[Finding] = ()
     ) -> None:
-        """Note how a stage went, and the findings by which it failed, if it did.
+        """Add a stage, and the findings that made it fail, if any.
 
-        Its name is its kind unless one of that kind is there already.
+        Its name defaults to its kind.
         """
         self.stages.append(Stage(name or kind, status, detail))
         self._causes[name or kind] = causes
@@ -81,17 +81,17 @@ class Log:
             self._run.add(kind)
 
     def done(self, kind: Kind) -> None:
-        """Note that what has no line of its own was done."""
+        """Note that a stage without its own line was run."""
         self._run.add(kind)
 
     def judged(self, kind: Kind, found: Iterable[Finding], detail: str, name: str = "") -> None:
-        """Note a stage with its findings: it failed if one of them is an error."""
+        """Add a stage with its findings. It failed if one of them is an error."""
         found = list(found)
         self.add(*found)
         self.stage(kind, "failed" if errors(found) else "passed", detail, name, found)
 
     def stop(self, found: Finding, reason: str, stage: Kind | None = None) -> NoReturn:
-        """Note the finding that ends the check, and the stage that failed by it.
+        """Add the finding that ends the check, and the stage that it made fail.
 
         Raises:
             Stopped: always.
@@ -103,7 +103,7 @@ class Log:
         raise Stopped(reason) from None
 
     def demand_cuda(self) -> None:
-        """Note why the forward pass did not run on a card, unless that was said."""
+        """Add a finding on why the forward pass did not run on CUDA, unless there is one."""
         if any(found.rule == "forward-no-cuda" for found in self.findings):
             return
         ran = next((stage for stage in self.stages if stage.name == "forward"), None)
@@ -115,10 +115,10 @@ class Log:
 
     @contextmanager
     def reading(self, stage: Kind, files: Files) -> Iterator[None]:
-        """Run a stage that reads values; where they can't be read, that alone is what it found.
+        """Run a stage that reads values. If a read fails, drop the stage's other findings.
 
-        Code of torch and of models may catch the error of a read and go on, or raise its own: nothing that
-        the stage says then is about the model.
+        Code in torch or in the model may catch the error of a read and go on, or raise its own error. The
+        stage's findings then say nothing about the model.
 
         Raises:
             Stopped: values can't be read, or the stage says so.
@@ -144,28 +144,28 @@ class Log:
             self.stop(finding("no-checkpoint", message=str(failure)), "the values can't be read", stage)
 
     def settled(self) -> list[Finding]:
-        """The findings as the user wants them: severities configured, waivers applied."""
+        """Return the findings with the user's severities and waivers applied."""
         return settle(self.findings, self.waivers, self.severities, judged=self._is_judged)
 
     @property
     def failed(self) -> bool:
-        """Whether an error stands."""
+        """Whether there is an error that is not waived."""
         return errors(self.settled())
 
     def _is_judged(self, rule: str) -> bool:
-        """Whether the stage that finds this was run: only then is a waiver of it unused."""
+        """Return whether the rule's stage was run. Only then can a waiver of the rule be unused."""
         if self.lenient:
             return False
         stage = RULES[rule].stage
         return stage in self._run or (stage in _DIRECTIONS and not self._run.isdisjoint(_DIRECTIONS))
 
     def report(self, checkpoint: str, model: str, *, recipe: bool) -> Report:
-        """The report.
+        """Make the report.
 
         Args:
-            checkpoint: name of the checkpoint, safe to print.
-            model: name of the model.
-            recipe: whether one is declared.
+            checkpoint: the name of the checkpoint, safe to print.
+            model: the name of the model.
+            recipe: whether a recipe is declared.
         """
         comparison, findings = self.comparison, self.settled()
         return Report(
@@ -187,29 +187,29 @@ class Log:
         )
 
     def _as_settled(self, stage: Stage, findings: Sequence[Finding]) -> Stage:
-        """The stage: one whose errors are all waived, or configured away, has not failed."""
+        """Return the stage as not failed if all its errors are waived or configured away."""
         causes = {(found.rule, found.key) for found in self._causes[stage.name]}
         standing = {each.severity for each in findings if (each.rule, each.key) in causes}
         if stage.status != "failed" or not causes or "error" in standing:
             return stage
-        ended = stage.detail in RULES  # nothing was done but to find this
+        ended = stage.detail in RULES  # the stage ended with this finding
         why = "waived" if "off" in standing else "not an error by ckpt_severity"
         return replace(stage, status="skipped" if ended else "passed", detail=f"{stage.detail}; {why}")
 
 
 _DIRECTIONS: frozenset[Kind] = frozenset({"compare", "rollback"})
-"""The direction of a check chooses between them: a waiver for the other one is of no use."""
+"""The direction of a check chooses between these. A waiver for the other one is reported as unused."""
 
 
 def errors(findings: Iterable[Finding]) -> bool:
-    """Whether one of the findings is an error."""
+    """Return whether one of the findings is an error."""
     return any(found.severity == "error" for found in findings)
 
 
 def unforeseen(error: BaseException) -> Finding:
-    """What was raised where no stage expects it, by the model's own code as a rule, in one line."""
+    """Return a finding for an unexpected error, usually from the model's own code."""
     text = f"code of the model, or of the check, raised {raised(error)}"
-    if not text.endswith(")"):  # only code of torch and of the check was running
+    if not text.endswith(")"):  # the text names no line, as only torch and the check ran
         frame = traceback.extract_tb(error.__traceback__)[-1]
         text += f" ({Path(frame.filename).name}:{frame.lineno})"
     return finding("model-error", message=text)

@@ -1,4 +1,4 @@
-"""A new release: today's model locked, and a draft of what turns the release before it into this one."""
+"""Make a new release: lock today's model, and draft the recipe from the release before it."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ if TYPE_CHECKING:
 
 
 class NotDueError(ValueError):
-    """There is nothing to release: today's model is the last release, or the name is taken."""
+    """Raised if there is nothing to release, or if the release's name is taken."""
 
 
 @dataclass(frozen=True)
 class NewRelease:
-    """What was written.
+    """A new release, as it was written.
 
     Attributes:
-        name: of the release.
-        path: of the releases file.
-        lock: path of the lock.
+        name: the name of the release.
+        path: the path of the releases file.
+        lock: the path of the lock.
         keys: how many keys the lock has.
-        before: name of the release before; ``""`` if this is the first.
-        recipe: what turns that into this one, verified; None if none was found.
+        before: the name of the previous release; ``""`` if this is the first.
+        recipe: the verified recipe from the previous release to this one; None if none was found.
         recorded: the outputs that the lock recorded, in words; ``""`` for none.
     """
 
@@ -86,16 +86,16 @@ def release(
     method: str = "forward",
     limits: Limits = DEFAULT,
 ) -> NewRelease:
-    """Lock today's model as a new release, and append it to a releases file, which is made if need be.
+    """Lock today's model as a new release and append it to a releases file, which is created if needed.
 
     Args:
-        name: of the release.
+        name: the name of the release.
         model: ``package.module:name``.
-        path: of the releases file. The lock is written beside it, in ``locks``.
+        path: the path of the releases file. The lock is written to ``locks`` beside it.
         arguments: keyword arguments of the model.
-        inputs: for which the lock records what the model gives; None: it records nothing.
+        inputs: the lock records the model's outputs for these. If None, it records none.
         method: which method is called.
-        limits: caps on what is recorded.
+        limits: caps on the record.
 
     Raises:
         NotDueError: there is nothing to release.
@@ -136,7 +136,7 @@ def release(
 
 
 def _read(path: str) -> tuple[str, tuple[Release, ...]]:
-    """The releases file as it is, and its releases; nothing where there is none."""
+    """Return the text of the releases file and its releases; both are empty if there is no file."""
     if not os.path.lexists(path):
         return "", ()
     loaded = Recipe.load(path)
@@ -156,7 +156,7 @@ def _holds(path: str, text: str) -> bool:
 
 
 def _draft(old: Table, schema: nn.Module) -> Recipe | None:
-    """A recipe that gives exactly what today's model saves; None if none was found."""
+    """Return a recipe that gives exactly what today's model saves, or None if none was found."""
     target = schema.state_dict()
 
     def differences(recipe: Recipe) -> list[str]:
@@ -173,10 +173,10 @@ def _draft(old: Table, schema: nn.Module) -> Recipe | None:
 
 
 def _added(text: str, name: str, lock: str, recipe: Recipe | None) -> str:
-    """The file with the recipe below its last release, and the new release after it.
+    """Append the recipe to the last release, and the new release after it; return the new text.
 
     Raises:
-        RecipeError: the file is written in a way to which nothing can be added at its end.
+        RecipeError: the file is written in a form that can't be appended to.
     """
     indented = [
         "".join(f"  {line}\n" if line else "" for line in operator_text(each, "release.recipe").splitlines())

@@ -1,4 +1,4 @@
-"""Where a grown checkpoint is written: a torch file, a safetensors file or a distributed checkpoint."""
+"""Write a grown checkpoint to a torch file, a safetensors file or a distributed checkpoint."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from .resuming import Resuming
 
 _TORCH = (".pth", ".pt", ".ckpt", ".bin", ".tar")
-_ROOT = "archive"  # torch takes any; one that does not depend on the file's name gives the same bytes
+_ROOT = "archive"  # torch accepts any; a name that does not depend on the file's gives the same bytes
 
 
 def kind_of_output(out: str) -> str:
-    """``"torch"``, ``"safetensors"`` or ``"folder"``, as the path says.
+    """Return ``"torch"``, ``"safetensors"`` or ``"folder"``, depending on the path.
 
     Raises:
-        ValueError: it says none of them, or it is a URL.
+        ValueError: the suffix is unknown, or the path is a URL.
     """
     if is_meant_as_url(out):
         raise ValueError(f"{display(out)} is a URL, and files are written on this machine alone")
@@ -52,7 +52,7 @@ def kind_of_output(out: str) -> str:
 
 
 def keep_source(checkpoint: Checkpoint, out: str) -> None:
-    """Refuse to write over a file that the values come from."""
+    """Raise ValueError if `out` is a file that the values come from."""
     files = {extent.file for extents in checkpoint.contents.header.storages.values() for extent in extents}
     for file in {checkpoint.path, *files}:
         if not is_url(file) and os.path.lexists(out) and os.path.exists(file) and os.path.samefile(file, out):  # noqa: PTH110, PTH121
@@ -65,7 +65,7 @@ def check_replaceable(folder: str) -> None:
     """Refuse to replace a folder that holds something.
 
     Raises:
-        ValueError: it is a file, or not empty.
+        ValueError: the folder is a file, or not empty.
     """
     path = Path(folder)
     if path.is_dir() and any(path.iterdir()):
@@ -75,7 +75,7 @@ def check_replaceable(folder: str) -> None:
 
 
 def write(out: str, whole: Any) -> int:
-    """Write a torch file or a folder; the bytes that it takes."""
+    """Write a torch file or a folder, and return its size in bytes."""
     if kind_of_output(out) == "folder":
         return _write_folder(out, whole)
     with whole_file(out) as file:
@@ -85,7 +85,7 @@ def write(out: str, whole: Any) -> int:
 
 def _write_folder(out: str, whole: Any) -> int:
     from pytest_ckptcompat.checkpoint.dcp_writer import (
-        write_dcp,  # it takes as long to import as torch itself
+        write_dcp,  # takes as long to import as torch itself
     )
 
     return write_dcp(out, whole)
@@ -94,7 +94,7 @@ def _write_folder(out: str, whole: Any) -> int:
 def write_state_dict(
     checkpoint: Checkpoint, values: Mapping[str, Any], out: str
 ) -> tuple[int, tuple[str, ...]]:
-    """Write a safetensors file; the bytes that it takes, and what it leaves out.
+    """Write a safetensors file, and return its size in bytes and notes on what it leaves out.
 
     Raises:
         ValueError: the format can't hold the state dict.
@@ -110,7 +110,7 @@ def write_state_dict(
 
 @dataclass(frozen=True)
 class StateOfItsOwn:
-    """The state of an optimizer that had a file of its own, grown, for a file of its own again."""
+    """The grown state of an optimizer that has its own file."""
 
     path: str = ""
     content: Any = None
@@ -118,7 +118,7 @@ class StateOfItsOwn:
 
     @classmethod
     def of(cls, out: str, state: Checkpoint | None, resuming: Resuming) -> StateOfItsOwn:
-        """Decided before anything is written; nothing where there is no such file."""
+        """Prepare the file before anything is written; empty if the state has no file of its own."""
         if state is None:
             return cls()
         kind = kind_of_output(out)
@@ -129,7 +129,7 @@ class StateOfItsOwn:
         return cls(f"{stem}.optimizer{suffix}", content.of(state.wrapper), notes)
 
     def write(self) -> Iterator[str]:
-        """Write it, and say so; state that is left out whole has no file."""
+        """Write the file and yield notes. If all the state is left out, no file is written."""
         if isinstance(self.content, dict):
             if self.path.endswith(".optimizer"):
                 _write_folder(self.path, self.content)
@@ -140,6 +140,6 @@ class StateOfItsOwn:
 
 
 def stored(checkpoint: Checkpoint, spec: TensorSpec) -> Value:
-    """A tensor of a checkpoint, to be read when it is written."""
+    """Wrap a tensor of a checkpoint, which is read when it is written."""
     same = (spec.storage or id(spec), spec.offset, spec.shape, spec.stride)
     return Value(tuple(spec.shape), getattr(torch, spec.dtype), lambda: checkpoint.materialise(spec), same)

@@ -1,4 +1,4 @@
-"""What runs in a child process, where the search path leads into a past commit: its lock, its behaviour."""
+"""Run in a child process that imports a past commit's code: make its lock, or record its behaviour."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pytest_ckptcompat.core.limits import Limits
 
 
 def answer(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Answer the process that asked.
+    """Answer the parent process.
 
     Args:
         arguments: ``model``, ``model_args``, ``inputs`` or ``batch`` (or None), ``method``, ``most`` and
-            ``limits``; with ``values`` (``path``, ``state_dict_key``) the model computes on those of a
+            ``limits``. With ``values`` (``path``, ``state_dict_key``), the model runs on the values of that
             checkpoint.
 
     Returns:
-        ``{"lock": content}``, ``{"behaviour": ...}`` where values were named, what
-        `first_misfit.answer_of` says where a checkpoint is to be checked, or ``{"error": text}``.
+        ``{"lock": content}``, ``{"behaviour": ...}`` if values were named, the result of
+        `first_misfit.answer_of` if a checkpoint is to be checked, or ``{"error": text}``.
     """
     sys.dont_write_bytecode = True
     limits = Limits(**arguments["limits"])
     try:
-        _import(arguments["model"])  # a name that is wrong is told before torch is imported
+        _import(arguments["model"])  # reports a wrong name before torch is imported
         if "check" in arguments:
             from .first_misfit import answer_of
 
@@ -62,7 +62,7 @@ def _import(model: str) -> None:
 
 
 def _on_values(arguments: dict[str, Any], values: dict[str, Any], limits: Limits) -> dict[str, Any]:
-    """What the past model gives for a batch with a checkpoint in it."""
+    """Run the past model on a batch, loaded with a checkpoint, and return its outputs."""
     from pytest_ckptcompat.checkpoint.checkpoint import open_checkpoint
     from pytest_ckptcompat.models.blueprint import blueprint
     from pytest_ckptcompat.tensors import plain, synthetic

@@ -1,4 +1,4 @@
-"""``git:REF`` as a checkpoint: the table of what the model would have saved, as it stood at a past commit."""
+"""Open ``git:REF`` as a checkpoint: the keys and shapes that the model at that commit would have saved."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ JOB = "pytest_ckptcompat.checks.past"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a check runs, for what it asks past commits.
+    """Where a check runs when it asks past commits.
 
     Attributes:
-        folder: in the repository that ``git:`` means.
-        cache: pytest's cache, where answers are kept; None: the nearest one.
-        keeps: whether they are kept at all.
-        timeout: seconds that a past version may take.
+        folder: a folder in the repository that ``git:`` refers to.
+        cache: pytest's cache, where answers are kept; None for the nearest one.
+        keeps: whether answers are kept at all.
+        timeout: the most seconds that a past version may take.
         limits: caps on what is read and drawn.
     """
 
@@ -53,15 +53,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Question:
-    """What a past commit is asked.
+    """A question to a past commit.
 
     Attributes:
-        model: as the check names it; None where the reference must name one.
-        model_args: what the model gets.
-        batch: as `plain.packed` gives it, to record what the model gives for it; None: nothing is run.
+        model: the model of the check; None if the reference must name it.
+        model_args: keyword arguments of the model.
+        batch: the inputs, in the form of `plain.packed`, to record the outputs for; None to run nothing.
         method: which method of the model is called.
-        inputs: instead of `batch`, as they are declared.
-        most: characters of the integers that are recorded.
+        inputs: the declared inputs, instead of `batch`.
+        most: the most characters of integers to record.
     """
 
     model: Any
@@ -73,15 +73,15 @@ class Question:
 
 
 def open_past(path: str, question: Question, place: Place) -> Checkpoint:
-    """The checkpoint that ``git:REF`` stands for.
+    """Open the checkpoint that ``git:REF`` stands for.
 
     Args:
-        path: ``git:REF``, ``git:REF...``, either with ``#package.module:name``.
-        question: which model, and whether what it computes is to be recorded.
+        path: ``git:REF`` or ``git:REF...``, each optionally with ``#package.module:name``.
+        question: which model, and whether to record what it computes.
         place: where this runs.
 
     Raises:
-        CheckpointError: there is no such commit, or the model can't be named, imported or built there.
+        CheckpointError: there is no such commit, or the model can't be imported or built there.
     """
     found = lock_at(path, question, place)
     header = replace(header_of(found, place.limits), format=FORMAT)
@@ -89,7 +89,7 @@ def open_past(path: str, question: Question, place: Place) -> Checkpoint:
 
 
 def lock_at(path: str, question: Question, place: Place) -> dict[str, Any]:
-    """The content of a lock of the model at a commit; arguments and errors as for `open_past`."""
+    """Return the lock of the model at a commit; arguments and errors as for `open_past`."""
     reference = Reference.parse(path)
     commit = resolve(reference, place.folder)
     asked = _arguments(reference, question, place)
@@ -106,16 +106,16 @@ def lock_at(path: str, question: Question, place: Place) -> dict[str, Any]:
 def behaviour_at(
     path: str, question: Question, values: Mapping[str, str | None], place: Place
 ) -> dict[str, Any]:
-    """What the model at a commit gives with the values of a checkpoint, as `Behaviour.to_json` has it.
+    """Run the model of a commit on a checkpoint's values; return the form of `Behaviour.to_json`.
 
     Args:
         path: names the commit.
-        question: with a batch.
+        question: the question, which has a batch.
         values: ``path`` and ``state_dict_key`` of the checkpoint.
         place: where this runs.
 
     Raises:
-        CheckpointError: as `open_past`; or the past model does not load the checkpoint.
+        CheckpointError: as for `open_past`, or the past model does not load the checkpoint.
     """
     reference = Reference.parse(path)
     commit = resolve(reference, place.folder)
@@ -125,7 +125,7 @@ def behaviour_at(
 
 
 def values_of(ckpt: Checkpoint) -> dict[str, str | None]:
-    """Where another process, in another folder, finds the values of a checkpoint."""
+    """Return where a process in another folder finds the values of a checkpoint."""
     path = ckpt.path if is_url(ckpt.path) else os.path.abspath(ckpt.path)  # noqa: PTH100  # links stay
     return {"path": path, "state_dict_key": ckpt.state_dict_key or None}
 

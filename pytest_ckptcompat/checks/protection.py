@@ -1,4 +1,4 @@
-"""What ``protect=`` keeps as it is: keys that no operator of a recipe may touch."""
+"""Check ``protect=``: keys that no operator of a recipe may touch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def unknown(patterns: Iterable[str], keys: Sequence[str]) -> list[Finding]:
-    """Patterns that name none of the keys: they protect nothing, and a typo must not pass."""
+    """Find patterns that match no key. They protect nothing and may be typos."""
     found = []
     for pattern in patterns:
         if not select(pattern, keys):
@@ -27,10 +27,10 @@ def unknown(patterns: Iterable[str], keys: Sequence[str]) -> list[Finding]:
 
 
 def broken(patterns: Iterable[str], growth: Applied) -> list[Finding]:
-    """Protected keys that operators touch, whatever their values are.
+    """Find protected keys that operators touch, whatever their values are.
 
-    A key of the checkpoint is protected under whatever name it is given: its tensor must still be there,
-    untouched. A key of the model is protected by the name that it has in the end.
+    A key of the checkpoint stays protected if it is renamed: its tensor must still be there, untouched. A key
+    of the model is protected by its final name.
     """
     untouched = {old for key, old in growth.origin.items() if key not in growth.touched}
     touched = dict(growth.touched)

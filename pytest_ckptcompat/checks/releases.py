@@ -1,4 +1,4 @@
-"""Releases under test: their steps proved without weights, and today's model compared with the last."""
+"""Check releases: prove their steps without weights, and compare today's model with the last release."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ REMEDY = "if that is meant, make a new release: ckptcompat release NAME MODEL --
 
 
 def prove_steps(subject: Subject, recipe: Recipe, limits: Limits) -> None:
-    """Prove what the steps of a recipe promise on synthetic values, where a checkpoint has none.
+    """Prove the promises of a recipe's steps on synthetic values, if the checkpoint has no values.
 
     Args:
         subject: of the check; its log has the promises as unproved ones, and the stage without them.
-        recipe: which applies to the table.
-        limits: caps on what is drawn.
+        recipe: a recipe that applies to the checkpoint.
+        limits: caps on the synthetic values.
     """
     ckpt, log = subject.ckpt, subject.log
     if large := too_large(ckpt, limits):
@@ -72,10 +72,10 @@ def prove_steps(subject: Subject, recipe: Recipe, limits: Limits) -> None:
 
 
 def drift_stage(last: Checkpoint, schema: nn.Module, log: Log) -> None:
-    """Compare what today's model saves with the last release: the same keys, and the same shapes.
+    """Check that today's model saves the same keys and shapes as the last release.
 
     Raises:
-        Stopped: always, since headers tell all there is to tell.
+        Stopped: always, since headers are enough for this.
     """
     log.stage("recipe", "skipped", "the last release is compared as it is")
     table, today = Table(last), schema.state_dict()

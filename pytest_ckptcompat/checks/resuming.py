@@ -1,4 +1,4 @@
-"""The optimizers of a checkpoint, rewritten for the new model: grown, kept, left out and said, or refused."""
+"""Rewrite the optimizers of a checkpoint for the new model: grow, keep, leave out or refuse each."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Resuming:
-    """What is known when the optimizers of a checkpoint are rewritten; see `apply`."""
+    """Rewrites the optimizers of a checkpoint; see `apply` for the attributes."""
 
     checkpoint: Checkpoint
     recipe: Recipe
@@ -50,15 +50,15 @@ class Resuming:
     def rewrite(
         self, content: Content, checkpoint: Checkpoint | None = None, *, by_name: bool = False
     ) -> Iterator[str]:
-        """Put what becomes of each optimizer's state in its place, and say what that is.
+        """Rewrite each optimizer's state, and yield a note on each.
 
         Args:
-            content: what is written.
-            checkpoint: the file that holds the state, if it is one of its own.
-            by_name: file numbered state by name, as distributed checkpoints have it.
+            content: the object to be written.
+            checkpoint: the file that holds the state, if it has its own file.
+            by_name: whether to key numbered state by name, as distributed checkpoints do.
 
         Raises:
-            MisfitError: whose state it is is unclear, or its shapes are not those of the old parameters.
+            MisfitError: the parameters of a state can't be determined, or its shapes don't match them.
         """
         holder = self.checkpoint if checkpoint is None else checkpoint
         found = saved_states(holder.wrapper)
@@ -74,9 +74,9 @@ class Resuming:
     # -- which parameter owns it ---------------------------------------------------------------------------
 
     def _named(self, found: list[Saved]) -> dict[int, Naming]:
-        """The names of each state's parameters, by the state's identity; others are not to be rewritten.
+        """Return id(state) -> the names of its parameters, for the states to be rewritten.
 
-        Of several states of the same parameters, the one in the usual place is rewritten, as in `check`.
+        If several states are for the same parameters, the usual place wins, as in `check`.
         """
         named: dict[int, Naming] = {}
         taken: set[str] = set()
@@ -112,10 +112,10 @@ class Resuming:
         return named
 
     def _refuse(self, reason: str, found: list[Saved]) -> None:
-        """Refuse what an argument can settle, unless it is waived; what can't be read is left out.
+        """Refuse states that an argument could settle, unless waived; unreadable ones are left out.
 
         Raises:
-            MisfitError: it is not waived.
+            MisfitError: the finding is not waived.
         """
         if all(saved.unread or self._indifferent(saved) for saved in found):
             return
@@ -125,7 +125,7 @@ class Resuming:
             raise MisfitError(reason)
 
     def _indifferent(self, saved: Saved) -> bool:
-        """Whether the recipe changes nothing that the state is about: no tensor of its shapes, no place."""
+        """Return whether the recipe changes no tensor of the state's shapes, and no parameter's place."""
         origin = self.applied.origin
         parameters = [name for name, _ in self.model.named_parameters()]
         buffers = {name for name, _ in self.model.named_buffers()}
@@ -155,7 +155,7 @@ class Resuming:
         return ""
 
     def _changed_shapes(self) -> set[tuple[int, ...]]:
-        """The shapes of old tensors that became others, by value, name or place."""
+        """Return the shapes of old tensors whose value, name or place changed."""
         old = self.checkpoint
         same = {
             key
@@ -164,7 +164,7 @@ class Resuming:
         }
         return {tuple(spec.shape) for key, spec in old.items() if key not in same}
 
-    # -- what becomes of it --------------------------------------------------------------------------------
+    # -- what happens to it --------------------------------------------------------------------------------
 
     def _rewritten(
         self, saved: Saved, names: Naming, holder: Checkpoint, content: Content, by_name: bool
@@ -207,7 +207,7 @@ class Resuming:
             return False
 
     def _other(self, saved: Saved, holder: Checkpoint, content: Content) -> str:
-        """A state that can't be rewritten: of parameters that stay as they are, or of another model."""
+        """Handle a state that can't be rewritten: its parameters are unchanged, or it is another model's."""
         where = saved.path or holder.name
         if saved.unread:
             return self._without(saved, where, saved.unread, content)
@@ -234,7 +234,7 @@ class Resuming:
 
 
 def _reasons(left_out: Mapping[str, str]) -> str:
-    """``fc.weight, fc.bias, left out (row_var has another form)``: whose state is left out, and why."""
+    """Return which states are left out and why: ``fc.weight, left out (row_var has another form)``."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in left_out.items():
         by_reason.setdefault(reason, []).append(escape(name))

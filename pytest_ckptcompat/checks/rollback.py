@@ -1,7 +1,7 @@
-"""The other direction: whether the released model could read a checkpoint of today's.
+"""The other direction: check whether the released model could read a checkpoint of today's model.
 
-The words are those of schema registries: *backward* is new code on old data (what every check is about),
-*forward* is old code on new data, which a rollback needs, *full* is both.
+The words are those of schema registries: *backward* is new code on old data (what every check tests),
+*forward* is old code on new data (which a rollback needs), *full* is both.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ RULES_OF = {
 def rollback(
     released: Mapping[str, Any], today: Mapping[str, Any], source: nn.Module | None = None
 ) -> list[Finding]:
-    """What keeps the released model from strictly loading a checkpoint of today's model.
+    """Find what keeps the released model from strictly loading a checkpoint of today's model.
 
     Args:
-        released: the state dict of the released checkpoint or of its lock, on the meta device.
-        today: that of today's model, likewise.
-        source: the released model on the meta device, where its code is at hand: its own loader then judges.
-            Without it, it is taken to want exactly the keys and shapes of its checkpoint.
+        released: the state dict of the released checkpoint or its lock, on the meta device.
+        today: the state dict of today's model, on the meta device.
+        source: the released model on the meta device, if available. Its own loader then judges. Otherwise the
+            keys and shapes must be exactly those of its checkpoint.
     """
     if source is not None:
         found = compare(source, today).findings
@@ -57,12 +57,12 @@ def rollback(
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:
-    """None for what is not a tensor, such as a module's extra state."""
+    """Return the shape; None if the value is not a tensor, such as a module's extra state."""
     return tuple(value.shape) if hasattr(value, "shape") else None
 
 
 def _turned(found: Finding) -> Finding:
-    """The released side stays the checkpoint's column, whoever reads."""
+    """Turn a finding around, so that the checkpoint's column is still the released side."""
     turned = finding(RULES_OF[found.rule], found.key, found.model, found.checkpoint)
     return replace(turned, message=found.message)
 
@@ -73,14 +73,14 @@ def _of(value: Any) -> str:
 
 
 def unwrapped(recipe: Recipe) -> Recipe:
-    """What a recipe does to take off the prefix of a wrapper in training, which no released model has."""
+    """Return those operators that strip the prefix of a training wrapper, which no released model has."""
     wrappers = ("module.", "_orig_mod.")
     taken = (each for each in recipe.operators if isinstance(each, strip_prefix) and each.prefix in wrappers)
     return Recipe(*taken)
 
 
 def rollback_stage(subject: Subject, recipe: Recipe) -> None:
-    """Judge the other direction: whether the released model would load what today's model saves."""
+    """Check whether the released model would load what today's model saves."""
     released = None if subject.source is None else meta_copy(subject.source.build())
     old, today = unwrapped(recipe).apply(subject.ckpt.meta(), {}), subject.schema.state_dict()
     found = rollback(old, today, released)

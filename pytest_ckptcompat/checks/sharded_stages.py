@@ -1,4 +1,4 @@
-"""The stages of a model that shards itself: shapes are judged anywhere, values where its ranks are."""
+"""The stages of a model that shards itself. Shapes are compared anywhere, values only where its ranks run."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _FUNCTION = "function kept"
 
 
 def sharded_stages(subject: Subject, recipe: Recipe, applied: Applied) -> nn.Module | None:
-    """What follows the comparison; where the other ranks are not there, nothing is loaded, and it is said.
+    """Run the stages after compare. Without the other ranks nothing is loaded, and the report says so.
 
     Args:
         subject: of the check; its schema is a stand-in.
         recipe: what turns the checkpoint into the model's.
-        applied: what it made of the header.
+        applied: the result of the recipe on the header.
 
     Returns:
-        The model with this rank's part of the values, if they were loaded.
+        The model with this rank's part of the values, or None if they were not loaded.
     """
     arguments, inputs, log, reason = subject.arguments, subject.inputs, subject.log, subject.reason
     of_weights = replace(subject, source=None, batch=Batch(None))
@@ -67,7 +67,7 @@ def sharded_stages(subject: Subject, recipe: Recipe, applied: Applied) -> nn.Mod
 
 
 def _loaded(subject: Subject, recipe: Recipe) -> tuple[nn.Module, Sharded, Applied]:
-    """The model with the values, the same as a whole, and what the recipe made of the checkpoint."""
+    """Return the loaded model, the same model unsharded, and the result of the recipe."""
     log = subject.log
     with values.loading(subject, recipe, subject.ckpt.stored()) as applied:
         model = subject.blueprint.build()

@@ -1,4 +1,4 @@
-"""What to suggest: what the search found, compared with all that was given."""
+"""Suggest a recipe: search for one and compare it with everything that was declared."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 MOST_SECONDS = 10
-"""After which no other variant of a recipe is tried on the values."""
+"""The time after which no further variant of a recipe is tried on the values."""
 _ASSUMED = (
     "fold_batch_norm keeps the function if each norm directly follows its layer, "
     "which source_model= would show."
@@ -52,9 +52,9 @@ class Adviser:
     subject: Subject
 
     def advise(self, declared: Recipe) -> None:
-        """Suggest a recipe in place of a declared one, or of none; a fault in it leaves the verdict."""
+        """Suggest a recipe in place of the declared one. A fault of the search never changes the verdict."""
         if isinstance(declared, Releases):
-            return  # one recipe can't stand for several; the check of today's model says what to do
+            return  # one recipe can't replace several; the check of today's model says what to do
         log = self.subject.log
         try:
             found = self._found(declared)
@@ -82,7 +82,7 @@ class Adviser:
         return repair(declared, raw, target, differences, modules, old)
 
     def _proved(self, found: Suggestion) -> tuple[Recipe | None, list[str]]:
-        """The recipe, and whether the model with it gives what the old one gave, where that can be told."""
+        """Return the recipe and notes on whether the model with it gives the outputs of source_model."""
         if found.recipe is None:
             return None, []
         if self.subject.source is None or self.subject.inputs is None or self.subject.reason:
@@ -107,10 +107,10 @@ class Adviser:
         return found.recipe, [f"It does not keep the model's function: {first.detail}."]
 
     def _function(self, recipe: Recipe) -> tuple[Promise | None, str | bool]:
-        """What becomes of the model's function with a recipe.
+        """Check what a recipe does to the model's function.
 
         Returns:
-            The promise, and whether all outputs were compared; or None, and why the values do not load.
+            The promise, and whether all outputs were compared; or None, and why the values don't load.
         """
         log = Log()
         subject = replace(self.subject, arguments=replace(self.subject.arguments, recipe=recipe), log=log)

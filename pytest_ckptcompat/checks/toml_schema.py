@@ -1,6 +1,6 @@
 """The JSON schema of ``ckptcompat.toml``, for editors, made from the table of arguments.
 
-``python -m pytest_ckptcompat.checks.toml_schema > pytest_ckptcompat/ckptcompat.schema.json`` renews the file.
+``python -m pytest_ckptcompat.checks.toml_schema > pytest_ckptcompat/ckptcompat.schema.json`` writes the file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .arguments import ARGUMENTS
 
 
 def toml_schema() -> dict[str, Any]:
-    """The schema, as plain values."""
+    """Return the schema as plain values."""
     properties = {
         name: {**argument.schema, **_INNER.get(name, dict)()}
         for name, argument in ARGUMENTS.items()
@@ -67,7 +67,7 @@ def _waivers() -> dict[str, Any]:
 
 
 _INNER = {"recipe": _operators, "allow": _waivers}
-"""What tables inside a ``[[check]]`` hold."""
+"""The schemas of tables inside a ``[[check]]``."""
 
 if __name__ == "__main__":
     print(json.dumps(toml_schema(), indent=2))

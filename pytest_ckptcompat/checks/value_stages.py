@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 def unneeded(arguments: CheckArguments, ckpt: Checkpoint, *, wants_model: bool) -> str:
-    """Why no value has to be read, or ``""``."""
+    """Return why no values have to be read, or ``""``."""
     if ckpt.valueless:
         return f"{ckpt.valueless}, and the loader was not run" if arguments.loader else ckpt.valueless
     if wants_model:
@@ -66,10 +66,10 @@ def load_stage(subject: Subject, recipe: Recipe) -> tuple[nn.Module, Applied, Ma
     """Load the values as the model's own ``load_state_dict`` does.
 
     Returns:
-        The model in eval mode, what the recipe made of the values, and the old state dict.
+        The model in eval mode, the result of the recipe, and the old state dict.
 
     Raises:
-        Stopped: it does not load.
+        Stopped: the checkpoint does not load.
     """
     log, old = subject.log, subject.ckpt.stored(once=True)
     with loading(subject, recipe, old) as applied:
@@ -112,7 +112,7 @@ def loading(subject: Subject, recipe: Recipe, old: Mapping[str, Any]) -> Iterato
 
 
 def _loaded(subject: Subject, applied: Applied) -> nn.Module:
-    """The model with the checkpoint's values; in a large one, no random values are drawn first."""
+    """Return the loaded model. A large one is built without drawing random values first."""
     strict, build = subject.log.comparison.fits, subject.blueprint.build
 
     def load(model: nn.Module) -> None:
@@ -129,7 +129,7 @@ def _loaded(subject: Subject, applied: Applied) -> nn.Module:
 
 
 def list_promises(subject: Subject, recipe: Recipe, applied: Applied) -> None:
-    """List what a recipe promises and an optimizer is to do, where nothing of it can be checked."""
+    """List the promises of a recipe and an optimizer as unchecked, with the reason."""
     log, reason, optimizer = subject.log, subject.reason, subject.arguments.optimizer
     if recipe.operators or optimizer is not None:
         old, schema = subject.ckpt.meta(), subject.schema
@@ -144,7 +144,7 @@ def list_promises(subject: Subject, recipe: Recipe, applied: Applied) -> None:
 def verify_stage(
     subject: Subject, old: Mapping[str, Any], recipe: Recipe, applied: Applied, model: nn.Module
 ) -> None:
-    """Hold every promise of the recipe against the values that were loaded."""
+    """Check every promise of the recipe on the loaded values."""
     comparison, arguments = subject.log.comparison, subject.arguments
     promises, found = verify(
         claims(
@@ -164,14 +164,14 @@ def verify_stage(
 
 
 def forward_stage(subject: Subject, model: nn.Module | None) -> bool:
-    """Run the forward pass, for real or rehearsed.
+    """Run or rehearse the forward pass.
 
     Args:
         subject: of the check.
-        model: the loaded model; None where no values were read.
+        model: the loaded model; None if no values were read.
 
     Returns:
-        Whether it really ran on a card.
+        Whether it really ran on CUDA.
     """
     arguments, inputs, schema, log = subject.arguments, subject.inputs, subject.schema, subject.log
     device, most = arguments.device or "auto", arguments.max_memory
@@ -205,7 +205,7 @@ def forward_stage(subject: Subject, model: nn.Module | None) -> bool:
 
 
 def import_optimizer(optimizer: Any, log: Log) -> None:
-    """Stop the check where the name of an optimizer has a typing error."""
+    """Stop the check if a named optimizer can't be imported."""
     if isinstance(optimizer, Named):
         try:
             optimizer.imported()
@@ -240,10 +240,10 @@ def optimizer_stage(subject: Subject, recipe: Recipe, model: nn.Module | None) -
 
 
 def optimizer_holder(ckpt: Checkpoint, path: str | None) -> Checkpoint:
-    """What holds the optimizer's state: the file that is named, the checkpoint, or the file beside it.
+    """Return the holder of the optimizer's state: the named file, the checkpoint, or the file beside it.
 
     Raises:
-        CheckpointError: it can't be read.
+        CheckpointError: the file can't be read.
     """
     if path is None and not saved_states(ckpt.wrapper):
         path = optimizer_beside(ckpt.path)

@@ -1,4 +1,4 @@
-"""Severities as the user wants them, and findings that are known and accepted."""
+"""Apply the user's severities and waivers to findings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Waiver:
-    """A finding that is known and accepted, with a reason and, perhaps, an end. Made by `allow`."""
+    """A known and accepted finding, with a reason and an optional last day. Made by `allow`."""
 
     rule: str
     key: str
@@ -26,10 +26,10 @@ class Waiver:
 
     @staticmethod
     def parse(text: str) -> Waiver:
-        """The waiver that the command's ``--allow RULE:KEY:REASON`` declares.
+        """Parse the command's ``--allow RULE:KEY:REASON``.
 
         Raises:
-            ValueError: it has another form, or is not a waiver that `allow` takes.
+            ValueError: the text has another form, or `allow` refuses the waiver.
         """
         rule, _, rest = text.partition(":")
         key, _, reason = rest.partition(":")
@@ -39,7 +39,7 @@ class Waiver:
         return allow(rule.strip(), key.strip(), reason=reason.strip())
 
     def covers(self, found: Finding) -> bool:
-        """Whether this waiver speaks of that finding."""
+        """Return whether this waiver covers the finding."""
         return found.rule == self.rule and matches(self.key, found.key)
 
     def __str__(self) -> str:
@@ -52,11 +52,11 @@ def allow(rule: str, key: str = "*", *, reason: str, until: str | date | None = 
     Args:
         rule: a rule's id; see ``ckptcompat rules``.
         key: an exact key or a glob (``aux.*``).
-        reason: why it is accepted; it is printed in the report.
-        until: the last day on which it holds, ``"2027-06-30"`` or a date; afterwards the check fails.
+        reason: why they are accepted; printed in the report.
+        until: the last day of the waiver, ``"2027-06-30"`` or a date. Afterwards the check fails.
 
     Raises:
-        ValueError: the rule is unknown or no finding, the reason empty, or the date no date.
+        ValueError: the rule is unknown or can't be waived, the reason is empty, or the date is invalid.
     """
     if not isinstance(key, str):
         raise ValueError(f"allow: key wants a key or a glob, not {key!r}")
@@ -76,11 +76,11 @@ def settle(
     today: date | None = None,
     judged: Callable[[str], bool] = lambda rule: True,
 ) -> list[Finding]:
-    """The findings with the severities that the user configured and without weight where they are waived.
+    """Apply the user's severities and waivers.
 
-    A waived finding stays, with severity ``off`` and the reason as its message, so that a report can list it;
-    a finding that the configuration turns ``off`` is dropped. A waiver that covers nothing, or whose last day
-    has passed, is a finding itself; nothing is said of rules that were not `judged`: their stage was not run.
+    A waived finding stays, with severity ``off`` and the reason as its message, so that a report can list it.
+    A finding that the configuration turns ``off`` is dropped. A waiver whose last day has passed becomes a
+    finding. So does one that covers nothing, unless `judged` says that the stage of its rule was not run.
     """
     today = today or date.today()
     severities = severities or {}
@@ -108,10 +108,10 @@ def settle(
 
 
 def severities_of(lines: Iterable[str]) -> dict[str, Severity]:
-    """The ini option ``ckpt_severity``: lines of ``rule=error``, ``rule=warn`` or ``rule=off``.
+    """Parse the ini option ``ckpt_severity``: lines of ``rule=error``, ``rule=warn`` or ``rule=off``.
 
     Raises:
-        ValueError: a line has another form, or names no rule.
+        ValueError: a line has another form, or an unknown rule.
     """
     chosen: dict[str, Severity] = {}
     for line in lines:
@@ -128,7 +128,7 @@ _SEVERITIES: dict[str, Severity] = {"error": "error", "warn": "warn", "off": "of
 
 
 def _missed(waiver: Waiver, findings: Sequence[Finding], used: Collection[Waiver]) -> str:
-    """Why a waiver covers nothing, and what to do: its key may be mistyped, or its time is over."""
+    """Say why a waiver covers nothing and what to do: its key may be mistyped, or it is no longer needed."""
     alike = [found for found in findings if found.rule == waiver.rule]
     if not alike:
         return "waives nothing: remove it"
@@ -145,7 +145,7 @@ def _missed(waiver: Waiver, findings: Sequence[Finding], used: Collection[Waiver
 
 
 def _patterns_like(pattern: str, keys: Iterable[str]) -> Iterable[str]:
-    """The keys; for a pattern such as ``aux.*``, as many parts of each, with the star that follows them."""
+    """Return the keys; for a pattern such as ``aux.*``, their prefixes of the same depth, with ``.*``."""
     if not pattern.endswith(".*"):
         return dict.fromkeys(keys)
     depth = pattern.count(".")

@@ -1,1 +1,1 @@
-"""The forward pass: on the CPU, on a card, or rehearsed on a card that isn't there."""
+"""The forward pass: on the CPU, on a CUDA device, or rehearsed on a simulated CUDA device."""

@@ -1,7 +1,7 @@
-"""``torch.autocast("cuda")`` for tensors that torch does not cast: the meta tensors that play CUDA ones.
+"""``torch.autocast("cuda")`` for the meta tensors that simulate CUDA tensors, which torch does not cast.
 
 Autocast is a dispatch key that meta tensors lack. The lists are those of torch's documentation ("Autocast Op
-Reference"), as far as they show below the composite operations.
+Reference"), as far as the operations are visible below composite ones.
 """
 
 from __future__ import annotations
@@ -55,34 +55,32 @@ _CHECKED = {
     ),
     *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
 }
-"""Functions that compare the dtypes they are given before any operation is seen."""
+"""Functions that check the dtypes of their arguments before any operation is dispatched."""
 
 _HALVES = (torch.float16, torch.bfloat16)
 _FLOATS = (torch.float32, *_HALVES)
 
 
 class Autocast:
-    """What an open autocast region casts.
+    """The casts of the current autocast region.
 
     Attributes:
-        low: the region's dtype, or None outside of one. Whoever hears the calls of torch's functions keeps
-        it up
-            to date with `listen`: below them, where the operations are seen, torch says that no region is
-            open.
+        low: the region's dtype, or None outside of a region. A function mode has to update it with `listen`,
+            because torch reports no region at the level of operations.
     """
 
     low: torch.dtype | None = None
 
     def listen(self) -> None:
-        """Note whether a region is open."""
+        """Record the current autocast region."""
         self.low = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
 
     def of_call(self, function: Any) -> Callable[[Any], Any] | None:
-        """What to do with every argument of a torch function, or None to leave them."""
+        """Return the cast for every argument of a torch function, or None."""
         return _caster(_FLOATS, self.low) if self.low and function in _CHECKED else None
 
     def of_operation(self, operation: Any) -> Callable[[Any], Any] | None:
-        """What to do with every argument of an ATen operation, or None to leave them."""
+        """Return the cast for every argument of an ATen operation, or None."""
         if self.low is None:
             return None
         name = operation.overloadpacket.__name__

@@ -1,4 +1,4 @@
-"""What a card refuses and fake tensors let pass: some mixed devices, mixed dtypes, integer products."""
+"""What CUDA refuses but fake tensors accept: some mixed devices, mixed dtypes, integer products."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ _EITHER_DEVICE = {
     *("_pack_padded_sequence", "_pad_packed_sequence", "lstm", "gru", "rnn_tanh", "rnn_relu", "_cudnn_rnn"),
     *("_ctc_loss", "ctc_loss", "resize_as_", "detach", "alias", "lift", "lift_fresh", "lift_fresh_copy"),
 }
-"""Operations that move between devices, or that want one of their tensors on the CPU (lengths)."""
+"""Operations that move between devices, or that need one of their tensors on the CPU (lengths)."""
 
 _CPU_INDICES = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put"}
-"""Operations that take indices on the CPU for a tensor on the card."""
+"""Operations that accept indices on the CPU for a CUDA tensor."""
 
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "convolution"}
-"""Operations whose tensors must share one dtype, and that a card has neither for integers nor for float8."""
+"""Operations whose tensors must have the same dtype, and that CUDA lacks for integers and float8."""
 
 
 class Refusal(RuntimeError):  # noqa: N818  # reports print the name
-    """The card would refuse this operation."""
+    """Raised if CUDA would refuse an operation."""
 
 
 class MixedDevices(Refusal):
-    """An operation got tensors on the card and on the CPU."""
+    """Raised if an operation gets tensors on the CUDA device and on the CPU."""
 
 
 def refuse(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], card: torch.device) -> None:
-    """Raise where a card would raise.
+    """Raise an error if CUDA would raise one.
 
     Args:
-        func: an ATen operation, about to run; operations of others have rules of their own and pass.
+        func: the operation that is about to run. Only ATen and prims operations are checked.
         args: its positional arguments.
         kwargs: its keyword arguments.
-        card: the name of the card, for the message.
+        card: the device to name in the message.
 
     Raises:
-        MixedDevices: tensors on the card and on the CPU; 0-dim ones on the CPU are fine, as on a card.
-        Refusal: a product of tensors of several dtypes, or of integers.
+        MixedDevices: there are tensors on the CUDA device and on the CPU. 0-dim CPU tensors are accepted.
+        Refusal: a product of tensors with several dtypes, or of integers or float8.
     """
     if func.namespace not in ("aten", "prims"):
         return
@@ -79,7 +79,7 @@ def _one_dtype(name: str, tensors: list[torch.Tensor]) -> None:
 
 
 def _tensors(values: Any) -> Iterator[torch.Tensor]:
-    """The tensors among the arguments of an operation: alone, or in lists of them."""
+    """Yield the tensors among the arguments of an operation, also those in lists."""
     for value in values:
         if isinstance(value, torch.Tensor):
             yield value

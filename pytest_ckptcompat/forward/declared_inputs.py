@@ -1,4 +1,4 @@
-"""``inputs="auto"``: the inputs that a model of Lightning, timm or transformers knows of itself."""
+"""``inputs="auto"``: the inputs that a Lightning, timm or transformers model declares itself."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _WORDS = 8
 
 
 def known_inputs(model: nn.Module, build: Callable[[], nn.Module] | None = None) -> Inputs | None:
-    """The inputs that a model knows, or None.
+    """Return the inputs that a model declares, or None.
 
     Args:
         model: any module, on any device.
-        build: gives the model on the CPU; asked where values of integers are kept on the meta device.
+        build: builds the model on the CPU, which is needed if integer inputs are on the meta device.
     """
     for found in _candidates(model):
         if build is not None and any(_valueless(each) for each in _tensors(found)):
@@ -62,7 +62,7 @@ def _candidates(model: nn.Module) -> Iterator[Inputs]:
 
 
 def _as_built(model: nn.Module, size: tuple[int, ...]) -> tuple[int, ...]:
-    """The size of a picture for which the positions of this very model were made."""
+    """Return the image size for which this model was built, which may differ from its config."""
     built = _attribute(_attribute(model, "patch_embed"), "img_size")
     if isinstance(built, int):
         built = (built, built)
@@ -70,7 +70,7 @@ def _as_built(model: nn.Module, size: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _with_pictures(model: nn.Module, config: Any, inputs: Inputs, dummy: dict[str, Any]) -> Inputs:
-    """The inputs of a model that reads words beside pictures, as CLIP does."""
+    """Add images to the inputs of a model that takes text and images, such as CLIP."""
     pictures = _of_config(_item(config, "vision_config"), "pixel_values")
     if pictures is None or "pixel_values" in dummy:
         return inputs
@@ -80,7 +80,7 @@ def _with_pictures(model: nn.Module, config: Any, inputs: Inputs, dummy: dict[st
 
 
 def _of_config(config: Any, main: str) -> InputSpec | None:
-    """The main input, of the sizes that a config of transformers names."""
+    """Return the main input with the sizes in a transformers config, or None."""
     if main == "pixel_values":
         side, channels = _item(config, "image_size"), _item(config, "num_channels")
         sides = (side, side) if isinstance(side, int) else side
@@ -97,7 +97,7 @@ def _of_config(config: Any, main: str) -> InputSpec | None:
 
 
 def _attribute(owner: Any, name: str) -> Any:
-    """An attribute that may be a property which raises."""
+    """Return an attribute, or None if it is missing or a property that raises."""
     try:
         return getattr(owner, name, None)
     except Exception:
@@ -121,7 +121,7 @@ def _tensors(inputs: Inputs) -> list[torch.Tensor]:
 
 
 def _with_values(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that a model on the meta device keeps without its values: normal ones, as for a shape."""
+    """Replace a floating meta tensor by standard normal values. Return other tensors unchanged."""
     if not tensor.is_meta or not tensor.is_floating_point():
         return tensor
     return torch.randn(tensor.shape, device="cpu").to(tensor.dtype)

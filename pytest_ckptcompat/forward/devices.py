@@ -1,4 +1,4 @@
-"""Cards: which one a name means, how long and how much a pass took there, and giving its memory back."""
+"""CUDA devices: find the one that a name means, measure time and memory, release memory."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ NO_DRIVER = (
     "no CUDA-capable device",
     "0 active drivers",
     "Cannot access accelerator device",
-    # on a CPU-only build
+    # from a CPU-only build
     "compiled with CUDA",
     "compiled without CUDA",
     "not linked with support for",
     "without ATen_cuda",
     "requires CUDA support",
 )
-"""What the errors say that torch raises where code asks for a card and there is none."""
+"""Texts of the errors that torch raises if code uses CUDA and there is no CUDA device."""
 
 
 def asks_for_card(error: BaseException) -> bool:
-    """Whether an error comes from asking for CUDA where there is none."""
+    """Return whether an error was raised because code uses CUDA and there is no CUDA device."""
     return not torch.cuda.is_available() and any(text in str(error) for text in NO_DRIVER)
 
 
 def cuda_device(name: str = "cuda") -> torch.device:
-    """The card that ``cuda`` or ``cuda:N`` means.
+    """Return the CUDA device that ``cuda`` or ``cuda:N`` means.
 
-    Plain ``cuda`` is the first card; the workers of pytest-xdist, and the ranks of torchrun, are dealt out
-    over all that are visible.
+    Plain ``cuda`` is the first device. Workers of pytest-xdist and ranks of torchrun are distributed over all
+    visible devices.
 
     Raises:
-        ValueError: there is no such card; the text says why.
+        ValueError: there is no such device. The message says why.
     """
     index = torch.device(name).index
     if torch.version.cuda is None and torch.version.hip is None:
@@ -62,15 +62,15 @@ def cuda_device(name: str = "cuda") -> torch.device:
 
 
 def release() -> None:
-    """Give back the memory of models and outputs that nothing refers to any more, on the card too."""
+    """Release the memory of unreferenced models and outputs, on CUDA devices too."""
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        with suppress(RuntimeError):  # a kernel that failed has taken the context along; that was told
+        with suppress(RuntimeError):  # a failed kernel, already reported, may have destroyed the context
             torch.cuda.empty_cache()
 
 
 class Meter:
-    """Wall time and, on a card, peak memory of what runs inside ``with``."""
+    """A meter of wall time and, on CUDA, of peak memory inside ``with``."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -90,19 +90,19 @@ class Meter:
             self.peak_bytes = torch.cuda.max_memory_allocated(self.device)
 
     def synchronise(self) -> None:
-        """Wait for the card: what a kernel did wrong is raised here."""
+        """Wait for the device. Errors of kernels are raised here."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     @property
     def name(self) -> str:
-        """``cpu``, or ``cuda:0 (NVIDIA H100)``."""
+        """The device's name: ``cpu``, or ``cuda:0 (NVIDIA H100)``."""
         card = f" ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else ""
         return f"{self.device}{card}"
 
     @property
     def used(self) -> str:
-        """Time and memory, for a card; nothing for the CPU."""
+        """Time and memory on a CUDA device, as the end of a sentence; ``""`` on the CPU."""
         if self.device.type != "cuda":
             return ""
         return f"; {self.seconds:.2g} s, peak {size_shown(self.peak_bytes)}"

@@ -1,4 +1,4 @@
-"""A CUDA card that isn't there: fake tensors, and a copy of the model on them that takes no memory."""
+"""A simulated CUDA device: fake tensors, and a copy of the model with fake tensors that takes no memory."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 
 class Unrehearsable(Exception):  # noqa: N818  # it says nothing against the model
-    """The model may be right, but fake tensors can't tell; the message says why."""
+    """Raised if fake tensors can't determine whether the model works. The message says why."""
 
 
 class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
-    """Inside ``with Card():`` tensors are fake: shapes, dtypes and devices, but no values and no memory.
+    """A mode in which tensors are fake: they have shapes, dtypes and devices, but no values and no memory.
 
     Attributes:
-        device: the card that is played, ``cuda:0``; ``cpu`` for a rehearsal of the CPU.
-        busy: whether one of torch's own kernels runs, which must see the tensors as what they are.
+        device: the simulated device, such as ``cuda:0``; ``cpu`` to rehearse the CPU.
+        busy: whether one of torch's own kernels is running, which must see that the tensors are on meta.
     """
 
     supports_higher_order_operators = True
@@ -46,7 +46,7 @@ class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
         self.device = device if device.type == "cpu" else torch.device("cuda", device.index or 0)
         self.busy = False
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the first one imports torch's compiler, which warns of itself
+            warnings.simplefilter("ignore")  # the first mode imports torch's compiler, which emits warnings
             self._fakes = Fakes(self)
         self._autocast = Autocast()
         self._copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -68,13 +68,13 @@ class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
         self._stack.__exit__(*raised)  # type: ignore[arg-type]
 
     def copy(self, model: nn.Module) -> nn.Module:
-        """A copy of `model`, moved to the card by the model's own ``to``; `model` is left as it was.
+        """Return a copy of `model`, moved to the device by its own ``to``. `model` is not changed.
 
         Every tensor of the copy is fake, and tied parameters stay tied. Tensors that are plain attributes
-        stay where ``to`` leaves them. Called outside ``with``.
+        stay where ``to`` leaves them. Call this outside ``with``.
 
         Raises:
-            Unrehearsable: the model can't be copied, or holds tensors that fake ones can't play.
+            Unrehearsable: the model can't be copied, or has tensors that fake tensors can't simulate.
         """
         for name, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
@@ -83,8 +83,8 @@ class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
                 # A kernel that gets a fake tensor beside its packed weights may end the process.
                 raise Unrehearsable(f"{name or 'the model'} holds weights packed for quantized kernels")
         originals = _named_tensors(model)
-        # Module.to swaps fake parameters in place, and refuses where torch itself holds a weak reference to
-        # one; parameters that become fake on their way to the card it just replaces
+        # Module.to swaps fake parameters in place, and fails if torch itself has a weak reference to one. It
+        # simply replaces parameters that become fake while they are moved.
         memo: dict[int, Any] = {}
         for name, tensor in originals.items():
             memo.setdefault(id(tensor), _meta_copy(tensor, name))
@@ -99,12 +99,15 @@ class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
         return copied
 
     def batch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """A batch, moved to the card as the real forward pass moves it. Called inside ``with``."""
+        """Return a batch, moved to the device as in the real forward pass. Call this inside ``with``."""
         args, kwargs = mapped((args, kwargs), self.fake)
         return moved(args, self.device), moved(kwargs, self.device)
 
     def fake(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A fake tensor like a real one, where that one is; a meta one counts as on the CPU. For ``with``."""
+        """Return a fake tensor like a real one, on the same kind of device (the CPU for a meta tensor).
+
+        Call this inside ``with``.
+        """
         if isinstance(tensor, FakeTensor):
             return tensor
         _check(tensor, "a tensor")
@@ -113,7 +116,7 @@ class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
         return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
 
     def _settle(self, copied: nn.Module, originals: dict[str, torch.Tensor]) -> None:
-        """Tie again what moving untied, mark what was marked, and remember who plays whom."""
+        """Restore ties and attributes of moved tensors, and remember which fake replaces which tensor."""
         for name, original in originals.items():
             path, _, leaf = name.rpartition(".")
             owner = copied.get_submodule(path)
@@ -143,12 +146,12 @@ class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
         return _changed(result, dressed)
 
     def _player(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The fake that plays a tensor of the original model, which a closure may still hold."""
+        """Return the fake for a tensor of the original model, which a closure may still hold."""
         return tensor if isinstance(tensor, FakeTensor) else self._copies.get(id(tensor), (None, tensor))[1]
 
 
 class _Calls(TorchFunctionMode):
-    """Hears the calls of torch's functions, for what can't be done below them."""
+    """A mode that changes calls of torch functions where changing operations would be too late."""
 
     def __init__(self, autocast: Autocast) -> None:
         super().__init__()
@@ -162,13 +165,13 @@ class _Calls(TorchFunctionMode):
         if cast := self._autocast.of_call(func):
             args = tuple(map(cast, args))
             kwargs = {key: cast(value) for key, value in kwargs.items()}
-        if type(kwargs.get("device")) is int:  # a number means a card only where there is one
+        if type(kwargs.get("device")) is int:  # torch takes a number as CUDA only if there is a CUDA device
             kwargs = {**kwargs, "device": torch.device("cuda", kwargs["device"])}
         return func(*args, **kwargs)
 
 
 class _FakeCopies(TorchFunctionMode):
-    """Inside, real tensors become fake when they are copied or moved to another device."""
+    """A mode in which real tensors become fake when they are copied or moved to another device."""
 
     def __init__(self, card: Card) -> None:
         super().__init__()
@@ -189,7 +192,7 @@ class _FakeCopies(TorchFunctionMode):
 
 
 def _check(tensor: torch.Tensor, name: str) -> None:
-    """Raise where a fake tensor can't play `tensor`."""
+    """Raise Unrehearsable if a fake tensor can't simulate `tensor`."""
     if nn.parameter.is_lazy(tensor):
         raise Unrehearsable(f"{name} has no shape before the first forward pass")
     if _computes_itself(type(tensor)):
@@ -200,7 +203,7 @@ def _check(tensor: torch.Tensor, name: str) -> None:
 
 
 def _computes_itself(kind: type[torch.Tensor]) -> bool:
-    """Whether a class of tensors has operations of its own (DTensor, quantised weights)."""
+    """Return whether a tensor class overrides operations (DTensor, quantized weights)."""
     function = getattr(kind.__torch_function__, "__func__", kind.__torch_function__)
     inherited = vars(torch.Tensor)["__torch_function__"].__func__
     disabled = torch._C._disabled_torch_function_impl
@@ -221,7 +224,7 @@ def _named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _on_meta(arguments: Any) -> Any:
-    """``meta`` for ``cuda`` in the arguments of an operation; torch must see no fake CUDA tensor."""
+    """Replace ``cuda`` by ``meta`` in the arguments of an operation, because the fakes really are on meta."""
 
     def place(value: Any) -> Any:
         return torch.device("meta") if isinstance(value, torch.device) and value.type == "cuda" else value
@@ -232,7 +235,7 @@ def _on_meta(arguments: Any) -> Any:
 
 
 def _changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """The arguments or results of an operation with every tensor replaced; faster than a general tree map."""
+    """Replace every tensor in the arguments or results of an operation (faster than a general tree map)."""
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, (tuple, list)):

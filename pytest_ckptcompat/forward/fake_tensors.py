@@ -1,8 +1,8 @@
-"""Fake tensors: meta ones that tell the model they are on CUDA.
+"""Fake meta tensors that tell the model that they are on CUDA.
 
-torch has fake CUDA tensors too, but they need a CUDA build, look for a driver here and there, and abort the
-process where autograd looks for a device guard or a context (on a CPU-only build always, on torch 2.6
-without a card in every backward pass). Fake meta tensors do none of that, and behave the same on every
+torch has fake CUDA tensors too, but they need a CUDA build, sometimes look for a driver, and abort the
+process when autograd looks for a device guard or a context (always on a CPU-only build, and in every backward
+pass on torch 2.6 without a CUDA device). Fake meta tensors do none of that and behave the same on every
 build.
 """
 
@@ -15,11 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 
 class Player(Protocol):
-    """What the tensors play to be on.
+    """The simulated device of the tensors.
 
     Attributes:
-        device: the card that is played, or the CPU.
-        busy: whether one of torch's own kernels runs, which must see the tensors as what they are.
+        device: the simulated CUDA device, or the CPU.
+        busy: whether one of torch's own kernels is running, which must see that the tensors are on meta.
     """
 
     device: torch.device
@@ -27,7 +27,7 @@ class Player(Protocol):
 
 
 class Fakes(FakeTensorMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
-    """The mode of the tensors of one card; code that copies such a tensor copies neither."""
+    """The fake tensor mode of one simulated device. Copying a tensor copies neither mode nor device."""
 
     def __init__(self, card: Player) -> None:
         super().__init__(allow_fallback_kernels=False, allow_non_fake_inputs=True)
@@ -38,14 +38,14 @@ class Fakes(FakeTensorMode):  # type: ignore[no-untyped-call]  # torch's __init_
 
 
 class PlaysCuda(FakeTensor):
-    """A fake tensor that tells the model it is on CUDA where it is on meta.
+    """A fake tensor on meta that tells the model that it is on CUDA.
 
-    torch's own kernels see it as it is: they run while the card is ``busy``.
+    torch's own kernels run while the device is ``busy``, and see that it is on meta.
     """
 
     @property
     def device(self) -> torch.device:
-        """The card's device, or the CPU."""
+        """The simulated device, or the CPU."""
         told: torch.device = FakeTensor.device.__get__(self)
         card = self.fake_mode.card  # type: ignore[attr-defined]
         return card.device if told.type == "meta" and not card.busy else told
@@ -56,40 +56,40 @@ class PlaysCuda(FakeTensor):
 
     @property
     def is_cuda(self) -> bool:  # type: ignore[override]
-        """As `device` says."""
+        """Whether `device` is a CUDA device."""
         return self.device.type == "cuda"
 
     @property
     def is_meta(self) -> bool:  # type: ignore[override]
-        """As `device` says."""
+        """Whether `device` is meta."""
         return self.device.type == "meta"
 
     def get_device(self) -> int:
-        """The card's number; -1 for the CPU."""
+        """Return the index of the CUDA device, or -1 for the CPU."""
         return self.device.index or 0 if self.is_cuda else -1
 
     def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """``Tensor.to``, with meta in place of the card."""
+        """Call ``Tensor.to`` with ``meta`` in place of ``cuda``."""
         return super().to(*map(_played, args), **{key: _played(value) for key, value in kwargs.items()})
 
     def cuda(self, device: Any = None, non_blocking: bool = False, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
-        """``Tensor.cuda``, likewise."""
+        """Move to ``meta`` in place of ``cuda``."""
         return super().to("meta", non_blocking=non_blocking, **kwargs)
 
     def new_tensor(self, data: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
-        """``Tensor.new_tensor``, which otherwise gives a tensor that is not fake."""
+        """Return a fake tensor with this data. ``Tensor.new_tensor`` would return a real one."""
         return torch.tensor(data, **{"dtype": self.dtype, "device": self.device, **kwargs})
 
 
 def dressed(tensor: torch.Tensor) -> torch.Tensor:
-    """The same tensor; a fake one plays CUDA from now on."""
+    """Make a fake tensor a `PlaysCuda`, and return the tensor."""
     if type(tensor) is FakeTensor:
         tensor.__class__ = PlaysCuda
     return tensor
 
 
 def _played(value: Any) -> Any:
-    """``"meta"`` where an argument of ``to`` names CUDA: as text, as a device or by its number."""
+    """Return ``"meta"`` for an argument of ``to`` that names CUDA as text, device or number."""
     named = isinstance(value, str) and value.startswith("cuda")
     number = isinstance(value, int) and not isinstance(value, bool)
     return "meta" if named or number or (isinstance(value, torch.device) and value.type == "cuda") else value

@@ -1,4 +1,4 @@
-"""What ``inputs=`` declares: shapes, or a callable that gives a batch. Parsing imports no torch."""
+"""The ``inputs=`` argument: shapes, or a callable that returns a batch. Parsing does not import torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class InputSpec:
     Attributes:
         shape: sizes, in elements.
         dtype: torch's name without ``torch.``.
-        bound: integers are drawn from 0 up to, not including, this.
+        bound: integers are drawn from ``[0, bound)``.
     """
 
     shape: tuple[int, ...]
@@ -32,7 +32,7 @@ class InputSpec:
     bound: int = 2
 
     def tensor(self, generator: torch.Generator) -> torch.Tensor:
-        """Standard normal values, integers in ``[0, bound)``, or fair booleans, on the CPU."""
+        """Draw standard normal values, integers in ``[0, bound)``, or fair booleans, on the CPU."""
         import torch
 
         dtype: torch.dtype = getattr(torch, self.dtype)
@@ -48,7 +48,7 @@ class InputSpec:
         return torch.randn(self.shape, generator=generator, dtype=drawn, device="cpu").to(dtype)
 
     def synthetic(self, name: str) -> torch.Tensor:
-        """A tensor that is the same on every machine: integers and booleans are drawn, others are zeros."""
+        """Return a tensor that is the same on every machine: drawn integers or booleans, else zeros."""
         import torch
 
         from pytest_ckptcompat.tensors import synthetic
@@ -61,7 +61,7 @@ class InputSpec:
 
     @property
     def text(self) -> str:
-        """The form in which a file or a command line gives it: ``2x16:int64<100``."""
+        """The form in a file or on the command line: ``2x16:int64<100``."""
         bound = f"<{self.bound}" if "int" in self.dtype else ""
         dtype = "" if self.dtype == "float32" else f":{self.dtype}{bound}"
         return f"{'x'.join(map(str, self.shape))}{dtype}"
@@ -73,13 +73,13 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The inputs of a forward pass: positional and keyword tensors, or a callable that gives them.
+    """The inputs of a forward pass: positional and keyword tensors, or a callable that returns a batch.
 
     Attributes:
         args: positional tensors.
         kwargs: keyword tensors.
-        make: gives a batch instead.
-        method: which method of the model is called with them.
+        make: a callable that returns a batch, in place of `args` and `kwargs`.
+        method: the method of the model that is called with the inputs.
     """
 
     args: tuple[InputSpec, ...] = ()
@@ -88,12 +88,12 @@ class Inputs:
     method: str = "forward"
 
     def callee(self, model: Any) -> Any:
-        """What is called: the model, whose hooks run then, or a method of it."""
+        """Return what to call: the model itself, so that its hooks run, or another method."""
         return model if self.method == "forward" else getattr(model, self.method)
 
     @classmethod
     def parse(cls, spec: Any) -> Inputs:
-        """The inputs that ``inputs=``, a TOML table or ``--inputs`` declares.
+        """Parse the inputs of ``inputs=``, a TOML table or ``--inputs``.
 
         Args:
             spec: a tuple of ints (one float32 tensor of that shape), a string (``"2x3x48x48"``,
@@ -101,7 +101,7 @@ class Inputs:
                 of such shapes and strings (positional), a dict of them by name (keywords), or a callable.
 
         Raises:
-            ValueError: it is none of these; the text says which part and what to write.
+            ValueError: `spec` is none of these. The message says which part is wrong and what to write.
         """
         if isinstance(spec, Inputs):
             return spec
@@ -134,17 +134,17 @@ class Inputs:
     def batch(
         self, seed: int = 0, device: str | torch.device = "cpu"
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """One batch: the same seed gives the same values, whatever the device.
+        """Return one batch. The same seed gives the same values on every device.
 
         Args:
-            seed: for the values; a callable runs with the generators of Python, NumPy and torch seeded.
-            device: where the tensors end up; they are drawn on the CPU.
+            seed: the seed of the values. For a callable, it seeds the generators of Python, NumPy and torch.
+            device: the device of the tensors, which are drawn on the CPU and then moved.
 
         Returns:
             Positional and keyword arguments of the model's ``forward``.
 
         Raises:
-            ValueError: the callable raised, or gave neither a tensor, nor a tuple, nor a dict.
+            ValueError: the callable raised, or did not return a tensor, tuple or dict.
         """
         import torch
 
@@ -159,12 +159,12 @@ class Inputs:
         return moved(args, device), moved(kwargs, device)
 
     def plain(self) -> Any:
-        """The batch that any process and machine can draw again, as `tensors.plain` packs it.
+        """Return a batch that any process and machine can draw again, packed by `tensors.plain`.
 
-        A callable is called once, and the integers and booleans that it gives are kept.
+        A callable is called once, and its integers and booleans are kept.
 
         Raises:
-            ValueError: the callable fails as in `batch`, or gives what no other process can be given.
+            ValueError: the callable fails as in `batch`, or the batch can't be given to another process.
         """
         from pytest_ckptcompat.tensors.plain import packed
 
@@ -180,7 +180,7 @@ class Inputs:
 
     @property
     def texts(self) -> list[str] | None:
-        """What `parse` reads again, or None for a callable."""
+        """The texts from which `parse` makes the same inputs, or None for a callable."""
         if self.make is not None:
             return None
         return [spec.text for spec in self.args] + [
@@ -254,7 +254,7 @@ def _of_text(text: str) -> InputSpec:
 
 
 def _largest(dtype: str) -> int:
-    """The largest integer drawn for a dtype: torch draws in int64."""
+    """Return the largest integer that can be drawn for a dtype. torch draws in int64."""
     bits = min(8 * ITEMSIZE[dtype] - (not dtype.startswith("u")), 63)
     return int(2**bits - 1) if bits < 63 else 2**63 - 2
 

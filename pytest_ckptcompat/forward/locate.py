@@ -1,4 +1,4 @@
-"""Which module of the model, and which line of the user's code, an exception or a bad value comes from."""
+"""Find the module and the line of the user's code from which an exception or a bad value comes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Place:
     """A point of a model's forward pass.
 
     Attributes:
-        module: the path of the module that ran (``layers.3.attn``), or ``""`` for the model itself.
-        kind: its class's name, or ``""`` where no module was running.
+        module: the path of the running module (``layers.3.attn``), or ``""`` for the model itself.
+        kind: the name of its class, or ``""`` if no module was running.
         line: ``onet.py:31: x = self.conv1(x)``, the innermost line outside torch and this package, or ``""``.
     """
 
@@ -42,13 +42,13 @@ class Place:
 
 
 def blame(error: BaseException, model: nn.Module) -> Place:
-    """Where in `model` an exception was raised, read off its traceback: nothing is hooked or instrumented."""
+    """Return where in `model` an exception was raised, according to its traceback."""
     names = {id(module): name for name, module in model.named_modules()}
     place = Place()
     for frame, lineno in _frames(error.__traceback__):
         owner = _first_argument(frame)
         if isinstance(owner, nn.Module):
-            # a module that is registered nowhere (kept in a plain list) is named after the one that called it
+            # an unregistered module (in a plain list) gets the path of the module that called it
             place = Place(names.get(id(owner), place.module), type(owner).__name__, place.line)
         if not frame.f_code.co_filename.startswith(_LIBRARY):
             place = Place(place.module, place.kind, _source(frame, lineno))
@@ -56,14 +56,14 @@ def blame(error: BaseException, model: nn.Module) -> Place:
 
 
 def failure(error: BaseException, model: nn.Module, note: str = "") -> Finding:
-    """The ``forward-error`` finding of what `model` raised: what it says, in which module, on which line."""
+    """Return the ``forward-error`` finding for an exception, with its message, module and line."""
     place = blame(error, model)
     text = "; ".join(part for part in (cause(error), note, str(place)) if part)
     return finding("forward-error", place.module, message=text)
 
 
 def cause(error: BaseException, limit: int = 400) -> str:
-    """``RuntimeError: mat1 and mat2 shapes cannot be multiplied``: on one line, safe to print."""
+    """Return type and message of an exception on one line, safe to print."""
     if isinstance(error, SystemExit):
         return f"the model called sys.exit({escape(repr(error.code), limit=80)})"
     text = str(error).partition("\nException raised from ")[0]  # torch adds its C++ stack below
@@ -74,7 +74,7 @@ def cause(error: BaseException, limit: int = 400) -> str:
 def first_module(
     model: nn.Module, run: Callable[[], Any], suspicious: Callable[[torch.Tensor], bool]
 ) -> Place:
-    """The first module, in the order of execution, that turns sound input into a suspicious tensor."""
+    """Return the first module, in the order of execution, that turns good input into a suspicious tensor."""
     found: list[Place] = []
 
     def look(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -115,7 +115,7 @@ def _frames(trace: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
 
 
 def _first_argument(frame: FrameType) -> Any:
-    """A method's ``self``, whatever it is called; not one that a closure brings along."""
+    """Return the first argument of a frame's function, which is ``self`` in a method."""
     code = frame.f_code
     return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
 

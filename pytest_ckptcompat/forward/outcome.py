@@ -1,4 +1,4 @@
-"""How a forward pass ended."""
+"""The outcome of a forward pass."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a forward pass went.
+    """The outcome of a forward pass.
 
     Attributes:
         status: ``passed``, ``failed``, ``rehearsed`` or ``skipped``.
-        detail: one line: where it ran and what came out (``on cpu: (2, 1), (2, 14)``), or why it did not.
-        findings: what is wrong; empty unless it failed.
-        outputs: what the model gave, with its tensors on the CPU; None where nothing was computed.
-        on_cuda: whether it really ran on a card.
-        seconds: wall time of the pass; on a card, of the first one there.
-        peak_bytes: the most memory the pass held on the card, or would hold there, weights included; 0 on the
+        detail: one line: where the pass ran and its outputs (``on cpu: (2, 1), (2, 14)``), or why it did not.
+        findings: what is wrong; empty unless the pass failed.
+        outputs: the model's outputs with tensors on the CPU, or None if nothing was computed.
+        on_cuda: whether the pass really ran on a CUDA device.
+        seconds: the wall time of the pass; on CUDA, of the first pass on the device.
+        peak_bytes: the peak memory on the CUDA device, measured or estimated, including weights; 0 on the
             CPU.
     """
 
@@ -41,11 +41,11 @@ class Outcome:
 
 
 def within(outcome: Outcome, most: int | None) -> Outcome:
-    """The outcome, failed where the pass needs more memory of a card than it may.
+    """Return the outcome, changed to ``failed`` if the pass needs more CUDA memory than allowed.
 
     Args:
-        outcome: of a pass on a card, real or rehearsed, or on the CPU, which is not judged.
-        most: bytes, or None.
+        outcome: the outcome of a real or rehearsed pass. A pass on the CPU is not judged.
+        most: the allowed memory in bytes, or None.
     """
     if most is None or outcome.status not in ("passed", "rehearsed"):
         return outcome
@@ -60,7 +60,7 @@ def within(outcome: Outcome, most: int | None) -> Outcome:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run with the model in eval mode and no gradients; every module's mode is then set back as it was."""
+    """Put the model in eval mode without gradients inside the block, then restore every module's mode."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""How far the outputs of one model on two devices are apart, and how far they may be."""
+"""Compare the outputs of a model on two devices, within tolerances."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-2, torch.float16: 5e-2, torch.bfloat16: 5e-2}
-"""Largest relative error (L2) by the coarsest dtype that took part. float32 counts as TF32, which has 10 bits
-of mantissa and which torch lets convolutions use unless told otherwise."""
+"""The largest relative error (L2) for the coarsest dtype involved. float32 counts as TF32 (10 bits of
+mantissa), which torch uses in convolutions by default."""
 
 _FLOOR = 1e-3
-"""Outputs whose root mean square is less are compared as if it were this: what cancels out leaves noise."""
+"""The smallest root mean square by which errors are divided, because values that cancel out leave noise."""
 
 
 class Gap(NamedTuple):
-    """The output that disagrees most: its path, relative error and tolerance."""
+    """The output with the largest error: its path, relative error and tolerance."""
 
     path: str
     error: float
@@ -35,16 +35,16 @@ class Gap(NamedTuple):
 
 
 def gap(expected: Any, actual: Any, dtypes: Iterable[torch.dtype] = ()) -> Gap | None:
-    """The largest disagreement between two structures of outputs.
+    """Return the largest error between two structures of outputs, relative to its tolerance.
 
     Args:
-        expected: outputs on the one device.
-        actual: outputs on the other.
-        dtypes: what else took part in computing them: the parameters' dtypes.
+        expected: the outputs on one device.
+        actual: the outputs on the other.
+        dtypes: other dtypes that were involved, such as the parameters'.
 
     Returns:
-        The worst output, or None where nothing can be compared: no floating-point outputs, or other shapes
-        (what depends on values, like the number of boxes left, may differ by a tie).
+        The worst output, or None if nothing can be compared: there are no floating-point outputs, or the
+        shapes differ (shapes that depend on values, such as the number of boxes, may differ after a tie).
     """
     left = {path: tensor for path, tensor in tensors(expected) if _compared(tensor)}
     right = {path: tensor for path, tensor in tensors(actual) if _compared(tensor)}
@@ -65,7 +65,7 @@ def gap(expected: Any, actual: Any, dtypes: Iterable[torch.dtype] = ()) -> Gap |
 
 
 def tolerance(dtypes: Iterable[torch.dtype]) -> float:
-    """The tolerance of the coarsest of these dtypes; those coarser than bfloat16 are taken as 0.25."""
+    """Return the tolerance for the coarsest of these dtypes; 0.25 for dtypes coarser than bfloat16."""
     floating = [dtype.to_real() if dtype.is_complex else dtype for dtype in dtypes]
     return max((TOLERANCES.get(dtype, 0.25) for dtype in floating if dtype.is_floating_point), default=0.0)
 
@@ -95,7 +95,7 @@ _SHOWN = 6
 
 
 def shown(outputs: Any) -> str:
-    """``(2, 1), (2, 14) bf16``: the shape of every tensor in `outputs`, its dtype unless it is float32."""
+    """List shapes of the tensors in `outputs`, with dtypes except float32: ``(2, 1), (2, 14) bf16``."""
     shapes = [
         shape_shown(
             tuple(tensor.shape),
@@ -110,7 +110,7 @@ def shown(outputs: Any) -> str:
 
 
 def not_finite(outputs: Any) -> str:
-    """What is not finite among the outputs, in one sentence, or ``""``."""
+    """Return which output is not finite, in one sentence, or ``""``."""
     for path, tensor in tensors(outputs):
         bad = bad_values(tensor)
         if bad:
@@ -119,7 +119,7 @@ def not_finite(outputs: Any) -> str:
 
 
 def bad_values(tensor: torch.Tensor) -> int:
-    """How many values are NaN or infinite; 0 for tensors that hold no such thing, or no values at all."""
+    """Return the number of values that are NaN or infinite; 0 for integers and meta tensors."""
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta:
         return 0
     if tensor.is_nested or tensor.layout != torch.strided:
@@ -130,7 +130,7 @@ def bad_values(tensor: torch.Tensor) -> int:
 
 
 def _stored(tensor: torch.Tensor) -> torch.Tensor:
-    """The explicit values of a sparse or nested tensor."""
+    """Return the explicit values of a sparse or nested tensor."""
     if tensor.is_nested:
         return torch.cat([part.flatten() for part in tensor.unbind()])
     return tensor.coalesce().values() if tensor.layout == torch.sparse_coo else tensor.values()

@@ -1,4 +1,4 @@
-"""The memory of a card that a forward pass would take: what lives at once, followed on fake tensors."""
+"""Estimate the peak CUDA memory of a forward pass with fake tensors."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from typing import Self
 
 _BLOCK = 512
-"""Bytes: torch's allocator gives multiples of them."""
+"""torch's allocator rounds sizes up to multiples of this many bytes."""
 
 
 class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
-    """Inside, every storage on the card counts from the operation that makes it until nothing holds it.
+    """A mode that counts every CUDA storage from its creation until it is freed.
 
-    Attention counts as the fused kernel that a card runs: its inputs and its output, not the scores of all
-    pairs. Workspaces of cuDNN and cuBLAS do not count.
+    Attention counts like the fused kernel on CUDA: inputs and output, but not the scores of all pairs.
+    Workspaces of cuDNN and cuBLAS are not counted.
 
     Attributes:
-        peak: bytes that lived at once, at most.
+        peak: the most bytes that were in use at the same time.
     """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # or torch imports its compiler once more
+        return False  # otherwise torch imports its compiler
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -42,7 +42,7 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         self.paused = False
 
     def hold(self, *values: Any) -> int:
-        """Count tensors that are there already; the bytes that they added."""
+        """Count existing tensors. Return the bytes that they added."""
         before = self._now
         for leaf in tree_leaves(values):
             if isinstance(leaf, torch.Tensor) and leaf.is_cuda:
@@ -87,7 +87,7 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
 
 
 class _Attention(TorchFunctionMode):
-    """Hears calls of attention, inside of which nothing counts."""
+    """A mode that pauses the counting inside calls of attention, and counts only their results."""
 
     def __init__(self, memory: PeakMemory) -> None:
         super().__init__()

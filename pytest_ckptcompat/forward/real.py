@@ -1,4 +1,4 @@
-"""The forward pass, for real: on the CPU or on a card, seeded, in eval mode, every output looked at."""
+"""Run the forward pass for real: on the CPU or a CUDA device, seeded, in eval mode, and check all outputs."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 
 
 def forward(model: nn.Module, inputs: Inputs, device: str = "cpu", *, or_skip: bool = False) -> Outcome:
-    """Run the model once and judge what comes out.
+    """Run the model once and check its outputs.
 
-    The pass runs in eval mode, without gradients, every generator seeded; modes and generators are then given
-    back as they were. For a card, a model that lies on the CPU runs there first: an index out of range is
-    then a plain error, not a lost CUDA context, and the outputs on both must agree within the tolerances of
-    their dtypes. The model stays on the device it ran on.
+    The pass runs in eval mode, without gradients and with seeded generators. Modes and generators are
+    restored afterwards. Before a pass on CUDA, a model on the CPU runs there once. Then an index out of range
+    is a plain error instead of a lost CUDA context, and the outputs of both must agree within the tolerances
+    of their dtypes. The model stays on the device where it ran.
 
     Args:
         model: a loaded model.
-        inputs: what to call it with; batch 0.
+        inputs: its inputs; batch 0 is used.
         device: ``cpu``, ``cuda`` (see `cuda_device`) or ``cuda:N``.
-        or_skip: where the model itself asks for a card that isn't there (``.cuda()``), give ``skipped``:
-            nobody asked for the CPU.
+        or_skip: whether the outcome is ``skipped`` instead of ``failed`` if the model itself uses a missing
+            CUDA device (``.cuda()``).
 
     Returns:
-        The outcome; whatever the model raises, ``sys.exit`` included, is a finding in it.
+        The outcome. Whatever the model raises, including ``sys.exit``, becomes a finding.
     """
     if device == "cpu":
         return _run(model, inputs, torch.device("cpu"), or_skip=or_skip)
@@ -56,7 +56,7 @@ def forward(model: nn.Module, inputs: Inputs, device: str = "cpu", *, or_skip: b
 
 
 def _run(model: nn.Module, inputs: Inputs, device: torch.device, *, or_skip: bool = False) -> Outcome:
-    """One pass on one device, its outputs finite."""
+    """Run one pass on one device, and check that the outputs are finite."""
     try:
         args, kwargs = inputs.batch(0)
     except ValueError as error:
@@ -93,23 +93,23 @@ def _pass(
     meter: Meter,
     seed: int = 0,
 ) -> Any:
-    """What the model gives for a batch, tensors moved to the CPU; whatever it raises passes through."""
+    """Return the model's outputs for a batch, with tensors moved to the CPU. Errors are not caught."""
     if device.type == "cuda":
-        torch.cuda.init()  # type: ignore[no-untyped-call]  # so that its generators are seeded, and given back
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # so that its generators are seeded and restored
     place = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with seeded(seed), evaluating(model), place, meter:
         places = _places(model)
         if len(places) == 1 and places != {device}:
-            model.to(device)  # from another card too, where its constructor put it on the first
+            model.to(device)  # also from another CUDA device, on which its constructor put it
         outputs = inputs.callee(model)(*moved(args, device), **moved(kwargs, device))
-        meter.synchronise()  # what a kernel did wrong is raised here, not in the next test
+        meter.synchronise()  # so that errors of kernels are raised here and not in the next test
         return mapped(outputs, lambda tensor: tensor.detach().cpu())
 
 
 def _compared(
     model: nn.Module, inputs: Inputs, device: torch.device, expected: Outcome | None, actual: Outcome
 ) -> Outcome:
-    """The outcome on a card, compared with the one on the CPU."""
+    """Compare the outcome on a CUDA device with the one on the CPU."""
 
     def told(text: str) -> Outcome:
         return replace(actual, detail=f"{actual.detail}; {text}")
@@ -140,7 +140,7 @@ def _compared(
 
 
 def _is_random(model: nn.Module, inputs: Inputs, device: torch.device, first: Outcome) -> bool:
-    """Whether another seed gives other outputs for the same batch: then two devices can't agree either."""
+    """Return whether another seed changes the outputs, so that two devices can't agree either."""
     args, kwargs = inputs.batch(0)
     try:
         again = _pass(model, inputs, args, kwargs, device, Meter(device), seed=1)
@@ -151,10 +151,10 @@ def _is_random(model: nn.Module, inputs: Inputs, device: torch.device, first: Ou
 
 
 def _under_autocast(model: nn.Module, inputs: Inputs, device: torch.device, worst: Gap) -> Gap:
-    """The same gap, allowed for the coarsest dtype any module computed in: autocast leaves no other trace."""
+    """Return the gap with the tolerance of the coarsest dtype that any module returns, due to autocast."""
     args, kwargs = inputs.batch(0)
     seen: set[torch.dtype] = set()
-    with suppress(Exception, SystemExit):  # what ran once may be out of memory the second time
+    with suppress(Exception, SystemExit):  # the second run may be out of memory
         first_module(
             model,
             lambda: _pass(model, inputs, args, kwargs, device, Meter(device)),
@@ -166,7 +166,7 @@ def _under_autocast(model: nn.Module, inputs: Inputs, device: torch.device, wors
 def _first_not_finite(
     model: nn.Module, inputs: Inputs, args: Any, kwargs: Any, device: torch.device
 ) -> Place:
-    """Where the first bad value appears, found by running again and looking at what every module gives."""
+    """Run again with hooks on every module to find where the first bad value appears."""
     run: Callable[[], Any] = lambda: _pass(model, inputs, args, kwargs, device, Meter(device))  # noqa: E731
     try:
         return first_module(model, run, lambda tensor: bool(bad_values(tensor)))

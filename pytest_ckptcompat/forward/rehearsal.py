@@ -1,4 +1,4 @@
-"""The CUDA forward pass without a card: the model's own ``forward`` on fake tensors."""
+"""Rehearse the CUDA forward pass: run the model's own ``forward`` on fake tensors."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 def rehearse(
     model: nn.Module, inputs: Inputs, device: str = "cuda:0", *, ran_on_cpu: bool = False
 ) -> Outcome:
-    """Run the model's own forward on fake tensors of a card that need not exist.
+    """Run the model's own forward on fake tensors of a simulated CUDA device.
 
-    Shapes, dtypes and devices are followed through every operation, in eval mode and without gradients; no
-    values are computed and no memory is used. `model` may be real or on meta, and is left as it was.
+    Every operation is checked with shapes, dtypes and devices, in eval mode and without gradients. No values
+    are computed and no memory is used. `model` may be real or on meta, and is not changed.
 
     Args:
         model: any module.
-        inputs: what to call it with; batch 0.
-        device: the card to play.
-        ran_on_cpu: whether the same forward passed on the CPU for real. What fake CPU tensors raise as well
-            is then known to be their fault, not the model's.
+        inputs: its inputs; batch 0 is used.
+        device: the device to simulate.
+        ran_on_cpu: whether the same forward passed on the CPU for real. Errors that fake CPU tensors raise
+            too are then known to be their fault and not the model's.
 
     Returns:
-        ``rehearsed``, with the shapes of the outputs; ``failed``, with the module and line that mixed devices
-        or dtypes or raised; or ``skipped``, with the reason, where values or the driver decide.
+        ``rehearsed`` with the shapes of the outputs, ``failed`` with the module and line that raised or mixed
+        devices or dtypes, or ``skipped`` with the reason if the result depends on values or the driver.
     """
     try:
         args, kwargs = inputs.batch(0)
@@ -63,7 +63,7 @@ def rehearse(
 
 
 class _Attempt(NamedTuple):
-    """The copy that was run (the model itself where it could not be copied), and what came of it."""
+    """The copy that was run (or the model itself if it could not be copied), and its outcome."""
 
     model: nn.Module
     outputs: Any = None
@@ -98,9 +98,9 @@ def _attempt(
 
 
 def _built_elsewhere(model: nn.Module, inputs: Inputs, args: Any, kwargs: Any, card: Card) -> Outcome | None:
-    """The outcome where a device chosen when the model was built explains the tensors on the CPU.
+    """Return the outcome if a device that was chosen in the constructor explains the tensors on the CPU.
 
-    ``self.device = "cuda" if torch.cuda.is_available() else "cpu"``, run where there is no card, is no fault.
+    ``self.device = "cuda" if torch.cuda.is_available() else "cpu"`` is correct code, also without CUDA.
     """
     kept = list(_kept_devices(model))
     if not kept:
@@ -130,7 +130,7 @@ def _built_elsewhere(model: nn.Module, inputs: Inputs, args: Any, kwargs: Any, c
 
 
 def _kept_devices(model: nn.Module) -> list[tuple[str, dict[str, Any], str]]:
-    """Where the model keeps ``cpu`` as its device: a name to print, the dict that holds it, and the key."""
+    """Find where the model stores ``cpu`` as its device: a name to print, the dict, and the key."""
     found = []
     for path, module in model.named_modules():
         holders = [(path or type(module).__name__, vars(module))]

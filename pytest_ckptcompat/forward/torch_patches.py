@@ -1,4 +1,4 @@
-"""What torch says while a card is played: CUDA is available, values are not looked at, nothing is logged."""
+"""Patches of torch while a CUDA device is simulated: CUDA is available, and no values are checked."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _BELIEVERS = ("torch.amp.", "torch.cuda.amp.")
-"""Parts of torch that must believe in the card, or autocast regions would be switched off."""
+"""Parts of torch that must see the simulated device, or they would disable autocast regions."""
 
 
 @contextmanager
 def pretending(card: torch.device) -> Iterator[None]:
-    """Let torch speak as if `card` were there; everything is given back afterwards."""
+    """Make torch report that `card` exists inside the block, and restore everything afterwards."""
     index = card.index or 0
     answers = {
         "is_available": True,
@@ -35,8 +35,8 @@ def pretending(card: torch.device) -> Iterator[None]:
     }
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")  # fake tensors warn of themselves
-        # they log every error that an operation raises; it is reported already
+        warnings.simplefilter("ignore")  # fake tensors emit warnings
+        # they also log every error of an operation, which is reported anyway
         stack.enter_context(_replaced(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True))
         stack.enter_context(_eager())
         stack.enter_context(_heedless())
@@ -48,7 +48,7 @@ def pretending(card: torch.device) -> Iterator[None]:
 
 
 def _told(truth: Callable[..., Any], answer: Any) -> Callable[..., Any]:
-    """A function that gives `answer` to the model and to autocast; the rest of torch hears the truth."""
+    """Return a function that gives `answer` to the model and autocast, and the truth to the rest of torch."""
 
     def told(*args: Any, **kwargs: Any) -> Any:
         caller = sys._getframe(1).f_globals.get("__name__", "") + "."
@@ -61,10 +61,10 @@ def _told(truth: Callable[..., Any], answer: Any) -> Callable[..., Any]:
 
 @contextmanager
 def _heedless() -> Iterator[None]:
-    """Leave out what only reads values.
+    """Disable code that reads values and has an alternative without reading them.
 
-    That is the checks of distributions, the packing of padded batches in nn.TransformerEncoder, and the look
-    whether a mask given to nn.Transformer is the causal one; each has a way that reads nothing.
+    These are the argument checks of distributions, the packing of padded batches in nn.TransformerEncoder,
+    and the check whether a mask given to nn.Transformer is causal.
     """
     fast = mha.get_fastpath_enabled()
     mha.set_fastpath_enabled(False)
@@ -84,7 +84,7 @@ def _heedless() -> Iterator[None]:
 
 @contextmanager
 def _eager() -> Iterator[None]:
-    """Run what ``torch.compile`` wrapped as it was written: the compiler would look for the card."""
+    """Run functions wrapped by ``torch.compile`` eagerly, because the compiler would look for the device."""
     if "torch._dynamo" not in sys.modules:
         yield
         return
@@ -94,7 +94,7 @@ def _eager() -> Iterator[None]:
 
 @contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute for a while; one that this release of torch lacks is left alone."""
+    """Set an attribute inside the block, unless this torch release lacks it."""
     if not hasattr(owner, name):
         yield
         return

@@ -1,4 +1,4 @@
-"""What fake tensors can't follow: values, data pointers, operations without a fake kernel, the driver."""
+"""What fake tensors can't simulate: values, data pointers, operations without a fake kernel, the driver."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TYPES = {
     "UnsupportedMutationAliasingException": "an operation has no fake kernel",
     "FakeTensorDeviceMismatchError": "an operation's fake kernel does not know which device it gives",
 }
-"""By name, since torch moves these types about."""
+"""By name, because torch moves these types between modules."""
 
 _TEXTS = {
     "it depends on values": ("Cannot copy out of meta tensor", "cannot be called on meta tensors"),
@@ -32,7 +32,7 @@ _TEXTS = {
     "the model makes a module and moves it": ("Couldn't swap",),
     "it asks the driver": NO_DRIVER,
 }
-"""By text: torch raises a plain RuntimeError or AssertionError for these."""
+"""By text, because torch raises a plain RuntimeError or AssertionError for these."""
 
 _FAKE_KERNELS = {
     "_subclasses",
@@ -44,13 +44,13 @@ _FAKE_KERNELS = {
     "_dispatch",
 }
 _SLIPS = (AssertionError, AttributeError, KeyError, NameError, NotImplementedError, RecursionError, TypeError)
-"""What a fake kernel raises by mistake; it reports a wrong shape or dtype by a RuntimeError or ValueError."""
+"""What a fake kernel raises by mistake. It raises RuntimeError or ValueError for a wrong shape or dtype."""
 
 
 def limit(error: BaseException) -> str:
-    """Why an error says nothing against the model, or ``""`` if it does.
+    """Return why an error is not the model's fault, or ``""`` if it may be.
 
-    The errors that led to it count too: code may have caught what a fake tensor raised.
+    The causes of the error count too, because code may catch what a fake tensor raised.
     """
     for link in _chain(error):
         if isinstance(link, Unrehearsable):
@@ -87,6 +87,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _innermost(error: BaseException) -> Path | None:
-    """The file that raised."""
+    """Return the file that raised the error."""
     frames = traceback.extract_tb(error.__traceback__)
     return Path(frames[-1].filename) if frames else None

@@ -1,4 +1,4 @@
-"""The first commit at which something is no longer so, in few tries; commits that can't tell are skipped."""
+"""Find the first commit that differs, in few tries. Commits that can't be tested are skipped."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Answer = Literal["fits", "differs", "skipped"]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """How a search ended.
+    """The result of a search.
 
     Attributes:
-        first: index of the first commit that differs; None where there is none, or none that fits before it.
-        between: indices of skipped commits just before `first`, each of which may be the first as well.
-        tried: how many commits were asked.
-        skipped: how many of them could not tell.
-        fits: where `first` is None: whether the last commit fits.
+        first: index of the first commit that differs. None if no commit differs, or no earlier one fits.
+        between: indices of skipped commits just before `first`. Each of them may be the first too.
+        tried: the number of commits that were tested.
+        skipped: how many of them could not be tested.
+        fits: whether the newest commit fits, if `first` is None.
     """
 
     first: int | None
@@ -33,18 +33,18 @@ class Found:
 
 
 def line_of(last: Commit) -> list[str]:
-    """The commits from `last` back to the root, first parents alone."""
+    """Return the commits from `last` back to the root, following first parents only."""
     listed = git(last.repository, "rev-list", "--first-parent", last.sha).stdout
     return listed.decode("ascii").split()
 
 
 def search(count: int, ask: Callable[[int], Answer], good: int | None = None) -> Found:
-    """Search a line of commits, of which 0 is the newest.
+    """Search a line of commits. Index 0 is the newest.
 
     Args:
-        count: how many there are.
-        ask: index -> whether it fits; called once for each.
-        good: index of one that fits; None: it is looked for 1, 2, 4 ... commits back.
+        count: the number of commits.
+        ask: tests the commit with an index; called at most once for each.
+        good: index of a commit that fits. None: look for one 1, 2, 4, ... commits back.
     """
     answers: dict[int, Answer] = {}
 
@@ -65,7 +65,7 @@ def search(count: int, ask: Callable[[int], Answer], good: int | None = None) ->
     differs = max(index for index in range(fits) if answers.get(index) == "differs")
     while open_ := [index for index in range(differs + 1, fits) if answers.get(index) != "skipped"]:
         centre = differs + fits
-        middle = min(open_, key=lambda index: abs(2 * index - centre))  # it is called at once
+        middle = min(open_, key=lambda index: abs(2 * index - centre))
         answer = asked(middle)
         if answer == "fits":
             fits = middle
@@ -75,6 +75,6 @@ def search(count: int, ask: Callable[[int], Answer], good: int | None = None) ->
 
 
 def _back(count: int) -> list[int]:
-    """1, 2, 4 ... and the root."""
+    """Return 1, 2, 4, ... and the index of the root."""
     steps = [1 << power for power in range(count.bit_length()) if 1 << power < count - 1]
     return [*steps, count - 1] if count > 1 else []

@@ -1,6 +1,6 @@
-"""The first lines of a child process: today's tool, and the modules of the tree at REF. Run as a script.
+"""The script that starts a child process with today's tool and the modules of the tree at REF.
 
-Nothing of the package is imported before the search path is set, or the tool would come from the tree.
+It imports nothing from this package before the search path is set, or the tool would come from the tree.
 """
 
 import filecmp
@@ -31,7 +31,7 @@ def _main(request_file: str) -> None:
     part = Path(f"{request['answer']}.part")
     part.write_text(json.dumps(answer), encoding="utf-8")
     part.replace(request["answer"])
-    os._exit(0)  # whatever threads and exit handlers the model's code has left
+    os._exit(0)  # despite threads and exit handlers of the model's code
 
 
 def _end_with_parent(*folders: str) -> None:

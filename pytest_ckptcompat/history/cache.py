@@ -1,4 +1,4 @@
-"""What past commits answered, kept in pytest's cache by commit, question and installed versions."""
+"""Answers of past commits, kept in pytest's cache by commit, question and installed versions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _MOST = 200
-"""Answers that are kept; the oldest go first."""
+"""The number of answers that are kept. The least recently used are removed first."""
 
 _SUPPORT = {
     ".gitignore": "# Created by pytest-ckptcompat.\n*\n",
@@ -27,7 +27,7 @@ _SUPPORT = {
 
 
 def nearest(folder: Path, root: Path) -> Path:
-    """The pytest cache of a folder: in it, or in the nearest one above it that has one, else in `root`."""
+    """Return the nearest pytest cache in a folder or above it up to `root`, or a new path in `root`."""
     for place in (folder, *folder.parents):
         if (place / ".pytest_cache").is_dir():
             return place / ".pytest_cache"
@@ -39,17 +39,17 @@ def nearest(folder: Path, root: Path) -> Path:
 def answer(
     folder: Path | None, question: Mapping[str, Any], ask: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """The kept answer to a question, or a new one, which is then kept.
+    """Return the kept answer to a question, or ask for a new answer and keep it.
 
-    Processes that ask the same at once wait for the first: workers of one run start one child.
+    Processes that ask the same question wait for the first, so that the workers of a run start one child.
 
     Args:
-        folder: a pytest cache, made where it is missing; None: nothing is kept.
-        question: plain values: all that the answer depends on, but for the installed versions.
-        ask: gives the answer. What it raises is not kept.
+        folder: a pytest cache, which is made if it is missing. None: keep nothing.
+        question: everything on which the answer depends, except the installed versions, as plain values.
+        ask: returns a new answer. Its errors are not kept.
 
     Returns:
-        The answer. A cache that can't be read or written costs time, and a warning, alone.
+        The answer. A cache that can't be written only leads to a warning.
     """
     if folder is None:
         return ask()
@@ -67,10 +67,10 @@ def answer(
 
 @contextlib.contextmanager
 def _alone(folder: Path, place: Path, number: int) -> Iterator[bool]:
-    """Hold the lock of one key: a byte of a file that is locked while its answer is made."""
+    """Hold the lock of one key inside the block: one byte of a lock file."""
     try:
         if not folder.exists():
-            folder.mkdir(parents=True, exist_ok=True)  # another process may be as far
+            folder.mkdir(parents=True, exist_ok=True)  # another process may do the same
             for name, text in _SUPPORT.items():
                 (folder / name).write_text(text, encoding="utf-8")
         place.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def _alone(folder: Path, place: Path, number: int) -> Iterator[bool]:
         yield False
         return
     with lock:
-        with contextlib.suppress(ImportError, OSError):  # no such locks here: the work is done twice at worst
+        with contextlib.suppress(ImportError, OSError):  # without locks, the work may be done twice
             import fcntl
 
             fcntl.lockf(lock, fcntl.LOCK_EX, 1, number)
@@ -113,7 +113,7 @@ def _warn(place: Path, error: OSError) -> None:
 
 
 def _versions() -> list[str]:
-    """Python and every installed distribution, by the names of their folders: reading metadata is slow."""
+    """List Python and the installed distributions, by folder names because reading metadata is slow."""
     found = [sys.version]
     for entry in sys.path:
         with contextlib.suppress(OSError):

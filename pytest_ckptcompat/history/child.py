@@ -1,4 +1,4 @@
-"""A fresh process that imports the modules of a past commit: isolated, limited in time, and ended."""
+"""Run code of a past commit in a new process, with a time limit."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ if TYPE_CHECKING:
     from .tree import Tree
 
 TIMEOUT = 60.0
-"""Seconds that importing and running a past version may take."""
+"""The default time limit for importing and running a past version, in seconds."""
 
 _CLEARED = ("PYTEST_", "PYTHONWARNINGS", "PYTHONPATH", "COVERAGE_")
 _TOOL = Path(__file__).resolve().parent.parent
 
 
 class ChildError(CheckpointError):
-    """The past version could not be imported, built or run; the text says why."""
+    """Raised if the past version can't be imported, built or run. The message says why."""
 
 
 def ask(
     commit: Commit, tree: Tree, job: str, arguments: dict[str, Any], timeout: float = TIMEOUT
 ) -> dict[str, Any]:
-    """What a module of this package answers when the search path leads into a past commit.
+    """Return the answer of a module of this package that runs with the modules of a past commit.
 
     Args:
-        commit: for the places where today's modules lie.
-        tree: its files.
+        commit: the commit, whose repository has today's modules.
+        tree: the files of the commit.
         job: a module with a function ``answer(arguments) -> dict``, imported in the child.
         arguments: plain values.
-        timeout: seconds after which the child and all that it started is ended.
+        timeout: seconds after which the child and its process group are killed.
 
     Raises:
-        ChildError: it gave no answer in time, or an answer ``{"error": text}``.
+        ChildError: the child returned no answer in time, or the answer is ``{"error": text}``.
     """
     with tempfile.TemporaryDirectory(prefix="ckptcompat-child-", ignore_cleanup_errors=True) as room:
         answer, told = Path(room, "answer.json"), Path(room, "output")
@@ -80,9 +80,9 @@ def ask(
 
 
 def search_path(root: Path, tree: Path, entries: Iterable[str]) -> Iterator[str]:
-    """The module search path in the tree: folders of today's working tree become those of the commit.
+    """Yield the module search path with folders of today's working tree replaced by those of the commit.
 
-    What is installed stays; a folder of today that the commit lacks is left out.
+    Folders of installed packages stay. Folders that the commit lacks are left out.
     """
     installed = [Path(each) for each in _installed()]
     for entry in entries:
@@ -94,21 +94,21 @@ def search_path(root: Path, tree: Path, entries: Iterable[str]) -> Iterator[str]
 
 
 def _installed() -> list[str]:
-    """Folders of installed packages and of Python itself, which may lie inside a working tree (``.venv``)."""
+    """Return folders of installed packages and of a virtual environment, which may be in a working tree."""
     packages = [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
     prefixes = [each for each in (sys.prefix, sys.exec_prefix) if each != sys.base_prefix]
     return list(dict.fromkeys(str(Path(each).resolve()) for each in (*packages, *prefixes)))
 
 
 def _place(root: Path, tree: Path) -> Path:
-    """The current folder, in the tree."""
+    """Return the folder in the tree that corresponds to the current one, or the tree's root."""
     here = Path.cwd()
     there = tree / here.relative_to(root) if here.is_relative_to(root) else tree
     return there if there.is_dir() else tree
 
 
 def _run(command: list[str], root: Path, tree: Path, output: Any, timeout: float) -> int | None:
-    """The exit code of a command in a process group of its own; None where the time was up."""
+    """Run a command in its own process group. Return its exit code, or None after a timeout."""
     process = subprocess.Popen(  # noqa: S603
         command,
         cwd=_place(root, tree),
@@ -151,7 +151,7 @@ def _ended(code: int) -> str:
 
 
 def _said(output: Path) -> str:
-    """The last line that the child printed."""
+    """Return the last line that the child printed, as the end of a message, or ``""``."""
     with suppress(OSError):
         lines = output.read_bytes()[-4096:].decode("utf-8", "replace").splitlines()
         for line in reversed(lines):

@@ -1,4 +1,4 @@
-"""``git:REF`` as a user writes it, and git itself: which commit is meant, or why none can be."""
+"""Parse ``git:REF``, and ask git which commit it names."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _MODEL = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What ``git:REF#package.module:name`` says.
+    """The parts of ``git:REF#package.module:name``.
 
     Attributes:
-        ref: as git understands it.
-        merge_base: the commit meant is the merge base of `ref` and HEAD (``git:REF...``).
-        model: the model at that commit, or ``""`` for the one that is checked today.
+        ref: the name of a commit for git.
+        merge_base: whether to use the merge base of `ref` and HEAD (``git:REF...``).
+        model: the model at that commit, or ``""`` for the same name as today's model.
     """
 
     ref: str
@@ -35,10 +35,10 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """Read ``git:REF``, ``git:REF...`` or either with ``#package.module:name``.
+        """Parse ``git:REF`` or ``git:REF...``, both optionally with ``#package.module:name``.
 
         Raises:
-            CheckpointError: no REF is given.
+            CheckpointError: there is no REF.
         """
         ref = text.removeprefix(GIT)
         before, mark, model = ref.rpartition("#")
@@ -64,7 +64,7 @@ class Commit:
 
     Attributes:
         repository: the root of the working tree.
-        sha: its full name.
+        sha: the full hash.
     """
 
     repository: Path
@@ -72,16 +72,16 @@ class Commit:
 
     @property
     def short(self) -> str:
-        """Enough of the name for a person."""
+        """The first ten digits of the hash."""
         return self.sha[:10]
 
 
 def resolve(reference: Reference, folder: Path) -> Commit:
-    """The commit that a reference names in the repository around `folder`.
+    """Return the commit that a reference names in the repository of `folder`.
 
     Raises:
         CheckpointError: git or the repository is missing, git refuses to read it, or there is no such commit.
-            The text says what to do.
+            The message says what to do.
     """
     root = repository(folder)
     sha = _commit(root, reference.ref)
@@ -95,12 +95,12 @@ def resolve(reference: Reference, folder: Path) -> Commit:
 
 
 def shown(reference: Reference) -> str:
-    """``git:REF`` as reports print it."""
+    """Return ``git:REF`` for reports, safe to print."""
     return escape(f"{GIT}{reference.ref}{'...' if reference.merge_base else ''}", 80)
 
 
 def repository(folder: Path) -> Path:
-    """The root of the working tree around a folder; errors as for `resolve`."""
+    """Return the root of the working tree that contains a folder; errors as for `resolve`."""
     found = git(folder, "rev-parse", "--show-toplevel", check=False)
     if found.returncode:
         said = _last_line(found.stderr)
@@ -124,14 +124,14 @@ def repository(folder: Path) -> Path:
 
 
 def git(folder: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[bytes]:
-    """Run git without hooks, prompts and locks.
+    """Run git without hooks, prompts and optional locks.
 
     Raises:
-        CheckpointError: git is not installed, or with `check` it failed.
+        CheckpointError: git can't be run, or it failed and `check` is True.
     """
     command = ["git", "-c", "core.fsmonitor=false", "-c", "core.quotePath=false", *arguments]
     try:
-        done = subprocess.run(  # noqa: S603  # arguments are a list, and a REF stands behind --end-of-options
+        done = subprocess.run(  # noqa: S603  # arguments are a list, and REF comes after --end-of-options
             command, cwd=folder, env=environment() | QUIET, input=b"", capture_output=True, check=False
         )
     except FileNotFoundError:
@@ -145,7 +145,7 @@ def git(folder: Path, *arguments: str, check: bool = True) -> subprocess.Complet
 
 
 def environment() -> dict[str, str]:
-    """The environment without what ties git to another repository, as that of a git hook does."""
+    """Return the environment without variables that select another repository, as in a git hook."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -197,7 +197,7 @@ def _shallow(root: Path) -> str:
 
 
 def _near(root: Path, ref: str) -> str:
-    """What may have been meant: the branch of a remote, or how to get it."""
+    """Return a hint: the branch of a remote that may have been meant, or how to fetch it."""
     remotes = git(root, "remote", check=False).stdout.decode("utf-8", "replace").split()
     for remote in remotes:
         if _found(root, f"{remote}/{ref}"):

@@ -1,4 +1,4 @@
-"""The files of one commit in a folder of their own; the user's working tree and index are not touched."""
+"""Write the files of a commit to a temporary folder, without touching the user's working tree or index."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _POINTER = b"version https://git-lfs.github.com/"
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A commit's files.
+    """The files of a commit.
 
     Attributes:
-        folder: where they lie.
+        folder: the folder that contains them.
         submodules: paths of submodules, which are absent.
         pointers: paths of git LFS files, whose content is the pointer.
         refused: paths of links that lead out of the tree, which are absent.
@@ -41,7 +41,7 @@ class Tree:
 
     @property
     def lacks(self) -> str:
-        """What differs from a checkout, for a person; ``""`` if nothing does."""
+        """How the files differ from a checkout, in words; ``""`` if they don't."""
         told = [
             _told(self.submodules, "submodule is absent", "submodules are absent"),
             _told(self.pointers, "git LFS file is a pointer", "git LFS files are pointers"),
@@ -52,9 +52,9 @@ class Tree:
 
 @contextmanager
 def exported(commit: Commit) -> Iterator[Tree]:
-    """Write the files of a commit into a temporary folder, which is removed afterwards.
+    """Write the files of a commit to a temporary folder, which is removed afterwards.
 
-    Content is what git stores: no filter, hook or attribute is applied.
+    The files have the content that git stores. No filters, hooks or attributes are applied.
 
     Raises:
         CheckpointError: git can't read the commit, or the folder can't be written.
@@ -108,7 +108,7 @@ def _write(commit: Commit, folder: Path) -> Tree:
 
 
 def _entries(commit: Commit) -> Iterator[tuple[str, str, str]]:
-    """Path, mode and object of every file of a commit; what would not stay inside a folder is refused."""
+    """Yield path, mode and object of every file of a commit. Refuse paths that lead out of a folder."""
     listing = git(commit.repository, "ls-tree", "-r", "-z", "--full-tree", commit.sha).stdout
     for row in listing.split(b"\0")[:-1]:
         about, _, name = row.partition(b"\t")
@@ -120,7 +120,7 @@ def _entries(commit: Commit) -> Iterator[tuple[str, str, str]]:
 
 
 class _Blobs:
-    """One ``git cat-file --batch`` that gives object after object."""
+    """A ``git cat-file --batch`` process from which objects are read."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdin is not None
@@ -129,7 +129,7 @@ class _Blobs:
         self._answers: IO[bytes] = process.stdout
 
     def __call__(self, sha: str, target: IO[bytes] | None) -> bytes:
-        """Copy an object into a file; the first bytes of it, all of them where there is no file."""
+        """Copy an object to a file and return its first bytes. Without a file, return all its bytes."""
         self._asked.write(f"{sha}\n".encode("ascii"))
         self._asked.flush()
         about = self._answers.readline().split()
@@ -147,7 +147,7 @@ class _Blobs:
             else:
                 head = head or piece[:200]
                 target.write(piece)
-        self._answers.read(1)  # a line ends
+        self._answers.read(1)  # the newline after the object
         return head
 
 
@@ -171,13 +171,13 @@ def _contents(commit: Commit) -> Iterator[_Blobs]:
 
 
 def _linked(folder: Path, path: str, to: str) -> bool:
-    """Make a link if it stays inside the tree."""
+    """Make a symbolic link if its target is inside the tree. Return whether it was made."""
     inside = posixpath.normpath(posixpath.join(posixpath.dirname(path), to))
     if posixpath.isabs(to) or inside == ".." or inside.startswith("../"):
         return False
     link = folder / path
     link.symlink_to(to)
-    # Through another link, what looks like inside may be outside.
+    # Through another link, a target that looks inside may be outside.
     if Path(os.path.realpath(link)).is_relative_to(folder):
         return True
     link.unlink()

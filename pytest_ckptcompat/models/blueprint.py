@@ -1,4 +1,4 @@
-"""The model under test: named, built, and built on the meta device."""
+"""The model under test: its name, and how to build it, for real or on the meta device."""
 
 from __future__ import annotations
 
@@ -40,32 +40,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What a ``model=`` argument stands for: a name to print, and a way to build it any number of times."""
+    """A ``model=`` argument: a name to print, and a function that builds the model any number of times."""
 
     name: str
     make: Callable[[], Any]
 
     def build(self, seed: int = 0) -> nn.Module:
-        """A real model on the CPU, its random initialisation seeded.
+        """Build the model for real, with seeded random initialisation.
 
         Raises:
-            ModelError: the callable raised, exited, or gave something that is no ``nn.Module``.
+            ModelError: the callable raised, exited, or returned something that is not an ``nn.Module``.
         """
         with seeded(seed):
             return self._made()
 
     def schema(self) -> nn.Module:
-        """The model on the meta device: every shape and dtype, no memory.
+        """Build the model on the meta device, with every shape and dtype but without memory.
 
-        A model whose constructor computes with values (``.item()``, ``.tolist()``) can't be built there, and
-        one that goes on where torch lacks an operation there may lack parameters (``orthogonal`` does). Such
-        a model is built for real, if memory allows, and its parameters are then replaced.
+        This fails if the constructor uses values (``.item()``, ``.tolist()``). It may also miss parameters if
+        the constructor catches the error of an operation that meta lacks (``orthogonal``). Such a model is
+        built for real, if memory allows, and copied to the meta device.
 
-        One that shards itself is stood in for, with whole tensors; where its ranks are not there, they are
-        simulated.
+        A model that shards itself is replaced by a stand-in with whole tensors. Missing ranks are simulated.
 
         Raises:
-            ModelError: as `build`.
+            ModelError: as for `build`.
         """
         try:
             return self._schema()
@@ -98,7 +97,7 @@ class Blueprint:
             raise ModelError(f"{self.name} can't be copied to the meta device: {raised(error)}") from error
 
     def _schema_of_ranks(self) -> nn.Module:
-        """A stand-in, sharded or not: without its ranks nothing can be loaded into the model."""
+        """Return a stand-in in any case, because nothing can be loaded into the model without its ranks."""
         try:
             with simulated_ranks():
                 return stand_in(self._schema())
@@ -122,10 +121,10 @@ class Blueprint:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves out what fills meta tensors with values they can't have: torch imports its compiler for that.
+    """A mode that skips operations which only fill meta tensors. torch imports its compiler for them.
 
     Attributes:
-        lacking: whether an operation was called that torch does not have on meta, or has wrong.
+        lacking: whether an operation was called that is missing or wrong on the meta device.
     """
 
     def __init__(self) -> None:
@@ -148,7 +147,7 @@ class _Unfilled(TorchFunctionMode):
         if not (numbers and tensor.is_meta and tensor.dtype in DRAWN):
             return func(tensor, *others, **kwargs)
         nothing = torch.empty(0, dtype=tensor.dtype, device="cpu", requires_grad=tensor.requires_grad)
-        func(nothing, *others, **kwargs)  # raises where it would have raised
+        func(nothing, *others, **kwargs)  # raises the same errors
         return tensor
 
 
@@ -161,17 +160,17 @@ _FILLS = {
 _UNTRUE = {
     *(torch.quantize_per_tensor, torch.quantize_per_channel, torch.quantize_per_tensor_dynamic),
 }
-"""What gives something else on meta: tensors that are not quantized."""
+"""Operations with wrong results on meta: tensors that are not quantized."""
 
 
 def blueprint(model: object, arguments: Mapping[str, Any] | None = None) -> Blueprint:
-    """The blueprint of a ``model=`` argument: a callable, ``"package.module:name"``, or an ``nn.Module``.
+    """Return the blueprint of a callable, ``"package.module:name"``, or an ``nn.Module``.
 
-    A module that is given ready-made is never touched: `Blueprint.build` copies it.
+    An ``nn.Module`` is never changed: `Blueprint.build` copies it.
 
     Args:
-        model: the argument.
-        arguments: keyword arguments that the callable gets.
+        model: the ``model=`` argument.
+        arguments: keyword arguments for the callable.
 
     Raises:
         ModelError: the name can't be imported, or the callable does not take the arguments.
@@ -195,10 +194,10 @@ def blueprint(model: object, arguments: Mapping[str, Any] | None = None) -> Blue
 
 
 def _refused(make: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
-    """Which of the keyword arguments a callable has no place for, and what it has instead."""
+    """Return which keyword arguments a callable does not take, with a hint, or ``""``."""
     try:
         parameters = inspect.signature(make).parameters.values()
-    except (TypeError, ValueError):  # what is written in C has no signature
+    except (TypeError, ValueError):  # code in C may have no signature
         return ""
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
         return ""
@@ -216,7 +215,7 @@ def _needs_arguments(make: Callable[..., Any]) -> bool:
         inspect.signature(make).bind()
     except TypeError:
         return True
-    except ValueError:  # what is written in C has no signature
+    except ValueError:  # code in C may have no signature
         return False
     return False
 
@@ -225,7 +224,7 @@ _NO_ARGUMENTS = "; name a function that takes no arguments and returns the model
 
 
 def named(model: object) -> str:
-    """``onet.Net``: what a report calls the model; of a partial, what it calls."""
+    """Return the name of a model for reports: ``onet.Net``. A partial is named after its function."""
     while isinstance(model, partial):
         model = model.func
     qualified = getattr(model, "__qualname__", None) or type(model).__qualname__

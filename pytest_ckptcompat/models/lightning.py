@@ -1,4 +1,4 @@
-"""How Lightning loads: `on_load_checkpoint` sees the whole checkpoint first, and may change it."""
+"""Load as Lightning does: `on_load_checkpoint` receives the whole checkpoint first and may change it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HOOK = "on_load_checkpoint"
 
 
 def has_hook(model: nn.Module) -> bool:
-    """Whether a LightningModule has a hook of its own."""
+    """Return whether the model is a LightningModule that overrides `on_load_checkpoint`."""
     kinds = type(model).__mro__
     if not any(kind.__name__ == "LightningModule" and _is_lightnings(kind) for kind in kinds):
         return False
@@ -28,12 +28,12 @@ def _is_lightnings(kind: type) -> bool:
 
 
 def run_hook(model: nn.Module, state_dict: Mapping[str, Any], others: Mapping[str, Any]) -> Any:
-    """The state dict as the hook leaves it; errors are its own.
+    """Call the hook and return the state dict that it leaves. Errors of the hook are not caught.
 
     Args:
-        model: whose hook is called.
-        state_dict: of the checkpoint; left as it is.
-        others: what else is in the checkpoint, as plain values.
+        model: the model with the hook.
+        state_dict: the checkpoint's state dict, which is not changed.
+        others: the other parts of the checkpoint, as plain values.
     """
     state = OrderedDict(state_dict)
     if (metadata := getattr(state_dict, "_metadata", None)) is not None:
@@ -44,7 +44,7 @@ def run_hook(model: nn.Module, state_dict: Mapping[str, Any], others: Mapping[st
 
 
 def hook_runs(model: nn.Module, others: Mapping[str, Any]) -> nn.Module:
-    """Have a module run its hook whenever a state dict is loaded into it, or into a copy of it."""
+    """Make a module run its hook whenever a state dict is loaded into it or a copy of it."""
     kind = type(model)
 
     def load_state_dict(self: Any, state_dict: Mapping[str, Any], *rest: Any, **named: Any) -> Any:
@@ -56,7 +56,7 @@ def hook_runs(model: nn.Module, others: Mapping[str, Any]) -> nn.Module:
 
 
 def as_it_was(model: nn.Module) -> nn.Module:
-    """The module of its own class again, as the user's code expects it."""
+    """Give a module its own class back, as the user's code expects."""
     model.__class__ = vars(type(model)).get(_MARK, type(model))
     return model
 

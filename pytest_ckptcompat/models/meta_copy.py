@@ -14,10 +14,10 @@ from pytest_ckptcompat.tensors.parts import is_strided
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether the meta device has an equal of it: shape, strides and dtype are all that a load looks at.
+    """Return whether a meta tensor can represent a tensor when a state dict is loaded.
 
-    It has none of sparse, nested and quantized tensors, and of what only a subclass knows; and it does not
-    mind elements that share memory.
+    False for sparse, nested and quantized tensors, for subclasses, and for tensors whose elements share
+    memory, which loading refuses but the meta device does not notice.
     """
     if type(tensor) not in (torch.Tensor, nn.Parameter, nn.Buffer) or not is_strided(tensor):
         return False
@@ -25,7 +25,7 @@ def is_plain(tensor: torch.Tensor) -> bool:
 
 
 def opaque(model: nn.Module) -> set[str]:
-    """Names of the parameters and buffers that are not plain: a load of them is judged by their values."""
+    """Return the names of parameters and buffers that are not plain, whose loading depends on values."""
     named = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
     return {name for name, tensor in named if not (is_plain(tensor) or nn.parameter.is_lazy(tensor))}
 
@@ -34,18 +34,18 @@ _CONTAINERS = (dict, OrderedDict, list, set)
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """A deep copy whose parameters and buffers are on the meta device; ties and hooks are kept.
+    """Return a deep copy with parameters and buffers on the meta device. Ties and hooks are kept.
 
-    Those that the meta device has no equal of are copied as they are; one that can't even be copied is shared
-    with the model. So are attributes that can't be copied (locks, open files), and those that are tensors
-    that were computed are replaced by others on the meta device.
+    Tensors that are not plain (see `is_plain`) are copied with their values if their class has no meta
+    version, or shared with the model if they can't be copied. Attributes that can't be copied (locks, open
+    files) are shared too, but computed tensors among them are replaced by meta tensors.
     """
     memo: dict[int, Any] = {}
     for tensor in chain(model.parameters(), model.buffers()):
         memo[id(tensor)] = _on_meta(tensor)
     for module in model.modules():
         for value in vars(module).values():
-            if type(value) in _CONTAINERS and not value:  # a module has a dozen, and deepcopy takes its time
+            if type(value) in _CONTAINERS and not value:  # a module has a dozen, and deepcopy is slow
                 memo[id(value)] = type(value)()
     try:
         return copy.deepcopy(model, dict(memo))
@@ -54,7 +54,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
 
 
 def _uncopyable(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
-    """By identity, what stands for those attributes of modules that refuse to be copied."""
+    """Return id -> replacement for attributes of modules that can't be copied."""
     modules = {id(module): module for module in model.modules()}
     known, instead = modules | memo, dict[int, Any]()
     for module in modules.values():
@@ -83,7 +83,7 @@ def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of a tensor that is not plain: on meta where its class knows how, else of its values."""
+    """Copy a tensor that is not plain: on meta if its class can do that, else with its values."""
     try:
         if type(tensor) not in (torch.Tensor, nn.Parameter, nn.Buffer):
             empty = torch.empty_like(tensor, device="meta")

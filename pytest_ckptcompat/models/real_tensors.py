@@ -1,4 +1,4 @@
-"""A model whose tensors are all real: memory instead of the meta device, values instead of a file's."""
+"""Make all tensors of a model real: in memory instead of on the meta device or in a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_ckptcompat.tensors.nested import mapped, tensors
 
 
 def give_memory(module: nn.Module) -> None:
-    """Give memory to tensors on the meta device; ties are kept, and what no load reaches is refused.
+    """Give memory to tensors on the meta device. Ties are kept.
 
     Raises:
         MisfitError: a tensor on the meta device is not in the state dict.
@@ -40,7 +40,7 @@ def give_memory(module: nn.Module) -> None:
 
 
 def read_deferred(module: nn.Module) -> None:
-    """Replace what a model's own loader kept of the state dict, which is still on disk, by its values."""
+    """Read the deferred tensors of a state dict that a model's own loader kept."""
     for owner in module.modules():
         for held in (owner._parameters, owner._buffers, vars(owner)):
             for name, value in held.items():

@@ -1,4 +1,4 @@
-"""Models that shard themselves over ranks (``fully_shard``, tensor parallel): whole shapes and values.
+"""Models that shard themselves over ranks (``fully_shard``, tensor parallel).
 
 Such a model can't be copied, and its tensors are parts. A stand-in has the same names with whole tensors.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 HOW = "the model shards itself; start with torchrun"
-"""Why its values are not loaded in a process of its own."""
+"""Why the values of such a model are not loaded in a single process."""
 
 _WRAPPER = "FullyShardedDataParallel"
 _RANKS = 8
@@ -31,11 +31,11 @@ _ENVIRONMENT = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MAS
 
 
 class Sharded(nn.Module):
-    """Stands in for a model that shards itself: a tree of modules that compute nothing."""
+    """A stand-in for a model that shards itself: a tree of modules that compute nothing."""
 
 
 class _Stateful(nn.Module):
-    """A module of that tree with extra state, which it keeps and does not look at."""
+    """A module of that tree that stores extra state of any kind."""
 
     _state: Any = None
 
@@ -47,12 +47,12 @@ class _Stateful(nn.Module):
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether some parameter is a part of one that lies on several ranks."""
+    """Return whether any parameter is distributed over several ranks."""
     return any(hasattr(each, "full_tensor") for each in model.parameters())
 
 
 def is_flattened(model: nn.Module) -> bool:
-    """Whether a part of it is wrapped in ``FullyShardedDataParallel``, which joins parameters to one."""
+    """Return whether any part is a ``FullyShardedDataParallel``, which flattens several parameters to one."""
     return any(type(module).__name__ == _WRAPPER for module in model.modules())
 
 
@@ -72,21 +72,22 @@ def _inside(module: nn.Module) -> nn.Module:
 
 
 def wants_ranks(error: BaseException) -> bool:
-    """Whether a constructor failed for want of the other ranks."""
+    """Return whether a constructor failed because there are no other ranks."""
     return not has_ranks() and bool(_NO_RANKS.search(f"{error}"))
 
 
 def has_ranks() -> bool:
-    """Whether this process is one of a group that was started together."""
+    """Return whether this process belongs to an initialised process group."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def stand_in(model: nn.Module, *, values: bool = False) -> Sharded:
-    """A model of the same names, shapes, dtypes and ties.
+    """Return a stand-in with the same names, shapes, dtypes and ties.
 
     Args:
-        model: sharded, or on the meta device.
-        values: gather the values, for which every rank has to ask; without them it lies on the meta device.
+        model: a model that is sharded or on the meta device.
+        values: whether to gather the values, which every rank has to do. Otherwise the stand-in is on the
+            meta device.
     """
     root = Sharded()
     made: dict[int, torch.Tensor] = {}
@@ -105,7 +106,7 @@ def stand_in(model: nn.Module, *, values: bool = False) -> Sharded:
 
 
 def load_sharded(model: nn.Module, state_dict: Mapping[str, Any], *, strict: bool) -> None:
-    """Load whole tensors into a model of which this rank has a part; every rank has to do it."""
+    """Load whole tensors into a sharded model. Every rank has to call this."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, strict=strict)
@@ -114,9 +115,10 @@ def load_sharded(model: nn.Module, state_dict: Mapping[str, Any], *, strict: boo
 
 @contextmanager
 def simulated_ranks(size: int = _RANKS) -> Iterator[None]:
-    """As if this were the first of several ranks, which a constructor can shard its model over.
+    """Simulate several ranks inside the block, with this process as the first.
 
-    Nothing is sent anywhere. What the constructor does to join its group is left out.
+    A constructor can shard its model over them. Nothing is sent, and calls of ``init_process_group`` are
+    ignored.
     """
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import FullyShardedDataParallel
@@ -183,7 +185,7 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _module(root: nn.Module, path: list[str]) -> nn.Module:
-    """The module at that path, made where it is missing."""
+    """Return the module at a path. Missing modules are made."""
     for name in path:
         if name not in root._modules:
             root.add_module(name, nn.Module())
@@ -192,7 +194,7 @@ def _module(root: nn.Module, path: list[str]) -> nn.Module:
 
 
 def _hold(root: nn.Module, key: str, state: Any) -> None:
-    """Give extra state, an object of any kind, to the module that owns it."""
+    """Store extra state in the module that owns it."""
     module = _module(root, key.split(".")[:-1])
     module.__class__ = type(type(module).__name__, (_Stateful, type(module)), {})
     module._state = state

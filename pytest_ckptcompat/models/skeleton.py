@@ -1,10 +1,10 @@
-"""A model built and loaded for real, but for the random numbers that the load overwrites: they are not drawn.
+"""Build and load a model without drawing the random numbers that loading overwrites.
 
-Drawing them takes longer than reading a checkpoint. A model can't simply be built on meta instead: what its
-constructor computes, and where it saw its tensors, stays in attributes, closures, lists and arrays. Here the
-constructor runs on real memory and keeps what it likes; only what is made of undrawn numbers is followed, by
-the storage it lies in (taint tracking). If any of it is looked at, or is still there when the load is done,
-the model is to be built as usual.
+Drawing them takes longer than reading a checkpoint. Building on meta instead is not safe, because values that
+the constructor computes, and references to its tensors, stay in attributes, closures, lists and arrays. So
+the constructor runs with real memory, and everything that depends on undrawn numbers is tracked by its
+storage (taint tracking). If any of it is read, or still exists after loading, the model has to be built as
+usual.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 LARGE = 64 << 20
-"""Bytes of weights, above which it takes noticeable time to draw random ones first."""
+"""The size of weights in bytes above which drawing random ones takes noticeable time."""
 
 _ATEN = torch.ops.aten
 _T = torch.Tensor
 
 
 def skeleton(build: Callable[[], nn.Module], load: Callable[[nn.Module], object]) -> nn.Module | None:
-    """Build a model and load it, without drawing what the load overwrites.
+    """Build a model and load it, without drawing the random numbers that loading overwrites.
 
     Args:
-        build: gives the model; seeded, if it is to be reproducible.
+        build: returns the model, and seeds the generators if the result should be reproducible.
         load: writes the checkpoint's values into it.
 
     Returns:
-        The model, equal in every bit to one that was built and loaded as usual; or None where that can't be
-        told, or where either raised: both are then to be called as usual, on a new model.
+        The model, with the same bits as one that was built and loaded as usual. None if that can't be
+        determined, or if `build` or `load` raised. The caller then builds and loads a new model as usual.
     """
     undrawn = Undrawn()
     try:
@@ -49,7 +49,7 @@ def skeleton(build: Callable[[], nn.Module], load: Callable[[nn.Module], object]
             model = build()
             saved = tree_leaves(dict(model.state_dict(keep_vars=True)))
         if undrawn.left(but=saved):
-            return None  # no load can reach it
+            return None  # loading can't overwrite it
         with undrawn:
             load(model)
     except (Exception, SystemExit, _Seen):
@@ -58,19 +58,19 @@ def skeleton(build: Callable[[], nn.Module], load: Callable[[nn.Module], object]
 
 
 class _Seen(BaseException):
-    """Something depends on a number that was not drawn. No `Exception`, since constructors catch those."""
+    """Raised if something depends on an undrawn number. Constructors would catch an `Exception`."""
 
 
 class Undrawn(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
-    """Inside, random numbers are not drawn; the memory that lacks them, and all that is made of it, is known.
+    """A mode in which random numbers are not drawn, and all memory that depends on them is tracked.
 
     Attributes:
-        seen: whether something got to know, or could have, what is in such memory.
+        seen: whether something read such memory, or could have read it.
     """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # or torch imports its compiler, which takes longer than what is spared here
+        return False  # otherwise torch imports its compiler, which takes longer than drawing
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -91,7 +91,7 @@ class Undrawn(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __
         self._stack.__exit__(*raised)  # type: ignore[arg-type]
 
     def left(self, but: Any = ()) -> bool:
-        """Whether memory is in use that lacks its values, besides that of the tensors named."""
+        """Return whether memory without its values is still in use, except that of the tensors in `but`."""
         known = set(map(_place, _tensors(but)))
 
         def in_use() -> bool:
@@ -99,20 +99,20 @@ class Undrawn(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __
             return any(place not in known and not storage.expired() for place, storage in lacking)  # type: ignore[no-untyped-call]
 
         if in_use():
-            gc.collect()  # it may hang in a cycle that nobody holds
+            gc.collect()  # it may only be in a reference cycle
         return in_use()
 
     def lacks(self, values: Any) -> bool:
-        """Whether a tensor among the values, or in lists of theirs, lacks its own."""
+        """Return whether any tensor in `values` (also in nested containers) lacks its values."""
         return any(_place(each) in self._lacking for each in _tensors(values))
 
     def stop(self) -> None:
-        """Give up: the caller is about to see what is not there."""
+        """Give up, because the caller is about to read an undrawn value."""
         self.seen = True
         raise _Seen
 
     def filled(self, tensor: torch.Tensor) -> None:
-        """All of a tensor was written; where it is all of its storage, that lacks nothing any more."""
+        """Record that a whole tensor was written. If it fills its storage, the storage has its values now."""
         if tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes() and _dense(tensor):
             self._lacking.pop(_place(tensor), None)
 
@@ -121,7 +121,7 @@ class Undrawn(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __
     ) -> Any:
         kwargs = kwargs or {}
         if not isinstance(func, torch._ops.OpOverload):
-            self.stop()  # it runs other operations inside, unheard
+            self.stop()  # it may run other operations that are not seen here
         random = torch.Tag.nondeterministic_seeded in func.tags
         if not random and not self.lacks((args, kwargs)):
             return func(*args, **kwargs)
@@ -140,17 +140,17 @@ class Undrawn(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __
         return result
 
     def _spared(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
-        """Memory as it is, where values were to be; None for what is seldom large."""
+        """Return memory that is not filled, or None for an operation that is rarely large."""
         if func not in _FACTORIES and func.overloadpacket not in _FILLS | _SCALINGS:
             return None
-        nothing = func(_nothing(args[0]), *args[1:], **kwargs)  # raises where it would have raised
+        nothing = func(_nothing(args[0]), *args[1:], **kwargs)  # raises the same errors
         if kwargs.get("generator") is not None or nothing.dtype not in DRAWN:
-            return None  # who has the generator may see that nothing was drawn
+            return None  # the generator's state would show that nothing was drawn
         spared: torch.Tensor = _FACTORIES[func](*args, **kwargs) if func in _FACTORIES else args[0]
         return spared
 
     def _note(self, *results: Any) -> None:
-        """What an operation gave or wrote lacks its values."""
+        """Record that an operation's results lack their values."""
         for value in tree_leaves(results):
             if not isinstance(value, torch.Tensor) or not _plain(value):
                 if value is not None:
@@ -161,7 +161,7 @@ class Undrawn(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __
 
 
 class _Calls(TorchFunctionMode):
-    """Hears what is not an operation: access to a tensor's memory, and values read straight into it."""
+    """A mode that notices access to a tensor's memory, and values that are read straight into it."""
 
     def __init__(self, undrawn: Undrawn) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class _Calls(TorchFunctionMode):
 
 @contextmanager
 def _truncated() -> Iterator[None]:
-    """Spare truncated values, too: torch 2.13 draws again and again until it sees that they fit."""
+    """Skip truncated normal values too, which torch 2.13 draws again until it sees that they fit."""
     init: Any = nn.init
     original = init._no_grad_trunc_normal_
 
@@ -189,7 +189,7 @@ def _truncated() -> Iterator[None]:
     def fill(tensor: torch.Tensor, *args: Any, generator: Any = None) -> Any:
         if generator is not None:
             return original(tensor, *args, generator=generator)
-        original(tensor.new_empty(0), *args)  # raises where it would have raised
+        original(tensor.new_empty(0), *args)  # raises the same errors
         return tensor.normal_()
 
     init._no_grad_trunc_normal_ = fill
@@ -212,7 +212,7 @@ _FACTORIES = {
     _ATEN.randn_like.default: _ATEN.empty_like.default,
 }
 _SCALINGS = {_ATEN.mul_, _ATEN.div_, _ATEN.add_, _ATEN.sub_, _ATEN.clamp_, _ATEN.erfinv_}
-"""With them, initialisers make truncated and scaled values of what was drawn."""
+"""Operations with which initialisers scale or truncate drawn values."""
 
 
 def _is_scaling(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -221,14 +221,14 @@ def _is_scaling(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> boo
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """The arguments that an operation writes into."""
+    """Return the arguments that an operation writes to."""
     arguments = func._schema.arguments
     given = dict(zip((argument.name for argument in arguments), args, strict=False)) | kwargs
     return [given.get(each.name) for each in arguments if each.alias_info and each.alias_info.is_write]
 
 
 def _nothing(value: Any) -> Any:
-    """As many elements as nothing at all: of a tensor's dtype, or a size."""
+    """Return an empty tensor of the same dtype for a tensor, or an empty size for a size."""
     return value.new_empty(0) if isinstance(value, torch.Tensor) else [0]
 
 
@@ -237,7 +237,7 @@ def _tensors(values: Any) -> list[torch.Tensor]:
 
 
 def _plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor's values lie in its storage, and its operations are torch's."""
+    """Return whether a tensor is strided and does not override torch's operations."""
     dispatch = type(tensor).__torch_dispatch__
     return tensor.layout is torch.strided and dispatch is torch._C._disabled_torch_dispatch_impl
 

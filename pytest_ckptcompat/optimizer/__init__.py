@@ -1,4 +1,4 @@
-"""The optimizer stage: state by parameter name, grown and checked before torch sees it, then one step."""
+"""The optimizer stage: name the state by parameter, grow and check it, then take one step with torch."""
 
 from .stage import check_optimizer
 

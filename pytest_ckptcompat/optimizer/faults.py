@@ -1,4 +1,4 @@
-"""What is wrong with optimizer state: shapes, values, missing parts, averages that start anew."""
+"""Find faults in optimizer state: shapes, values, missing parts, averages that start anew."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def is_foreign(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def misshapen(state: State, parameters: Mapping[str, Any], *, rows: bool = False) -> list[Finding]:
-    """State that should have its parameter's shape and has not: torch takes it, and fails or worse later.
+    """Find state without its parameter's shape. torch accepts it and fails later, or worse.
 
     Args:
         state: by name.
@@ -52,12 +52,12 @@ def misshapen(state: State, parameters: Mapping[str, Any], *, rows: bool = False
 
 
 def left_behind(state: State, parameters: Mapping[str, Any], before: Mapping[str, Any]) -> list[Finding]:
-    """State of a form that we don't know, of parameters that have grown: it can't have grown with them.
+    """Find state of an unknown form on parameters that have grown: it can't have grown with them.
 
     Args:
-        state: by the new names.
-        parameters: the new ones.
-        before: what each parameter was before, by its new name.
+        state: the state by new names.
+        parameters: the new parameters.
+        before: the old parameters, by their new names.
     """
     return [
         finding("optimizer-shape", name, f"{slot} {_shown(value)}", _shown(parameters[name]))
@@ -70,7 +70,7 @@ def left_behind(state: State, parameters: Mapping[str, Any], before: Mapping[str
 
 
 def left_out(reasons: Mapping[str, str]) -> list[Finding]:
-    """State that is not carried along though nobody asked for that: most such parameters start anew."""
+    """Find state that is dropped though nobody asked for that: most of these parameters start anew."""
     return [
         finding("optimizer-missing", name, message=f"its state is left out: {reason}")
         for name, reason in reasons.items()
@@ -79,7 +79,7 @@ def left_out(reasons: Mapping[str, str]) -> list[Finding]:
 
 
 def impossible(state: State) -> list[Finding]:
-    """Values that no training leaves."""
+    """Find values that can't come from training."""
     return [
         finding("optimizer-value", name, message=f"{slot} {text}")
         for name, slots in state.items()
@@ -101,7 +101,7 @@ def _impossible(slot: str, value: Any) -> str:
 
 
 def foreign(optimizer: torch.optim.Optimizer, state: State) -> str:
-    """Why the state is not of this kind of optimizer, or ``""``: going on with another kind is a choice."""
+    """Return why the state belongs to another kind of optimizer, or ``""``. The user may want that."""
     kind = _kind(optimizer)
     has = {slot for slots in state.values() for slot in slots if slot in ELEMENTWISE}
     if not has or kind not in _NEEDED or (_needed(optimizer) <= has and has & _NEEDED[kind]):
@@ -110,7 +110,7 @@ def foreign(optimizer: torch.optim.Optimizer, state: State) -> str:
 
 
 def refused(saved: Saved, groups: Naming) -> list[Finding]:
-    """Groups of other sizes than the saved ones, which torch's ``load_state_dict`` refuses."""
+    """Find groups of other sizes than the saved ones, which torch's ``load_state_dict`` refuses."""
     sizes = [len(group) for group in groups]
     if saved.layout != "numbered" or sizes == saved.lengths:
         return []
@@ -123,13 +123,13 @@ def refused(saved: Saved, groups: Naming) -> list[Finding]:
 
 
 def changed_kind(reason: str) -> Finding:
-    """That training goes on with another kind of optimizer, which torch notices late or never."""
+    """Return the warning that the optimizer's kind has changed, which torch notices late or never."""
     text = f"{reason}: start it anew; torch's load_state_dict takes it, and the next step may fail"
     return replace(finding("optimizer-error", message=text), severity="warn")
 
 
 def incomplete(optimizer: torch.optim.Optimizer, state: State) -> list[Finding]:
-    """Parameters whose state lacks what a step needs."""
+    """Find parameters whose state lacks what a step needs."""
     needed = _needed(optimizer)
     return [
         finding(
@@ -160,21 +160,21 @@ def displaced(
     old: Mapping[str, Any],
     model: nn.Module,
 ) -> list[Finding]:
-    """State that torch's own ``load_state_dict`` would give to another parameter, and say nothing.
+    """Find state that torch's ``load_state_dict`` would silently give to another parameter.
 
-    It goes by position, whatever names the file has, and refuses only groups of other lengths. Where shapes
-    differ the next step raises; where they are the same nothing ever does.
+    torch goes by position, whatever names the file has, and refuses only groups of other lengths. If the
+    shapes differ, the next step raises. If they are the same, nothing ever does.
 
     Args:
-        saved: the state as it lies in the checkpoint.
+        saved: the state as it is in the checkpoint.
         names: the old names of each group's parameters.
-        groups: the new ones, as the new optimizer has them.
+        groups: the new names of each group's parameters, as in the new optimizer.
         origin: new key -> the old key that it comes from, or None.
         old: the old state dict.
         model: the new model.
     """
     if list(map(len, groups)) != saved.lengths or any(isinstance(i, str) for i in saved.groups[0].ids):
-        return []  # torch refuses it; what is filed by name is loaded by name
+        return []  # torch refuses it, or loads it by name
     tied, came = tied_names(model), defaultdict[str, set[str | None]](set)
     for name, _ in model.named_parameters(remove_duplicate=False):
         came[tied.get(name, name)].add(origin.get(name, name))
@@ -198,12 +198,12 @@ def displaced(
 
 
 def restarts(before: State, after: State, betas: Mapping[str, tuple[float, float]]) -> Iterator[Finding]:
-    """Adam's moments that are zero in what was added, while the count of steps goes on.
+    """Find Adam's moments that are zero in the added part, while the step count continues.
 
     Args:
-        before: the old state, by the new names.
+        before: the old state, by new names.
         after: the new state.
-        betas: of the parameters, by the new names.
+        betas: the betas of the parameters, by new names.
     """
     for name, slots in after.items():
         old, new = before.get(name, {}).get("exp_avg_sq"), slots.get("exp_avg_sq")
@@ -224,17 +224,17 @@ def restarts(before: State, after: State, betas: Mapping[str, tuple[float, float
 
 
 def _added_is_zero(old: torch.Tensor, new: torch.Tensor) -> bool:
-    """Whether a tensor that grew has nothing but zeros beyond its old elements, not all zeros themselves."""
+    """Return whether a grown tensor has only zeros beyond its old elements, which are not all zero."""
     if new.numel() <= old.numel() or not bool(old.any()):
         return False
     return int(new.count_nonzero()) == int(old.count_nonzero())
 
 
 def restart(count: float, betas: tuple[float, float]) -> float:
-    """The largest of the first updates, in learning rates, where Adam's moments are zero but `step` is kept.
+    """Return the largest first update, in learning rates, if Adam's moments are zero but `step` is kept.
 
-    The bias correction then believes that the averages have long filled up. With a constant gradient, after k
-    further steps of t = count + k the update is (1 - b1^k) / (1 - b1^t) · sqrt((1 - b2^t) / (1 - b2^k)).
+    The bias correction then assumes that the averages have long filled up. With a constant gradient, after k
+    further steps (t = count + k), the update is (1 - b1^k) / (1 - b1^t) · sqrt((1 - b2^t) / (1 - b2^k)).
     """
     b1, b2 = betas
     if not (0 < b1 < 1 and 0 < b2 < 1):

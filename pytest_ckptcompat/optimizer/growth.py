@@ -1,4 +1,4 @@
-"""Optimizer state taken through a recipe: each operator carries it as its plan says, or it is left out."""
+"""Grow optimizer state with a recipe: each operator's plan carries it along, or it is left out."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ RESET = "its operator starts it from scratch"
 
 @dataclass(frozen=True)
 class Grown:
-    """What a recipe made of optimizer state.
+    """The result of a recipe on optimizer state.
 
     Attributes:
-        state: by the new names.
-        left_out: new name of a parameter whose state is not carried along -> why.
+        state: the state by new names.
+        left_out: new name of a parameter without its old state -> why.
     """
 
     state: State
@@ -43,19 +43,18 @@ def grown(
     target: Mapping[str, Any],
     read: Read = lambda tensor: tensor,
 ) -> Grown:
-    """The state under the new names, in the new shapes.
+    """Return the state under the new names, in the new shapes.
 
-    A parameter that is left as it is keeps its state, whatever that holds. Of one that changes, every tensor
-    of the parameter's shape is carried along and counts such as ``step`` go on. Its state is left out as a
-    whole if a part of it is not understood, if its operator starts it anew, or if only some of the parameters
-    that it is made of have state.
+    An unchanged parameter keeps its state, whatever that is. For a changed one, every tensor of the
+    parameter's shape is carried along, and counts such as ``step`` continue. The whole state is left out if a
+    part of it is unknown, if the operator resets it, or if only some of the source parameters have state.
 
     Args:
-        recipe: how the weights become the new ones.
-        state: by the old names.
+        recipe: the recipe of the weights.
+        state: the state by old names.
         old: the old state dict on the meta device.
-        target: key -> anything with a shape and a dtype: what the new model has.
-        read: gives the values of whatever stands for a tensor in `state`; asked of what changes alone.
+        target: key -> anything with a shape and a dtype; the new model's state dict.
+        read: reads the values of a stored tensor in `state`; called only for what changes.
     """
     found = Grown(state)
     with torch.no_grad():
@@ -83,7 +82,7 @@ def _step(found: Grown, writes: Any, before: Mapping[str, Any], read: Read) -> G
 def _carried(
     write: Write, state: State, before: Mapping[str, Any], read: Read
 ) -> tuple[Mapping[str, Any], str]:
-    """The state of what one write makes, or why there is none."""
+    """Return the state of what one write makes, or why there is none."""
     sources = [state.get(source, {}) for source in write.sources]
     if not any(sources):
         return {}, ""

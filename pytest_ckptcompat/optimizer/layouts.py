@@ -1,4 +1,4 @@
-"""An optimizer's state dict for the new model, in the layout that the old one had in the file."""
+"""Write an optimizer's state dict for the new model, in the layout of the old file."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ _ZERO = GRADIENTS | SQUARES | {"acc_delta"}
 def state_dict(
     resumption: Resumption, parameters: Mapping[str, torch.Tensor], *, by_name: bool = False
 ) -> dict[Any, Any]:
-    """The new state dict; whatever else the old one holds is kept.
+    """Return the new state dict; anything else in the old one is kept.
 
-    Numbers are those of the new optimizer. Names are spelled as the old ones are. A state that is filed by
-    name has that of every parameter, since torch refuses it otherwise: a new one gets what a first step
-    starts from.
+    Numbers are those of the new optimizer. Names are spelled like the old ones. State that is keyed by name
+    must cover every parameter, or torch refuses it, so a new parameter gets the state before a first step.
 
     Args:
-        resumption: what becomes of the state.
-        parameters: of the new model.
-        by_name: file a numbered state by name, as distributed checkpoints have it.
+        resumption: the resumption of the state.
+        parameters: the parameters of the new model.
+        by_name: whether to key numbered state by name, as distributed checkpoints do.
 
     Raises:
-        LookupError: it can't be written so that torch goes on from it; the text says why.
+        LookupError: torch could not resume from the result. The message says why.
     """
     saved, groups = resumption.saved, resumption.groups
     options = _options(resumption)
@@ -83,7 +82,7 @@ def _numbered(resumption: Resumption, options: list[Mapping[str, Any]]) -> dict[
 
 
 def _options(resumption: Resumption) -> list[Mapping[str, Any]]:
-    """The options of each new group: those of the old one in its place, or that its parameters come from."""
+    """Return the options of each new group: those of the old group at its place or of its parameters."""
     saved, names, groups = resumption.saved, resumption.names, resumption.groups
     if len(groups) == len(saved.groups):
         return [group.options for group in saved.groups]
@@ -101,7 +100,7 @@ def _options(resumption: Resumption) -> list[Mapping[str, Any]]:
 
 
 def _spelling(groups: tuple[Group, ...], names: Naming) -> Callable[[str], str]:
-    """How the file spells a parameter's name: perhaps with or without a prefix of the state dict's keys."""
+    """Return how the file spells a parameter's name, which may add or lack a prefix."""
     pairs = [
         (str(identity), name)
         for group, called in zip(groups, names, strict=True)
@@ -118,7 +117,7 @@ def _spelling(groups: tuple[Group, ...], names: Naming) -> Callable[[str], str]:
 def _complete(
     resumption: Resumption, parameters: Mapping[str, torch.Tensor], options: list[Mapping[str, Any]]
 ) -> State:
-    """The state with that of new parameters, where every old one has some."""
+    """Add the state of new parameters, if every old parameter has some."""
     saved, state = resumption.saved, dict(resumption.state)
     listed = {name for group in resumption.groups for name in group}
     left_out = {name: reason for name, reason in resumption.left_out.items() if name in listed - state.keys()}
@@ -146,7 +145,7 @@ def _first(
     shape: tuple[int, ...],
     own: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What an optimizer has of a parameter before its first step, in the form of another one's state."""
+    """Return a parameter's state before its first step, in the form of another parameter's state."""
     made: dict[str, Any] = {}
     for slot, value in like.items():
         is_tensor = hasattr(value, "shape")

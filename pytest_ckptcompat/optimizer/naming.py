@@ -1,4 +1,4 @@
-"""Which parameter each part of a numbered optimizer state belongs to."""
+"""Find the parameter that each part of a numbered optimizer state belongs to."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _REMEDIES = {
 _LAST = "save it from an optimizer made from model.named_parameters()"
 
 
-class NoneFits(LookupError):  # noqa: N818  # it says what happened
-    """No state can be named."""
+class NoneFits(LookupError):  # noqa: N818  # the name says what happened
+    """Raised if no state can be named."""
 
 
 def one_state(
@@ -36,18 +36,18 @@ def one_state(
     doubts: Mapping[str, str] = MappingProxyType({}),
     given: Collection[str] = ("optimizer",),
 ) -> tuple[Saved, Naming]:
-    """The state that is meant, and its names.
+    """Choose the one state that is meant; return it with its names.
 
     Args:
-        found: at least one, the usual places first.
+        found: at least one state, usual places first.
         candidates: see `naming`.
         old: the old checkpoint's state dict.
         doubts: see `naming`.
         given: see `naming`.
 
     Raises:
-        NoneFits: none fits; the text says what to do.
-        LookupError: several in equally usual places fit.
+        NoneFits: no state fits. The message says what to do.
+        LookupError: several states fit, in equally usual places.
     """
     shapes = {key: tuple(value.shape) for key, value in old.items() if isinstance(value, torch.Tensor)}
     fitting, reasons = [], []
@@ -65,7 +65,7 @@ def one_state(
 
 
 def tied_names(model: nn.Module) -> dict[str, str]:
-    """Further names of tied parameters -> the one under which an optimizer has them."""
+    """Return other names of tied parameters -> the name that an optimizer has."""
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     named = model.named_parameters(remove_duplicate=False)
     return {name: first[id(parameter)] for name, parameter in named if first[id(parameter)] != name}
@@ -78,20 +78,20 @@ def naming(
     doubts: Mapping[str, str] = MappingProxyType({}),
     given: Collection[str] = ("optimizer",),
 ) -> Naming:
-    """Which parameter each part of the state belongs to.
+    """Find the parameter that each part of the state belongs to.
 
-    torch numbers the parameters in the order in which the optimizer got them, group by group. The names that
-    the file itself has are taken; else the candidate that fits every group's length and the most shapes.
+    torch numbers parameters in the order in which the optimizer got them, group by group. If the file has
+    names, these are used. Otherwise the candidate wins that fits every group's length and the most shapes.
 
     Args:
         saved: the state.
-        candidates: where names come from -> the names of each group; of equally good ones the first is taken.
+        candidates: source of names -> the names of each group; of equally good ones the first wins.
         shapes: the shape of every tensor of the old checkpoint.
-        doubts: candidate -> why it is a guess, which is taken only if it is the one way to fit the shapes.
+        doubts: candidate -> why it is a guess. A guess is used only if the shapes allow no other order.
         given: which of ``optimizer`` and ``source_model`` were given, so that no advice asks for them.
 
     Raises:
-        LookupError: it can't be determined; the text says what is missing and what to do.
+        LookupError: it can't be determined. The message says what is missing and what to do.
     """
     if saved.unread:
         raise LookupError(f"{saved.path}: {saved.unread}")
@@ -117,11 +117,11 @@ def naming(
 
 
 def by_shape(saved: Saved, parameters: Sequence[str], shapes: Mapping[str, Shape]) -> Naming | None:
-    """The names that shapes alone give, if there is one way to give them; else None.
+    """Return the names that follow from shapes alone, or None if they are ambiguous.
 
     Args:
         saved: the state.
-        parameters: names of the old model's parameters; some may not be this optimizer's.
+        parameters: names of the old model's parameters; some may not be in this optimizer.
         shapes: the shape of every tensor of the old checkpoint.
     """
     owners: dict[Shape, list[str]] = defaultdict(list)
@@ -139,7 +139,7 @@ def by_shape(saved: Saved, parameters: Sequence[str], shapes: Mapping[str, Shape
 
 
 def _shape(slots: Mapping[str, Any], owners: Mapping[Shape, Any]) -> Shape | None:
-    """The shape of the parameter that these slots are of, as far as they show it."""
+    """Return the shape of the parameter that these slots belong to, if they show it."""
     known = {
         tuple(each.shape) for slot, each in slots.items() if slot in ELEMENTWISE and hasattr(each, "shape")
     }
@@ -150,7 +150,7 @@ def _shape(slots: Mapping[str, Any], owners: Mapping[Shape, Any]) -> Shape | Non
 
 
 def _alike(names: Naming, state: State, shapes: Mapping[str, Shape]) -> tuple[str, str] | None:
-    """Two parameters of one group and one shape, either of which could have the other's state."""
+    """Return two parameters of the same group and shape, whose states could be swapped, or None."""
     for group in names:
         seen: dict[Shape, str] = {}
         for name in group:
@@ -160,7 +160,7 @@ def _alike(names: Naming, state: State, shapes: Mapping[str, Shape]) -> tuple[st
 
 
 def spelled(names: Naming, keys: Mapping[str, Any]) -> Naming | None:
-    """The names as the checkpoint has them; one of the two may have a prefix before all (``module.``)."""
+    """Spell the names like the checkpoint; either side may have a prefix (``module.``)."""
     flat = [name for group in names for name in group]
     first = next(iter(flat), "").partition(".")[0] + "."
     outer = next(iter(keys), "").partition(".")[0] + "."
@@ -181,7 +181,7 @@ def _undetermined(saved: Saved, candidates: Mapping[str, Naming], given: Collect
 
 
 def _remedy(given: Collection[str], first: str) -> str:
-    """What to do, of what was not done yet."""
+    """Return advice that was not followed yet."""
     open_ones = [name for name in (first, *_REMEDIES) if name not in given]
     return _REMEDIES[open_ones[0]] if open_ones else _LAST
 

@@ -1,4 +1,4 @@
-"""In what order the optimizer had its parameters when it was saved, and how far that can be trusted."""
+"""Find the order of the optimizer's parameters when it was saved, and how certain it is."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 SOURCE, FILE, KEPT, NEW = "source_model", "the checkpoint", "what the new model has of it", "the new model"
 
 Grouping = Callable[[Mapping[str, nn.Parameter]], Naming | None]
-"""Named parameters -> the names of each group's in an optimizer of them, or None if it takes them not."""
+"""Named parameters -> the names in each group of an optimizer, or None if it refuses them."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the numbers in an optimizer's state may mean.
+    """The possible meanings of the numbers in an optimizer's state.
 
     Attributes:
-        candidates: where an order is known from -> the old names of each group's parameters; surest first.
-        doubts: why a candidate is a guess, if it is: good only where shapes tell the parameters apart.
-        parameters: the old model's parameters in the order of the file, as far as the new model shows.
+        candidates: source of an order -> the old names of each group's parameters, surest first.
+        doubts: candidate -> why it is a guess, good only if shapes tell the parameters apart.
+        parameters: the old model's parameters in the order of the file, as far as the new model shows them.
     """
 
     candidates: Mapping[str, Naming]
@@ -45,14 +45,14 @@ def evidence(
     model: nn.Module,
     source: nn.Module | None = None,
 ) -> Evidence:
-    """Whose order the numbers follow: that of the model that was trained, which the new one may not have.
+    """Collect orders that the numbers may follow: that of the trained model, which may not be the new one's.
 
-    ``source_model`` has it. Without one the file shows it, since ``state_dict()`` goes through a model as
-    ``parameters()`` does. Keys that were sorted show nothing (safetensors sorts them), nor do those of a
-    model that writes them in an order of its own, unless the new model writes them in the same.
+    ``source_model`` has this order. Without it the file shows it, since ``state_dict()`` walks a model like
+    ``parameters()``. Sorted keys show nothing (safetensors sorts them). Keys of a model that writes them in
+    its own order show nothing either, unless the new model writes them in the same order.
 
     Args:
-        grouping: what the user's optimizer does with parameters.
+        grouping: how the user's optimizer groups parameters.
         origin: new key -> the old key that it comes from, or None.
         old: the old checkpoint's state dict.
         model: the new model.
@@ -91,10 +91,10 @@ def evidence(
 
 
 class _Parameters:
-    """The old checkpoint's parameters, as far as a new model and the file's ties show which they are.
+    """The old checkpoint's parameters, as far as the new model and ties in the file show them.
 
     Attributes:
-        became: old key -> the new parameter; where a block was copied, the first.
+        became: old key -> the new parameter; of copied blocks, the first.
     """
 
     def __init__(self, old: Mapping[str, Any], origin: Mapping[str, str | None], model: nn.Module) -> None:
@@ -110,15 +110,15 @@ class _Parameters:
                 self.became.setdefault(key, tied.get(name, name))
 
     def of_file(self) -> list[str]:
-        """Every parameter of the file, in its order: whatever is not a buffer of the new model."""
+        """Return every key of the file that is not a buffer of the new model, in order."""
         return self.once(key for key in self._old if key not in self._buffers)
 
     def of(self, keys: Iterable[str]) -> list[str]:
-        """The parameters that those of a new order come from, in that order."""
+        """Return the old parameters of new keys, in the order of these keys."""
         return self.once(key for name in keys if (key := self._origin.get(name, name)) in self.became)
 
     def once(self, keys: Iterable[str]) -> list[str]:
-        """One key of each parameter: of tied ones the first, whose place is the one that an optimizer has."""
+        """Return one key of each parameter: of tied ones the first, which is the one in an optimizer."""
         seen: set[Hashable] = set()
         first = []
         for key in keys:
@@ -129,11 +129,11 @@ class _Parameters:
         return first
 
     def new_names(self, keys: Iterable[str]) -> list[str]:
-        """What became of those that the new model has."""
+        """Return the new names of those keys that the new model has."""
         return [self.became[key] for key in keys if key in self.became]
 
     def grouped(self, grouping: Grouping, keys: Iterable[str]) -> Naming | None:
-        """The groups of an optimizer that gets the parameters in this order, under their new names."""
+        """Group the parameters as an optimizer does that gets them in this order, under their new names."""
         called = {self.became.get(key, key): key for key in keys}
         groups = grouping({name: self._parameter(key, name) for name, key in called.items()})
         return None if groups is None else [[called[name] for name in group] for group in groups]
@@ -145,7 +145,7 @@ class _Parameters:
 
 
 def _order(source: nn.Module, old: Mapping[str, Any]) -> list[str] | None:
-    """The old model's parameters in its order, as the file spells them; None if the file denies it."""
+    """Return the source model's parameters in order, as the file spells them; None if the file disagrees."""
     own = [name for name, _ in source.named_parameters()]
     names = spelled([own], old)
     if names is None:
@@ -159,9 +159,9 @@ def _order(source: nn.Module, old: Mapping[str, Any]) -> list[str] | None:
 
 
 def _sorted(state_dict: Mapping[str, Any]) -> bool:
-    """Whether something other than the model has ordered the keys: by name, or by dtype and then by name.
+    """Return whether the keys were sorted: by name, or by dtype and then by name.
 
-    ``module.state_dict()`` leaves its ``_metadata``, so a dict that has it is as a model wrote it.
+    ``module.state_dict()`` adds ``_metadata``, so a dict that has it is in the model's order.
     """
     by_dtype: dict[torch.dtype, list[str]] = {}
     for key, value in state_dict.items():

@@ -1,6 +1,6 @@
-"""How training goes on from a checkpoint: whose state is whose, what becomes of it, and in which groups.
+"""How training resumes from a checkpoint: the owners of the state, its new form, and its groups.
 
-`check` judges a resumption and `apply` writes one, so that what the one passes the other does.
+`check` judges a resumption and `apply` writes it, so both always agree.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Training:
-    """What is known of the two models that an optimizer's state goes between.
+    """What is known about the old and the new model of an optimizer's state.
 
     Attributes:
-        grow: the state under the old names -> the state under the new ones.
+        grow: state under old names -> state under new names.
         origin: new key -> the old key that it comes from, or None.
-        old: the old state dict, of which only shapes are looked at.
+        old: the old state dict; only its shapes are used.
         model: the new model.
-        grouping: what the optimizer does with named parameters; None if no optimizer was given.
-        source: the model that the checkpoint was made for, if it was given.
-        changed: new keys with other values than before.
+        grouping: how the optimizer groups named parameters; None if no optimizer was given.
+        source: the model that the checkpoint was made for, or None.
+        changed: new keys with changed values.
         sources: new key -> all old keys that it comes from.
     """
 
@@ -81,24 +81,24 @@ class Training:
 
     @property
     def given(self) -> list[str]:
-        """Which arguments that tell parameters apart were given."""
+        """The given arguments among those that tell parameters apart."""
         told = {"optimizer": self.grouping, "source_model": self.source}
         return [name for name, value in told.items() if value is not None]
 
     def names(self, saved: Saved) -> Naming:
-        """The names of the old parameters of a state, group by group.
+        """Return the names of the old parameters of a state, group by group.
 
         Raises:
-            LookupError: they can't be determined; the text says what to do.
+            LookupError: they can't be determined. The message says what to do.
         """
         told = self._evidence(saved)
         return naming(saved, told.candidates, self._shapes, told.doubts, self.given)
 
     def only_state(self, found: Sequence[Saved]) -> tuple[Saved, Naming]:
-        """The one of several states that the optimizer is meant to go on from, and its names.
+        """Choose the state that the optimizer should resume from; return it with its names.
 
         Raises:
-            LookupError: none fits, or several do.
+            LookupError: no state fits, or several do.
         """
         told = self._evidence()
         try:
@@ -121,15 +121,15 @@ class Training:
         return {key: tuple(value.shape) for key, value in self.old.items() if isinstance(value, torch.Tensor)}
 
     def resumed(self, saved: Saved, names: Naming, state: State) -> Resumption:
-        """What becomes of a state.
+        """Resume a state.
 
         Args:
-            saved: as it lies in the file.
-            names: of its parameters.
-            state: of `saved`, by those names, its values perhaps read.
+            saved: the state as it is in the file.
+            names: the names of its parameters.
+            state: the state of `saved` by these names; its values may have been read.
 
         Raises:
-            LookupError: in which groups the new parameters are can't be determined.
+            LookupError: the groups of the new parameters can't be determined.
         """
         groups = self._groups(names)
         if reason := self._shared(saved, names, groups):
@@ -162,7 +162,7 @@ class Training:
         return regrouped(names, order, parameters, self._came(names, parameters))
 
     def _came(self, names: Naming, parameters: Sequence[str]) -> dict[str, str | None]:
-        """New name -> one of the optimizer's old parameters that it comes from, or None."""
+        """Return new name -> an old parameter of the optimizer that it comes from, or None."""
         flat = [name for group in names for name in group]
         place = {name: number for number, group in enumerate(names) for name in group}
         owner = {memory(self.old[name]): name for name in reversed(flat) if name in self.old}
@@ -175,7 +175,7 @@ class Training:
         return came
 
     def _untied(self, state: State) -> State:
-        """The state of a tensor with several names under all of them: the new model may have them apart."""
+        """Give tied tensors' state all their names, since the new model may not tie them."""
         owners = {memory(self.old[name]): slots for name, slots in state.items() if name in self.old}
         more = {
             key: owners[place]
@@ -185,7 +185,7 @@ class Training:
         return {**state, **more}
 
     def _shared(self, saved: Saved, names: Naming, groups: Naming) -> str:
-        """Why nothing can be kept of a state that one parameter has for all of its group, as LBFGS does."""
+        """Return why state that is shared by a whole group, as in LBFGS, can't be kept, or ``""``."""
         flat = [name for group in names for name in group]
         total = sum(self.old[name].numel() for name in flat)
         having = [
@@ -203,14 +203,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Resumption:
-    """The state of one optimizer for the new model.
+    """The resumed state of one optimizer for the new model.
 
     Attributes:
-        saved: the old state as it lies in the file.
+        saved: the old state as it is in the file.
         names: the old parameters of each group.
-        groups: the new ones.
-        state: of the new parameters, by name; one without state starts anew.
-        left_out: a new key whose old state is not carried along -> why.
+        groups: the new parameters of each group.
+        state: new parameter -> its state; a parameter without state starts anew.
+        left_out: new key without its old state -> why.
         origin: new key -> the old key that it comes from, or None.
     """
 
@@ -229,12 +229,12 @@ class Resumption:
 
 
 def one_group(parameters: Mapping[str, Any]) -> Naming:
-    """How most optimizers are made: of all parameters, in their order."""
+    """Group all parameters in their order, as in most optimizers."""
     return [list(parameters)]
 
 
 def _is_history(value: Any, total: int) -> bool:
-    """Whether it holds tensors of so many elements: all parameters in one row."""
+    """Return whether a value holds tensors of `total` elements: all parameters in one row."""
     values = value if isinstance(value, (list, tuple)) else [value]
     return any(tuple(each.shape) == (total,) for each in values if hasattr(each, "shape"))
 
@@ -242,20 +242,20 @@ def _is_history(value: Any, total: int) -> bool:
 def regrouped(
     names: Naming, order: Sequence[str], parameters: Sequence[str], came: Mapping[str, str | None]
 ) -> list[list[str]]:
-    """The new parameters in the groups of the old ones they come from.
+    """Put the new parameters into the groups of the old ones that they come from.
 
-    An optimizer that was made from ``model.parameters()``, or parts of it, had them in the model's order; the
-    new groups then have the new model's. One with an order of its own keeps every place, if every old
-    parameter became one new one.
+    If an optimizer had (parts of) ``model.parameters()`` in the model's order, the new groups follow the new
+    model's order. If it had an order of its own, every place is kept, provided that every old parameter
+    became exactly one new one.
 
     Args:
         names: the old names, group by group.
         order: the old names in the old model's order.
         parameters: all new names in the new model's order.
-        came: new name -> the old name that it comes from, or None.
+        came: new name -> the old name, or None.
 
     Raises:
-        LookupError: it can't be determined where a new parameter belongs.
+        LookupError: the place of a new parameter can't be determined.
     """
     place = {name: number for number, group in enumerate(names) for name in group}
     ranks = {name: rank for rank, name in enumerate(dict.fromkeys([*order, *place]))}
@@ -268,7 +268,7 @@ def regrouped(
                 f"which group {name} belongs to can't be determined: give optimizer= (on the command line "
                 "--optimizer), which shows its groups"
             )
-        if old is None or old in place:  # others were not the optimizer's, or were frozen
+        if old is None or old in place:  # others were not in the optimizer, or were frozen
             groups[0 if old is None else place[old]].append(name)
             became.setdefault(old or "", []).append(name)
     if all(sorted(group, key=lambda name: ranks[name]) == list(group) for group in names):

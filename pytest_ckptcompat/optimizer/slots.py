@@ -1,7 +1,7 @@
-"""What optimizers keep for a parameter, and how each part of it follows the weights.
+"""The state that optimizers keep for a parameter, and how each part follows the weights.
 
-A part is understood where its name says what it is, or where it does not matter: if a gradient, its square
-and a weight would all be carried the same way. What is not understood is left out, never copied.
+A part is known if its name says what it is, or if the meaning does not matter: a gradient, its square and a
+weight would all be carried in the same way. Unknown parts are left out, never copied.
 """
 
 from __future__ import annotations
@@ -26,40 +26,40 @@ GRADIENTS = frozenset({
     "exp_avg", "momentum_buffer", "grad_avg", "exp_inf", "prev",
     "exp_avg_diff", "neg_pre_grad", "previous_grad",
 })  # fmt: skip
-"""Averages of gradients, or sizes of them: halved where a gradient is halved."""
+"""Averages or magnitudes of gradients: halved if the gradient is halved."""
 
 SQUARES = frozenset({
     "exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_avg_var", "max_exp_avg_var", "variance",
 })  # fmt: skip
-"""Averages and sums of squared gradients: quartered where a gradient is halved."""
+"""Averages and sums of squared gradients: quartered if the gradient is halved."""
 
 WEIGHTS = frozenset({"ax"})
-"""Averages of the weights themselves, which become what the weights become."""
+"""Averages of the weights themselves, which change like the weights."""
 
 FREE = frozenset({"step_size", "acc_delta"})
-"""Sizes of updates, which don't follow the size of gradients."""
+"""Sizes of updates, which don't scale with gradients."""
 
 ELEMENTWISE = GRADIENTS | SQUARES | WEIGHTS | FREE
-"""What is kept for every element of a parameter, and so in its shape."""
+"""Slots with a value for every element of a parameter, in its shape."""
 
 NONNEGATIVE = SQUARES | FREE | {"exp_inf", "step"}
-"""What can't be negative; a root is taken of most."""
+"""Slots that can't be negative; most are under a root."""
 
 
 def is_elementwise(slot: str, value: Any, shape: Shape) -> bool:
-    """Whether it has an entry for each element of a parameter of this shape."""
+    """Return whether a slot has an entry for each element of a parameter of this shape."""
     return slot != "step" and hasattr(value, "shape") and tuple(value.shape) == shape
 
 
 def is_single(value: Any) -> bool:
-    """Whether it is one number or word, such as a count of steps, which stays as it is."""
+    """Return whether a value is one number or word, such as a step count, which stays as it is."""
     if hasattr(value, "shape"):
         return all(size == 1 for size in value.shape)
     return isinstance(value, (bool, int, float, str, type(None)))
 
 
 def unknown_form(slots: Mapping[str, Any], shape: Shape) -> str:
-    """The first part that is neither one number nor of the parameter's shape, or ``""``."""
+    """Return the first slot that is neither single nor of the parameter's shape, or ``""``."""
     return next(
         (
             slot
@@ -77,12 +77,12 @@ def unread_part(slots: Mapping[str, Any]) -> str:
 
 
 def carried(slot: str, write: Write, values: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    """What becomes of one part where the parameter changes; None if that depends on what the part means.
+    """Carry one slot of a changed parameter; return None if that depends on an unknown meaning.
 
     Args:
-        slot: its name in the optimizer's state.
-        write: how the parameter is made anew.
-        values: this part of every parameter that it is made of.
+        slot: the slot's name in the optimizer's state.
+        write: how the new parameter is made.
+        values: this slot of every source parameter.
     """
     assert write.optimizer_transform is not None
     assert write.make is not None
@@ -104,7 +104,7 @@ def carried(slot: str, write: Write, values: Sequence[torch.Tensor]) -> torch.Te
 
 
 def _unscaled(transform: Callable[..., torch.Tensor], values: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Carried like a gradient, without its factor; where nothing comes from the old, the mean of the old."""
+    """Carry like a gradient, but without its factor; really new elements get the old mean."""
     factor = transform(False, *(torch.ones_like(value) for value in values))
     taken = transform(False, *values)
     mean = torch.cat([value.reshape(-1) for value in values]).mean()

@@ -1,4 +1,4 @@
-"""The optimizer stage, from the checkpoint's outer object to one step on copies."""
+"""The optimizer stage: from the checkpoint's outer object to one step on copies."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def check_optimizer(
     source: nn.Module | None = None,
     holder: Checkpoint | None = None,
 ) -> tuple[list[Promise], list[Finding]]:
-    """Whether training can go on: the checkpoint's optimizer state serves the optimizer of the new model.
+    """Check whether training can resume with the checkpoint's optimizer state and the new model.
 
-    The state is named by parameter, compared with the old shapes, grown, and compared with the new ones. Only
-    then does torch see it, in one step on copies of the parameters: ``load_state_dict`` checks no shape, and
-    a fused step on a wrong one corrupts memory.
+    The state is named by parameter, compared with the old shapes, grown, and compared with the new shapes.
+    Only then does torch get it, for one step on copies of the parameters: ``load_state_dict`` checks no
+    shapes, and a fused step on a wrong shape corrupts memory.
 
     Args:
-        factory: what ``optimizer=`` declares: called with the named parameters where it takes them.
-        checkpoint: the old one.
-        recipe: how it becomes the new one; an empty one where it is loaded as it is.
-        model: the new model, loaded; left as it is.
-        source: the model that the checkpoint was made for, if it is known; one without memory will do.
-        holder: the file that holds the optimizer's state, if it is one of its own.
+        factory: the declared ``optimizer=``; called with the named parameters if it takes them.
+        checkpoint: the old checkpoint.
+        recipe: the recipe; empty if the checkpoint is loaded as it is.
+        model: the new model, loaded. It is not changed.
+        source: the model that the checkpoint was made for, or None; it may be on the meta device.
+        holder: the file that holds the optimizer's state, if it has its own file.
     """
     holder = checkpoint if holder is None else holder
     old = checkpoint.meta()
@@ -68,13 +68,13 @@ def judged(
     *,
     plain: bool = False,
 ) -> tuple[list[Promise], list[Finding]]:
-    """`check_optimizer` of anything that has the form of a checkpoint and of a recipe.
+    """Do `check_optimizer` for anything in the form of a checkpoint and a recipe.
 
     Args:
-        factory: as there.
+        factory: as in `check_optimizer`.
         wrapper: the checkpoint's outer object.
-        materialise: gives the values of a tensor in it, in memory of their own.
-        training: what is known of both models.
+        materialise: gives the values of a tensor in `wrapper`, in new memory.
+        training: what is known about both models.
         plain: whether the state is resumed as it is, without a recipe.
     """
     promises: list[Promise] = []
@@ -119,7 +119,7 @@ def judged(
 
 
 class _StoppedError(Exception):
-    """A promise that is broken or can't be checked, after which nothing more is tried."""
+    """Raised if a promise is broken or can't be checked, to stop the stage."""
 
     def __init__(self, promise: Promise, findings: list[Finding]) -> None:
         super().__init__(promise.detail)
@@ -132,7 +132,7 @@ def _unchecked(name: str, reason: str, *findings: Finding) -> NoReturn:
 
 
 def _none(wrong: list[Finding]) -> None:
-    """Stop at the first kind of fault."""
+    """Stop if there are faults."""
     if wrong:
         first = wrong[0]
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -192,7 +192,7 @@ def _kept(optimizer: torch.optim.Optimizer, groups: Naming, before: State, resum
 
 
 def _grew(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether every part of the state that has more rows has the old ones first, bit for bit."""
+    """Return whether every slot with more rows starts with the old rows, bit for bit."""
     pairs = [(before.get(slot), value) for slot, value in after.items()]
     tensors = [
         (old, new) for old, new in pairs if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor)
@@ -208,7 +208,7 @@ def _is_corner(old: torch.Tensor, new: torch.Tensor) -> bool:
 
 
 def _betas(saved: Saved, names: Naming) -> dict[str, tuple[float, float]]:
-    """Adam's, of every parameter whose group has them."""
+    """Return Adam's betas for every parameter whose group has them."""
     found = {}
     for group, called in zip(saved.groups, names, strict=True):
         betas = group.options.get("betas")

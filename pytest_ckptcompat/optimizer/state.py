@@ -1,4 +1,4 @@
-"""Optimizer state inside a training checkpoint: where it is, and how it is laid out there."""
+"""Find optimizer state in a training checkpoint, and read its layout."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _STATE, _GROUPS = "state.", "param_groups."
 
 @dataclass(frozen=True)
 class Group:
-    """One parameter group: how its parameters are numbered, their names if the file has them, its options."""
+    """A parameter group: the ids of its parameters, their names if the file has them, and its options."""
 
     ids: tuple[int | str, ...]
     names: tuple[str, ...] = ()
@@ -40,16 +40,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Saved:
-    """The state dict of one optimizer, as it lies in a checkpoint.
+    """The state dict of one optimizer, as it is in a checkpoint.
 
     Attributes:
-        path: where: ``optimizer_states[0]``; safe to print.
-        groups: its parameter groups.
+        path: the place, such as ``optimizer_states[0]``; safe to print.
+        groups: the parameter groups.
         node: the state dict itself.
-        state: a parameter's id -> slot (``exp_avg``, ``step``, ...) -> a number, or whatever stands for a
-            tensor and has a ``shape``.
-        layout: ``numbered`` as torch's optimizers write it; ``named`` by parameter, and ``flat`` with one key
-            for each value (``state.fc.weight.exp_avg``), as ``torch.distributed.checkpoint.state_dict`` does.
+        state: parameter id -> slot (``exp_avg``, ``step``, ...) -> a number, or a tensor or stored tensor,
+            which has a ``shape``.
+        layout: ``numbered``, as torch's optimizers write it; ``named`` by parameter; or ``flat``, with one
+            key for each value (``state.fc.weight.exp_avg``), as ``torch.distributed.checkpoint.state_dict``
+            writes it.
         unread: which part of its groups was not read and why, or ``""``.
     """
 
@@ -62,12 +63,12 @@ class Saved:
 
     @property
     def place(self) -> str:
-        """The key of the outer object that it lies under: ``optimizer_states``."""
+        """The key of the outer object that contains it, such as ``optimizer_states``."""
         return self.path.partition("[")[0]
 
     @property
     def lengths(self) -> list[int]:
-        """How many parameters each group has."""
+        """The number of parameters in each group."""
         return [len(group.ids) for group in self.groups]
 
     @property
@@ -82,7 +83,7 @@ class Saved:
         }
 
     def named(self, names: Naming) -> State:
-        """The state by parameter name, in the order of the groups; parameters without any are left out."""
+        """Return the state by parameter name, in the order of the groups, without empty states."""
         return {
             name: self.state[identity]
             for group, called in zip(self.groups, names, strict=True)
@@ -92,14 +93,14 @@ class Saved:
 
 
 def saved_states(wrapper: Any) -> list[Saved]:
-    """Every optimizer state dict in the outer object of a checkpoint, the usual places first.
+    """Find every optimizer state dict in a checkpoint's outer object, usual places first.
 
-    It is known by its form, so every layout is found up to four levels deep: ``optimizer``,
-    ``optimizer_state_dict``, Lightning's list ``optimizer_states``, ``optim``, any other.
+    It is recognised by its form, up to four levels deep, under any key: ``optimizer``,
+    ``optimizer_state_dict``, ``optim``, Lightning's list ``optimizer_states``, and others.
     """
     found: list[Saved] = []
     pending: list[tuple[str, Any, int]] = [("", wrapper, 0)]
-    for path, node, depth in pending:  # which grows as it is walked: breadth first, without recursion
+    for path, node, depth in pending:  # grows during the loop: breadth first, without recursion
         saved = _saved(path, node) or _flat(path, node)
         if saved is not None:
             found.append(saved)
@@ -117,7 +118,7 @@ def _children(path: str, node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def rank(place: str) -> int:
-    """How far down a place comes in the usual ones."""
+    """Return the rank of a place among the usual ones."""
     return _USUAL.index(place) if place in _USUAL else len(_USUAL)
 
 
@@ -154,7 +155,7 @@ def _group(listed: Any) -> Group | None:
 
 
 def _by_id(slots: Mapping[Any, Any], groups: Sequence[Group]) -> dict[int | str, Mapping[str, Any]]:
-    """The state under the groups' ids: numbers become text where a distributed checkpoint is unpacked."""
+    """Return the state under the groups' ids: distributed checkpoints turn numbers into text."""
     ids = {identity for group in groups for identity in group.ids}
     return {
         _number(key) if isinstance(key, str) and key not in ids else key: each for key, each in slots.items()
@@ -204,14 +205,14 @@ def _flat(path: str, node: Any) -> Saved | None:
 
 
 def _owner(key: str, names: Mapping[str, Any]) -> str | None:
-    """The parameter that a key of the state belongs to; parts of its state may be nested."""
+    """Return the parameter that a key of the state belongs to; its state may be nested."""
     while key and key not in names:
         key = key.rpartition(".")[0]
     return key or None
 
 
 def _grouped(options: Mapping[str, dict[str, Any]]) -> tuple[Group, ...]:
-    """Parameters with the same options, which is all that is left of groups."""
+    """Group parameters with the same options, which is all that is left of groups."""
     groups: list[tuple[dict[str, Any], list[str]]] = []
     for name, own in options.items():
         for shared, names in groups:
@@ -224,7 +225,7 @@ def _grouped(options: Mapping[str, dict[str, Any]]) -> tuple[Group, ...]:
 
 
 def misfits(state: State, shapes: Mapping[str, Shape], *, rows: bool = False) -> list[tuple[str, str]]:
-    """The (name, slot) of every part of the state that should have its parameter's shape and has not.
+    """Return (name, slot) of all state that should have its parameter's shape, but does not.
 
     Beside a matrix or an object that says which, some optimizers have a projection under the same names, and
     nobody can say what shape that should have.

@@ -1,4 +1,4 @@
-"""An optimizer as the user makes it, on parameters without memory, and one step of it on copies."""
+"""Make the user's optimizer on parameters without memory, and take one step with it on copies."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _LACKING = {
 """What a check can't give a factory."""
 
 
-class Unavailable(Exception):  # noqa: N818  # nothing is wrong with the optimizer
-    """What the optimizer needs is not there in a check; the message says what."""
+class Unavailable(Exception):  # noqa: N818  # the optimizer itself is fine
+    """Raised if a check can't provide what the optimizer needs; the message says what."""
 
 
 class OptimizerError(Exception):
-    """The optimizer could not be made, refused the state, or its step raised; the message says which."""
+    """Raised if the optimizer can't be made, refuses the state, or fails in its step."""
 
 
 def ghosts(
     parameters: Mapping[str, torch.Tensor], device: torch.device | str = "cpu"
 ) -> dict[str, nn.Parameter]:
-    """Parameters of the same shapes and dtypes that take no memory: one element each, expanded.
+    """Return parameters of the same shapes and dtypes without memory: one element each, expanded.
 
-    torch's optimizers look at shapes, dtypes and devices when they are made, never at values; some of them
+    torch's optimizers inspect shapes, dtypes and devices when they are made, but never values. Some of them
     (``fused=True``) refuse the meta device.
     """
     return {
@@ -51,12 +51,12 @@ def ghosts(
 
 
 def made(factory: Factory, parameters: Parameters) -> tuple[torch.optim.Optimizer, list[list[str]]]:
-    """The optimizer, and the names of each group's parameters in its order.
+    """Make the optimizer; return it with the names of each group's parameters, in its order.
 
-    The factory is called with the named parameters; if it does not take them, with the parameters.
+    The factory is called with the named parameters or, if it does not take them, with the parameters.
 
     Raises:
-        OptimizerError: it raised either way, or gave something else than an optimizer of these parameters.
+        OptimizerError: it raised in both cases, or did not return an optimizer of these parameters.
     """
     optimizer = _called(factory, parameters)
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -69,7 +69,7 @@ def made(factory: Factory, parameters: Parameters) -> tuple[torch.optim.Optimize
 
 
 def groups_of(factory: Factory, parameters: Parameters) -> list[list[str]] | None:
-    """The names of each group's parameters; None if the factory does not take these, as one going by name."""
+    """Return the names of each group's parameters, or None if the factory refuses these parameters."""
     try:
         return made(factory, ghosts(parameters))[1]
     except (OptimizerError, Unavailable):
@@ -89,7 +89,7 @@ def _called(factory: Factory, parameters: Parameters) -> Any:
             for pattern, reason in _LACKING.items():
                 if re.search(pattern, f"{named} {error}", re.IGNORECASE):
                     raise Unavailable(f"{reason}: {raised(error)}") from error
-            # Whichever form the factory takes, the other one fails for being the other one.
+            # The form that the factory does not take always fails, so its error says nothing.
             cause = (
                 error if isinstance(named, (AttributeError, TypeError)) and "tuple" in str(named) else named
             )
@@ -103,20 +103,20 @@ def step(
     options: Sequence[Mapping[str, Any]],
     shared: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Load the state into an optimizer of `parameters`, which are changed, and take one step.
+    """Load the state into an optimizer of `parameters` and take one step, which changes them.
 
-    The gradients are drawn, since what has to hold is that shapes, dtypes and values serve the step.
+    The gradients are random: only shapes, dtypes and values of the state are tested.
 
     Args:
         factory: makes the optimizer.
-        parameters: by name; copies, for they are changed.
-        state: by parameter name; its tensors are changed too. Every shape has been checked: torch checks
-            none, and a fused step on a wrong one corrupts memory.
-        options: of each group, as saved; empty: the optimizer's own are kept.
+        parameters: the parameters by name. Pass copies, since they are changed.
+        state: the state by parameter name. Its tensors are changed too. All shapes must be checked before:
+            torch checks none, and a fused step on a wrong shape corrupts memory.
+        options: the saved options of each group; if empty, the optimizer's own are kept.
         shared: what lies beside the state of the parameters.
 
     Raises:
-        OptimizerError: loading or stepping raised, or the step left something that is not finite.
+        OptimizerError: loading or stepping raised, or the step gave values that are not finite.
     """
     generator = torch.Generator().manual_seed(0)
     for parameter in parameters.values():
@@ -147,7 +147,7 @@ def step(
 
 def _stepped(optimizer: torch.optim.Optimizer) -> None:
     if callable(train := getattr(optimizer, "train", None)):
-        train()  # schedule-free optimizers step in train mode alone
+        train()  # schedule-free optimizers step only in train mode
     optimizer.step()
 
 
@@ -171,7 +171,7 @@ def _numbered(
     state: Mapping[str, Mapping[str, Any]],
     options: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The state as torch takes it: numbered in the order of this optimizer's own parameters."""
+    """Return the state as torch takes it, numbered in the order of this optimizer's parameters."""
     listed = optimizer.state_dict()["param_groups"]
     if len(options) == len(listed):
         listed = [{**own, **saved} for own, saved in zip(listed, options, strict=True)]
