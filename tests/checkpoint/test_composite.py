@@ -67,7 +67,7 @@ def test_they_are_what_torch_loads(tmp_path: Path, zipped: bool) -> None:
     if not zipped:
         del state["nested"]  # torch fails to load it from the legacy layout
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
-    theirs = torch.load(path, weights_only=True)
+    theirs = torch.load(path, weights_only=False)  # torch 2.15 trusts no nested tensors
     ckpt = open_checkpoint(path)
     whole = ckpt.state_dict()
     for key, wanted in theirs.items():
