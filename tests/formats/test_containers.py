@@ -142,7 +142,7 @@ REFUSED: dict[str, tuple[Archive | bytes, str]] = {
     "no version": (GOOD.without("version"), "no member 'version'"),
     "big-endian": (GOOD.with_member("byteorder", data=b"big"), "big-endian"),
     "an unknown byte order": (GOOD.with_member("byteorder", data=b"middle"), "byte order is b'middle'"),
-    "a name that is no UTF-8": (GOOD.plus(Raw(b"net/\xff", b"")), "no UTF-8"),
+    "a name that is no UTF-8": (GOOD.plus(Raw(b"net/\xff", b"")), "not UTF-8"),
     "a size without its field": (GOOD.with_member("data/0", size=0xFFFFFFFF), "gives no size"),
     "no pickle": (GOOD.without("data.pkl"), "a zip archive, but not one of torch.save"),
     "no members": (Archive([]), "in no known format|a zip archive"),

@@ -159,9 +159,9 @@ def test_a_key_that_its_shard_lacks_is_named(tmp_path: Path) -> None:
         ('{"weight_map": ["a"]}', "'{' is missing"),
         ('{"weight_map": {"a": "x"}', "',' is missing"),
         ('{"weight_map": {"a": "x"}} x', "something follows"),
-        ('{"config": {"hidden_size": 3}}', "JSON text, but no index"),
+        ('{"config": {"hidden_size": 3}}', "JSON text, but not the index"),
         ('{"a": [1, }', "damaged"),
-        ("{}", "JSON text, but no index"),
+        ("{}", "JSON text, but not the index"),
     ],
 )
 def test_damaged_indexes_are_refused(tmp_path: Path, text: str, message: str) -> None:
