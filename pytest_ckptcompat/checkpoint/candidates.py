@@ -1,8 +1,8 @@
 """The parts of a checkpoint that hold tensors, and which of them is the model's state dict.
 
-A part is judged by what it holds: the names that ``state_dict()`` gives (dotted, or a leaf of torch's own
-modules), not an optimizer's state and not a random generator's. The names of parts only decide between those
-that hold the like.
+A part is judged by its content: it should have keys like those of ``state_dict()`` (dotted, or usual names
+of parameters and buffers), and not be the state of an optimizer or random generator. The names of parts only
+decide between parts with similar content.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ USUAL = (
     "params", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "model_ema_state_dict",
     "params_ema", "net_state_dict", "model_weights",
 )  # fmt: skip
-"""What people call the state dict inside a checkpoint."""
+"""Usual names of the state dict in a checkpoint."""
 
 _ANOTHER = re.compile(
     r"(?<![a-z])(ema|swa|avg|averaged?|mean|polyak|shadow|best|last|teacher|student|target)(?![a-z])",
@@ -42,7 +42,7 @@ _ANOTHER = re.compile(
 """How people call another state of the same model."""
 
 DEEPEST = 3
-"""How many levels below the outer object a state dict is looked for."""
+"""How many levels below the outermost object a state dict is looked for."""
 
 _CONTAINERS = (dict, list, tuple, Stub)
 _MOST_CONTAINERS = 100_000
@@ -53,12 +53,12 @@ class Candidate:
     """A part of a checkpoint that may be the state dict.
 
     Attributes:
-        path: dotted, from the outer object; ``""`` for that itself.
-        name: the last part of it.
-        node: the dict, the module that was pickled whole, or what holds such things.
-        depth: how many levels below the outer object it lies.
-        own: tensors that it holds itself; for a module all of them.
-        model_like: whether some of its own tensors are named as those of a model.
+        path: the dotted path from the outermost object, which itself has ``""``.
+        name: the last part of the path.
+        node: a dict, a pickled module, or a container of these.
+        depth: the number of levels below the outermost object.
+        own: the number of tensors directly in it. A pickled module with tensors counts as 1.
+        model_like: whether some of its own tensors have names as in a model.
         inner: the candidates inside.
     """
 
@@ -72,12 +72,12 @@ class Candidate:
 
     @property
     def tensors(self) -> int:
-        """How many tensors it holds, those of its parts included."""
+        """The number of tensors in it, including its parts."""
         return sum(each.own for each in self.walk())
 
     @property
     def holds_a_model(self) -> bool:
-        """Whether tensors in it are named as those of a model."""
+        """Whether it or a part of it has tensors with names as in a model."""
         return any(each.model_like for each in self.walk())
 
     def is_another(self, other: Candidate) -> bool:
@@ -92,17 +92,18 @@ class Candidate:
         return False
 
     def walk(self) -> Iterator[Candidate]:
-        """It and all candidates inside, from the outside in."""
+        """Yield the candidate and all candidates inside, from the outside in."""
         pending = [self]
-        for each in pending:  # which grows as it is walked
+        for each in pending:  # grows during the iteration
             pending.extend(each.inner)
         yield from pending
 
 
 def survey(tree: object, limits: Limits) -> Candidate:
-    """Find the parts that hold tensors, without those that serve a training. Each is met once.
+    """Find the parts that hold tensors, except training state. A shared part is found once.
 
-    The outer object comes back whether or not it holds any.
+    Returns:
+        The outermost object, even if it holds no tensors.
     """
     root = Candidate("", "", tree)
     found, outer = [root], [root]
@@ -129,7 +130,7 @@ def survey(tree: object, limits: Limits) -> Candidate:
 
 
 def _parts(candidate: Candidate) -> Iterator[tuple[str, object]]:
-    """The containers inside; tensors are counted on the way."""
+    """Yield the containers inside, and count the candidate's own tensors."""
     node = candidate.node
     named = node.items() if isinstance(node, dict) else children(node)
     has_names = isinstance(node, (dict, Stub))
@@ -147,7 +148,7 @@ def _parts(candidate: Candidate) -> Iterator[tuple[str, object]]:
 
 
 def meant(root: Candidate) -> list[Candidate]:
-    """The candidates that may be the state dict: one if it is clear, none if there is none.
+    """Return the candidates that may be the state dict: one if it is clear, none if there is none.
 
     The usual names are looked for first, the shallowest first; another state of the same model (``swa_net``
     beside ``net``) may be meant as well. A part without tensors of its own that has
@@ -160,14 +161,14 @@ def meant(root: Candidate) -> list[Candidate]:
         if len(contenders) == 1 and contenders[0] is not root:
             (root,) = contenders
         elif len(contenders) > 1 and not usual and not root.own:
-            # The keys of a distributed checkpoint are one state dict, cut at their dots.
+            # A distributed checkpoint's keys are one state dict, split at the dots.
             return [root] if isinstance(root.node, Branch) else [root, *contenders]
         else:
             return [each for each in contenders if each.depth <= DEEPEST]
 
 
 def _usual(root: Candidate) -> list[Candidate]:
-    """The shallowest parts with a usual name, of those that hold a model where any part does."""
+    """Return the shallowest parts with a usual name; only those with a model if any part has one."""
     level = root.inner
     model = root.holds_a_model
     for _ in range(1 if root.model_like else DEEPEST):
@@ -184,7 +185,7 @@ def _usual(root: Candidate) -> list[Candidate]:
 
 
 def _contenders(root: Candidate) -> list[Candidate]:
-    """It, by its own tensors, and its parts: those that hold a model, where any does."""
+    """Return the candidate if it holds tensors, and its parts; only those with a model if any has one."""
     own = [root] if root.own else []
     if model := [
         *(each for each in own if each.model_like),

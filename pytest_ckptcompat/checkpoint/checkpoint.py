@@ -1,4 +1,4 @@
-"""Opening a checkpoint: which format, which state dict inside, values on demand."""
+"""Open a checkpoint: find its format and its state dict, and read values on demand."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ _MOST_CANDIDATES = 64
 def open_checkpoint(
     path: str | os.PathLike[str], state_dict_key: str | None = None, *, limits: Limits = DEFAULT
 ) -> Checkpoint:
-    """Open a checkpoint by its header; no value is read, and torch is not imported.
+    """Open a checkpoint and read its header. No values are read, and torch is not imported.
 
     Args:
-        path: a file, the folder or the index of a sharded or distributed checkpoint, or an fsspec URL.
-        state_dict_key: dotted path to the state dict inside; without it the usual wrappers are tried.
-        limits: caps on what a header may hold.
+        path: a file, the folder or index of a sharded or distributed checkpoint, or an fsspec URL.
+        state_dict_key: the dotted path to the state dict. None: find it.
+        limits: limits on what a header may hold.
 
     Raises:
-        CheckpointError: it can't be read; the text says why and what to do.
+        CheckpointError: the checkpoint can't be read. The message says why and what to do.
     """
     return checkpoint(read_contents(path, limits=limits), state_dict_key)
 
 
 def checkpoint(contents: Contents, state_dict_key: str | None = None) -> Checkpoint:
-    """Pick the state dict.
+    """Pick the state dict of a checkpoint whose header was read.
 
     Args:
-        contents: a header.
-        state_dict_key: dotted path to it; without it the usual wrappers are tried.
+        contents: the checkpoint with its header.
+        state_dict_key: the dotted path to the state dict. None: find it.
 
     Raises:
-        CheckpointError: there is none, or (`AmbiguousError`) there are several that are equally good.
+        CheckpointError: there is no state dict, or (`AmbiguousError`) there are several equally good ones.
     """
     tree = contents.header.tree
     try:
@@ -74,12 +74,12 @@ def checkpoint(contents: Contents, state_dict_key: str | None = None) -> Checkpo
 
 
 def outer_object(contents: Contents) -> Checkpoint:
-    """What may hold no state dict, such as a file of an optimizer's state, for its `wrapper`."""
+    """Return a `Checkpoint` without a state dict, such as a file with optimizer state, for its `wrapper`."""
     return Checkpoint(contents, "", {}, None)
 
 
 def candidates(contents: Contents) -> list[Checkpoint]:
-    """Every state dict in a checkpoint that may be meant, or that several of them make together."""
+    """Return every state dict in a checkpoint, also those that several inner ones form together."""
     found: list[Checkpoint] = []
     for each in islice(survey(contents.header.tree, contents.limits).walk(), _MOST_CANDIDATES):
         if each.own or len(each.inner) > 1:
@@ -97,13 +97,13 @@ def _picked(contents: Contents, key: str, node: object) -> Checkpoint:
 
 
 class Checkpoint(Mapping[str, TensorSpec]):
-    """A state dict on disk: key -> dtype, shape, stride; values are read when they are asked for.
+    """A state dict on disk: key -> dtype, shape, stride. Values are read on demand.
 
     Attributes:
-        path: of the file or folder, as it was given.
-        state_dict_key: dotted path to the state dict inside, found or given; ``""`` for the outer object.
+        path: the path of the file or folder, as it was given.
+        state_dict_key: the dotted path to the state dict, found or given; ``""`` for the outermost object.
         metadata: torch's ``_metadata`` of the state dict, or None.
-        entries: key -> `TensorSpec`, or a plain value where it is not a tensor; in the file's order.
+        entries: key -> `TensorSpec`, or a plain value if it is not a tensor; in the file's order.
     """
 
     def __init__(
@@ -139,12 +139,12 @@ class Checkpoint(Mapping[str, TensorSpec]):
 
     @property
     def name(self) -> str:
-        """Last part of the path, safe to print."""
+        """The last part of the path, safe to print."""
         return name_of(self.path)
 
     @property
     def format(self) -> str:
-        """Short name of the format."""
+        """The short name of the format."""
         return self._contents.header.format
 
     @property
@@ -154,12 +154,12 @@ class Checkpoint(Mapping[str, TensorSpec]):
 
     @property
     def objects(self) -> dict[str, object]:
-        """Key -> plain value of what is not a tensor in the state dict (an ``_extra_state``)."""
+        """Key -> plain value for entries that are not tensors (an ``_extra_state``)."""
         return {key: value for key, value in self.entries.items() if not isinstance(value, TensorSpec)}
 
     @property
     def ties(self) -> list[tuple[str, ...]]:
-        """Keys that share storage, offset, shape and stride, in the file's order."""
+        """Groups of keys that share storage, offset, shape and stride, in the file's order."""
         tied: dict[tuple[object, ...], list[str]] = {}
         for key, spec in self._specs.items():
             if spec.storage:
@@ -168,7 +168,7 @@ class Checkpoint(Mapping[str, TensorSpec]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors; of tied ones once."""
+        """The number of bytes of all tensors. Tied ones count once."""
         twice = sum(self[key].nbytes for keys in self.ties for key in keys[1:])
         return sum(spec.nbytes for spec in self._specs.values()) - twice
 
@@ -179,24 +179,24 @@ class Checkpoint(Mapping[str, TensorSpec]):
 
     @property
     def wrapper(self) -> object:
-        """The whole outer object as plain data: dicts, lists, numbers, strings, `Stub`, `TensorSpec`.
+        """The outermost object as plain data: dicts, lists, numbers, strings, `Stub`, `TensorSpec`.
 
-        Of a lock it is the metadata that it keeps, with the table as ``state_dict``; the table alone where
-        there is none.
+        For a lock, the metadata that it stores with the table under ``state_dict``, or only the table if it
+        stores no metadata.
         """
         header = self._contents.header
         return {**header.metadata, "state_dict": header.tree} if header.metadata else header.tree
 
     @property
     def contents(self) -> Contents:
-        """The header that this state dict was picked from."""
+        """The header from which this state dict was picked."""
         return self._contents
 
     def at(self, state_dict_key: str | None) -> Checkpoint:
-        """The state dict at another key of the same file; itself for None.
+        """Return the state dict at another key of the same file, or this one for None.
 
         Raises:
-            CheckpointError: there is none at that key.
+            CheckpointError: there is no state dict at that key.
         """
         if state_dict_key is None or state_dict_key == self.state_dict_key:
             return self
@@ -204,15 +204,15 @@ class Checkpoint(Mapping[str, TensorSpec]):
 
     @property
     def bytes_read(self) -> int:
-        """Bytes really read from the file so far."""
+        """The number of bytes read from the files so far."""
         return self._contents.files.bytes_read
 
     @contextmanager
     def progress(self) -> Iterator[None]:
-        """Show, where somebody watches, how much of all values was read inside.
+        """Show on the terminal how much of all values has been read inside the block.
 
         Raises:
-            CheckpointError: a remote file has changed meanwhile.
+            CheckpointError: a remote file changed meanwhile.
         """
         with self._contents.files.progress(self.name, self.nbytes):
             yield
@@ -221,7 +221,7 @@ class Checkpoint(Mapping[str, TensorSpec]):
     # -- values; torch is imported here --------------------------------------------------------------------
 
     def tensor(self, key: str) -> torch.Tensor:
-        """The values of one key, read now, in memory of their own.
+        """Read the values of one key into new memory.
 
         Raises:
             KeyError: there is no such tensor.
@@ -230,25 +230,25 @@ class Checkpoint(Mapping[str, TensorSpec]):
         return self.materialise(self[key])
 
     def materialise(self, spec: TensorSpec) -> torch.Tensor:
-        """The values of any tensor of `wrapper`; errors as for `tensor`."""
+        """Read the values of any tensor in `wrapper`; errors as for `tensor`."""
         tensor = self._one_by_one.tensor(spec)
         self._contents.files.check_unchanged()
         return tensor
 
     def state_dict(self) -> OrderedDict[str, Any]:
-        """All values, equal to what ``torch.load`` gives: ties share storage, ``_metadata`` is set."""
+        """Read all values, as ``torch.load`` does: tied tensors share storage, and ``_metadata`` is set."""
         return self._values.state_dict(self.entries, self.metadata)
 
     def meta(self) -> OrderedDict[str, Any]:
-        """The state dict on the meta device: shapes, strides, dtypes and ties; nothing is read."""
+        """Return the state dict on the meta device, with shapes, strides, dtypes and ties."""
         return self._values.meta(self.entries, self.metadata)
 
     def stored(self, *, once: bool = False) -> OrderedDict[str, Any]:
-        """The state dict with its values still on disk: each is read where it is copied to or looked at.
+        """Return the state dict with its values still on disk. They are read when copied or looked at.
 
         Args:
-            once: read each value once. Afterwards it is taken from where it was copied to, or from memory
-                that is held for it, up to a quarter of what is free.
+            once: read each value once. Afterwards it is taken from where it was copied, or from memory in
+                which it is kept, up to a quarter of the free memory.
         """
         return self._values.stored(self.entries, self.metadata, once=once)
 
@@ -260,7 +260,7 @@ class Checkpoint(Mapping[str, TensorSpec]):
 
     @cached_property
     def _one_by_one(self) -> Values:
-        """Reads what is asked for tensor by tensor."""
+        """The reader for single tensors."""
         from .values import Values
 
         values = Values(self._contents)

@@ -1,4 +1,4 @@
-"""Tensors without a plain layout, put together from those that hold their numbers."""
+"""Build tensors without a plain layout from the plain tensors that store them."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     Read = Callable[[TensorSpec], torch.Tensor]
 
 NOT_ON_META = frozenset({"quantized", "sparse", "nested"})
-"""Kinds that the meta device does not have, or that a model's own loader takes apart by their values."""
+"""Kinds that don't exist on the meta device, or whose values a model's own loader needs."""
 
 _INTEGERS = {"qint8": "int8", "quint8": "uint8", "qint32": "int32"}
-"""The integers that the quantized dtypes are kept as."""
+"""The integer dtypes that store the quantized dtypes."""
 
 
 def composed(spec: TensorSpec, read: Read) -> torch.Tensor:
-    """Put a tensor together as torch does; its kind is known by our own table, never looked up by a name.
+    """Build a tensor as torch does. Only kinds in our own table are built; no name is looked up.
 
     Args:
         spec: its row of the table.
-        read: reads the tensors that it is made of.
+        read: reads the tensors that store it.
 
     Raises:
-        CheckpointError: it is of a kind that can't be made, or its parts contradict each other.
+        CheckpointError: the kind can't be built, or the parts contradict each other.
     """
     if not can_compose(spec):
         raise CheckpointError(
@@ -40,7 +40,7 @@ def composed(spec: TensorSpec, read: Read) -> torch.Tensor:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # sparse layouts are in beta, says torch
+            warnings.simplefilter("ignore")  # torch warns that sparse layouts are in beta
             return _KINDS[spec.kind](spec, read)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         reason = escape(str(error).partition("\n")[0], 200)
@@ -60,7 +60,7 @@ def _conjugated(spec: CompositeSpec, read: Read) -> torch.Tensor:
 
 
 def _subclass(spec: CompositeSpec, read: Read) -> torch.Tensor:
-    """The values alone: what their class would do with them is not known."""
+    """Return only the values, without their class."""
     return read(_tensor(spec.parts[0]))
 
 
@@ -95,7 +95,7 @@ def _quantized(spec: CompositeSpec, read: Read) -> torch.Tensor:
 
 
 def _numbers(given: Any, dtype: torch.dtype, read: Read) -> torch.Tensor:
-    """Scales or zero points: a tensor as it is, a list as torch converts it."""
+    """Return scales or zero points as a tensor. A list is converted as torch does it."""
     return read(given) if isinstance(given, TensorSpec) else torch.tensor(given, dtype=dtype)
 
 
@@ -123,7 +123,7 @@ def _sparse(spec: CompositeSpec, read: Read) -> torch.Tensor:
 
 
 def _nested(spec: CompositeSpec, read: Read) -> torch.Tensor:
-    """Torch trusts sizes and offsets here, so they are checked before."""
+    """Build a nested tensor. Sizes and offsets are checked first, because torch trusts them."""
     buffer, sizes, strides, offsets = (read(_tensor(part)) for part in spec.parts)
     if (
         buffer.dim() != 1

@@ -1,4 +1,4 @@
-"""A checkpoint's header with the files behind it, before a state dict is picked from it."""
+"""A checkpoint's header and files, before a state dict is picked."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contents:
-    """A checkpoint's header: the whole outer object, before a state dict is picked from it.
+    """A checkpoint's header and files, before a state dict is picked.
 
     Attributes:
-        path: as it was given.
-        header: what its format read.
-        files: the files behind it.
-        limits: the caps it was read under.
+        path: the path as it was given.
+        header: the header, which describes the whole outermost object.
+        files: the files of the checkpoint.
+        limits: the limits that applied to the header.
     """
 
     path: str
@@ -46,7 +46,7 @@ class Contents:
 
 
 def read_contents(path: str | os.PathLike[str], *, limits: Limits = DEFAULT) -> Contents:
-    """Read the header of a checkpoint, whatever is in it. Arguments and errors as for `open_checkpoint`."""
+    """Read the header of a checkpoint. Arguments and errors are those of `open_checkpoint`."""
     path = local(os.fsdecode(path))
     files = Files()
     with _collector_paused():
@@ -63,10 +63,10 @@ def read_contents(path: str | os.PathLike[str], *, limits: Limits = DEFAULT) -> 
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Leave cyclic garbage alone for a while: a header is many small objects, looked through in vain.
+    """Pause the garbage collector inside the block, because a header makes very many small objects.
 
-    It takes a third of the time of a header with 100,000 keys. Afterwards they count as old: as young ones
-    they would be looked through at once.
+    With 100,000 keys, the collector would take a third of the time. Afterwards the objects count as old, since
+    young ones would be searched at once.
     """
     enabled = gc.isenabled()
     gc.disable()

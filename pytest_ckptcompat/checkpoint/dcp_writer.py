@@ -1,4 +1,4 @@
-"""A distributed checkpoint, written by torch's own writer, one tensor in memory at a time."""
+"""Write a distributed checkpoint with torch's own writer, and only one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _METADATA, _SUFFIX = ".metadata", ".distcp"
 
 
 def write_dcp(folder: str, content: Any) -> int:
-    """Write `content` as ``torch.distributed.checkpoint.save`` does; the bytes that its files take.
+    """Write `content` as ``torch.distributed.checkpoint.save`` does, and return the bytes written.
 
-    It is written beside its place and takes it once it is whole. A folder that was there goes, if it is a
-    distributed checkpoint.
+    The checkpoint is written beside `folder` and moved when it is complete. An existing folder is replaced if
+    it is a distributed checkpoint.
 
     Args:
-        folder: where.
+        folder: the path of the new folder.
         content: nested dicts, lists and plain values, with a `Value` for every tensor.
 
     Raises:
-        ValueError: it is not a dict, or there is a folder that is not a distributed checkpoint.
+        ValueError: `content` is not a dict, or the existing folder is not a distributed checkpoint.
         OSError: the folder can't be written.
     """
     if not isinstance(content, dict):
@@ -55,7 +55,7 @@ def write_dcp(folder: str, content: Any) -> int:
 
 
 class _Planner(DefaultSavePlanner):
-    """Plans on meta tensors, and reads the values of each when the writer comes to it."""
+    """A planner that uses meta tensors, and reads the values of each when the writer needs them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class _Planner(DefaultSavePlanner):
         self._read: dict[Any, torch.Tensor] = {}
 
     def planned(self, node: Any) -> Any:
-        """The content with a tensor on the meta device in the place of every value."""
+        """Return the content with a meta tensor in place of every `Value`."""
         if isinstance(node, Value):
             standing = torch.empty(node.shape, dtype=node.dtype, device="meta")
             self._values[id(standing)] = node
@@ -94,7 +94,7 @@ def _check_kind(place: Path) -> None:
 
 
 def _swap(new: Path, place: Path) -> None:
-    """Put a folder in its place; one that was there goes."""
+    """Move a folder to its place, and remove the one that was there."""
     if not place.exists():
         new.rename(place)
         return
@@ -110,7 +110,7 @@ def _swap(new: Path, place: Path) -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Any:
-    """Without what torch says of a save that is not distributed."""
+    """Suppress torch's warnings about a save that is not distributed."""
     logger = logging.getLogger("torch.distributed")
     level = logger.level
     logger.setLevel(logging.ERROR)

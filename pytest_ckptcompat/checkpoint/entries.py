@@ -1,4 +1,4 @@
-"""The entries of a state dict: a dict, parts that are joined by dots, or a module that was pickled whole."""
+"""The entries of a state dict: from a dict, from parts joined by dots, or from a pickled module."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _TRAINING = re.compile(
     r"(_?(states?|state_?dicts?|dict|sd|generator|discriminator|\d+)|_[a-z](?=_))*(_?[a-z])?",
     re.IGNORECASE,
 )
-"""What people call the rest of a training's state."""
+"""Usual names of training state that is not the model's."""
 
 
 def named_as_in_models(name: str) -> bool:
@@ -46,12 +46,12 @@ def named_as_in_models(name: str) -> bool:
 
 
 def is_extra_state(key: str) -> bool:
-    """Whether a key is that of what a module's ``get_extra_state`` gave."""
+    """Return whether a key belongs to a module's extra state (``get_extra_state``)."""
     return key == "_extra_state" or key.endswith("._extra_state")
 
 
 def is_module(node: object) -> bool:
-    """Whether it is an ``nn.Module`` that was pickled whole."""
+    """Return whether a node is a pickled ``nn.Module``."""
     if not isinstance(node, Stub):
         return False
     attributes = node.attributes
@@ -59,21 +59,21 @@ def is_module(node: object) -> bool:
 
 
 def is_training_state(node: object) -> bool:
-    """Whether it is an optimizer's state, which may hold tensors under the names of parameters."""
+    """Return whether a node is an optimizer state, which may hold tensors under names of parameters."""
     entries = node.items if isinstance(node, Stub) else node
     return isinstance(entries, dict) and "param_groups" in entries
 
 
 def serves_training(name: str) -> bool:
-    """Whether a part's name says that it is the state of an optimizer, a scheduler or a random generator."""
+    """Return whether a part is, by its name, the state of an optimizer, scheduler or random generator."""
     return len(name) <= _LONGEST_NAME and bool(_TRAINING.fullmatch(name))
 
 
 def own_keys(node: object) -> object:
-    """A state dict without what stands beside its keys, where a distributed checkpoint has them on top.
+    """Return a state dict without other parts, if a distributed checkpoint has both at the top level.
 
-    Keys of a model have dots there (torchtitan); the optimizer, the state of the training and the like are
-    parts of their own.
+    There, the model's keys contain dots (torchtitan), and optimizer and other training state are separate
+    parts.
     """
     if not isinstance(node, Branch):
         return node
@@ -87,7 +87,7 @@ def own_keys(node: object) -> object:
 
 
 def beside(tree: object, key: str) -> dict[object, object]:
-    """What stands beside the keys of a state dict that is a checkpoint's outer object; see `own_keys`."""
+    """Return the parts beside the keys of a state dict at the top level of a checkpoint; see `own_keys`."""
     own = own_keys(tree)
     if key or not isinstance(tree, Branch) or not isinstance(own, Branch):
         return {}
@@ -95,14 +95,14 @@ def beside(tree: object, key: str) -> dict[object, object]:
 
 
 def flatten(node: object, limits: Limits) -> dict[str, object]:
-    """The entries of a state dict in order: `TensorSpec` where there is a tensor, else plain values.
+    """Return the entries of a state dict in order: a `TensorSpec` for each tensor, else plain values.
 
     Args:
-        node: a dict, an object that was filled like one, or a module that was pickled whole.
-        limits: caps.
+        node: a dict, an object that was filled like a dict, or a pickled module.
+        limits: limits on keys and nesting.
 
     Raises:
-        CheckpointError: it is none of these, or a cap is exceeded.
+        CheckpointError: `node` is none of these, or a limit is exceeded.
     """
     if is_module(node):
         return dict(module_entries(node, limits))
@@ -151,7 +151,7 @@ def _kind_of_key(key: object) -> str:
 
 
 def module_entries(root: object, limits: Limits) -> Iterator[tuple[str, object]]:
-    """What ``state_dict()`` of a module gives: parameters and persistent buffers, then the children's."""
+    """Yield the entries of a module's ``state_dict()``: parameters, persistent buffers, then children."""
     pending = [("", root, 0)]
     looked_at = 0
     while pending:
@@ -174,7 +174,7 @@ def module_entries(root: object, limits: Limits) -> Iterator[tuple[str, object]]
 
 
 def _under(prefix: str, group: object, limits: Limits) -> list[tuple[str, object]]:
-    """The entries of a dict with a prefix before their names."""
+    """Return the entries of a dict with a prefix added to their names."""
     if not isinstance(group, dict):
         return []
     named = [(prefix + name, value) for name, value in group.items() if isinstance(name, str)]
@@ -184,7 +184,7 @@ def _under(prefix: str, group: object, limits: Limits) -> list[tuple[str, object
 
 
 def _branch_entries(path: str, node: object, limits: Limits) -> Iterator[tuple[str, object]]:
-    """The tensors inside, under keys joined by dots, and the parts that hold none. `Branch` is never deep."""
+    """Yield tensors, and parts without tensors, under keys joined by dots. `Branch` is never deep."""
     for name, part in children(node):
         key = f"{path}{name}"
         if _branches_to_tensors(part):
@@ -195,9 +195,9 @@ def _branch_entries(path: str, node: object, limits: Limits) -> Iterator[tuple[s
 
 
 def _joined_entries(root: object, limits: Limits) -> Iterator[tuple[str, object]]:
-    """The tensors of dicts in dicts, under keys joined by dots, and the extra state of modules among them.
+    """Yield the tensors and extra state in nested dicts, under keys joined by dots.
 
-    What else lies between them (versions, settings) is left out.
+    Other values (versions, settings) are left out.
     """
     pending: list[tuple[str, object, int]] = [("", root, 0)]
     looked_at = 0
@@ -234,9 +234,9 @@ def _check_key(key: str, limits: Limits) -> None:
 
 
 def metadata_of(node: object) -> dict[str, object] | None:
-    """The ``_metadata`` that torch keeps with a state dict (versions by module), or None.
+    """Return the ``_metadata`` that torch keeps with a state dict (versions by module), or None.
 
-    Of a state dict in several parts it is that of each, under the part's name.
+    If the state dict has several parts, join their metadata under the parts' names.
     """
     found = _own_metadata(node)
     if found is not None or not isinstance(node, dict) or isinstance(node, Branch):

@@ -1,4 +1,4 @@
-"""Write keys, shapes and dtypes of a checkpoint as a lock file."""
+"""Write keys, shapes and dtypes of a checkpoint to a lock file."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ Content = dict[str, Any]
 def lock_of_checkpoint(
     ckpt: Checkpoint, output: str, *, sha256: bool = False, plain: Mapping[str, Any] | None = None
 ) -> Content:
-    """The lock of a checkpoint, from its header.
+    """Make the content of a lock from a checkpoint's header.
 
     Args:
-        ckpt: opened; no value of it is read.
-        output: where the lock will lie: the checkpoint's path is noted relative to it, and a URL without its
+        ckpt: the checkpoint. None of its values are read.
+        output: the path of the lock. The checkpoint's path is stored relative to it, or as a URL without
             secrets.
-        sha256: note the hash of the files' bytes too, for which all of them are read.
-        plain: metadata of the checkpoint to keep, as `plain_metadata.metadata` finds it.
+        sha256: store the hash of the files too, for which they are read completely.
+        plain: the checkpoint's metadata to store, as `plain_metadata.metadata` returns it.
 
     Raises:
-        CheckpointError: `ckpt` is a lock itself, or a file of it can't be read.
+        CheckpointError: `ckpt` is a lock itself, or one of its files can't be read.
     """
     if ckpt.format == "lock":
         raise CheckpointError(f"{ckpt.name} is a lock file already")
@@ -59,16 +59,16 @@ def lock_of_checkpoint(
 
 
 def with_more(found: Content, **parts: Mapping[str, Any] | None) -> Content:
-    """The content of a lock with further parts (``metadata``, ``behaviour``), which take a newer version."""
+    """Add parts (``metadata``, ``behaviour``) to the content of a lock, which then has a newer version."""
     more = {name: part for name, part in parts.items() if part is not None}
     return found | {MARK: VERSION} | more if more else found
 
 
 def write_lock(path: str, content: Content) -> None:
-    """Write a lock file, whole or not at all.
+    """Write a lock file, completely or not at all.
 
     Raises:
-        CheckpointError: it can't be written, or would take the place of a file that is not a lock.
+        CheckpointError: the file can't be written, or would replace a file that is not a lock.
     """
     try:
         if not _replaceable(Path(path)):
@@ -80,7 +80,7 @@ def write_lock(path: str, content: Content) -> None:
 
 
 def _replaceable(path: Path) -> bool:
-    """Whether nothing but a lock, or an empty file, is lost with what is at a path."""
+    """Return whether a path may be overwritten: nothing is there, or a lock or empty file."""
     if not path.is_file():
         return True
     with path.open("rb") as file:
@@ -95,7 +95,7 @@ def content(
     objects: Iterable[str],
     metadata: Mapping[str, Any] | None,
 ) -> Content:
-    """What a lock file holds; `metadata` is torch's, of a state dict."""
+    """Return the content of a lock file. `metadata` is torch's ``_metadata`` of the state dict."""
     return {
         MARK: 1,
         "source": source,
@@ -107,7 +107,7 @@ def content(
 
 
 def lock_text(content: Content) -> str:
-    """JSON with one key a line."""
+    """Return JSON with one key in each line."""
     return (
         "{\n"
         + ",\n".join(f"  {json.dumps(name)}: {_part(value)}" for name, value in content.items())
@@ -130,14 +130,14 @@ def _part(value: Any) -> str:
 def _relative(path: str, output: str) -> str:
     if is_url(path):
         return public(path)
-    folder = os.path.dirname(os.path.abspath(output))  # noqa: PTH100, PTH120  # links stay what they are
+    folder = os.path.dirname(os.path.abspath(output))  # noqa: PTH100, PTH120  # does not resolve links
     return os.path.relpath(path, folder).replace(os.sep, "/")
 
 
 def sha256_of(ckpt: Checkpoint) -> str:
-    """The hash of a file; of several, that of the list that ``sha256sum`` prints of them, by name.
+    """Return the hash of a checkpoint's file. For several files, hash the sorted output of ``sha256sum``.
 
-    Of a lock it is the one that it notes, or ``""``.
+    For a lock, return the hash that it stores, or ``""``.
 
     Raises:
         CheckpointError: a file can't be read.

@@ -1,6 +1,6 @@
-"""Objects beside the tensors of a state dict, as ``torch.load(weights_only=True)`` gives them.
+"""Objects beside the tensors of a state dict, as ``torch.load(weights_only=True)`` returns them.
 
-Nothing that a file names is imported: the few names that mean something are in a table of our own.
+Nothing that a file names is imported. The few known names are in tables here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _PLAIN = (str, bytes, bool, int, float, complex, type(None))
 _SMALL = (1 << 61) - 1
-"""Below this an integer is its own hash: a set of such can't be made to collide."""
+"""Below this, an integer is its own hash, so a set of integers can't be crafted to collide."""
 
 _MOST_BYTES = 1 << 30
 _STORAGE = "a bare storage"
@@ -40,16 +40,16 @@ _DICTS: dict[str, Callable[[], dict[Any, Any]]] = {
 
 
 class _UnknownError(Exception):
-    """The name of what is not known."""
+    """Raised for a node of an unknown kind. The message names it."""
 
 
 def given(node: object, read: Callable[[TensorSpec], torch.Tensor]) -> Any:
-    """The object that a node of a header describes; values of its tensors are read.
+    """Return the object that a node of a header describes, with the values of its tensors.
 
-    What torch would refuse, or what holds such a thing, is an `Unread`.
+    If torch would refuse the object or a part of it, return an `Unread`.
 
     Args:
-        node: anything of a header's tree but a tensor.
+        node: any node of a header's tree except a tensor.
         read: reads the values of a tensor.
 
     Raises:
@@ -81,7 +81,7 @@ def _composable(spec: TensorSpec) -> torch.Tensor:
 
 
 class _Maker:
-    """Makes objects; parts that are shared stay shared."""
+    """A factory of objects. Shared parts stay shared."""
 
     def __init__(self, read: Callable[[TensorSpec], torch.Tensor]) -> None:
         self._read = read
@@ -142,8 +142,8 @@ class _Maker:
 
 
 def _key(node: Any) -> Any:
-    """What may be hashed: a plain value, or a short tuple of such."""
-    if type(node) is Stub and type(node.kind) is tuple:  # a key that was not hashed so far
+    """Return a key that may be hashed: a plain value, or a short tuple of plain values."""
+    if type(node) is Stub and type(node.kind) is tuple:  # `Dict.put` did not hash this key
         node = node.kind
     if type(node) is tuple and len(node) < 16:
         return tuple(map(_key, node))
@@ -153,7 +153,7 @@ def _key(node: Any) -> Any:
 
 
 def _torch_object(node: Any) -> Any:
-    """A dtype, a device, a layout, a parameter without a shape, or a quantization scheme of torch."""
+    """Return a dtype, device, layout, quantization scheme, or parameter without a shape."""
     name = _name(node)
     if isinstance(node, Global):
         found = getattr(torch, name.removeprefix("torch."), None) if name.startswith("torch.") else None
@@ -179,7 +179,7 @@ def _device(*args: Any) -> torch.device:
 
 
 def _name(node: object) -> str:
-    """Name of a class, function or object, safe to print."""
+    """Return the name of a class, function or object's class, safe to print."""
     if is_array(node):
         return "numpy.ndarray"
     if isinstance(node, (Stub, Global)):

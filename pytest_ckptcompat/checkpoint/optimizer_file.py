@@ -1,4 +1,4 @@
-"""The file of an optimizer's state beside that of a model's weights, as trainers write it."""
+"""The file of optimizer state that trainers write beside the model's weights."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from pytest_ckptcompat.core.redaction import is_url
 
 _NAMES = ("optimizer.bin", "optimizer.pt", "optimizer.pth", "optimizer.ckpt", "optimizer_0")
-"""Of accelerate, of transformers' Trainer, and of accelerate with FSDP, where it is a folder."""
+"""The names in accelerate, transformers' Trainer, and accelerate with FSDP, which writes a folder."""
 
 
 def optimizer_beside(path: str) -> str | None:
-    """The path of the optimizer's state in the folder of a checkpoint or around it; None if there is none."""
+    """Return the path of the optimizer state in a checkpoint's folder or the one above, or None."""
     if is_url(path):
         return None
     place = Path(path)

@@ -1,4 +1,4 @@
-"""What stands beside the state dict in plain values: hyperparameters, names of classes, versions."""
+"""The plain values beside the state dict: hyperparameters, names of classes, versions."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from .contents import Contents
 
 MOST = 64_000
-"""Bytes of the metadata in a lock."""
+"""The largest size of the metadata in a lock, in bytes."""
 
 _DEEPEST = 100
 
 
 class _NotPlainError(Exception):
-    """Something else than a plain value is in it; the text says what."""
+    """Raised if a node contains something other than plain values. The message says what."""
 
 
 def metadata(ckpt: Checkpoint) -> tuple[dict[str, Any], list[str]]:
-    """The plain values of a checkpoint's outer object, and the names of those that a lock has no room for.
+    """Return the plain values of the outermost object, and the names of those for which a lock has no room.
 
-    Whatever holds a tensor or an object is left out, and so is the state dict.
+    Parts that contain a tensor or an object are left out, and so is the state dict.
     """
     outer = ckpt.wrapper
     if not isinstance(outer, dict) or not ckpt.state_dict_key:
@@ -53,7 +53,7 @@ def metadata(ckpt: Checkpoint) -> tuple[dict[str, Any], list[str]]:
 
 
 def plain_parts(contents: Contents) -> dict[str, Any]:
-    """The parts of a checkpoint, or of what a lock kept of it, that are plain values."""
+    """Return the parts of a checkpoint, or of a lock's metadata, that are plain values."""
     header = contents.header
     outer: object = header.metadata if header.format == "lock" else header.tree
     found: dict[str, Any] = {}
@@ -64,11 +64,11 @@ def plain_parts(contents: Contents) -> dict[str, Any]:
 
 
 def arguments_at(contents: Contents, path: str) -> dict[str, Any]:
-    """The keyword arguments that ``model_args="ckpt:PATH"`` names.
+    """Return the keyword arguments that ``model_args="ckpt:PATH"`` names.
 
     Args:
-        contents: of a checkpoint, or of a lock that kept its metadata.
-        path: names joined by dots, as `state_dict_at` takes them.
+        contents: a checkpoint, or a lock that stores its metadata.
+        path: names joined by dots, as for `state_dict_at`.
 
     Raises:
         CheckpointError: there is no such part, or it is not a dict of plain values.
@@ -93,10 +93,10 @@ def arguments_at(contents: Contents, path: str) -> dict[str, Any]:
 
 
 def _plain(node: object, depth: int = 0) -> Any:
-    """Numbers, texts, lists and dicts; an object that was filled like a dict, or a namespace, is one.
+    """Convert a node to numbers, texts, lists and dicts. Namespaces and dict-like objects become dicts.
 
     Raises:
-        _NotPlainError: something else is in it.
+        _NotPlainError: the node contains something else.
     """
     if depth > _DEEPEST:
         raise _NotPlainError("too many levels")

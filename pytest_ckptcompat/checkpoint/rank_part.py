@@ -1,4 +1,4 @@
-"""What one rank of a distributed training wrote by itself: a part of the model, told from the whole."""
+"""Recognise checkpoints that one rank of a distributed training wrote, with only a part of the model."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _ZERO_TO_FP32 = (
 
 
 def check_whole(entries: Mapping[str, object], path: str) -> None:
-    """Refuse a state dict that holds one rank's part of a model.
+    """Refuse a state dict that is one rank's part of a model.
 
     Args:
         entries: of the state dict.
         path: of the checkpoint: its name may tell the rank.
 
     Raises:
-        CheckpointError: it does: of what kind, which rank's, and what to open or to call instead.
+        CheckpointError: the state dict is one rank's part. The message says which rank's, and what to do.
     """
     parts = [value for value in entries.values() if type(value) is not TensorSpec and _is_part(value)]
     if parts:
@@ -117,7 +117,7 @@ def _check_parallel(tree: dict[Any, object], path: str) -> None:
 
 
 def _check_zero(tree: dict[Any, object], path: str) -> None:
-    """ZeRO stage 3 of DeepSpeed leaves parameters empty in the model's file, and notes their sizes there."""
+    """Refuse a model file of DeepSpeed's ZeRO stage 3, which has empty parameters and their real sizes."""
     module = tree.get("module")
     held = module if isinstance(module, dict) else {}
     values = {key: held.get(key) for key in _shapes(tree)}
@@ -164,7 +164,7 @@ def _kind(part: object) -> str:
 
 
 def _part(part: object, path: str, rank: object = None, world: object = None) -> str:
-    """``it is the part of rank 1 of 2``."""
+    """Return ``it is the part of rank 1 of 2``, with as much as is known."""
     if isinstance(part, CompositeSpec):
         rank, world = part.parts
     if type(rank) is not int and (named := _IN_NAME.search(path.rpartition("/")[2])):

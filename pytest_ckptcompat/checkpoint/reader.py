@@ -1,4 +1,4 @@
-"""Reads one tensor at a time: into new memory, into a tensor that is there, or onto a card."""
+"""Read one tensor at a time: into new memory, into an existing tensor, or onto a CUDA device."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from .storages import Source, Storages
 
 PIECE = 16 << 20
-"""Bytes held beside the destination, at most, while values are converted, rearranged or sent to a card."""
+"""The most bytes held beside the destination while values are converted, rearranged or sent to a GPU."""
 
 _MOST_REPEATED = 1 << 30
-"""Bytes of a view that is larger than its storage, above which its values are refused."""
+"""The size in bytes above which a view that is larger than its storage is refused."""
 
 _Index = tuple[slice, ...]
 
 
 def read(storages: Storages, spec: TensorSpec) -> torch.Tensor:
-    """The values of one tensor, in memory of their own; the strides are kept where they leave no gaps.
+    """Read the values of one tensor into new memory. Strides are kept if they leave no gaps.
 
     Raises:
-        CheckpointError: they can't be read.
+        CheckpointError: the values can't be read.
     """
     begin, end = span(spec)
     if spec.numel and not storages.in_chunks(spec.storage) and end - begin <= spec.nbytes:
@@ -44,10 +44,10 @@ def read(storages: Storages, spec: TensorSpec) -> torch.Tensor:
 
 
 def copy(storages: Storages, spec: TensorSpec, destination: torch.Tensor) -> None:
-    """Fill a tensor of the same shape.
+    """Read the values into a tensor of the same shape.
 
-    Contiguous CPU memory of the same dtype is filled by the system itself; otherwise the values go through
-    pieces of at most `PIECE` bytes, which are page-locked on their way to a card.
+    Contiguous CPU memory of the same dtype is filled directly. Otherwise, the values are copied in pieces of
+    at most `PIECE` bytes, through page-locked memory for a CUDA device.
     """
     if not spec.numel:
         return
@@ -77,35 +77,35 @@ def _copy(source: Source, spec: TensorSpec, destination: torch.Tensor) -> None:
 
 
 def span(spec: TensorSpec) -> tuple[int, int]:
-    """The first byte of the storage that belongs to a tensor, and the one after its last."""
+    """Return a tensor's first byte in its storage, and the byte after its last."""
     itemsize = ITEMSIZE.get(spec.dtype, 0)
     return spec.offset * itemsize, (spec.offset + spec.span) * itemsize
 
 
 def new(spec: TensorSpec, device: str) -> torch.Tensor:
-    """A tensor of this shape, without values yet."""
+    """Return an empty tensor with the shape, stride and dtype of `spec`."""
     try:
         return torch.empty_strided(spec.shape, spec.stride, dtype=torch_dtype(spec.dtype), device=device)
     except RuntimeError:
         if not spec.note:
             raise
-        return torch.empty(spec.shape, device=device)  # quantized: no such tensors can be made on meta
+        return torch.empty(spec.shape, device=device)  # quantized tensors can't be made on meta
 
 
 def buffer(nbytes: int, device: str = "cpu") -> torch.UntypedStorage:
-    """Memory without values yet."""
+    """Return uninitialised memory."""
     return torch.UntypedStorage(nbytes, device=device)  # type: ignore[no-untyped-call]
 
 
 def view(memory: torch.UntypedStorage, spec: TensorSpec, begin: int) -> torch.Tensor:
-    """The tensor over memory that holds its storage from byte `begin` on."""
+    """Return the tensor over `memory`, which holds its storage from byte `begin`."""
     dtype = torch_dtype(spec.dtype)
     offset = spec.offset - begin // ITEMSIZE[spec.dtype]
     return torch.empty(0, dtype=dtype, device=memory.device).set_(memory, offset, spec.shape, spec.stride)
 
 
 def memory_of(owner: torch.UntypedStorage | torch.Tensor) -> memoryview:
-    """The bytes of a storage, or of a contiguous tensor, on the CPU; to be used while the owner lives."""
+    """Return the bytes of a storage or contiguous tensor on the CPU. Keep the owner alive meanwhile."""
     nbytes = (
         owner.nbytes() if isinstance(owner, torch.UntypedStorage) else owner.numel() * owner.element_size()
     )
@@ -113,10 +113,10 @@ def memory_of(owner: torch.UntypedStorage | torch.Tensor) -> memoryview:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The dtype of this name.
+    """Return the dtype with this name.
 
     Raises:
-        CheckpointError: this torch has none.
+        CheckpointError: this torch has no such dtype.
     """
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
@@ -130,7 +130,7 @@ def _staging() -> torch.UntypedStorage:
 
 
 def _fits(spec: TensorSpec, destination: torch.Tensor) -> bool:
-    """Whether the bytes of the file are the bytes of the destination."""
+    """Return whether the file's bytes can be read straight into the destination."""
     return (
         destination.device.type == "cpu"
         and destination.dtype == torch_dtype(spec.dtype)
@@ -153,7 +153,7 @@ def _check_repeats(spec: TensorSpec) -> None:
 
 
 def _pieces(spec: TensorSpec) -> Iterator[tuple[_Index, TensorSpec]]:
-    """Parts of a tensor that each span at most `PIECE` bytes of its storage, and where they belong."""
+    """Yield parts of a tensor that span at most `PIECE` bytes of its storage, with their indices."""
     pending: list[tuple[_Index, TensorSpec]] = [((slice(None),) * len(spec.shape), spec)]
     while pending:
         index, part = pending.pop()

@@ -1,6 +1,6 @@
-"""A safetensors file, written as its specification has it: a JSON header, then the values end to end.
+"""Write a safetensors file as specified: a JSON header, then the values one after the other.
 
-https://huggingface.co/docs/safetensors: little-endian, no holes, no sharing.
+https://huggingface.co/docs/safetensors: little-endian, no gaps, no shared memory.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _NAMES = {
     "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "int8": "I8", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
 _ORDER = list(_NAMES)
-"""The widest first, so that every tensor is aligned to its element; the same order as the library's own."""
+"""The widest dtype first, so that every tensor is aligned. The library uses the same order."""
 
 
 def write_safetensors(file: BinaryIO, values: Mapping[str, Value], metadata: Mapping[str, str]) -> None:
     """Write `values` to `file`.
 
-    The format can't share memory between names. As ``safetensors.torch.save_model`` does, of tensors that are
-    one only the alphabetically first name is written; the metadata says of each other name which one it is.
+    The format can't share memory between names. As in ``safetensors.torch.save_model``, a shared tensor is
+    written once, under its alphabetically first name, and the metadata maps the other names to it.
 
     Raises:
-        ValueError: a dtype has no name in the format, or a key is the one that it reserves.
+        ValueError: the format lacks a dtype, or a key is its reserved name.
     """
     kept = _kept(values)
     aliases = {name: kept[value.same] for name, value in values.items() if kept[value.same] != name}
@@ -58,7 +58,7 @@ def write_safetensors(file: BinaryIO, values: Mapping[str, Value], metadata: Map
 
 
 def _kept(values: Mapping[str, Value]) -> dict[object, str]:
-    """The one name of each tensor that is written."""
+    """Return the name under which each tensor is written."""
     kept: dict[object, str] = {}
     for name in sorted(values):
         kept.setdefault(values[name].same, name)

@@ -1,4 +1,4 @@
-"""Reads ranges of a checkpoint's storages, without torch."""
+"""Read ranges of a checkpoint's storages, without torch."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     from .contents import Contents
 
     Source = Callable[[int, memoryview], None]
-    """Fills a buffer with the bytes of one storage from its byte `start` on."""
+    """Fills a buffer with the bytes of one storage, starting at byte `start`."""
 
 
 _LOCAL_HEADER = 512
-"""Bytes in front of a zip member's values, at most, besides its name: its own header, and padding."""
+"""The most bytes before a zip member's values, without its name: local header and padding."""
 
 
 class Storages:
-    """The storages of one checkpoint, open for reading: a context manager.
+    """The storages of one checkpoint, open for reading. A context manager.
 
     Args:
         contents: the checkpoint.
-        expected: storages that are going to be read: of a remote file, many of them come with one request.
-        sure: all of them are; otherwise that shows as they are read.
+        expected: the storages that will be read, so that one request can fetch many from a remote file.
+        sure: whether all of them will certainly be read; see `ReadAhead`.
     """
 
     def __init__(self, contents: Contents, expected: Iterable[str] = (), *, sure: bool = True) -> None:
@@ -61,23 +61,23 @@ class Storages:
         self._closing.__exit__(kind, error, trace)
 
     def in_chunks(self, storage: str) -> bool:
-        """Whether a storage is one tensor in several blocks."""
+        """Return whether a storage is one tensor stored in blocks."""
         return isinstance(self._extents(storage)[0], Chunk)
 
     def source(self, storage: str) -> Source:
-        """What reads a storage that is not in chunks.
+        """Return a function that reads a storage which is not stored in blocks.
 
         Raises:
-            CheckpointError: it has no bytes to read; reading raises it too.
+            CheckpointError: there are no bytes to read. The function raises it if reading fails.
         """
         (extent,) = self._extents(storage)
         return _source(self._file(extent.file), extent)
 
     def chunks(self, spec: TensorSpec) -> Iterator[tuple[Chunk, Source, TensorSpec]]:
-        """The blocks of a tensor, each with what reads it, and how its values lie there.
+        """Yield the blocks of a tensor, each with a function that reads it and the layout of its values.
 
         Raises:
-            CheckpointError: one is not what the index says.
+            CheckpointError: a block is not what the index says.
         """
         for chunk in self._extents(spec.storage):
             assert isinstance(chunk, Chunk)

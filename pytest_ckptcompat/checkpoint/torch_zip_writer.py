@@ -1,6 +1,6 @@
-"""A checkpoint as ``torch.save`` lays it out: a zip of one pickle and one record per storage.
+"""Write a checkpoint in the layout of ``torch.save``: a zip with one pickle and one record per storage.
 
-torch's own ``torch.save`` holds every tensor in memory at once; here one is read, written and let go.
+``torch.save`` needs all tensors in memory at once. Here, one tensor at a time is read, written and released.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from .written_tensor import Value
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_ALIGNMENT = 64  # where records begin, so that torch can map them into memory
-_PADDING = b"FB"  # the extra field in which torch itself puts the bytes that align a record
+_ALIGNMENT = 64  # alignment of records, so that torch can map them into memory
+_PADDING = b"FB"  # the extra field that torch uses to align a record
 _ZIP64_FIELD = 20
 
 
 def write_torch_zip(file: BinaryIO, content: Any, root: str) -> None:
-    """Write `content` so that ``torch.load(file, weights_only=True)`` gives it back.
+    """Write `content` so that ``torch.load(file, weights_only=True)`` returns it.
 
     Args:
-        file: seekable, empty.
-        content: dicts (with attributes such as ``_metadata`` where they are `OrderedDict`), lists, tuples,
-            numbers, strings, None, and `Value` for every tensor. Values with equal ``same`` share storage.
+        file: an empty seekable file.
+        content: dicts, `OrderedDict` (with attributes such as ``_metadata``), lists, tuples, numbers,
+            strings, None, and a `Value` for every tensor. Values with equal ``same`` share storage.
         root: the name of the folder inside the zip, usually the file's stem.
     """
     buffer = io.BytesIO()
@@ -45,9 +45,9 @@ def write_torch_zip(file: BinaryIO, content: Any, root: str) -> None:
 
 
 def _record(archive: zipfile.ZipFile, name: str, size: int, pieces: Iterable[bytes | memoryview]) -> None:
-    info = zipfile.ZipInfo(name)  # its date is fixed, so that the same content gives the same bytes
+    info = zipfile.ZipInfo(name)  # with a fixed date, so that the same content gives the same bytes
     info.file_size = size
-    large = size * 1.05 > zipfile.ZIP64_LIMIT  # when zipfile itself adds the field of large files
+    large = size * 1.05 > zipfile.ZIP64_LIMIT  # the condition under which zipfile adds a zip64 field
     assert archive.fp is not None
     header = 30 + len(name.encode()) + 4 + (_ZIP64_FIELD if large else 0)
     padding = -(archive.fp.tell() + header) % _ALIGNMENT
@@ -57,7 +57,7 @@ def _record(archive: zipfile.ZipFile, name: str, size: int, pieces: Iterable[byt
 
 
 class _Storage:
-    """Stands in the pickle for the storage of a value; only its number is written."""
+    """A placeholder in the pickle for the storage of a value. Only its number is written."""
 
     def __init__(self, number: int, value: Value) -> None:
         self.number = number
@@ -65,7 +65,7 @@ class _Storage:
 
 
 class _Pickler(pickle.Pickler):
-    """Writes each `Value` as the call that torch's own pickles make to rebuild a tensor."""
+    """A pickler that writes each `Value` as the call with which torch rebuilds a tensor."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file, protocol=2)
@@ -94,6 +94,6 @@ class _Pickler(pickle.Pickler):
 
 
 def _storage_type(dtype: torch.dtype) -> Any:
-    """The storage class that a dtype had before untyped storages (``torch.FloatStorage``), or None."""
+    """Return the typed storage class of a dtype (``torch.FloatStorage``), or None."""
     name = torch.storage._dtype_to_storage_type_map().get(dtype)
     return getattr(torch, name) if name else None

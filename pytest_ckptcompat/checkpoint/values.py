@@ -1,4 +1,4 @@
-"""The values of a checkpoint as tensors: all of them, or on demand."""
+"""Read the values of a checkpoint as tensors, all of them or on demand."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 
 _ROOM = 1 << 30
-"""Bytes that are taken to be free where the system does not say."""
+"""The free memory in bytes that is assumed if the system does not report it."""
 
 
 class Values:
-    """Reads the values of one checkpoint."""
+    """A reader for the values of one checkpoint."""
 
     def __init__(self, contents: Contents) -> None:
         if sys.byteorder != "little":
@@ -44,15 +44,15 @@ class Values:
         self._kept: Storages | None = None
 
     def expect(self, entries: Mapping[str, object]) -> None:
-        """Be asked for these tensors one by one: of a remote checkpoint, further ones come with the first."""
+        """Prepare for reading these tensors one by one, with read-ahead if the checkpoint is remote."""
         if is_url(self._contents.path):
             self._kept = Storages(self._contents, _bounds(entries.values()), sure=False)
 
     def tensor(self, spec: TensorSpec) -> torch.Tensor:
-        """The values of one tensor, in memory of their own; the strides are kept where they leave no gaps.
+        """Read the values of one tensor into new memory. Strides are kept if they leave no gaps.
 
         Raises:
-            CheckpointError: they can't be read.
+            CheckpointError: the values can't be read.
         """
         if spec.note:
             return self._composed(spec)
@@ -60,7 +60,7 @@ class Values:
             return read(storages, spec)
 
     def read_into(self, spec: TensorSpec, destination: torch.Tensor) -> None:
-        """What ``destination.copy_(tensor(spec))`` does, without a second copy of the values."""
+        """Do ``destination.copy_(tensor(spec))`` without a second copy of the values."""
         destination = destination.detach()
         if destination.device.type == "meta":
             return
@@ -73,7 +73,7 @@ class Values:
     def state_dict(
         self, entries: Mapping[str, object], metadata: Mapping[str, object] | None
     ) -> OrderedDict[str, Any]:
-        """All values; tied tensors, and other views of one storage, share memory."""
+        """Read all values. Tied tensors and other views of one storage share memory."""
         bounds = _bounds(entries.values())
         memories: dict[str, torch.UntypedStorage] = {}
         made: OrderedDict[str, Any] = OrderedDict()
@@ -98,10 +98,10 @@ class Values:
     def meta(
         self, entries: Mapping[str, object], metadata: Mapping[str, object] | None
     ) -> OrderedDict[str, Any]:
-        """All tensors on the meta device; tied tensors share storage.
+        """Return all tensors on the meta device. Tied tensors share storage.
 
-        Quantized, sparse and nested ones have no equal there, and a model's code looks at its extra state:
-        their values are read.
+        The values of quantized, sparse and nested tensors are read because the meta device does not have
+        them, and those of extra state because a model's code looks at them.
         """
         bounds = _bounds(entries.values())
         memories: dict[str, torch.UntypedStorage] = {}
@@ -125,10 +125,9 @@ class Values:
     def stored(
         self, entries: Mapping[str, object], metadata: Mapping[str, object] | None, *, once: bool = False
     ) -> OrderedDict[str, Any]:
-        """All tensors as `DeferredTensor`: nothing is read yet.
+        """Return all tensors as `DeferredTensor`, whose values are read later.
 
-        Remote files are not asked after every tensor whether they have changed: `Files.check_unchanged` is to
-        be called in the end.
+        Remote files are not checked for changes after every tensor. Call `Files.check_unchanged` at the end.
         """
         made = self.meta(entries, metadata)
         if is_url(self._contents.path):
@@ -143,14 +142,14 @@ class Values:
         return made
 
     def _extra_state(self, spec: TensorSpec) -> Any:
-        """The values of a tensor that is a module's extra state; a lock has none."""
+        """Read a tensor that is a module's extra state, or return an `Unread` for a lock."""
         header = self._contents.header
         if not isinstance(spec, CompositeSpec) and spec.numel and spec.storage not in header.storages:
             return Unread.of("torch.Tensor", f"it is a tensor, of which a {header.format} has no values")
         return given(spec, self.tensor)
 
     def _composed(self, spec: TensorSpec) -> torch.Tensor:
-        """The values of a tensor without a plain layout, from the tensors that it is made of."""
+        """Read a tensor without a plain layout."""
         with self._noted():
             try:
                 return composed(spec, self.tensor)
@@ -159,7 +158,7 @@ class Values:
 
     @contextmanager
     def _storages(self, expected: Iterable[str] = ()) -> Iterator[Storages]:
-        """The storages, open meanwhile."""
+        """Open the storages inside the block."""
         with self._noted():
             if self._kept is not None:
                 yield self._kept
@@ -169,7 +168,7 @@ class Values:
 
     @contextmanager
     def _noted(self) -> Iterator[None]:
-        """Note with the files what can't be read: torch may catch the error, and raise its own."""
+        """Remember a read error in `Files.failure`, because torch may catch it and raise its own."""
         try:
             yield
         except CheckpointError as error:
@@ -178,13 +177,13 @@ class Values:
 
 
 def _bounds(entries: Iterable[object]) -> dict[str, tuple[int, int]]:
-    """The first and last byte of every storage that the tensors of the state dict use."""
+    """Return the range of bytes in every storage that the tensors of the state dict use."""
     bounds: dict[str, tuple[int, int]] = {}
     for spec in entries:
         if isinstance(spec, TensorSpec) and spec.storage and spec.numel and not spec.note:
             begin, end = span(spec)
             low, high = bounds.get(spec.storage, (begin, end))
-            bounds[spec.storage] = (min(low, begin - begin % 16), max(high, end))  # fits any dtype over it
+            bounds[spec.storage] = (min(low, begin - begin % 16), max(high, end))  # aligned for any dtype
     return bounds
 
 

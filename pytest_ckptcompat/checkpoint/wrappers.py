@@ -1,4 +1,4 @@
-"""Where in a checkpoint the model's state dict is."""
+"""Find the model's state dict in a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.core.limits import Limits
 
 CHOOSING = "state_dict_key= (on the command line --key)"
-"""How a person says which state dict is meant."""
+"""How users say which state dict they mean."""
 
 _SHOWN = 8
 _MOST_SEARCHED = 1000
 
 
 def state_dict_at(tree: object, path: str) -> object:
-    """The part of a checkpoint that a dotted path names.
+    """Return the part of a checkpoint that a dotted path names.
 
-    Keys may themselves contain dots. List elements are named by their index. A path that ends among the keys
-    of a state dict (``state_dict.backbone``) means the `Selection` of those below.
+    Keys may contain dots. List elements are named by their index. A path that ends with a prefix of keys
+    (``state_dict.backbone``) names a `Selection` of the entries with that prefix.
 
     Raises:
-        CheckpointError: there is none; the text lists what is there.
+        CheckpointError: there is no such part. The message lists the parts.
     """
     node = tree
     rest = path
@@ -58,7 +58,7 @@ def state_dict_at(tree: object, path: str) -> object:
 
 
 class Selection(Dict):
-    """Entries of a state dict whose keys begin alike, without that beginning."""
+    """The entries of a state dict whose keys have a prefix, which is removed."""
 
     __slots__ = ()
 
@@ -78,13 +78,13 @@ def _selection(node: object, prefix: str) -> Selection | None:
 
 
 def find_state_dict(tree: object, limits: Limits) -> tuple[str, object]:
-    """The state dict of a checkpoint and the dotted path to it, ``""`` where it is the outer object itself.
+    """Return the dotted path to the state dict (``""`` for the outermost object) and the state dict.
 
-    See `candidates.meant` for how it is told from what else a checkpoint holds.
+    `candidates.meant` says how it is distinguished from other parts of the checkpoint.
 
     Raises:
-        AmbiguousError: there are several that may be meant; it lists them.
-        CheckpointError: there is none.
+        AmbiguousError: there are several possible state dicts. The message lists them.
+        CheckpointError: there is no state dict.
     """
     root = survey(tree, limits)
     found = meant(root)
@@ -115,7 +115,7 @@ def _described(candidate: Candidate) -> str:
 
 
 def _beginnings(path: str) -> Iterator[str]:
-    """The path, then shorter and shorter beginnings of it, cut at dots."""
+    """Yield the path, then ever shorter beginnings of it that end before a dot."""
     while path:
         yield path
         path = path.rpartition(".")[0]
@@ -156,7 +156,7 @@ def _nothing(tree: object, deeper: str) -> str:
 def _first(tree: object, wanted: Callable[[object], bool]) -> str:
     """The path of the first such part in a checkpoint, not too deep, or ``""``."""
     pending = [("", tree, 0)]
-    for path, node, depth in islice(pending, _MOST_SEARCHED):  # grows as it is walked
+    for path, node, depth in islice(pending, _MOST_SEARCHED):  # grows during the iteration
         for name, part in islice(children(node), _MOST_SEARCHED) if depth <= DEEPEST else ():
             inner = f"{path}.{name}".removeprefix(".")
             if wanted(part):
@@ -181,7 +181,7 @@ def _listed(node: object) -> str:
 
 
 def kind_of(value: object) -> str:
-    """What a value of a checkpoint is, in words that its author would use."""
+    """Describe the kind of a value in a checkpoint."""
     if isinstance(value, TensorSpec):
         return "a tensor"
     if is_array(value):

@@ -1,4 +1,4 @@
-"""The outer object of a checkpoint as the writers take it."""
+"""The outermost object of a checkpoint in the form that the writers take."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ _LEFT_OUT = object()
 
 
 class Content:
-    """Makes plain content of what a header describes.
+    """A converter from the tree of a header to plain content.
 
-    Objects of classes are left out: to write them would be to make files that only an unsafe load reads.
+    Objects of classes are left out, because files with them could only be loaded unsafely.
 
     Attributes:
-        left_out: where such objects were, safe to print.
+        left_out: the paths of such objects, safe to print.
     """
 
     def __init__(self, value: Callable[[TensorSpec], Value]) -> None:
         self.left_out: list[str] = []
         self._value = value
         self._done: dict[int, Any] = {}
-        self._alive: list[Any] = []  # so that no identity is used twice
+        self._alive: list[Any] = []  # so that no id is used twice
 
     def instead(self, node: Any, content: Any) -> None:
-        """What is written in the place of a part."""
+        """Write `content` in place of a part."""
         self._done[id(node)] = content
 
     def leave_out(self, node: Any) -> None:
-        """A part that is not written."""
+        """Don't write a part."""
         self._done[id(node)] = _LEFT_OUT
 
     def of(self, node: Any) -> Any:
-        """The content of a part and all that is in it; parts that are shared stay shared.
+        """Return the content of a part and everything in it. Shared parts stay shared.
 
         Raises:
-            ValueError: it is nested more deeply than can be written.
+            ValueError: the part is nested too deeply to be written.
         """
         self._alive.append(node)
         try:

@@ -1,4 +1,4 @@
-"""Tensors as the writers take them: known by shape and dtype, read one at a time when their turn comes."""
+"""Tensors in the form that the writers take: shape and dtype, and a function that reads the values."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Value:
 
     Attributes:
         shape: sizes, in elements.
-        dtype: of the tensor.
-        read: gives the values; called once for every `same`, when they are written.
-        same: equal for tensors that share their memory, which are written once.
+        dtype: the dtype of the tensor.
+        read: returns the values. Called once for every `same`, when they are written.
+        same: equal for tensors that share their memory and are written once.
     """
 
     shape: tuple[int, ...]
@@ -33,7 +33,7 @@ class Value:
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> Value:
-        """A tensor in memory; two views of the same memory in the same shape are written once."""
+        """Wrap a tensor in memory. Views with the same memory, shape and stride are written once."""
         same = (
             tensor.untyped_storage()._cdata,
             tensor.storage_offset(),
@@ -45,19 +45,19 @@ class Value:
 
     @property
     def numel(self) -> int:
-        """How many elements the tensor has."""
+        """The number of elements."""
         return prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the values."""
+        """The number of bytes of the values."""
         return self.numel * self.dtype.itemsize
 
     def pieces(self, *, swapped: bool = False) -> Iterator[memoryview]:
-        """The values, contiguous, as views of at most 16 MB; each is good until the next one is asked for.
+        """Yield the contiguous values in pieces of at most 16 MiB. A piece is valid until the next is taken.
 
         Args:
-            swapped: give the bytes of every element in the other order.
+            swapped: whether to swap the byte order of every element.
         """
         tensor = self.read().detach().resolve_conj().resolve_neg().cpu().contiguous()
         if tuple(tensor.shape) != self.shape or tensor.dtype != self.dtype:

@@ -13,22 +13,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 UNASKED = "no inputs and no recipe were given"
-"""Why no values were read, where nothing was asked of them."""
+"""Why no values were read when no stage needs them."""
 
 NEEDED = "needs values"
-"""Why a claim is not proved where there are shapes alone."""
+"""Why a claim is not proved when only shapes are known."""
 
 Verdict = tuple[Promise, list[Finding]]
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One promise, with its proof, which nobody has asked for yet.
+    """A promise and the function that proves it, not called yet.
 
     Attributes:
-        name: as it stands in the report.
-        proof: called where there are values: what was found, or None where there is nothing to say.
-        why: it is not proved where there are none.
+        name: its name in the report.
+        proof: called if there are values. Returns the verdict, or None if there is nothing to report.
+        why: the reason given if there are no values.
     """
 
     name: str
@@ -42,13 +42,13 @@ class Claim:
         kept: str | Callable[[], str] = "",
         rule: str = "recipe-broken-promise",
     ) -> Claim:
-        """A claim that the first fault breaks.
+        """Return a claim that is broken by the first fault found.
 
         Args:
-            name: as it stands in the report.
-            faults: looks for faults, one after the other; each is a text.
-            kept: what the report says if there is none; called afterwards if it is a function.
-            rule: of the finding if there is one.
+            name: its name in the report.
+            faults: yields faults as texts.
+            kept: what the report says if there is no fault. A function is called after the search.
+            rule: the rule of the finding if there is a fault.
         """
 
         def proof() -> Verdict:
@@ -60,18 +60,18 @@ class Claim:
         return Claim(name, proof)
 
     def proved(self) -> Verdict | None:
-        """The verdict of the proof; a proof that raises is a failure of its own."""
+        """Return the verdict of the proof. A proof that raises breaks the promise."""
         try:
             return self.proof()
         except Exception as error:
             return failed(self.name, error)
 
     def unproved(self) -> Promise:
-        """The claim as the report lists it where it is not proved."""
+        """Return the promise as unchecked."""
         return Promise(self.name, "unchecked", self.why)
 
 
 def failed(name: str, error: BaseException) -> Verdict:
-    """The verdict on a claim whose proof raised."""
+    """Return the verdict on a claim whose proof raised."""
     why = f"its proof raised {raised(error)}"
     return Promise(name, "broken", why), [finding("recipe-unproved", message=f"{name}: {why}")]

@@ -1,4 +1,4 @@
-"""Python's search for cyclic garbage, paused where many small objects would set it off again and again."""
+"""Pausing Python's garbage collector where many small objects would trigger it again and again."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """Leave cyclic garbage where it is for as long as the block takes.
+    """Pause the cyclic garbage collector inside the block.
 
-    Only for work that holds no values of a checkpoint: what is garbage stays in memory meanwhile.
+    Only for work that holds no values of a checkpoint, because garbage stays in memory meanwhile.
     """
     was = gc.isenabled()
     gc.disable()

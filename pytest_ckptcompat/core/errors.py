@@ -9,27 +9,27 @@ from typing import Any
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that can't be read: what is wrong, where, and what to do, in one or two lines.
+    """Raised if a checkpoint can't be read. The message says what is wrong, where, and what to do.
 
-    Text that comes from the file is escaped already, so the message is safe to print.
+    Text from the file is already escaped, so the message is safe to print.
     """
 
 
 class AmbiguousError(CheckpointError):
-    """A checkpoint that holds several state dicts that may be meant; the text lists them.
+    """Raised if a checkpoint holds several possible state dicts. The message lists them.
 
     Attributes:
-        contents: its header, for those who know a model to choose by.
+        contents: the header of the checkpoint, for callers that can choose with the help of a model.
     """
 
     contents: Any = None
 
 
 class RecipeError(ValueError):
-    """A recipe that can't be built or doesn't apply.
+    """Raised if a recipe can't be built or doesn't apply.
 
     Attributes:
-        rule: the id of the rule that was broken (``recipe-unused-op``, ``recipe-error``, ...).
+        rule: the id of the broken rule (``recipe-unused-op``, ``recipe-error``, ...).
         key: the key or pattern concerned, or ``""``.
     """
 
@@ -44,18 +44,18 @@ class RecipeError(ValueError):
 
 
 class MisfitError(ValueError):
-    """A checkpoint that does not fit the model, or an optimizer's state that can't be matched to it.
+    """Raised if a checkpoint does not fit the model, or an optimizer state can't be matched to it.
 
-    The message says what is wrong; of a checkpoint, key by key.
+    The message says what is wrong. For a checkpoint, it lists the keys.
     """
 
 
 class ModelError(Exception):
-    """The model could not be imported or built; the message says what was tried and what it raised."""
+    """Raised if the model can't be imported or built. The message says what was tried and what failed."""
 
 
 def raised(error: BaseException) -> str:
-    """``TypeError: missing 1 required argument (onet.py:12)``: an exception in one line, with its place."""
+    """Describe an exception in one line: ``TypeError: missing 1 required argument (onet.py:12)``."""
     from .redaction import redact
 
     text = redact(" ".join(str(error).split())) or "no message"
@@ -65,9 +65,9 @@ def raised(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Where it happened: the innermost line that is none of torch, this package, or Python's importing."""
+    """Return the innermost line that is not in torch, this package or importlib: `` (onet.py:12)``."""
     if isinstance(error, SyntaxError) and error.filename:
-        return ""  # its text tells file and line
+        return ""  # its text names file and line
     torch = sys.modules.get("torch")
     files = (importlib.__file__, *([torch.__file__] if torch else []))
     skipped = (*(str(Path(each).parent) for each in files if each), str(Path(__file__).parents[1]), "<")

@@ -1,4 +1,4 @@
-"""Text from files made safe to print."""
+"""Make text from files safe to print."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 def escape(text: str, limit: int | None = 240) -> str:
-    r"""Text from a file, on one line, in characters that only show.
+    r"""Return text from a file on one line, in visible characters only.
 
     Control and format characters (newlines, escape sequences, marks that reverse the writing direction or
     join the character before, lone surrogates) become ``\n``, ``\x1b``, ``\u202e``, and a backslash is
-    doubled, so that two texts never look the same. What continuous integration takes for a command
-    (``::error::`` at the start of a line, ``##[group]``, ``##vso[...]``) is broken up.
+    doubled, so that two different texts never look the same. Commands to a CI system (``::error::`` at the
+    start of a line, ``##[group]``, ``##vso[...]``) are broken up.
 
     Args:
-        text: anything.
-        limit: the most characters of the result, at least 40; the middle is cut out, with the count of what
-            is missing. None: no limit.
+        text: any text.
+        limit: the largest length of the result, at least 40. The middle of a longer text is replaced by the
+            number of characters left out. None: no limit.
     """
     short = limit is None or len(text) <= limit
     if short and text.isascii() and text.isprintable() and not _UNSAFE.search(text):
@@ -32,9 +32,9 @@ def escape(text: str, limit: int | None = 240) -> str:
 
 
 def printable(text: str) -> str:
-    """Text of our own on one line.
+    """Return a text of this package on one line.
 
-    It was made safe where it was made; should that have been forgotten, what does not print is escaped.
+    Such texts should be safe already. In case one is not, unprintable characters are escaped.
     """
     line = " ".join(text.split())
     if line.isprintable() and not _COMMAND.search(line):
@@ -72,7 +72,7 @@ def _code(character: str) -> str:
 
 
 def _cut(text: str, room: int) -> list[str]:
-    """The two ends of a long text, with the count of characters left out between them."""
+    """Return both ends of a long text, with the number of characters left out between them."""
     room -= len(f"…(+{len(text)} characters)…")
     head = _fill(text, range(len(text)), room - room // 3)
     tail = _fill(text, reversed(range(len(text))), room // 3)[::-1]
@@ -80,7 +80,7 @@ def _cut(text: str, room: int) -> list[str]:
 
 
 def _fill(text: str, places: Iterable[int], room: int) -> list[str]:
-    """As many characters, escaped, as there is room for."""
+    """Return as many escaped characters as there is room for."""
     taken: list[str] = []
     for place in places:
         shown = _visible(text, place)

@@ -12,15 +12,15 @@ Status = Literal["passed", "failed", "rehearsed", "skipped"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong, or that people regret.
+    """Something wrong or risky that a check found.
 
     Attributes:
-        rule: its id, a key of `RULES`.
+        rule: the id of the rule, a key of `RULES`.
         severity: only ``error`` makes a report fail; ``off`` is a waived finding.
         key: the state dict key concerned, as the file or model spells it, or ``""``.
-        checkpoint: what the checkpoint has there, as it is shown: ``"(4, 256) f32"``, or ``""``.
-        model: what the model has there, likewise.
-        message: one sentence, for rules whose two sides do not say it all; safe to print.
+        checkpoint: what the checkpoint has under this key, as displayed: ``"(4, 256) f32"``, or ``""``.
+        model: what the model has under this key, in the same form.
+        message: one sentence, if `checkpoint` and `model` don't say everything; safe to print.
     """
 
     rule: str
@@ -32,16 +32,18 @@ class Finding:
 
 
 def finding(rule: str, key: str = "", checkpoint: str = "", model: str = "", message: str = "") -> Finding:
-    """A finding with its rule's own severity."""
+    """Return a finding with the default severity of its rule."""
     return Finding(rule, RULES[rule].severity, key, checkpoint, model, message)
 
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """One thing a recipe promises, and what was found.
+    """One promise of a recipe and its outcome.
 
-    ``kept``, ``broken`` or ``unchecked`` (and why); ``changed``, by how much, where a step says that it does
-    not keep it.
+    Attributes:
+        name: what is promised.
+        status: ``changed`` if an operator declares that it does not keep the promise.
+        detail: why the promise is broken or unchecked, or by how much the values changed.
     """
 
     name: str
@@ -51,7 +53,7 @@ class Promise:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One step of the check and how it went; a stage that was not run says why in `detail`."""
+    """One stage of the check and its outcome. If it was skipped, `detail` says why."""
 
     name: str
     status: Status

@@ -1,4 +1,4 @@
-"""What a format reads out of a checkpoint's header."""
+"""What a format reads from a checkpoint's header."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Header:
 
     Attributes:
         format: a short name for reports: ``"safetensors"``.
-        tree: the outer object: dicts, lists, plain values and `Stub` objects, with a `TensorSpec` for each
-            tensor. A dict of key -> `TensorSpec` is enough. A `Branch` stands for the dots in keys.
-        storages: name of a storage (`TensorSpec.storage`) -> where its bytes lie: one extent, or chunks with
-            their places.
+        tree: the outermost object: dicts, lists, plain values and `Stub` objects, with a `TensorSpec` for
+            each tensor. A dict of key -> `TensorSpec` is enough. Keys of a `Branch` are joined by dots.
+        storages: name of a storage (`TensorSpec.storage`) -> where its bytes are: one extent, or chunks with
+            their positions.
         unsafe: why ``torch.load(weights_only=True)`` would refuse the file, or ``""``.
-        metadata: plain values that stand beside the table, in a lock.
-        sha256: of the file's bytes, in a lock that noted it.
-        behaviour: what the model gave on synthetic values, in a lock that recorded it.
-        remarks: what a reader of the report should know of how the file was read, safe to print.
+        metadata: the plain values that a lock stores beside the table.
+        sha256: the hash of the file's bytes, if a lock recorded it.
+        behaviour: the model's outputs on synthetic values, if a lock recorded them.
+        remarks: what the report should say about how the file was read, safe to print.
     """
 
     format: str
@@ -40,7 +40,7 @@ class Header:
     sha256: str = ""
 
     def fault(self) -> str:
-        """What makes a header of others unusable, or ``""``: a slip of theirs is told where it was made."""
+        """Return what is wrong with a header that a plugin made, or ``""``."""
         pending = [self.tree]
         while pending:
             node = pending.pop()

@@ -1,7 +1,7 @@
-"""What others can add: formats, operators, and a look at every report.
+"""Hooks through which others add formats and operators, and see every report.
 
-One file for two hosts: pytest, where a ``conftest.py`` can implement these hooks, and the ``ckptcompat``
-command. Packages implement them through the entry-point group ``pytest_ckptcompat``.
+A ``conftest.py`` can implement these hooks for pytest and for the ``ckptcompat`` command. Packages implement
+them through the entry-point group ``pytest_ckptcompat``.
 """
 
 from __future__ import annotations
@@ -34,83 +34,83 @@ class File(Protocol):
     size: int
 
     def read_at(self, offset: int, size: int, /) -> bytes:
-        """Exactly `size` bytes from byte `offset` on."""
+        """Return exactly `size` bytes, starting at byte `offset`."""
 
     def readinto_at(self, offset: int, buffer: memoryview, /) -> None:
-        """Fill a buffer from byte `offset` on."""
+        """Fill the buffer with the bytes that start at byte `offset`."""
 
 
 class Files(Protocol):
     """The files of one checkpoint."""
 
     def open(self, path: str, /) -> Any:
-        """Open one more: a `File`, and a context manager that closes it."""
+        """Open another file. The result is a `File` and a context manager that closes it."""
 
 
 @hookspec(firstresult=True)
 def pytest_ckptcompat_open(path: str, file: File | None, files: Files, limits: Limits) -> Header | None:
     """Read the header of a checkpoint in a format of your own.
 
-    The formats that come with the plugin are asked first, through this hook too. Tell yours by its content,
-    never by its name. Take those arguments that you need. What a header is made of is in
-    `pytest_ckptcompat.formats`.
+    The formats of this package use the same hook and are asked first. Recognise your format by the file's
+    content, never by its name. Take only the arguments that you need. `pytest_ckptcompat.formats` has what a
+    header is made of.
 
     Args:
-        path: as the user gave it; it may be an fsspec URL.
-        file: the open file, seekable and binary, at its start; None where `path` is a folder.
-        files: opens further files of the checkpoint, so that they are counted and a change is noticed.
+        path: as the user gave it. It may be an fsspec URL.
+        file: the open file, seekable and binary, at its start; None if `path` is a folder.
+        files: opens further files of the checkpoint, counts what is read and notices changes.
         limits: how much of a header may be read.
 
     Returns:
-        The header, or None where the content is not of this format. Values are read from the byte ranges
-        that it names; a tensor that has none (its bytes are compressed) says why in its `note`.
+        The header, or None if the content is not in this format. Values are read from the byte ranges in the
+        header. A tensor without byte ranges (for example a compressed one) says why in its `note`.
 
     Raises:
-        CheckpointError: the format is yours, and the file is damaged: what is wrong, without the path. The
-            text is shown; what comes from the file goes through `escape`. Any other exception is reported
-            as a fault of the plugin.
+        CheckpointError: the file is in your format but damaged. Say what is wrong, without the path. The
+            message is shown, so pass text from the file through `escape`. Any other exception is reported as
+            a fault of the plugin.
     """
 
 
 @hookspec
 def pytest_ckptcompat_operators() -> Iterable[type[Any]]:  # type: ignore[empty-body]
-    """Further operators for recipes: their classes, which TOML recipes then know by name."""
+    """Return further operator classes, which TOML recipes can then use by name."""
 
 
 @hookspec
 def pytest_ckptcompat_report(report: Any) -> None:
-    """Look at the report of a check, passed or failed, once it is made."""
+    """Receive the report of a check, passed or failed."""
 
 
 _used: list[HookRelay] = []
 
 
 def use(hook: HookRelay) -> None:
-    """From now on, ask this hook too: pytest's, during a run."""
+    """Add a hook relay, such as pytest's during a run."""
     _used.append(hook)
 
 
 def forget(hook: HookRelay) -> None:
-    """Ask it no longer."""
+    """Remove a hook relay that `use` added."""
     _used[:] = [each for each in _used if each is not hook]
 
 
 def used() -> tuple[HookRelay, ...]:
-    """The hooks of the run, then those of installed packages."""
+    """Return the hooks of the run, then those of installed packages."""
     return (*_used, installed())
 
 
 class _ByName(pluggy.PluginManager):
-    """Takes our hooks by their names, marked or not, as pytest takes those of a ``conftest.py``."""
+    """A plugin manager that accepts our hooks by name, marked or not, like pytest in a ``conftest.py``."""
 
     def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
-        """The options of a hook; None for what is not one."""
+        """Return the options of a hook, or None if `name` is not a hook of ours."""
         ours = name.startswith("pytest_ckptcompat_") and callable(getattr(plugin, name))
         return (super().parse_hookimpl_opts(plugin, name) or {}) if ours else None
 
 
 def of_module(module: object) -> HookRelay:
-    """The hooks that a module implements."""
+    """Return the hooks that a module implements."""
     import sys
 
     manager = _ByName("pytest")
@@ -121,7 +121,7 @@ def of_module(module: object) -> HookRelay:
 
 @cache
 def installed() -> HookRelay:
-    """The hooks that installed packages implement, outside pytest."""
+    """Return the hooks that installed packages implement."""
     import sys
 
     manager = pluggy.PluginManager("pytest")

@@ -1,4 +1,4 @@
-"""Import ``"package.module:name"``, and say what was tried where that fails."""
+"""Import ``"package.module:name"``, and say what was tried if that fails."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def imported(name: str) -> Any:
-    """The object that ``"package.module:name"`` names.
+    """Return the object that ``"package.module:name"`` names.
 
     Raises:
-        ModelError: the form is wrong, the module does not import, or it has no such name.
+        ModelError: the name is malformed, the module can't be imported, or it has no such attribute.
     """
     if wrong := misnamed(name):
         raise ModelError(wrong)
@@ -45,7 +45,7 @@ def imported(name: str) -> Any:
 
 
 def importable(model: object) -> str:
-    """``"package.module:name"`` of a callable, by which another process finds it; ``""`` if there is none."""
+    """Return ``"package.module:name"`` with which another process finds a callable, or ``""``."""
     if isinstance(model, str):
         return model
     module = sys.modules.get(getattr(model, "__module__", None) or "")
@@ -65,7 +65,7 @@ def importable(model: object) -> str:
 
 
 def misnamed(name: str, what: str = "model name", example: str = "onet:Net") -> str:
-    """What is wrong with the form of a name, with what may have been meant; or ``""``."""
+    """Return what is wrong with the form of a name and what may have been meant, or ``""``."""
     module, _, path = name.partition(":")
     if is_meant_as_url(name):
         return f"{public(name)!r} is not a {what}. Use 'package.module:name', for example {example!r}"
@@ -81,7 +81,7 @@ def misnamed(name: str, what: str = "model name", example: str = "onet:Net") -> 
 
 
 def _tried(module: str) -> str:
-    """Where a module was looked for in vain, and what to do."""
+    """Return where a missing module was looked for, and what to do."""
     package = sys.modules.get(module.rpartition(".")[0])
     if package is not None:
         return f"in {_listed(getattr(package, '__path__', ()))}"
@@ -114,7 +114,7 @@ def _is_module(path: Path) -> bool:
 
 
 def _listed(folders: Iterable[str]) -> str:
-    """Folders as a person would write them, the first few."""
+    """List the first few folders, relative to the current one where possible."""
     here = Path.cwd()
     paths = [Path(here, folder) for folder in folders]
     shown = [str(path.relative_to(here) if path.is_relative_to(here) else path) for path in paths]

@@ -1,4 +1,4 @@
-"""Keys that differ only in numbers, written as ranges: ``layers.{0-16,18-31}.weight``."""
+"""Group keys that differ only in numbers: ``layers.{0-16,18-31}.weight``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Keys that differ in indices alone.
+    """Keys that differ only in indices.
 
     Attributes:
-        pattern: ``layers.{0-16,18-31}.attn.q_proj.weight``. Written out, it is exactly `keys`. A brace of a
-            key's own is doubled. Unescaped: see `escape`.
+        pattern: ``layers.{0-16,18-31}.attn.q_proj.weight``. It expands to exactly `keys`. Braces that belong
+            to a key are doubled. Not safe to print: see `escape`.
         keys: in natural order, at least one.
     """
 
@@ -26,12 +26,12 @@ class Group:
 
 
 def group(keys: Iterable[str]) -> list[Group]:
-    """Put keys that differ in indices alone together, in the order in which each group's first key came.
+    """Group keys that differ only in indices, in the order of each group's first key.
 
-    Every key is in one group, and a group's pattern covers its keys and no others: where the indices of
-    several places are not a full product (blocks of unequal depth), there are several groups. An index is a
-    number between dots (``layers.3``); numbers inside a name (``denselayer12``) are taken for indices from
-    three of them on, so that ``fc1`` and ``fc2`` keep their names.
+    Every key is in exactly one group, and a group's pattern covers its own keys only. If a key has several
+    indices and not every combination exists (blocks of unequal depth), there are several groups. An index is
+    a number between dots (``layers.3``). A number inside a name (``denselayer12``) counts as an index only if
+    it takes at least three values, so that ``fc1`` and ``fc2`` keep their names.
     """
     order = {key: place for place, key in enumerate(dict.fromkeys(keys))}
     families: dict[tuple[str, ...], list[str]] = {}
@@ -54,13 +54,13 @@ _Box = tuple[tuple[int, ...], ...]
 
 
 def _least_values(texts: Sequence[str]) -> list[int]:
-    """For each index: how many values it must take before it is shown as a range."""
+    """Return, for each index, how many values it must take before it is shown as a range."""
     between_dots = [before[-1:] in ("", ".") and after[:1] in ("", ".") for before, after in pairwise(texts)]
     return [2 if dotted else 3 for dotted in between_dots]
 
 
 def _boxes(points: list[tuple[int, ...]], least: Sequence[int]) -> list[_Box]:
-    """Points as few disjoint products of index sets; a greedy answer, not always the smallest."""
+    """Cover the points with few disjoint products of index sets (greedily, so not always the fewest)."""
     whole: list[_Box] = [tuple((value,) for value in point) for point in points]
     varying = [place for place in range(len(points[0])) if len({point[place] for point in points}) > 1][:4]
     answers = []
@@ -73,7 +73,7 @@ def _boxes(points: list[tuple[int, ...]], least: Sequence[int]) -> list[_Box]:
 
 
 def _merged(boxes: list[_Box], place: int, least: int) -> list[_Box]:
-    """Boxes that differ at one place alone become one, if that place then has `least` values."""
+    """Merge boxes that differ only at `place`, if `place` then has at least `least` values."""
     alike: dict[tuple[_Box, _Box], list[tuple[int, ...]]] = {}
     for box in boxes:
         alike.setdefault((box[:place], box[place + 1 :]), []).append(box[place])
@@ -106,7 +106,7 @@ def _doubled(text: str) -> str:
 
 
 def _range(values: Sequence[int]) -> str:
-    """``{0-16,18-31}``, and the number alone where there is one."""
+    """Return ``{0-16,18-31}``, or the number itself if there is only one."""
     if len(values) == 1:
         return str(values[0])
     runs: list[list[int]] = []

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def matches(pattern: str, key: str) -> bool:
-    """Whether `pattern` is `key` itself, or a glob that covers it.
+    """Return whether `pattern` is `key` itself or a glob that matches it.
 
     Globs are those of `fnmatch`, case-sensitive: ``*`` (dots and newlines too), ``?``, ``[seq]``, ``[!seq]``.
     """
@@ -21,9 +21,9 @@ def matches(pattern: str, key: str) -> bool:
 
 
 def select(pattern: str, keys: Collection[str]) -> list[str]:
-    """The keys that `pattern` names, in their order.
+    """Return the keys that `pattern` matches, in their order.
 
-    A pattern that is itself a key names that key alone, so a key such as ``blocks[0].weight`` can be named.
+    A pattern that is itself a key matches only that key, so that ``blocks[0].weight`` can be named.
     """
     if pattern in keys:
         return [pattern]
@@ -31,9 +31,9 @@ def select(pattern: str, keys: Collection[str]) -> list[str]:
 
 
 def nearest(name: str, keys: Iterable[str], n: int = 3) -> list[str]:
-    """The at most `n` keys that look most like a name or glob that matches nothing, the likeliest first."""
+    """Return up to `n` keys that look most like a name or glob without a match, the best first."""
     wanted = _parts(_GLOB.sub("", name))
-    # Comparing text is slow: of many keys, only those that share most parts are compared letter by letter.
+    # Comparing text is slow, so only the keys that share most parts are compared letter by letter.
     candidates = heapq.nlargest(64, keys, key=lambda key: _shared_parts(wanted, _parts(key)))
     ranked = sorted(candidates, key=lambda key: (-_likeness(name, key), natural(key)))
     return [key for key in ranked if _likeness(name, key) >= 0.6][:n]
@@ -55,7 +55,7 @@ def _shared_parts(wanted: list[str], parts: list[str]) -> float:
 
 
 def _likeness(name: str, key: str) -> float:
-    """From 0 to 1. Where a glob is open at an end, anything goes: only as much of the key counts."""
+    """Return the likeness from 0 to 1. At an end with ``*``, only as much of the key is compared."""
     name, key = name[:_MOST_COMPARED], key[:_MOST_COMPARED]
     if name.endswith("*"):
         name = name[:-1]
@@ -70,7 +70,7 @@ _MOST_COMPARED = 200
 
 
 def beside(key: str, other: str) -> str:
-    """A key as seen from another one: ``….k.weight`` from ``layers.3.q.weight``; all layers look alike."""
+    """Abbreviate `other` by the prefix that it shares with `key`: ``….k.weight``."""
     ours, theirs = key.split("."), other.split(".")
     shared = 0
     while shared < min(len(ours), len(theirs)) - 1 and ours[shared] == theirs[shared]:
@@ -79,7 +79,7 @@ def beside(key: str, other: str) -> str:
 
 
 def natural(key: str) -> tuple[tuple[object, ...], str]:
-    """A sort key under which ``layers.2`` comes before ``layers.10``."""
+    """Return a sort key that puts ``layers.2`` before ``layers.10``."""
     parts: list[object] = list(_DIGITS.split(key))
     for place in range(1, len(parts), 2):
         number = str(parts[place]).lstrip("0")

@@ -1,4 +1,4 @@
-"""How much of a file's header is read before it is taken for an attack."""
+"""Limits on how much of a file's header is read, as a protection against hostile files."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Caps on what a header may hold; below the defaults, reading stays under 5 s and 512 MB.
+    """Limits on what a header may hold. With the defaults, reading stays under 5 s and 512 MB.
 
     Attributes:
         pickle_bytes: bytes of one pickle.
         pickle_opcodes: operations of one pickle; torch writes 30 for a tensor, 40 for a parameter.
-        pickle_memory: bytes of the objects that one pickle describes, estimated.
-        records: small objects in the index of a distributed checkpoint, three for each block of a tensor:
-            up to 12 s and 1 GB.
-        tensors: of one checkpoint.
-        zip_entries: of one zip archive.
+        pickle_memory: estimated bytes of the objects in one pickle.
+        records: small objects in the index of a distributed checkpoint, three for each block of a tensor.
+            The default allows up to 12 s and 1 GB.
+        tensors: tensors of one checkpoint.
+        zip_entries: entries of one zip archive.
         key_bytes: UTF-8 bytes of one key.
         global_bytes: UTF-8 bytes of a class or function name in a pickle.
         dims: dimensions of one tensor.
         nesting: depth of nested containers.
         safetensors_header: bytes of a safetensors header.
-        json_tokens: of one JSON text, those aside that are read entry by entry.
+        json_tokens: tokens of one JSON text, except those that are read entry by entry.
         index: bytes of the index of a sharded checkpoint, or of a lock file.
         files: shards of one checkpoint.
-        synthetic_bytes: bytes of a model's values in float64, on which its outputs are compared.
+        synthetic_bytes: bytes of the synthetic values (float64) with which a model's outputs are compared.
     """
 
     pickle_bytes: int = 64 << 20
@@ -53,10 +53,10 @@ class Limits:
 
     @classmethod
     def parse(cls, lines: Iterable[str]) -> Limits:
-        """The defaults, with what lines of ``name=value`` change.
+        """Return the defaults, changed by lines of ``name=value``.
 
         Raises:
-            ValueError: a line has another form, its name is unknown, or its value is not a positive integer.
+            ValueError: a line has another form, an unknown name, or a value that is not a positive integer.
         """
         changes: dict[str, int] = {}
         known = [field.name for field in fields(cls)]
@@ -77,17 +77,17 @@ class Limits:
         return replace(cls(), **changes)
 
     def check(self, name: str, value: int, what: str) -> None:
-        """Refuse a `value` above the limit called `name`.
+        """Check a value against the limit called `name`.
 
         Raises:
-            CheckpointError: it is above; `what` says of what there is too much.
+            CheckpointError: `value` is above the limit. `what` says in the message what is too large.
         """
         if value > getattr(self, name):
             raise exceeded(name, getattr(self, name), what)
 
 
 def exceeded(name: str, limit: int, what: str) -> CheckpointError:
-    """The error for a header that goes beyond a cap."""
+    """Return the error for a header that exceeds a limit."""
     return CheckpointError(
         f"limit exceeded: {what} (limit {name}={limit}). If you trust this file, raise it: a line "
         f"{name}=... under ckpt_limits in pytest's ini file, or ckptcompat --limit {name}=..."

@@ -1,4 +1,4 @@
-"""How much memory is free, so that a check that would not fit says so instead of blowing up."""
+"""How much memory is free, so that a check that would not fit can say so."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _CGROUPS = (
 
 
 def free(root: Path = Path("/")) -> int | None:
-    """Bytes that can be allocated without swapping, or None where the system does not say.
+    """Return how many bytes can be allocated without swapping, or None if the system does not say.
 
-    The machine's own figure, or what the control group leaves where that is less: a container's limit is not
-    the machine's. Page cache counts as free in both.
+    This is the machine's own figure, or what the control group (a container's limit) leaves if that is less.
+    Page cache counts as free in both.
     """
     figures = [figure for figure in (_machine(root), _container(root)) if figure is not None]
     return min(figures) if figures else None
 
 
 def shown(nbytes: float) -> str:
-    """``1.8 MB``, ``26 GB``: bytes as people read them."""
+    """Return a number of bytes in a readable unit: ``1.8 MB``, ``26 GB``."""
     units = iter(("B", "kB", "MB", "GB", "TB"))
     unit = next(units)
     while nbytes >= 1000 and unit != "TB":

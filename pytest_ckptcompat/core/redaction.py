@@ -1,8 +1,8 @@
-"""Paths and URLs without their secrets: every path that is shown or written goes through `public`.
+"""Remove secrets from paths and URLs. Every path that is shown or written goes through `public`.
 
 A URL can hold a user, a password, and a query or fragment with a signature or token. Passwords are often
-pasted as they are, with ``@``, ``/`` and ``#`` in them. Where a URL can be read in two ways, only what is
-not a secret in either reading is kept.
+pasted unquoted, with ``@``, ``/`` and ``#`` in them. If a URL can be read in two ways, only what is not a
+secret in either reading is kept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NEXT_LINK = re.compile(rf"::(?=(?:{_SCHEME}::)*{_SCHEME}://|\.{{0,2}}/[^@?#]*$)
 _ADDRESS = r"([^/?#]*)((?:(?!;[^/;]*=|%3[Ff][^/%]*(?:=|%3[Dd]))[^?#])*)(.*)"
 """Host, path, and what is hidden: a query, also one that was quoted (``%3F``), a fragment, parameters."""
 _LINK = re.compile(rf"(?!file:|local:)({_SCHEME}:/+){_ADDRESS}", re.DOTALL)
-"""Also with a single slash, which is what pathlib makes of a URL."""
+"""A URL, also with the single slash that pathlib leaves."""
 _LINK_INSIDE = re.compile(
     r"((?:.*?(?<![\w.+-]))?(?:https?:/*|(?:s?ftp|s3a?|gc?s|hf|az|abfss?|webdavs?):/+))" + _ADDRESS,
     re.DOTALL | re.IGNORECASE,
@@ -43,22 +43,22 @@ _FILE_NAME = re.compile(r"[\w.-]{1,80}\.(pth|pt|ckpt|safetensors|bin|json)")
 
 
 def is_url(path: str) -> bool:
-    """Whether a path is an fsspec URL (``s3://bucket/net.pth``), not a local one."""
+    """Return whether a path is an fsspec URL (``s3://bucket/net.pth``) and not a local path."""
     return bool(_URL.match(path))
 
 
 def is_meant_as_url(path: str) -> bool:
-    """Whether a path is a URL, or what is left of one that went through pathlib (``https:/user:…``)."""
+    """Return whether a path is a URL, or was one before pathlib changed it (``https:/user:…``)."""
     return is_url(path) or public(path) != path
 
 
 def links(url: str) -> list[str]:
-    """The parts of a chained URL: ``simplecache::https://…`` has two."""
+    """Return the parts of a chained URL: ``simplecache::https://…`` has two."""
     return _NEXT_LINK.split(url)
 
 
 def public(path: str) -> str:
-    """A path without user, password, query and fragment; a local path as it is. It is not escaped."""
+    """Return a URL without user, password, query and fragment. Local paths stay as they are. Not escaped."""
     return "::".join(map(_public_link, links(path)))
 
 
@@ -98,7 +98,7 @@ def _public_link(link: str) -> str:
 
 
 def _file_name_of(path: str, rest: str) -> str:
-    """All that is shown of a URL that can be read in two ways: its name, if one reading alone has one."""
+    """Return what is shown of an ambiguous URL: its file name if only one reading has one, else ``***``."""
     readings = path, re.split(r"[?#]", rest.rpartition("@")[2])[0]
     names = [reading.rpartition("/")[2] for reading in readings]
     found = [name for name in names if _FILE_NAME.fullmatch(name)]
@@ -106,7 +106,7 @@ def _file_name_of(path: str, rest: str) -> str:
 
 
 def _may_have_user(host: str, path: str, rest: str) -> bool:
-    """Whether something in front of the host is, or can be read as, a user or a password."""
+    """Return whether something before the host is, or can be read as, a user or a password."""
     if "@" in host or not _HOST.fullmatch(host):
         return True
     if "@" not in path + rest:

@@ -1,4 +1,4 @@
-"""Of each rule an example of what breaks it, and what to do then."""
+"""For each rule, an example that breaks it and a remedy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Remedy(NamedTuple):
-    """An example and what to do about it, each one or two sentences."""
+    """An example of a broken rule and what to do about it, each one or two sentences."""
 
     example: str
     remedy: str

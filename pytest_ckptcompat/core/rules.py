@@ -21,16 +21,16 @@ Kind = Literal[
     "optimizer",
     "waivers",
 ]
-"""The kinds of stages, in order. Some have no line of their own in a report; some have two."""
+"""The kinds of stages, in order. Some have no line of their own in a report, some have two."""
 
 
 class Rule(NamedTuple):
     """A rule.
 
     Attributes:
-        id: how it is named everywhere.
-        stage: the one that finds it: only where it was run is a waiver unused.
-        severity: unless ``ckpt_severity`` says otherwise.
+        id: its name in reports, waivers and settings.
+        stage: the stage that applies it. A waiver counts as unused only if this stage was run.
+        severity: the default, which ``ckpt_severity`` can change.
         meaning: what it finds, in one sentence.
     """
 
@@ -41,7 +41,7 @@ class Rule(NamedTuple):
 
 
 def unknown(rule: object) -> str:
-    """What to say of a name that is not a rule's, with the one that may have been meant."""
+    """Return the message for an unknown rule, with the rule that may have been meant."""
     near = difflib.get_close_matches(str(rule), RULES, 1)
     hint = f"did you mean {near[0]!r}?" if near else "'ckptcompat rules' lists them"
     return f"no rule {rule!r}: {hint}"

@@ -1,4 +1,4 @@
-"""The table that everything reduces to: key -> dtype, shape, stride and where the bytes lie."""
+"""The table of a checkpoint: key -> dtype, shape, stride and where the bytes are."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ITEMSIZE = {
 
 @dataclass(slots=True, unsafe_hash=True)  # not frozen, for the same reason as `TensorSpec`
 class Extent:
-    """Where the bytes of a storage lie: ``nbytes`` bytes at ``offset`` of ``file``, a path or URL."""
+    """The place of a storage: ``nbytes`` bytes at ``offset`` of ``file``, a path or URL."""
 
     file: str
     offset: int
@@ -29,11 +29,11 @@ class Extent:
 
 @dataclass(slots=True, unsafe_hash=True)
 class Member(Extent):
-    """The bytes of a zip member: its local header, of a length yet unknown, stands at ``offset``.
+    """The bytes of a zip member. Its local header, whose length is not known yet, is at ``offset``.
 
     Attributes:
-        name: of the member.
-        packed: bytes that it takes in the archive if it is deflated, else None.
+        name: the name of the member.
+        packed: its compressed size in bytes if it is deflated, else None.
     """
 
     name: str
@@ -42,11 +42,11 @@ class Member(Extent):
 
 @dataclass(slots=True, unsafe_hash=True)
 class Chunk(Extent):
-    """A block of a tensor, written by itself with torch.save: the archive stands at ``offset``.
+    """A block of a tensor in an archive of its own, written with torch.save at ``offset``.
 
     Attributes:
-        begin: first element of the block in every dimension of the tensor.
-        size: sizes of the block.
+        begin: the index of the block's first element in every dimension of the tensor.
+        size: the shape of the block.
     """
 
     begin: tuple[int, ...]
@@ -55,22 +55,22 @@ class Chunk(Extent):
 
 @dataclass(slots=True, unsafe_hash=True)
 class PlainChunk(Chunk):
-    """A block of a tensor whose bytes are its values, in order, at ``offset``."""
+    """A block of a tensor whose values are stored contiguously at ``offset``."""
 
 
-@dataclass(slots=True, unsafe_hash=True)  # not frozen: that makes 100,000 of them five times as slow
+@dataclass(slots=True, unsafe_hash=True)  # frozen would make creating 100,000 of them five times slower
 class TensorSpec:
-    """One row of the table. Where its storage lies is told by the table of storages beside it.
+    """One row of the table. `Header.storages` says where its storage is.
 
-    Never changed once it is made: ``dataclasses.replace`` makes another one.
+    Never change a spec: make a new one with ``dataclasses.replace``.
 
     Attributes:
         dtype: torch's name without ``torch.``.
         shape: sizes, in elements.
-        stride: in elements; the contiguous one where the format stores none.
-        offset: of the first element inside its storage, in elements.
-        storage: name of the storage; two keys with equal storage, offset, shape and stride are tied.
-            Empty where there are no bytes to read (a lock, an odd layout).
+        stride: in elements; that of a contiguous tensor if the format stores none.
+        offset: the position of the first element in its storage, in elements.
+        storage: the name of the storage. Two keys with equal storage, offset, shape and stride are tied.
+            Empty if there are no bytes to read (a lock, an unusual layout).
         note: why the values have no plain layout (``"quantized"``, ``"sparse"``, ...); else ``""``.
     """
 
@@ -83,23 +83,23 @@ class TensorSpec:
 
     @property
     def numel(self) -> int:
-        """How many elements the tensor has (1 for a scalar)."""
+        """The number of elements (1 for a scalar)."""
         return prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor's values, laid out contiguously."""
+        """The number of bytes of the values, laid out contiguously."""
         return self.numel * ITEMSIZE.get(self.dtype, 0)
 
     @property
     def span(self) -> int:
-        """Elements of the storage from the tensor's first to its last, both included; 0 without elements."""
+        """The number of storage elements from the tensor's first to its last, both included."""
         if 0 in self.shape:
             return 0
         return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
 
     def within(self, file: str) -> TensorSpec:
-        """The same tensor where its storages are known by the name of their file too."""
+        """Return the same tensor with the file's name put before the name of its storage."""
         return replace(self, storage=f"{file}:{self.storage}") if self.storage else self
 
 
@@ -118,25 +118,25 @@ class LearnedSpec(TensorSpec):
 
 @dataclass(slots=True, unsafe_hash=True)
 class CompositeSpec(TensorSpec):
-    """A tensor without a plain layout: its values follow from other tensors and numbers.
+    """A tensor without a plain layout. Its values follow from other tensors and numbers.
 
     Attributes:
         kind: ``"quantized"``, ``"sparse"``, ``"nested"``, ``"meta"``, ``"conjugated"``, or ``"DTensor"``.
-        parts: what it is made of, in the order in which torch's function for the kind takes it.
+        parts: the tensors and numbers, in the order in which torch's function for the kind takes them.
     """
 
     kind: str = ""
     parts: tuple[object, ...] = field(default=(), compare=False, repr=False)
 
     def within(self, file: str) -> TensorSpec:
-        """As for any tensor; its parts move as well."""
+        """Do the same for the tensor and its parts."""
         parts = (part.within(file) if isinstance(part, TensorSpec) else part for part in self.parts)
         storage = f"{file}:{self.storage}" if self.storage else ""
         return replace(self, storage=storage, parts=tuple(parts))
 
 
 def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The stride, in elements, of a contiguous tensor of this shape, as torch computes it."""
+    """Return the stride, in elements, of a contiguous tensor of this shape, as torch computes it."""
     strides: list[int] = []
     step = 1
     for size in reversed(shape):
@@ -146,7 +146,7 @@ def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def shown(shape: tuple[int, ...], dtype: str = "") -> str:
-    """A shape and a dtype as reports show them: ``(4, 256) f32``, ``() i64``, ``(512, 512) f8_e4m3fn``."""
+    """Return a shape and dtype as reports show them: ``(4, 256) f32``, ``(512, 512) f8_e4m3fn``."""
     return f"{shape} {_short(dtype)}".rstrip()
 
 

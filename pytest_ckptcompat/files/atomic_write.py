@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Write files completely or not at all."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file open for writing that takes the place of `path` once the body is through, all at once.
+    """Open a file for writing that replaces `path` in one step when the body has finished.
 
-    It is written beside its place under a temporary name and flushed to the disk first. If the body raises,
-    nothing is left and an old file at `path` is as it was. A link is written through. Folders that are
-    missing are made.
+    The file is written beside `path` under a temporary name and flushed to the disk first. If the body
+    raises, nothing is left and an old file at `path` is unchanged. Symbolic links are followed. Missing
+    folders are made.
 
     Raises:
         OSError: a folder can't be made or written, the disk is full, or `path` is a URL.
@@ -44,7 +44,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        with contextlib.suppress(OSError):  # the folder of another writer, who came meanwhile, stays
+        with contextlib.suppress(OSError):  # a folder that another writer uses meanwhile stays
             for folder in made:
                 folder.rmdir()
         raise
@@ -55,7 +55,7 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | geta
 
 
 def _flush_folder(folder: Path) -> None:
-    """The new name survives a power cut only once its folder is on the disk; not every system can do it."""
+    """Flush a folder to the disk, so that a new name in it survives a power cut, where the system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

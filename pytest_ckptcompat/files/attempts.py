@@ -1,4 +1,4 @@
-"""Requests to somewhere else: tried again where they fail for a moment, and then one error that says why."""
+"""Requests to other machines: retried after temporary failures, then one error that says why."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 WAITS = (0.5, 1.0, 2.0, 4.0)
-"""Seconds before each further attempt."""
+"""Seconds to wait before each further attempt."""
 
 _PATIENCE = 60
 """Seconds after which no further attempt is made."""
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """Fsspec's file system for a URL, and what it calls the file.
+    """Return fsspec's file system for a URL and the file's name in it.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no such file system.
     """
 
     def found() -> tuple[Any, str]:
@@ -45,16 +45,16 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def asked(url: str, ask: Callable[[], _T], *, patient: bool = True) -> _T:
-    """What `ask` gives; it is called again, after each of the growing waits, where it fails for a moment.
+    """Return the result of `ask`, which is called again after growing waits if it fails temporarily.
 
     Args:
-        url: what is asked for.
-        ask: asks for it.
-        patient: False: only once.
+        url: the URL that is asked for.
+        ask: sends the request.
+        patient: whether to try again after a temporary failure.
 
     Raises:
-        CheckpointError: it still fails, or nothing can be gained by waiting. The text says why, and how often
-            it was tried.
+        CheckpointError: the last attempt failed, or the failure is not temporary. The message says why, and
+            how often it was tried.
     """
     start = time.monotonic()
     for tries, wait in enumerate((*(WAITS if patient else ()), None), 1):
@@ -76,7 +76,7 @@ def asked(url: str, ask: Callable[[], _T], *, patient: bool = True) -> _T:
 
 
 def _counted(reason: str, tries: int) -> str:
-    """The reason, and how often it was tried."""
+    """Add to the reason how often the request was tried."""
     if tries == 1:
         return reason
     start = f"{reason[:-1]}, " if reason.endswith(")") else f"{reason} ("
@@ -84,7 +84,7 @@ def _counted(reason: str, tries: int) -> str:
 
 
 def _is_web(url: str) -> bool:
-    """Whether a web server is behind any part of a URL."""
+    """Return whether any part of a URL is served by a web server."""
     return any(link.lower().startswith(("http://", "https://")) for link in links(url))
 
 
@@ -96,7 +96,7 @@ def _passing(url: str, error: BaseException) -> bool:
 
 
 def _reason(url: str, error: BaseException) -> str:
-    """The end of a sentence about a URL that can't be read."""
+    """Return the end of a sentence about a URL that can't be read."""
     if _is_web(url):
         return f" {web.reason(url, error)}"
     if isinstance(error, FileNotFoundError):
@@ -114,7 +114,7 @@ def _reason(url: str, error: BaseException) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it was raised for."""
+    """Yield an error and its causes."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         seen.append(error)
@@ -123,14 +123,14 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _of_network(error: BaseException) -> bool:
-    """Whether an error says that there is no network, or nobody who answers."""
+    """Return whether an error means that there is no network or no answer."""
     import socket
 
     return isinstance(error, (ConnectionError, TimeoutError, socket.gaierror))
 
 
 def _package(error: ImportError) -> str:
-    """What is not installed: fsspec says what for, the error behind it which module."""
+    """Return which package has to be installed: the module from the error, or else fsspec's text."""
     missing = error.name or getattr(error.__cause__, "name", None)
     if missing is None:
         return escape(redact(str(error)))
@@ -138,7 +138,7 @@ def _package(error: ImportError) -> str:
 
 
 def _unknown_protocol(url: str) -> str:
-    """The end of a sentence about a URL with a protocol that nobody knows, or ``""``."""
+    """Return the end of a sentence about a URL whose protocol fsspec does not know, or ``""``."""
     from fsspec import available_protocols  # type: ignore[import-untyped]
 
     known = available_protocols()
@@ -153,7 +153,7 @@ def _unknown_protocol(url: str) -> str:
 
 @contextmanager
 def _without_logs() -> Iterator[None]:
-    """Log nothing meanwhile: others log addresses as they are, and pytest shows that with failed tests."""
+    """Disable logging: other packages log whole URLs, and pytest shows the log of failed tests."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

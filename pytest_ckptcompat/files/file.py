@@ -1,4 +1,4 @@
-"""One file, read at places, watched for change."""
+"""A file with random access that notices changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PIECE = 1 << 30
 
 
 class Fingerprint(NamedTuple):
-    """What tells that a file is still the one whose header was read."""
+    """The part of a file's status that shows whether the file has changed."""
 
     device: int
     inode: int
@@ -29,19 +29,19 @@ class Fingerprint(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> Self:
-        """From what the system says of a file."""
+        """Make one from the status of a file."""
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 class File(io.RawIOBase):
-    """A seekable binary file, open for reading, that counts what is read of it. A context manager.
+    """A seekable binary file, open for reading, that counts the bytes read. A context manager.
 
     Attributes:
-        path: as it was given.
-        size: in bytes, when it was opened.
-        bytes_read: so far, from the disk or the network.
-        remote: whether every read is a request to somewhere else, and so dear.
-        progress: is told of every read; None where nobody waits for it.
+        path: the path as it was given.
+        size: the size in bytes when it was opened.
+        bytes_read: the number of bytes read so far from the disk or the network.
+        remote: whether every read is a request to another machine, which takes long.
+        progress: receives the size of every read, or None.
     """
 
     remote = False
@@ -54,17 +54,17 @@ class File(io.RawIOBase):
         self._position = 0
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes from `offset` on.
+        """Return exactly `size` bytes, starting at `offset`.
 
         Raises:
-            CheckpointError: the file ends before, or can't be read.
+            CheckpointError: the file ends too early or can't be read.
         """
         data = bytearray(size)
         self.readinto_at(offset, data)
         return bytes(data)
 
     def readinto_at(self, offset: int, buffer: bytearray | memoryview) -> None:
-        """Fill a writable buffer with the bytes from `offset` on; errors as in `read_at`."""
+        """Fill a writable buffer with the bytes that start at `offset`; errors as in `read_at`."""
         view = memoryview(buffer).cast("B")
         done = 0
         while done < len(view):
@@ -77,21 +77,21 @@ class File(io.RawIOBase):
             done += count
 
     def _read_some(self, offset: int, view: memoryview) -> int:
-        """Read at least one byte, and count it; 0 at the end of the file."""
+        """Read at least one byte, count the bytes and return their number; 0 at the end of the file."""
         raise NotImplementedError
 
     def check_unchanged(self) -> None:
-        """Look at the file again.
+        """Check that the file is unchanged.
 
         Raises:
-            CheckpointError: it changed since it was opened.
+            CheckpointError: the file changed since it was opened.
         """
         raise NotImplementedError
 
-    # -- the rest of what a binary file is, for formats of others ------------------------------------------
+    # -- the rest of the interface of a binary file, for formats of other packages -------------------------
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # any writable buffer
-        """Read at the current position, as files do."""
+        """Read at the current position into a buffer."""
         view = memoryview(buffer).cast("B")
         view = view[: max(0, self.size - self._position)]
         self.readinto_at(self._position, view)
@@ -99,7 +99,7 @@ class File(io.RawIOBase):
         return len(view)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move the current position, as files do."""
+        """Move the current position and return it."""
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
         if start + offset < 0:
             raise ValueError("a negative position")
@@ -107,21 +107,21 @@ class File(io.RawIOBase):
         return self._position
 
     def tell(self) -> int:
-        """The current position."""
+        """Return the current position."""
         return self._position
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close it; if it changed meanwhile, what was read is of no use, and damage in it means nothing."""
+        """Close the file. If it changed meanwhile, raise that instead of an error about damage in it."""
         try:
             if kind is None or issubclass(kind, CheckpointError):
                 self.check_unchanged()
@@ -133,7 +133,7 @@ _AHEAD = 256 << 10
 
 
 class Ahead:
-    """A file of which small parts that follow each other closely are wanted: they are read together."""
+    """A file from which small parts that lie close together are read with one read."""
 
     def __init__(self, file: File | Part) -> None:
         self.path: str = file.path
@@ -144,7 +144,7 @@ class Ahead:
         self._data = b""
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """As for `File`."""
+        """Return `size` bytes from `offset`; see `File`."""
         start = offset - self._begin
         if start < 0 or start + size > len(self._data):
             length = max(size, min(_AHEAD, self.size - offset))
@@ -154,7 +154,7 @@ class Ahead:
 
 
 class Part:
-    """A stretch of a file, read as if it were a file of its own."""
+    """A range of a file, read as if it were a file of its own."""
 
     def __init__(self, file: File | Part, offset: int, size: int) -> None:
         self.path: str = file.path
@@ -168,12 +168,12 @@ class Part:
             )
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """As for `File`."""
+        """Return `size` bytes from `offset`; see `File`."""
         self._check(offset, size)
         return self._file.read_at(self._offset + offset, size)
 
     def readinto_at(self, offset: int, buffer: bytearray | memoryview) -> None:
-        """As for `File`."""
+        """Fill a buffer from `offset`; see `File`."""
         self._check(offset, len(buffer))
         self._file.readinto_at(self._offset + offset, buffer)
 
@@ -183,7 +183,7 @@ class Part:
 
 
 class Bytes(Part):
-    """Bytes in memory that were read from a file, read as if they were a file of their own."""
+    """Bytes in memory, read as if they were a file."""
 
     def __init__(self, path: str, data: bytes) -> None:
         self.path = path
@@ -192,17 +192,17 @@ class Bytes(Part):
         self._data = data
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """As for `File`."""
+        """Return `size` bytes from `offset`; see `File`."""
         self._check(offset, size)
         return self._data[offset : offset + size]
 
     def readinto_at(self, offset: int, buffer: bytearray | memoryview) -> None:
-        """As for `File`."""
+        """Fill a buffer from `offset`; see `File`."""
         buffer[:] = self.read_at(offset, len(buffer))
 
 
 def changed(path: str) -> CheckpointError:
-    """The error for a file that is another one than before."""
+    """Return the error for a file that changed since its header was read."""
     return CheckpointError(
         f"{display(path)} changed during this run: it is not the file whose header was read. Run the "
         "check again once it is written; writers should write a new file and rename it"

@@ -1,4 +1,4 @@
-"""The files of one checkpoint, opened safely and counted."""
+"""Open the files of one checkpoint safely and count the bytes read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class LocalFile(File):
-    """A regular file of this machine."""
+    """A regular file on this machine."""
 
     def __init__(self, path: str, descriptor: int, fingerprint: Fingerprint) -> None:
         super().__init__(path, fingerprint.size)
@@ -30,11 +30,11 @@ class LocalFile(File):
         self._descriptor = descriptor
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """As any file, but a small read is one call of the system."""
+        """Read with one system call where possible; otherwise as for any file."""
         try:
             data = os.pread(self._descriptor, size, offset)
         except OSError:
-            data = b""  # and the careful way says why
+            data = b""  # super().read_at says why
         if len(data) < size:
             return super().read_at(offset, size)
         self.bytes_read += size
@@ -51,23 +51,23 @@ class LocalFile(File):
         return count
 
     def check_unchanged(self) -> None:
-        """Look at the open file again; errors as for any file."""
+        """Check that the open file is unchanged; errors as for any file."""
         if Fingerprint.of(os.fstat(self._descriptor)) != self.fingerprint:
             raise changed(self.path)
 
     def close(self) -> None:
-        """Close it; closing twice is fine."""
+        """Close the file. Closing it twice is fine."""
         if not self.closed:
             os.close(self._descriptor)
         super().close()
 
 
 class Files:
-    """Opens the files of one checkpoint, and refuses one that is not what it was.
+    """The files of one checkpoint. A file that has changed is refused.
 
     Attributes:
-        bytes_read: from all of them, so far.
-        failure: why values could not be read, the first time that happened; None where they could.
+        bytes_read: the number of bytes read so far from all files.
+        failure: why values could not be read (the first error), or None.
     """
 
     failure: CheckpointError | None = None
@@ -81,20 +81,20 @@ class Files:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes really read from the files so far."""
+        """The number of bytes read from all files so far."""
         open_now = [file for file in self._opened if not file.closed]
         self._read_before += sum(file.bytes_read for file in self._opened if file.closed)
         self._opened = open_now
         return self._read_before + sum(file.bytes_read for file in open_now)
 
     def open(self, path: str) -> File:
-        """Open a file for reading. It is to be closed: it is a context manager.
+        """Open a file for reading, as a context manager that closes it.
 
-        A remote file is opened once, and stays open.
+        A remote file is opened once and stays open.
 
         Raises:
-            CheckpointError: there is none, it is a folder, a pipe or a device, it can't be read, or it is not
-                the file that was opened under this path before.
+            CheckpointError: the file does not exist, is a folder, a pipe or a device, can't be read, or has
+                changed since it was opened under this path before.
         """
         if is_url(path):
             return self._open_remote(path)
@@ -116,17 +116,17 @@ class Files:
         return self._remote[path]
 
     def check_unchanged(self) -> None:
-        """Look again at the remote files, which stay open.
+        """Check the remote files, which stay open.
 
         Raises:
-            CheckpointError: one has changed since it was opened.
+            CheckpointError: a file changed since it was opened.
         """
         for file in self._remote.values():
             file.check_unchanged()
 
     @contextmanager
     def progress(self, what: str, nbytes: int) -> Iterator[None]:
-        """Show inside, where somebody watches, how much of so many bytes was read; see `Progress`."""
+        """Show how many of `nbytes` bytes have been read inside the block; see `Progress`."""
         whole = Progress(what, nbytes)
         self._show(whole)
         try:
@@ -136,14 +136,14 @@ class Files:
             self._show(None)
 
     def _show(self, progress: Progress | None) -> None:
-        """Tell it of what is read from now on, also from remote files that are open."""
+        """Report further reads to `progress`, also those from open remote files."""
         self._progress = progress
         for file in self._remote.values():
             file.progress = progress
 
 
 def _open_regular(path: str) -> tuple[int, Fingerprint]:
-    """Open a regular file, without waiting for a pipe that was put in its place meanwhile."""
+    """Open a regular file. Don't block if it was replaced by a pipe meanwhile."""
     if kind_of(path) == "folder":
         raise CheckpointError(f"{display(path)} is a folder, not a file")
     try:

@@ -1,4 +1,4 @@
-"""What lies in a folder: globs, the only file, near names."""
+"""What is in a folder, and which name may have been meant."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _USUAL = (".pth", ".pt", ".ckpt", ".safetensors", ".bin")
 
 
 def names_in(folder: str) -> list[str]:
-    """The names of what is in a folder, at most a hundred thousand.
+    """Return the names in a folder, at most a hundred thousand.
 
     Raises:
-        CheckpointError: it can't be read.
+        CheckpointError: the folder can't be read.
     """
     if is_url(folder):
         from .remote_folder import names_behind
@@ -38,10 +38,10 @@ def names_in(folder: str) -> list[str]:
 
 
 def kind_of(path: str) -> str:
-    """``"file"`` or ``"folder"``, looked at without opening it. A URL that ends with a slash is a folder.
+    """Return ``"file"`` or ``"folder"`` without opening the path. A URL that ends with a slash is a folder.
 
     Raises:
-        CheckpointError: there is nothing, or it is a pipe, a device or a socket.
+        CheckpointError: the path does not exist, or is a pipe, a device or a socket.
     """
     if not path.strip():
         raise CheckpointError("a checkpoint's path is empty: name one (an unset variable?)")
@@ -63,7 +63,7 @@ def kind_of(path: str) -> str:
 
 
 def kind_of_named(path: str) -> str:
-    """`kind_of` a path that somebody typed: if there is nothing, the error names what may have been meant."""
+    """Return `kind_of` a path that a user typed. If it does not exist, the error suggests a similar name."""
     try:
         return kind_of(path)
     except CheckpointError as error:
@@ -71,13 +71,13 @@ def kind_of_named(path: str) -> str:
 
 
 def meant_by(path: str) -> str:
-    """The end of an error about a path that somebody typed: what lies there and looks like it."""
+    """Return the end of an error about a path that a user typed, with a similar name if there is one."""
     meant = "" if is_url(path) or os.path.lexists(path) else near(path)
     return f": did you mean {display(meant)}?" if meant else ""
 
 
 def near(path: str) -> str:
-    """The path beside this one, which does not exist, that looks most like it; ``""`` if none does."""
+    """Return the path in the same folder that looks most like a missing one, or ``""``."""
     folder, name = os.path.split(path)
     try:
         with os.scandir(folder or ".") as found:

@@ -1,7 +1,8 @@
-"""Which file of a folder holds the weights: the layouts of the libraries that write such folders.
+"""Find the file that holds the weights in a folder that a library wrote.
 
-Told by the names in the folder, and by small text files that point to the latest checkpoint. Read from the
-documentation and the code of transformers, diffusers, accelerate, PEFT, DeepSpeed, Megatron-LM and Llama.
+The layout is recognised by the names in the folder and by small text files that point to the latest
+checkpoint. Layouts are taken from the documentation and code of transformers, diffusers, accelerate, PEFT,
+DeepSpeed, Megatron-LM and Llama.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Found:
-    """What holds the weights of a folder.
+    """The files or inner folder with the weights in a folder.
 
     Attributes:
-        names: of the file, or of the folder in this one; of all shards, where there is no index of them.
-        optimizer: name of the file with the optimizer's state, or ``""``.
+        names: the name of the file or inner folder, or the names of all shards if they have no index.
+        optimizer: the name of the file with the optimizer state, or ``""``.
     """
 
     names: tuple[str, ...]
@@ -39,11 +40,11 @@ class Found:
 
 
 class Folder:
-    """A folder, looked into once.
+    """A folder whose names are read once.
 
     Attributes:
-        path: of the folder.
-        names: of what is in it, in natural order.
+        path: the path of the folder.
+        names: the names in the folder, in natural order.
     """
 
     def __init__(self, path: str, files: Files) -> None:
@@ -52,7 +53,7 @@ class Folder:
         self._files = files
 
     def matching(self, pattern: str) -> list[str]:
-        """The names that a regular expression matches as a whole."""
+        """Return the names that a regular expression matches completely."""
         known = re.compile(pattern, re.DOTALL)
         return [name for name in self.names if known.fullmatch(name)]
 
@@ -68,7 +69,7 @@ class Folder:
             return []  # a file
 
     def text(self, name: str) -> str:
-        """The one line of a small text file; ``""`` if it is not there or is something else."""
+        """Return the content of a small text file, or ``""`` if it can't be read as text."""
         if name not in self.names:
             return ""
         try:
@@ -79,10 +80,11 @@ class Folder:
 
 
 def find(path: str, files: Files) -> Found | None:
-    """Find what holds the weights in a folder; None if it is laid out in no known way.
+    """Find what holds the weights in a folder, or return None if the layout is not known.
 
     Raises:
-        CheckpointError: there are several, or only parts of a model; the text lists them and says what to do.
+        CheckpointError: there are several checkpoints, or only parts of a model. The message lists them and
+            says what to do.
     """
     folder = Folder(path, files)
     optimizer = next((name for name in _OPTIMIZERS if name in folder.names), "")
@@ -121,7 +123,7 @@ _PRETRAINED = re.compile(
 
 
 def _pretrained(folder: Folder) -> Iterable[str]:
-    """``save_pretrained``, Trainer, accelerate, PEFT, diffusers, in the order in which they look."""
+    """Find files of ``save_pretrained``, Trainer, accelerate, PEFT and diffusers, with their precedence."""
     found = [match for name in folder.names if (match := _PRETRAINED.fullmatch(name))]
     best: dict[str, list[tuple[tuple[bool, bool, bool], str]]] = {}
     for match in found:
@@ -129,14 +131,14 @@ def _pretrained(folder: Folder) -> Iterable[str]:
         best.setdefault(match["kind"].replace("pytorch_model", "model"), []).append((rank, match[0]))
     first = {kind: min(ranked)[0] for kind, ranked in best.items()}
     chosen = [name for kind, ranked in best.items() for rank, name in ranked if rank == first[kind]]
-    further = folder.matching(r"(pytorch_)?model_\d+\.(safetensors|bin)")  # accelerate, of several models
+    further = folder.matching(r"(pytorch_)?model_\d+\.(safetensors|bin)")  # accelerate with several models
     if len(chosen) + len(further) > 1:
         raise _several([*chosen, *further])
     return chosen
 
 
 def _indexed(folder: Folder) -> Iterable[str]:
-    """The index of shards; of two that are the same checkpoint, that of safetensors."""
+    """Find the index of shards. If there is one for each format, prefer safetensors."""
     found = folder.matching(r".*\.index(\.[\w-]+)?\.json")
     preferred = [name for name in found if "safetensors" in name] or found
     preferred = [name for name in preferred if name.endswith(".index.json")] or preferred
@@ -147,7 +149,7 @@ def _indexed(folder: Folder) -> Iterable[str]:
 
 
 def _deepspeed(folder: Folder) -> Iterable[str]:
-    """A folder for each step, and ``latest`` with the name of the last."""
+    """Find the folder that ``latest`` names. DeepSpeed writes one folder for each step."""
     if states := folder.matching(r"mp_rank_\d+_model_states\.pt"):
         return _one_of_parts(
             states,
@@ -171,12 +173,12 @@ def _deepspeed(folder: Folder) -> Iterable[str]:
 
 
 def _fsdp(folder: Folder) -> Iterable[str]:
-    """Accelerate's folder of a model under FSDP, a distributed checkpoint in itself."""
+    """Find accelerate's folder of an FSDP model, which is a distributed checkpoint."""
     return _one(folder.matching(r"pytorch_model_fsdp_\d+"))
 
 
 def _megatron(folder: Folder) -> Iterable[str]:
-    """A folder for each iteration, and in it one for each rank."""
+    """Find the folder of the latest iteration, or the file of the only rank in such a folder."""
     latest = folder.text("latest_checkpointed_iteration.txt")
     for name in (latest, f"iter_{latest:0>7}") if latest else ():
         if name in folder.names:
@@ -189,7 +191,7 @@ def _megatron(folder: Folder) -> Iterable[str]:
 
 
 def _llama(folder: Folder) -> Iterable[str]:
-    """``consolidated.00.pth``, ...: tensors are cut along different dimensions, so no file is the model."""
+    """Find ``consolidated.00.pth``. If there are several, each holds only slices of the tensors."""
     found = folder.matching(r"consolidated(\.\d+)?\.(pth|pt|safetensors)")
     what = "model-parallel parts of one model, as Llama is released"
     return _one_of_parts(
@@ -198,7 +200,7 @@ def _llama(folder: Folder) -> Iterable[str]:
 
 
 def _shards(folder: Folder) -> Iterable[str]:
-    """Shards whose index is missing: all of them together, if they are all there."""
+    """Find all shards of a checkpoint whose index is missing."""
     found = folder.matching(r".*-\d{5}-of-\d{5}\.(safetensors|bin)")
     totals = {name.rpartition("-of-")[2] for name in found}
     if len(totals) > 1:
@@ -212,7 +214,7 @@ def _shards(folder: Folder) -> Iterable[str]:
 
 
 def _pipeline(folder: Folder) -> Iterable[str]:
-    """A pipeline of diffusers has a folder for each of its models."""
+    """Refuse a pipeline of diffusers, which has a folder for each of its models."""
     if "model_index.json" in folder.names:
         parts = _listed(folder.models())
         raise CheckpointError(
@@ -222,13 +224,13 @@ def _pipeline(folder: Folder) -> Iterable[str]:
 
 
 def _only(folder: Folder) -> Iterable[str]:
-    """The one file that is named as checkpoints are, and not as the rest of a training's state."""
+    """Find the only file with a checkpoint's suffix that is not named like other training state."""
     found = folder.matching(rf"(?!{_TRAINING}{_SUFFIXES}$).+{_SUFFIXES}")
     return _one(found)
 
 
 def _steps(folder: Folder) -> Iterable[str]:
-    """A folder for each step or epoch of a training."""
+    """Find the only folder of a step or epoch."""
     found = folder.matching(r"(checkpoint|ckpt|step|epoch|iter|global_?step)[-_]?\d+")
     return _one(found[::-1] or folder.matching("checkpoints"))
 
@@ -251,7 +253,7 @@ _LAYOUTS: tuple[Callable[[Folder], Iterable[str]], ...] = (
     _steps,
     _models,
 )
-"""In the order in which they are tried."""
+"""The layouts in the order in which they are tried."""
 
 
 def _one(names: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Paths and URLs: shown without secrets, joined, held inside a folder."""
+"""Paths and URLs: display them without secrets, join them, keep them inside a folder."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _WEB = ("http://", "https://")
 
 
 def beside(path: str, name: str) -> str:
-    """The path of a file in the folder of another one; for a folder, `path` ends with a slash.
+    """Return the path of a file in the same folder as `path`, or in `path` if it ends with a slash.
 
-    A web server gets the query that came with `path` for it too: it may be what lets the user in.
+    On a web server, the query of `path` is kept, because it may authorise the user.
     """
     if not is_url(path):
         return os.path.join(os.path.dirname(path), name)  # noqa: PTH118, PTH120  # paths stay text
@@ -28,7 +28,7 @@ def beside(path: str, name: str) -> str:
 
 
 def inside(folder: str, name: str) -> str:
-    """The path of a file in a folder."""
+    """Return the path of a file in a folder."""
     if not is_url(folder):
         return os.path.join(folder, name)  # noqa: PTH118  # paths stay text
     before, after = split(folder)
@@ -36,10 +36,10 @@ def inside(folder: str, name: str) -> str:
 
 
 def check_inside(name: str, what: str) -> None:
-    """See that a file's name leads nowhere but into the folder; a link in its place is the folder's matter.
+    """Check that a file name from a checkpoint stays inside its folder. Symbolic links are not checked.
 
     Raises:
-        CheckpointError: it is absolute, climbs out, or is not a name.
+        CheckpointError: the name is absolute, contains ``..``, or is not a name.
     """
     parts = name.replace("\\", "/").split("/")
     if not name or "\0" in name or ".." in parts or parts[0] == "" or ":" in parts[0]:
@@ -47,7 +47,7 @@ def check_inside(name: str, what: str) -> None:
 
 
 def split(url: str) -> tuple[str, str]:
-    """A URL up to the end of its path, and what follows: a web server's query, the other links of a chain."""
+    """Split a URL after its path. The rest is a web server's query and the other links of a chain."""
     chain = links(url)
     at = next((place for place, link in enumerate(chain) if "://" in link), 0)
     path, mark, query = re.split(r"([?#])", chain[at] + "?", maxsplit=1)
@@ -57,27 +57,27 @@ def split(url: str) -> tuple[str, str]:
 
 
 def is_web(url: str) -> bool:
-    """Whether the first address in a URL, which may be a chain, is one of a web server."""
+    """Return whether the first address in a URL (or chain of URLs) belongs to a web server."""
     return next((link for link in links(url) if "://" in link), "").startswith(_WEB)
 
 
 def is_reference(path: str) -> bool:
-    """Whether a checkpoint is named by a commit, ``git:REF``: what the model would have saved there."""
+    """Return whether a checkpoint is named by a commit, ``git:REF``: what the model there would save."""
     return path.startswith(GIT)
 
 
 def local(path: str) -> str:
-    """The path that a ``file://`` URL means; any other path as it is."""
+    """Return the path of a ``file://`` URL, and any other path unchanged."""
     return re.sub(r"^(file|local)://", "", path)
 
 
 def display(path: str) -> str:
-    """A path as it is shown: safe to print, without user, password, query and fragment."""
+    """Return a path that is safe to print, without user, password, query and fragment."""
     return escape(public(path))
 
 
 def name_of(path: str) -> str:
-    """The last part of a path, safe to print; a reference to a commit whole."""
+    """Return the last part of a path, or a whole ``git:REF``, safe to print."""
     shown = public(path)
     if is_reference(path):
         return escape(shown)
@@ -85,7 +85,7 @@ def name_of(path: str) -> str:
 
 
 def display_from(folder: str, path: str) -> str:
-    """A path as it is shown, from a folder where it lies inside."""
+    """Return `display` of a path, relative to `folder` if the path is inside."""
     if is_url(path) or is_reference(path):
         return display(path)
     absolute, folder = os.path.abspath(path), folder.rstrip(os.sep) + os.sep  # noqa: PTH100  # follows no links
@@ -93,7 +93,7 @@ def display_from(folder: str, path: str) -> str:
 
 
 def about(path: str, error: CheckpointError) -> CheckpointError:
-    """The error, saying of which file it is."""
+    """Return the error with the file's name in its message."""
     shown = display(path)
     text = str(error)
     named = re.search(rf"(?<![\w.]){re.escape(shown)}(?![\w.])", text)
@@ -101,7 +101,7 @@ def about(path: str, error: CheckpointError) -> CheckpointError:
 
 
 def unreachable(path: str, error: OSError | ValueError) -> CheckpointError:
-    """The error for a path at which nothing can be read, from what the system said."""
+    """Return the error for a path that can't be opened, given the system's error."""
     shown = display(path)
     reasons = {
         errno.ENOENT: f"{shown} does not exist",

@@ -1,4 +1,4 @@
-"""A line on a terminal that tells how much of something large was read."""
+"""A progress line on the terminal for large reads."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ _EVERY = 0.2
 
 
 class Screen(Protocol):
-    """Where the line is shown."""
+    """A place where the progress line is shown."""
 
     def watched(self) -> bool:
-        """Whether it is a terminal."""
+        """Return whether it is a terminal."""
         ...
 
     def show(self, text: str) -> None:
-        """Write the line, over what it was; the empty text takes it away."""
+        """Replace the line. An empty text removes it."""
         ...
 
 
 class StandardError:
-    """The screen of a command."""
+    """The standard error stream of a command."""
 
     def watched(self) -> bool:
-        """Whether it is a terminal."""
+        """Return whether it is a terminal."""
         return sys.stderr.isatty()
 
     def show(self, text: str) -> None:
-        """Write the line, over what it was."""
+        """Replace the line. An empty text removes it."""
         sys.stderr.write(f"\r{text}\x1b[K")
         sys.stderr.flush()
 
@@ -50,7 +50,7 @@ _screen: Screen = StandardError()
 
 @contextmanager
 def shown_on(screen: Screen) -> Iterator[None]:
-    """Show progress there for a while: pytest captures standard error."""
+    """Show progress on this screen inside the block, because pytest captures standard error."""
     global _screen
     before, _screen = _screen, screen
     try:
@@ -61,7 +61,7 @@ def shown_on(screen: Screen) -> Iterator[None]:
 
 @contextmanager
 def notice(text: str) -> Iterator[None]:
-    """Show a line of one's own meanwhile, where somebody watches."""
+    """Show a line of text inside the block, if the screen is a terminal."""
     watched = _is_watched()
     if watched:
         _screen.show(text[: _width()])
@@ -81,13 +81,13 @@ def _width() -> int:
 
 
 class Progress:
-    """Shows how much of something was read, where someone looks at it and it takes a while.
+    """A progress line for reads that take more than two seconds.
 
-    Someone looks where the screen is a terminal, and nobody does in continuous integration. A context
-    manager, which may be entered within itself: the line is there until the outermost is left.
+    Nothing is shown if the screen is not a terminal, or in continuous integration. A reentrant context
+    manager: the line is shown until the outermost block is left.
 
     Args:
-        what: is read; safe to print.
+        what: what is read; safe to print.
         total: its size in bytes.
     """
 
@@ -101,7 +101,7 @@ class Progress:
         self._depth = 0
 
     def advance(self, nbytes: int) -> None:
-        """So many more bytes are there."""
+        """Add `nbytes` to the bytes read."""
         self._done += nbytes
         now = time.monotonic()
         if self._depth and now >= self._next and _is_watched():
@@ -110,7 +110,7 @@ class Progress:
             _screen.show(self._text(now - self._start))
 
     def _text(self, seconds: float) -> str:
-        known = self._done <= self._total  # or some of it was read twice
+        known = self._done <= self._total  # otherwise some bytes were read twice
         width = _width()
         try:
             tqdm = import_module("tqdm").tqdm

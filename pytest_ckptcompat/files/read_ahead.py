@@ -1,4 +1,4 @@
-"""A remote file of which many small parts are going to be read: neighbours are fetched with one request."""
+"""Read ahead in remote files: fetch many small neighbouring parts with one request."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ if TYPE_CHECKING:
     from .file import File
 
 WINDOW = 8 << 20
-"""Bytes of a window, at most; a part that is larger is read by itself."""
+"""The largest window in bytes. A larger part is read by itself."""
 
 _GAP = 256 << 10
-"""Bytes between two parts that are fetched with them: a request takes longer."""
+"""The largest gap in bytes inside a window. Fetching it is faster than another request."""
 
 _MOST_HELD = 4
 _MOST_ALONE = 2
 
 
 class Window(NamedTuple):
-    """Bytes of a file that are in memory, and where they begin."""
+    """Bytes of a file that are in memory, with their offset."""
 
     start: int
     data: bytes
 
     def part(self, offset: int, size: int) -> bytes | None:
-        """The bytes from `offset` on; None where they are not all there."""
+        """Return `size` bytes from `offset`, or None if the window doesn't contain all of them."""
         begin = offset - self.start
         return self.data[begin : begin + size] if 0 <= begin <= len(self.data) - size else None
 
 
 class Held:
-    """The windows of all files of a checkpoint that are in memory: the last few."""
+    """The most recently used windows of a checkpoint's files."""
 
     def __init__(self) -> None:
         self._windows: OrderedDict[tuple[str, int], Window] = OrderedDict()
 
     def get(self, path: str, number: int) -> Window | None:
-        """A window of a file; None if it is not in memory."""
+        """Return a window of a file, or None if it is not in memory."""
         if (path, number) in self._windows:
             self._windows.move_to_end((path, number))
         return self._windows.get((path, number))
 
     def put(self, path: str, number: int, window: Window) -> None:
-        """Keep a window instead of the one that was used longest ago."""
+        """Keep a window, and drop the least recently used one if there are too many."""
         self._windows.pop((path, number), None)
         if len(self._windows) >= _MOST_HELD:
             self._windows.popitem(last=False)
@@ -56,17 +56,17 @@ class Held:
 
 
 class ReadAhead(Part):
-    """Reads a file in windows: stretches of it in which the parts that will be read lie close together.
+    """A file that is read in windows: ranges in which the parts that will be read lie close together.
 
-    Everything else is read as if there were no windows. So is a window that had to be given up before half of
-    it was used: the parts are read in an order that windows don't help with.
+    Everything else is read directly. A window that was dropped before half of it was used is not fetched
+    again: its parts are read directly too, because their order makes windows useless.
 
     Args:
-        file: open, and stays so.
-        parts: (first byte, byte after the last) of what is going to be read; they may overlap.
+        file: the open file, which stays open.
+        parts: (first byte, byte after the last) of the parts that will be read. They may overlap.
         held: the windows in memory, of this file and others.
-        sure: all of the parts will be read. Otherwise that is believed once one is read after its neighbour,
-            or three of the same window in any order.
+        sure: whether all parts will certainly be read. If not, a window is fetched only once a part is read
+            right after its neighbour, or after three parts of the window were wanted in any order.
     """
 
     def __init__(
@@ -84,13 +84,13 @@ class ReadAhead(Part):
         self._last_part = -1
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """As for `File`."""
+        """Return `size` bytes from `offset`; see `File`."""
         data = bytearray(size)
         self.readinto_at(offset, data)
         return bytes(data)
 
     def readinto_at(self, offset: int, buffer: bytearray | memoryview) -> None:
-        """As for `File`."""
+        """Fill a buffer from `offset`; see `File`."""
         view = memoryview(buffer).cast("B")
         data = self._from_window(offset, len(view))
         if data is None:
@@ -100,7 +100,7 @@ class ReadAhead(Part):
         self._last_part = bisect_right(self._parts, offset)
 
     def _from_window(self, offset: int, size: int) -> bytes | None:
-        """The bytes, if they are in a window and it is a help; it is fetched if it is not in memory."""
+        """Return the bytes from a window, which is fetched if that is worth it; None: read them directly."""
         number = bisect_right(self._starts, offset) - 1
         if number < 0 or offset + size > self._windows[number][1]:
             return None
@@ -116,7 +116,7 @@ class ReadAhead(Part):
         return data
 
     def _worth_fetching(self, number: int, offset: int) -> int | None:
-        """Where to begin if a window is fetched now; None if this part alone is to be read."""
+        """Return the offset from which to fetch a window now, or None to read only this part."""
         start, end = self._windows[number]
         if 2 * self._used.get(number, end) < end - start:
             return None
@@ -131,7 +131,7 @@ class ReadAhead(Part):
 
 
 def _joined(parts: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The windows over the parts, which are sorted: as large as can be, none of them over another."""
+    """Return the largest possible windows over the sorted parts. Windows do not overlap."""
     windows: list[tuple[int, int]] = []
     for start, end in parts:
         if not 0 <= start < end or end - start > WINDOW:

@@ -1,4 +1,4 @@
-"""Files behind URLs, read by ranges through fsspec: of 100 GB, the header alone is fetched."""
+"""Files behind URLs, read by ranges through fsspec: only the header of a 100 GB file is fetched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 BLOCK = 32 << 10
-"""Small reads fetch whole blocks of so many bytes, so that a header takes a few requests."""
+"""Small reads fetch whole blocks of this many bytes, so that a header takes few requests."""
 
 _BLOCKS = 64
 _PIECE = 8 << 20
@@ -26,16 +26,16 @@ _VERSIONS = frozenset({
     "content-md5", "digest", "md5hash", "sha256", "checksum", "generation", "versionid", "version_id",
     "blob_id",
 })  # fmt: skip
-"""What file systems call what differs between two versions of a file."""
+"""Names under which file systems report what differs between two versions of a file."""
 
 
 class _Ranges(Protocol):
-    """Reads parts of one file that is somewhere else."""
+    """A reader for ranges of one remote file."""
 
     size: int
 
     def fetch(self, offset: int, size: int) -> bytes:
-        """The bytes of one range, as many as there are of it."""
+        """Return the bytes of one range. They are fewer if the file ends inside."""
         ...
 
     def check_unchanged(self) -> None:
@@ -43,14 +43,14 @@ class _Ranges(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of it."""
+        """Release the connection or file."""
         ...
 
 
 class RemoteFile(File):
-    """A file behind a URL. Opening it takes requests, so it stays open when its context is left.
+    """A file behind a URL. Opening it takes requests, so it stays open after its ``with`` block.
 
-    Its last small reads are kept, since the parts of a header lie close together.
+    The last small reads are kept in memory, because the parts of a header lie close together.
     """
 
     remote = True
@@ -72,13 +72,13 @@ class RemoteFile(File):
         self._own_progress = Progress(display(url), self.size)
 
     def check_unchanged(self) -> None:
-        """Ask for its size and version again, where its answers have not told; errors as for any file."""
+        """Ask for size and version again if something was read since; errors as for any file."""
         if self._ranges is not None and self._was_read and not self._gave_up:
             self._was_read = False
             asked(self.path, self._ranges.check_unchanged)
 
     def close(self) -> None:
-        """Close it; closing twice is fine, and so is closing one that could not be opened, as Python does."""
+        """Close the file. Python also calls this for a file that could not be opened."""
         if self._ranges is not None:
             self._ranges.close()
             self._blocks.clear()
@@ -87,7 +87,7 @@ class RemoteFile(File):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Look whether it has changed; it stays open."""
+        """Check that the file is unchanged. It stays open."""
         if kind is None or issubclass(kind, CheckpointError):
             self.check_unchanged()
 
@@ -125,7 +125,7 @@ class RemoteFile(File):
         return data
 
     def _fetched(self, offset: int, size: int) -> bytes:
-        """One range; after one that could not be fetched, no other is waited for."""
+        """Fetch one range. After a failure, further ranges are tried only once."""
         ranges = self._ranges
         assert ranges is not None
         patient, self._gave_up = not self._gave_up, True
@@ -136,7 +136,7 @@ class RemoteFile(File):
 
 
 class _StoreRanges:
-    """Ranges of one file of any file system that fsspec knows."""
+    """Ranges of one file in any file system that fsspec knows."""
 
     def __init__(self, system: Any, name: str, url: str) -> None:
         self._system = system
@@ -147,22 +147,22 @@ class _StoreRanges:
         self._file = system.open(name, "rb", cache_type="none")
 
     def fetch(self, offset: int, size: int) -> bytes:
-        """The bytes of one range."""
+        """Return the bytes of one range."""
         self._file.seek(offset)
         data: bytes = self._file.read(size)
         return data
 
     def check_unchanged(self) -> None:
-        """Ask for its size and version again."""
+        """Ask for size and version again, and raise if they changed."""
         if self._looked_up() != self._status:
             raise changed(self._url)
 
     def close(self) -> None:
-        """Close it."""
+        """Close the file."""
         self._file.close()
 
     def _looked_up(self) -> tuple[int, tuple[tuple[str, str], ...]]:
-        """The size and whatever tells one version from another."""
+        """Return the size and what tells one version of the file from another."""
         self._system.invalidate_cache()
         info: Mapping[str, Any] = self._system.info(self._name)
         size = info.get("size")

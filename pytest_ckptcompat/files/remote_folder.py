@@ -1,4 +1,4 @@
-"""Folders behind URLs: what lies in them, and which files a glob means."""
+"""Folders behind URLs: what is in them, and which files a glob matches."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ _USUAL = (
     ".metadata", "model.safetensors.index.json", "pytorch_model.bin.index.json", "model.safetensors",
     "pytorch_model.bin",
 )  # fmt: skip
-"""What a folder on a web server is looked through for: pages leave out hidden files, or are not shown."""
+"""Names that are tried in a folder on a web server, whose page may be missing or omit hidden files."""
 
 
 def kind_of_url(url: str) -> str:
-    """``"file"`` or ``"folder"``; a URL whose path ends with a slash is a folder.
+    """Return ``"file"`` or ``"folder"``. A URL whose path ends with a slash is a folder.
 
     Raises:
-        CheckpointError: there is nothing, or it can't be looked at.
+        CheckpointError: the URL does not exist or can't be looked up.
     """
     if split(url)[0].endswith("/"):
         return "folder"
     if is_web(url):
-        return "file"  # what else it may be shows when it is opened
+        return "file"  # opening it shows if that is wrong
     system, name = file_system(url)
     info: dict[str, Any] = asked(url, lambda: system.info(name))
     return "folder" if info.get("type") == "directory" else "file"
 
 
 def names_behind(url: str) -> list[str]:
-    """The names of what is in a folder behind a URL.
+    """Return the names in a folder behind a URL.
 
     Raises:
-        CheckpointError: it can't be listed.
+        CheckpointError: the folder can't be listed.
     """
     system, name = file_system(url)
     if type(system).__name__ == "HTTPFileSystem":
@@ -53,15 +53,15 @@ def names_behind(url: str) -> list[str]:
 
 
 def is_glob(url: str) -> bool:
-    """Whether the path of a URL, behind its host or bucket, is a glob."""
+    """Return whether the path of a URL, after the host or bucket, is a glob."""
     return bool(_GLOB.match(split(url)[0]))
 
 
 def matches(url: str) -> list[str]:
-    """The URLs of the files that a glob means, in natural order. A web server is searched one folder deep.
+    """Return the URLs that a glob matches, in natural order. On a web server, only one folder is searched.
 
     Raises:
-        CheckpointError: the place can't be searched.
+        CheckpointError: the folder can't be searched.
     """
     before, after = split(url)
     found = _GLOB.match(before)
@@ -82,7 +82,7 @@ def _names_on_web(system: Any, url: str) -> list[str]:
     names = asked(url, lambda: names_on_page(system, url))[:_MOST_NAMES]
     if not any(name == ".metadata" or name.endswith(".index.json") for name in names):
         there = (name for name in _USUAL if asked(url, partial(exists, system, inside(url, name))))
-        names += list(islice(there, 1))  # the others of it are found by this one
+        names += list(islice(there, 1))  # this file leads to the others of the checkpoint
     if not names:
         raise CheckpointError(
             f"{display(url)} is a folder that its server does not list, and none of {', '.join(_USUAL)} is "

@@ -1,4 +1,4 @@
-"""What is asked of web servers: an answer in time, and exactly the part of a file that was asked for."""
+"""Range requests to web servers. An answer must be in time and exactly the part that was asked for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
 SILENCE = 30
-"""Seconds without a byte after which a server is given up."""
+"""Seconds without a byte after which a request fails."""
 
 _T = TypeVar("_T")
 _REQUEST = 300
@@ -45,10 +45,10 @@ _OTHER_PART = "the server sends another part of the file than it was asked for: 
 
 
 def options(url: str) -> dict[str, dict[str, Any]]:
-    """What fsspec is to give its HTTP client, by protocol; what the user has set in fsspec's own config wins.
+    """Return options for fsspec's HTTP client, by protocol. The user's fsspec config takes precedence.
 
     Raises:
-        ImportError: the client is not installed.
+        ImportError: the client (aiohttp) is not installed.
     """
     found = {}
     for link in links(url):
@@ -69,17 +69,17 @@ def options(url: str) -> dict[str, dict[str, Any]]:
 
 
 def ask(system: Any, url: str, take: Callable[[Any], Awaitable[_T]], headers: Mapping[str, str]) -> _T:
-    """Send a GET request, and give what `take` makes of the answer.
+    """Send a GET request, and return what `take` makes of the response.
 
     Args:
-        system: fsspec's file system of web servers.
-        url: what is asked for.
+        system: fsspec's HTTP file system.
+        url: the URL to request.
         take: called with aiohttp's response before its body is fetched.
-        headers: of the request.
+        headers: the headers of the request.
 
     Raises:
-        CheckpointError: `take` says so, or `url` is redirected to a folder.
-        Exception: the client's.
+        CheckpointError: `take` raised it, or `url` is redirected to a folder.
+        Exception: the client failed.
     """
     from fsspec.asyn import sync  # type: ignore[import-untyped]
 
@@ -95,10 +95,10 @@ def ask(system: Any, url: str, take: Callable[[Any], Awaitable[_T]], headers: Ma
 
 
 class WebRanges:
-    """Ranges of one file on a web server. Every answer is compared with the first: is it still the same file?
+    """Ranges of one file on a web server. Every response is compared with the first to notice changes.
 
     Attributes:
-        size: of the file in bytes, from the first answer; -1 before it.
+        size: the size of the file in bytes, from the first response; -1 before it.
     """
 
     def __init__(self, system: Any, url: str) -> None:
@@ -110,11 +110,11 @@ class WebRanges:
         self.size = -1
 
     def fetch(self, offset: int, size: int) -> bytes:
-        """The bytes of one range, as many as there are of it.
+        """Return the bytes of one range. They are fewer if the file ends inside.
 
         Raises:
             CheckpointError: the server sends something else, or the file has changed.
-            Exception: the client's.
+            Exception: the client failed.
         """
 
         async def take(answer: Any) -> bytes:
@@ -129,9 +129,9 @@ class WebRanges:
         return ask(self._system, self._url, take, {"Range": f"bytes={offset}-{offset + size - 1}"})
 
     def check_unchanged(self) -> None:
-        """Ask for one byte, unless an answer since the last time has told; errors as for `fetch`.
+        """Request one byte, unless another response has shown the version since; errors as for `fetch`.
 
-        Of a file of which nothing more is fetched, it is asked ever more rarely.
+        While nothing is fetched from the file, it asks less and less often.
         """
 
         async def take(answer: Any) -> None:
@@ -149,7 +149,7 @@ class WebRanges:
         """Do nothing: the connections are shared."""
 
     def _check_version(self, answer: Any) -> None:
-        """See that it is still the file of the first answer, or learn from the first what the file is."""
+        """Compare the version with that of the first response, or remember it from the first."""
         if answer.status == 416:
             raise changed(self._url)  # it is shorter now
         answer.raise_for_status()
@@ -170,7 +170,7 @@ class WebRanges:
         self._answered = True
 
     def _check_part(self, answer: Any, offset: int, size: int) -> None:
-        """Refuse an answer that is not what was asked for, before anything of it is fetched."""
+        """Refuse a response that is not the requested range, before its body is fetched."""
         if answer.status != 206 and (offset > 0 or self.size > size):
             raise CheckpointError(_NO_RANGES)
         end = min(offset + size, self.size)
@@ -181,7 +181,7 @@ class WebRanges:
 
 
 def passing(error: BaseException) -> bool:
-    """Whether what the client raised may be over in a moment."""
+    """Return whether the client's error may be temporary."""
     import aiohttp
 
     match error:
@@ -193,14 +193,14 @@ def passing(error: BaseException) -> bool:
 
 
 def asked_to_wait(error: BaseException) -> float:
-    """The seconds that a server asks to wait before it is asked again, at most half a minute; or 0."""
+    """Return how many seconds the server asks to wait before a retry, at most 30, or 0."""
     headers = getattr(error, "headers", None) or {}
     seconds = headers.get("Retry-After", "")
     return min(int(seconds), _MOST_WAITED) if seconds.isdecimal() else 0
 
 
 def reason(url: str, error: BaseException) -> str:
-    """The end of a sentence about a URL that can't be read, from what the client raised: ``<url> ...``."""
+    """Return the end of a sentence about an unreadable URL, given the client's error: ``<url> ...``."""
     import aiohttp
     from aiohttp.http_exceptions import HttpProcessingError
 

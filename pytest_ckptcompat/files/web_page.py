@@ -1,4 +1,4 @@
-"""The names in a folder on a web server, from the page that the server shows for it."""
+"""The names in a folder on a web server, from its page with links."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _MOST_OF_A_PAGE = 4 << 20
 
 
 def names_on_page(system: Any, url: str) -> list[str]:
-    """What the page of a folder links to in this folder; nothing where the server shows no such page.
+    """Return the names in a folder to which its page links, or nothing if there is no such page.
 
     Raises:
-        Exception: the client's, as for any request.
+        Exception: the client failed, as for any request.
     """
 
     async def take(answer: Any) -> tuple[str, str]:
@@ -41,10 +41,10 @@ def names_on_page(system: Any, url: str) -> list[str]:
 
 
 def exists(system: Any, url: str) -> bool:
-    """Whether there is a file, by asking for its first byte; a server that refuses it says no.
+    """Return whether a file exists, by requesting its first byte. A refusal counts as no.
 
     Raises:
-        Exception: the client's, as for any request.
+        Exception: the client failed, as for any request.
     """
 
     async def take(answer: Any) -> bool:
@@ -60,7 +60,7 @@ def exists(system: Any, url: str) -> bool:
 
 
 def _name(link: str, folder: str) -> str:
-    """The name that a link has in a folder, or ``""``."""
+    """Return the name of a link's target in the folder, or ``""`` if it is elsewhere."""
     one, other = urlsplit(link), urlsplit(folder)
     name = one.path.removeprefix(other.path).removesuffix("/")
     inside = one.netloc == other.netloc and one.path.startswith(other.path) and "/" not in name

@@ -1,9 +1,9 @@
 """The formats of checkpoints, each a plugin of the hook ``pytest_ckptcompat_open``.
 
-What a format of your own is made of can be imported from here, and stays: ``Header``, ``TensorSpec`` and
-``Extent``, ``ITEMSIZE`` (by dtype), ``contiguous_stride``, ``CheckpointError`` and ``escape``; ``File``,
-``Files`` and ``Limits``, which the hook gives; and ``hookimpl``, which marks the hook in an installed package
-(a ``conftest.py`` needs no mark). ``examples/npz`` adds a format.
+Everything that a format of your own needs can be imported from here and is stable: ``Header``,
+``TensorSpec``, ``Extent``, ``ITEMSIZE`` (by dtype), ``contiguous_stride``, ``CheckpointError`` and
+``escape``; ``File``, ``Files`` and ``Limits``, which the hook receives; and ``hookimpl``, which marks the
+hook in an installed package (a ``conftest.py`` needs no mark). ``examples/npz`` adds a format.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Checkpoints of ``torch.distributed.checkpoint``: a folder with ``.metadata`` and ``*.distcp`` files.
 
-``.metadata`` is a pickle that torch itself would execute; here it goes through the bounded machine. Every
-tensor is stored in blocks, each an archive of torch.save somewhere in a file.
+``.metadata`` is a pickle that torch itself would execute. Here the bounded pickle machine reads it. Every
+tensor is stored in blocks, and each block is a torch.save archive inside a file.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _MOST_PARTS = 100
 
 @hookimpl(tryfirst=True)
 def pytest_ckptcompat_open(path: str, file: object, files: Files, limits: Limits) -> Header | None:
-    """Read a distributed checkpoint by its folder."""
+    """Read a distributed checkpoint, given its folder."""
     if file is not None:
         return None
     names = names_in(path)
@@ -61,7 +61,7 @@ def pytest_ckptcompat_open(path: str, file: object, files: Files, limits: Limits
 
 
 class _Reader:
-    """Reads one distributed checkpoint."""
+    """A reader for one distributed checkpoint."""
 
     def __init__(self, folder: str, files: Files, limits: Limits) -> None:
         self._folder = folder
@@ -73,9 +73,9 @@ class _Reader:
         self._storages: dict[str, tuple[Extent, ...]] = {}
 
     def header(self) -> Header:
-        """The table of the whole checkpoint."""
+        """Return the header of the whole checkpoint."""
         with self._files.open(inside(self._folder, _INDEX)) as file:
-            # Most of it are the places of blocks, which have a cap of their own.
+            # Most of it is the positions of blocks, which have a limit of their own.
             self._limits.check("pickle_bytes", file.size // 8, f"its .metadata has {file.size} bytes")
             data = file.read_at(0, file.size)
         tensors = Tensors(self._limits)
@@ -110,7 +110,7 @@ class _Reader:
         return self._objects[key] if key in self._objects else self._tensor(key, entry)
 
     def _read_objects(self, entries: dict[Any, Any]) -> dict[str, object]:
-        """The plain values, which are stored like tensors."""
+        """Read the plain values, which are stored like tensors."""
         places = {}
         for key, entry in entries.items():
             if isinstance(key, str) and isinstance(entry, Stub) and entry.name.endswith(_OBJECT):
@@ -156,7 +156,7 @@ class _Reader:
 
 
 def _records() -> dict[str, Records]:
-    """The objects of which an index has one for each block, as torch 2.0 to 2.13 writes them."""
+    """Return recognizers for the objects that an index has for each block (torch 2.0 to 2.13)."""
     checkpoint = "torch.distributed.checkpoint"
     return {
         f"{checkpoint}.metadata.ChunkStorageMetadata": Records(("offsets", "sizes")),
@@ -171,14 +171,14 @@ def _records() -> dict[str, Records]:
 
 
 def _dtype(properties: Any) -> Any:
-    """The dtype in a tensor's properties, which are pickled as a tuple, or as attributes."""
+    """Return the dtype from a tensor's properties, which are pickled as a tuple or as attributes."""
     if isinstance(properties, Stub) and isinstance(properties.state, tuple) and properties.state:
         return properties.state[0]
     return fields(properties, "dtype")[0]
 
 
 def _path(key: Any, paths: Any) -> tuple[Any, ...]:
-    """The parts of a key: as the planner noted them, else the key as it is, apart from an optimizer's."""
+    """Split a key as the planner recorded it. Without a record, split only keys of an optimizer."""
     path = paths.get(key) if isinstance(paths, dict) else None
     if isinstance(path, tuple) and 0 < len(path) <= _MOST_PARTS and not (len(path) == 1 and path[0] == key):
         return path
@@ -187,7 +187,7 @@ def _path(key: Any, paths: Any) -> tuple[Any, ...]:
 
 
 def _put(tree: Branch, path: tuple[Any, ...], value: object) -> None:
-    """Set a value deep in nested dicts, which are made on the way."""
+    """Set a value in nested dicts, and make missing ones."""
     for place, part in enumerate(path):
         if not isinstance(part, (str, int)):
             raise CheckpointError("its .metadata has a path whose parts are not names")
@@ -203,7 +203,7 @@ def _put(tree: Branch, path: tuple[Any, ...], value: object) -> None:
 
 
 def _settled(node: object) -> object:
-    """The tree with lists where there were lists, and optimizer state by number, as torch.save has it."""
+    """Restore lists and the integer keys of optimizer state, as torch.save would have them."""
     if not isinstance(node, Branch):
         return node
     settled = Branch()

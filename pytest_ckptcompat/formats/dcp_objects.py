@@ -1,7 +1,7 @@
 """The plain values of a distributed checkpoint: options of an optimizer, counters, extra state.
 
-Each is an archive of torch.save of about a kilobyte, and they lie side by side: neighbours are read together,
-and archives with the same bytes are parsed once.
+Each value is a torch.save archive of about a kilobyte, and the archives lie side by side. Neighbours are read
+together, and archives with the same bytes are parsed once.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ UNREAD = "an object that was not read"
 
 _GAP, _SPAN = 1 << 16, 1 << 22
 _MOST, _MOST_REMOTE = 64 << 20, 16 << 20
-"""Bytes of objects that are read, the smallest first; one that is left out stays a stub."""
+"""How many bytes of objects are read, the smallest first. The others stay stubs."""
 
 
 def read_objects(places: Mapping[str, Place], files: Files, limits: Limits) -> dict[str, object]:
-    """The values of objects, by key; `Stub` for one that holds a tensor, or that is not read.
+    """Return the values of objects by key. An object that holds a tensor or is not read stays a `Stub`.
 
     Raises:
-        CheckpointError: one is damaged.
+        CheckpointError: an object is damaged.
     """
     values: dict[str, object] = {key: Stub(Global(UNREAD)) for key in places}
     parsed: dict[bytes, object] = {}
@@ -48,7 +48,7 @@ def read_objects(places: Mapping[str, Place], files: Files, limits: Limits) -> d
             header = read_archive(Bytes(path, archive), limits)
             if header is not None and not header.storages:
                 values[key] = header.tree
-                if isinstance(header.tree, (str, int, float, type(None))):  # others may be changed later
+                if isinstance(header.tree, (str, int, float, type(None))):  # mutable values are not shared
                     parsed[archive] = header.tree
     return values
 
@@ -69,7 +69,7 @@ def _affordable(places: Mapping[str, Place], files: Files) -> dict[str, Place]:
 
 
 def _spans(places: Mapping[str, Place]) -> Iterator[tuple[str, int, int, list[str]]]:
-    """Stretches of files that hold objects side by side: file, begin, end, and whose objects they are."""
+    """Yield ranges of files that hold objects side by side: file, begin, end, and their keys."""
     found: tuple[str, int, int, list[str]] | None = None
     for key, (path, offset, length) in sorted(places.items(), key=lambda item: item[1]):
         if found is not None:

@@ -21,12 +21,12 @@ _MOST_DIMS = 100
 
 
 class Places:
-    """The list of places in an index.
+    """Where an index says that blocks and objects are stored.
 
     Args:
-        folder: of the checkpoint.
-        files: its files; each that is named is opened once, for its size.
-        limits: caps.
+        folder: the folder of the checkpoint.
+        files: its files. Each file in the index is opened once to get its size.
+        limits: limits on the number of files.
     """
 
     def __init__(self, folder: str, files: Files, limits: Limits) -> None:
@@ -38,14 +38,14 @@ class Places:
         self._texts: dict[int, tuple[Any, str]] = {}
 
     def add(self, at: Any, place: Any) -> None:
-        """Remember one place.
+        """Add one entry of the index.
 
         Args:
-            at: the index's entry of what is stored: the key, and the offset of a block.
-            place: its entry of where.
+            at: what is stored: the key, and the offset of a block.
+            place: where it is stored.
 
         Raises:
-            CheckpointError: the entry is damaged, leads out of the folder or beyond the end of a file.
+            CheckpointError: the entry is damaged, or leads out of the folder or beyond the end of a file.
         """
         key, begin = fields(at, "fqn", "offset")
         name, offset, length = fields(place, "relative_path", "offset", "length")
@@ -71,7 +71,7 @@ class Places:
         places[self._text(begin)] = path, offset, length
 
     def find(self, key: str, begin: Any = None) -> Place | None:
-        """Where a block that begins at these offsets is stored; without them, an object."""
+        """Return where the block at offsets `begin` (or an object, without offsets) is stored, or None."""
         return self._places.get(key, {}).get(self._text(begin))
 
     def _file(self, name: str) -> tuple[str, int]:
@@ -86,7 +86,7 @@ class Places:
         return self._known[name]
 
     def _text(self, begin: Any) -> str:
-        """A tuple from a file is never hashed; the same one is used for many blocks."""
+        """Return offsets as text, because tuples from a file are never hashed. The text is cached."""
         known = self._texts.get(id(begin))
         if known is None:
             text = ",".join(map(str, begin)) if is_sizes(begin) else "-"
@@ -95,7 +95,7 @@ class Places:
 
 
 def fields(entry: Any, *names: str) -> list[Any]:
-    """Attributes of an object in the index, None for those that it has not."""
+    """Return attributes of an object in the index, None for missing ones."""
     if type(entry) is Record:
         return [entry.get(name) for name in names]
     attributes = entry.attributes if isinstance(entry, Stub) else {}
@@ -103,7 +103,7 @@ def fields(entry: Any, *names: str) -> list[Any]:
 
 
 def is_sizes(value: Any) -> bool:
-    """Whether it may be the shape of a tensor, or where a block begins in one."""
+    """Return whether a value can be the shape of a tensor or the offsets of a block."""
     return (
         isinstance(value, tuple)
         and len(value) <= _MOST_DIMS

@@ -1,4 +1,4 @@
-"""What a file that is not a checkpoint really is, and what to do about it."""
+"""Say what a file that is not a checkpoint really is, and what to do about it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WEB_PAGE = re.compile(rb"\s*(<!doctype html|<html|<head|<body)", re.IGNORECASE)
 _XML = re.compile(rb"\s*(<\?xml|<error)", re.IGNORECASE)
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _SHORT = 200
-"""Bytes of a text that is shown: an answer such as "Entry not found", saved in the place of a file."""
+"""The size in bytes up to which a text is shown, such as "Entry not found" saved instead of a file."""
 
 _CONFLICT = re.compile(rb"^<{7} ", re.MULTILINE)
 _JSON = re.compile(rb"\s*(\{|\[(?!\[*\s*[A-Za-z_.-]+\s*\]))")  # and no heading of TOML or an ini file
@@ -42,12 +42,12 @@ _TAR_NAMES = (b"sys_info", b"pickle", b"tensors", b"storages")
 
 
 def what_it_is(head: bytes, size: int, name: str, tail: bytes = b"") -> str:
-    """The end of a sentence about a file in no known format: ``<path> is ...``.
+    """Return the end of a sentence about a file in an unknown format: ``<path> is ...``.
 
     Args:
         head: its first bytes, up to 4096.
-        size: all its bytes.
-        name: its name or path, which tells what it was to be.
+        size: its size in bytes.
+        name: its name or path, which shows what it should be.
         tail: its last bytes.
     """
     if size == 0:
@@ -85,7 +85,7 @@ def what_it_is(head: bytes, size: int, name: str, tail: bytes = b"") -> str:
 
 
 def what_lies_in(folder: str) -> str:
-    """The end of a sentence about a folder without a checkpoint: ``<path> is a folder ...``."""
+    """Return the end of a sentence about a folder without a checkpoint: ``<path> is a folder ...``."""
     names = sorted(names_in(folder))
     if told := foreign_folder(names):
         return f"that holds {told}"
@@ -95,7 +95,7 @@ def what_lies_in(folder: str) -> str:
 
 
 def _markup(head: bytes) -> str:
-    """An XML document: most that is found in the place of a checkpoint tells of an error of the storage."""
+    """Describe an XML document, which is usually an error message of a storage service."""
     code = re.search(rb"<(?:Code|Message)>([^<]{1,100})<", head)
     told = f" that says {escape(code[1].decode(errors='replace'), 100)}" if code else ""
     return f"an XML document{told}, not a checkpoint: the download may have got an error; fetch it again"
@@ -134,7 +134,7 @@ def _pickle(head: bytes) -> str:
 
 
 def damaged_lock(why: str, data: bytes) -> str:
-    """What is said of a lock file that can't be read: `why`, or that git left its conflict markers in it."""
+    """Describe a lock file that can't be read: git's conflict markers in it, or else `why`."""
     if _CONFLICT.search(data):
         return f"a damaged lock file: it {_merged(data)}, or {_AGAIN}"
     return f"a damaged lock file: {why}; {_AGAIN}"

@@ -1,4 +1,4 @@
-"""Folders of other libraries: the weights in them, and the optimizer's state where it lies beside."""
+"""Folders of other libraries: the weights, and the optimizer state if its file is beside them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.files.files import Files
 
 _DEEPEST = 4
-"""How many folders may lead from the one that was named to the file."""
+"""How many folders deep the file may be."""
 
 
 @hookimpl(tryfirst=True)
 def pytest_ckptcompat_open(path: str, file: object, files: Files, limits: Limits) -> Header | None:
-    """Read the checkpoint in a folder that is laid out in a known way."""
+    """Read the checkpoint in a folder with a known layout."""
     return None if file is not None else _read(path, files, limits, _DEEPEST)
 
 
@@ -47,7 +47,7 @@ def _read(path: str, files: Files, limits: Limits, deepest: int) -> Header | Non
 
 
 def _weights(path: str, files: Files, limits: Limits, deepest: int) -> Header:
-    """What a file, or a folder in the folder, holds."""
+    """Return the header of a file or an inner folder."""
     if kind_of(path) == "file":
         return sharded.header_of(path, files, limits)
     try:
@@ -62,7 +62,7 @@ def _weights(path: str, files: Files, limits: Limits, deepest: int) -> Header:
 
 
 def _with_optimizer(header: Header, path: str, name: str, files: Files, limits: Limits) -> Header:
-    """The weights and the optimizer's state as if they lay in one file: under ``model`` and ``optimizer``."""
+    """Join weights and optimizer state as if they were in one file, under ``model`` and ``optimizer``."""
     try:
         state = sharded.header_of(inside(path, name), files, limits)
         tree = renamed(state.tree, name)

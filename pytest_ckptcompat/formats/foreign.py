@@ -1,6 +1,7 @@
-"""Formats of other frameworks: each is named, with how its weights become a PyTorch checkpoint.
+"""Recognise formats of other frameworks, and say how to get a PyTorch checkpoint instead.
 
-They are told by their content; a name only decides between protocol buffers, which do not say what they are.
+They are recognised by their content. Names are used only for protocol buffers, which do not say what they
+are, and for the data files of TensorFlow.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ FOREIGN: dict[str, str] = {
         f"converted from, or {_SAVE}"
     ),
 }
-"""What each is called and how its weights become a checkpoint: the end of a sentence, ``<path> is ...``."""
+"""The name of each format and how to get a checkpoint: the end of a sentence, ``<path> is ...``."""
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (4, b"TFL3", "tflite"),
@@ -77,7 +78,7 @@ _OF_TENSORFLOW = (b"serve", b"tensorflow", b"VarHandleOp", b"VarIsInitializedOp"
 
 
 def foreign(head: bytes, tail: bytes, name: str) -> str:
-    """Say which format of another framework a file is in; ``""`` if none is known.
+    """Describe the format of another framework that a file is in, or return ``""``.
 
     Args:
         head: its first bytes.
@@ -89,7 +90,7 @@ def foreign(head: bytes, tail: bytes, name: str) -> str:
 
 
 def foreign_folder(names: Iterable[str]) -> str:
-    """`foreign` for a folder, by the names in it."""
+    """Describe the format of another framework in a folder, given its names, or return ``""``."""
     for name in names:
         for pattern, kind in _IN_FOLDERS:
             if pattern.fullmatch(name):
@@ -125,7 +126,7 @@ def _by_magic(head: bytes, tail: bytes, name: str) -> str:
 
 
 def _by_archive(head: bytes, tail: bytes, name: str) -> str:
-    """A zip archive, by the name of its first member."""
+    """Recognise a zip archive, mostly by the name of its first member."""
     if not head.startswith(b"PK\x03\x04"):
         return ""
     first = head[30 : 30 + int.from_bytes(head[26:28], "little")]
@@ -148,7 +149,7 @@ def _by_msgpack(head: bytes, tail: bytes, name: str) -> str:
 
 
 def _by_protobuf(head: bytes, tail: bytes, name: str) -> str:
-    """ONNX, TensorFlow and Core ML begin with a small version number; Caffe with the name of the net."""
+    """Recognise ONNX, TensorFlow and Core ML, which begin with a small number, and Caffe, with a name."""
     fields = _fields(head)
     if fields[:1] == [(1, 2)] and b"\xa2\x06" in head:
         return "caffe"
@@ -169,7 +170,7 @@ _MOST_FIELDS = 16
 
 
 def _fields(data: bytes) -> list[tuple[int, int]]:
-    """Number and wire type of the first fields of a protocol buffer; none if it is not one."""
+    """Return number and wire type of the first fields of a protocol buffer, or nothing if it is not one."""
     found: list[tuple[int, int]] = []
     at = 0
     while at < len(data) and len(found) < _MOST_FIELDS:

@@ -1,6 +1,6 @@
-"""Reads the JSON of headers from its bytes, one token at a time: nothing is built but what is asked for.
+"""Read the JSON of headers one token at a time, and build only what the caller asks for.
 
-``json.loads`` makes gigabytes of objects of some megabytes of text such as ``[[],[],[],...``.
+``json.loads`` would turn a few megabytes of text such as ``[[],[],[],...`` into gigabytes of objects.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _NATURAL = re.compile(rb"(?:0|[1-9][0-9]{0,19}+)(?![.eE0-9])")
 
 
 def loads(data: bytes, limits: Limits) -> Any:
-    """The whole content of JSON text of a format of our own, of which it is known how many parts it may have.
+    """Parse JSON text completely, if it does not have too many parts.
 
     Raises:
-        ValueError: it is no JSON.
-        CheckpointError: it has more parts than `limits` allows.
+        ValueError: the text is not JSON.
+        CheckpointError: the text has more parts than `limits` allows.
     """
     parts = data.count(b",") + data.count(b"[") + data.count(b"{")
     limits.check("json_tokens", parts, f"the text has {parts} parts")
@@ -39,12 +39,12 @@ def loads(data: bytes, limits: Limits) -> Any:
 
 
 class Scanner:
-    """A position within JSON text.
+    """A position in JSON text.
 
     Args:
         data: the text, UTF-8.
-        what: is named in errors: ``"its header"``.
-        limits: caps.
+        what: the name of the text in errors: ``"its header"``.
+        limits: limits on the number of tokens.
     """
 
     def __init__(self, data: bytes, what: str, limits: Limits) -> None:
@@ -55,7 +55,7 @@ class Scanner:
         self._tokens = limits.json_tokens
 
     def peek(self) -> bytes:
-        """The next byte that is not a space, or ``b""``; it is not taken."""
+        """Return the next byte that is not a space, without taking it, or ``b""`` at the end."""
         self._tokens -= 1
         if self._tokens < 0:
             raise exceeded("json_tokens", self._limits.json_tokens, f"{self._what} has too many parts")
@@ -68,16 +68,16 @@ class Scanner:
         return self.data[self.position : self.position + 1]
 
     def take(self, wanted: bytes) -> None:
-        """Pass over one byte, which must be this one."""
+        """Take one byte, which must be `wanted`."""
         if self.peek() != wanted:
             raise self.error(f"{wanted.decode()!r} is missing")
         self.position += 1
 
     def string(self) -> str:
-        """A string.
+        """Take a string.
 
         Raises:
-            CheckpointError: there is none, or it is no Unicode.
+            CheckpointError: there is no string, or it is not valid Unicode.
         """
         self.peek()
         match = _STRING.match(self.data, self.position)
@@ -88,18 +88,18 @@ class Scanner:
         return text
 
     def text(self, raw: bytes) -> str:
-        """The text of a string that stands between quotes."""
+        """Decode the part of a string between the quotes."""
         try:
             if b"\\" not in raw:
                 return raw.decode()
             text: str = json.loads(b'"' + raw + b'"')
-            text.encode()  # a lone surrogate is no Unicode
+            text.encode()  # fails for a lone surrogate
         except ValueError:
             raise self.error("a string is damaged") from None
         return text
 
     def natural(self) -> int:
-        """A natural number."""
+        """Take a natural number."""
         self.peek()
         match = _NATURAL.match(self.data, self.position)
         if match is None:
@@ -108,7 +108,7 @@ class Scanner:
         return int(match[0])
 
     def members(self) -> Iterator[str]:
-        """The keys of an object; the value of each is to be taken before the next is asked for."""
+        """Yield the keys of an object. The caller takes each value before asking for the next key."""
         self.take(b"{")
         while self.peek() != b"}":
             key = self.string()
@@ -121,7 +121,7 @@ class Scanner:
         self.position += 1
 
     def elements(self) -> Iterator[None]:
-        """Once for each element of an array, which is to be taken before the next is asked for."""
+        """Yield once for each element of an array. The caller takes it before asking for the next."""
         self.take(b"[")
         while self.peek() != b"]":
             yield None
@@ -132,7 +132,7 @@ class Scanner:
         self.position += 1
 
     def skip(self) -> None:
-        """Pass over any value, however deep, keeping nothing."""
+        """Skip a value of any depth without building anything."""
         closing = bytearray()
         while True:
             byte = self.peek()
@@ -153,7 +153,7 @@ class Scanner:
             self._to_value(closing)
 
     def _to_value(self, closing: bytearray) -> None:
-        """Pass over the key, where values have one."""
+        """Skip the key if the value is in an object."""
         if closing[-1:] == b"}":
             self._pass(_STRING)
             self.take(b":")
@@ -166,16 +166,16 @@ class Scanner:
         self.position = match.end()
 
     def end(self) -> None:
-        """Nothing but space may follow."""
+        """Raise CheckpointError if anything but space follows."""
         if self.peek():
             raise self.error("something follows it")
 
     def error(self, reason: str) -> CheckpointError:
-        """The error that the text is not such JSON."""
+        """Return the error for damaged JSON at this position."""
         return CheckpointError(f"{self._what} is damaged at its byte {self.position}: {reason}")
 
 
 def naturals(scanner: Scanner) -> Iterator[int]:
-    """The natural numbers of an array."""
+    """Yield the natural numbers of an array."""
     for _ in scanner.elements():
         yield scanner.natural()

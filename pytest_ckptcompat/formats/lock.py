@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 MARK = "ckptcompat_lock"
 
 VERSION = 2
-"""Of locks that hold outputs or metadata; others are of version 1, which older releases read."""
+"""The version of locks with outputs or metadata. Others have version 1, which older releases can read."""
 
 
 def versions(metadata: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The versions in a state dict's ``_metadata`` that are not 1; None where there is no such."""
+    """Return the versions in a state dict's ``_metadata`` that are not 1, or None without ``_metadata``."""
     if metadata is None:
         return None
     found = {
@@ -42,7 +42,7 @@ def versions(metadata: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def metadata_of(found: Mapping[str, Any] | None, keys: Iterable[str]) -> OrderedDict[str, Any] | None:
-    """The ``_metadata`` that `versions` was made of: modules have version 1, but those named."""
+    """Return the ``_metadata`` from which `versions` made `found`. All other modules get version 1."""
     if found is None:
         return None
     metadata: OrderedDict[str, Any] = OrderedDict({"": {"version": 1}})
@@ -79,10 +79,10 @@ def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
 
 
 def header_of(content: Mapping[str, Any], limits: Limits) -> Header:
-    """The header that the content of a lock file describes.
+    """Return the header that the content of a lock file describes.
 
     Raises:
-        CheckpointError: a part of it is damaged.
+        CheckpointError: a part of the lock is damaged.
     """
     rows = content.get("tensors")
     if not isinstance(rows, dict):
@@ -109,7 +109,7 @@ def header_of(content: Mapping[str, Any], limits: Limits) -> Header:
 
 
 def _storages(ties: Any, rows: dict[str, Any]) -> dict[str, str]:
-    """Key -> the name of the storage that it shares with others."""
+    """Return key -> name of the shared storage, for tied keys."""
     storages: dict[str, str] = {}
     for tied in ties if isinstance(ties, list) else ():
         for key in tied if isinstance(tied, list) else ():

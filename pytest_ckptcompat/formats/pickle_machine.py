@@ -1,9 +1,9 @@
-"""A bounded pickle machine: it reads the opcodes, and imports nothing and calls nothing that a file names.
+"""A bounded pickle machine. It interprets opcodes, but never imports or calls anything that a file names.
 
-What a pickle would build is described by plain data (`inert`). The few names whose meaning is known, such as
-``collections.OrderedDict``, are given with what *we* do in their place.
+The result describes with plain data (`pickle_stubs`) what the pickle would build. For the few names whose
+meaning is known, such as ``collections.OrderedDict``, the caller gives replacements.
 
-The language is that of Python's ``pickle``, protocols 0 to 5; ``pickletools`` documents every opcode.
+The language is that of Python's ``pickle``, protocols 0 to 5. ``pickletools`` documents every opcode.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ EMPTY_TUPLE, TUPLE1, TUPLE2, TUPLE = 0x29, 0x85, 0x86, 0x74
 _U16, _I32, _U32, _F64 = (Struct(form).unpack_from for form in ("<H", "<i", "<I", ">d"))
 _BATCH = 4096
 _RARE = 80
-"""What an operation that is not inlined is charged beside its memory, since it takes longer."""
+"""Bytes charged for an operation that is not inlined, in addition to its memory, because it takes longer."""
 
 
 class Machine(Stack):
     """Runs one pickle; after `load`, ``position`` is its end."""
 
     def extend(self, data: bytes) -> None:
-        """Take more of the bytes, where `load` found too few; the next `load` goes on where that one ended.
+        """Give the machine more bytes after `load` raised `Truncated`. The next `load` continues there.
 
         Args:
-            data: what it had, and more.
+            data: the bytes so far, followed by more.
         """
         self.data = data
         self.position = self.begun
 
     def load(self) -> Any:
-        """Run the pickle and describe its object.
+        """Run the pickle and return the description of its object.
 
         Raises:
             Truncated: the bytes end before the pickle does; see `extend`.
-            CheckpointError: it is not a valid pickle, or goes beyond a cap.
+            CheckpointError: the pickle is not valid, or exceeds a limit.
         """
         try:
             return self._run()
@@ -65,7 +65,7 @@ class Machine(Stack):
             raise self._invalid(str(error)) from None
 
     def _run(self) -> Any:
-        """The loop. Its commonest branches are inlined: 100,000 keys take 3.5 million operations."""
+        """Run the loop. The most common opcodes are inlined: 100,000 keys take 3.5 million operations."""
         data, position, memory = self.data, self.position, self.memory
         stack, outer, memo = self.stack, self.outer, self.memo
         begun = position

@@ -1,4 +1,4 @@
-"""What names of Python's own in a pickle mean: ordered dicts, sets, bytes, and how objects are made."""
+"""Replacements for Python's own names in a pickle: ordered dicts, sets, bytes, object construction."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _SIZES = 1 << 63
 
 
 class PlainNames:
-    """Gives the meaning of Python's names while a pickle is run.
+    """The replacements for Python's names while one pickle runs.
 
-    A pickle may copy one long list a million times with few opcodes, so copies draw on a budget.
+    A pickle can copy a long list a million times with few opcodes, so copies are counted against a budget.
 
     Attributes:
-        names: name -> what is done in place of calling it; for `Machine`.
+        names: name -> function to call in its place, for `Machine`.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -64,11 +64,11 @@ class PlainNames:
         return made
 
     def _ordered_dict(self, args: tuple[Any, ...]) -> Dict:
-        """What a state dict is, and the hooks of every tensor, which are none."""
+        """``OrderedDict``: a state dict, or the (empty) hooks of every tensor."""
         return self._ordered(args, "collections.OrderedDict") if args else Dict("collections.OrderedDict")
 
     def _default(self, args: tuple[Any, ...]) -> Dict:
-        """``defaultdict(factory)``: what fills it follows."""
+        """``defaultdict(factory)``; its entries follow in the pickle."""
         return Dict("collections.defaultdict")
 
     def _set(self, args: tuple[Any, ...], *, frozen: bool = False) -> Set:
@@ -89,7 +89,7 @@ class PlainNames:
         return Size(sizes)
 
     def _encoded(self, args: tuple[Any, ...]) -> bytes:
-        """``_codecs.encode(text, "latin1")``: how pickles before protocol 3 write bytes."""
+        """``_codecs.encode(text, "latin1")``: bytes as pickles before protocol 3 write them."""
         text, encoding = args
         if encoding not in ("latin1", "latin-1", "utf-8"):
             raise ValueError("bytes in an encoding that pickle does not write")
@@ -113,7 +113,7 @@ class PlainNames:
         return complex(float(real), float(imaginary))
 
     def _reconstructed(self, args: tuple[Any, ...]) -> object:
-        """``copyreg._reconstructor(cls, base, state)``: an object of `cls`, perhaps one kind of dict."""
+        """``copyreg._reconstructor(cls, base, state)``: an object of `cls`, which may be a dict subclass."""
         kind, base, state = args
         made = Stub(kind, (base, state))
         if isinstance(base, Global) and base.name == "builtins.dict" and state:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def unknown(pickle: Stack) -> None:
-    """An opcode that no protocol has, or one that leads out of the file."""
+    """Refuse an opcode that no protocol has, or that refers to something outside the file."""
     opcode = pickle.data[pickle.position - 1]
     raise ValueError(f"opcode 0x{opcode:02x} is unknown or refers to something outside the file")
 
@@ -159,7 +159,7 @@ def _pop_mark(pickle: Stack) -> None:
 
 
 def _frame(pickle: Stack) -> None:
-    """How long the next part is: a hint for buffering."""
+    """Skip the length of the next part, which is only a hint for buffering."""
     pickle.take(8)
 
 
@@ -173,7 +173,7 @@ def _proto(pickle: Stack) -> None:
 
 
 def _global(pickle: Stack, module: str, name: str) -> Global:
-    """A name; those of Python 2 are translated as ``pickle`` does."""
+    """Return a class or function name. Names of Python 2 are translated as ``pickle`` does."""
     if pickle.protocol < 3:
         if (module, name) in NAME_MAPPING:
             module, name = NAME_MAPPING[module, name]
@@ -195,7 +195,7 @@ def _stack_global(pickle: Stack) -> None:
 
 
 def _new(pickle: Stack, kind: object, arguments: object) -> None:
-    """An object made by its class; one whose meaning is known is rebuilt, others stay stubs."""
+    """Push an object made by its class: rebuilt if there is a replacement, else a `Stub`."""
     rebuild = kind.rebuild if isinstance(kind, Global) else None
     if rebuild is not None and isinstance(arguments, tuple):
         return pickle.push(rebuild(arguments), 160)
@@ -231,7 +231,7 @@ def _obj(pickle: Stack) -> None:
 
 
 def _build(pickle: Stack) -> None:
-    """The state of an object: its attributes, or whatever its class makes of them."""
+    """Set the state of an object, which is usually its attributes."""
     state = pickle.stack.pop()
     target = pickle.stack[-1]
     if isinstance(target, Stub):
@@ -294,4 +294,4 @@ TABLE: dict[int, Callable[[Stack], None]] = {
     ord("b"): _build,
     ord("P"): _persid_line,
 }
-"""By opcode. EXT1-4 and the out-of-band buffers of protocol 5 are missing: they lead out of the file."""
+"""By opcode. EXT1-4 and the out-of-band buffers of protocol 5 are missing: they refer to other data."""

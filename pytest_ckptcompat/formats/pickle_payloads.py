@@ -1,7 +1,7 @@
-"""Pickles without their payloads: byte strings stay in the file, and a reference stands in their place.
+"""Copy a pickle without its payloads: byte strings stay in the file and are replaced by references.
 
-A pickle of arrays is a few thousand operations and gigabytes of bytes between them. Here the operations are
-passed over one by one, as ``pickletools`` documents them, and nothing is made of them.
+A pickle of arrays has a few thousand operations with gigabytes of bytes between them. The operations are
+copied one by one, as ``pickletools`` documents them, and not executed.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _FIXED = {
     **dict.fromkeys(b"JrjTXB\x84\x8b", 4),
     **dict.fromkeys(b"G\x95\x8d\x8e\x96", 8),
 }
-"""Opcode -> bytes of its argument, or of the length of its argument."""
+"""Opcode -> size in bytes of its argument, or of the length of its argument."""
 
 _COUNTED = frozenset(b"UTXCB\x8a\x8b\x8c\x8d\x8e\x96")
 _LINES = {**dict.fromkeys(b"IFLSVPpg", 1), **dict.fromkeys(b"ci", 2)}
 _BYTES = frozenset(b"CB\x8e\x96TU")
-"""Byte strings; those of Python 2 (T, U) are text as often."""
+"""Byte strings. Those of Python 2 (T, U) may also be text."""
 
 _FRAME, _STOP = 0x95, 0x2E
 
 
 class Payload:
-    """Bytes of a pickle that stay in the file: where they begin, and how many they are."""
+    """Bytes of a pickle that stay in the file, given by offset and length."""
 
     __slots__ = ("nbytes", "offset")
 
@@ -40,14 +40,14 @@ class Payload:
 
 
 def without_payloads(file: File, most: int) -> bytes | None:
-    """The pickle with a persistent id, ``(offset, length)``, in the place of every byte string.
+    """Replace every byte string in a pickle by a persistent id, ``(offset, length)``.
 
     Args:
-        file: begins with the pickle.
-        most: operations and bytes that may remain; beyond that it is not a pickle of arrays.
+        file: a file that begins with the pickle.
+        most: the largest number of operations, and of bytes that remain.
 
     Returns:
-        The shorter pickle; None if it is damaged, too long or something else.
+        The shorter pickle, or None if it is damaged, too long or something else.
     """
     out = bytearray()
     window = _Window(file)
@@ -84,14 +84,14 @@ def without_payloads(file: File, most: int) -> bytes | None:
 
 
 def _is_text(opcode: int, window: _Window, begin: int, length: int) -> bool:
-    """Whether a string of Python 2 is a name rather than an array's bytes."""
+    """Return whether a string of Python 2 is text rather than an array's bytes."""
     if opcode not in b"TU" or length > 256:
         return False
     return all(32 <= byte < 127 for byte in window.bytes(begin, length))
 
 
 class _Window:
-    """Part of a file, moved along."""
+    """The part of a file that is in memory."""
 
     def __init__(self, file: File) -> None:
         self._file = file
@@ -109,6 +109,6 @@ class _Window:
         return self._data[at - self._begin : at - self._begin + count]
 
     def line_end(self, at: int) -> int:
-        """Behind the line that begins here; -1 if it does not end soon."""
+        """Return the offset after the line that begins at `at`, or -1 if it is too long."""
         found = self.bytes(at, 4096).find(b"\n")
         return -1 if found < 0 else at + found + 1

@@ -1,8 +1,8 @@
-"""Small objects of which a pickle has hundreds of thousands, recognised whole instead of opcode by opcode.
+"""Recognise whole small objects with a regular expression, because pickles may hold very many of them.
 
-A distributed checkpoint's index has three for each block of each tensor. What is recognised is what Python's
-pickler (protocol 4 and later) writes for an object whose state is a flat dict of known names; anything else
-goes the long way, with the same result.
+A distributed checkpoint's index has three objects for each block of each tensor. The pattern is
+what Python's pickler (protocol 4 and later) writes for an object whose state is a flat dict of known names.
+Anything else is read opcode by opcode, with the same result.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _WIDTHS = {0x4B: 1, 0x4D: 2, 0x4A: 4, 0x8A: 6}
 _LENGTHS = {0x68: 2, 0x6A: 5}
 _BYTE, _TEXT, _NONE = 0x4B, 0x8C, 0x4E
 _OPERATIONS = 3
-"""How many operations led to it, which are given back: records have a cap of their own."""
+"""The operations before an object, which are not counted: records have a limit of their own."""
 
 _MOST_CACHED = 100_000
 _MOST_WAYS = 100
-"""In how many ways the names may be referred to: for each a pattern is compiled."""
+"""How many patterns are compiled: one for each way in which a pickle refers to the names."""
 
 
 class _Gone:
-    """Stands in the memo for the state of a record, to which nothing refers that Python's pickler writes."""
+    """A placeholder in the memo for the state of a record, to which Python's pickler never refers again."""
 
     __slots__ = ()
 
@@ -49,10 +49,10 @@ _GONE = _Gone()
 
 
 class Records:
-    """Recognises objects of one class.
+    """A recognizer for objects of one class.
 
     Args:
-        names: sets of attributes that an object may have, in their order.
+        names: the attribute names that an object may have, in order; several alternatives.
     """
 
     def __init__(self, *names: tuple[str, ...]) -> None:
@@ -64,9 +64,9 @@ class Records:
         self._sizes: dict[bytes, tuple[Any, ...]] = {}
 
     def take(self, stack: Stack, kind: Global) -> Record | None:
-        """The object that begins at the stack's position, which is moved behind it; None: go the long way."""
+        """Return the object at the stack's position and move behind it; None: read it opcode by opcode."""
         memo = stack.memo
-        if stack.memo_rewritten:  # what a reference means is remembered here
+        if stack.memo_rewritten:  # the patterns assume that a reference keeps its meaning
             return None
         match = None if self._usual is None else self._usual.match(stack.data, stack.position)
         if match is None and (match := self._first(stack)) is None:
@@ -105,7 +105,7 @@ class Records:
         return record
 
     def _first(self, stack: Stack) -> re.Match[bytes] | None:
-        """An object that refers to its attributes' names in another way; the next ones are like it."""
+        """Match an object with other references to its attribute names, and expect the same of the next."""
         for pattern in self._patterns if self._ways < _MOST_WAYS else ():
             match = pattern.match(stack.data, stack.position)
             if match is not None:
@@ -122,7 +122,7 @@ class Records:
         return None
 
     def _size(self, part: bytes, memo: list[Any]) -> tuple[Any, ...] | None:
-        """What the memo gets of a call that makes a ``torch.Size``: numbers, arguments and the result."""
+        """Return what a call of ``torch.Size`` adds to the memo: numbers, arguments and the result."""
         length = _LENGTHS[part[0]]
         index = _index(part[:length])
         callee = memo[index] if index < len(memo) else None

@@ -1,4 +1,4 @@
-"""The state of a pickle that is being read: its bytes, its stack, its memo, and what is left of the caps."""
+"""The state of the pickle machine: bytes, stack, memo, and what is left of the limits."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _LONGEST_NUMBER = 4096
 
 
 class Truncated(CheckpointError):  # noqa: N818  # it says what happened to the pickle
-    """The pickle goes on behind the bytes that were given."""
+    """Raised if the pickle continues after the bytes that were given."""
 
 
 class Stack:
-    """What the opcodes of a pickle work on.
+    """The state on which the opcodes of a pickle work.
 
     Args:
         data: bytes that hold the pickle.
-        names: name of a class or function -> what we do in place of calling it with these arguments. It
-            raises `TypeError` or `ValueError` where they make no sense; the pickle is refused then.
-        persistent: what a persistent id stands for; likewise.
-        limits: caps; ``pickle_bytes`` is for the caller to check.
-        start: where the pickle begins.
-        records: name of a class -> recognises its objects whole.
+        names: name of a class or function -> function to call in its place with the same arguments. It
+            raises `TypeError` or `ValueError` if they make no sense, and the pickle is refused.
+        persistent: returns the object for a persistent id; the same errors.
+        limits: limits on the pickle. The caller checks ``pickle_bytes``.
+        start: the offset of the pickle.
+        records: name of a class -> recognizer of its objects.
 
     Attributes:
         position: of the next opcode or of its argument.
@@ -82,12 +82,12 @@ class Stack:
         self.memo_rewritten = False
 
     def push(self, value: object, memory: int = 32) -> None:
-        """Put an object on the stack, and charge the bytes that it takes."""
+        """Put an object on the stack, and count its memory in bytes."""
         self.memory -= memory
         self.stack.append(value)
 
     def take(self, size: int) -> bytes:
-        """The next `size` bytes of the pickle."""
+        """Take the next `size` bytes of the pickle."""
         end = self.position + size
         if end > len(self.data):
             raise Truncated(TRUNCATED)
@@ -96,7 +96,7 @@ class Stack:
         return taken
 
     def line(self) -> bytes:
-        """The bytes up to the end of the line, which is passed over."""
+        """Take the bytes up to the end of the line, and skip the newline."""
         end = self.data.find(b"\n", self.position)
         if end < 0:
             raise Truncated(TRUNCATED)
@@ -105,12 +105,12 @@ class Stack:
         return taken
 
     def marked(self) -> list[Any]:
-        """What was pushed since the last mark, which is taken away with it."""
+        """Remove the last mark, and return the objects above it."""
         items, self.stack = self.stack, self.outer.pop()
         return items
 
     def find(self, module: str, name: str) -> Global:
-        """The class or function of a name, as plain text: nothing is looked up anywhere."""
+        """Return the `Global` for a class or function. Nothing is imported or looked up."""
         full = f"{module}.{name}"
         size = len(full.encode("utf-8", "surrogatepass"))
         self.limits.check("global_bytes", size, f"a pickle names a class or function of {size} bytes")
@@ -120,7 +120,7 @@ class Stack:
         return self.globals[full]
 
     def remember(self, index: int, value: object) -> None:
-        """Put a value into the memo out of turn: cPickle counted from 1, and pickles may reuse an index."""
+        """Put a value at any memo index: cPickle counted from 1, and pickles may reuse an index."""
         if index >= len(self.memo):
             if index > len(self.memo) + 1:
                 raise ValueError("memo indices have gaps")
@@ -133,36 +133,36 @@ class Stack:
     # -- arguments of opcodes ------------------------------------------------------------------------------
 
     def number(self) -> bytes:
-        """The text of a number, up to the end of the line."""
+        """Take a line with a number, and return its text."""
         text = self.line()
         if len(text) > _LONGEST_NUMBER:
             raise ValueError(f"a number of {len(text)} digits")
         return text.strip()
 
     def size(self, form: str) -> int:
-        """A length, packed as `struct` writes `form`."""
+        """Take a length in the `struct` format `form`."""
         (size,) = unpack(form, self.take({"B": 1, "i": 4, "I": 4, "Q": 8}[form[-1]]))
         if size < 0:
             raise ValueError("a negative length")
         return int(size)
 
     def push_integer(self, size: int) -> None:
-        """An integer of `size` bytes; a huge one stays a stub."""
+        """Push an integer of `size` bytes. A huge one becomes a `Stub`."""
         if size > _LONGEST_INT:
             self.take(size)
             return self.push(Stub(f"integer of {size} bytes"))
         return self.push(int.from_bytes(self.take(size), "little", signed=True), 64 + size)
 
     def push_text(self, size: int) -> None:
-        """A text of `size` bytes in UTF-8."""
+        """Push a text of `size` bytes in UTF-8."""
         self.push(self.take(size).decode("utf-8", "surrogatepass"), 96 + 4 * size)
 
     def push_bytes(self, size: int) -> None:
-        """Bytes as they are."""
+        """Push `size` bytes."""
         self.push(self.take(size), 64 + size)
 
     def push_string(self, data: bytes) -> None:
-        """A string of Python 2: torch reads it as UTF-8; what is not UTF-8 (an array's bytes) stays bytes."""
+        """Push a string of Python 2 as text, like torch, or as bytes if it is not UTF-8."""
         try:
             self.push(data.decode("utf-8"), 96 + 4 * len(data))
         except UnicodeDecodeError:

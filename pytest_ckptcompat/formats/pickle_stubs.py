@@ -1,4 +1,4 @@
-"""What a pickle describes, as plain data: the objects are never built, their classes never imported."""
+"""Plain data that describes the objects in a pickle. They are never built, nor their classes imported."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Recognizer(Protocol):
-    """Takes objects of one class from a pickle whole."""
+    """A recognizer for whole objects of one class in a pickle."""
 
     def take(self, stack: Any, kind: Global) -> object | None:
-        """The object that begins where `stack` is; None if it has to be read opcode by opcode."""
+        """Return the object at the position of `stack`, or None if it must be read opcode by opcode."""
 
 
 class Global:
@@ -24,8 +24,8 @@ class Global:
 
     Attributes:
         name: module and qualified name, joined by a dot.
-        rebuild: what *we* do in place of calling it, or None: then a `Stub` stands for the result.
-        records: recognises its objects whole, or None.
+        rebuild: our function to call in its place. If None, the result of a call is a `Stub`.
+        records: the recognizer of its objects, or None.
     """
 
     __slots__ = ("name", "rebuild", "records")
@@ -45,16 +45,16 @@ class Global:
 
 
 LOCKED = "a lock, which keeps no such values"
-"""Stands in a `Global` for the class of an object that a lock only names."""
+"""The name of the `Global` that is the class of an object in a lock, which does not store it."""
 
 
 class Stub:
-    """Stands for an object that we know nothing of but what the pickle says.
+    """A placeholder for an object, with everything that the pickle says about it.
 
     Attributes:
-        kind: its class, or the function that would give it.
-        args: the arguments of the call, as a pickle gives them.
-        state: what ``__setstate__`` or ``__dict__`` would get, or None.
+        kind: its class, or the function that would return it.
+        args: the arguments of the call, as the pickle has them.
+        state: what ``__setstate__`` or ``__dict__`` would receive, or None.
         items: its entries, if it was filled like a dict.
         elements: its elements, if it was filled like a list or set.
     """
@@ -70,12 +70,12 @@ class Stub:
 
     @property
     def name(self) -> str:
-        """Name of its class or function, or ``""`` where that is itself computed."""
+        """The name of its class or function, or ``""`` if the pickle computes it."""
         return self.kind.name if isinstance(self.kind, Global) else ""
 
     @property
     def attributes(self) -> dict[object, object]:
-        """Its attributes by name, if its state is a dict or a (dict, slots) pair."""
+        """The attributes by name, if the state is a dict or a (dict, slots) pair."""
         state = self.state
         if isinstance(state, tuple) and len(state) == 2:
             state = state[0] if isinstance(state[0], dict) else state[1]
@@ -90,8 +90,8 @@ class Record:
 
     Attributes:
         kind: its class.
-        names: of its attributes.
-        values: of the same.
+        names: the names of its attributes.
+        values: the values of its attributes.
     """
 
     __slots__ = ("kind", "names", "values")
@@ -102,18 +102,18 @@ class Record:
         self.values = values
 
     def get(self, name: str) -> Any:
-        """An attribute, or None."""
+        """Return an attribute, or None."""
         return self.values[self.names.index(name)] if name in self.names else None
 
 
 class Dict(dict[object, object]):
     """A dict, ordered dict, default dict or counter, with the attributes that a pickle sets on it.
 
-    Keys are what hashes fast and fairly (see `put`): a file can't make us hash its containers.
+    Keys from a file are hashed only if that is fast and safe; see `put`.
 
     Attributes:
-        attributes: what a pickle sets on it, such as torch's ``_metadata``.
-        kind: name of its class; ``""`` for a plain dict.
+        attributes: the attributes that a pickle sets, such as torch's ``_metadata``, or None.
+        kind: the name of its class; ``""`` for a plain dict.
     """
 
     __slots__ = ("attributes", "kind")
@@ -125,9 +125,9 @@ class Dict(dict[object, object]):
     def put(self, key: object, value: object) -> None:
         """Set an entry.
 
-        Strings and bytes hash by a secret seed, small integers and floats (nearly) by themselves. Anything
-        else (tuples, big integers, objects) may be crafted to collide or to take forever, and becomes a
-        `Stub`: each is a key of its own then.
+        Strings and bytes are hashed with a secret seed, and small integers and floats rarely collide. Other
+        keys (tuples, big integers, objects) could be crafted to collide or to take forever, so each becomes
+        a `Stub`, which is a key of its own.
         """
         kind = type(key)
         if kind is str or kind in _FAIR or (isinstance(key, int) and abs(key) < _SMALL):
@@ -137,7 +137,7 @@ class Dict(dict[object, object]):
 
 
 class Set(list[object]):
-    """The elements of a set, in the file's order: nothing that a file holds is hashed."""
+    """The elements of a set, in the file's order and not hashed."""
 
     __slots__ = ("frozen",)
 
@@ -153,31 +153,31 @@ class Size(tuple[Any, ...]):
 
 
 class Branch(Dict):
-    """A dict that stands for the dots in keys, as distributed checkpoints have them: ``model.fc.weight``."""
+    """A dict whose keys are joined by dots, as in distributed checkpoints: ``model.fc.weight``."""
 
     __slots__ = ()
 
 
 class Branches(list[object]):
-    """A list that stands for numbers between the dots of keys."""
+    """A list whose indices are joined to keys by dots; see `Branch`."""
 
     __slots__ = ()
 
 
 _FAIR = {str, bytes, bool, float, type(None), Global, Stub, Record}
 _SMALL = (1 << 61) - 1
-"""Below this, an integer is its own hash: no two collide fully."""
+"""Below this, an integer is its own hash, so no two have the same."""
 
 
 class Storage:
-    """The bytes behind tensors, or a part of them, as a pickle refers to them.
+    """A storage of tensors, or a part of one, as a pickle refers to it.
 
     Attributes:
-        key: names the storage within the file.
-        dtype: of its elements, torch's name without ``torch.``.
-        itemsize: bytes of one element.
-        numel: how many elements this part has.
-        start: first element of this part.
+        key: the name of the storage in the file.
+        dtype: the dtype of its elements, torch's name without ``torch.``.
+        itemsize: the size of one element in bytes.
+        numel: the number of elements in this part.
+        start: the index of this part's first element.
     """
 
     __slots__ = ("dtype", "itemsize", "key", "numel", "start")
@@ -191,7 +191,7 @@ class Storage:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of this part."""
+        """The size of this part in bytes."""
         return self.numel * self.itemsize
 
     def __repr__(self) -> str:
@@ -199,12 +199,12 @@ class Storage:
 
 
 def renamed(node: object, file: str, deepest: int = 16) -> object:
-    """The same tree with the storages of its tensors named after their file, so that several can be joined.
+    """Return the tree with the file's name before each storage's name, so that trees can be joined.
 
     Objects lose their parts.
 
     Raises:
-        CheckpointError: it is nested too deeply.
+        CheckpointError: the tree is nested too deeply.
     """
     if isinstance(node, TensorSpec):
         return node.within(file)
@@ -222,7 +222,7 @@ def renamed(node: object, file: str, deepest: int = 16) -> object:
 
 
 def is_array(node: object) -> bool:
-    """Whether it is a NumPy array, as any pickle protocol writes it."""
+    """Return whether a node is a NumPy array, as any pickle protocol writes it."""
     return isinstance(node, Stub) and node.name in _ARRAYS
 
 
@@ -233,9 +233,9 @@ _ARRAYS = {
 
 
 def children(node: object) -> Iterator[tuple[str, object]]:
-    """The named parts of a container: entries of a dict, elements of a list, attributes of an object.
+    """Yield the named parts of a container: entries of a dict, elements of a list, attributes of an object.
 
-    Those of a module that was pickled whole are its children, parameters and buffers, too.
+    For a pickled module, these include its child modules, parameters and buffers.
     """
     if isinstance(node, dict):
         for key, value in node.items():
@@ -250,10 +250,10 @@ def children(node: object) -> Iterator[tuple[str, object]]:
 
 
 def child(node: object, name: str) -> object:
-    """The part of a container that `children` gives under this name.
+    """Return the part of a container that `children` yields under this name.
 
     Raises:
-        LookupError: there is none.
+        LookupError: there is no such part.
     """
     number = int(name) if name.isdecimal() and len(name) < 16 else None
     if isinstance(node, Stub):
@@ -270,7 +270,7 @@ def child(node: object, name: str) -> object:
 
 
 def _parts(stub: Stub) -> Iterator[object]:
-    """The containers that an object's named parts lie in."""
+    """Yield the containers that hold an object's named parts."""
     attributes = stub.attributes
     yield from (stub.items, stub.elements)
     yield from (attributes.get(name) for name in _OF_MODULES if isinstance(attributes.get(name), dict))

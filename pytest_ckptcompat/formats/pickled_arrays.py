@@ -1,6 +1,6 @@
-"""Pickles of NumPy arrays, as detectron2's model zoo has them: the arrays are the tensors.
+"""Pickles of NumPy arrays, as in detectron2's model zoo. The arrays are treated as tensors.
 
-torch.load does not read them; who does unpickles the file. Here its arrays are found, and left there.
+torch.load does not read them, and other readers unpickle the file. Here the arrays are only located.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _BEGINNING = re.compile(rb"\x80[\x02-\x05]")
 _LOOKED_AT = 1 << 16
 _MOST = 2_000_000
-"""Operations of a pickle of arrays, and bytes that remain of it: some 50 for an array."""
+"""The largest number of operations, and of bytes without the payloads: about 50 for an array."""
 
 _DEEPEST = 16
 _DTYPES = {
@@ -62,15 +62,15 @@ def _payload(reference: Any) -> Payload:
 
 
 def _encoded(args: tuple[Any, ...]) -> object:
-    """``_codecs.encode(text, "latin1")``: bytes that were kept as text, and can't be left in the file."""
+    """``_codecs.encode(text, "latin1")``: bytes stored as text. Return the text unchanged."""
     return args[0] if args else b""
 
 
 class _Arrays:
-    """Turns the arrays of a tree into rows of the table.
+    """A converter from the arrays of a tree to tensors.
 
     Attributes:
-        storages: one for each array.
+        storages: one storage for each array.
     """
 
     def __init__(self, file: File, limits: Limits) -> None:
@@ -80,7 +80,7 @@ class _Arrays:
         self._seen = 0
 
     def of(self, node: Any, deepest: int) -> object:
-        """The same tree with a `TensorSpec` for each array; what is nested too deeply stays as it is."""
+        """Return the tree with a `TensorSpec` for each array. Too deeply nested parts stay as they are."""
         self._seen += 1
         self._limits.check("tensors", self._seen // 4, "the pickle holds too many objects")
         if is_array(node):
@@ -95,7 +95,7 @@ class _Arrays:
         return node
 
     def _array(self, node: Stub) -> object:
-        """An array by its state, or by the arguments of ``_frombuffer``."""
+        """Return a `TensorSpec` for an array with a known dtype, else the node itself."""
         parts = node.state
         if node.name.endswith("_frombuffer"):
             parts = _reordered(node.args)
@@ -120,7 +120,7 @@ _PARTS = 5
 
 
 def _reordered(arguments: Any) -> Any:
-    """The arguments of ``_frombuffer(bytes, dtype, shape, order)`` as an array's state has them."""
+    """Reorder the arguments of ``_frombuffer(bytes, dtype, shape, order)`` like an array's state."""
     match arguments:
         case (data, kind, shape, order):
             return None, shape, kind, order, data
@@ -128,7 +128,7 @@ def _reordered(arguments: Any) -> Any:
 
 
 def _dtype_of(kind: Any) -> str:
-    """Torch's name of a dtype of NumPy, in the byte order of the machine; ``""`` for any other."""
+    """Return torch's name of a little-endian NumPy dtype, or ``""`` for any other."""
     if (
         not isinstance(kind, Stub)
         or kind.name != "numpy.dtype"

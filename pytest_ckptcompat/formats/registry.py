@@ -1,4 +1,4 @@
-"""Which format knows a file: ours are asked first, then those of others."""
+"""Find the format that knows a file. Our formats are asked first, then those of plugins."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TAIL = 64
 
 
 def recognised(path: str, file: Any, files: Files, limits: Limits) -> Header:
-    """What the first format that knows the file reads of it."""
+    """Return the header from the first format that knows the file; raise CheckpointError if none does."""
     arguments = {"path": path, "file": file, "files": files, "limits": limits}
     try:
         header: Header | None = built_in().pytest_ckptcompat_open(**arguments)
@@ -51,10 +51,10 @@ def recognised(path: str, file: Any, files: Files, limits: Limits) -> Header:
 
 
 def _by_others(arguments: dict[str, Any]) -> Header | None:
-    """What a plugin of the run reads of it, or one of an installed package: looking for those takes longer.
+    """Return the header from a plugin of the run, or else (which takes longer) of an installed package.
 
     Raises:
-        CheckpointError: the plugin says so, or it fails.
+        CheckpointError: the plugin raised an error or returned a wrong header.
     """
     for relay in used():
         try:
@@ -75,7 +75,7 @@ def _by_others(arguments: dict[str, Any]) -> Header | None:
 
 
 def register(manager: PluginManager) -> None:
-    """Add the hook's specification and the formats that come with the plugin to a plugin manager."""
+    """Add the hook specifications and the built-in formats to a plugin manager."""
     from pytest_ckptcompat.core import hooks as hookspecs
 
     from . import (
@@ -92,7 +92,7 @@ def register(manager: PluginManager) -> None:
     )
 
     manager.add_hookspecs(hookspecs)
-    # The last one that is registered is asked first.
+    # The last registered format is asked first.
     files = (pickled_arrays, zipped_checkpoints, sharded, lock, safetensors, torch_legacy, torch_zip)
     for module in (folder, safetensors_ranks, dcp, *files):
         manager.register(module, f"ckptcompat-{module.__name__.rpartition('.')[2]}")
@@ -100,7 +100,7 @@ def register(manager: PluginManager) -> None:
 
 @cache
 def built_in() -> HookRelay:
-    """The hook outside pytest, with the formats that come with the plugin."""
+    """Return the hook with only the built-in formats."""
     manager = PluginManager("pytest")
     register(manager)
     return manager.hook

@@ -1,4 +1,4 @@
-"""What ``torch.load(weights_only=True)`` lets a pickle name and do, by torch 2.14 without further imports."""
+"""What ``torch.load(weights_only=True)`` of torch 2.14 allows in a pickle, without further imports."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SAFE = re.compile(
     re.VERBOSE,
 )
 _SAFE_OPCODES = frozenset(b"NG]}aesuc\x80\x81\x87\x88\x8a\x8fbU")
-"""Of the opcodes that the machine does not inline; those which it does are all among torch's."""
+"""The opcodes that torch allows, without those that the machine inlines, which are all allowed."""
 
 
 def is_safe(name: str) -> bool:
@@ -40,7 +40,7 @@ def is_safe(name: str) -> bool:
 
 
 def refused(*machines: Machine) -> str:
-    """Why torch's restricted unpickler would refuse these pickles, as half a sentence, or ``""``."""
+    """Return why torch's restricted unpickler would refuse these pickles, or ``""``."""
     names = dict.fromkeys(name for machine in machines for name in machine.globals if not is_safe(name))
     if names:
         shown = ", ".join(escape(name, 80) for name in list(names)[:3])

@@ -1,7 +1,7 @@
 """The safetensors format: eight bytes of length, a JSON header, and the values in one block.
 
-Read from its description (https://github.com/huggingface/safetensors#format). Where the reference library
-lets something pass that the description forbids (a key twice, spaces before the header), it is refused.
+Based on the description (https://github.com/huggingface/safetensors#format). What the description forbids
+(a key twice, spaces before the header) is refused, even if the reference library accepts it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _DTYPES = {
     "U64": ("uint64", 64), "U32": ("uint32", 32), "U16": ("uint16", 16), "U8": ("uint8", 8),
     "C64": ("complex64", 64), "BOOL": ("bool", 8),
 }  # fmt: skip
-"""Name in the file -> torch's name, and bits of one element."""
+"""Name in the file -> torch's name, and the number of bits of one element."""
 
 _BIGGEST = (1 << 63) - 1
 _DESCRIPTION = "__metadata__"
@@ -44,7 +44,7 @@ _SIZE = re.compile(rb"[ \t\n\r]*+" + NATURAL + rb"[ \t\n\r]*+")
 
 
 class _Layout(NamedTuple):
-    """A dtype and a shape, with what follows from them: made once for all tensors that have both."""
+    """A dtype and a shape with derived values, shared by all tensors with this dtype and shape."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -54,7 +54,7 @@ class _Layout(NamedTuple):
 
 
 class _Values(Mapping[str, tuple[Extent, ...]]):
-    """Where the values of every key lie; the extents are made when they are asked for."""
+    """Where the values of every key are. Extents are made on demand."""
 
     def __init__(self, path: str, start: int, places: dict[str, tuple[int, int]]) -> None:
         self._path = path
@@ -74,7 +74,7 @@ class _Values(Mapping[str, tuple[Extent, ...]]):
 
 @hookimpl(tryfirst=True)
 def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
-    """Read a safetensors file; one rank's part of a distributed checkpoint is refused."""
+    """Read a safetensors file, but refuse one rank's part of a distributed checkpoint."""
     found = None if file is None else read_part(file, limits)
     if file is None or found is None:
         return None
@@ -93,8 +93,8 @@ def read_part(file: File, limits: Limits) -> tuple[Header, dict[str, tuple[int, 
     """Read the header of a safetensors file, which may be one rank's part of a distributed checkpoint.
 
     Returns:
-        The header, and by key where in the whole tensor the one in the file begins: nothing in a file that
-        torch.distributed.checkpoint did not write. None if it is not a safetensors file.
+        The header, and key -> offset of the file's tensor in the whole tensor, which is empty unless
+        torch.distributed.checkpoint wrote the file. None if it is not a safetensors file.
     """
     if file.size < 9:
         return None
@@ -116,12 +116,12 @@ def read_part(file: File, limits: Limits) -> tuple[Header, dict[str, tuple[int, 
 
 
 class _Reader:
-    """Reads the JSON of a header into the table.
+    """A reader for the JSON of a header.
 
     Attributes:
         tree: key -> `TensorSpec`, in the header's order.
-        places: key -> first byte of its values and the one after the last, counted from the header's end.
-        sharding: where in the whole tensors those of this file belong, as JSON, if the file is one rank's.
+        places: key -> first byte of the values and the byte after the last, from the end of the header.
+        sharding: the offsets of this file's tensors in the whole tensors, as JSON, if the file is one rank's.
     """
 
     def __init__(self, data: bytes, limits: Limits) -> None:
@@ -137,7 +137,7 @@ class _Reader:
         """Read every entry.
 
         Raises:
-            CheckpointError: the header is damaged, or goes beyond a cap.
+            CheckpointError: the header is damaged or exceeds a limit.
         """
         scanner = self._scanner
         if not scanner.data.startswith(b"{"):
@@ -152,7 +152,7 @@ class _Reader:
         scanner.end()
 
     def _entries(self, pattern: re.Pattern[bytes]) -> bool:
-        """Read entries up to one that the pattern does not describe; False if there are no more."""
+        """Read entries until one doesn't match the pattern. Return whether there are more."""
         scanner, layouts, add = self._scanner, self._layouts, self._add
         position = scanner.position
         for match in pattern.finditer(scanner.data, position):
@@ -172,7 +172,7 @@ class _Reader:
         return True
 
     def _entry(self) -> bool:
-        """Read one entry, whatever it looks like; False if it is the last."""
+        """Read one entry in any form. Return whether there are more."""
         scanner = self._scanner
         key = scanner.string()
         scanner.take(b":")
@@ -185,7 +185,7 @@ class _Reader:
         return closing != b"}"
 
     def _unusual(self) -> tuple[_Layout, int, int]:
-        """The value of an entry whose fields stand in another order, or that has more of them."""
+        """Read the value of an entry whose fields have another form, or that has more of them."""
         scanner = self._scanner
         found: dict[str, object] = {}
         for name in scanner.members():
@@ -203,7 +203,7 @@ class _Reader:
         raise scanner.error("an entry lacks its dtype, its shape or its data_offsets")
 
     def _description(self) -> None:
-        """``__metadata__``: null, or strings by name; of the tensors they say only whether they are parts."""
+        """Read ``__metadata__``: null, or strings by name, of which only the sharding is needed."""
         scanner = self._scanner
         if self._described:
             raise scanner.error("it has '__metadata__' twice")
@@ -233,13 +233,13 @@ class _Reader:
         bits = prod(shape) * width
         note = ""
         if width == 4 and shape and shape[-1] % 2 == 0:
-            shape = (*shape[:-1], shape[-1] // 2)  # torch keeps two of them in a byte, and counts the pairs
+            shape = (*shape[:-1], shape[-1] // 2)  # torch packs two elements in a byte and counts pairs
         elif width < 8:
             note = "elements that are not whole bytes"
         return _Layout(dtype, shape, contiguous_stride(shape), bits, note)
 
     def _sizes(self, text: bytes) -> tuple[int, ...]:
-        """The numbers between the brackets of a shape."""
+        """Parse the numbers between the brackets of a shape."""
         dims = text.count(b",") + 1
         self._limits.check("dims", dims, f"a tensor has {dims} dimensions")
         numbers = text.split(b",") if text.strip() else []
@@ -248,7 +248,7 @@ class _Reader:
         return tuple(map(int, numbers))
 
     def _first(self, sizes: Iterator[int]) -> tuple[int, ...]:
-        """As many sizes as a tensor may have, and one more, for which it is refused."""
+        """Read at most one number more than a tensor may have dimensions, so that it is refused later."""
         return tuple(islice(sizes, self._limits.dims + 1))
 
     def _add(self, key: str, layout: _Layout, begin: int, end: int) -> None:
@@ -271,7 +271,7 @@ class _Reader:
         places[key] = (begin, end)
 
     def check_places(self, room: int) -> None:
-        """See that the values fill the rest of the file, without gaps and without overlaps.
+        """Check that the values fill the rest of the file, without gaps or overlaps.
 
         Raises:
             CheckpointError: they don't.

@@ -1,4 +1,4 @@
-"""Entries of a safetensors header as writers write them, as regular expressions."""
+"""Regular expressions for the usual entries of a safetensors header."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _FIELDS = (
 
 
 def _pattern(fields: tuple[tuple[bytes, ...], ...]) -> re.Pattern[bytes]:
-    """An entry with its fields in one order."""
+    """Return the pattern of an entry with its fields in this order."""
     first, second, third = fields
     tokens = (rb'"(?P<key>[^"\\\x00-\x1f]*+)"', b":", rb"\{", *first, b",", *second, b",", *third, rb"\}")
     return re.compile(rb"[ \t\n\r]*+".join((b"", *tokens, b"(?P<closing>[,}])")))
 
 
 ENTRIES = tuple(_pattern(order) for order in permutations(_FIELDS))
-"""Entries as writers write them, the usual order first; what is in none of these is read token by token."""
+"""One pattern for each order of fields, the usual one first. Other entries are read token by token."""

@@ -1,4 +1,4 @@
-"""Parts of tensors in safetensors files: ``torch.distributed.checkpoint`` has every rank write its own."""
+"""Parts of tensors in safetensors files that the ranks of ``torch.distributed.checkpoint`` write."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.core.limits import Limits
 
 PLACES_OF_PARTS = "DCP_SHARDING_INFO"
-"""The entry of ``__metadata__`` that says where in the whole tensors those of a file begin."""
+"""The entry of ``__metadata__`` with the offsets of a file's tensors in the whole tensors."""
 
 NAME_OF_PARTS = "shard-"
-"""How the name of a rank's file begins."""
+"""The beginning of a rank's file name."""
 
 
 def places_of_parts(text: str, limits: Limits) -> dict[str, tuple[int, ...]]:
-    """Where parts begin in their tensors, by key: ``{"weight": {"saved_offsets": [3, 0]}}``.
+    """Return key -> offset of the part in the whole tensor, from ``{"weight": {"saved_offsets": [3, 0]}}``.
 
     Raises:
         CheckpointError: the text is not JSON of this form.

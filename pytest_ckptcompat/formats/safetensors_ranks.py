@@ -1,7 +1,7 @@
-"""Distributed checkpoints in safetensors: a folder with a file of every rank, each with parts of tensors.
+"""Distributed checkpoints in safetensors: a folder with one file for each rank, with parts of tensors.
 
-As ``torch.distributed.checkpoint.HuggingFaceStorageWriter(save_distributed=True)`` writes them: where a part
-begins stands in its file, and how large the whole tensor is follows from the parts.
+``torch.distributed.checkpoint.HuggingFaceStorageWriter(save_distributed=True)`` writes them. Each file has
+the offsets of its parts, and the shape of a whole tensor follows from its parts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @hookimpl(tryfirst=True)
 def pytest_ckptcompat_open(path: str, file: object, files: Files, limits: Limits) -> Header | None:
-    """Read the parts of all ranks in a folder."""
+    """Read a folder with the parts of all ranks."""
     if file is not None:
         return None
     named = [
@@ -66,7 +66,7 @@ def _joined(path: str, names: list[str], files: Files, limits: Limits) -> Header
 
 
 def _whole(key: str, dtype: str, parts: list[PlainChunk]) -> TensorSpec:
-    """The tensor that parts make up: each element lies in one of them."""
+    """Return the tensor that the parts form. Each element must be in exactly one part."""
     ends = [[low + size for low, size in zip(part.begin, part.size, strict=True)] for part in parts]
     if len({len(each) for each in ends}) != 1:
         raise CheckpointError(f"the parts of {escape(key)} have different numbers of dimensions")

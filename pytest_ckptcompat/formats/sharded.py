@@ -30,16 +30,16 @@ _SUFFIX = ".index.json"
 
 @hookimpl(tryfirst=True)
 def pytest_ckptcompat_open(path: str, file: File | None, files: Files, limits: Limits) -> Header | None:
-    """Read a sharded checkpoint by its index."""
+    """Read a sharded checkpoint, given its index."""
     shards = None if file is None else _shards(file, limits)
     return None if shards is None else _read(path, shards, files, limits)
 
 
 def header_of(path: str, files: Files, limits: Limits) -> Header:
-    """Read a file that holds a checkpoint, or the index of one.
+    """Read a file that is a checkpoint or the index of a sharded checkpoint.
 
     Raises:
-        CheckpointError: it holds none; the text names the file.
+        CheckpointError: the file is neither. The message names the file.
     """
     try:
         with files.open(path) as file:
@@ -52,10 +52,10 @@ def header_of(path: str, files: Files, limits: Limits) -> Header:
 
 
 def together(folder: str, names: Iterable[str], files: Files, limits: Limits) -> Header:
-    """Put the headers of shards together that no index lists.
+    """Join the headers of shards without an index.
 
     Raises:
-        CheckpointError: one can't be read, or two have a key in common.
+        CheckpointError: a shard can't be read, or two shards have a key in common.
     """
     shards: dict[str, str] = {}
     headers = {name: _shard(inside(folder, name), name, files, limits) for name in names}
@@ -69,7 +69,7 @@ def together(folder: str, names: Iterable[str], files: Files, limits: Limits) ->
 
 
 def _shards(file: File, limits: Limits) -> dict[str, str] | None:
-    """Key -> name of its file, if the file is an index."""
+    """Return key -> file name if the file is an index, else None."""
     if not file.read_at(0, min(64, file.size)).lstrip().startswith(b"{"):
         return None
     if file.size > limits.index and b"weight_map" not in file.read_at(0, min(4096, file.size)):
@@ -77,7 +77,7 @@ def _shards(file: File, limits: Limits) -> dict[str, str] | None:
     limits.check("index", file.size, f"the index has {file.size} bytes")
     data = file.read_at(0, file.size)
     if b'weight_map"' not in data and not file.path.endswith(_SUFFIX):
-        return None  # whatever is wrong with it, it is not an index that is wrong
+        return None  # not a damaged index, but some other file
     scanner = Scanner(data, "the index", limits)
     shards: dict[str, str] | None = None
     for name in scanner.members():
@@ -107,9 +107,9 @@ def _weight_map(scanner: Scanner, limits: Limits) -> dict[str, str]:
 
 
 def _read(index: str, shards: dict[str, str], files: Files, limits: Limits) -> Header:
-    """The headers of all shards, put together in the order of the index.
+    """Join the headers of all shards in the order of the index.
 
-    What a shard holds and the index does not name is read as well: those who load shard by shard load it.
+    Keys that the index lacks are included too, because loading shard by shard loads them.
     """
     headers = {
         name: _shard(beside(index, name), name, files, limits) for name in dict.fromkeys(shards.values())
@@ -144,7 +144,7 @@ def _held(header: Header, name: str) -> dict[str, object]:
 
 
 def _joined(shards: dict[str, str], headers: dict[str, Header]) -> Header:
-    """One table of all keys, each from its shard."""
+    """Return one header with every key from its shard."""
     tree = Dict()
     storages: dict[str, tuple[Extent, ...]] = {}
     for key, name in shards.items():
@@ -169,7 +169,7 @@ def _shard(path: str, name: str, files: Files, limits: Limits) -> Header:
 
 
 def _of_file(file: File, limits: Limits) -> Header:
-    """What a file holds in a format of one file."""
+    """Read a checkpoint that is a single file; raise CheckpointError if it is something else."""
     known = (safetensors.pytest_ckptcompat_open, torch_zip.read_archive, torch_legacy.pytest_ckptcompat_open)
     for read in known:
         header: Header | None = read(file, limits)

@@ -1,6 +1,6 @@
-"""Arguments of the functions by which torch rebuilds tensors: what torch refuses of them is refused.
+"""Check the arguments of the functions that rebuild torch's tensors. What torch refuses is refused.
 
-Errors are `TypeError` and `ValueError`: the pickle machine says where in the pickle they occurred.
+Errors are `TypeError` and `ValueError`. The pickle machine adds where in the pickle they occurred.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pytest_ckptcompat.core.tensor_spec import ITEMSIZE, CompositeSpec, LearnedS
 from .pickle_stubs import Global, Stub
 
 QUANTIZED = {"qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1}
-"""Bytes per element of the quantized dtypes, which have no plain layout for us."""
+"""The element size in bytes of the quantized dtypes, which are not in `ITEMSIZE`."""
 
 PACKED = {"quint4x2": 2, "quint2x4": 4}
 """How many elements of a quantized dtype share a byte."""
@@ -38,7 +38,7 @@ _LAYOUTS = {
 
 
 def check_grad(requires_grad: Any, dtype: str) -> None:
-    """See that a tensor of this dtype can require a gradient, or not, as it says."""
+    """Check that a tensor of this dtype may have this ``requires_grad``."""
     if type(requires_grad) is not bool:
         raise TypeError("requires_grad of a tensor is neither true nor false")
     if requires_grad and not dtype.startswith(_FRACTIONAL):
@@ -54,7 +54,7 @@ def learned(spec: TensorSpec, *, requires_grad: bool, parameter: bool = False) -
 
 
 def check_state(state: Any) -> None:
-    """See that the state of an object is its attributes, perhaps with those that lie in slots."""
+    """Check that the state of an object is a dict of attributes, or a pair of dicts (attributes, slots)."""
     pair = state if type(state) is tuple else (state,)
     known = all(not each or (isinstance(each, dict) and all(type(n) is str for n in each)) for each in pair)
     if len(pair) > _MOST_STATES or (type(state) is tuple and len(pair) < _MOST_STATES) or not known:
@@ -62,7 +62,7 @@ def check_state(state: Any) -> None:
 
 
 def conjugated(spec: TensorSpec, flags: Any) -> TensorSpec:
-    """A tensor whose values are read with another sign: ``{"conj": True}``, ``{"neg": True}``."""
+    """Apply a tensor's lazy conjugation and negation: ``{"conj": True}``, ``{"neg": True}``."""
     if not flags:
         return spec
     if not isinstance(flags, dict):
@@ -81,7 +81,7 @@ def conjugated(spec: TensorSpec, flags: Any) -> TensorSpec:
 
 
 def quantizer_of(quantizer: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """How integers become numbers: ``(scheme, scale, zero point)``, or for every channel ``(.., axis)``."""
+    """Return ``(scheme, scale, zero point)``, or ``(scheme, scales, zero points, axis)`` per channel."""
     if type(quantizer) is not tuple or not quantizer:
         raise TypeError("a quantized tensor without its quantizer")
     scheme, *numbers = (name_of(quantizer[0]).removeprefix("torch."), *quantizer[1:])
@@ -105,7 +105,7 @@ def quantizer_of(quantizer: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
 
 
 def _count(numbers: Any) -> int:
-    """How many numbers a list or a tensor has."""
+    """Return the length of a list or tensor of numbers."""
     if isinstance(numbers, TensorSpec):
         return numbers.numel
     if type(numbers) is list and all(type(each) in (int, float) for each in numbers):
@@ -114,7 +114,7 @@ def _count(numbers: Any) -> int:
 
 
 def distributed(spec: TensorSpec, kind: str, state: Any) -> TensorSpec:
-    """One rank's part of a tensor that is spread over several ranks."""
+    """Return the spec for one rank's part of a distributed tensor."""
     world = _attribute(state, "_flatten_rank_map", "_flatten_mesh_list")
     numbers = (_attribute(state, "_rank"), world)
     name = kind.rpartition(".")[2]
@@ -124,7 +124,7 @@ def distributed(spec: TensorSpec, kind: str, state: Any) -> TensorSpec:
 
 
 def _attribute(state: Any, *names: str) -> int | None:
-    """The first whole number, or length of a list, under one of these names near the top of a state."""
+    """Return the first whole number, or length of a list, under one of these names in a state."""
     pending = [state]
     for _ in range(_MOST_SEARCHED):
         if not pending:
@@ -184,7 +184,7 @@ def layout_of(args: tuple[Any, ...]) -> Layout:
 
 
 def overflows(shape: tuple[int, ...]) -> bool:
-    """Whether torch, which counts elements from the left in 64 bits, loses count before it meets a zero."""
+    """Return whether torch's element count (64 bits, from the left) overflows before a size of zero."""
     elements = 1
     for size in shape:
         elements *= size
@@ -194,7 +194,7 @@ def overflows(shape: tuple[int, ...]) -> bool:
 
 
 def dtype_of(named: Any) -> str:
-    """Name of a dtype, without ``torch.``; TypeError or ValueError if it is none."""
+    """Return the name of a dtype without ``torch.``; raise TypeError or ValueError if it is not a dtype."""
     dtype = name_of(named).removeprefix("torch.")
     itemsize_of(dtype)
     return dtype
@@ -207,14 +207,14 @@ def is_value(named: Any) -> bool:
 
 
 def itemsize_of(dtype: str) -> int:
-    """Bytes of one element of a dtype; ValueError if there is no such dtype."""
+    """Return the size of one element in bytes; raise ValueError if there is no such dtype."""
     if dtype not in ITEMSIZE and dtype not in QUANTIZED:
         raise ValueError(f"dtype {dtype} is unknown")
     return ITEMSIZE.get(dtype) or QUANTIZED[dtype]
 
 
 def name_of(named: Any) -> str:
-    """Name of a class or function; TypeError if it is neither."""
+    """Return the name of a class or function; raise TypeError if it is neither."""
     if not isinstance(named, Global):
         raise TypeError("a class or dtype is not given by its name")
     return named.name

@@ -30,7 +30,7 @@ _FIRST_READ = 256 << 10
 
 @hookimpl(tryfirst=True)
 def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
-    """Read a file that torch.save wrote before 1.6, or later in the old way."""
+    """Read a file that torch.save wrote before 1.6, or later in the legacy format."""
     head = b"" if file is None else file.read_at(0, min(32, file.size))
     if file is None or not any(magic in head for magic in _MAGIC_TEXTS):
         return None
@@ -38,7 +38,7 @@ def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
     magic, protocol = pickles.load(), pickles.load()
     if magic != _MAGIC or protocol != _PROTOCOL:
         raise CheckpointError("it begins as torch.save began files before 1.6, and goes on differently")
-    pickles.load()  # the machine it was written on: its bytes are little-endian wherever that was
+    pickles.load()  # about the machine it was written on; values are little-endian in any case
     tree = pickles.load()
     tensors = pickles.tensors
     keys = pickles.load()
@@ -50,12 +50,12 @@ def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
 
 
 class _Pickles:
-    """The pickles at the start of a file. How long each is shows only while it is run.
+    """The pickles at the start of a file. The length of each is known only after it was run.
 
     Attributes:
-        position: where the next one begins.
-        machines: that ran, one a pickle.
-        tensors: of the pickle that was run last.
+        position: the offset of the next pickle.
+        machines: the machines that ran, one for each pickle.
+        tensors: the tensors of the last pickle.
     """
 
     def __init__(self, file: File, limits: Limits) -> None:
@@ -66,7 +66,7 @@ class _Pickles:
         self._data = file.read_at(0, min(file.size, _FIRST_READ))
 
     def load(self) -> Any:
-        """The object of the next pickle; more of the file is read where it goes on behind what was read."""
+        """Return the object of the next pickle. More of the file is read as needed."""
         self.tensors = tensors = Tensors(self._limits, legacy=True)
         machine = Machine(
             self._data,
@@ -97,7 +97,7 @@ class _Pickles:
 
 
 def _extents(file: File, keys: list[str], tensors: Tensors, position: int) -> dict[str, tuple[Extent, ...]]:
-    """Where the bytes of every storage lie: each behind its number of elements, in the order of the keys."""
+    """Return where the bytes of every storage are: in the order of the keys, each after an element count."""
     if len(set(keys)) != len(keys) or set(keys) != set(tensors.storages):
         raise CheckpointError("its list of storages does not name those that its tensors use, each once")
     extents: dict[str, tuple[Extent, ...]] = {}

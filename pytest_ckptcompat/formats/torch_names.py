@@ -1,6 +1,6 @@
 """What torch's own names in a pickle mean: the functions that lay tensors over storages.
 
-Read from ``torch/_utils.py`` and ``torch/serialization.py`` of torch 1.0 to 2.14.
+Based on ``torch/_utils.py`` and ``torch/serialization.py`` of torch 1.0 to 2.14.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _SIZES = {tuple, Size}
 _DISTRIBUTED = "torch.distributed."
 _ARGUMENTS_OF_SUBCLASS = 8
 _USUAL = 6
-"""Arguments of `_rebuild_tensor_v2` without metadata."""
+"""The number of arguments of `_rebuild_tensor_v2` without metadata."""
 
 _PLAIN_TYPES = {
     "torch.Tensor",
@@ -56,7 +56,7 @@ _PLAIN_TYPES = {
 
 
 class Tensors(Storages):
-    """Gives the meaning of torch's names while a pickle is run.
+    """The replacements for torch's names while one pickle runs.
 
     Args:
         limits: caps.
@@ -97,7 +97,7 @@ class Tensors(Storages):
     def _spec(
         self, storage: Any, offset: Any, shape: Any, stride: Any, dtype: str = "", *, quantized: bool = False
     ) -> TensorSpec:
-        """The tensor that lies over a storage, if it lies inside."""
+        """Return a tensor over a storage; raise ValueError if it reaches beyond the storage."""
         self._count += 1
         if self._count > self._limits.tensors:
             raise exceeded("tensors", self._limits.tensors, "the file holds too many tensors")
@@ -130,7 +130,7 @@ class Tensors(Storages):
     def _odd(
         self, dtype: str, shape: Any, note: str, kind: str = "", parts: tuple[object, ...] = ()
     ) -> TensorSpec:
-        """A tensor without a plain layout: it keeps its place in the table."""
+        """Return the spec of a tensor without a plain layout."""
         if type(shape) not in _SIZES:
             raise TypeError("a tensor whose sizes are of a wrong type")
         if all(type(size) is int for size in shape[: self._limits.dims]):
@@ -140,7 +140,7 @@ class Tensors(Storages):
             return CompositeSpec(dtype, shape, stride, 0, "", note, kind, parts)
         raise TypeError("a size that is not a natural number")
 
-    # -- one method for each of torch's functions; the arguments are torch's: what it refuses is refused
+    # -- one method for each of torch's functions; what torch refuses is refused ---------------------------
 
     def _strided(self, args: tuple[Any, ...]) -> TensorSpec:
         """``_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, metadata=None)``."""
@@ -179,7 +179,7 @@ class Tensors(Storages):
         return data
 
     def _parameter_with_state(self, args: tuple[Any, ...]) -> object:
-        """``_rebuild_parameter_with_state(data, requires_grad, hooks, state)``; its state is not a value."""
+        """``_rebuild_parameter_with_state(data, requires_grad, hooks, state)``; the state is not used."""
         *_, state = args
         check_state(state)
         return self._parameter(args[:-1])
@@ -214,7 +214,7 @@ class Tensors(Storages):
         )
 
     def _nested(self, args: tuple[Any, ...]) -> TensorSpec:
-        """``_rebuild_nested_tensor(buffer, sizes, strides, offsets)``: its shape is data, so it has none."""
+        """``_rebuild_nested_tensor(buffer, sizes, strides, offsets)``; reported with its buffer's shape."""
         buffer, sizes, strides, offsets = args
         if not all(isinstance(each, TensorSpec) for each in args):
             raise TypeError("a nested tensor that is not made of tensors")
@@ -230,7 +230,7 @@ class Tensors(Storages):
         return CompositeSpec(dtype_of(dtype), plain.shape, plain.stride, 0, "", "meta", "meta")
 
     def _device_tensor(self, args: tuple[Any, ...]) -> object:
-        """``_rebuild_device_tensor_from_cpu_tensor(data, dtype, device, requires_grad)`` and its kin."""
+        """``_rebuild_device_tensor_from_cpu_tensor(data, dtype, device, requires_grad)`` and the like."""
         data, dtype, device, requires_grad = args
         if not (isinstance(data, TensorSpec) or type(data) is Stub) or type(device) not in (str, Device):
             raise TypeError("a tensor of a device that is not made of its values")

@@ -1,6 +1,6 @@
-"""TorchScript archives: a pickle of modules, and beside it the code that says what of them is a parameter.
+"""TorchScript archives: a pickle of modules, and code that says which attributes are parameters.
 
-Nothing of the code is run: the lists ``__parameters__`` and ``__buffers__`` are read as text.
+The code is not run. Its lists ``__parameters__`` and ``__buffers__`` are read as text.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ _LIST = re.compile(r"^\s+__(parameters|buffers)__ = \[(.*)\]", re.MULTILINE)
 _NAME = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 Members = tuple[tuple[str, ...], tuple[str, ...]]
-"""Names of a class's parameters, and of its buffers."""
+"""The names of a class's parameters and of its buffers."""
 
 
 def state_dict_of(
     tree: object, file: File | Part, members: Mapping[str, Entry], root: str, limits: Limits
 ) -> Dict:
-    """The parameters and buffers of a TorchScript archive, by the names that its ``state_dict()`` gives.
+    """Return the parameters and buffers of a TorchScript archive, with the keys of its ``state_dict()``.
 
     Args:
-        tree: what its pickle describes.
-        file: holds the archive.
-        members: of the archive.
-        root: its folder.
-        limits: caps; ``pickle_bytes`` is that of all code together.
+        tree: the description of its pickle.
+        file: the archive.
+        members: the members of the archive.
+        root: the folder inside the archive.
+        limits: limits on the code (``pickle_bytes``, for all of it), modules, tensors and keys.
 
     Raises:
-        CheckpointError: its code is damaged, or too long.
+        CheckpointError: the code is damaged or too long, or a limit is exceeded.
     """
     classes = _classes(file, members, f"{root}/code/", limits)
     made = Dict("collections.OrderedDict")
@@ -59,7 +59,7 @@ def state_dict_of(
 def _classes(
     file: File | Part, members: Mapping[str, Entry], folder: str, limits: Limits
 ) -> dict[str, Members]:
-    """Name of a class -> what it lists, from the code of all modules."""
+    """Return class name -> its parameters and buffers, from the code of all modules."""
     found: dict[str, Members] = {}
     room = 0
     for name, member in members.items():
@@ -81,7 +81,7 @@ def _classes(
 def _entries(
     root: object, classes: Mapping[str, Members], limits: Limits
 ) -> Iterator[tuple[str, TensorSpec]]:
-    """What ``state_dict()`` gives: parameters and buffers of each module, then those of its children."""
+    """Yield the entries of ``state_dict()``: those of each module, then those of its children."""
     pending: list[tuple[str, object, int]] = [("", root, 0)]
     looked_at = 0
     while pending:

@@ -1,4 +1,4 @@
-"""torch's own format since 1.6: a zip archive with one pickle and one member for every storage."""
+"""torch's format since 1.6: a zip archive with one pickle and one member for every storage."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SMALL = (
 )
 _LONGEST_RECORD = 128
 _DENSE = 1024
-"""Bytes of an archive for each of its members, below which their headers are read with the values between."""
+"""The archive's bytes per member below which local headers are read together with the values between."""
 
 _VERSION = re.compile(rb"\s*\+?(\d{1,18})")
 _NEWEST_VERSION = 10
@@ -47,12 +47,12 @@ _NEWEST_VERSION = 10
 
 @hookimpl(tryfirst=True)
 def pytest_ckptcompat_open(path: str, file: File | None, files: Files, limits: Limits) -> Header | None:
-    """Read a zip archive that torch.save wrote, or the folder that one was unpacked to."""
+    """Read a zip archive that torch.save wrote, or the folder to which it was unpacked."""
     return _unpacked(path, files, limits) if file is None else read_archive(file, limits)
 
 
 def _unpacked(path: str, files: Files, limits: Limits) -> Header | None:
-    """The header of an archive whose members lie in a folder."""
+    """Return the header of an archive that was unpacked to a folder, or None if it is another folder."""
     if not {"data.pkl", "version"} <= set(names_in(path)):
         return None
     with files.open(inside(path, "data.pkl")) as file:
@@ -76,10 +76,11 @@ def _file_of(path: str, key: str, storage: Storage, files: Files) -> Extent:
 
 
 def read_archive(file: File | Part, limits: Limits) -> Header | None:
-    """The header of an archive of torch.save; None if it is not a zip archive, or one of another kind.
+    """Return the header of a torch.save archive, or None if the file is not one.
 
     Raises:
-        CheckpointError: it is damaged, or not what torch.save writes; the text lacks the path.
+        CheckpointError: the archive is damaged, or torch.save does not write such archives. The message does
+            not have the path.
     """
     if file.size < 4 or file.read_at(0, 4) != b"PK\x03\x04":
         return None
@@ -112,7 +113,7 @@ def _check_kind(members: dict[str, Entry], root: str) -> None:
 
 
 def _check_records(file: File | Part, members: dict[str, Entry], root: str) -> None:
-    """The small records, all of which torch.load reads before the pickle, and refuses if they are wrong."""
+    """Check the small records that torch.load reads before the pickle and refuses if they are wrong."""
     found: dict[str, bytes] = {}
     for name in _SMALL:
         member = members.get(f"{root}/{name}")
@@ -152,12 +153,12 @@ def _quoted(record: bytes) -> str:
 
 
 class _Records(Mapping[str, tuple[Extent, ...]]):
-    """Where the bytes of every storage lie; the extents are made when they are asked for.
+    """Where the bytes of every storage are. Extents are made on demand.
 
     Attributes:
-        begins: key -> where its bytes begin; where local headers are dear to read, or the bytes deflated,
-            where that header stands.
-        packed: key -> bytes that it takes in the archive; of those that are deflated.
+        begins: key -> offset of the storage's bytes, or of its local header if the file is remote or the
+            bytes are deflated.
+        packed: key -> compressed size in bytes, for deflated storages.
     """
 
     def __init__(self, file: File | Part, folder: str, storages: Mapping[str, Storage]) -> None:
@@ -183,7 +184,7 @@ class _Records(Mapping[str, tuple[Extent, ...]]):
 
 
 def _records(file: File | Part, members: dict[str, Entry], folder: str, tensors: Tensors) -> _Records:
-    """The storages that the tensors need, compared with the members that are there."""
+    """Find the storages that the tensors need among the members of the archive."""
     records = _Records(file, folder, tensors.storages)
     dense = not file.remote and file.size < _DENSE * len(members)
     reader: Any = Ahead(file) if dense else file

@@ -1,7 +1,7 @@
-"""The table of contents of a zip archive, read strictly: what readers could read differently is refused.
+"""Read the directory of a zip archive strictly: what two readers could read differently is refused.
 
-The layout is that of PKWARE's APPNOTE.TXT. torch writes every member uncompressed, with a zip64 end record;
-it reads those that ``zip`` deflated as well.
+The layout is that of PKWARE's APPNOTE.TXT. torch writes every member uncompressed, with a zip64 end record,
+but can also read deflated members.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FOLDER = 0x10
 
 
 class Entry(NamedTuple):
-    """One file of the archive: where its local header stands, how many bytes follow it and hold, and how."""
+    """One member: offset of its local header, compressed and uncompressed size, checksum and flags."""
 
     name: str
     header: int
@@ -46,7 +46,7 @@ def read_directory(file: File | Part, limits: Limits) -> dict[str, Entry]:
     """The members of the archive by name, in the order in which the directory has them; without folders.
 
     Raises:
-        CheckpointError: the archive is damaged or ambiguous; the text lacks the path.
+        CheckpointError: the archive is damaged or ambiguous. The message does not have the path.
     """
     count, offset, size = _find_directory(file)
     limits.check("zip_entries", count, f"the zip archive says it has {count} members")
@@ -57,7 +57,7 @@ def read_directory(file: File | Part, limits: Limits) -> dict[str, Entry]:
 
 
 def _find_directory(file: File | Part) -> tuple[int, int, int]:
-    """How many members the directory has, where it begins and how long it is."""
+    """Return the number of members in the directory, its offset and its size."""
     records = _END64.size + _LOCATOR64.size + _END.size
     start = max(0, file.size - records)
     tail = file.read_at(start, file.size - start)
@@ -135,7 +135,7 @@ def _members(directory: bytes, count: int, limits: Limits) -> list[Entry]:
 
 
 def _wide(extra: bytes, nbytes: int, packed: int, header: int, name: str) -> tuple[int, int, int]:
-    """The 64-bit sizes and offset of a member, from its zip64 extra field."""
+    """Return the 64-bit sizes and offset of a member from its zip64 extra field."""
     at = 0
     while at + 4 <= len(extra):
         kind, length = (
@@ -155,7 +155,7 @@ def _wide(extra: bytes, nbytes: int, packed: int, header: int, name: str) -> tup
 
 
 def _check_layout(members: list[Entry], directory: int) -> None:
-    """Every name once, every byte in one member at most, nothing before the first."""
+    """Check that names are unique, members don't overlap, and nothing is before the first."""
     exact = {member.name for member in members}
     if len(exact) != len(members):
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""The bytes of the members of a zip archive: stored as they are, or deflated."""
+"""Read the members of a zip archive, stored or deflated."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _PIECE = 1 << 20
 
 
 def check_readable(members: Iterable[Entry]) -> None:
-    """See that every member is stored as it is, or deflated, and in no other way.
+    """Check that every member is stored or deflated.
 
     Raises:
-        CheckpointError: one is encrypted, has flags that torch refuses, or is compressed otherwise.
+        CheckpointError: a member is encrypted, has flags that torch refuses, or is compressed otherwise.
     """
     for member in members:
         if member.flags & _REFUSED:
@@ -47,22 +47,22 @@ def check_readable(members: Iterable[Entry]) -> None:
 
 
 def _can_inflate(member: Entry) -> bool:
-    """Whether so many bytes can come out of so few: deflate never does better than about 1 to 1032."""
+    """Return whether the sizes are possible: deflate compresses to about 1/1032 at best."""
     return member.nbytes <= _MOST_INFLATED * member.packed
 
 
 def data_offset(file: File | Part, name: str, header: int, nbytes: int, packed: int | None = None) -> int:
-    """Where the bytes of a member begin: behind its local header, which must say what the directory says.
+    """Return the offset of a member's bytes, after its local header, which must agree with the directory.
 
     Args:
-        file: holds the archive.
-        name: of the member.
-        header: where its local header stands.
-        nbytes: how many bytes it holds.
-        packed: how many bytes they take in the archive, if it is deflated.
+        file: the archive.
+        name: the name of the member.
+        header: the offset of its local header.
+        nbytes: its uncompressed size in bytes.
+        packed: its compressed size in bytes if it is deflated, else None.
 
     Raises:
-        CheckpointError: it says something else.
+        CheckpointError: the local header contradicts the directory.
     """
     encoded = name.encode()
     wanted = LOCAL.size + len(encoded)
@@ -82,7 +82,7 @@ def data_offset(file: File | Part, name: str, header: int, nbytes: int, packed: 
 
 
 def read_member(file: File | Part, member: Entry) -> bytes:
-    """The bytes of a small member, checked against its checksum if it has one (torch can leave them out).
+    """Return the bytes of a small member, after checking its checksum (torch can leave checksums out).
 
     Raises:
         CheckpointError: the checksum is wrong, or the headers contradict each other.
@@ -103,17 +103,17 @@ def read_member(file: File | Part, member: Entry) -> bytes:
 
 
 def inflate(file: File | Part, begin: int, packed: int, into: memoryview, skip: int = 0) -> None:
-    """Fill a buffer with the bytes of a deflated member, a piece at a time.
+    """Fill a buffer with the bytes of a deflated member, piece by piece.
 
     Args:
-        file: holds the archive.
-        begin: where the deflated bytes begin.
-        packed: how many they are.
-        into: what is filled.
-        skip: bytes of the member before those that are wanted.
+        file: the archive.
+        begin: the offset of the deflated bytes.
+        packed: their number.
+        into: the buffer to fill.
+        skip: how many uncompressed bytes to skip first.
 
     Raises:
-        CheckpointError: they are damaged, or fewer than they should be.
+        CheckpointError: the bytes are damaged, or fewer than the directory says.
     """
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     read, passed, filled = 0, 0, 0

@@ -1,4 +1,4 @@
-"""Zip archives that hold checkpoints of torch.save, as stable-baselines3 writes them."""
+"""Zip archives of several torch.save checkpoints, as stable-baselines3 writes them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MOST = 64
 
 @hookimpl(tryfirst=True)
 def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
-    """Read every checkpoint in the archive, each under its name without the suffix."""
+    """Read every checkpoint in the archive, under its name without the suffix."""
     if file is None or file.size < 4 or file.read_at(0, 4) != b"PK\x03\x04":
         return None
     members = read_directory(file, limits)

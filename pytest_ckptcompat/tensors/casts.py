@@ -10,7 +10,7 @@ from .parts import QUANTIZED
 
 
 def loses(source: torch.dtype, target: torch.dtype) -> bool:
-    """Whether some value of `source` changes when it is converted to `target`."""
+    """Return whether any value of dtype `source` changes when it is converted to `target`."""
     if source == target or {source, target} & QUANTIZED:
         return False
     if source.is_complex or target.is_complex:
@@ -33,7 +33,7 @@ def loses(source: torch.dtype, target: torch.dtype) -> bool:
 
 @cache
 def _floats_change(source: torch.dtype, target: torch.dtype) -> bool:
-    """All values of one or two bytes are tried: what torch says of such formats does not tell enough."""
+    """Return `loses` for floats. All one- and two-byte values are tried: ``torch.finfo`` is not enough."""
     if source.itemsize > 2:
         return target.itemsize <= source.itemsize
     integers, count = (torch.uint8, 1 << 8) if source.itemsize == 1 else (torch.int16, 1 << 16)

@@ -18,21 +18,22 @@ _T = torch.Tensor
 
 
 class Source(Protocol):
-    """What reads the values of tensors on disk."""
+    """A reader for the values of tensors on disk."""
 
     def tensor(self, spec: TensorSpec, /) -> torch.Tensor:
-        """The values of one tensor, in memory of their own."""
+        """Return the values of one tensor in new memory."""
 
     def read_into(self, spec: TensorSpec, destination: torch.Tensor, /) -> None:
-        """What ``destination.copy_(tensor(spec))`` does, without a second copy of the values."""
+        """Do ``destination.copy_(tensor(spec))`` without a second copy of the values."""
 
 
 class DeferredTensor(torch.Tensor):
-    """A tensor of a checkpoint that is read when its values are needed, and only held for as long.
+    """A tensor of a checkpoint whose values are read when they are needed, and not kept afterwards.
 
     ``destination.copy_(stored)`` reads the bytes straight into the destination. Shape, dtype, strides and the
-    like are known without reading. Anything else reads this one tensor into an ordinary one on the CPU, and
-    works on that. What such an operation changes in place, or what looks into its memory (a view), is kept.
+    like are known without reading. Any other operation reads this one tensor into an ordinary one on the CPU
+    and works on that. The values are kept if the operation changes them in place or shares their memory (a
+    view).
     """
 
     _spec: TensorSpec
@@ -44,21 +45,21 @@ class DeferredTensor(torch.Tensor):
     def of(
         source: Source, spec: TensorSpec, shape: torch.Tensor, witness: Witness | None = None
     ) -> DeferredTensor:
-        """A stored tensor.
+        """Make a stored tensor.
 
         Args:
-            source: reads it.
+            source: reads its values.
             spec: its row of the table.
-            shape: the same on the meta device; tied tensors share storage there.
-            witness: remembers where the values are in memory, so that they are read once; None: they are read
-                whenever they are needed.
+            shape: the tensor on the meta device, where tied tensors share storage.
+            witness: remembers where the values are in memory, so that they are read only once. None: they are
+                read whenever they are needed.
         """
         stored: DeferredTensor = torch.Tensor._make_subclass(DeferredTensor, shape)
         stored._spec, stored._source, stored._kept, stored._witness = spec, source, None, witness
         return stored
 
     def read(self) -> torch.Tensor:
-        """The values as an ordinary tensor on the CPU."""
+        """Return the values as an ordinary tensor on the CPU."""
         if self._kept is not None:
             return self._kept
         witness = self._witness
@@ -72,9 +73,9 @@ class DeferredTensor(torch.Tensor):
         return values
 
     def is_in(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor is known to have these very bits, without reading them again.
+        """Return whether a tensor is known to have the same bits, without reading the values again.
 
-        Told by a CRC-32 of what was read; False where nothing was noted.
+        Compares a CRC-32 of the values read. False if none was recorded.
         """
         return (
             self._witness is not None
@@ -84,7 +85,7 @@ class DeferredTensor(torch.Tensor):
         )
 
     def _read_into(self, destination: torch.Tensor) -> None:
-        """Fill a tensor of the same shape: from memory where the values are there already, else from disk."""
+        """Fill a tensor of the same shape from memory if the values are there, else from disk."""
         witness = self._witness
         holder = None if witness is None else witness.holder()
         if holder is not None:
@@ -97,12 +98,12 @@ class DeferredTensor(torch.Tensor):
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        """Where its values appear when they are read."""
+        """The device of the values once they are read."""
         return torch.device("cpu")
 
     @property
     def is_meta(self) -> bool:  # type: ignore[override]
-        """False: it has values."""
+        """False, because the tensor has values."""
         return False
 
     @property
@@ -121,7 +122,7 @@ class DeferredTensor(torch.Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Read what `func` needs, and no more."""
+        """Run `func`, and read values only if it needs them."""
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
             if func in _KNOWN_WITHOUT_VALUES:
@@ -140,12 +141,12 @@ class DeferredTensor(torch.Tensor):
 
 
 def materialise(tensor: torch.Tensor) -> torch.Tensor:
-    """The values of a stored tensor, in memory; any other tensor is given back as it is."""
+    """Return the values of a stored tensor in memory, and any other tensor unchanged."""
     return tensor.read() if isinstance(tensor, DeferredTensor) else tensor
 
 
 def _is_read_straight(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether an ordinary tensor is to get the values of a stored one of its shape that nobody changed."""
+    """Return whether ``copy_`` can read straight from disk into the destination."""
     if len(args) not in (2, 3) or kwargs.keys() - {"non_blocking"}:
         return False
     destination, stored = args[0], args[1]

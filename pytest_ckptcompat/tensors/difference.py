@@ -1,4 +1,4 @@
-"""Two tensors side by side: the same bits or not, and where they differ most."""
+"""Compare two tensors: whether their bits are the same, and where they differ most."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .parts import is_strided, parts
 
 
 def memory(tensor: Any) -> object:
-    """What tied tensors have in common: storage, offset, shape and stride. No value is read."""
+    """Return what tied tensors have in common: storage, offset, shape, stride and dtype. Reads no values."""
     if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
         return id(tensor)
     with torch._C.DisableTorchFunctionSubclass():
@@ -21,20 +21,20 @@ def memory(tensor: Any) -> object:
         return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
-_PIECE = 1 << 20  # elements compared at a time, so that a difference costs no second copy of a tensor
+_PIECE = 1 << 20  # elements compared at a time, so that no second copy of a tensor is needed
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What separates a tensor from the one that was expected.
+    """The difference between a tensor and the expected one.
 
     Attributes:
-        size: the largest absolute difference; infinite where one side alone is NaN or infinite.
+        size: the largest absolute difference; infinite if only one side is NaN or infinite.
         position: the index of that element.
-        count: how many elements differ.
-        text: the difference where there is none to measure (another shape), else ``""``.
+        count: the number of elements that differ.
+        text: the difference in words if it can't be measured (another shape), else ``""``.
     """
 
     size: float = math.inf
@@ -50,7 +50,7 @@ class Difference:
 
 
 def same_bits(expected: torch.Tensor, actual: torch.Tensor) -> bool:
-    """Whether both tensors have one shape, one dtype and the same bits; NaNs are equal if their bits are."""
+    """Return whether shape, dtype and bits are the same. NaNs are equal if their bits are."""
     if not (is_strided(expected) and is_strided(actual)):
         return _same_parts(expected, actual)
     if expected.shape != actual.shape or expected.dtype != actual.dtype:
@@ -59,7 +59,7 @@ def same_bits(expected: torch.Tensor, actual: torch.Tensor) -> bool:
 
 
 def _same_parts(expected: torch.Tensor, actual: torch.Tensor) -> bool:
-    """`same_bits` of tensors that are sparse, nested or quantized."""
+    """Return `same_bits` for sparse, nested or quantized tensors."""
     kinds = [(each.layout, each.is_nested, each.is_quantized, each.dtype) for each in (expected, actual)]
     if kinds[0] != kinds[1] or (not expected.is_nested and expected.shape != actual.shape):
         return False
@@ -70,15 +70,15 @@ def _same_parts(expected: torch.Tensor, actual: torch.Tensor) -> bool:
 def difference(
     expected: torch.Tensor, actual: torch.Tensor, tolerance: float | None = None
 ) -> Difference | None:
-    """The worst difference of two tensors, or None.
+    """Return the largest difference between two tensors, or None if there is none.
 
     Args:
         expected: any tensor.
         actual: any tensor.
-        tolerance: the largest absolute difference that is none; None: the dtypes must be the same and so must
-            the bits, signs of zeros and bits of NaNs included.
+        tolerance: the largest absolute difference that is ignored. None: dtypes and bits must be the same,
+            including the signs of zeros and the bits of NaNs.
     """
-    if expected is actual and tolerance is None:  # which may be on disk, and stays there
+    if expected is actual and tolerance is None:  # it may be on disk and is not read
         return None
     if not (is_strided(expected) and is_strided(actual)):
         return None if _same_parts(expected, actual) else Difference(text="other values or another layout")
@@ -114,12 +114,12 @@ def difference(
 
 
 def magnitude(size: float) -> str:
-    """``0.61``, ``1.9e-06``: a size in as few characters as tell it."""
+    """Return a size with two significant digits: ``0.61``, ``1.9e-06``."""
     return f"{size:.2g}"
 
 
 def _distance(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Absolute differences in float64; two NaNs are alike, one is infinitely far off."""
+    """Return absolute differences in float64: 0 for two NaNs, infinite for a single one."""
     if (
         left.dtype == right.dtype == getattr(torch, "float4_e2m1fn_x2", None)
     ):  # packed: torch can't convert it
@@ -132,7 +132,7 @@ def _distance(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory as integers, because comparing floats finds ``nan != nan`` and ``0.0 == -0.0``."""
+    """Return the bits as integers, because as floats ``nan != nan`` and ``0.0 == -0.0``."""
     tensor = tensor.detach().cpu().contiguous().reshape(-1)
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())

@@ -1,4 +1,4 @@
-"""Count values that are NaN or infinite, piece by piece."""
+"""Count finite values, piece by piece."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 
 from .deferred import materialise
 
-_PIECE = 1 << 20  # elements looked at together
+_PIECE = 1 << 20  # elements checked at a time
 
 
 def finite(tensor: torch.Tensor) -> int:
-    """How many elements are neither NaN nor infinite; looked at in pieces."""
+    """Return the number of elements that are neither NaN nor infinite."""
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.dtype in _ALWAYS_FINITE:
         return tensor.numel()
     tensor = materialise(tensor).detach()

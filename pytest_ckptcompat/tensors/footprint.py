@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 def weights(model: nn.Module, itemsize: int = 0) -> int:
-    """Bytes of a model's parameters and buffers, each shared one once.
+    """Return the bytes of a model's parameters and buffers. Shared ones count once.
 
     Args:
         model: any model.
-        itemsize: bytes of an element instead of the tensors' own, if that is more.
+        itemsize: the smallest size of an element in bytes, for tensors whose own is less.
     """
     return tensors(chain(model.parameters(), model.buffers()), itemsize)
 
 
 def tensors(values: Iterable[Any], itemsize: int = 0) -> int:
-    """Bytes of those of `values` that are tensors, or stand for tensors, each object once; see `weights`."""
+    """Return the bytes of the tensors (or placeholders of tensors) in `values`, each counted once."""
     held = {id(value): value for value in values}
     return sum(_size(value, itemsize) for value in held.values())
 

@@ -1,4 +1,4 @@
-"""Tensors inside whatever a model takes or gives: dicts, tuples, dataclasses, objects of other libraries."""
+"""Find and change tensors in inputs and outputs of models: dicts, tuples, dataclasses, other objects."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _LIMIT = 100_000
 
 
 def tensors(value: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor in `value`, in order, with the path to it (``""``, ``[0]``, ``['loss']``, ``.logits``).
+    """Yield every tensor in `value`, in order, with its path (``""``, ``[0]``, ``['loss']``, ``.logits``).
 
-    Containers are looked into, and so are the attributes of any other object (a dataclass, a distribution).
-    Every container is visited once, so cycles end; a structure of more than 100,000 of them is left at that.
+    Containers are searched, and so are the attributes of other objects (a dataclass, a distribution). Every
+    container is visited once, so cycles end. The search stops after 100,000 containers.
     """
-    seen: dict[int, Any] = {}  # keeps what it met alive, so that no id is used twice
+    seen: dict[int, Any] = {}  # keeps visited objects alive, so that no id is used twice
     pending = [("", value)]
     while pending and len(seen) < _LIMIT:
         path, node = pending.pop()
@@ -46,10 +46,10 @@ def tensors(value: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """A copy of `value` with every tensor in its containers replaced by ``change(tensor)``.
+    """Return a copy of `value` with every tensor in its containers replaced by ``change(tensor)``.
 
-    Lists, tuples, named tuples, mappings and dataclasses are rebuilt; any other object is kept as it is. The
-    ``batch_sizes`` of a `PackedSequence` belong on the CPU and are kept there.
+    Lists, tuples, named tuples, dicts and dataclasses are rebuilt. Any other object is kept as it is. The
+    ``batch_sizes`` of a `PackedSequence` belong on the CPU and stay unchanged.
     """
     if isinstance(value, torch.Tensor):
         return change(value)
@@ -75,7 +75,7 @@ def mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 
 
 def moved(value: Any, device: torch.device | str) -> Any:
-    """A copy of `value` with its tensors on `device`; what has a ``to`` of its own uses that."""
+    """Return a copy of `value` with its tensors on `device`. Objects with a ``to`` method move themselves."""
     if not isinstance(value, (torch.Tensor, PackedSequence, tuple, list, dict)) and hasattr(value, "to"):
         return value.to(device)
     if type(value) in (tuple, list):
@@ -86,7 +86,7 @@ def moved(value: Any, device: torch.device | str) -> Any:
 
 
 def _like(value: dict[Any, Any], items: dict[Any, Any]) -> Any:
-    """`items` in a dict of the kind of `value`, or a plain one where that kind can't be made from items."""
+    """Return `items` in a dict of the type of `value`, or in a plain dict if that can't be made."""
     if type(value) is dict:
         return items
     try:

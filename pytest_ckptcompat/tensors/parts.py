@@ -1,27 +1,27 @@
-"""The plain tensors that hold the numbers of one that is sparse, nested or quantized."""
+"""The plain tensors that store a sparse, nested or quantized tensor."""
 
 from __future__ import annotations
 
 import torch
 
 QUANTIZED = frozenset({torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4})
-"""Dtypes of integers that stand for other numbers."""
+"""Dtypes of quantized tensors: integers that represent other numbers."""
 
 
 def is_strided(tensor: torch.Tensor) -> bool:
-    """Whether a tensor's numbers lie in its own memory, by strides, and mean what they are."""
+    """Return whether a tensor's memory, read by its strides, holds its values directly."""
     return (
         tensor.layout is torch.strided
         and not (tensor.is_nested or tensor.is_quantized)
-        and tensor.dtype not in QUANTIZED  # on meta, nothing else tells
+        and tensor.dtype not in QUANTIZED  # on meta, only the dtype shows it
     )
 
 
 def parts(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """Take a tensor apart: equal tensors have equal parts.
+    """Return the plain tensors that store a tensor. Equal tensors have equal parts.
 
     Args:
-        tensor: of any layout; a strided one is its only part.
+        tensor: a tensor of any layout. A strided one is its only part.
     """
     if tensor.is_nested:
         return list(tensor.unbind())

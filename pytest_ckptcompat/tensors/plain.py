@@ -1,4 +1,4 @@
-"""Batches as JSON: what another process, or another year, needs to draw the same one again."""
+"""Batches as JSON, so that another process can draw the same batch again, even years later."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _PLAIN = (str, int, float, bool, type(None))
 
 
 def packed(value: Any) -> Any:
-    """A nest of lists, tuples, dicts and plain values as JSON holds it.
+    """Return nested lists, tuples, dicts, plain values and tensors as JSON values.
 
-    Of floating and complex tensors shape and dtype are kept, since `synthetic.inputs` draws their values;
-    of integer and boolean ones the values too.
+    For floating and complex tensors, only shape and dtype are kept, because `synthetic.inputs` draws their
+    values. For integer and boolean tensors, the values are kept too.
 
     Raises:
-        ValueError: something else is in it; the text names its type.
+        ValueError: `value` contains something else. The message names its type.
     """
     if isinstance(value, torch.Tensor):
         if type(value) not in (torch.Tensor, torch.nn.Parameter):
@@ -44,7 +44,7 @@ def packed(value: Any) -> Any:
 
 
 def unpacked(value: Any) -> Any:
-    """What `packed` was given; floating tensors are zeros on the CPU."""
+    """Return the value that `packed` was given. Floating and complex tensors are zeros on the CPU."""
     if isinstance(value, list):
         return [unpacked(item) for item in value]
     if not isinstance(value, dict):
@@ -59,22 +59,22 @@ def unpacked(value: Any) -> Any:
 
 
 def digest(value: Any) -> str:
-    """What tells a packed batch from any other."""
+    """Return a hash of a packed batch."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def encoded(tensor: torch.Tensor) -> str:
-    """The bits of an integer or boolean tensor as a short text."""
+    """Return the bits of an integer or boolean tensor as a compressed text."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     memory = bytes(flat.view(torch.uint8).tolist()) if len(flat) else b""
     return base64.b85encode(zlib.compress(memory, 9)).decode("ascii")
 
 
 def decoded(text: str, dtype: torch.dtype, sizes: list[int]) -> torch.Tensor:
-    """The tensor that `encoded` was given.
+    """Return the tensor that `encoded` was given.
 
     Raises:
-        ValueError: the text holds something else, or not as many elements as the shape says.
+        ValueError: the text is damaged, or does not have as many elements as the shape.
     """
     count = torch.Size(sizes).numel()
     size = count * torch.empty(0, dtype=dtype).element_size()

@@ -1,4 +1,4 @@
-"""Every random generator that a model or a batch may draw from, seeded and given back as it was."""
+"""Seed every random generator that a model or batch may use, and restore it afterwards."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 DRAWN = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
-"""What torch draws continuous random values of; tensors of other dtypes refuse."""
+"""The dtypes in which torch draws continuous random values."""
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the generators of Python, NumPy (where it is imported) and torch; restore them afterwards.
+    """Seed the generators of Python, NumPy (if it is imported) and torch, and restore them afterwards.
 
-    CUDA generators are included once CUDA is initialised; initialise it first where the body runs on a card.
+    CUDA generators are included only if CUDA is initialised, so initialise it first if the body uses a card.
     """
     numpy = sys.modules.get("numpy")
     python_state = random.getstate()
@@ -44,5 +44,5 @@ def seeded(seed: int) -> Iterator[None]:
         if cuda_states:
             with suppress(
                 RuntimeError
-            ):  # a kernel that failed has taken the context along, generators and all
+            ):  # a failed kernel may have destroyed the CUDA context with its generators
                 torch.cuda.set_rng_state_all(cuda_states)

@@ -1,4 +1,4 @@
-"""What code of a repository may change for the whole process, given back as it was."""
+"""Restore process-wide state that a repository's code may change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def undisturbed() -> Iterator[None]:
 
 @contextmanager
 def place_kept() -> Iterator[None]:
-    """Keep the current folder, in which relative paths start, and torch's default device."""
+    """Restore the current folder and torch's default device afterwards."""
     folder, device = _folder(), torch.get_default_device()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Values without a checkpoint: each tensor drawn by key and shape alone, the same bits on every machine."""
+"""Synthetic values. They depend only on key and shape, and have the same bits on every machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .nested import mapped
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-_PIECE = 1 << 15  # numbers made at a time: few enough for the cache and for one thread
+_PIECE = 1 << 15  # numbers made at a time, which fit in the cache and use one thread
 _MASK = 0xFFFFFFFF
 _HALF = 1 << 15
 
@@ -26,7 +26,7 @@ _FACTOR = re.compile(
 _LEFT_VECTOR = re.compile(r"(.+)\.\d+\._u|(.+)_u")
 """Of a spectral norm, as a function or a parametrization."""
 _GAIN = 1.7
-"""What weights do to a signal's variance: a rectifier halves it, a batch norm divides it by about 2."""
+"""How much weights increase a signal's variance, to make up for rectifiers and batch norms (about 1/2)."""
 
 
 class Spec(Protocol):
@@ -52,12 +52,12 @@ def state_dict(
     Args:
         table: key -> shape and dtype.
         ties: groups of keys that share one tensor: it is drawn once, under the first name.
-        kept: key -> value of what is not drawn: integer and boolean tensors, and other objects.
+        kept: key -> value that is not drawn: integer and boolean tensors, and other objects.
         gain: what the variance of weights is multiplied by.
 
     Returns:
-        Floating tensors as float64 and complex ones as complex128, whatever dtype the table has for them, so
-        that a change of dtype alone changes no value. Integers and booleans are those of `kept`, else zeros.
+        Floating tensors as float64 and complex ones as complex128, whatever the dtype in the table, so that a
+        change of dtype alone changes no value. Integers and booleans are taken from `kept`, or are zeros.
     """
     kept = kept or {}
     first = {key: keys[0] for keys in ties for key in keys}
@@ -80,10 +80,10 @@ def state_dict(
 
 
 def values(key: str, shape: Sequence[int], gain: float = 1.0) -> torch.Tensor:
-    """Draw one tensor of a model, float64; every element is exact in float32 too.
+    """Draw one tensor of a model in float64. Every element is exact in float32 too.
 
-    Weights are centred and scaled by their fan-in, so that a signal neither dies nor explodes. Factors (the
-    weight of a norm, a scale) lie around 1, variances around 2, biases and means around 0.
+    Weights are centred at 0 and scaled by their fan-in, so that a signal neither vanishes nor explodes.
+    Factors (the weight of a norm, a scale) are around 1, variances around 2, biases and means around 0.
     """
     return _uniform(key, shape, *_range(key, shape, gain))
 
@@ -109,12 +109,12 @@ def _align(found: dict[str, Any], weight: str, left: str, gain: float) -> None:
 
 
 def signal(name: str, shape: Sequence[int]) -> torch.Tensor:
-    """Draw one input, float64, of mean 0 and variance 1."""
+    """Draw one input in float64 with mean 0 and variance 1."""
     return _uniform(name, shape, 0.0, math.sqrt(3))
 
 
 def integers(name: str, shape: Sequence[int], bound: int) -> torch.Tensor:
-    """Draw int64 numbers in ``[0, bound)``; a bound above ``2**31`` counts as ``2**31``."""
+    """Draw int64 numbers in ``[0, min(bound, 2**31))``."""
     high, low = torch.empty(2, math.prod(shape), dtype=torch.int64, device="cpu")
     _fill(f"{name} {tuple(shape)} high", high)
     _fill(f"{name} {tuple(shape)} low", low)
@@ -123,7 +123,7 @@ def integers(name: str, shape: Sequence[int], bound: int) -> torch.Tensor:
 
 
 def inputs(batch: Any, name: str = "input") -> Any:
-    """A copy of a batch with every floating and complex tensor drawn anew; integers and booleans are kept."""
+    """Return a copy of a batch with new floating and complex tensors. Integers and booleans are kept."""
     count = 0
 
     def drawn(tensor: torch.Tensor) -> torch.Tensor:
@@ -139,7 +139,7 @@ def inputs(batch: Any, name: str = "input") -> Any:
 
 
 def _uniform(name: str, shape: Sequence[int], centre: float, half_width: float) -> torch.Tensor:
-    """Draw uniform numbers: 16-bit integers times a width of 8 bits, so that nothing is rounded."""
+    """Draw uniform numbers: 16-bit integers times an 8-bit width, so that nothing is rounded."""
     found = torch.empty(math.prod(shape), dtype=torch.float64, device="cpu")
     _fill(f"{name} {tuple(shape)}", found)
     mantissa, exponent = math.frexp(half_width / _HALF)
@@ -148,10 +148,10 @@ def _uniform(name: str, shape: Sequence[int], centre: float, half_width: float) 
 
 
 def _fill(name: str, found: torch.Tensor) -> None:
-    """Fill a vector with uniform integers in ``[0, 2**16)``: a counter and a seed made of `name`, hashed.
+    """Fill a vector with uniform integers in ``[0, 2**16)`` by hashing a counter, seeded by `name`.
 
-    Integers stay below ``2**63``, so that no platform, release of torch or number of threads can change a
-    bit. The hash is lowbias32 (C. Wellons, Hash Prospector, 2018).
+    All numbers stay below ``2**63``, so the bits don't depend on the platform, the torch release or the
+    number of threads. The hash is lowbias32 (C. Wellons, Hash Prospector, 2018).
     """
     digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     seed, stride = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little") >> 1 | 1
@@ -173,7 +173,7 @@ def _fill(name: str, found: torch.Tensor) -> None:
 
 
 def _range(key: str, shape: Sequence[int], gain: float) -> tuple[float, float]:
-    """The centre and half the width of a tensor's values."""
+    """Return the centre and half the width of a tensor's range of values."""
     leaf = key.rpartition(".")[2]
     size = math.prod(shape)
     vector = size == max(shape, default=1)
@@ -189,7 +189,7 @@ def _range(key: str, shape: Sequence[int], gain: float) -> tuple[float, float]:
 
 
 def _fan_in(leaf: str, shape: Sequence[int]) -> int:
-    """How many inputs an output sums up; of stacked matrices (experts) the last two sizes tell."""
+    """Return how many inputs an output sums. For stacked matrices (experts), use the last two sizes."""
     if len(shape) > 2 and not re.search("weight|kernel|original", leaf):
         return max(shape[-2:])
     return math.prod(shape[1:])

@@ -1,4 +1,4 @@
-"""Objects of a checkpoint that can't be given without running what the file names."""
+"""Placeholders for objects of a checkpoint that can't be read without running code that the file names."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ if TYPE_CHECKING:
 
 
 class UnreadError(AttributeError):
-    """Code looked at an object that was not read."""
+    """Raised if code uses an object that was not read."""
 
 
 class Unread:
-    """Stands for an object that was not read: its class has the object's name, and can do nothing.
+    """A placeholder for an object that was not read. Its class has the name of the object's class.
 
-    A model's code should never see one: see `spared`.
+    Any use raises `UnreadError`. A model's code should never see one: see `spared`.
 
     Attributes:
-        why: what it is and why it was not read, safe to print.
+        why: what the object is and why it was not read, safe to print.
     """
 
     why: str
 
     @staticmethod
     def of(kind: str, why: str) -> Unread:
-        """The stand-in for an object of a class.
+        """Make the placeholder for an object.
 
         Args:
-            kind: name of the class with its module; safe to print.
-            why: as for `why`.
+            kind: the name of its class with the module, safe to print.
+            why: what the object is and why it was not read, safe to print.
         """
         module, _, name = kind.rpartition(".")
         standing: Unread = type(name or "object", (Unread,), {"__module__": module or "builtins"})()
@@ -69,9 +69,9 @@ for _name in (
 
 
 def unread(state_dict: Mapping[str, Any]) -> str:
-    """Say which object for a model's own loader was not read, and why; ``""`` if there is none.
+    """Return which object in the state dict was not read, and why; ``""`` if there is none.
 
-    Extra state is not among them: it can be kept from the model's code, see `spared`.
+    Extra state is ignored, because `spared` can keep it from the model's code.
     """
     for key, value in state_dict.items():
         if isinstance(value, Unread) and key.rpartition(".")[2] != "_extra_state":
@@ -81,7 +81,7 @@ def unread(state_dict: Mapping[str, Any]) -> str:
 
 @contextmanager
 def spared(model: nn.Module, state_dict: Mapping[str, Any]) -> Iterator[None]:
-    """Keep what was not read from a model's code: inside, the setters of such extra state are not called."""
+    """Don't call the setters of extra state that was not read, inside the block."""
     unread = {key for key, value in state_dict.items() if isinstance(value, Unread)}
     changed: list[Any] = []
     for name, module in model.named_modules(remove_duplicate=False) if unread else ():
@@ -96,4 +96,4 @@ def spared(model: nn.Module, state_dict: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _nothing(state: Any) -> None:
-    """Take an extra state, and leave it."""
+    """Ignore an extra state."""

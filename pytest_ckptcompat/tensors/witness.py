@@ -1,4 +1,4 @@
-"""Where values that were read from a checkpoint are in memory, so that they are not read again."""
+"""Remember where a checkpoint's values are in memory, so that they are not read again."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 
 @dataclass
 class Room:
-    """How many bytes may be held for later."""
+    """The number of bytes that may still be kept in memory."""
 
     left: int
 
 
 class Witness:
-    """Knows the bytes of one tensor by their CRC-32, and a tensor in memory that has them.
+    """The CRC-32 of one tensor's bytes, and a tensor in memory that has them.
 
-    A tensor into which the values were read may change afterwards, also in ways that torch does not count: it
-    stands for them once its bytes were compared, and then as long as torch counts no change.
+    The tensor into which the values were read may change afterwards, also in ways that torch does not count.
+    It is used only after its bytes were compared, and then as long as torch counts no change.
     """
 
     def __init__(self, room: Room) -> None:
@@ -33,31 +33,31 @@ class Witness:
         self._known: int | None = None
 
     def note(self, tensor: torch.Tensor) -> None:
-        """Note that the values were just read into a tensor of their own dtype."""
+        """Remember a tensor into which the values were just read, with the same dtype."""
         self._digest = digest(tensor)
         self._holder, self._known = (None if self._digest is None else weakref.ref(tensor)), None
 
     def keep(self, values: torch.Tensor) -> None:
-        """Hold values that were just read, if there is room."""
+        """Keep values that were just read, if there is room."""
         size = values.numel() * values.element_size()
         if self._values is None and size <= self._room.left:
             self._room.left -= size
             self._values, self._version = values, values._version
 
     def is_in(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor of the same dtype and shape has the bytes that were read."""
+        """Return whether a tensor of the same dtype and shape has the bytes that were read."""
         if self._digest is None or digest(tensor) != self._digest:
             return False
         self._holder, self._known = weakref.ref(tensor), tensor._version
         return True
 
     def values(self) -> torch.Tensor | None:
-        """The values if they are held, and nobody wrote into them."""
+        """Return the kept values, or None if there are none or they were changed."""
         kept = self._values
         return kept if kept is not None and kept._version == self._version else None
 
     def holder(self) -> torch.Tensor | None:
-        """A tensor in memory that has the values, not to be changed; None where there is none any more."""
+        """Return a tensor in memory that has the values and must not be changed, or None."""
         if (kept := self.values()) is not None:
             return kept
         found = None if self._holder is None else self._holder()
@@ -67,7 +67,7 @@ class Witness:
 
 
 def digest(tensor: torch.Tensor) -> int | None:
-    """The CRC-32 of a tensor's bytes, in the order of its elements; None where they don't lie like that."""
+    """Return the CRC-32 of a contiguous CPU tensor's bytes, or None for any other tensor."""
     plain = (
         tensor.layout is torch.strided
         and tensor.device.type == "cpu"
