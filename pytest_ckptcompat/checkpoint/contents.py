@@ -65,8 +65,8 @@ def read_contents(path: str | os.PathLike[str], *, limits: Limits = DEFAULT) -> 
 def _collector_paused() -> Iterator[None]:
     """Pause the garbage collector inside the block, because a header makes very many small objects.
 
-    With 100,000 keys, the collector would take a third of the time. Afterwards the objects count as old, since
-    young ones would be searched at once.
+    With 100,000 keys, the collector would take a third of the time. Afterwards the objects count as old, or
+    they would be searched at once.
     """
     enabled = gc.isenabled()
     gc.disable()
