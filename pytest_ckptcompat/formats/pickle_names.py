@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.limits import exceeded
 
-from .pickle_stubs import Dict, Global, Set, Size, Stub
+from .pickle_stubs import Dict, Global, Set, Size, Stub, check_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -72,7 +72,10 @@ class PlainNames:
         return Dict("collections.defaultdict")
 
     def _set(self, args: tuple[Any, ...], *, frozen: bool = False) -> Set:
-        return Set(self._listed(args), frozen=frozen)
+        elements = self._listed(args)
+        for element in elements:
+            check_hash(element)
+        return Set(elements, frozen=frozen)
 
     def _listed(self, args: tuple[Any, ...]) -> list[object]:
         """``list(elements)``."""

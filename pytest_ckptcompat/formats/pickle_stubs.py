@@ -128,11 +128,15 @@ class Dict(dict[object, object]):
         Strings and bytes are hashed with a secret seed, and small integers and floats rarely collide. Other
         keys (tuples, big integers, objects) could be crafted to collide or to take forever, so each becomes
         a `Stub`, which is a key of its own.
+
+        Raises:
+            TypeError: the key has no hash.
         """
         kind = type(key)
         if kind is str or kind in _FAIR or (isinstance(key, int) and abs(key) < _SMALL):
             self[key] = value
         else:
+            check_hash(key)
             self[Stub(key)] = value
 
 
@@ -144,6 +148,16 @@ class Set(list[object]):
     def __init__(self, elements: Iterable[object] = (), *, frozen: bool = False) -> None:
         super().__init__(elements)
         self.frozen = frozen
+
+
+def check_hash(value: object) -> None:
+    """Check that a value can be a key, or an element of a set.
+
+    Raises:
+        TypeError: Python can't hash it.
+    """
+    if isinstance(value, (dict, list, bytearray)) and not (isinstance(value, Set) and value.frozen):
+        raise TypeError("a key, or an element of a set, that has no hash")
 
 
 class Size(tuple[Any, ...]):

@@ -166,13 +166,19 @@ def device_of(args: tuple[Any, ...]) -> Device:
     match args:
         case (str(text),) if _DEVICE.fullmatch(text):
             pass
-        case (str(text), None | int()) if _DEVICE.fullmatch(text) and ":" not in text:
+        case (str(text), None) if _DEVICE.fullmatch(text) and ":" not in text:
             pass
-        case (int(index),) if type(index) is int and 0 <= index < _MOST_DEVICES:
+        case (str(text), index) if _DEVICE.fullmatch(text) and ":" not in text and _is_index(index):
+            pass
+        case (index,) if _is_index(index):
             pass
         case _:
             raise ValueError("a device that torch does not have")
     return Device(Global("torch.device"), args)
+
+
+def _is_index(index: Any) -> bool:
+    return type(index) is int and 0 <= index < _MOST_DEVICES
 
 
 def layout_of(args: tuple[Any, ...]) -> Layout:
