@@ -81,7 +81,7 @@ class Candidate:
         return any(each.model_like for each in self.walk())
 
     def is_another(self, other: Candidate) -> bool:
-        """Whether it is another state of the same model by its name and its keys, such as an average."""
+        """Return whether it is another state of the same model, such as an average, by name and keys."""
         one, two = self.node, other.node
         if not _ANOTHER.search(self.name):
             return False

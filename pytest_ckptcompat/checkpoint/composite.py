@@ -48,7 +48,7 @@ def composed(spec: TensorSpec, read: Read) -> torch.Tensor:
 
 
 def can_compose(spec: TensorSpec) -> TypeGuard[CompositeSpec]:
-    """Whether a tensor without a plain layout is of a kind that can be made."""
+    """Return whether a tensor without a plain layout can be composed."""
     return isinstance(spec, CompositeSpec) and spec.kind in _KINDS
 
 

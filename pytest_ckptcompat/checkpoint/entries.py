@@ -41,7 +41,7 @@ _TRAINING = re.compile(
 
 
 def named_as_in_models(name: str) -> bool:
-    """Whether ``state_dict()`` may give a tensor of a model this name."""
+    """Return whether a tensor in a model's ``state_dict()`` may have this name."""
     return "." in name or name in _LEAVES
 
 
@@ -128,7 +128,7 @@ def flatten(node: object, limits: Limits) -> dict[str, object]:
 
 
 def _has_parts(entries: dict[Any, Any]) -> bool:
-    """Whether dicts between the tensors of a state dict hold further ones of the model; each is met once."""
+    """Return whether dicts between the tensors of a state dict hold more tensors of the model."""
     pending = [(entries, 0)]
     seen = {id(entries)}
     for node, depth in pending:  # which grows as it is walked

@@ -69,7 +69,7 @@ def given(node: object, read: Callable[[TensorSpec], torch.Tensor]) -> Any:
 
 
 def withheld(node: object) -> str:
-    """Why `given` would give an `Unread` for a node, or for a tensor; ``""`` where it gives the object."""
+    """Return why `given` would return an `Unread` for a node or tensor, or ``""``."""
     made = node if isinstance(node, (Unread, *_PLAIN)) else given(node, _composable)
     return made.why if isinstance(made, Unread) else ""
 

@@ -131,7 +131,7 @@ def _check_zero(tree: dict[Any, object], path: str) -> None:
 
 
 def _shapes(tree: dict[Any, object]) -> list[str]:
-    """The names of the parameters, but for empty ones, of which DeepSpeed notes the sizes."""
+    """Return the names of the parameters whose sizes DeepSpeed notes, without empty ones."""
     groups: list[object] = []
     for name in ("param_shapes", "frozen_param_shapes"):
         noted = tree.get(name)

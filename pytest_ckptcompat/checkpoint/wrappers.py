@@ -154,7 +154,7 @@ def _nothing(tree: object, deeper: str) -> str:
 
 
 def _first(tree: object, wanted: Callable[[object], bool]) -> str:
-    """The path of the first such part in a checkpoint, not too deep, or ``""``."""
+    """Return the path of the first such part in a checkpoint that is not too deep, or ``""``."""
     pending = [("", tree, 0)]
     for path, node, depth in islice(pending, _MOST_SEARCHED):  # grows during the iteration
         for name, part in islice(children(node), _MOST_SEARCHED) if depth <= DEEPEST else ():

@@ -84,7 +84,7 @@ def recorded(
 
 
 def _heard(trial: Callable[[float], Trial], other: Any) -> tuple[float, Trial, Run | None]:
-    """The gain with which a signal goes through the model best, the trial with it, and its run if kept."""
+    """Return the gain that carries a signal through best, the trial with it, and its run if kept."""
     last: tuple[float, Trial, Run]
 
     def hear(gain: float) -> Signal:

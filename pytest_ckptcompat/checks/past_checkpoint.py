@@ -166,7 +166,7 @@ def _asked(reference: Reference, commit: Commit, asked: dict[str, Any], place: P
 
 
 def _absent(told: str, commit: Commit, reference: Reference) -> str:
-    """What to do about a module or a name that the commit lacks, or ``""``."""
+    """Return what to do about a module or a name that the commit lacks, or ``""``."""
     if found := _MISSING.search(told):
         module, name, package = found.groups()
         with suppress(Exception):  # a parent package that does not import

@@ -142,7 +142,7 @@ class Resuming:
         return shapes.isdisjoint(changed) and bool(shapes) and not saved.unread
 
     def _ungrown(self, saved: Saved) -> str:
-        """Where there is a tensor beside the state that would have to change, as master weights."""
+        """Return where a tensor beside the state would have to change, such as master weights."""
         changed = self._changed_shapes()
         inside = {} if saved.layout == "flat" else {**saved.node, **saved.shared}
         pending = [(str(key), part) for key, part in inside.items() if key not in ("state", "param_groups")]

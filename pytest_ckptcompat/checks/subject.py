@@ -1,4 +1,4 @@
-"""What a check is about, as all of its stages know it."""
+"""The subject of a check, which is given to all of its stages."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class Subject:
 
     @property
     def inputs(self) -> Inputs | None:
-        """As they are declared."""
+        """The inputs, as declared."""
         return self.batch.inputs
 
     @property
     def both_models(self) -> dict[str, Any]:
-        """What proofs of the function are given: ``source`` builds the old model, ``batches`` calls both."""
+        """Arguments for proofs of the function: ``source`` builds the old model, ``batches`` calls both."""
         source: Callable[[], nn.Module] | None = None if self.source is None else self.source.build
         batches: Callable[[int], Sequence[Any]] | None = None if self.inputs is None else self.inputs.batch
         return {"source": source, "batches": batches}

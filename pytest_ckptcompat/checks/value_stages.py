@@ -81,7 +81,7 @@ def load_stage(subject: Subject, recipe: Recipe) -> tuple[nn.Module, Applied, Ma
 
 
 def strictly(comparison: Comparison) -> str:
-    """How a checkpoint is loaded after it was compared, in words."""
+    """Return in words how a checkpoint is loaded after the comparison."""
     return "strictly" if comparison.fits else "without the waived keys"
 
 

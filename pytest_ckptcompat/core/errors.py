@@ -39,7 +39,7 @@ class RecipeError(ValueError):
         self.key = key
 
     def inside(self, where: str) -> RecipeError:
-        """The same error with the place where it was found in front of its text."""
+        """Return the same error with the place of the fault in front of its text."""
         return RecipeError(f"{where}: {self}", rule=self.rule, key=self.key)
 
 

@@ -63,7 +63,7 @@ def public(path: str) -> str:
 
 
 def redact(text: str) -> str:
-    """A text of others, as of an error, without secrets.
+    """Return a foreign text, such as an error's, without secrets.
 
     Every URL in it is replaced by what `public` gives. What has the form of a token, or is the value of an
     environment variable that is named like a secret, is left out.

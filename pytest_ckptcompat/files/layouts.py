@@ -58,7 +58,7 @@ class Folder:
         return [name for name in self.names if known.fullmatch(name)]
 
     def models(self) -> list[str]:
-        """The folders in it that `save_pretrained` may have written."""
+        """The folders inside that `save_pretrained` may have written."""
         inner = [name for name in self.names if "." not in name][:_MOST_FOLDERS]
         return [name for name in inner if any(map(_PRETRAINED.fullmatch, self._names_in(name)))]
 
@@ -236,7 +236,7 @@ def _steps(folder: Folder) -> Iterable[str]:
 
 
 def _models(folder: Folder) -> Iterable[str]:
-    """A folder for each model, as training scripts of diffusers have them beside the optimizer's state."""
+    """Find the folder of each model, as diffusers' training scripts write it beside the optimizer's state."""
     return _one(folder.models())
 
 

@@ -12,7 +12,7 @@ Sizes = tuple[int, ...]
 
 
 def make_up(shape: Sizes, blocks: Sequence[tuple[Sizes, Sizes]]) -> bool:
-    """Whether every element of a tensor lies in exactly one of the blocks.
+    """Return whether every element of a tensor lies in exactly one of the blocks.
 
     Args:
         shape: of the tensor.
@@ -38,5 +38,5 @@ def make_up(shape: Sizes, blocks: Sequence[tuple[Sizes, Sizes]]) -> bool:
 
 
 def _meet(begin: int, size: int, other: int, length: int) -> bool:
-    """Whether two intervals have a number in common."""
+    """Return whether two intervals overlap."""
     return begin < other + length and other < begin + size

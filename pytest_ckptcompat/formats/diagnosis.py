@@ -102,7 +102,7 @@ def _markup(head: bytes) -> str:
 
 
 def _text(head: bytes, *, short: bool) -> str:
-    """The text, if it is one; ``""`` if it is not. Only a short one is looked for in other encodings."""
+    """Decode a text, or return ``""``. Other encodings than UTF-8 are tried only if it is short."""
     encodings = ["utf-8", *(["utf-16"] if head[:2] in (b"\xff\xfe", b"\xfe\xff") else []), "latin-1"]
     for encoding in encodings if short else encodings[:1]:
         try:

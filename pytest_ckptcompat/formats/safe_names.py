@@ -35,7 +35,7 @@ _SAFE_OPCODES = frozenset(b"NG]}aesuc\x80\x81\x87\x88\x8a\x8fbU")
 
 
 def is_safe(name: str) -> bool:
-    """Whether the restricted unpickler lets a pickle name it."""
+    """Return whether the restricted unpickler allows a name."""
     return bool(_SAFE.fullmatch(name))
 
 

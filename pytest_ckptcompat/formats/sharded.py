@@ -132,7 +132,7 @@ def _read(index: str, shards: dict[str, str], files: Files, limits: Limits) -> H
 
 
 def _first(places: dict[str, str]) -> tuple[str, str, str]:
-    """The first of several keys and its file, and how many more there are, as they are shown."""
+    """Describe several keys: the first one with its file, and how many more there are."""
     key, name = next(iter(places.items()))
     return escape(key), escape(name), f" and {len(places) - 1} more keys" if len(places) > 1 else ""
 

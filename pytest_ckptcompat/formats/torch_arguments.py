@@ -46,7 +46,7 @@ def check_grad(requires_grad: Any, dtype: str) -> None:
 
 
 def learned(spec: TensorSpec, *, requires_grad: bool, parameter: bool = False) -> TensorSpec:
-    """The same tensor as a parameter, or requiring a gradient; one without a plain layout stays as it is."""
+    """Return the tensor as a parameter, or requiring a gradient. One without a plain layout is unchanged."""
     if isinstance(spec, CompositeSpec):
         return spec
     about = (spec.dtype, spec.shape, spec.stride, spec.offset, spec.storage, spec.note)
@@ -207,7 +207,7 @@ def dtype_of(named: Any) -> str:
 
 
 def is_value(named: Any) -> bool:
-    """Whether it names a dtype or a quantization scheme, where a class or a function should stand."""
+    """Return whether a name means a dtype or a quantization scheme instead of a class or a function."""
     name = named.name.removeprefix("torch.") if isinstance(named, Global) else ""
     return name in ITEMSIZE or name in QUANTIZED or name.startswith("per_")
 

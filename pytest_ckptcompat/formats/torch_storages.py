@@ -39,7 +39,7 @@ class Storages:
         self._kinds: dict[Global, tuple[str, int]] = {}
 
     def storage(self, reference: Any) -> object:
-        """What a persistent id stands for: a storage, or the class of an old whole module.
+        """Return what a persistent id means: a storage, or the class of an old whole module.
 
         The id is ``("storage", class, key, location, numel)``, perhaps with a view of the storage behind, or
         ``("module", class, ...)``.
@@ -77,7 +77,7 @@ class Storages:
 
 
 def _part_of(storage: Storage, view: Any) -> Storage:
-    """A part of a storage (torch before 1.0): ``(key, offset, size)``."""
+    """Return a part of a storage (torch before 1.0): ``(key, offset, size)``."""
     if not isinstance(view, tuple) or len(view) != 3:
         raise TypeError("a view of a storage that torch does not write")
     _, start, numel = view

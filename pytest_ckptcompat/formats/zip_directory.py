@@ -43,7 +43,7 @@ class Entry(NamedTuple):
 
 
 def read_directory(file: File | Part, limits: Limits) -> dict[str, Entry]:
-    """The members of the archive by name, in the order in which the directory has them; without folders.
+    """Return the members of the archive by name, in the order of the directory, without folders.
 
     Raises:
         CheckpointError: the archive is damaged or ambiguous. The message does not have the path.

@@ -73,7 +73,7 @@ def _follow_editable_installs(root: str, tree: str) -> None:
 
 
 def _watched(root: str, tool: str) -> set[str]:
-    """The files of today's working tree that anything but the tool opens from now on."""
+    """Record the files of today's working tree that are opened from now on, except by the tool."""
     opened: set[str] = set()
 
     def hear(event: str, arguments: tuple[Any, ...]) -> None:
@@ -88,7 +88,7 @@ def _watched(root: str, tool: str) -> set[str]:
 
 
 def _todays_file(request: dict[str, Any], opened: set[str]) -> str:
-    """What was taken from today's working tree, so that today would be compared with itself; or ``""``.
+    """Return what was taken from today's working tree (today compared with itself), or ``""``.
 
     No module may be. Another file may, unless the commit has other bytes in its place.
     """

@@ -129,7 +129,7 @@ def _run(command: list[str], root: Path, tree: Path, output: Any, timeout: float
 
 
 def _environment(root: Path, tree: Path) -> dict[str, str]:
-    """The environment, where paths into today's working tree lead into the commit's."""
+    """Return the environment with paths into today's working tree changed to paths into the commit's."""
     installed = list(map(Path, _installed()))
 
     def moved(value: str) -> str:

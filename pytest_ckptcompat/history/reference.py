@@ -163,14 +163,14 @@ def _commit(root: Path, ref: str) -> str:
 
 
 def _found(root: Path, ref: str) -> str:
-    """The commit that git finds under a name, or ``""``; of a range git gives several lines, or ``^...``."""
+    """Return the commit that git finds under a name, or ``""``. For a range, git prints several lines."""
     asked = "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}"
     found = git(root, *asked, check=False).stdout.decode("ascii", "replace").strip()
     return found if _SHA.fullmatch(found) else ""
 
 
 def _misspelt(root: Path, ref: str) -> str:
-    """What to write where a part of the text is a commit."""
+    """Return what to write instead if a part of the text is a commit."""
     before, dots, after = ref.partition("..")
     if dots and _found(root, before) and _found(root, after.removeprefix(".") or "HEAD"):
         return (

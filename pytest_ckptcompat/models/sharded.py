@@ -57,7 +57,7 @@ def is_flattened(model: nn.Module) -> bool:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """A model without the wrappers whose parameters `simulated_ranks` kept whole."""
+    """Return the model without the wrappers whose parameters `simulated_ranks` kept whole."""
     for module in list(model.modules()):
         for name, child in module._modules.items():
             if child is not None:
@@ -172,7 +172,7 @@ def _instead(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[No
 
 
 def more_ranks(error: BaseException) -> int:
-    """How many ranks a constructor asked for, where it failed for having others; else 0."""
+    """Return how many ranks a constructor asked for if it failed with another number, or 0."""
     if not re.search(r"world.?size", f"{error}", re.IGNORECASE):
         return 0
     asked = {int(number) for number in re.findall(r"\b\d{1,6}\b", f"{error}")} - {_RANKS}

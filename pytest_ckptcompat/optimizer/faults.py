@@ -32,7 +32,7 @@ _NEEDED = {
 
 
 def is_foreign(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether it is none of torch's own; others may have the same names for other things."""
+    """Return whether the optimizer is not torch's. Others may use the same names for other things."""
     return not type(optimizer).__module__.startswith("torch.optim.")
 
 
@@ -141,7 +141,7 @@ def incomplete(optimizer: torch.optim.Optimizer, state: State) -> list[Finding]:
 
 
 def _kind(optimizer: torch.optim.Optimizer) -> str:
-    """The name of one of torch's own optimizers; ``""`` for another one, which may have the same name."""
+    """Return the name of one of torch's own optimizers, or ``""`` for any other, which may share its name."""
     return "" if is_foreign(optimizer) else type(optimizer).__name__
 
 

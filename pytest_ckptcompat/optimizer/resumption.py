@@ -66,7 +66,7 @@ class Training:
         grouping: Grouping | None = None,
         read: Callable[[Any], Any] = lambda value: value,
     ) -> Training:
-        """A training that goes on through a recipe; `read` gives the values of what stands for a tensor."""
+        """Describe training that continues through a recipe. `read` returns the values of a stored tensor."""
         target = model.state_dict()
         return cls(
             lambda state: grown(recipe, state, old, target, read),

@@ -71,7 +71,7 @@ def unknown_form(slots: Mapping[str, Any], shape: Shape) -> str:
 
 
 def unread_part(slots: Mapping[str, Any]) -> str:
-    """Which part of a parameter's state was not read and why, or ``""``."""
+    """Return which part of a parameter's state was not read and why, or ``""``."""
     found = ((slot, withheld(value)) for slot, value in slots.items() if not isinstance(value, torch.Tensor))
     return next((f"{escape(str(slot), 60)} was not read: {why}" for slot, why in found if why), "")
 

@@ -166,7 +166,7 @@ def _read(state: State, materialise: Callable[[Any], torch.Tensor]) -> State:
 
 
 def _values(slots: Mapping[str, Any], materialise: Callable[[Any], torch.Tensor]) -> dict[str, Any]:
-    """The values of parts, as torch would load them; an `Unread` for what it would not."""
+    """Return the values of parts as torch would load them, with an `Unread` for what it would not load."""
     return {slot: _value(value, materialise) for slot, value in slots.items()}
 
 

@@ -73,7 +73,7 @@ class Saved:
 
     @property
     def shared(self) -> dict[str, Any]:
-        """What lies beside the state of the parameters, as a count of all steps."""
+        """What lies beside the state of the parameters, such as a count of all steps."""
         ids = {identity for group in self.groups for identity in group.ids}
         inside = self.node.get("state", {})
         return {
@@ -110,7 +110,7 @@ def saved_states(wrapper: Any) -> list[Saved]:
 
 
 def _children(path: str, node: Any) -> Iterator[tuple[str, Any]]:
-    """The first containers in a container."""
+    """Return the first containers in a container."""
     items = node.items() if isinstance(node, Mapping) else enumerate(node)
     for key, child in islice((pair for pair in items if isinstance(pair[1], _CONTAINERS)), _WIDTH):
         name = f"{path}.{escape(str(key), 60)}" if isinstance(node, Mapping) else f"{path}[{key}]"
@@ -167,7 +167,7 @@ def _number(key: str) -> int | str:
 
 
 def _unread(listed: Sequence[Any]) -> str:
-    """What was not read of the groups, and why."""
+    """Return what was not read of the groups, and why."""
     for index, group in enumerate(listed):
         options = group if isinstance(group, Mapping) else {"": group}
         for key, value in options.items():

@@ -76,7 +76,7 @@ def end_at_caller(error: BaseException | None) -> None:
 
 
 def _is_ours(trace: TracebackType) -> bool:
-    """Whether it is in what tests call, not in what calls them."""
+    """Return whether a frame is in code that tests call, not in code that calls tests."""
     module = str(trace.tb_frame.f_globals.get("__name__"))
     return module.partition(".")[0] == _PACKAGE and not module.endswith(".running")
 

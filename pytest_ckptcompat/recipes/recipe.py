@@ -243,7 +243,7 @@ class Releases(Recipe):
 
     @staticmethod
     def of_tables(content: Mapping[str, Any], folder: str) -> Releases:
-        """The releases of a parsed releases file; their locks are looked for in its folder.
+        """Return the releases of a parsed releases file. Their locks are looked for in its folder.
 
         Raises:
             RecipeError: it is not a releases file, or as in `Releases`.

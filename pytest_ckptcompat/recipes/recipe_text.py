@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def read(path: str) -> dict[str, Any]:
-    """The content of a recipe file, or of a releases file.
+    """Return the content of a recipe file, or of a releases file.
 
     Raises:
         RecipeError: it can't be read, or is not TOML; the text names the file.

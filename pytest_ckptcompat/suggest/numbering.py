@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _Parent(NamedTuple):
-    """What is numbered: the children of one module, modules of one name, or what each has under one name.
+    """A group that is numbered: children of a module, modules of one name, or what each has under one name.
 
     Attributes:
         before: the start of the keys, up to the number.

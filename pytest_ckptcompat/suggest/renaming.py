@@ -177,7 +177,7 @@ def _alike(
 
 
 def _counted(family: Mapping[Indices, str]) -> list[tuple[Indices | int, str]]:
-    """How many layers there are, and the first one's key: for those that are counted from another number."""
+    """Return how many layers there are and the first one's key, for layers counted from another number."""
     return [(len(family), family[in_order(family)[0]])] if len(family) > 1 else []
 
 

@@ -145,7 +145,7 @@ class Lines:
         return told, every
 
     def _hashed(self, kind: tuple[int, torch.dtype]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The hashes of all lines of a kind, sorted; where each stands; and where each tensor's lines end."""
+        """Return sorted hashes of a kind's lines, where each stands, and where each tensor's lines end."""
         if kind not in self._hashes:
             hashes = [_hash(cut.lines, (kind[1],)) for cut in self._cuts[kind]]
             ends = torch.tensor([len(each) for each in hashes]).cumsum(0)

@@ -180,7 +180,7 @@ class _Tracing:
         self._found.held.setdefault(name, Origin((key,), str(how)))
 
     def _turned_for_nothing(self) -> None:
-        """A square that was transposed fits either way: it is wrong where only such were, and not all."""
+        """Reject squares that were transposed without need: they fit either way, so other tensors decide."""
         needed = {turned for turned, fits_either_way in self._turned.values() if not fits_either_way}
         for name, (turned, fits_either_way) in self._turned.items():
             if fits_either_way and turned not in needed and self._model[name].dim() in self._straight:

@@ -28,7 +28,7 @@ _SECONDS = 20.0
 
 @dataclass
 class Signal:
-    """What was heard of a signal.
+    """The response of a model to a signal.
 
     Attributes:
         loudest: the largest root mean square of what a module gave.
@@ -67,7 +67,7 @@ def heard(signal: Signal) -> Iterator[None]:
 
 
 def echo(outputs: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> float:
-    """How far the outputs for two batches are apart, in parts of the outputs; infinite if none compares."""
+    """Return how far the outputs of two batches are apart, relative to them; infinite if none compares."""
     found = -math.inf
     for path, one in outputs.items():
         other = others.get(path)
@@ -79,7 +79,7 @@ def echo(outputs: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]
 
 
 def fitting(hear: Callable[[float], Signal]) -> float:
-    """The gain of a model's weights with which a signal goes through it best.
+    """Return the gain of a model's weights that carries a signal through it best.
 
     Args:
         hear: gain of the variance -> what is heard with it; called for 1 alone where that is good, and not

@@ -22,7 +22,7 @@ _MARGIN = 10.0
 
 
 def unsteady(first: Run, trial: Trial) -> tuple[str, float]:
-    """Why another run gives something else, or ``""``; and how many times the usual tolerance is needed.
+    """Return why another run differs, or ``""``, and how many times the usual tolerance is needed.
 
     The other run is of a model constructed with another seed, in which the last bits of weights are changed.
 
@@ -51,7 +51,7 @@ def unsteady(first: Run, trial: Trial) -> tuple[str, float]:
 
 
 def is_random(now: Run, trial: Trial) -> str:
-    """Why another run gives something else (two runs differ, two constructions differ), or ``""``."""
+    """Return why another run differs (two runs differ, two constructions differ), or ``""``."""
     try:
         return _random(now, trial)
     except RunError:
@@ -68,7 +68,7 @@ def _random(first: Run, trial: Trial) -> str:
 
 
 def _times(one: Run, other: Run) -> float:
-    """How many times the tolerance the outputs of two runs are apart."""
+    """Return how many times the tolerance the outputs of two runs are apart."""
     if one.outputs.keys() != other.outputs.keys():
         return math.inf
     return max((_apart(each, other.outputs[path], one) for path, each in one.outputs.items()), default=0.0)

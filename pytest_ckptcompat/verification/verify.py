@@ -62,7 +62,7 @@ def claims(
     protect: Sequence[str] = (),
     waived: Sequence[str] = (),
 ) -> Iterator[Claim]:
-    """What a recipe and the load after it promise, in the order of the report.
+    """Return what a recipe and the load after it promise, in the order of the report.
 
     The loaded values are compared with the grown state dict, and that with the old one, so every promise
     about rows holds for the loaded model. Prove each claim before asking for the next one. Where

@@ -35,7 +35,7 @@ class RunError(Exception):
 
 @dataclass(frozen=True)
 class Trial:
-    """What is run: a model, the values in it, and a call.
+    """A model, the values in it, and a call.
 
     Attributes:
         build: seed -> a new model.
@@ -164,7 +164,7 @@ class Widened(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __
 def _grouped(
     one: torch.Tensor, other: torch.Tensor, offs: torch.Tensor | None = None, *more: Any, **options: Any
 ) -> Any:
-    """The products of groups of rows, each with its own matrix (experts): torch has none in float64.
+    """Multiply groups of rows, each with its own matrix (experts): torch has no such operation in float64.
 
     Other forms of it are left to torch.
     """
