@@ -106,19 +106,24 @@ class ReadAhead(Part):
             return None
         held = self._held.get(self.path, number)
         data = None if held is None else held.part(offset, size)
-        if data is None and (start := self._worth_fetching(number, offset)) is not None:
-            held = Window(start, self._file.read_at(start, self._windows[number][1] - start))
+        if data is None and (start := self._worth_fetching(number, offset, held)) is not None:
+            end, rest = (self._windows[number][1], b"") if held is None else held
+            if held is None:
+                self._used[number] = 0
+            held = Window(start, self._file.read_at(start, end - start) + rest)
             self._held.put(self.path, number, held)
-            self._used[number] = 0
             data = held.part(offset, size)
         if data is not None:
             self._used[number] += size
         return data
 
-    def _worth_fetching(self, number: int, offset: int) -> int | None:
-        """Return the offset from which to fetch a window now, or None to read only this part."""
+    def _worth_fetching(self, number: int, offset: int, held: Window | None) -> int | None:
+        """Return the offset from which to fetch a window now, or None to read only this part.
+
+        If the end of the window is held, only what is before it is fetched.
+        """
         start, end = self._windows[number]
-        if 2 * self._used.get(number, end) < end - start:
+        if held is None and 2 * self._used.get(number, end) < end - start:
             return None
         part = bisect_right(self._parts, offset)
         if self._sure:

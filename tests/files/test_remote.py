@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import socket
 import sys
 import threading
@@ -322,7 +323,7 @@ def many(server: Served) -> dict[str, torch.Tensor]:
     ("name", "most"),
     [("many.pth", 8), ("old.pth", 8), ("many.safetensors", 5), ("shards/model.safetensors.index.json", 12), ("dcp/", 10)],
 )  # fmt: skip
-@pytest.mark.parametrize("way", ["state_dict", "copied", "backwards", "one by one"])
+@pytest.mark.parametrize("way", ["state_dict", "copied", "backwards", "one by one", "in any order"])
 def test_many_small_tensors_come_with_few_requests(
     server: Served, many: dict[str, torch.Tensor], name: str, most: int, way: str
 ) -> None:
@@ -330,8 +331,9 @@ def test_many_small_tensors_come_with_few_requests(
     ckpt = open_checkpoint(f"{server.url}/{name}")
     if way == "state_dict":
         found = ckpt.state_dict()
-    elif way == "one by one":
-        found = {key: ckpt.tensor(key) for key in ckpt}
+    elif way in ("one by one", "in any order"):
+        keys = list(ckpt) if way == "one by one" else random.Random(0).sample(list(ckpt), len(ckpt))
+        found = {key: ckpt.tensor(key) for key in keys}
         most = 20
     else:
         deferred = ckpt.stored()
