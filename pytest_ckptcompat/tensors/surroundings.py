@@ -35,14 +35,21 @@ def undisturbed() -> Iterator[None]:
 @contextmanager
 def place_kept() -> Iterator[None]:
     """Restore the current folder and torch's default device afterwards."""
-    folder, device = _folder(), torch.get_default_device()
+    folder, device = _folder(), _default_device()
     try:
         yield
     finally:
         if folder is not None and _folder() != folder:
             os.chdir(folder)
-        if torch.get_default_device() != device:
+        if _default_device() != device:
             torch.set_default_device(None if device == torch.device("cpu") else device)
+
+
+def _default_device() -> torch.device:
+    try:
+        return torch.get_default_device()
+    except AttributeError:  # torch 2.6, once it was set to None
+        return torch.device("cpu")
 
 
 def _folder() -> str | None:

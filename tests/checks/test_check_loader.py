@@ -623,7 +623,7 @@ def test_what_a_loader_changes_for_the_process_is_given_back(
 
     try:
         report = check(ckpt="plain.pth", loader=loader, inputs=(2, 3, 7))
-        left = Path.cwd(), torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
+        left = Path.cwd(), torch.get_default_dtype(), torch.empty(0).device, torch.is_grad_enabled()
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)

@@ -525,7 +525,7 @@ def surroundings():
         "torch": torch.get_rng_state().tolist(),
         "grad": torch.is_grad_enabled(),
         "inference": torch.is_inference_mode_enabled(),
-        "device": str(torch.get_default_device()),
+        "device": str(torch.empty(0).device),
         "dtype": torch.get_default_dtype(),
         "autocast": (torch.is_autocast_enabled("cuda"), torch.is_autocast_enabled("cpu")),
         "modes": (_len_torch_dispatch_stack(), torch.overrides._len_torch_function_stack()),
