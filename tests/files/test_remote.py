@@ -315,7 +315,7 @@ def many(server: Served) -> dict[str, torch.Tensor]:
     (server.folder / "shards" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save({"model": state}, checkpoint_id=server.folder / "dcp", no_dist=True)
+        dcp.save({"model": state}, checkpoint_id=server.folder / "dcp")
     return state
 
 
