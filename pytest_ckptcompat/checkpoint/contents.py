@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_ckptcompat.core.collection import paused
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.limits import DEFAULT, Limits
@@ -68,13 +69,10 @@ def _collector_paused() -> Iterator[None]:
     With 100,000 keys, the collector would take a third of the time. Afterwards the objects count as old, or
     they would be searched at once.
     """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if not gc.get_freeze_count():
-            gc.freeze()
-            gc.unfreeze()
-        if enabled:
-            gc.enable()
+    with paused():
+        try:
+            yield
+        finally:
+            if not gc.get_freeze_count():
+                gc.freeze()
+                gc.unfreeze()

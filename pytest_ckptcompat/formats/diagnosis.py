@@ -124,10 +124,10 @@ _IN_TEXTS = "\t\n\r\x1b"
 def _pickle(head: bytes) -> str:
     start = "a plain Python pickle, which torch.load does not read"
     if b"torch._utils" in head or b"torch.nn" in head:
-        return f"{start}: its tensors are PyTorch's own; open it with pickle, and {_SAVE}"
+        return f"{start}: its tensors are PyTorch's own; if you trust it, open it with pickle, and {_SAVE}"
     if b"multiarray" in head:
         return (
-            f"{start}: convert its NumPy arrays, "
+            f"{start}: if you trust it, convert its NumPy arrays, "
             "torch.save({key: torch.from_numpy(array) for key, array in pickle.load(file).items()}, ...)"
         )
     return f"{start}: {_SAVE}"
