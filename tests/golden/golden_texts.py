@@ -58,7 +58,7 @@ def masked(text: str) -> str:
     text = re.sub(r"^platform .*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r"^plugins: ckptcompat-\S+", "plugins: ckptcompat", text, flags=re.MULTILINE)
     text = re.sub(r'(?<= )(time|timestamp|hostname)="[^"]*"', r'\1="…"', text)
-    text = re.sub(r"(\|Δ\| )[1-9]\S*?e-\d\d", r"\1<small>", text)
+    text = re.sub(r"(\|(?:Δ|\\u0394)\| )(?:0(?![.\d])|[1-9]\S*?e-\d\d)", r"\1<small>", text)
     return re.sub(r"(<style>|<script>)(.+?)(</)", _digested, text, flags=re.DOTALL)
 
 
