@@ -207,7 +207,7 @@ def test_a_folder_is_a_distributed_checkpoint(tmp_path: Path) -> None:
     shapes = {key: torch.empty_like(value) for key, value in Boxes(14).state_dict().items()}
     state = {name: {"exp_avg": torch.empty_like(each)} for name, each in Boxes(14).named_parameters()}
     found: Any = {"model": shapes, "optimizer": {"state": state}, "epoch": 0}
-    dcp.load(found, checkpoint_id=tmp_path / "new", no_dist=True)
+    dcp.load(found, checkpoint_id=tmp_path / "new")
     grown = GROW.apply(content["model"], Boxes(14).state_dict())
     assert all(same_bits(found["model"][key], value) for key, value in grown.items())
     for number, name in enumerate(names):

@@ -133,7 +133,7 @@ def test_the_command_and_its_hash(folder, capsys):
 @pytest.mark.filterwarnings("ignore")
 def test_the_hash_of_several_files_is_that_of_their_list(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.distributed.checkpoint.save({"w": torch.ones(3), "n": 1}, checkpoint_id="step", no_dist=True)
+    torch.distributed.checkpoint.save({"w": torch.ones(3), "n": 1}, checkpoint_id="step")
     assert main(["lock", "step", "-o", "a.ckpt.json", "--sha256"]) == 0
     listed = "".join(
         f"{hashlib.sha256(Path('step', name).read_bytes()).hexdigest()}  {name}\n"

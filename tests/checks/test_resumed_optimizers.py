@@ -149,7 +149,7 @@ def save(layout: str, path: Path, model: nn.Module, optimizer: Optimizer) -> Pat
         state = optimizer.state_dict()
     content = copy.deepcopy({"model": model.state_dict(), "optim": state})
     if layout == "distributed":
-        dcp.save(content, checkpoint_id=path, no_dist=True)
+        dcp.save(content, checkpoint_id=path)
     else:
         torch.save(content, path)
     return path
@@ -161,7 +161,7 @@ def load(layout: str, path: Path, model: nn.Module, optimizer: Optimizer) -> boo
         if not saved_optim(path):
             return False
         content: Any = {"model": model.state_dict(), "optim": get_optimizer_state_dict(model, optimizer)}
-        dcp.load(content, checkpoint_id=path, no_dist=True)
+        dcp.load(content, checkpoint_id=path)
     else:
         content = torch.load(path, weights_only=True)
     model.load_state_dict(content["model"])

@@ -8,7 +8,6 @@ import socket
 import sys
 import threading
 import time
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -313,9 +312,7 @@ def many(server: Served) -> dict[str, torch.Tensor]:
     for name in set(names.values()):
         save_file({key: state[key] for key in state if names[key] == name}, server.folder / "shards" / name)
     (server.folder / "shards" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dcp.save({"model": state}, checkpoint_id=server.folder / "dcp")
+    dcp.save({"model": state}, checkpoint_id=server.folder / "dcp")
     return state
 
 
@@ -482,9 +479,7 @@ def test_a_bucket(memory: Any) -> None:
 
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_a_distributed_checkpoint_in_a_bucket(memory: Any, tmp_path: Path, slash: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dcp.save({"model": STATE, "epoch": 3}, checkpoint_id=tmp_path / "x")
+    dcp.save({"model": STATE, "epoch": 3}, checkpoint_id=tmp_path / "x")
     memory.put(str(tmp_path / "x"), "/bucket/x", recursive=True)
     ckpt = open_checkpoint(f"memory://bucket/x{slash}")
     assert (ckpt.format, ckpt.name) == ("dcp", "x")

@@ -69,7 +69,7 @@ def test_a_folder_on_a_web_server(tmp_path: Path, pages: bool, what: str) -> Non
     """By the page that is shown for it, which leaves out .metadata; without one, by the usual names."""
     pytest.importorskip("aiohttp")
     if what == "dcp":
-        dcp.save({"model": STATE}, checkpoint_id=tmp_path / "a b", no_dist=True)
+        dcp.save({"model": STATE}, checkpoint_id=tmp_path / "a b")
     else:
         (tmp_path / "a b").mkdir()
         save_file(STATE, tmp_path / "a b" / "1.safetensors")

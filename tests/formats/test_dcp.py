@@ -3,7 +3,6 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,9 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def save(state: Any, folder: Path) -> Path:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dcp.save(state, checkpoint_id=folder)
+    dcp.save(state, checkpoint_id=folder)
     return folder
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -37,9 +36,7 @@ def examples(folder: Path) -> dict[str, Path]:
     save_file(STATE, folder / "net.safetensors", metadata={"format": "pt"})
     index = {"metadata": {"total_size": 3}, "weight_map": dict.fromkeys(STATE, "net.safetensors")}
     (folder / "net.index.json").write_text(json.dumps(index))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dcp.save({"model": STATE, "step": 3}, checkpoint_id=folder / "dcp")
+    dcp.save({"model": STATE, "step": 3}, checkpoint_id=folder / "dcp")
     return {
         **{
             name: folder / name

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import warnings
 import zipfile
 from typing import TYPE_CHECKING, Any
 
@@ -294,10 +293,8 @@ def test_parts_that_make_up_nothing(tmp_path: Path, ranks: Any) -> None:
 def test_a_whole_file_of_such_a_writer(tmp_path: Path) -> None:
     if not hasattr(dcp, "HuggingFaceStorageWriter"):
         pytest.skip("this torch has no such writer")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        writer = dcp.HuggingFaceStorageWriter(str(tmp_path / "hf"), fqn_to_index_mapping={"w": 1, "b": 2})
-        dcp.save({"w": torch.ones(2, 3), "b": torch.zeros(3)}, storage_writer=writer, no_dist=True)
+    writer = dcp.HuggingFaceStorageWriter(str(tmp_path / "hf"), fqn_to_index_mapping={"w": 1, "b": 2})
+    dcp.save({"w": torch.ones(2, 3), "b": torch.zeros(3)}, storage_writer=writer)
     assert_state(tmp_path / "hf", {"w": torch.ones(2, 3), "b": torch.zeros(3)})
 
 
