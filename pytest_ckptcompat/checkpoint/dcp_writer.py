@@ -8,12 +8,14 @@ import os
 import secrets
 import shutil
 import warnings
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save, save_state_dict
 
 from pytest_ckptcompat.core.escape import escape
 
@@ -45,7 +47,11 @@ def write_dcp(folder: str, content: Any) -> int:
     planner = _Planner()
     try:
         with _quietly():
-            save(planner.planned(content), checkpoint_id=temporary, planner=planner, no_dist=True)
+            if "no_dist" in signature(save).parameters:
+                save(planner.planned(content), checkpoint_id=temporary, planner=planner, no_dist=True)
+            else:  # torch 2.6
+                writer = FileSystemWriter(temporary)
+                save_state_dict(planner.planned(content), writer, planner=planner, no_dist=True)
         size = sum(file.stat().st_size for file in temporary.iterdir())
         _swap(temporary, place)
     except BaseException:
@@ -60,7 +66,6 @@ class _Planner(DefaultSavePlanner):
     def __init__(self) -> None:
         super().__init__()
         self._values: dict[int, Value] = {}
-        self._read: dict[Any, torch.Tensor] = {}
 
     def planned(self, node: Any) -> Any:
         """Return the content with a meta tensor in place of every `Value`."""

@@ -225,7 +225,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ValueError, match="is not empty, and only --force"):
         apply(ckpt, Boxes(14), GROW, tmp_path / "new")
     before = {file.name: file.read_bytes() for file in (tmp_path / "new").iterdir()}
-    monkeypatch.setattr("pytest_ckptcompat.checkpoint.dcp_writer.save", lambda *args, **more: 1 / 0)
+    monkeypatch.setattr("pytest_ckptcompat.checkpoint.dcp_writer._swap", lambda *folders: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         apply(ckpt, Boxes(14), GROW, tmp_path / "new", force=True)
     assert {file.name: file.read_bytes() for file in (tmp_path / "new").iterdir()} == before
