@@ -64,42 +64,12 @@ _HOMES = {
     "Stage": "core.findings",
     "TensorSpec": "core.tensor_spec",
     "Write": "recipes.plan",
-    "add": "recipes.operators",
-    "add_prefix": "recipes.operators",
     "allow": "checks.waivers",
-    "append": "recipes.operators",
-    "cast": "recipes.operators",
     "check": "checks.check",
-    "concat": "recipes.operators",
-    "copy": "recipes.operators",
-    "custom": "recipes.operators",
-    "drop": "recipes.operators",
-    "fold_batch_norm": "recipes.operators",
-    "fold_weight_norm": "recipes.operators",
-    "inflate": "recipes.operators",
-    "insert_block": "recipes.operators",
     "load": "checks.load",
-    "merge_lora": "recipes.operators",
     "open_checkpoint": "checkpoint.checkpoint",
-    "pad": "recipes.operators",
-    "permute": "recipes.operators",
-    "reduce": "recipes.operators",
-    "rename": "recipes.operators",
-    "repeat_channels": "recipes.operators",
-    "resample": "recipes.operators",
-    "reshape": "recipes.operators",
-    "scale": "recipes.operators",
-    "select": "recipes.operators",
-    "split": "recipes.operators",
-    "stack": "recipes.operators",
-    "stack_tensors": "recipes.operators",
-    "strip_prefix": "recipes.operators",
-    "tie": "recipes.operators",
-    "tile": "recipes.operators",
-    "transpose": "recipes.operators",
-    "unbind": "recipes.operators",
-    "widen": "recipes.operators",
 }
+"""The modules of the names that are not operators."""
 
 __all__ = [
     "Checkpoint",
@@ -156,12 +126,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    value = getattr(import_module(f".{_HOMES.get(name, 'recipes.operators')}", __name__), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted({*globals(), *__all__})

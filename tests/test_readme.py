@@ -14,7 +14,6 @@ import pytest_ckptcompat
 from pytest_ckptcompat import Recipe, check
 from pytest_ckptcompat.cli import main
 from pytest_ckptcompat.cli.command import COMMANDS
-from pytest_ckptcompat.core.remedies import REMEDIES
 from pytest_ckptcompat.core.rules import RULES
 from pytest_ckptcompat.recipes.operators import OPERATORS
 
@@ -164,9 +163,8 @@ def test_an_operator_of_one_s_own_is_proved(tmp_path):
 
 
 def test_the_table_of_rules():
-    assert set(REMEDIES) == set(RULES)
     rows = [
-        f"| `{rule.id}` | {rule.severity} | {rule.meaning} | {REMEDIES[rule.id].example} | {REMEDIES[rule.id].remedy} |"
+        f"| `{rule.id}` | {rule.severity} | {rule.meaning} | {rule.example} | {rule.remedy} |"
         for rule in RULES.values()
     ]
     head = ["| rule | severity | meaning | example | remedy |", "| --- | --- | --- | --- | --- |"]

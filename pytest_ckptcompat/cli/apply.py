@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from .options import (
-    add_checkpoint_and_model,
-    add_flags,
-    add_reading,
-    checked,
-    make_importable,
-    opened,
-)
-from .outcome import INCOMPATIBLE, OK, Outcome
+from .options import CHECKPOINT, MODEL, READING, checked, flags, make_importable, opened, option
+from .output import INCOMPATIBLE, OK, Outcome
 
 if TYPE_CHECKING:
     import argparse
@@ -23,18 +17,21 @@ _TAKEN = ("source_model", "optimizer", "optimizer_state", "allow", "protect")
 SUMMARY = "write the checkpoint that a recipe makes"
 EXITS = "0 written, 1 the recipe does not make it fit, 2 it could not be written"
 RUNS_CODE = True
-"""The hooks of a ``conftest.py`` are used."""
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of the command."""
-    add_checkpoint_and_model(parser)
-    parser.add_argument("--recipe", required=True, metavar="FILE.toml", help="the recipe file")
-    out = "a .safetensors or .pth file, or a folder (ending with a slash) for a distributed checkpoint"
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help=out)
-    add_flags(parser, _TAKEN)
-    parser.add_argument("--force", action="store_true", help="replace the checkpoint itself, or a folder")
-    add_reading(parser)
+OPTIONS = (
+    CHECKPOINT,
+    MODEL,
+    option("--recipe", required=True, metavar="FILE.toml", help="the recipe file"),
+    option(
+        "-o",
+        "--output",
+        required=True,
+        metavar="OUT",
+        help="a .safetensors or .pth file, or a folder (ending with a slash) for a distributed checkpoint",
+    ),
+    *flags(_TAKEN),
+    option("--force", action="store_true", help="replace the checkpoint itself, or a folder"),
+    *READING,
+)
 
 
 def run(options: argparse.Namespace) -> Outcome:
@@ -47,12 +44,8 @@ def run(options: argparse.Namespace) -> Outcome:
     make_importable()
     arguments = checked(options, _TAKEN, recipe=Recipe.load(options.recipe))
     try:
-        written = apply_declared(
-            arguments,
-            lambda key: opened(options.ckpt, options, key),
-            options.output,
-            force=options.force,
-        )
+        at_key = partial(opened, options.ckpt, options)
+        written = apply_declared(arguments, at_key, options.output, force=options.force)
     except (MisfitError, RecipeError) as error:
         return Outcome(INCOMPATIBLE, refusal=f"nothing was written: {error}")
     except OSError as error:

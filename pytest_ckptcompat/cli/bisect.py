@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
-from .options import add_checkpoint_and_model, add_limit, make_importable, place
-from .outcome import INCOMPATIBLE, OK, Outcome
+from .options import CHECKPOINT, LIMIT, MODEL, make_importable, option, place
+from .output import INCOMPATIBLE, OK, Outcome, columns
 
 if TYPE_CHECKING:
     import argparse
@@ -15,16 +14,17 @@ if TYPE_CHECKING:
 
 SUMMARY = "find the first commit at which a checkpoint no longer fits a model"
 EXITS = "0 found, 1 it fits everywhere or nowhere, 2 it could not be searched"
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of the command."""
-    add_checkpoint_and_model(parser)
-    told = "a commit at which it fits; if not given, it is looked for 1, 2, 4 ... commits back"
-    parser.add_argument("--good", metavar="REF", help=told)
-    told = "a commit at which it does not fit (HEAD)"
-    parser.add_argument("--bad", metavar="REF", default="HEAD", help=told)
-    add_limit(parser)
+OPTIONS = (
+    CHECKPOINT,
+    MODEL,
+    option(
+        "--good",
+        metavar="REF",
+        help="a commit at which it fits; if not given, it is looked for 1, 2, 4 ... commits back",
+    ),
+    option("--bad", metavar="REF", default="HEAD", help="a commit at which it does not fit (HEAD)"),
+    LIMIT,
+)
 
 
 def run(options: argparse.Namespace) -> Outcome:
@@ -33,9 +33,8 @@ def run(options: argparse.Namespace) -> Outcome:
     from pytest_ckptcompat.files.paths import display
 
     make_importable()
-    width = shutil.get_terminal_size().columns
     misfit = first_misfit(
-        options.ckpt, options.model, place(options), good=options.good, bad=options.bad, width=width
+        options.ckpt, options.model, place(options), good=options.good, bad=options.bad, width=columns()
     )
     what = f"{display(options.ckpt)} no longer fits {options.model}"
     if misfit.found.first is None:

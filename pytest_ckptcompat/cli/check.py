@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from contextlib import redirect_stdout
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.checks.arguments import ARGUMENTS
 
 from .options import (
-    add_checkpoint_and_model,
-    add_flags,
-    add_json,
-    add_reading,
+    ABOUT_MODEL,
+    CHECKPOINT,
+    JSON,
+    READING,
     checked,
+    flags,
     make_importable,
     opened,
+    option,
     place,
 )
-from .outcome import INCOMPATIBLE, OK, UNCHECKED, Outcome
-from .output import in_colour, on_terminal
+from .output import INCOMPATIBLE, OK, UNCHECKED, Outcome, columns, in_colour, on_terminal
 
 if TYPE_CHECKING:
     import argparse
@@ -31,26 +32,22 @@ if TYPE_CHECKING:
 SUMMARY = "check that a checkpoint still serves a model, as a marked test does"
 EXITS = "0 it fits, 1 it does not, 2 it could not be checked"
 RUNS_CODE = True
-"""The hooks of a ``conftest.py`` are used."""
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments: those of the marker that have a flag, and the command's own."""
-    add_checkpoint_and_model(parser, required=False)
-    add_flags(parser, ARGUMENTS)
-    parser.add_argument(
-        "--require-cuda", action="store_true", help="fail unless the forward pass ran on CUDA"
-    )
-    parser.add_argument(
+OPTIONS = (
+    CHECKPOINT,
+    option("model", metavar="MODEL", nargs="?", help=ABOUT_MODEL),
+    *flags(ARGUMENTS),
+    option("--require-cuda", action="store_true", help="fail unless the forward pass ran on CUDA"),
+    option(
         "--report",
         action="append",
         default=[],
         metavar="FORMAT:PATH",
         help="write the report: json:PATH, markdown:PATH or html:PATH; repeatable",
-    )
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="a longer report; -vv: all of it")
-    add_reading(parser)
-    add_json(parser)
+    ),
+    option("-v", "--verbose", action="count", default=0, help="a longer report; -vv: all of it"),
+    *READING,
+    JSON,
+)
 
 
 def run(options: argparse.Namespace) -> Outcome:
@@ -67,7 +64,7 @@ def run(options: argparse.Namespace) -> Outcome:
     check = Check(
         arguments,
         options.ckpt,
-        lambda key: opened(options.ckpt, options, key),
+        partial(opened, options.ckpt, options),
         require_cuda=options.require_cuda,
         place=place(options),
     )
@@ -98,7 +95,7 @@ def _rendered(report: Report, verbosity: int) -> str:
 
     return render(
         report,
-        shutil.get_terminal_size().columns,
+        columns(),
         verbosity,
         color=in_colour(),
         where="-vv shows all, --json prints it",

@@ -4,50 +4,26 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.errors import CheckpointError, RecipeError
 from pytest_ckptcompat.core.redaction import redact
 
 from . import apply, bisect, check, diff, init, lock, operators, release, rules, show
 from .conftest_hooks import known
-from .outcome import INTERRUPTED, UNCHECKED, Outcome
-from .output import say, write
+from .output import INTERRUPTED, UNCHECKED, Outcome, say, write
 from .parser import Parser
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Sequence
 
 
-class Command(Protocol):
-    """A module of this package that is a subcommand with the same name."""
+COMMANDS = (init, show, diff, check, lock, release, apply, bisect, rules, operators)
+"""The subcommands, in the order of the help.
 
-    __name__: str
-    SUMMARY: str
-    EXITS: str
-
-    def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments of the command."""
-
-    def run(self, options: argparse.Namespace) -> Outcome:
-        """Run the command."""
-        ...
-
-
-COMMANDS: tuple[Command, ...] = (
-    init,
-    show,
-    diff,
-    check,
-    lock,
-    release,
-    apply,
-    bisect,
-    rules,
-    operators,
-)
-"""The subcommands, in the order of the help."""
+Each is a module with a ``SUMMARY``, the meaning of its exit codes (``EXITS``), its ``OPTIONS``, and
+``run(options)``, which returns the outcome. With ``RUNS_CODE``, the hooks of a ``conftest.py`` are used.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,7 +58,8 @@ def _parser() -> Parser:
         command = commands.add_parser(
             name, help=module.SUMMARY, description=text, epilog=f"exit codes: {module.EXITS}"
         )
-        module.add_options(command)
+        for names, settings in module.OPTIONS:
+            command.add_argument(*names, **settings)
         runs_code = getattr(module, "RUNS_CODE", False)
         command.set_defaults(run=module.run, parser=command, runs_code=runs_code)
     parser.set_defaults(

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .options import ABOUT_CHECKPOINT, add_json, add_reading, opened
-from .outcome import INCOMPATIBLE, OK, Outcome
+from .options import ABOUT_CHECKPOINT, JSON, READING, opened, option
+from .output import INCOMPATIBLE, OK, Outcome
 
 if TYPE_CHECKING:
     import argparse
 
 SUMMARY = "compare two checkpoints or locks"
 EXITS = "0 the same, 1 they differ, 2 not readable"
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of the command."""
-    parser.add_argument("new", metavar="NEW", help=ABOUT_CHECKPOINT)
-    parser.add_argument("--against", required=True, metavar="OLD", help="what NEW is compared with, likewise")
-    add_reading(parser)
-    add_json(parser)
+OPTIONS = (
+    option("new", metavar="NEW", help=ABOUT_CHECKPOINT),
+    option("--against", required=True, metavar="OLD", help="what NEW is compared with, likewise"),
+    *READING,
+    JSON,
+)
 
 
 def run(options: argparse.Namespace) -> Outcome:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
-from .options import ABOUT_CHECKPOINT, ABOUT_MODEL, add_reading, make_importable, opened, place
-from .outcome import INCOMPATIBLE, OK, Outcome
-from .output import in_colour
+from .options import ABOUT_CHECKPOINT, MODEL, READING, make_importable, opened, option, place
+from .output import INCOMPATIBLE, OK, Outcome, columns, in_colour
 
 if TYPE_CHECKING:
     import argparse
@@ -16,14 +14,16 @@ if TYPE_CHECKING:
 
 SUMMARY = "write ckptcompat.toml for a model, and run its check once"
 EXITS = "0 written and it fits, 1 written and it does not fit, 2 not written"
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of the command."""
-    parser.add_argument("model", metavar="MODEL", help=ABOUT_MODEL)
-    told = f"a lock of it gates the model: {ABOUT_CHECKPOINT}; if not given, the default branch does"
-    parser.add_argument("ckpt", metavar="CKPT", nargs="?", help=told)
-    add_reading(parser)
+OPTIONS = (
+    MODEL,
+    option(
+        "ckpt",
+        metavar="CKPT",
+        nargs="?",
+        help=f"a lock of it gates the model: {ABOUT_CHECKPOINT}; if not given, the default branch does",
+    ),
+    *READING,
+)
 
 
 def run(options: argparse.Namespace) -> Outcome:
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> Outcome:
     declared = CheckArguments.of(model=options.model, inputs=written.inputs)
     check = Check(declared, written.ckpt, lambda key: open_checkpoint(written.ckpt, key), place=here)
     report = check.run()
-    shown = render(report, shutil.get_terminal_size().columns, color=in_colour())
+    shown = render(report, columns(), color=in_colour())
     text = "\n".join([f"wrote {' and '.join(written.files)}", "", shown, "", *_advice(written)])
     return Outcome(OK if report.ok else INCOMPATIBLE, text)
 

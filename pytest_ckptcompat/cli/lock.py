@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from .options import add_flags, add_reading, given_flags, make_importable, opened, parsed_limits, place
-from .outcome import OK, Outcome
+from .options import READING, flags, given_flags, make_importable, opened, option, parsed_limits, place
+from .output import OK, Outcome
 
 if TYPE_CHECKING:
     import argparse
@@ -18,25 +18,24 @@ SUMMARY = "write keys, shapes and dtypes to a small lock file"
 EXITS = "0 written, 2 not written"
 
 CALL = ("inputs", "method", "model_args")
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of the command."""
-    parser.add_argument(
+OPTIONS = (
+    option(
         "source", metavar="CKPT_OR_MODEL", help="a checkpoint, or package.module:name of what gives a model"
-    )
-    parser.add_argument("-o", "--output", required=True, metavar="net.ckpt.json", help="the lock file")
-    parser.add_argument(
-        "--sha256", action="store_true", help="with the hash of the file's bytes: reads all of it"
-    )
-    model = "the model of CKPT: with --inputs, what it computes on synthetic values is recorded"
-    parser.add_argument("--model", metavar="MODEL", help=model)
-    add_flags(parser, CALL)
-    parser.add_argument("--at", metavar="REF", help="lock MODEL as it stood at a commit of git")
-    parser.add_argument(
+    ),
+    option("-o", "--output", required=True, metavar="net.ckpt.json", help="the lock file"),
+    option("--sha256", action="store_true", help="with the hash of the file's bytes: reads all of it"),
+    option(
+        "--model",
+        metavar="MODEL",
+        help="the model of CKPT: with --inputs, what it computes on synthetic values is recorded",
+    ),
+    *flags(CALL),
+    option("--at", metavar="REF", help="lock MODEL as it stood at a commit of git"),
+    option(
         "--no-metadata", action="store_true", help="without the plain values that stand beside the weights"
-    )
-    add_reading(parser)
+    ),
+    *READING,
+)
 
 
 def run(options: argparse.Namespace) -> Outcome:

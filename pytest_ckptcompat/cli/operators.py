@@ -5,13 +5,12 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-import shutil
 import textwrap
 from textwrap import indent
 from typing import TYPE_CHECKING
 
-from .outcome import OK, Outcome
-from .output import table
+from .options import option
+from .output import OK, Outcome, columns, table
 
 if TYPE_CHECKING:
     import argparse
@@ -21,12 +20,7 @@ if TYPE_CHECKING:
 SUMMARY = "list the operators of recipes, or explain one"
 EXITS = "0 listed, 2 unknown operator"
 RUNS_CODE = True
-"""The hooks of a ``conftest.py`` are used."""
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of the command."""
-    parser.add_argument("name", metavar="NAME", nargs="?", help="the operator to explain")
+OPTIONS = (option("name", metavar="NAME", nargs="?", help="the operator to explain"),)
 
 
 def run(options: argparse.Namespace) -> Outcome:
@@ -51,7 +45,7 @@ def run(options: argparse.Namespace) -> Outcome:
 
 
 def _explained(kind: type[Operator]) -> str:
-    width = shutil.get_terminal_size().columns
+    width = columns()
     call = textwrap.wrap(kind.signature(), width, subsequent_indent=" " * 8)
     doc = "\n\n".join(_filled(each, width - 4) for each in _documented(kind).replace("``", "`").split("\n\n"))
     parts = ["\n".join(call), indent(doc, "    ")]

@@ -1,4 +1,4 @@
-"""Options of several commands, and their parsing."""
+"""Arguments of several commands, and their parsing."""
 
 from __future__ import annotations
 
@@ -17,42 +17,51 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.checks.past_checkpoint import Place
     from pytest_ckptcompat.core.limits import Limits
 
+Option = tuple[tuple[str, ...], dict[str, Any]]
+"""The names and the settings of an argument, as `argparse.ArgumentParser.add_argument` takes them."""
+
+
+def option(*names: str, **settings: Any) -> Option:
+    """Declare an argument of a command."""
+    return names, settings
+
+
 ABOUT_CHECKPOINT = "a file, folder, *.index.json, URL, lock file or git:REF"
 ABOUT_MODEL = "package.module:name of what gives the model; the current folder is importable"
 
+CHECKPOINT = option("ckpt", metavar="CKPT", help=f"the checkpoint: {ABOUT_CHECKPOINT}")
+MODEL = option("model", metavar="MODEL", help=ABOUT_MODEL)
+JSON = option("--json", action="store_true", help="print JSON")
+LIMIT = option(
+    "--limit",
+    action="append",
+    default=[],
+    metavar="NAME=VALUE",
+    help="raise a cap of the readers; repeatable",
+)
+READING = (
+    LIMIT,
+    option("--key", metavar="PATH", help="dotted path to the state dict in a wrapped checkpoint"),
+)
+_MODEL_ARGUMENT = option(
+    "--model-arg",
+    action="append",
+    default=[],
+    metavar="NAME=VALUE",
+    help="a keyword argument for MODEL, its value as in TOML or else a text; repeatable",
+)
 
-def add_limit(parser: argparse.ArgumentParser) -> None:
-    """``--limit``."""
-    told = "raise a cap of the readers; repeatable"
-    parser.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help=told)
 
-
-def add_reading(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--limit`` and ``--key``."""
-    add_limit(parser)
-    parser.add_argument("--key", metavar="PATH", help="dotted path to the state dict in a wrapped checkpoint")
-
-
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--json``."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
-
-
-def add_checkpoint_and_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Declare ``CKPT`` and ``MODEL``; the latter may be left out unless `required`."""
-    parser.add_argument("ckpt", metavar="CKPT", help=f"the checkpoint: {ABOUT_CHECKPOINT}")
-    parser.add_argument("model", metavar="MODEL", nargs=None if required else "?", help=ABOUT_MODEL)
-
-
-def add_flags(parser: argparse.ArgumentParser, names: Collection[str]) -> None:
+def flags(names: Collection[str]) -> list[Option]:
     """Declare the flags of those arguments of a check that have one."""
+    declared = []
     for name in names:
         if (flag := ARGUMENTS[name].flag) is not None:
-            action, option = "append" if flag.repeat else "store", f"--{name.replace('_', '-')}"
-            parser.add_argument(option, action=action, metavar=flag.metavar, help=flag.help)
+            action = "append" if flag.repeat else "store"
+            declared.append(option(_dashed(name), action=action, metavar=flag.metavar, help=flag.help))
         if name == "model_args":
-            told = "a keyword argument for MODEL, its value as in TOML or else a text; repeatable"
-            parser.add_argument("--model-arg", action="append", default=[], metavar="NAME=VALUE", help=told)
+            declared.append(_MODEL_ARGUMENT)
+    return declared
 
 
 def given_flags(options: argparse.Namespace, names: Collection[str]) -> dict[str, Any]:
@@ -61,12 +70,12 @@ def given_flags(options: argparse.Namespace, names: Collection[str]) -> dict[str
     Raises:
         ValueError: a flag's value is invalid.
     """
-    flags = {name: flag for name in names if (flag := ARGUMENTS[name].flag) is not None}
-    return {
-        name: flag.read(value)
-        for name, flag in flags.items()
-        if (value := getattr(options, name)) is not None
-    } | (_model_arguments(options) if "model_args" in names else {})
+    given = _model_arguments(options) if "model_args" in names else {}
+    for name in names:
+        flag = ARGUMENTS[name].flag
+        if flag is not None and (value := getattr(options, name)) is not None:
+            given[name] = flag.read(value)
+    return given
 
 
 def checked(options: argparse.Namespace, names: Collection[str], **more: Any) -> CheckArguments:
@@ -79,9 +88,13 @@ def checked(options: argparse.Namespace, names: Collection[str], **more: Any) ->
     try:
         return CheckArguments.of(model=options.model, state_dict_key=options.key, **given, **more)
     except ValueError as error:
-        flags = re.compile(rf"\b({'|'.join(ARGUMENTS)})=(?=[ '\"\[])")
-        text = flags.sub(lambda name: f"--{name[1].replace('_', '-')} ", str(error))
+        keywords = re.compile(rf"\b({'|'.join(ARGUMENTS)})=(?=[ '\"\[])")
+        text = keywords.sub(lambda name: f"{_dashed(name[1])} ", str(error))
         raise ValueError(" ".join(text.split())) from None
+
+
+def _dashed(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _model_arguments(options: argparse.Namespace) -> dict[str, Any]:
@@ -101,7 +114,7 @@ def _model_arguments(options: argparse.Namespace) -> dict[str, Any]:
             found[name.strip()] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             found[name.strip()] = text
-    if found and getattr(options, "model_args", None):
+    if found and options.model_args:
         raise ValueError("give --model-arg or --model-args, not both")
     return {"model_args": found} if found else {}
 

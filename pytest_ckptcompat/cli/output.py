@@ -1,4 +1,4 @@
-"""Write to standard output, which may be a broken pipe, a full disk, or closed."""
+"""What a command gives back, and how it is printed: stdout may be a broken pipe, a full disk, or closed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,26 @@ import shutil
 import sys
 import textwrap
 from contextlib import suppress
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+OK, INCOMPATIBLE, UNCHECKED, INTERRUPTED = 0, 1, 2, 130
+
+
+class Outcome(NamedTuple):
+    """The outcome of a command.
+
+    Attributes:
+        code: the exit code.
+        text: the text to print.
+        refusal: why it did not do what was asked; printed to standard error.
+    """
+
+    code: int
+    text: str = ""
+    refusal: str = ""
 
 
 def write(text: str) -> bool:
@@ -52,12 +68,17 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table whose last column is wrapped to the width of the terminal."""
     from tabulate import tabulate
 
-    *columns, last = zip(headers, *rows, strict=True)
-    beside = sum(max(len(header) + 2, *map(len, cells)) + 2 for header, *cells in columns)
-    room = max(shutil.get_terminal_size().columns - beside, 30)
-    columns.append(tuple("\n".join(textwrap.wrap(cell, room)) for cell in last))
-    text = tabulate(list(zip(*columns, strict=True))[1:], headers=headers, tablefmt="simple")
+    *others, last = zip(headers, *rows, strict=True)
+    beside = sum(max(len(header) + 2, *map(len, cells)) + 2 for header, *cells in others)
+    room = max(columns() - beside, 30)
+    others.append(tuple("\n".join(textwrap.wrap(cell, room)) for cell in last))
+    text = tabulate(list(zip(*others, strict=True))[1:], headers=headers, tablefmt="simple")
     return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def columns() -> int:
+    """Return the width of the terminal."""
+    return shutil.get_terminal_size().columns
 
 
 def in_colour() -> bool:

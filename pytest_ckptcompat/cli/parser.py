@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.redaction import redact
 
-from .outcome import UNCHECKED
-from .output import complain, write
+from .output import UNCHECKED, complain, write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 import textwrap
 from typing import TYPE_CHECKING
 
-from .options import add_json
-from .outcome import OK, Outcome
-from .output import table
+from .options import JSON, option
+from .output import OK, Outcome, columns, table
 
 if TYPE_CHECKING:
     import argparse
@@ -18,12 +16,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "list the rules, or explain one: meaning, example, remedy"
 EXITS = "0 listed, 2 no such rule"
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of the command."""
-    parser.add_argument("rule", metavar="RULE", nargs="?", help="the id of the rule to explain")
-    add_json(parser)
+OPTIONS = (option("rule", metavar="RULE", nargs="?", help="the id of the rule to explain"), JSON)
 
 
 def run(options: argparse.Namespace) -> Outcome:
@@ -46,21 +39,14 @@ def run(options: argparse.Namespace) -> Outcome:
 
 
 def _plain(rule: Rule) -> dict[str, str]:
-    from pytest_ckptcompat.core.remedies import REMEDIES
-
-    return {
-        "id": rule.id,
-        "severity": rule.severity,
-        "meaning": rule.meaning,
-        **REMEDIES[rule.id]._asdict(),
-    }
+    plain = rule._asdict()
+    del plain["stage"]
+    return plain
 
 
 def _explained(rule: Rule) -> str:
-    from pytest_ckptcompat.core.remedies import REMEDIES
-
-    found, width = REMEDIES[rule.id], shutil.get_terminal_size().columns
-    parts = ("meaning", f"{rule.meaning}."), ("example", found.example), ("remedy", found.remedy)
+    width = columns()
+    parts = ("meaning", f"{rule.meaning}."), ("example", rule.example), ("remedy", rule.remedy)
     lines = [f"{rule.id} ({rule.severity})"]
     for name, text in parts:
         said = text[0].upper() + text[1:]
