@@ -83,9 +83,8 @@ def _write(kind: str, path: Path, report: Report, title: str) -> None:
     from pytest_ckptcompat.core.redaction import redact
     from pytest_ckptcompat.report.run_report import Run, write
 
-    fitting = dict(report.fitting) if kind == "html" else {}
     try:
-        write(kind, path, Run([(redact(title), {**report.to_dict(), "fitting": fitting})]))
+        write(kind, path, Run([(redact(title), report)]))
     except OSError as error:
         raise ValueError(f"--report {kind}:{path} was not written: {error.strerror or error}") from None
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 OK, INCOMPATIBLE, UNCHECKED, INTERRUPTED = 0, 1, 2, 130
 
@@ -64,16 +64,13 @@ def complain(text: str) -> None:
         _discard(sys.stderr)
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table whose last column is wrapped to the width of the terminal."""
-    from tabulate import tabulate
+    from pytest_ckptcompat.report.fit_text import columns_of, tabulated
 
-    *others, last = zip(headers, *rows, strict=True)
-    beside = sum(max(len(header) + 2, *map(len, cells)) + 2 for header, *cells in others)
-    room = max(columns() - beside, 30)
-    others.append(tuple("\n".join(textwrap.wrap(cell, room)) for cell in last))
-    text = tabulate(list(zip(*others, strict=True))[1:], headers=headers, tablefmt="simple")
-    return "\n".join(line.rstrip() for line in text.splitlines())
+    room = max(columns() - columns_of(headers[:-1], [row[:-1] for row in rows]), 30)
+    wrapped = [(*row[:-1], "\n".join(textwrap.wrap(row[-1], room))) for row in rows]
+    return "\n".join(tabulated(headers, wrapped))
 
 
 def columns() -> int:

@@ -39,7 +39,7 @@ def printable(text: str) -> str:
     line = " ".join(text.split())
     if line.isprintable() and not _COMMAND.search(line):
         return line
-    line = "".join(character if character.isprintable() else _code(character) for character in line)
+    line = "".join(character if character.isprintable() else code(character) for character in line)
     return _COMMAND.sub(lambda mark: _hex(mark[0]), line)
 
 
@@ -64,10 +64,11 @@ def _visible(text: str, place: int) -> str:
         return _hex(character)
     if character.isprintable() and unicodedata.category(character) not in ("Mn", "Me"):
         return character
-    return _code(character)
+    return code(character)
 
 
-def _code(character: str) -> str:
+def code(character: str) -> str:
+    """Return the escape sequence of a character."""
     return character.encode("unicode_escape").decode("ascii")
 
 

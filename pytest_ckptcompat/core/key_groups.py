@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Hashable, Iterable, Iterator, Sequence
+
+_Said = TypeVar("_Said", bound="Hashable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,14 @@ def group(keys: Iterable[str]) -> list[Group]:
             points = [tuple(map(int, _INDEX.findall(key))) for key in family]
             groups += [_group(texts, box) for box in _boxes(points, _least_values(texts))]
     return sorted(groups, key=lambda group: min(map(order.__getitem__, group.keys)))
+
+
+def grouped(pairs: Iterable[tuple[_Said, str]]) -> Iterator[tuple[_Said, Group]]:
+    """Group keys of which the same is said, from (what is said, key), in the order of first appearance."""
+    alike: dict[_Said, list[str]] = {}
+    for said, key in pairs:
+        alike.setdefault(said, []).append(key)
+    return ((said, each) for said, keys in alike.items() for each in group(keys))
 
 
 # A number without leading zeros, so that it can be written back, and of at most nine digits.

@@ -49,10 +49,12 @@ class Summary:
         run = self._known()
         outcome: str = report.outcome
         if outcome == "rerun":  # pytest-rerunfailures: another attempt follows
-            run.checks = [(nodeid, check) for nodeid, check in run.checks if nodeid != report.nodeid]
+            run.checks = [each for each in run.checks if each[0] != report.nodeid]
             return
         if checks:
-            run.checks += [(report.nodeid, check) for check in checks]
+            from pytest_ckptcompat.report.facts import Facts
+
+            run.checks += [(report.nodeid, Facts.of(check)) for check in checks]
             run.unchecked.pop(report.nodeid, None)
             self._checked.add(report.nodeid)
         elif report.nodeid not in self._checked and report.when != "teardown":
@@ -103,7 +105,7 @@ class Summary:
             return
         from pytest_ckptcompat.report.run_report import told
 
-        passed = [(nodeid, check) for nodeid, check in run.checks if check["ok"]]
+        passed = [(nodeid, check) for nodeid, check in run.checks if check.ok]
         chosen = settings(self._config)
         verbose = chosen.verbosity > 0
         terminalreporter.section("checkpoints", sep="-")

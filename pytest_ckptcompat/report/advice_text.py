@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import sys
+import textwrap
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from .fit_text import pasted
-from .tables import _said
+from pytest_ckptcompat.core.escape import code
+
+from .fit_text import one_column, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -55,7 +57,7 @@ def python_lines(recipe: RecipeText, width: int) -> list[str]:
 
 def _sentence(text: str, width: int, hanging: str) -> list[str]:
     """Return a sentence as lines, in lower case and without its full stop, like the rest of a report."""
-    return _said(text[0].lower() + text[1:].removesuffix("."), width, 1, hanging)
+    return wrapped(text[0].lower() + text[1:].removesuffix("."), width, 1, hanging)
 
 
 def _recipe(recipe: RecipeText, width: int, table: str) -> Iterator[str]:
@@ -82,9 +84,102 @@ def _imports(sources: Sequence[str], width: int) -> list[str]:
 
 def _plain(line: str) -> str:
     """Escape a line of TOML so that it prints, and CI does not take it as a command."""
-    return "".join(each if " " <= each <= "~" and each != "#" else _code(each) for each in line)
+    return "".join(each if " " <= each <= "~" and each != "#" else _toml_code(ord(each)) for each in line)
 
 
-def _code(character: str) -> str:
-    code = ord(character)
+def _toml_code(code: int) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+# -- Python ------------------------------------------------------------------------------------------------
+
+
+def pasted(source: str, width: int) -> list[str]:
+    """Break a Python call, such as a recipe's ``repr``, into lines of at most `width` columns if possible.
+
+    The lines mean the same as `source`. Calls and lists are broken after commas, long strings into adjacent
+    pieces. Characters that don't print in exactly one column are escaped. A source that is not valid Python
+    is returned as it is.
+    """
+    try:
+        call = ast.parse(source, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError):
+        return source.splitlines()
+    return _lines("", call, 0, width)
+
+
+def _lines(prefix: str, node: ast.expr, indent: int, width: int, comma: str = "") -> list[str]:
+    """Return an expression behind a prefix such as ``dim=`` as indented lines."""
+    margin = " " * indent
+    flat = f"{margin}{prefix}{_flat(node)}{comma}"
+    if len(flat) <= width:
+        return [flat]
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return _pieces(prefix, node.value, margin, width, comma)
+    opening, items, closing = _parts(node)
+    if not items:
+        return [flat]
+    if isinstance(node, ast.List | ast.Tuple) and all(_is_atom(item) for _, item in items):
+        inside = textwrap.wrap(
+            ", ".join(_flat(item) for _, item in items) + ",",
+            width,
+            initial_indent=margin + "    ",
+            subsequent_indent=margin + "    ",
+            break_long_words=False,
+            break_on_hyphens=False,  # a number such as 1e-05 is one word
+        )
+    else:
+        inside = [line for name, item in items for line in _lines(name, item, indent + 4, width, ",")]
+    return [f"{margin}{prefix}{opening}", *inside, f"{margin}{closing}{comma}"]
+
+
+def _parts(node: ast.expr) -> tuple[str, list[tuple[str, ast.expr]], str]:
+    """Split a call, list or tuple into its opening, its items with their names, and its closing."""
+    if isinstance(node, ast.Call):
+        named = [(f"{each.arg}=", each.value) for each in node.keywords]
+        return f"{ast.unparse(node.func)}(", [*(("", each) for each in node.args), *named], ")"
+    if isinstance(node, ast.List | ast.Tuple):
+        opening, closing = "[]" if isinstance(node, ast.List) else "()"
+        return opening, [("", each) for each in node.elts], closing
+    return "", [], ""
+
+
+def _is_atom(node: ast.expr) -> bool:
+    return not _parts(node)[1] and not (isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def _flat(node: ast.expr) -> str:
+    """Return an expression on one line."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return _quoted(node.value)
+    opening, items, closing = _parts(node)
+    if not opening:
+        return ast.unparse(node)
+    single = "," if isinstance(node, ast.Tuple) and len(items) == 1 else ""
+    return f"{opening}{', '.join(name + _flat(item) for name, item in items)}{single}{closing}"
+
+
+def _pieces(prefix: str, text: str, margin: str, width: int, comma: str) -> list[str]:
+    """Split a long string into adjacent literals, which Python joins."""
+    room = max(width - len(margin) - len('"",'), 8)
+    lines, taken, used = [], "", len(prefix)
+    for character in text:
+        size = len(_escaped(character))
+        if taken and used + size > room:
+            lines.append(f"{margin}{prefix}{_quoted(taken)}")
+            prefix, taken, used = "", "", 0
+        taken += character
+        used += size
+    return [*lines, f"{margin}{prefix}{_quoted(taken)}{comma}"]
+
+
+def _quoted(text: str) -> str:
+    return f'"{"".join(map(_escaped, text))}"'
+
+
+def _escaped(character: str) -> str:
+    if character in '"\\':
+        return f"\\{character}"
+    if character == "#":  # CI services run "##[" and "##vso[" anywhere on a line as commands
+        return r"\x23"
+    return character if one_column(character) else code(character)

@@ -164,7 +164,7 @@ class Facts:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Self:
-        """Restore a report from the result of `to_dict`, which came from a worker or a file."""
+        """Restore a report from the result of `to_dict`, to which `fitting` may have been added."""
         suggestion = content["suggestion"]
         return cls(
             checkpoint=content["checkpoint"],
@@ -184,6 +184,7 @@ class Facts:
             remedy=None if content.get("remedy") is None else Remedy.of(content["remedy"]),
             recipe=content["recipe"],
             loader=content.get("loader", ""),
+            fitting=content.get("fitting", {}),
         )
 
     @property

@@ -1,16 +1,18 @@
-"""Fit texts to a width: keys are cut, and Python source can still be pasted."""
+"""Fit texts to a width: keys are cut, sentences wrapped, cells escaped to one column for each character."""
 
 from __future__ import annotations
 
-import ast
 import textwrap
 import unicodedata
-from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
+from pytest_ckptcompat.core.escape import code, escape, printable
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 LEAST = 10
 """The least room in which anything sensible can be shown."""
@@ -82,116 +84,37 @@ def _joined(text: str, head: int, middle: str, room: int) -> str:
     return f"{text[:head]}{middle}{text[len(text) - tail :]}"
 
 
-def pasted(source: str, width: int) -> list[str]:
-    """Break a Python call, such as a recipe's ``repr``, into lines of at most `width` columns if possible.
-
-    The lines mean the same as `source`. Calls and lists are broken after commas, long strings into adjacent
-    pieces. Characters that don't print in exactly one column are escaped. A source that is not valid Python
-    is returned as it is.
-    """
-    try:
-        tree = ast.parse(source, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError):
-        return source.splitlines()
-    lines = [line.encode() for line in source.splitlines()]
-    return _lines(_part(tree, lines), 0, width)
+def cell(text: str) -> str:
+    """Escape text from a file for a cell: each character takes one column, and none is a table mark."""
+    shown = escape(text, limit=None)
+    if not shown.isascii():
+        shown = "".join(c if one_column(c) and c not in f"…{TIMES}" else code(c) for c in shown)
+    return shown if shown == shown.strip(" ") else shown.replace(" ", r"\x20")
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """An expression on one line, and its parts if it can be broken."""
-
-    flat: str
-    opening: str = ""
-    items: list[_Part] = field(default_factory=list)
-    closing: str = ""
-    prefix: str = ""
-    text: str | None = None
-
-    @property
-    def whole(self) -> str:
-        return self.prefix + self.flat
+def wrapped(text: str, width: int, verbosity: int, hanging: str = "") -> list[str]:
+    """Wrap a sentence to lines of at most `width` columns; at verbosity 0, at most three."""
+    text = printable(text)
+    if not (text.isascii() or all(map(one_column, text))):
+        width //= 2  # room for characters that take two columns
+    if "::" in text:
+        width -= len(r"\x3a")
+    lines = textwrap.wrap(
+        text, width, subsequent_indent=hanging, max_lines=None if verbosity else 3, placeholder=" ..."
+    )
+    return list(map(_harmless, lines))
 
 
-def _part(node: ast.expr, lines: list[bytes], prefix: str = "") -> _Part:
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return _Part(_quoted(node.value), text=node.value, prefix=prefix)
-    if isinstance(node, ast.Call):
-        items = [_part(argument, lines) for argument in node.args]
-        items += [_part(argument.value, lines, f"{argument.arg}=") for argument in node.keywords]
-        return _broken(f"{_literal(node.func, lines)}(", items, ")", prefix)
-    if isinstance(node, ast.List):
-        return _broken("[", [_part(item, lines) for item in node.elts], "]", prefix)
-    if isinstance(node, ast.Tuple):
-        items = [_part(item, lines) for item in node.elts]
-        return _broken("(", items, ",)" if len(items) == 1 else ")", prefix)
-    return _Part(_literal(node, lines), prefix=prefix)
+def indented(text: str, width: int) -> list[str]:
+    """Cut an escaped text into indented lines of full width."""
+    room = width - 4 - len(r"\x3a")
+    return [f"    {_harmless(text[start : start + room])}" for start in range(0, len(text), room)]
 
 
-def _broken(opening: str, items: list[_Part], closing: str, prefix: str) -> _Part:
-    flat = f"{opening}{', '.join(item.whole for item in items)}{closing}"
-    return _Part(flat, opening, items, closing, prefix)
-
-
-def _literal(node: ast.expr, lines: list[bytes]) -> str:
-    """Return the source of a name or a number."""
-    if node.lineno != node.end_lineno:
-        return ast.unparse(node)
-    return lines[node.lineno - 1][node.col_offset : node.end_col_offset].decode()
-
-
-def _lines(part: _Part, indent: int, width: int, comma: str = "") -> list[str]:
-    margin = " " * indent
-    if indent + len(part.whole) + len(comma) <= width:
-        return [f"{margin}{part.whole}{comma}"]
-    if part.text is not None:
-        return _pieces(part, indent, width, comma)
-    if not part.items:
-        return [f"{margin}{part.whole}{comma}"]
-    if part.opening in "[(" and all(item.text is None and not item.items for item in part.items):
-        numbers = ", ".join(item.flat for item in part.items) + ","
-        inner = textwrap.wrap(
-            numbers,
-            width,
-            initial_indent=margin + "    ",
-            subsequent_indent=margin + "    ",
-            break_long_words=False,
-            break_on_hyphens=False,  # a number such as 1e-05 is one word
-        )
-    else:
-        inner = [line for item in part.items for line in _lines(item, indent + 4, width, ",")]
-    return [f"{margin}{part.prefix}{part.opening}", *inner, f"{margin}{part.closing.lstrip(',')}{comma}"]
-
-
-def _pieces(part: _Part, indent: int, width: int, comma: str) -> list[str]:
-    """Split a long string into adjacent literals, which Python joins."""
-    assert part.text is not None
-    margin = " " * indent
-    lines, piece = [], f"{margin}{part.prefix}"
-    room = max(width - indent - len('"",'), 8)
-    taken, used = "", len(part.prefix)
-    for character in part.text:
-        size = len(_escaped(character))
-        if taken and used + size > room:
-            lines.append(f"{piece}{_quoted(taken)}")
-            piece, taken, used = margin, "", 0
-        taken += character
-        used += size
-    return [*lines, f"{piece}{_quoted(taken)}{comma}"]
-
-
-def _quoted(text: str) -> str:
-    return f'"{"".join(map(_escaped, text))}"'
-
-
-def _escaped(character: str) -> str:
-    if character in '"\\':
-        return f"\\{character}"
-    if character == "#":  # CI services run "##[" and "##vso[" anywhere on a line as commands
-        return r"\x23"
-    if one_column(character):
-        return character
-    return character.encode("unicode_escape").decode("ascii")
+def _harmless(line: str) -> str:
+    """Escape the start of a line, perhaps made by wrapping, if CI would take it as a command."""
+    start = len(line) - len(line.lstrip())
+    return f"{line[:start]}\\x3a{line[start + 1 :]}" if line.startswith("::", start) else line
 
 
 def one_column(character: str) -> bool:
@@ -202,4 +125,27 @@ def one_column(character: str) -> bool:
         character.isprintable()
         and unicodedata.east_asian_width(character) not in "WF"
         and unicodedata.category(character) not in ("Mn", "Me", "Mc")
+    )
+
+
+# -- tables -------------------------------------------------------------------------------------------------
+
+PADDING = 2  # tabulate adds this to a header's width
+
+
+def tabulated(
+    headers: Sequence[str], rows: Iterable[Sequence[str]], align: Sequence[str] | None = None
+) -> list[str]:
+    """Return the lines of a table of texts, each cell in one or several lines."""
+    from tabulate import tabulate
+
+    text = tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True, colalign=align)
+    return text.split("\n")
+
+
+def columns_of(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> int:
+    """Return the width of these columns of a table, with the space that separates them from others."""
+    return sum(
+        max(len(header) + PADDING, *map(len, cells)) + len("  ")
+        for header, *cells in zip(headers, *rows, strict=True)
     )

@@ -6,20 +6,19 @@ import base64
 import hashlib
 import re
 from collections import Counter
-from dataclasses import dataclass, field
 from html import escape as quoted
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.escape import escape, printable
+from pytest_ckptcompat.core.keys import natural
 
 from .advice_text import python_lines
-from .html_elements import safe, said, tag
-from .module_tree import FITS, Leaf, Module, leaves, tree
-from .rows import stage_rows
+from .module_tree import Module, leaves, tree
+from .rows import FITS, Row, stage_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from pytest_ckptcompat.core.findings import Promise, Stage
 
@@ -30,31 +29,16 @@ MOST_ROWS = 20_000
 """The most rows of a report on the page; a browser can still search as many at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """A check of the run.
-
-    Attributes:
-        title: the title of the check, such as a test's id.
-        report: the report of the check.
-        fitting: key -> shape and dtype (``"(64, 3, 7, 7) f32"``) of the keys that fit, so that the page shows
-            the whole model; without them it shows only the findings.
-    """
-
-    title: str
-    report: Facts
-    fitting: Mapping[str, str] = field(default_factory=dict)
-
-
-def render(checks: Sequence[Check], heading: str) -> str:
+def render(checks: Sequence[tuple[str, Facts]], heading: str) -> str:
     """Render the page, with failed checks first.
 
     Args:
-        checks: the reports.
+        checks: (title, such as a test's id, and report) of each check. A report with its `fitting` keys is
+            shown as the whole model, otherwise only the findings are.
         heading: the outcome of the run in one line.
     """
-    checks = sorted(checks, key=lambda check: check.report.ok)
-    found = [leaves(check.report, check.fitting) for check in checks]
+    checks = sorted(checks, key=lambda check: check[1].ok)
+    found = [leaves(report) for _, report in checks]
     heading = safe(f"Checkpoints: {heading}")
     style, script = _own("page.css"), _own("page.js")
     # Only the page's own script and style may run, whatever the names of a checkpoint's keys.
@@ -71,8 +55,8 @@ def render(checks: Sequence[Check], heading: str) -> str:
             "</head><body>",
             f"<h1>{heading}</h1>",
             _contents(checks),
-            _tools(leaf for each in found for leaf in each if leaf.pattern),
-            *(_section(place, check, found[place]) for place, check in enumerate(checks)),
+            _tools(row for each in found for row in each if row.pattern),
+            *(_section(place, *check, found[place]) for place, check in enumerate(checks)),
             f"<script>{script}</script>",
             "</body></html>\n",
         ]
@@ -90,27 +74,27 @@ def _digest(text: str) -> str:
 # -- parts --------------------------------------------------------------------------------------------------
 
 
-def _contents(checks: Sequence[Check]) -> str:
+def _contents(checks: Sequence[tuple[str, Facts]]) -> str:
     if len(checks) < 2:
         return ""
     lines = (
         tag(
             "li",
-            _sign(check.report),
-            tag("a", safe(check.title), href=f"#check-{place}"),
-            f" {said(check.report.verdict)}",
-            class_=_status(check.report),
+            _sign(report),
+            tag("a", safe(title), href=f"#check-{place}"),
+            f" {said(report.verdict)}",
+            class_=_status(report),
         )
-        for place, check in enumerate(checks)
+        for place, (title, report) in enumerate(checks)
     )
     return tag("nav", tag("ul", *lines))
 
 
-def _tools(found: Iterable[Leaf]) -> str:
+def _tools(found: Iterable[Row]) -> str:
     """Return the controls that need the script, hidden until it runs."""
     counts = Counter[str]()
-    for leaf in found:
-        counts[leaf.rule] += leaf.count
+    for row in found:
+        counts[row.rule] += len(row.keys)
     return tag(
         "div",
         tag("input", type="search", id="search", placeholder="Search keys ( / )", aria_label="Search keys"),
@@ -126,15 +110,14 @@ def _tools(found: Iterable[Leaf]) -> str:
     )
 
 
-def _section(place: int, check: Check, found: Sequence[Leaf]) -> str:
-    report = check.report
+def _section(place: int, title: str, report: Facts, found: Sequence[Row]) -> str:
     return tag(
         "section",
         tag("h2", _sign(report), said(report.verdict)),
-        tag("p", safe(check.title), class_="nodeid"),
-        _sentences([leaf for leaf in found if not leaf.pattern]),
+        tag("p", safe(title), class_="nodeid"),
+        _sentences([row for row in found if not row.pattern]),
         _advice(place, report),
-        _keys([leaf for leaf in found if leaf.pattern], report.side),
+        _keys([row for row in found if row.pattern], report.side),
         _outcomes("Promises of the recipe", "promise", report.promises),
         _outcomes("Stages", "stage", stage_rows(report.stages)),
         id=f"check-{place}",
@@ -142,17 +125,17 @@ def _section(place: int, check: Check, found: Sequence[Leaf]) -> str:
     )
 
 
-def _sentences(found: Sequence[Leaf]) -> str:
+def _sentences(found: Sequence[Row]) -> str:
     """Return the findings without a key."""
     lines = (
         tag(
             "li",
-            tag("span", safe(leaf.rule), class_="rule"),
+            tag("span", safe(row.rule), class_="rule"),
             " ",
-            said(" ".join(filter(None, [leaf.checkpoint, leaf.model, leaf.message]))),
-            class_=leaf.severity,
+            said(" ".join(filter(None, [row.checkpoint, row.model, row.message]))),
+            class_=row.severity,
         )
-        for leaf in found
+        for row in found
     )
     return tag("ul", *lines, class_="said") if found else ""
 
@@ -198,11 +181,11 @@ def _outcomes(title: str, name: str, outcomes: Iterable[Promise | Stage]) -> str
 _WORDS = {"error": "wrong", "warn": "doubtful", "off": "waived", FITS: "fit"}
 
 
-def _keys(found: Sequence[Leaf], side: str) -> str:
+def _keys(found: Sequence[Row], side: str) -> str:
     if not found:
         return ""
     heads = (tag("span", head) for head in ("key", "rule", side, "model"))
-    more = sum(leaf.count for leaf in found[MOST_ROWS:])
+    more = sum(len(row.keys) for row in found[MOST_ROWS:])
     return "\n".join(
         [
             tag("h3", "Keys"),
@@ -214,11 +197,10 @@ def _keys(found: Sequence[Leaf], side: str) -> str:
 
 
 def _inside(module: Module) -> str:
+    keys = sorted(module.leaves, key=lambda each: (natural(each[0]), each[1].rule))
+    modules = sorted(module.modules.values(), key=lambda each: natural(each.name))
     return "\n".join(
-        [
-            *(_leaf(name, leaf) for name, leaf in module.sorted_leaves()),
-            *(_module(each.shortened()) for each in module.sorted_modules()),
-        ]
+        [*(_leaf(name, row) for name, row in keys), *(_module(each.shortened()) for each in modules)]
     )
 
 
@@ -239,34 +221,34 @@ def _module(module: Module) -> str:
     return tag("li", tag("details", summary, tag("ul", _inside(module)), open=is_open))
 
 
-def _leaf(name: str, leaf: Leaf) -> str:
-    times = tag("span", f" \N{MULTIPLICATION SIGN}{leaf.count:,}", class_="times") if leaf.count > 1 else ""
+def _leaf(name: str, row: Row) -> str:
+    times = tag("span", row.times, class_="times") if row.times else ""
     return tag(
         "li",
         tag("span", safe(name), times, class_="name"),
-        tag("span", safe(leaf.rule), class_="rule"),
-        *(tag("span", side, class_="side") for side in _sides(leaf)),
-        tag("span", said(leaf.message), class_="message") if leaf.message else "",
-        class_=f"leaf {leaf.severity}",
-        data_rule=leaf.rule,
-        data_key=leaf.pattern,
-        data_count=str(leaf.count),
+        tag("span", safe(row.rule), class_="rule"),
+        *(tag("span", side, class_="side") for side in _sides(row)),
+        tag("span", said(row.message), class_="message") if row.message else "",
+        class_=f"leaf {row.severity}",
+        data_rule=row.rule,
+        data_key=row.pattern,
+        data_count=str(len(row.keys)),
     )
 
 
 _ONE_SIDED = {"missing-key", "unexpected-key", "rollback-missing", "rollback-unexpected"}
 
 
-def _sides(leaf: Leaf) -> tuple[str, str]:
+def _sides(row: Row) -> tuple[str, str]:
     """Return both sides with different sizes marked, or a missing side marked as absent."""
-    checkpoint, model = leaf.checkpoint, leaf.model
+    checkpoint, model = row.checkpoint, row.model
     if not (checkpoint and model):
-        absent = tag("span", "absent", class_="absent") if leaf.rule in _ONE_SIDED else ""
+        absent = tag("span", "absent", class_="absent") if row.rule in _ONE_SIDED else ""
         return safe(checkpoint) or absent, safe(model) or absent
     old, new = (re.findall(r"\w+|\W+", escape(side, 1000)) for side in (checkpoint, model))
     if len(old) != len(new):
         return safe(checkpoint), safe(model)
-    pairs = [(word, other) for word, other in zip(old, new, strict=True)]
+    pairs = list(zip(old, new, strict=True))
     return _marked(pairs), _marked([(other, word) for word, other in pairs])
 
 
@@ -280,3 +262,26 @@ def _status(report: Facts) -> str:
 
 def _sign(report: Facts) -> str:
     return tag("span", "✓" if report.ok else "✗", class_="sign")
+
+
+# -- elements -----------------------------------------------------------------------------------------------
+
+
+def tag(name: str, *inside: str, **attributes: str | bool) -> str:
+    """Return an element. `inside` is HTML, attributes are any text (``data_key=`` becomes data-key)."""
+    written = "".join(
+        f" {attribute.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{safe(value)}"')
+        for attribute, value in attributes.items()
+        if value is not False
+    )
+    return f"<{name}{written}>" if name == "input" else f"<{name}{written}>{''.join(inside)}</{name}>"
+
+
+def safe(text: str | bool) -> str:
+    """Escape text from a file."""
+    return quoted(escape(str(text), 1000))
+
+
+def said(text: str) -> str:
+    """Escape text of our own."""
+    return quoted(printable(text))

@@ -8,15 +8,14 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.core.key_groups import group
+from pytest_ckptcompat.core.key_groups import grouped
 from pytest_ckptcompat.core.keys import natural
 from pytest_ckptcompat.core.memory import shown as size_shown
 from pytest_ckptcompat.core.redaction import public
 from pytest_ckptcompat.core.tensor_spec import shown
 
 from .facts import SCHEMA_VERSION
-from .fit_text import elide, shortened
-from .tables import cell
+from .fit_text import cell, columns_of, elide, shortened, tabulated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,41 +23,27 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
     from pytest_ckptcompat.core.tensor_spec import TensorSpec
 
-_LEAST = 20
-_PADDING = 2  # tabulate adds this to a header's width
-
 Change = tuple[str, str, str, str]
 """(kind of difference, key, old side, new side)."""
 
 
 def listed(ckpt: Checkpoint) -> str:
-    """Return all tensors as a table, similar keys in one row, with totals."""
-    from tabulate import tabulate
-
-    like: dict[str, list[str]] = {}
-    for key, spec in ckpt.items():
-        like.setdefault(_shown(spec), []).append(key)
+    """Return all tensors as a table, similar keys in one row, with totals, ties and remarks."""
     order = {key: place for place, key in enumerate(ckpt)}
     found = sorted(
-        (order[each.keys[0]], each.pattern, each.keys, what)
-        for what, keys in like.items()
-        for each in group(keys)
+        grouped((_shown(spec), key) for key, spec in ckpt.items()),
+        key=lambda each: order[each[1].keys[0]],
     )
     rest = [
-        (_times(keys), what, size_shown(sum(ckpt[key].nbytes for key in keys))) for _, _, keys, what in found
+        (_times(each.keys), what, size_shown(sum(ckpt[key].nbytes for key in each.keys)))
+        for what, each in found
     ]
     headers = ("key", "", "shape", "bytes")
-    names = _cut([pattern for _, pattern, _, _ in found], rest, headers[1:])
+    names = _cut([each.pattern for _, each in found], rest, headers[1:])
     table = [(name, *cells) for name, cells in zip(names, rest, strict=True)]
-    lines = [
-        _title(ckpt),
-        "",
-        tabulate(table, headers=headers, tablefmt="simple", disable_numparse=True,
-                 colalign=("left", "right", "left", "right")),
-    ]  # fmt: skip
-    ties = [" = ".join(escape(key) for key in tied) for tied in ckpt.ties]
-    if ties:
-        lines += ["", "tied:", *(f"  {tie}" for tie in ties)]
+    lines = [_title(ckpt), "", *tabulated(headers, table, ("left", "right", "left", "right"))]
+    if ckpt.ties:
+        lines += ["", "tied:", *(f"  {' = '.join(map(escape, tied))}" for tied in ckpt.ties)]
     return "\n".join(lines)
 
 
@@ -125,8 +110,6 @@ def _digests(old: Checkpoint, new: Checkpoint) -> tuple[str, str]:
 
 def contrasted(old: Checkpoint, new: Checkpoint, found: Sequence[Change]) -> str:
     """Return the differences as a table, old before new, similar keys in one row."""
-    from tabulate import tabulate
-
     if not found:
         values = " and values (sha256)" if _digests(old, new)[0] else ", shapes and dtypes"
         return f"{new.name} is the same as {old.name}: {len(new)} keys{values}"
@@ -134,28 +117,23 @@ def contrasted(old: Checkpoint, new: Checkpoint, found: Sequence[Change]) -> str
     told = ", ".join(
         _KINDS[kind] if kind == "values" else f"{count} {_KINDS[kind]}" for kind, count in counts.items()
     )
-    like: dict[tuple[str, str, str], list[str]] = {}
-    for kind, key, one, two in found:
-        like.setdefault((kind, one, two), []).append(key)
-    differing = [(kind, each, one, two) for (kind, one, two), keys in like.items() for each in group(keys)]
+    differing = list(grouped(((kind, one, two), key) for kind, key, one, two in found))
     sides = [shortened(cell(ckpt.name), 40) for ckpt in (old, new)]
-    rest = [(_KINDS[kind], _times(each.keys), one, two) for kind, each, one, two in differing]
-    names = _cut([each.pattern for _, each, _, _ in differing], rest, ("change", "", *sides))
+    rest = [(_KINDS[kind], _times(each.keys), one, two) for (kind, one, two), each in differing]
+    names = _cut([each.pattern for _, each in differing], rest, ("change", "", *sides))
     rows = [(change, name, *cells) for name, (change, *cells) in zip(names, rest, strict=True)]
-    headers = ("change", "key", "", *sides)
-    table = tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True)
-    return f"{new.name} differs from {old.name}: {told}\n\n{table}"
+    table = tabulated(("change", "key", "", *sides), rows)
+    return "\n".join([f"{new.name} differs from {old.name}: {told}", "", *table])
 
 
 def _times(keys: Sequence[str]) -> str:
     return f"×{len(keys)}" if len(keys) > 1 else ""
 
 
-def _cut(names: Sequence[str], rest: Sequence[tuple[str, ...]], headers: Sequence[str]) -> list[str]:
+def _cut(names: Sequence[str], rest: Sequence[Sequence[str]], headers: Sequence[str]) -> list[str]:
     """Cut keys so that the table fits the terminal; different keys stay different."""
-    columns = zip(headers, *rest, strict=True)
-    beside = sum(max(len(header) + _PADDING, *map(len, cells)) + len("  ") for header, *cells in columns)
-    return elide(list(map(cell, names)), max(shutil.get_terminal_size().columns - beside, _LEAST))
+    room = shutil.get_terminal_size().columns - columns_of(headers, rest)
+    return elide(list(map(cell, names)), max(room, 20))
 
 
 def contrasted_json(found: Sequence[Change]) -> str:

@@ -6,23 +6,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.findings import Stage
-from pytest_ckptcompat.core.key_groups import group
+from pytest_ckptcompat.core.key_groups import grouped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pytest_ckptcompat.core.findings import Finding
-    from pytest_ckptcompat.core.rules import Severity
+
+
+FITS = "fits"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Findings that differ only in their keys.
+    """Findings that differ only in the indices of their keys, or keys that fit.
 
     Attributes:
-        rule: the rule's id.
-        severity: the severity of the findings.
-        pattern: the keys as one pattern (see `keys.Group`), unescaped; ``""`` for a finding without a key.
+        rule: the rule's id, or `FITS`.
+        severity: the severity of the findings, or `FITS`.
+        pattern: the keys as one pattern (see `Group`), unescaped; ``""`` for a finding without a key.
         keys: the keys, in natural order.
         checkpoint: what the checkpoint has there, for every key.
         model: what the model has there, for every key.
@@ -30,12 +32,12 @@ class Row:
     """
 
     rule: str
-    severity: Severity
+    severity: str
     pattern: str
     keys: tuple[str, ...]
     checkpoint: str
     model: str
-    message: str
+    message: str = ""
 
     @property
     def times(self) -> str:
@@ -49,18 +51,18 @@ def rows(findings: Iterable[Finding]) -> list[Row]:
     Keys that are missing and unexpected only because of a prefix form one row at the top.
     """
     findings, prefixed = _without_prefixes(list(findings))
-    alike: dict[tuple[str, Severity, str, str, str], dict[str, int]] = {}
+    places: dict[tuple[tuple[str, str, str, str, str], str], int] = {}
     rules: dict[str, int] = {}
     for place, found in enumerate(findings):
-        sides = (found.rule, found.severity, found.checkpoint, found.model, found.message)
-        alike.setdefault(sides, {}).setdefault(found.key, place)
+        said = (found.rule, found.severity, found.checkpoint, found.model, found.message)
+        places.setdefault((said, found.key), place)
         rules.setdefault(found.rule, place)
     placed = []
-    for (rule, severity, checkpoint, model, message), places in alike.items():
-        for keys in group(places):
-            first = min(map(places.__getitem__, keys.keys))
-            row = Row(rule, severity, keys.pattern, keys.keys, checkpoint, model, message)
-            placed.append((rules[rule], first, row))
+    for alike, keys in grouped(places):
+        rule, severity, checkpoint, model, message = alike
+        first = min(places[alike, key] for key in keys.keys)
+        row = Row(rule, severity, keys.pattern, keys.keys, checkpoint, model, message)
+        placed.append((rules[rule], first, row))
     return [*prefixed, *(row for _, _, row in sorted(placed, key=lambda each: each[:2]))]
 
 

@@ -8,18 +8,20 @@ from collections import Counter
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.claim import UNASKED
 from pytest_ckptcompat.core.escape import escape
 
-from .facts import SCHEMA_VERSION, Facts
+from .facts import SCHEMA_VERSION
 from .rows import rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pytest_ckptcompat.core.rules import Severity
+
+    from .facts import Facts
 
 
 FORMATS = ("json", "markdown", "html")
@@ -30,19 +32,19 @@ class Run:
     """The checks of a run, and the tests without one.
 
     Attributes:
-        checks: (test's id, JSON object of the report), in the order of completion.
+        checks: (test's id, report), in the order of completion.
         unchecked: id of a test without a report -> why.
         interrupted: whether the run ended before its last test.
     """
 
-    checks: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    checks: list[tuple[str, Facts]] = field(default_factory=list)
     unchecked: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
 
     @property
     def summary(self) -> str:
         """How many checks passed, of how many, and why the others were not made."""
-        passed = sum(check["ok"] for _, check in self.checks)
+        passed = sum(report.ok for _, report in self.checks)
         total = len(self.checks) + len(self.unchecked)
         reasons = Counter(self.unchecked.values())
         told = [f"{passed} of {total} checks passed", *(f"{n} {reason}" for reason, n in reasons.items())]
@@ -65,11 +67,6 @@ def targets(option: str, texts: Iterable[str]) -> tuple[tuple[str, Path], ...]:
 
 
 def _target(option: str, text: str) -> tuple[str, Path]:
-    """Parse ``FORMAT:PATH`` into the format and the file.
-
-    Raises:
-        ValueError: the text has another form, or the file can't be written.
-    """
     kind, _, name = text.partition(":")
     if kind not in FORMATS or not name:
         raise ValueError(f"{option} {text!r}: use json:PATH, markdown:PATH or html:PATH")
@@ -90,9 +87,8 @@ def _is_binary(path: Path) -> bool:
         return b"\0" in file.read(4096)
 
 
-def told(check: dict[str, Any], width: int, *, in_full: bool) -> list[str]:
+def told(report: Facts, width: int, *, in_full: bool) -> list[str]:
     """Return what a passed check really did: the verdict and, in full, what was verified and where."""
-    report = Facts.of(check)
     lines = [report.verdict]
     if in_full:
         kept = [promise.name for promise in report.promises if promise.status == "kept"]
@@ -163,7 +159,7 @@ def write(kind: str, path: Path, run: Run) -> None:
         content = {
             "schema_version": SCHEMA_VERSION,
             "interrupted": run.interrupted,
-            "checks": [{"nodeid": nodeid, **_documented(check)} for nodeid, check in run.checks],
+            "checks": [{"nodeid": nodeid, **report.to_dict()} for nodeid, report in run.checks],
             "unchecked": [{"nodeid": nodeid, "reason": reason} for nodeid, reason in run.unchecked.items()],
         }
         text = json.dumps(content, indent=2) + "\n"
@@ -171,16 +167,10 @@ def write(kind: str, path: Path, run: Run) -> None:
         from .markdown import summary
 
         before = path.read_bytes() if path.exists() else b""
-        reports = [(nodeid, Facts.of(check)) for nodeid, check in run.checks]
-        text = summary(reports, run.summary)
+        text = summary(run.checks, run.summary)
     else:
-        from .html import Check, render
+        from .html import render
 
-        checks = [Check(nodeid, Facts.of(check), check["fitting"]) for nodeid, check in run.checks]
-        text = render(checks, run.summary)
+        text = render(run.checks, run.summary)
     with whole_file(path) as file:
         file.write(before + text.encode())
-
-
-def _documented(check: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in check.items() if name != "fitting"}

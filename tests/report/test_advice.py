@@ -10,7 +10,6 @@ from pytest_ckptcompat.recipes.operators import drop, strip_prefix, tile
 from pytest_ckptcompat.recipes.recipe import Recipe
 from pytest_ckptcompat.report import html, markdown, terminal
 from pytest_ckptcompat.report.advice import Remedy, advice, named
-from pytest_ckptcompat.report.html import Check
 from pytest_ckptcompat.report.report import Report
 
 GROW = Recipe(tile("fc.*", dim=0))
@@ -65,7 +64,7 @@ def test_every_form_says_it(name):
     forms = [
         terminal.render(report, 80),
         markdown.render(report),
-        html.render([Check("test", report)], "checks"),
+        html.render([("test", report)], "checks"),
     ]
     for text in forms:
         for each in report.advice:

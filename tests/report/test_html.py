@@ -17,14 +17,14 @@ from reports import ONET
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import Finding, Stage, finding
 from pytest_ckptcompat.report import html
-from pytest_ckptcompat.report.html import MOST_ROWS, Check
+from pytest_ckptcompat.report.html import MOST_ROWS
 from pytest_ckptcompat.report.report import Report
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def render(checks: list[Check]) -> str:
+def render(checks: list[tuple[str, Report]]) -> str:
     return html.render(checks, "1 of 2 checks passed")
 
 
@@ -83,7 +83,7 @@ OUR_TAGS = {
 
 
 def test_the_page_shows_the_verdict_both_sides_and_the_suggestion() -> None:
-    page = Page(render([Check("tests/test_onet.py::test_old[net.pth]", ONET)]))
+    page = Page(render([("tests/test_onet.py::test_old[net.pth]", ONET)]))
     assert ONET.verdict in page.said("h2") + page.said("")
     assert page.leaves == [{"key": "out2.weight", "rule": "shape-mismatch"}]
     assert page.said("mark") == ["4", "14"]
@@ -95,12 +95,12 @@ def test_the_page_shows_the_verdict_both_sides_and_the_suggestion() -> None:
 def test_shapes_after_a_recipe_are_headed_so() -> None:
     applied = replace(ONET, stages=[Stage("recipe", "passed", "changes 2 of 63 keys")])
     for report, head in ((ONET, "checkpoint"), (applied, "after recipe")):
-        assert Page(render([Check("t", report)])).said("span")[:4] == ["key", "rule", head, "model"]
+        assert Page(render([("t", report)])).said("span")[:4] == ["key", "rule", head, "model"]
 
 
 def test_a_side_is_called_absent_only_where_it_is() -> None:
     def absent(*about: str) -> list[str]:
-        return Page(render([Check("t", Report("c", "m", findings=[finding(*about)]))])).said("absent")
+        return Page(render([("t", Report("c", "m", findings=[finding(*about)]))])).said("absent")
 
     assert absent("missing-key", "w", "", "(4,) f32") == ["absent"]
     assert absent("rollback-unexpected", "w", "", "(4,) f32") == ["absent"]
@@ -109,7 +109,9 @@ def test_a_side_is_called_absent_only_where_it_is() -> None:
 
 
 def test_layers_are_one_leaf_and_modules_count_their_keys() -> None:
-    page = Page(render([Check("t", LAYERS, {"model.embed.w": "(9,) f32", "model.head.w": "(9,) f32"})]))
+    page = Page(
+        render([("t", replace(LAYERS, fitting={"model.embed.w": "(9,) f32", "model.head.w": "(9,) f32"}))])
+    )
     assert {leaf["key"]: leaf["rule"] for leaf in page.leaves} == {
         "aux.w": "unexpected-key",
         "model.layers.{0-16,18-31}.w": "missing-key",
@@ -124,14 +126,14 @@ def test_layers_are_one_leaf_and_modules_count_their_keys() -> None:
 
 
 def test_modules_with_faults_are_open_and_others_closed() -> None:
-    text = render([Check("t", LAYERS, {"fine.0.w": "(9,) f32"})])
+    text = render([("t", replace(LAYERS, fitting={"fine.0.w": "(9,) f32"}))])
     assert re.search(r'<details open><summary><span class="name">aux<', text)
     assert re.search(r'<details><summary><span class="name">fine.0<', text)
 
 
 def test_failures_come_first_and_are_linked() -> None:
     fit = Report("net.pth", "onet.Net", matched=1, total=1)
-    text = render([Check("good", fit), Check("bad", ONET)])
+    text = render([("good", fit), ("bad", ONET)])
     assert re.findall(r'<a href="#(.*?)">(.*?)</a>', text) == [("check-0", "bad"), ("check-1", "good")]
     assert re.findall(r'<section id="(.*?)" class="(.*?)">', text) == [
         ("check-0", "error"),
@@ -145,7 +147,7 @@ def test_a_run_without_checks_has_a_page_too() -> None:
 
 
 def test_nothing_is_fetched_and_only_our_own_script_may_run() -> None:
-    text = render([Check("t", ONET)])
+    text = render([("t", ONET)])
     assert not re.search(r'(?:src|href)="(?!#)|url\(|@import', text)
     (policy,) = re.findall(r'Content-Security-Policy" content="(.*?)"', text)
     for kind in ("style", "script"):
@@ -174,7 +176,9 @@ def test_hostile_text_is_only_text() -> None:
     found = [finding("shape-mismatch", key, key, key[::-1], key) for key in HOSTILE]
     found += [finding("forward-error", message=key) for key in HOSTILE]
     whole = Report("c", "m", findings=found, stages=[Stage(key, "failed", key) for key in HOSTILE])
-    text = render([Check(HOSTILE[0], whole, dict.fromkeys(HOSTILE, HOSTILE[0])), Check(HOSTILE[1], whole)])
+    text = render(
+        [(HOSTILE[0], replace(whole, fitting=dict.fromkeys(HOSTILE, HOSTILE[0]))), (HOSTILE[1], whole)]
+    )
     page = Page(text)
     assert page.tags <= OUR_TAGS
     assert "forged" not in page.said("h1")
@@ -186,16 +190,14 @@ def test_hostile_text_is_only_text() -> None:
 
 @given(st.lists(st.text(alphabet="<>&\"'a.{}0\n", min_size=1, max_size=20), min_size=1, max_size=8))
 def test_any_key_is_read_back_as_it_was(keys: list[str]) -> None:
-    page = Page(
-        render([Check("t", Report("c", "m", findings=[finding("missing-key", key) for key in keys]))])
-    )
+    page = Page(render([("t", Report("c", "m", findings=[finding("missing-key", key) for key in keys]))]))
     assert page.tags <= OUR_TAGS
     assert sum(len(leaf["key"]) for leaf in page.leaves) >= max(len(escape(key)) for key in keys)
 
 
 def test_the_rows_of_a_huge_report_are_limited_and_the_rest_is_counted() -> None:
     found = [finding("missing-key", f"m{i % 50}.k{i}x", "", f"({i},)") for i in range(MOST_ROWS + 1234)]
-    text = render([Check("t", Report("c", "m", findings=found))])
+    text = render([("t", Report("c", "m", findings=found))])
     assert text.count("data-key=") == MOST_ROWS
     assert "1,234 more keys are in the JSON report" in text
 
@@ -238,7 +240,7 @@ def rows_shown(document: str) -> list[str]:
 
 
 def test_search_and_filter_work_in_a_browser(browser: Browse) -> None:
-    page = render([Check("t", LAYERS, {"model.layers.17.w": "(4,) f32"})])
+    page = render([("t", replace(LAYERS, fitting={"model.layers.17.w": "(4,) f32"}))])
     document = browser(page)
     assert len(rows_shown(document)) == 4
     assert "34 of 34 keys" in document
@@ -253,14 +255,14 @@ def test_search_and_filter_work_in_a_browser(browser: Browse) -> None:
 
 def test_hostile_keys_do_nothing_in_a_browser(browser: Browse) -> None:
     found = [finding("missing-key", key, "", key, key) for key in HOSTILE]
-    document = browser(render([Check(key, Report("c", "m", findings=found)) for key in HOSTILE[:3]]))
+    document = browser(render([(key, Report("c", "m", findings=found)) for key in HOSTILE[:3]]))
     assert "<title>Checkpoints: 1 of 2 checks passed</title>" in document
     assert "<h1>forged" not in document
     assert len(rows_shown(document)) == 3 * len(HOSTILE)
 
 
 def test_the_page_is_whole_where_its_script_may_not_run(browser: Browse) -> None:
-    page = render([Check("t", LAYERS)])
+    page = render([("t", LAYERS)])
     document = browser(re.sub(r"script-src '.*?'", "script-src 'none'", page))
     assert re.search(r'<div id="tools" hidden', document)
     assert len(rows_shown(document)) == 3

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_ckptcompat.report.fit_text import pasted
+from pytest_ckptcompat.report.advice_text import pasted
 
 
 def test_what_fits_stays_on_one_line() -> None:

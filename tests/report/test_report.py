@@ -125,7 +125,7 @@ def test_a_suggestion_that_has_no_toml_form_is_still_reported(tmp_path):
     assert json.loads(report.to_json())["suggestion"]["toml"] == ""
     assert "As TOML" not in report.to_markdown()
     assert "as TOML" not in terminal.render(report, table="check.recipe")
-    assert "As TOML" not in html.render([html.Check("t", report, {})], "")
+    assert "As TOML" not in html.render([("t", report)], "")
 
 
 @pytest.mark.parametrize("key", ["out2.weight", "x" * 90, "##[group]", "\x1b[31m", "\U0001f600"])

@@ -9,7 +9,7 @@ from pytest_ckptcompat.report.run_report import told
 
 def summed_up(*found: Finding, width: int = 80) -> list[str]:
     report = Report("net.pth", "onet.Net", matched=4, total=6, findings=list(found))
-    return told(report.to_dict(), width, in_full=True)
+    return told(report, width, in_full=True)
 
 
 def test_what_was_waived_is_listed_with_its_reason() -> None:
