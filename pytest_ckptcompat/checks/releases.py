@@ -95,5 +95,5 @@ def _drift(table: Table, schema: nn.Module) -> Iterator[Finding]:
     apart = table.differences(today)
     for key in [*apart.mismatched, *apart.missing, *apart.unexpected]:
         now = today.get(key)
-        side = "" if now is None else shown(tuple(now.shape), str(now.dtype).removeprefix("torch."))
+        side = "" if now is None else shown(tuple(now.shape), str(now.dtype))
         yield finding("release-drift", key, table.shown(key), side, REMEDY)

@@ -69,7 +69,7 @@ def _turned(found: Finding) -> Finding:
 
 def _of(value: Any) -> str:
     shape = _shape(value)
-    return "" if shape is None else shown(shape, str(value.dtype).removeprefix("torch."))
+    return "" if shape is None else shown(shape, str(value.dtype))
 
 
 def unwrapped(recipe: Recipe) -> Recipe:

@@ -146,8 +146,11 @@ def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def shown(shape: tuple[int, ...], dtype: str = "") -> str:
-    """Return a shape and dtype as reports show them: ``(4, 256) f32``, ``(512, 512) f8_e4m3fn``."""
-    return f"{shape} {_short(dtype)}".rstrip()
+    """Return a shape and dtype as reports show them: ``(4, 256) f32``, ``(512, 512) f8_e4m3fn``.
+
+    The dtype may begin with ``torch.``.
+    """
+    return f"{shape} {_short(dtype.removeprefix('torch.'))}".rstrip()
 
 
 def _short(dtype: str) -> str:

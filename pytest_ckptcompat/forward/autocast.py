@@ -10,74 +10,54 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+from .cuda_rules import PRODUCTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_LOW = {
-    "addbmm",
-    "addmm",
-    "addmv",
-    "addr",
-    "baddbmm",
-    "bmm",
-    "convolution",
-    "dot",
-    "mm",
-    "mv",
-    "_prelu_kernel",
-}
+_LOW = PRODUCTS | {"addr", "_prelu_kernel"}
 _FULL = {
-    *("acos", "asin", "cosh", "cumprod", "cumsum", "erfinv", "exp", "expm1", "log", "log10", "log1p", "log2"),
-    *(
-        "linalg_vector_norm",
-        "norm",
-        "pow",
-        "prod",
-        "reciprocal",
-        "renorm",
-        "rsqrt",
-        "sinh",
-        "softplus",
-        "sum",
-    ),
-    *("_cdist_forward", "_log_softmax", "_softmax", "binary_cross_entropy", "dist", "mse_loss", "tan"),
-    *("native_group_norm", "native_layer_norm", "nll_loss_forward", "nll_loss2d_forward", "smooth_l1_loss"),
-}
+    "acos", "asin", "cosh", "cumprod", "cumsum", "erfinv", "exp", "expm1", "log", "log10", "log1p", "log2",
+    "linalg_vector_norm", "norm", "pow", "prod", "reciprocal", "renorm", "rsqrt", "sinh", "softplus", "sum",
+    "_cdist_forward", "_log_softmax", "_softmax", "binary_cross_entropy", "dist", "mse_loss", "tan",
+    "native_group_norm", "native_layer_norm", "nll_loss_forward", "nll_loss2d_forward", "smooth_l1_loss",
+}  # fmt: skip
 _CHECKED = {
-    *(
-        scaled_dot_product_attention,
-        torch.prelu,
-        torch.Tensor.prelu,
-        torch.conv1d,
-        torch.conv2d,
-        torch.conv3d,
-    ),
-    *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
-}
+    scaled_dot_product_attention, torch.prelu, torch.Tensor.prelu, torch.conv1d, torch.conv2d, torch.conv3d,
+    torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
+}  # fmt: skip
 """Functions that check the dtypes of their arguments before any operation is dispatched."""
 
 _HALVES = (torch.float16, torch.bfloat16)
 _FLOATS = (torch.float32, *_HALVES)
 
 
-class Autocast:
-    """The casts of the current autocast region.
+class Autocast(TorchFunctionMode):
+    """A mode that follows autocast regions, and casts the arguments of functions that check their dtypes.
+
+    It also turns a number given as ``device`` into the CUDA device that torch takes it for if there is one.
 
     Attributes:
-        low: the region's dtype, or None outside of a region. A function mode has to update it with `listen`,
-            because torch reports no region at the level of operations.
+        low: the dtype of the current region, or None outside of a region. Torch reports no region at the
+            level of operations.
     """
 
     low: torch.dtype | None = None
 
-    def listen(self) -> None:
-        """Record the current autocast region."""
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
         self.low = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-
-    def of_call(self, function: Any) -> Callable[[Any], Any] | None:
-        """Return the cast for every argument of a torch function, or None."""
-        return _caster(_FLOATS, self.low) if self.low and function in _CHECKED else None
+        if self.low and func in _CHECKED:
+            cast = _caster(_FLOATS, self.low)
+            args = tuple(map(cast, args))
+            kwargs = {key: cast(value) for key, value in kwargs.items()}
+        if type(kwargs.get("device")) is int:
+            kwargs = {**kwargs, "device": torch.device("cuda", kwargs["device"])}
+        return func(*args, **kwargs)
 
     def of_operation(self, operation: Any) -> Callable[[Any], Any] | None:
         """Return the cast for every argument of an ATen operation, or None."""
@@ -91,8 +71,8 @@ class Autocast:
 
 def _caster(sources: tuple[torch.dtype, ...], target: torch.dtype) -> Callable[[Any], Any]:
     def cast(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or value.device.type == "cpu":
-            return value
-        return value.to(target) if value.dtype in sources and value.dtype != target else value
+        if isinstance(value, torch.Tensor) and value.device.type != "cpu" and value.dtype in sources:
+            return value.to(target)
+        return value
 
     return cast

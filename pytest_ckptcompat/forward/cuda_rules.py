@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _EITHER_DEVICE = {
-    *("copy", "copy_", "_to_copy", "_foreach_copy", "_foreach_copy_", "set_", "device", "is_same_size"),
-    *("_pack_padded_sequence", "_pad_packed_sequence", "lstm", "gru", "rnn_tanh", "rnn_relu", "_cudnn_rnn"),
-    *("_ctc_loss", "ctc_loss", "resize_as_", "detach", "alias", "lift", "lift_fresh", "lift_fresh_copy"),
-}
+    "copy", "copy_", "_to_copy", "_foreach_copy", "_foreach_copy_", "set_", "device", "is_same_size",
+    "_pack_padded_sequence", "_pad_packed_sequence", "lstm", "gru", "rnn_tanh", "rnn_relu", "_cudnn_rnn",
+    "_ctc_loss", "ctc_loss", "resize_as_", "detach", "alias", "lift", "lift_fresh", "lift_fresh_copy",
+}  # fmt: skip
 """Operations that move between devices, or that need one of their tensors on the CPU (lengths)."""
 
 _CPU_INDICES = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put"}
 """Operations that accept indices on the CPU for a CUDA tensor."""
 
-_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "convolution"}
+PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "convolution"}
 """Operations whose tensors must have the same dtype, and that CUDA lacks for integers and float8."""
 
 
@@ -34,13 +34,7 @@ class MixedDevices(Refusal):
 
 
 def refuse(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], card: torch.device) -> None:
-    """Raise an error if CUDA would raise one.
-
-    Args:
-        func: the operation that is about to run. Only ATen and prims operations are checked.
-        args: its positional arguments.
-        kwargs: its keyword arguments.
-        card: the device to name in the message.
+    """Raise an error if CUDA would raise one for an operation of ATen or prims that is about to run.
 
     Raises:
         MixedDevices: there are tensors on the CUDA device and on the CPU. 0-dim CPU tensors are accepted.
@@ -49,12 +43,13 @@ def refuse(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], card: torch
     if func.namespace not in ("aten", "prims"):
         return
     name = func.overloadpacket.__name__
+    if name in _CPU_INDICES and len(args) > 1:
+        args = (args[0], [i for i in args[1] if i is not None and i.device.type != "cpu"], *args[2:])
+    tensors = [*_tensors(args), *_tensors(kwargs.values())]
     if name not in _EITHER_DEVICE:
-        if name in _CPU_INDICES and len(args) > 1:
-            args = (args[0], [i for i in args[1] if i is not None and i.device.type != "cpu"], *args[2:])
-        _one_device(name, [*_tensors(args), *_tensors(kwargs.values())], card)
-    if name in _PRODUCTS:
-        _one_dtype(name, [*_tensors(args), *_tensors(kwargs.values())])
+        _one_device(name, tensors, card)
+    if name in PRODUCTS:
+        _one_dtype(name, tensors)
 
 
 def _one_device(name: str, tensors: list[torch.Tensor], card: torch.device) -> None:
@@ -88,4 +83,4 @@ def _tensors(values: Any) -> Iterator[torch.Tensor]:
 
 
 def _shown(tensor: torch.Tensor) -> str:
-    return shown(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+    return shown(tuple(tensor.shape), str(tensor.dtype))

@@ -13,7 +13,7 @@ from pytest_ckptcompat.tensors.nested import mapped, tensors
 from .inputs import Inputs, InputSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from torch import nn
 
@@ -34,31 +34,42 @@ def known_inputs(model: nn.Module, build: Callable[[], nn.Module] | None = None)
         model: any module, on any device.
         build: builds the model on the CPU, which is needed if integer inputs are on the meta device.
     """
-    for found in _candidates(model):
-        if build is not None and any(_valueless(each) for each in _tensors(found)):
-            return known_inputs(build())
+    found = _declared(model)
+    if found is None or found.make is None or build is None:
         return found
-    return None
+    valueless = (each.is_meta and not each.is_floating_point() for _, each in tensors(found.make()))
+    return _declared(build()) if any(valueless) else found
 
 
-def _candidates(model: nn.Module) -> Iterator[Inputs]:
+def _declared(model: nn.Module) -> Inputs | None:
     example = _attribute(model, "example_input_array")
     if example is not None:
-        yield Inputs(make=lambda: mapped(example, _with_values))
+        batch = _as_lightning_calls(example)
+        return Inputs(make=lambda: mapped(batch, _with_values))
     for name in ("pretrained_cfg", "default_cfg"):
         size = _item(_attribute(model, name), "input_size")
         if _are_sizes(size):
-            yield Inputs((InputSpec((1, *_as_built(model, tuple(size)))),))
+            return Inputs((InputSpec((1, *_as_built(model, tuple(size)))),))
     config, main = _attribute(model, "config"), _attribute(model, "main_input_name")
     if config is None or not isinstance(main, str):
-        return
+        return None
     dummy = _attribute(model, "dummy_inputs")
     if isinstance(dummy, Mapping) and main in dummy:
-        yield _with_pictures(model, config, Inputs(make=lambda: dict(dummy)), dict(dummy))
-    elif sizes := _of_config(config, main):
-        decoder = _item(config, "is_encoder_decoder") is True
-        words = {"decoder_input_ids": InputSpec((1, _WORDS), "int64", 2)} if decoder else {}
-        yield Inputs(kwargs={main: sizes, **words})
+        more = _pictures(model, config) if "pixel_values" not in dummy else {}
+        return Inputs(make=lambda: {**dummy, **more})
+    sizes = _of_config(config, main)
+    if sizes is None:
+        return None
+    decoder = _item(config, "is_encoder_decoder") is True
+    words = {"decoder_input_ids": InputSpec((1, _WORDS), "int64", 2)} if decoder else {}
+    return Inputs(kwargs={main: sizes, **words})
+
+
+def _as_lightning_calls(example: Any) -> Any:
+    """Return the batch with which Lightning calls the model: a list is positional arguments, too."""
+    if isinstance(example, (list, tuple)):
+        return tuple(example)
+    return example if isinstance(example, (torch.Tensor, dict)) else (example,)
 
 
 def _as_built(model: nn.Module, size: tuple[int, ...]) -> tuple[int, ...]:
@@ -69,14 +80,12 @@ def _as_built(model: nn.Module, size: tuple[int, ...]) -> tuple[int, ...]:
     return (size[0], *built) if _are_sizes(built) and len(built) == 2 and len(size) == 3 else size
 
 
-def _with_pictures(model: nn.Module, config: Any, inputs: Inputs, dummy: dict[str, Any]) -> Inputs:
-    """Add images to the inputs of a model that takes text and images, such as CLIP."""
+def _pictures(model: nn.Module, config: Any) -> dict[str, torch.Tensor]:
+    """Return the images that a model of text and images, such as CLIP, takes beside its dummy inputs."""
     pictures = _of_config(_item(config, "vision_config"), "pixel_values")
-    if pictures is None or "pixel_values" in dummy:
-        return inputs
-    if "pixel_values" not in inspect.signature(model.forward).parameters:
-        return inputs
-    return Inputs(make=lambda: dummy | {"pixel_values": torch.zeros(pictures.shape)})
+    if pictures is None or "pixel_values" not in inspect.signature(model.forward).parameters:
+        return {}
+    return {"pixel_values": torch.zeros(pictures.shape)}
 
 
 def _of_config(config: Any, main: str) -> InputSpec | None:
@@ -116,16 +125,8 @@ def _are_sizes(value: Any) -> bool:
     )
 
 
-def _tensors(inputs: Inputs) -> list[torch.Tensor]:
-    return [] if inputs.make is None else [tensor for _, tensor in tensors(inputs.make())]
-
-
 def _with_values(tensor: torch.Tensor) -> torch.Tensor:
     """Replace a floating meta tensor by standard normal values. Return other tensors unchanged."""
     if not tensor.is_meta or not tensor.is_floating_point():
         return tensor
     return torch.randn(tensor.shape, device="cpu").to(tensor.dtype)
-
-
-def _valueless(tensor: torch.Tensor) -> bool:
-    return tensor.is_meta and not tensor.is_floating_point()

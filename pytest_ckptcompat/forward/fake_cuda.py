@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import warnings
 from contextlib import ExitStack
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -35,7 +34,6 @@ class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
 
     Attributes:
         device: the simulated device, such as ``cuda:0``; ``cpu`` to rehearse the CPU.
-        busy: whether one of torch's own kernels is running, which must see that the tensors are on meta.
     """
 
     supports_higher_order_operators = True
@@ -44,10 +42,9 @@ class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
         super().__init__()  # type: ignore[no-untyped-call]
         device = torch.device(device)
         self.device = device if device.type == "cpu" else torch.device("cuda", device.index or 0)
-        self.busy = False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the first mode imports torch's compiler, which emits warnings
-            self._fakes = Fakes(self)
+            self._fakes = Fakes(self.device)
         self._autocast = Autocast()
         self._copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._stack = ExitStack()
@@ -58,7 +55,7 @@ class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
             stack.enter_context(self._fakes)
             stack.enter_context(enable_python_dispatcher())
             stack.enter_context(pretending(self.device))
-            stack.enter_context(_Calls(self._autocast))
+            stack.enter_context(self._autocast)
             super().__enter__()  # type: ignore[no-untyped-call]
             stack.push(super().__exit__)
             self._stack = stack.pop_all()
@@ -82,16 +79,21 @@ class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
             if any(isinstance(value, torch.ScriptObject) for value in vars(module).values()):
                 # A kernel that gets a fake tensor beside its packed weights may end the process.
                 raise Unrehearsable(f"{name or 'the model'} holds weights packed for quantized kernels")
-        originals = _named_tensors(model)
+        originals: dict[str, torch.Tensor] = {
+            **dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers(remove_duplicate=False)),
+        }
         # Module.to swaps fake parameters in place, and fails if torch itself has a weak reference to one. It
         # simply replaces parameters that become fake while they are moved.
         memo: dict[int, Any] = {}
         for name, tensor in originals.items():
-            memo.setdefault(id(tensor), _meta_copy(tensor, name))
+            memo.setdefault(id(tensor), _like(tensor, torch.device("meta"), name))
         with self, _FakeCopies(self):
             try:
                 copied = copy.deepcopy(model, memo)
-            except (TypeError, NotImplementedError) as error:
+            except Unrehearsable:
+                raise
+            except Exception as error:
                 raise Unrehearsable(f"the model can't be copied: {error}") from error
             copied.to(self.device)
             self._copies.clear()
@@ -110,10 +112,7 @@ class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
         """
         if isinstance(tensor, FakeTensor):
             return tensor
-        _check(tensor, "a tensor")
-        place = self.device if tensor.is_cuda else torch.device("cpu")
-        fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=place)
-        return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+        return _like(tensor, self.device if tensor.is_cuda else torch.device("cpu"))
 
     def _settle(self, copied: nn.Module, originals: dict[str, torch.Tensor]) -> None:
         """Restore ties and attributes of moved tensors, and remember which fake replaces which tensor."""
@@ -134,40 +133,21 @@ class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
         kwargs = kwargs or {}
         if not isinstance(func, torch._ops.OpOverload):
             return func(*args, **kwargs)
-        was_busy, self.busy = self.busy, True
+        was_busy, self._fakes.busy = self._fakes.busy, True
         try:
-            args, kwargs = _changed(args, self._player), _changed(kwargs, self._player)
+            args, kwargs = _changed((args, kwargs), self._fake_of_original)
             if cast := self._autocast.of_operation(func):
-                args, kwargs = _changed(args, cast), _changed(kwargs, cast)
+                args, kwargs = _changed((args, kwargs), cast)
             refuse(func, args, kwargs, self.device)
-            result = func(*_on_meta(args), **_on_meta(kwargs))
+            args, kwargs = _changed((args, kwargs), _on_meta)
+            result = func(*args, **kwargs)
         finally:
-            self.busy = was_busy
+            self._fakes.busy = was_busy
         return _changed(result, dressed)
 
-    def _player(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _fake_of_original(self, value: Any) -> Any:
         """Return the fake for a tensor of the original model, which a closure may still hold."""
-        return tensor if isinstance(tensor, FakeTensor) else self._copies.get(id(tensor), (None, tensor))[1]
-
-
-class _Calls(TorchFunctionMode):
-    """A mode that changes calls of torch functions where changing operations would be too late."""
-
-    def __init__(self, autocast: Autocast) -> None:
-        super().__init__()
-        self._autocast = autocast
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        self._autocast.listen()
-        if cast := self._autocast.of_call(func):
-            args = tuple(map(cast, args))
-            kwargs = {key: cast(value) for key, value in kwargs.items()}
-        if type(kwargs.get("device")) is int:  # torch takes a number as CUDA only if there is a CUDA device
-            kwargs = {**kwargs, "device": torch.device("cuda", kwargs["device"])}
-        return func(*args, **kwargs)
+        return self._copies.get(id(value), (None, value))[1]
 
 
 class _FakeCopies(TorchFunctionMode):
@@ -191,8 +171,12 @@ class _FakeCopies(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _check(tensor: torch.Tensor, name: str) -> None:
-    """Raise Unrehearsable if a fake tensor can't simulate `tensor`."""
+def _like(tensor: torch.Tensor, device: torch.device, name: str = "a tensor") -> torch.Tensor:
+    """Return an empty tensor or parameter like `tensor`.
+
+    Raises:
+        Unrehearsable: a fake tensor can't simulate it.
+    """
     if nn.parameter.is_lazy(tensor):
         raise Unrehearsable(f"{name} has no shape before the first forward pass")
     if _computes_itself(type(tensor)):
@@ -200,6 +184,8 @@ def _check(tensor: torch.Tensor, name: str) -> None:
     if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
         kind = "quantized" if tensor.is_quantized else "nested" if tensor.is_nested else str(tensor.layout)
         raise Unrehearsable(f"{name} is a {kind.removeprefix('torch.')} tensor")
+    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _computes_itself(kind: type[torch.Tensor]) -> bool:
@@ -212,34 +198,15 @@ def _computes_itself(kind: type[torch.Tensor]) -> bool:
     )
 
 
-def _meta_copy(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    _check(tensor, name)
-    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+def _on_meta(value: Any) -> Any:
+    """Replace ``cuda`` by ``meta``, because the fakes really are on meta."""
+    return torch.device("meta") if isinstance(value, torch.device) and value.type == "cuda" else value
 
 
-def _named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    tensors = (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
-    return dict(chain(*tensors))
-
-
-def _on_meta(arguments: Any) -> Any:
-    """Replace ``cuda`` by ``meta`` in the arguments of an operation, because the fakes really are on meta."""
-
-    def place(value: Any) -> Any:
-        return torch.device("meta") if isinstance(value, torch.device) and value.type == "cuda" else value
-
-    if isinstance(arguments, dict):
-        return {key: place(value) for key, value in arguments.items()}
-    return tuple(map(place, arguments))
-
-
-def _changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Replace every tensor in the arguments or results of an operation (faster than a general tree map)."""
-    if isinstance(value, torch.Tensor):
-        return change(value)
+def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Change every value in the arguments or results of an operation (faster than a general tree map)."""
     if isinstance(value, (tuple, list)):
         return type(value)(_changed(item, change) for item in value)
     if isinstance(value, dict):
         return {key: _changed(item, change) for key, item in value.items()}
-    return value
+    return change(value)

@@ -8,47 +8,38 @@ build.
 
 from __future__ import annotations
 
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 
-class Player(Protocol):
-    """The simulated device of the tensors.
+class Fakes(FakeTensorMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
+    """The fake tensor mode of one simulated device. Copying a tensor copies neither mode nor device.
 
     Attributes:
-        device: the simulated CUDA device, or the CPU.
+        card: the simulated CUDA device, or the CPU.
         busy: whether one of torch's own kernels is running, which must see that the tensors are on meta.
     """
 
-    device: torch.device
-    busy: bool
-
-
-class Fakes(FakeTensorMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
-    """The fake tensor mode of one simulated device. Copying a tensor copies neither mode nor device."""
-
-    def __init__(self, card: Player) -> None:
+    def __init__(self, card: torch.device) -> None:
         super().__init__(allow_fallback_kernels=False, allow_non_fake_inputs=True)
         self.card = card
+        self.busy = False
 
     def __deepcopy__(self, memo: Any) -> Self:
         return self
 
 
 class PlaysCuda(FakeTensor):
-    """A fake tensor on meta that tells the model that it is on CUDA.
-
-    torch's own kernels run while the device is ``busy``, and see that it is on meta.
-    """
+    """A fake tensor on meta that tells the model that it is on CUDA."""
 
     @property
     def device(self) -> torch.device:
         """The simulated device, or the CPU."""
-        told: torch.device = FakeTensor.device.__get__(self)
-        card = self.fake_mode.card  # type: ignore[attr-defined]
-        return card.device if told.type == "meta" and not card.busy else told
+        real: torch.device = FakeTensor.device.__get__(self)
+        mode: Fakes = self.fake_mode  # type: ignore[assignment]
+        return mode.card if real.type == "meta" and not mode.busy else real
 
     @device.setter
     def device(self, device: torch.device) -> None:
@@ -70,7 +61,7 @@ class PlaysCuda(FakeTensor):
 
     def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Call ``Tensor.to`` with ``meta`` in place of ``cuda``."""
-        return super().to(*map(_played, args), **{key: _played(value) for key, value in kwargs.items()})
+        return super().to(*map(_on_meta, args), **{key: _on_meta(value) for key, value in kwargs.items()})
 
     def cuda(self, device: Any = None, non_blocking: bool = False, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
         """Move to ``meta`` in place of ``cuda``."""
@@ -81,14 +72,14 @@ class PlaysCuda(FakeTensor):
         return torch.tensor(data, **{"dtype": self.dtype, "device": self.device, **kwargs})
 
 
-def dressed(tensor: torch.Tensor) -> torch.Tensor:
-    """Make a fake tensor a `PlaysCuda`, and return the tensor."""
-    if type(tensor) is FakeTensor:
-        tensor.__class__ = PlaysCuda
-    return tensor
+def dressed(value: Any) -> Any:
+    """Make a fake tensor a `PlaysCuda`, and return it; any other value is returned as it is."""
+    if type(value) is FakeTensor:
+        value.__class__ = PlaysCuda
+    return value
 
 
-def _played(value: Any) -> Any:
+def _on_meta(value: Any) -> Any:
     """Return ``"meta"`` for an argument of ``to`` that names CUDA as text, device or number."""
     named = isinstance(value, str) and value.startswith("cuda")
     number = isinstance(value, int) and not isinstance(value, bool)

@@ -12,9 +12,13 @@ from pytest_ckptcompat.core.tensor_spec import ITEMSIZE
 if TYPE_CHECKING:
     import torch
 
-_TEXT = re.compile(r"(?:(?P<name>\w+)=)?(?P<sizes>\d+(?:x\d+)*)(?::(?P<dtype>\w+)(?:<(?P<bound>\d+))?)?")
+Batch = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a model's ``forward``."""
+
+_TEXT = re.compile(r"(?P<sizes>\d+(?:x\d+)*)(?::(?P<dtype>\w+)(?:<(?P<bound>\d+))?)?")
 _FORM = "write sizes and, if it is not float32, a dtype: '2x3x48x48', '2x16:int64<32000', '2x16:bool'"
-_RANDOM = {"float4_e2m1fn_x2"}  # packed: torch can't convert to it
+_UNDRAWN = {"float4_e2m1fn_x2", "bcomplex32", "bits8", "bits16", "bits1x8", "bits2x4", "bits4x2"}
+"""Dtypes that torch can't convert to, and so can't draw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +40,12 @@ class InputSpec:
         import torch
 
         dtype: torch.dtype = getattr(torch, self.dtype)
-        if dtype == torch.bool:
-            return torch.randint(2, self.shape, generator=generator, dtype=torch.uint8, device="cpu").to(
-                dtype
-            )
-        if not (dtype.is_floating_point or dtype.is_complex):
-            return torch.randint(
-                self.bound, self.shape, generator=generator, dtype=torch.int64, device="cpu"
-            ).to(dtype)
-        drawn = dtype if dtype in (torch.float64, torch.complex64, torch.complex128) else torch.float32
-        return torch.randn(self.shape, generator=generator, dtype=drawn, device="cpu").to(dtype)
+        if dtype.is_floating_point or dtype.is_complex:
+            exact = (torch.float64, torch.complex64, torch.complex128)
+            drawn = dtype if dtype in exact else torch.float32
+            return torch.randn(self.shape, generator=generator, dtype=drawn, device="cpu").to(dtype)
+        drawn = torch.uint8 if dtype == torch.bool else torch.int64
+        return torch.randint(self.bound, self.shape, generator=generator, dtype=drawn, device="cpu").to(dtype)
 
     def synthetic(self, name: str) -> torch.Tensor:
         """Return a tensor that is the same on every machine: drawn integers or booleans, else zeros."""
@@ -56,19 +56,20 @@ class InputSpec:
         dtype: torch.dtype = getattr(torch, self.dtype)
         if dtype.is_floating_point or dtype.is_complex:
             return torch.zeros(self.shape, dtype=dtype, device="cpu")
-        bound = 2 if dtype == torch.bool else self.bound
-        return synthetic.integers(name, self.shape, bound).to(dtype)
+        return synthetic.integers(name, self.shape, self.bound).to(dtype)
 
     @property
     def text(self) -> str:
         """The form in a file or on the command line: ``2x16:int64<100``."""
-        bound = f"<{self.bound}" if "int" in self.dtype else ""
-        dtype = "" if self.dtype == "float32" else f":{self.dtype}{bound}"
-        return f"{'x'.join(map(str, self.shape))}{dtype}"
+        return "x".join(map(str, self.shape)) + self._kind(":")
 
     def __str__(self) -> str:
+        return str(self.shape) + self._kind(" ")
+
+    def _kind(self, separator: str) -> str:
+        """Return the dtype and the bound of integers, after a separator; ``""`` for float32."""
         bound = f"<{self.bound}" if "int" in self.dtype else ""
-        return str(self.shape) if self.dtype == "float32" else f"{self.shape} {self.dtype}{bound}"
+        return "" if self.dtype == "float32" else f"{separator}{self.dtype}{bound}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,8 @@ class Inputs:
             return cls(kwargs={name: _spec(part) for name, part in spec.items()})
         if isinstance(spec, list):
             if spec and all(_is_size(size) for size in spec):
-                raise ValueError(f"inputs={spec!r}: a list is several inputs; one shape is {_joined(spec)!r}")
+                one = "x".join(map(str, spec))
+                raise ValueError(f"inputs={spec!r}: a list is several inputs; one shape is {one!r}")
             return cls._of_parts(spec)
         if callable(spec):
             return cls(make=spec)
@@ -122,26 +124,24 @@ class Inputs:
     def _of_parts(cls, parts: list[Any]) -> Inputs:
         args, kwargs = [], {}
         for part in parts:
-            name = part.partition("=")[0].strip() if isinstance(part, str) and "=" in part else ""
-            if not name:
+            if not isinstance(part, str) or "=" not in part:
                 args.append(_spec(part))
-            elif name in kwargs:
+                continue
+            name, _, text = part.partition("=")
+            name = name.strip()
+            if not name.isidentifier():
+                raise ValueError(f"inputs: {part!r}: {name!r} is not the name of an argument")
+            if name in kwargs:
                 raise ValueError(f"inputs={parts!r}: {name!r} is given twice")
-            else:
-                kwargs[name] = _spec(part)
+            kwargs[name] = _spec(text)
         return cls(tuple(args), kwargs)
 
-    def batch(
-        self, seed: int = 0, device: str | torch.device = "cpu"
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def batch(self, seed: int = 0, device: str | torch.device = "cpu") -> Batch:
         """Return one batch. The same seed gives the same values on every device.
 
         Args:
             seed: the seed of the values. For a callable, it seeds the generators of Python, NumPy and torch.
             device: the device of the tensors, which are drawn on the CPU and then moved.
-
-        Returns:
-            Positional and keyword arguments of the model's ``forward``.
 
         Raises:
             ValueError: the callable raised, or did not return a tensor, tuple or dict.
@@ -151,12 +151,13 @@ class Inputs:
         from pytest_ckptcompat.tensors.nested import moved
 
         if self.make is not None:
-            args, kwargs = _called(self.make, seed)
+            batch = _called(self.make, seed)
         else:
             generator = torch.Generator("cpu").manual_seed(seed)
             args = tuple(spec.tensor(generator) for spec in self.args)
-            kwargs = {name: spec.tensor(generator) for name, spec in self.kwargs.items()}
-        return moved(args, device), moved(kwargs, device)
+            batch = args, {name: spec.tensor(generator) for name, spec in self.kwargs.items()}
+        moved_batch: Batch = moved(batch, device)
+        return moved_batch
 
     def plain(self) -> Any:
         """Return a batch that any process and machine can draw again, packed by `tensors.plain`.
@@ -183,9 +184,8 @@ class Inputs:
         """The texts from which `parse` makes the same inputs, or None for a callable."""
         if self.make is not None:
             return None
-        return [spec.text for spec in self.args] + [
-            f"{name}={spec.text}" for name, spec in self.kwargs.items()
-        ]
+        named = [f"{name}={spec.text}" for name, spec in self.kwargs.items()]
+        return [spec.text for spec in self.args] + named
 
     def __str__(self) -> str:
         if self.make is not None:
@@ -194,7 +194,7 @@ class Inputs:
         return ", ".join([*map(str, self.args), *named]) or "no arguments"
 
 
-def _called(make: Callable[[], Any], seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _called(make: Callable[[], Any], seed: int) -> Batch:
     import torch
 
     from pytest_ckptcompat.core.errors import raised
@@ -238,30 +238,21 @@ def _of_text(text: str) -> InputSpec:
     if not match:
         raise ValueError(f"inputs: {text!r} is not a valid shape; {_FORM}")
     dtype = match["dtype"] or "float32"
-    if dtype not in ITEMSIZE or dtype in _RANDOM:
+    if dtype not in ITEMSIZE or dtype in _UNDRAWN:
         raise ValueError(
             f"inputs: {text!r}: no dtype {dtype!r}; torch's names are float32, bfloat16, int64, bool, ..."
         )
-    spec = InputSpec(tuple(int(size) for size in match["sizes"].split("x")), dtype)
+    shape = tuple(int(size) for size in match["sizes"].split("x"))
     if match["bound"] is None:
-        return spec
+        return InputSpec(shape, dtype)
     if "int" not in dtype:
         raise ValueError(f"inputs: {text!r}: only integers take a bound, as in '2x16:int64<32000'")
-    bound, most = int(match["bound"]), _largest(dtype)
-    if not 0 < bound <= most + 1:
-        raise ValueError(f"inputs: {text!r}: the bound of {dtype} lies between 1 and {most + 1}")
-    return InputSpec(spec.shape, dtype, bound)
-
-
-def _largest(dtype: str) -> int:
-    """Return the largest integer that can be drawn for a dtype. torch draws in int64."""
-    bits = min(8 * ITEMSIZE[dtype] - (not dtype.startswith("u")), 63)
-    return int(2**bits - 1) if bits < 63 else 2**63 - 2
+    bits = 8 * ITEMSIZE[dtype] - (not dtype.startswith("u"))
+    bound, most = int(match["bound"]), min(2**bits, 2**63 - 1)  # torch draws in int64
+    if not 0 < bound <= most:
+        raise ValueError(f"inputs: {text!r}: the bound of {dtype} lies between 1 and {most}")
+    return InputSpec(shape, dtype, bound)
 
 
 def _is_size(size: Any) -> bool:
     return isinstance(size, int) and not isinstance(size, bool)
-
-
-def _joined(shape: list[int]) -> str:
-    return "x".join(map(str, shape))

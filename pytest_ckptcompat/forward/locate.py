@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import linecache
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +17,8 @@ from pytest_ckptcompat.core.findings import Finding, finding
 from pytest_ckptcompat.tensors.nested import tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import FrameType, TracebackType
+    from collections.abc import Callable
+    from types import FrameType
 
 _LIBRARY = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")
 
@@ -45,13 +46,13 @@ def blame(error: BaseException, model: nn.Module) -> Place:
     """Return where in `model` an exception was raised, according to its traceback."""
     names = {id(module): name for name, module in model.named_modules()}
     place = Place()
-    for frame, lineno in _frames(error.__traceback__):
+    for frame, lineno in walk_tb(error.__traceback__):
         owner = _first_argument(frame)
         if isinstance(owner, nn.Module):
             # an unregistered module (in a plain list) gets the path of the module that called it
             place = Place(names.get(id(owner), place.module), type(owner).__name__, place.line)
         if not frame.f_code.co_filename.startswith(_LIBRARY):
-            place = Place(place.module, place.kind, _source(frame, lineno))
+            place = Place(place.module, place.kind, _line(frame, lineno))
     return place
 
 
@@ -77,41 +78,23 @@ def first_module(
     """Return the first module, in the order of execution, that turns good input into a suspicious tensor."""
     found: list[Place] = []
 
-    def look(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if not found and _any(output, suspicious) and not _any((args, kwargs), suspicious):
-            found.append(Place(name, type(module).__name__))
+    def hook(name: str) -> Callable[[nn.Module, Any, Any, Any], None]:
+        def look(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if not found and _any(output, suspicious) and not _any((args, kwargs), suspicious):
+                found.append(Place(name, type(module).__name__))
 
-    with _watched(model, look):
+        return look
+
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                stack.callback(module.register_forward_hook(hook(name), with_kwargs=True).remove)
         run()
     return found[0] if found else Place()
 
 
-@contextmanager
-def _watched(model: nn.Module, look: Callable[[str, nn.Module, Any, Any, Any], None]) -> Iterator[None]:
-    """Call `look` after every module's forward, inner ones first."""
-
-    def hook(name: str) -> Callable[[nn.Module, Any, Any, Any], None]:
-        return lambda module, args, kwargs, output: look(name, module, args, kwargs, output)
-
-    handles = []
-    try:
-        for name, module in model.named_modules():
-            if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
-                handles.append(module.register_forward_hook(hook(name), with_kwargs=True))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _any(value: Any, suspicious: Callable[[torch.Tensor], bool]) -> bool:
     return any(suspicious(tensor) for _, tensor in tensors(value))
-
-
-def _frames(trace: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
-    while trace is not None:
-        yield trace.tb_frame, trace.tb_lineno
-        trace = trace.tb_next
 
 
 def _first_argument(frame: FrameType) -> Any:
@@ -120,7 +103,7 @@ def _first_argument(frame: FrameType) -> Any:
     return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
 
 
-def _source(frame: FrameType, lineno: int) -> str:
+def _line(frame: FrameType, lineno: int) -> str:
     filename = frame.f_code.co_filename
     source = linecache.getline(filename, lineno, frame.f_globals).strip()
     return escape(f"{Path(filename).name}:{lineno}" + (f": {source}" if source else ""), limit=200)

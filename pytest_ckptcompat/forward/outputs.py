@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from pytest_ckptcompat.core.tensor_spec import shown as shape_shown
+from pytest_ckptcompat.tensors.finite import finite
 from pytest_ckptcompat.tensors.nested import tensors
+from pytest_ckptcompat.tensors.parts import is_strided
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,6 +21,8 @@ mantissa), which torch uses in convolutions by default."""
 
 _FLOOR = 1e-3
 """The smallest root mean square by which errors are divided, because values that cancel out leave noise."""
+
+_SHOWN = 6
 
 
 class Gap(NamedTuple):
@@ -40,26 +44,21 @@ def gap(expected: Any, actual: Any, dtypes: Iterable[torch.dtype] = ()) -> Gap |
     Args:
         expected: the outputs on one device.
         actual: the outputs on the other.
-        dtypes: other dtypes that were involved, such as the parameters'.
+        dtypes: other dtypes that were involved, such as those of the parameters.
 
     Returns:
         The worst output, or None if nothing can be compared: there are no floating-point outputs, or the
         shapes differ (shapes that depend on values, such as the number of boxes, may differ after a tie).
     """
-    left = {path: tensor for path, tensor in tensors(expected) if _compared(tensor)}
-    right = {path: tensor for path, tensor in tensors(actual) if _compared(tensor)}
-    if not left or {path: t.shape for path, t in left.items()} != {
-        path: t.shape for path, t in right.items()
-    }:
+    left, right = _compared(expected), _compared(actual)
+    if not left or left.keys() != right.keys():
         return None
-    general = tolerance(dtypes)
+    if any(tensor.shape != right[path].shape for path, tensor in left.items()):
+        return None
+    involved = set(dtypes)
     gaps = [
-        Gap(
-            path,
-            _error(left[path], right[path]),
-            max(general, tolerance((left[path].dtype, right[path].dtype))),
-        )
-        for path in left
+        Gap(path, _error(tensor, right[path]), tolerance(involved | {tensor.dtype, right[path].dtype}))
+        for path, tensor in left.items()
     ]
     return max(gaps, key=lambda gap: gap.error / gap.tolerance)
 
@@ -70,12 +69,13 @@ def tolerance(dtypes: Iterable[torch.dtype]) -> float:
     return max((TOLERANCES.get(dtype, 0.25) for dtype in floating if dtype.is_floating_point), default=0.0)
 
 
-def _compared(tensor: torch.Tensor) -> bool:
-    return (
-        tensor.layout == torch.strided
-        and not tensor.is_nested
-        and (tensor.is_floating_point() or tensor.is_complex())
-    )
+def _compared(outputs: Any) -> dict[str, torch.Tensor]:
+    """Return the outputs that can be compared by their path."""
+    return {
+        path: tensor
+        for path, tensor in tensors(outputs)
+        if is_strided(tensor) and (tensor.is_floating_point() or tensor.is_complex())
+    }
 
 
 def _error(expected: torch.Tensor, actual: torch.Tensor) -> float:
@@ -91,16 +91,10 @@ def _rms(values: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(values)) / math.sqrt(values.numel())
 
 
-_SHOWN = 6
-
-
 def shown(outputs: Any) -> str:
     """List shapes of the tensors in `outputs`, with dtypes except float32: ``(2, 1), (2, 14) bf16``."""
     shapes = [
-        shape_shown(
-            tuple(tensor.shape),
-            "" if tensor.dtype == torch.float32 else str(tensor.dtype).removeprefix("torch."),
-        )
+        shape_shown(tuple(tensor.shape), "" if tensor.dtype == torch.float32 else str(tensor.dtype))
         for _, tensor in tensors(outputs)
     ]
     if not shapes:
@@ -112,25 +106,11 @@ def shown(outputs: Any) -> str:
 def not_finite(outputs: Any) -> str:
     """Return which output is not finite, in one sentence, or ``""``."""
     for path, tensor in tensors(outputs):
-        bad = bad_values(tensor)
-        if bad:
+        if bad := bad_values(tensor):
             return f"output{path}: {bad} of {tensor.numel()} values are NaN or infinite"
     return ""
 
 
 def bad_values(tensor: torch.Tensor) -> int:
-    """Return the number of values that are NaN or infinite; 0 for integers and meta tensors."""
-    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta:
-        return 0
-    if tensor.is_nested or tensor.layout != torch.strided:
-        tensor = _stored(tensor)
-    if tensor.itemsize == 1:  # float8 has no isfinite
-        tensor = tensor.float()
-    return int(tensor.numel() - torch.isfinite(tensor).sum())
-
-
-def _stored(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the explicit values of a sparse or nested tensor."""
-    if tensor.is_nested:
-        return torch.cat([part.flatten() for part in tensor.unbind()])
-    return tensor.coalesce().values() if tensor.layout == torch.sparse_coo else tensor.values()
+    """Return the number of values that are NaN or infinite; 0 for meta tensors."""
+    return 0 if tensor.is_meta else tensor.numel() - finite(tensor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +13,18 @@ from torch import nn
 
 from pytest_ckptcompat.core.findings import Finding, finding
 from pytest_ckptcompat.core.memory import shown as size_shown
-from pytest_ckptcompat.forward.outcome import Outcome, evaluating
 from pytest_ckptcompat.tensors.nested import mapped, moved
 from pytest_ckptcompat.tensors.seeds import seeded
 
 from .devices import Meter, asks_for_card, cuda_device
 from .locate import Place, cause, failure, first_module
+from .outcome import Outcome, evaluating
 from .outputs import Gap, bad_values, gap, not_finite, shown, tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .inputs import Inputs
+    from .inputs import Batch, Inputs
 
 
 def forward(model: nn.Module, inputs: Inputs, device: str = "cpu", *, or_skip: bool = False) -> Outcome:
@@ -58,25 +59,26 @@ def forward(model: nn.Module, inputs: Inputs, device: str = "cpu", *, or_skip: b
 def _run(model: nn.Module, inputs: Inputs, device: torch.device, *, or_skip: bool = False) -> Outcome:
     """Run one pass on one device, and check that the outputs are finite."""
     try:
-        args, kwargs = inputs.batch(0)
+        batch = inputs.batch(0)
     except ValueError as error:
         return _failed(device, finding("forward-error", message=str(error)))
     meter = Meter(device)
     try:
-        outputs = _pass(model, inputs, args, kwargs, device, meter)
+        outputs = _pass(model, inputs, batch, meter)
     except (Exception, SystemExit) as error:
         if or_skip and asks_for_card(error):
             return Outcome("skipped", f"the model asks for a card, and there is none here; {cause(error)}")
         return _failed(device, _raised(error, model, device))
-    found = not_finite(outputs)
-    if found:
-        place = _first_not_finite(model, inputs, args, kwargs, device)
+    if found := not_finite(outputs):
+        place = Place()
+        with suppress(Exception, SystemExit):
+            again = partial(_again, model, inputs, device)
+            place = first_module(model, again, lambda tensor: bool(bad_values(tensor)))
         text = f"{found}; first {place}" if str(place) else found
         return _failed(device, finding("forward-non-finite", place.module, message=text))
-    detail = f"on {meter.name}: {shown(outputs)}{meter.used}"
     return Outcome(
         "passed",
-        detail,
+        f"on {meter.name}: {shown(outputs)}{meter.used}",
         outputs=outputs,
         on_cuda=device.type == "cuda",
         seconds=meter.seconds,
@@ -84,16 +86,9 @@ def _run(model: nn.Module, inputs: Inputs, device: torch.device, *, or_skip: boo
     )
 
 
-def _pass(
-    model: nn.Module,
-    inputs: Inputs,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    device: torch.device,
-    meter: Meter,
-    seed: int = 0,
-) -> Any:
+def _pass(model: nn.Module, inputs: Inputs, batch: Batch, meter: Meter, seed: int = 0) -> Any:
     """Return the model's outputs for a batch, with tensors moved to the CPU. Errors are not caught."""
+    device = meter.device
     if device.type == "cuda":
         torch.cuda.init()  # type: ignore[no-untyped-call]  # so that its generators are seeded and restored
     place = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
@@ -101,9 +96,15 @@ def _pass(
         places = _places(model)
         if len(places) == 1 and places != {device}:
             model.to(device)  # also from another CUDA device, on which its constructor put it
-        outputs = inputs.callee(model)(*moved(args, device), **moved(kwargs, device))
+        args, kwargs = moved(batch, device)
+        outputs = inputs.callee(model)(*args, **kwargs)
         meter.synchronise()  # so that errors of kernels are raised here and not in the next test
         return mapped(outputs, lambda tensor: tensor.detach().cpu())
+
+
+def _again(model: nn.Module, inputs: Inputs, device: torch.device, seed: int = 0) -> Any:
+    """Run another pass with a new batch, because the first pass may have changed its batch in place."""
+    return _pass(model, inputs, inputs.batch(0), Meter(device), seed)
 
 
 def _compared(
@@ -121,75 +122,45 @@ def _compared(
     worst = gap(expected.outputs, actual.outputs, {parameter.dtype for parameter in model.parameters()})
     if worst is None:
         return told("not compared with the CPU: no floating-point outputs of the same shapes")
+    autocast, again = "", partial(_again, model, inputs, device)
+    if not worst.ok:
+        if _is_random(actual.outputs, again):
+            return told("not compared with the CPU: the outputs are random")
+        worst, autocast = _under_autocast(model, again, worst), ", autocast"
+    error = f"relative error {worst.error:.1e}, allowed {worst.tolerance:.0e}"
     if worst.ok:
-        return told(f"agrees with the CPU (relative error {worst.error:.1e}, allowed {worst.tolerance:.0e})")
-    if _is_random(model, inputs, device, actual):
-        return told("not compared with the CPU: the outputs are random")
-    worst = _under_autocast(model, inputs, device, worst)
-    if worst.ok:
-        return told(
-            f"agrees with the CPU (relative error {worst.error:.1e}, allowed {worst.tolerance:.0e}, autocast)"
-        )
-    text = (
-        f"output{worst.path} on {device} differs from the CPU's: relative error {worst.error:.1e}, "
-        f"allowed {worst.tolerance:.0e}"
-    )
-    return Outcome(
-        "failed", f"on {device}: {text}", [finding("forward-disagree", message=text)], actual.outputs
-    )
+        return told(f"agrees with the CPU ({error}{autocast})")
+    text = f"output{worst.path} on {device} differs from the CPU's: {error}"
+    found = finding("forward-disagree", message=text)
+    return Outcome("failed", f"on {device}: {text}", [found], actual.outputs)
 
 
-def _is_random(model: nn.Module, inputs: Inputs, device: torch.device, first: Outcome) -> bool:
+def _is_random(outputs: Any, again: Callable[[int], Any]) -> bool:
     """Return whether another seed changes the outputs, so that two devices can't agree either."""
-    args, kwargs = inputs.batch(0)
     try:
-        again = _pass(model, inputs, args, kwargs, device, Meter(device), seed=1)
+        other = gap(outputs, again(1))
     except (Exception, SystemExit):
         return False
-    other = gap(first.outputs, again)
     return other is None or not other.ok
 
 
-def _under_autocast(model: nn.Module, inputs: Inputs, device: torch.device, worst: Gap) -> Gap:
+def _under_autocast(model: nn.Module, again: Callable[[], Any], worst: Gap) -> Gap:
     """Return the gap with the tolerance of the coarsest dtype that any module returns, due to autocast."""
-    args, kwargs = inputs.batch(0)
     seen: set[torch.dtype] = set()
     with suppress(Exception, SystemExit):  # the second run may be out of memory
-        first_module(
-            model,
-            lambda: _pass(model, inputs, args, kwargs, device, Meter(device)),
-            lambda tensor: bool(seen.add(tensor.dtype)),  # type: ignore[func-returns-value]
-        )
+        first_module(model, again, lambda tensor: bool(seen.add(tensor.dtype)))  # type: ignore[func-returns-value]
     return worst._replace(tolerance=max(worst.tolerance, tolerance(seen)))
 
 
-def _first_not_finite(
-    model: nn.Module, inputs: Inputs, args: Any, kwargs: Any, device: torch.device
-) -> Place:
-    """Run again with hooks on every module to find where the first bad value appears."""
-    run: Callable[[], Any] = lambda: _pass(model, inputs, args, kwargs, device, Meter(device))  # noqa: E731
-    try:
-        return first_module(model, run, lambda tensor: bool(bad_values(tensor)))
-    except (Exception, SystemExit):
-        return Place()
-
-
 def _raised(error: BaseException, model: nn.Module, device: torch.device) -> Finding:
-    if _out_of_memory(error):
-        return failure(
-            error, model, f"out of memory on {_room(device)}: declare a smaller batch, or another device"
-        )
-    if device.type == "cuda" and "CUDA error" in str(error):
-        return failure(
-            error, model, "the CUDA context may be lost: later tests of this process can't use the card"
-        )
-    return failure(error, model)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "you tried to allocate" in str(error)
+    note = ""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "you tried to allocate" in str(error)
+    ):
+        note = f"out of memory on {_room(device)}: declare a smaller batch, or another device"
+    elif device.type == "cuda" and "CUDA error" in str(error):
+        note = "the CUDA context may be lost: later tests of this process can't use the card"
+    return failure(error, model, note)
 
 
 def _room(device: torch.device) -> str:

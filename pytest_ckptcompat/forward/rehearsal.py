@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from .unrehearsable import limit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .inputs import Inputs
+    from .inputs import Batch, Inputs
 
 
 def rehearse(
@@ -45,20 +46,21 @@ def rehearse(
         devices or dtypes, or ``skipped`` with the reason if the result depends on values or the driver.
     """
     try:
-        args, kwargs = inputs.batch(0)
+        batch = inputs.batch(0)
     except ValueError as error:
         return _failed(device, finding("forward-error", message=str(error)))
+    attempt = partial(_attempt, model, inputs, batch)
     card = Card(device)
-    attempt = _attempt(model, inputs, args, kwargs, card)
-    if attempt.error is None:
-        return _rehearsed(card, attempt)
-    found = failure(attempt.error, attempt.model)
-    if isinstance(attempt.error, MixedDevices):
-        return _built_elsewhere(model, inputs, args, kwargs, card) or _failed(device, found)
-    if reason := limit(attempt.error):
-        return _skipped(reason, attempt)
-    if ran_on_cpu and (on_cpu := _attempt(model, inputs, args, kwargs, Card("cpu"))).error is not None:
-        return _skipped(f"fake tensors fail where real ones pass, {cause(on_cpu.error)}", attempt)
+    first = attempt(card)
+    if first.error is None:
+        return _rehearsed(card, first)
+    found = failure(first.error, first.model)
+    if isinstance(first.error, MixedDevices):
+        return _built_elsewhere(model, card, attempt) or _failed(device, found)
+    if reason := limit(first.error):
+        return _skipped(reason, first)
+    if ran_on_cpu and (on_cpu := attempt(Card("cpu"))).error is not None:
+        return _skipped(f"fake tensors fail where real ones pass, {cause(on_cpu.error)}", first)
     return _failed(device, found)
 
 
@@ -75,18 +77,16 @@ class _Attempt(NamedTuple):
 def _attempt(
     model: nn.Module,
     inputs: Inputs,
-    args: Any,
-    kwargs: Any,
+    batch: Batch,
     card: Card,
-    adapt: Callable[[nn.Module], None] | None = None,
+    adapt: Callable[[nn.Module], None] = lambda copied: None,
 ) -> _Attempt:
     copied = model
     try:
         copied = card.copy(model)
         with seeded(0), card, evaluating(copied):
-            if adapt:
-                adapt(copied)
-            args, kwargs = card.batch(args, kwargs)
+            adapt(copied)
+            args, kwargs = card.batch(*batch)
             memory = PeakMemory()
             weights = memory.hold(list(copied.parameters()), list(copied.buffers()))
             memory.hold(args, kwargs)
@@ -97,15 +97,15 @@ def _attempt(
         return _Attempt(copied, error=error)
 
 
-def _built_elsewhere(model: nn.Module, inputs: Inputs, args: Any, kwargs: Any, card: Card) -> Outcome | None:
+def _built_elsewhere(model: nn.Module, card: Card, attempt: Callable[..., _Attempt]) -> Outcome | None:
     """Return the outcome if a device that was chosen in the constructor explains the tensors on the CPU.
 
     ``self.device = "cuda" if torch.cuda.is_available() else "cpu"`` is correct code, also without CUDA.
     """
-    kept = list(_kept_devices(model))
+    kept = list(dict.fromkeys(name for name, _, _ in _kept_devices(model)))
     if not kept:
         return None
-    named = ", ".join(dict.fromkeys(name for name, _, _ in kept))
+    named = ", ".join(kept)
 
     def rebuild(copied: nn.Module) -> None:
         for _, holder, key in _kept_devices(copied):
@@ -118,33 +118,34 @@ def _built_elsewhere(model: nn.Module, inputs: Inputs, args: Any, kwargs: Any, c
                 if isinstance(value, torch.Tensor):
                     vars(module)[key] = value.to(card.device)
 
-    attempt = _attempt(model, inputs, args, kwargs, card, rebuild)
-    if attempt.error is None:
-        return _rehearsed(card, attempt, f", with {named} = {card.device} instead of cpu")
-    if reason := limit(attempt.error):
-        return _skipped(reason, attempt)
-    attempt = _attempt(model, inputs, args, kwargs, card, rebuild_all)
-    if attempt.error is None:
-        return _skipped(f"{named} is cpu, as built without a card, and so are tensors it keeps", attempt)
+    rebuilt = attempt(card, rebuild)
+    if rebuilt.error is None:
+        return _rehearsed(card, rebuilt, f", with {named} = {card.device} instead of cpu")
+    if reason := limit(rebuilt.error):
+        return _skipped(reason, rebuilt)
+    rebuilt = attempt(card, rebuild_all)
+    if rebuilt.error is None:
+        return _skipped(f"{named} is cpu, as built without a card, and so are tensors it keeps", rebuilt)
     return None
 
 
 def _kept_devices(model: nn.Module) -> list[tuple[str, dict[str, Any], str]]:
     """Find where the model stores ``cpu`` as its device: a name to print, the dict, and the key."""
-    found = []
+    holders = []
     for path, module in model.named_modules():
-        holders = [(path or type(module).__name__, vars(module))]
+        own = path or type(module).__name__
+        holders.append((own, vars(module)))
         for key, value in vars(module).items():  # a config, a namespace of options
             inner = value if type(value) is dict else getattr(value, "__dict__", None)
-            if (
-                isinstance(inner, dict)
-                and key[0] != "_"
-                and not isinstance(value, (nn.Module, torch.Tensor, type))
-            ):
-                holders.append((f"{holders[0][0]}.{key}", inner))
-        for name, holder in holders:
-            found += [(f"{name}.{key}", holder, key) for key, value in holder.items() if _is_kept(key, value)]
-    return found
+            known = isinstance(value, (nn.Module, torch.Tensor, type))
+            if isinstance(inner, dict) and key[0] != "_" and not known:
+                holders.append((f"{own}.{key}", inner))
+    return [
+        (f"{name}.{key}", holder, key)
+        for name, holder in holders
+        for key, value in holder.items()
+        if _is_kept(key, value)
+    ]
 
 
 def _is_kept(key: Any, value: Any) -> bool:

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 _BELIEVERS = ("torch.amp.", "torch.cuda.amp.")
 """Parts of torch that must see the simulated device, or they would disable autocast regions."""
 
+_PATCHES: tuple[tuple[Any, str, Any], ...] = (
+    # each of these reads values, and torch has a way around it
+    (Distribution, "_validate_args", False),
+    (transformer, "_detect_is_causal_mask", lambda mask, is_causal=None, size=None: is_causal is True),
+    # fake tensors log every error of an operation, which is reported anyway
+    (logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True),
+)
+"""Owner, attribute, value. Attributes that this torch release lacks are skipped."""
+
 
 @contextmanager
 def pretending(card: torch.device) -> Iterator[None]:
@@ -33,17 +42,22 @@ def pretending(card: torch.device) -> Iterator[None]:
         "synchronize": None,
         "empty_cache": None,
     }
+    patches = list(_PATCHES)
+    if card.type != "cpu":
+        told = {name: _told(getattr(torch.cuda, name), answer) for name, answer in answers.items()}
+        patches += [(torch.cuda, name, function) for name, function in told.items()]
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # fake tensors emit warnings
-        # they also log every error of an operation, which is reported anyway
-        stack.enter_context(_replaced(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True))
-        stack.enter_context(_eager())
-        stack.enter_context(_heedless())
-        if card.type != "cpu":
-            for name, answer in answers.items():
-                told = _told(getattr(torch.cuda, name), answer)
-                stack.enter_context(_replaced(torch.cuda, name, told))
+        if "torch._dynamo" in sys.modules:  # compiled functions run eagerly: a compiler looks for the device
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        # the fast path of nn.TransformerEncoder packs padded batches, which reads values
+        stack.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+        mha.set_fastpath_enabled(False)
+        for owner, name, value in patches:
+            if hasattr(owner, name):
+                stack.callback(setattr, owner, name, getattr(owner, name))
+                setattr(owner, name, value)
         yield
 
 
@@ -57,50 +71,3 @@ def _told(truth: Callable[..., Any], answer: Any) -> Callable[..., Any]:
         return answer
 
     return told
-
-
-@contextmanager
-def _heedless() -> Iterator[None]:
-    """Disable code that reads values and has an alternative without reading them.
-
-    These are the argument checks of distributions, the packing of padded batches in nn.TransformerEncoder,
-    and the check whether a mask given to nn.Transformer is causal.
-    """
-    fast = mha.get_fastpath_enabled()
-    mha.set_fastpath_enabled(False)
-    try:
-        with (
-            _replaced(Distribution, "_validate_args", False),
-            _replaced(
-                transformer,
-                "_detect_is_causal_mask",
-                lambda mask, is_causal=None, size=None: is_causal is True,
-            ),
-        ):
-            yield
-    finally:
-        mha.set_fastpath_enabled(fast)
-
-
-@contextmanager
-def _eager() -> Iterator[None]:
-    """Run functions wrapped by ``torch.compile`` eagerly, because the compiler would look for the device."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute inside the block, unless this torch release lacks it."""
-    if not hasattr(owner, name):
-        yield
-        return
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)

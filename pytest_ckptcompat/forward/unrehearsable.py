@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .devices import NO_DRIVER
 from .fake_cuda import Unrehearsable
 from .locate import cause
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _TYPES = {
     "DataDependentOutputException": "it depends on values",
@@ -35,14 +31,8 @@ _TEXTS = {
 """By text, because torch raises a plain RuntimeError or AssertionError for these."""
 
 _FAKE_KERNELS = {
-    "_subclasses",
-    "_meta_registrations.py",
-    "_refs",
-    "_prims",
-    "_prims_common",
-    "_decomp",
-    "_dispatch",
-}
+    "_subclasses", "_meta_registrations.py", "_refs", "_prims", "_prims_common", "_decomp", "_dispatch",
+}  # fmt: skip
 _SLIPS = (AssertionError, AttributeError, KeyError, NameError, NotImplementedError, RecursionError, TypeError)
 """What a fake kernel raises by mistake. It raises RuntimeError or ValueError for a wrong shape or dtype."""
 
@@ -52,11 +42,15 @@ def limit(error: BaseException) -> str:
 
     The causes of the error count too, because code may catch what a fake tensor raised.
     """
-    for link in _chain(error):
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
         if isinstance(link, Unrehearsable):
             return str(link)
         if reason := _reason(link):
             return f"{reason} ({cause(link, limit=160)})"
+        seen.add(id(link))
+        link = link.__cause__ or link.__context__
     return ""
 
 
@@ -68,25 +62,11 @@ def _reason(error: BaseException) -> str:
     for reason, parts in _TEXTS.items():
         if any(part in text for part in parts):
             return reason
-    place = _innermost(error) if isinstance(error, _SLIPS) else None
-    if place is None:
+    frames = traceback.extract_tb(error.__traceback__) if isinstance(error, _SLIPS) else None
+    if not frames:
         return ""
-    if place.is_relative_to(Path(__file__).parents[1]):
+    raised_in = Path(frames[-1].filename)
+    if raised_in.is_relative_to(Path(__file__).parents[1]):
         return "the rehearsal itself failed"
-    in_torch = "torch" in place.parts and not _FAKE_KERNELS.isdisjoint(place.parts)
+    in_torch = "torch" in raised_in.parts and not _FAKE_KERNELS.isdisjoint(raised_in.parts)
     return "fake tensors failed" if in_torch else ""
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        yield link
-        link = link.__cause__ or link.__context__
-
-
-def _innermost(error: BaseException) -> Path | None:
-    """Return the file that raised the error."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return Path(frames[-1].filename) if frames else None

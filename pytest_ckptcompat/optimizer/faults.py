@@ -248,4 +248,4 @@ def restart(count: float, betas: tuple[float, float]) -> float:
 
 
 def _shown(value: Any) -> str:
-    return shown(tuple(value.shape), str(value.dtype).removeprefix("torch."))
+    return shown(tuple(value.shape), str(value.dtype))

@@ -17,10 +17,8 @@ def finite(tensor: torch.Tensor) -> int:
     if tensor.is_nested:
         return sum(map(finite, tensor.unbind()))
     if tensor.layout is not torch.strided:
-        zeros = tensor.numel() - tensor._nnz()
-        return zeros + finite(
-            tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.values()
-        )
+        stored = tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.values()
+        return tensor.numel() - stored.numel() + finite(stored)
     count = 0
     for piece in torch.split(tensor.reshape(-1), _PIECE):
         wide = piece.float() if piece.dtype.itemsize == 1 else piece

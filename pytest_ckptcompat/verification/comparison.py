@@ -260,7 +260,7 @@ def _shown(value: Any, shape: Shape | None = None) -> str:
             return "any shape"
         if value.is_nested:
             return "nested"
-        return shown(tuple(value.shape) if shape is None else shape, str(value.dtype).removeprefix("torch."))
+        return shown(tuple(value.shape) if shape is None else shape, str(value.dtype))
     if shape is not None:
         return shown(shape, "")
     return "" if value is None else f"({type(value).__name__})"

@@ -104,4 +104,4 @@ def _findings(
 def _shown(value: Any) -> str:
     if not isinstance(value, torch.Tensor) or nn.parameter.is_lazy(value):
         return ""
-    return shown(tuple(value.shape), str(value.dtype).removeprefix("torch."))
+    return shown(tuple(value.shape), str(value.dtype))

@@ -295,8 +295,15 @@ def test_finite_counts(dtype: torch.dtype) -> None:
 def test_finite_of_what_is_always_finite() -> None:
     assert finite(torch.ones(3, dtype=torch.int64)) == 3
     assert finite(torch.ones(2, dtype=torch.bool)) == 2
-    sparse = torch.tensor([[0.0, float("nan")], [1.0, 0.0]]).to_sparse()
-    assert finite(sparse) == 3
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_finite_of_sparse_tensors() -> None:
+    dense = torch.tensor([[0.0, float("nan")], [1.0, 0.0]])
+    assert finite(dense.to_sparse()) == 3
+    assert finite(torch.cat([dense, dense.neg()]).to_sparse_bsr((2, 2))) == 6
+    twice = torch.sparse_coo_tensor([[0, 0, 1]], [1.0, 2.0, float("nan")], (3,), check_invariants=True)
+    assert finite(twice) == 2
 
 
 def test_finite_reads_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

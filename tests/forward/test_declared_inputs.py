@@ -21,13 +21,22 @@ def shapes(inputs):
     return [tuple(each.shape) for each in args], {name: tuple(each.shape) for name, each in kwargs.items()}
 
 
-def test_what_lightning_keeps():
-    assert shapes(known_inputs(model(example_input_array=torch.zeros(3, 2)))) == ([(3, 2)], {})
-    assert shapes(known_inputs(model(example_input_array=(torch.zeros(3), torch.zeros(4))))) == (
-        [(3,), (4,)],
-        {},
-    )
-    assert shapes(known_inputs(model(example_input_array={"x": torch.zeros(3)}))) == ([], {"x": (3,)})
+@pytest.mark.parametrize(
+    ("example", "expected"),
+    [
+        (torch.zeros(3, 2), ([(3, 2)], {})),
+        ((torch.zeros(3), torch.zeros(4)), ([(3,), (4,)], {})),
+        ([torch.zeros(3), torch.zeros(4)], ([(3,), (4,)], {})),
+        ({"x": torch.zeros(3)}, ([], {"x": (3,)})),
+    ],
+)
+def test_what_lightning_keeps(example, expected):
+    assert shapes(known_inputs(model(example_input_array=example))) == expected
+
+
+def test_an_example_of_another_type_is_the_only_argument():
+    batch = SimpleNamespace(nodes=torch.zeros(3))
+    assert known_inputs(model(example_input_array=batch)).batch() == ((batch,), {})
 
 
 @pytest.mark.parametrize("name", ["pretrained_cfg", "default_cfg"])

@@ -306,6 +306,11 @@ class Locked(Computes):
         self.lock = threading.Lock()
 
 
+class Uncopied(Computes):
+    def __deepcopy__(self, memo):
+        raise RuntimeError("there can be only one")
+
+
 def quantized():
     model = Computes()
     model.register_buffer("q", torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8))
@@ -334,6 +339,7 @@ def special():
     ("make", "text"),
     [
         (Locked, "the model can't be copied: cannot pickle '_thread.lock' object"),
+        (Uncopied, "the model can't be copied: there can be only one"),
         (lambda: nn.LazyLinear(4), "weight has no shape before the first forward pass"),
         (quantized, "q is a quantized tensor"),
         (sparse, "s is a sparse_coo tensor"),
