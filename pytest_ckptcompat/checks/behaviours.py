@@ -31,7 +31,7 @@ _COPIES = 3
 
 def recorded(
     blueprint: Blueprint,
-    table: Mapping[str, synthetic.Spec],
+    table: synthetic.Table,
     ties: Iterable[Sequence[str]],
     batch: Any,
     method: str = "forward",
@@ -122,7 +122,7 @@ def undrawn(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def too_large(table: Mapping[str, synthetic.Spec], limits: Limits) -> str:
+def too_large(table: synthetic.Table, limits: Limits) -> str:
     """Return why the values of a table can't be drawn here, or ``""``."""
     nbytes = 8 * sum(prod(spec.shape) for spec in table.values())
     if nbytes > limits.synthetic_bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_ckptcompat.tensors.parts import is_strided
+from pytest_ckptcompat.tensors.difference import is_strided
 
 
 def is_plain(tensor: torch.Tensor) -> bool:

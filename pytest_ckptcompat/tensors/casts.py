@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-from .parts import QUANTIZED
+from .difference import QUANTIZED
 
 
 def loses(source: torch.dtype, target: torch.dtype) -> bool:

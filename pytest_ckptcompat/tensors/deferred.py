@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from .nested import tensors
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from pytest_ckptcompat.core.tensor_spec import TensorSpec
 
@@ -28,12 +29,11 @@ class Source(Protocol):
 
 
 class DeferredTensor(torch.Tensor):
-    """A tensor of a checkpoint whose values are read when they are needed, and not kept afterwards.
+    """A tensor of a checkpoint whose values are read when they are needed.
 
     ``destination.copy_(stored)`` reads the bytes straight into the destination. Shape, dtype, strides and the
-    like are known without reading. Any other operation reads this one tensor into an ordinary one on the CPU
-    and works on that. The values are kept if the operation changes them in place or shares their memory (a
-    view).
+    like are known without reading. Any other operation reads the values into an ordinary tensor on the CPU
+    and works on that, which is kept only if the operation changes it in place or returns a view of it.
     """
 
     _spec: TensorSpec
@@ -45,14 +45,13 @@ class DeferredTensor(torch.Tensor):
     def of(
         source: Source, spec: TensorSpec, shape: torch.Tensor, witness: Witness | None = None
     ) -> DeferredTensor:
-        """Make a stored tensor.
+        """Make a deferred tensor.
 
         Args:
             source: reads its values.
             spec: its row of the table.
             shape: the tensor on the meta device, where tied tensors share storage.
-            witness: remembers where the values are in memory, so that they are read only once. None: they are
-                read whenever they are needed.
+            witness: remembers where the values are in memory, so that they are read only once.
         """
         stored: DeferredTensor = torch.Tensor._make_subclass(DeferredTensor, shape)
         stored._spec, stored._source, stored._kept, stored._witness = spec, source, None, witness
@@ -98,7 +97,7 @@ class DeferredTensor(torch.Tensor):
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        """The device of the values once they are read."""
+        """The CPU, where the values are once they are read."""
         return torch.device("cpu")
 
     @property
@@ -108,7 +107,7 @@ class DeferredTensor(torch.Tensor):
 
     @property
     def is_cpu(self) -> bool:  # type: ignore[override]
-        """True; see `device`."""
+        """True, because the values are read to the CPU."""
         return True
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
@@ -174,7 +173,7 @@ def _on_source(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
         return argument
 
     result = func(*ordinary(args), **{name: ordinary(value) for name, value in kwargs.items()})
-    memories = {_memory(tensor) for tensor in _tensors(result)}
+    memories = {_memory(tensor) for _, tensor in tensors(result)}
     for stored, tensor, version in read.values():
         if tensor._version != version or _memory(tensor) in memories or func in _SEES_MEMORY:
             stored._kept = tensor
@@ -185,17 +184,6 @@ def _on_source(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
 
 def _memory(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
-
-
-def _tensors(result: Any) -> Iterator[torch.Tensor]:
-    if isinstance(result, torch.Tensor):
-        yield result
-    elif isinstance(result, Mapping):
-        for value in result.values():
-            yield from _tensors(value)
-    elif isinstance(result, (list, tuple)):
-        for value in result:
-            yield from _tensors(value)
 
 
 def _getter(name: str) -> Any:

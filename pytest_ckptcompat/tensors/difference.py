@@ -9,7 +9,13 @@ from typing import Any
 import torch
 
 from .deferred import materialise
-from .parts import is_strided, parts
+
+QUANTIZED = frozenset({torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4})
+"""Dtypes of quantized tensors: integers that represent other numbers."""
+
+_PIECE = 1 << 20  # elements compared at a time, so that no second copy of a tensor is needed
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def memory(tensor: Any) -> object:
@@ -21,9 +27,13 @@ def memory(tensor: Any) -> object:
         return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
-_PIECE = 1 << 20  # elements compared at a time, so that no second copy of a tensor is needed
-
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+def is_strided(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor's memory, read by its strides, holds its values directly."""
+    return (
+        tensor.layout is torch.strided
+        and not (tensor.is_nested or tensor.is_quantized)
+        and tensor.dtype not in QUANTIZED  # on meta, only the dtype shows it
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +73,7 @@ def _same_parts(expected: torch.Tensor, actual: torch.Tensor) -> bool:
     kinds = [(each.layout, each.is_nested, each.is_quantized, each.dtype) for each in (expected, actual)]
     if kinds[0] != kinds[1] or (not expected.is_nested and expected.shape != actual.shape):
         return False
-    ours, theirs = parts(expected), parts(actual)
+    ours, theirs = _parts(expected), _parts(actual)
     return len(ours) == len(theirs) and all(map(same_bits, ours, theirs))
 
 
@@ -120,9 +130,7 @@ def magnitude(size: float) -> str:
 
 def _distance(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Return absolute differences in float64: 0 for two NaNs, infinite for a single one."""
-    if (
-        left.dtype == right.dtype == getattr(torch, "float4_e2m1fn_x2", None)
-    ):  # packed: torch can't convert it
+    if left.dtype == right.dtype == getattr(torch, "float4_e2m1fn_x2", None):  # torch can't convert it
         left, right = left.view(torch.uint8), right.view(torch.uint8)
     wide = torch.complex128 if left.is_complex() or right.is_complex() else torch.float64
     left, right = left.to(wide), right.to(wide)
@@ -141,3 +149,25 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 def _name(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def _parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Return the plain tensors that store a tensor: for a strided one, itself."""
+    if tensor.is_nested:
+        return list(tensor.unbind())
+    if tensor.is_quantized:
+        return [tensor.int_repr(), *_quantizer(tensor)]
+    if tensor.layout is torch.sparse_coo:
+        merged = tensor.coalesce()
+        return [merged.indices(), merged.values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    return [tensor]
+
+
+def _quantizer(tensor: torch.Tensor) -> list[torch.Tensor]:
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return [torch.tensor([tensor.q_scale(), float(tensor.q_zero_point())], dtype=torch.float64)]
+    return [tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()]

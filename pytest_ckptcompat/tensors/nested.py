@@ -13,18 +13,8 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 _LEAVES = (
-    str,
-    bytes,
-    int,
-    float,
-    complex,
-    type,
-    FunctionType,
-    MethodType,
-    ModuleType,
-    nn.Module,
-    torch.dtype,
-)
+    str, bytes, int, float, complex, type, FunctionType, MethodType, ModuleType, nn.Module, torch.dtype,
+)  # fmt: skip
 _LIMIT = 100_000
 
 

@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,11 @@ from .nested import mapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+    from pytest_ckptcompat.core.tensor_spec import TensorSpec
+
+    Table = Mapping[str, TensorSpec | torch.Tensor]
+    """Key -> a shape and a dtype."""
 
 _PIECE = 1 << 15  # numbers made at a time, which fit in the cache and use one thread
 _MASK = 0xFFFFFFFF
@@ -29,20 +34,8 @@ _GAIN = 1.7
 """How much weights increase a signal's variance, to make up for rectifiers and batch norms (about 1/2)."""
 
 
-class Spec(Protocol):
-    """One row of a table of keys: a tensor, a `TensorSpec`, or anything else with a shape and a dtype."""
-
-    @property
-    def shape(self) -> Sequence[int]:
-        """Sizes, in elements."""
-
-    @property
-    def dtype(self) -> Any:
-        """A ``torch.dtype``, or its name without ``torch.``."""
-
-
 def state_dict(
-    table: Mapping[str, Spec],
+    table: Table,
     ties: Iterable[Sequence[str]] = (),
     kept: Mapping[str, Any] | None = None,
     gain: float = 1.0,
@@ -50,7 +43,7 @@ def state_dict(
     """Draw values for every key of a table.
 
     Args:
-        table: key -> shape and dtype.
+        table: key -> a tensor or `TensorSpec`, whose values are not used.
         ties: groups of keys that share one tensor: it is drawn once, under the first name.
         kept: key -> value that is not drawn: integer and boolean tensors, and other objects.
         gain: what the variance of weights is multiplied by.
@@ -195,6 +188,5 @@ def _fan_in(leaf: str, shape: Sequence[int]) -> int:
     return math.prod(shape[1:])
 
 
-def _dtype(spec: Spec) -> torch.dtype:
-    found = spec.dtype
-    return found if isinstance(found, torch.dtype) else getattr(torch, found)
+def _dtype(spec: TensorSpec | torch.Tensor) -> torch.dtype:
+    return spec.dtype if isinstance(spec.dtype, torch.dtype) else getattr(torch, spec.dtype)

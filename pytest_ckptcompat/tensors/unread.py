@@ -49,23 +49,14 @@ class Unread:
 
 
 def _looked_at(self: Unread, *_: object) -> NoReturn:
-    raise UnreadError(f"an object that was not read was looked at: {self.why}")
+    raise UnreadError(f"an object that was not read was used: {self.why}")
 
 
 for _name in (
-    *(
-        "__getitem__",
-        "__setitem__",
-        "__len__",
-        "__iter__",
-        "__contains__",
-        "__call__",
-        "__int__",
-        "__float__",
-    ),
-    *("__index__", "__add__", "__radd__", "__sub__", "__mul__", "__or__", "__and__", "__lt__", "__gt__"),
-):
-    setattr(Unread, _name, _looked_at)
+    "getitem", "setitem", "len", "iter", "contains", "call", "int", "float", "index", "add", "radd", "sub",
+    "mul", "or", "and", "lt", "gt",
+):  # fmt: skip
+    setattr(Unread, f"__{_name}__", _looked_at)
 
 
 def unread(state_dict: Mapping[str, Any]) -> str:
@@ -86,14 +77,10 @@ def spared(model: nn.Module, state_dict: Mapping[str, Any]) -> Iterator[None]:
     changed: list[Any] = []
     for name, module in model.named_modules(remove_duplicate=False) if unread else ():
         if f"{name}._extra_state".removeprefix(".") in unread and "set_extra_state" not in vars(module):
-            module.set_extra_state = _nothing
+            module.set_extra_state = lambda state: None
             changed.append(module)
     try:
         yield
     finally:
         for module in changed:
             del module.set_extra_state
-
-
-def _nothing(state: Any) -> None:
-    """Ignore an extra state."""

@@ -17,7 +17,7 @@ from pytest_ckptcompat.core.findings import Finding, finding
 from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.models.meta_copy import meta_copy
 from pytest_ckptcompat.tensors.casts import loses
-from pytest_ckptcompat.tensors.parts import is_strided
+from pytest_ckptcompat.tensors.difference import is_strided
 from pytest_ckptcompat.tensors.unread import Unread, spared, unread
 
 from .plain_load import is_plain, plain_load
