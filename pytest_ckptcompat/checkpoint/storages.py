@@ -42,7 +42,7 @@ class Storages:
 
     def __init__(self, contents: Contents, expected: Iterable[str] = (), *, sure: bool = True) -> None:
         self._contents = contents
-        self._open: dict[str, File | Part] = {}
+        self._open: dict[str, File] = {}
         self._closing = ExitStack()
         self._held = Held()
         self._sure = sure
@@ -110,7 +110,7 @@ class Storages:
             )
         return found
 
-    def _file(self, path: str) -> File | Part:
+    def _file(self, path: str) -> File:
         if path not in self._open:
             file = self._closing.enter_context(self._contents.files.open(path))
             parts = self._expected.get(path) if file.remote else None
@@ -118,7 +118,7 @@ class Storages:
         return self._open[path]
 
 
-def _source(file: File | Part, extent: Extent) -> Source:
+def _source(file: File, extent: Extent) -> Source:
     begin, packed = extent.offset, None
     if isinstance(extent, Member):
         packed = extent.packed

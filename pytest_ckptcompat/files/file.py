@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.errors import CheckpointError
 
@@ -12,45 +12,39 @@ from .paths import display
 
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import Self
 
     from .progress import Progress
 
 _PIECE = 1 << 30
 
 
-class Fingerprint(NamedTuple):
-    """The part of a file's status that shows whether the file has changed."""
+class Reads:
+    """What was read from the files of one checkpoint.
 
-    device: int
-    inode: int
-    size: int
-    modified: int
+    Attributes:
+        nbytes: the number of bytes read so far from the disk or the network.
+        progress: receives the size of every large read, or None.
+    """
 
-    @classmethod
-    def of(cls, status: os.stat_result) -> Self:
-        """Make one from the status of a file."""
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    def __init__(self) -> None:
+        self.nbytes = 0
+        self.progress: Progress | None = None
 
 
 class File(io.RawIOBase):
-    """A seekable binary file, open for reading, that counts the bytes read. A context manager.
+    """A seekable binary file, open for reading, as a context manager.
 
     Attributes:
         path: the path as it was given.
         size: the size in bytes when it was opened.
-        bytes_read: the number of bytes read so far from the disk or the network.
         remote: whether every read is a request to another machine, which takes long.
-        progress: receives the size of every read, or None.
     """
 
     remote = False
-    progress: Progress | None = None
 
     def __init__(self, path: str, size: int) -> None:
         self.path = path
         self.size = size
-        self.bytes_read = 0
         self._position = 0
 
     def read_at(self, offset: int, size: int) -> bytes:
@@ -77,7 +71,7 @@ class File(io.RawIOBase):
             done += count
 
     def _read_some(self, offset: int, view: memoryview) -> int:
-        """Read at least one byte, count the bytes and return their number; 0 at the end of the file."""
+        """Read at least one byte, and return how many were read; 0 at the end of the file."""
         raise NotImplementedError
 
     def check_unchanged(self) -> None:
@@ -129,16 +123,53 @@ class File(io.RawIOBase):
             self.close()
 
 
+class Part(File):
+    """A range of a file, read as if it were a file of its own."""
+
+    def __init__(self, file: File, offset: int, size: int) -> None:
+        if offset < 0 or size < 0 or offset + size > file.size:
+            raise CheckpointError(
+                f"{display(file.path)} is truncated: it should have {offset + size} bytes or more"
+            )
+        super().__init__(file.path, size)
+        self.remote = file.remote
+        self._file = file
+        self._offset = offset
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Return exactly `size` bytes, starting at `offset`."""
+        if offset + size > self.size:
+            return super().read_at(offset, size)  # raises
+        return self._file.read_at(self._offset + offset, size)
+
+    def _read_some(self, offset: int, view: memoryview) -> int:
+        view = view[: max(0, self.size - offset)]
+        self._file.readinto_at(self._offset + offset, view)
+        return len(view)
+
+
+class Bytes(File):
+    """Bytes in memory, read as if they were a file."""
+
+    def __init__(self, path: str, data: bytes) -> None:
+        super().__init__(path, len(data))
+        self._data = data
+
+    def _read_some(self, offset: int, view: memoryview) -> int:
+        data = self._data[offset : offset + len(view)]
+        view[: len(data)] = data
+        return len(data)
+
+
 _AHEAD = 256 << 10
 
 
 class Ahead:
     """A file from which small parts that lie close together are read with one read."""
 
-    def __init__(self, file: File | Part) -> None:
-        self.path: str = file.path
+    def __init__(self, file: File) -> None:
+        self.path = file.path
         self.size = file.size
-        self.remote: bool = file.remote
         self._file = file
         self._begin = 0
         self._data = b""
@@ -151,54 +182,6 @@ class Ahead:
             self._begin, self._data = offset, self._file.read_at(offset, length)
             start = 0
         return self._data[start : start + size]
-
-
-class Part:
-    """A range of a file, read as if it were a file of its own."""
-
-    def __init__(self, file: File | Part, offset: int, size: int) -> None:
-        self.path: str = file.path
-        self.size = size
-        self.remote: bool = file.remote
-        self._file = file
-        self._offset = offset
-        if offset < 0 or size < 0 or offset + size > file.size:
-            raise CheckpointError(
-                f"{display(self.path)} is truncated: it should have {offset + size} bytes or more"
-            )
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        """Return `size` bytes from `offset`; see `File`."""
-        self._check(offset, size)
-        return self._file.read_at(self._offset + offset, size)
-
-    def readinto_at(self, offset: int, buffer: bytearray | memoryview) -> None:
-        """Fill a buffer from `offset`; see `File`."""
-        self._check(offset, len(buffer))
-        self._file.readinto_at(self._offset + offset, buffer)
-
-    def _check(self, offset: int, size: int) -> None:
-        if offset + size > self.size:
-            raise CheckpointError(f"{display(self.path)}: a part of it ends before byte {offset + size}")
-
-
-class Bytes(Part):
-    """Bytes in memory, read as if they were a file."""
-
-    def __init__(self, path: str, data: bytes) -> None:
-        self.path = path
-        self.size = len(data)
-        self.remote = False
-        self._data = data
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        """Return `size` bytes from `offset`; see `File`."""
-        self._check(offset, size)
-        return self._data[offset : offset + size]
-
-    def readinto_at(self, offset: int, buffer: bytearray | memoryview) -> None:
-        """Fill a buffer from `offset`; see `File`."""
-        buffer[:] = self.read_at(offset, len(buffer))
 
 
 def changed(path: str) -> CheckpointError:

@@ -9,25 +9,30 @@ from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.redaction import is_url
-from pytest_ckptcompat.files.file import File, Fingerprint, changed
 
+from .file import File, Reads, changed
 from .folders import kind_of
 from .paths import display, unreachable
 from .progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Iterator
 
     from .remote import RemoteFile
 
 
 class LocalFile(File):
-    """A regular file on this machine."""
+    """A regular file on this machine.
 
-    def __init__(self, path: str, descriptor: int, fingerprint: Fingerprint) -> None:
-        super().__init__(path, fingerprint.size)
-        self.fingerprint: Hashable = fingerprint
+    Attributes:
+        fingerprint: the part of the file's status that shows whether the file has changed.
+    """
+
+    def __init__(self, path: str, descriptor: int, status: os.stat_result, reads: Reads) -> None:
+        super().__init__(path, status.st_size)
+        self.fingerprint = _fingerprint(status)
         self._descriptor = descriptor
+        self._reads = reads
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Read with one system call where possible; otherwise as for any file."""
@@ -37,7 +42,7 @@ class LocalFile(File):
             data = b""  # super().read_at says why
         if len(data) < size:
             return super().read_at(offset, size)
-        self.bytes_read += size
+        self._reads.nbytes += size
         return data
 
     def _read_some(self, offset: int, view: memoryview) -> int:
@@ -45,14 +50,14 @@ class LocalFile(File):
             count = os.preadv(self._descriptor, [view], offset)
         except OSError as error:
             raise CheckpointError(f"can't read {display(self.path)}: {error.strerror or error}") from None
-        self.bytes_read += count
-        if self.progress is not None:
-            self.progress.advance(count)
+        self._reads.nbytes += count
+        if self._reads.progress is not None:
+            self._reads.progress.advance(count)
         return count
 
     def check_unchanged(self) -> None:
         """Check that the open file is unchanged; errors as for any file."""
-        if Fingerprint.of(os.fstat(self._descriptor)) != self.fingerprint:
+        if _fingerprint(os.fstat(self._descriptor)) != self.fingerprint:
             raise changed(self.path)
 
     def close(self) -> None:
@@ -66,26 +71,20 @@ class Files:
     """The files of one checkpoint. A file that has changed is refused.
 
     Attributes:
-        bytes_read: the number of bytes read so far from all files.
         failure: why values could not be read (the first error), or None.
     """
 
     failure: CheckpointError | None = None
 
     def __init__(self) -> None:
-        self._seen: dict[str, Hashable] = {}
-        self._opened: list[File] = []
-        self._read_before = 0
+        self._seen: dict[str, tuple[int, ...]] = {}
         self._remote: dict[str, RemoteFile] = {}
-        self._progress: Progress | None = None
+        self._reads = Reads()
 
     @property
     def bytes_read(self) -> int:
         """The number of bytes read from all files so far."""
-        open_now = [file for file in self._opened if not file.closed]
-        self._read_before += sum(file.bytes_read for file in self._opened if file.closed)
-        self._opened = open_now
-        return self._read_before + sum(file.bytes_read for file in open_now)
+        return self._reads.nbytes
 
     def open(self, path: str) -> File:
         """Open a file for reading, as a context manager that closes it.
@@ -97,23 +96,16 @@ class Files:
                 changed since it was opened under this path before.
         """
         if is_url(path):
-            return self._open_remote(path)
-        file = LocalFile(path, *_open_regular(path))
+            from .remote import RemoteFile
+
+            if path not in self._remote or self._remote[path].closed:
+                self._remote[path] = RemoteFile(path, self._reads)
+            return self._remote[path]
+        file = LocalFile(path, *_open_regular(path), self._reads)
         if self._seen.setdefault(path, file.fingerprint) != file.fingerprint:
             file.close()
             raise changed(path)
-        file.progress = self._progress
-        self._opened.append(file)
         return file
-
-    def _open_remote(self, path: str) -> RemoteFile:
-        if path not in self._remote or self._remote[path].closed:
-            from .remote import RemoteFile
-
-            self._remote[path] = file = RemoteFile(path)
-            file.progress = self._progress
-            self._opened.append(file)
-        return self._remote[path]
 
     def check_unchanged(self) -> None:
         """Check the remote files, which stay open.
@@ -127,23 +119,20 @@ class Files:
     @contextmanager
     def progress(self, what: str, nbytes: int) -> Iterator[None]:
         """Show how many of `nbytes` bytes have been read inside the block; see `Progress`."""
-        whole = Progress(what, nbytes)
-        self._show(whole)
+        self._reads.progress = Progress(what, nbytes)
         try:
-            with whole:
+            with self._reads.progress:
                 yield
         finally:
-            self._show(None)
-
-    def _show(self, progress: Progress | None) -> None:
-        """Report further reads to `progress`, also those from open remote files."""
-        self._progress = progress
-        for file in self._remote.values():
-            file.progress = progress
+            self._reads.progress = None
 
 
-def _open_regular(path: str) -> tuple[int, Fingerprint]:
-    """Open a regular file. Don't block if it was replaced by a pipe meanwhile."""
+def _fingerprint(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _open_regular(path: str) -> tuple[int, os.stat_result]:
+    """Open a regular file, and return its descriptor and status. A pipe that replaced it does not block."""
     if kind_of(path) == "folder":
         raise CheckpointError(f"{display(path)} is a folder, not a file")
     try:
@@ -156,4 +145,4 @@ def _open_regular(path: str) -> tuple[int, Fingerprint]:
         raise CheckpointError(
             f"{display(path)} is not a regular file any more: it was replaced while it was opened"
         )
-    return descriptor, Fingerprint.of(status)
+    return descriptor, status

@@ -6,12 +6,10 @@ from bisect import bisect_right
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
-from .file import Part
+from .file import File
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from .file import File
 
 WINDOW = 8 << 20
 """The largest window in bytes. A larger part is read by itself."""
@@ -55,7 +53,7 @@ class Held:
         self._windows[path, number] = window
 
 
-class ReadAhead(Part):
+class ReadAhead(File):
     """A file that is read in windows: ranges in which the parts that will be read lie close together.
 
     Everything else is read directly. A window that was dropped before half of it was used is not fetched
@@ -72,7 +70,9 @@ class ReadAhead(Part):
     def __init__(
         self, file: File, parts: Iterable[tuple[int, int]], held: Held, *, sure: bool = True
     ) -> None:
-        super().__init__(file, 0, file.size)
+        super().__init__(file.path, file.size)
+        self.remote = file.remote
+        self._file = file
         parts = sorted((start, min(end, file.size)) for start, end in parts)
         self._parts = [start for start, _ in parts]
         self._windows = _joined(parts)
@@ -83,21 +83,14 @@ class ReadAhead(Part):
         self._alone: dict[int, set[int]] = {}
         self._last_part = -1
 
-    def read_at(self, offset: int, size: int) -> bytes:
-        """Return `size` bytes from `offset`; see `File`."""
-        data = bytearray(size)
-        self.readinto_at(offset, data)
-        return bytes(data)
-
-    def readinto_at(self, offset: int, buffer: bytearray | memoryview) -> None:
-        """Fill a buffer from `offset`; see `File`."""
-        view = memoryview(buffer).cast("B")
+    def _read_some(self, offset: int, view: memoryview) -> int:
         data = self._from_window(offset, len(view))
         if data is None:
             self._file.readinto_at(offset, view)
         else:
             view[:] = data
         self._last_part = bisect_right(self._parts, offset)
+        return len(view)
 
     def _from_window(self, offset: int, size: int) -> bytes | None:
         """Return the bytes from a window, which is fetched if that is worth it; None: read them directly."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import CheckpointError
 
@@ -15,6 +15,8 @@ from .web import WebRanges
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
+
+    from .file import Reads
 
 BLOCK = 32 << 10
 """Small reads fetch whole blocks of this many bytes, so that a header takes few requests."""
@@ -29,24 +31,6 @@ _VERSIONS = frozenset({
 """Names under which file systems report what differs between two versions of a file."""
 
 
-class _Ranges(Protocol):
-    """A reader for ranges of one remote file."""
-
-    size: int
-
-    def fetch(self, offset: int, size: int) -> bytes:
-        """Return the bytes of one range. They are fewer if the file ends inside."""
-        ...
-
-    def check_unchanged(self) -> None:
-        """Raise a `CheckpointError` if the file has changed since it was opened."""
-        ...
-
-    def close(self) -> None:
-        """Release the connection or file."""
-        ...
-
-
 class RemoteFile(File):
     """A file behind a URL. Opening it takes requests, so it stays open after its ``with`` block.
 
@@ -54,21 +38,21 @@ class RemoteFile(File):
     """
 
     remote = True
-    _ranges: _Ranges | None = None
+    _ranges: WebRanges | _StoreRanges | None = None
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, reads: Reads) -> None:
+        self._reads = reads
         self._blocks: dict[int, bytes] = {}
         self._gave_up = False
         self._was_read = True
         super().__init__(url, 0)
         system, name = file_system(url)
-        ranges: _Ranges
         if type(system).__name__ == "HTTPFileSystem":
-            self._ranges = ranges = WebRanges(system, url)
+            self._ranges = WebRanges(system, url)
             self._blocks[0] = self._fetched(0, BLOCK)
         else:
-            self._ranges = ranges = asked(url, lambda: _StoreRanges(system, name, url))
-        self.size = ranges.size
+            self._ranges = asked(url, lambda: _StoreRanges(system, name, url))
+        self.size = self._ranges.size
         self._own_progress = Progress(display(url), self.size)
 
     def check_unchanged(self) -> None:
@@ -101,7 +85,7 @@ class RemoteFile(File):
             view[: len(data)] = data
             return len(data)
         wanted = min(len(view), self.size - offset)
-        with self.progress or self._own_progress as progress:
+        with self._reads.progress or self._own_progress as progress:
             for start in range(0, wanted, _PIECE):
                 data = self._whole(offset + start, min(_PIECE, wanted - start))
                 view[start : start + len(data)] = data
@@ -131,7 +115,7 @@ class RemoteFile(File):
         patient, self._gave_up = not self._gave_up, True
         data = asked(self.path, lambda: ranges.fetch(offset, size), patient=patient)
         self._gave_up = False
-        self.bytes_read += len(data)
+        self._reads.nbytes += len(data)
         return data
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from pytest_ckptcompat.core.limits import Limits
-    from pytest_ckptcompat.files.file import File, Part
+    from pytest_ckptcompat.files.file import File
 
     from .zip_directory import Entry
 
@@ -32,9 +32,7 @@ Members = tuple[tuple[str, ...], tuple[str, ...]]
 """The names of a class's parameters and of its buffers."""
 
 
-def state_dict_of(
-    tree: object, file: File | Part, members: Mapping[str, Entry], root: str, limits: Limits
-) -> Dict:
+def state_dict_of(tree: object, file: File, members: Mapping[str, Entry], root: str, limits: Limits) -> Dict:
     """Return the parameters and buffers of a TorchScript archive, with the keys of its ``state_dict()``.
 
     Args:
@@ -56,9 +54,7 @@ def state_dict_of(
     return made
 
 
-def _classes(
-    file: File | Part, members: Mapping[str, Entry], folder: str, limits: Limits
-) -> dict[str, Members]:
+def _classes(file: File, members: Mapping[str, Entry], folder: str, limits: Limits) -> dict[str, Members]:
     """Return class name -> its parameters and buffers, from the code of all modules."""
     found: dict[str, Members] = {}
     room = 0

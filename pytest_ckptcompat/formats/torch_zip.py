@@ -24,7 +24,7 @@ from .zip_members import check_readable, data_offset, read_member
 
 if TYPE_CHECKING:
     from pytest_ckptcompat.core.limits import Limits
-    from pytest_ckptcompat.files.file import File, Part
+    from pytest_ckptcompat.files.file import File
     from pytest_ckptcompat.files.files import Files
 
     from .pickle_stubs import Storage
@@ -75,7 +75,7 @@ def _file_of(path: str, key: str, storage: Storage, files: Files) -> Extent:
     return Extent(name, 0, storage.nbytes)
 
 
-def read_archive(file: File | Part, limits: Limits) -> Header | None:
+def read_archive(file: File, limits: Limits) -> Header | None:
     """Return the header of a torch.save archive, or None if the file is not one.
 
     Raises:
@@ -112,7 +112,7 @@ def _check_kind(members: dict[str, Entry], root: str) -> None:
             )
 
 
-def _check_records(file: File | Part, members: dict[str, Entry], root: str) -> None:
+def _check_records(file: File, members: dict[str, Entry], root: str) -> None:
     """Check the small records that torch.load reads before the pickle and refuses if they are wrong."""
     found: dict[str, bytes] = {}
     for name in _SMALL:
@@ -161,7 +161,7 @@ class _Records(Mapping[str, tuple[Extent, ...]]):
         packed: key -> compressed size in bytes, for deflated storages.
     """
 
-    def __init__(self, file: File | Part, folder: str, storages: Mapping[str, Storage]) -> None:
+    def __init__(self, file: File, folder: str, storages: Mapping[str, Storage]) -> None:
         self.begins: dict[str, int] = {}
         self.packed: dict[str, int] = {}
         self._path = file.path
@@ -183,7 +183,7 @@ class _Records(Mapping[str, tuple[Extent, ...]]):
         return len(self.begins)
 
 
-def _records(file: File | Part, members: dict[str, Entry], folder: str, tensors: Tensors) -> _Records:
+def _records(file: File, members: dict[str, Entry], folder: str, tensors: Tensors) -> _Records:
     """Find the storages that the tensors need among the members of the archive."""
     records = _Records(file, folder, tensors.storages)
     dense = not file.remote and file.size < _DENSE * len(members)

@@ -15,7 +15,7 @@ from pytest_ckptcompat.core.escape import escape
 
 if TYPE_CHECKING:
     from pytest_ckptcompat.core.limits import Limits
-    from pytest_ckptcompat.files.file import File, Part
+    from pytest_ckptcompat.files.file import File
 
 _END = Struct("<4s4H2IH")
 _END64 = Struct("<4sQ2H2I4Q")
@@ -42,7 +42,7 @@ class Entry(NamedTuple):
     flags: int
 
 
-def read_directory(file: File | Part, limits: Limits) -> dict[str, Entry]:
+def read_directory(file: File, limits: Limits) -> dict[str, Entry]:
     """Return the members of the archive by name, in the order of the directory, without folders.
 
     Raises:
@@ -56,7 +56,7 @@ def read_directory(file: File | Part, limits: Limits) -> dict[str, Entry]:
     return {member.name: member for member in members if not member.name.endswith("/")}
 
 
-def _find_directory(file: File | Part) -> tuple[int, int, int]:
+def _find_directory(file: File) -> tuple[int, int, int]:
     """Return the number of members in the directory, its offset and its size."""
     records = _END64.size + _LOCATOR64.size + _END.size
     start = max(0, file.size - records)

@@ -13,7 +13,7 @@ from .zip_directory import FULL32, LOCAL
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_ckptcompat.files.file import File, Part
+    from pytest_ckptcompat.files.file import File
 
     from .zip_directory import Entry
 
@@ -51,7 +51,7 @@ def _can_inflate(member: Entry) -> bool:
     return member.nbytes <= _MOST_INFLATED * member.packed
 
 
-def data_offset(file: File | Part, name: str, header: int, nbytes: int, packed: int | None = None) -> int:
+def data_offset(file: File, name: str, header: int, nbytes: int, packed: int | None = None) -> int:
     """Return the offset of a member's bytes, after its local header, which must agree with the directory.
 
     Args:
@@ -81,7 +81,7 @@ def data_offset(file: File | Part, name: str, header: int, nbytes: int, packed: 
     return int(header + wanted + extra)
 
 
-def read_member(file: File | Part, member: Entry) -> bytes:
+def read_member(file: File, member: Entry) -> bytes:
     """Return the bytes of a small member, after checking its checksum (torch can leave checksums out).
 
     Raises:
@@ -102,7 +102,7 @@ def read_member(file: File | Part, member: Entry) -> bytes:
     return data
 
 
-def inflate(file: File | Part, begin: int, packed: int, into: memoryview, skip: int = 0) -> None:
+def inflate(file: File, begin: int, packed: int, into: memoryview, skip: int = 0) -> None:
     """Fill a buffer with the bytes of a deflated member, piece by piece.
 
     Args:

@@ -20,6 +20,7 @@ from tensor_zoo import layouts
 
 from pytest_ckptcompat import CheckpointError, open_checkpoint
 from pytest_ckptcompat.files import attempts, progress, remote, web
+from pytest_ckptcompat.files.file import Reads
 from pytest_ckptcompat.files.files import Files
 
 if TYPE_CHECKING:
@@ -543,7 +544,8 @@ def test_small_reads_share_blocks_and_few_are_kept(memory: Any, monkeypatch: pyt
     monkeypatch.setattr(remote, "_BLOCKS", 3)
     data = bytes(n % 251 for n in range(2050))
     memory.pipe("/bucket/data", data)
-    with Files().open("memory://bucket/data") as file:
+    files = Files()
+    with files.open("memory://bucket/data") as file:
         for offset, size in (
             (0, 10),
             (5, 90),
@@ -557,9 +559,9 @@ def test_small_reads_share_blocks_and_few_are_kept(memory: Any, monkeypatch: pyt
             assert file.read_at(offset, size) == data[offset : offset + size]
         with pytest.raises(CheckpointError, match="ends at byte 2050, before byte 2060"):
             file.read_at(2000, 60)
-        read = file.bytes_read
+        read = files.bytes_read
         file.read_at(2045, 5)
-        assert file.bytes_read == read
+        assert files.bytes_read == read
         assert len(file._blocks) <= 3  # type: ignore[attr-defined]
 
 
@@ -621,7 +623,7 @@ def test_a_file_that_could_not_be_opened_can_be_forgotten() -> None:
     """Python closes what it forgets, however far it came."""
     file = remote.RemoteFile.__new__(remote.RemoteFile)
     with pytest.raises(CheckpointError):
-        file.__init__("memory://nothing/here.pth")  # type: ignore[misc]
+        file.__init__("memory://nothing/here.pth", Reads())  # type: ignore[misc]
     file.close()
     assert file.closed
 
