@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from pytest_ckptcompat.core.tensor_spec import shown as shape_shown
+from pytest_ckptcompat.tensors.difference import is_strided
 from pytest_ckptcompat.tensors.finite import finite
 from pytest_ckptcompat.tensors.nested import tensors
-from pytest_ckptcompat.tensors.parts import is_strided
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
