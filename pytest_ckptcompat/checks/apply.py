@@ -3,57 +3,47 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from pytest_ckptcompat.checkpoint.entries import beside
 from pytest_ckptcompat.checkpoint.optimizer_file import optimizer_beside
 from pytest_ckptcompat.checkpoint.wrappers import Selection, state_dict_at
-from pytest_ckptcompat.checkpoint.written_object import Content
 from pytest_ckptcompat.checkpoint.written_tensor import Value
 from pytest_ckptcompat.core import memory
-from pytest_ckptcompat.core.errors import CheckpointError, MisfitError
+from pytest_ckptcompat.core.errors import CheckpointError, MisfitError, ModelError
 from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.imports import imported
 from pytest_ckptcompat.files.paths import display
 from pytest_ckptcompat.optimizer.state import saved_states
 from pytest_ckptcompat.recipes.recipe import Recipe
-from pytest_ckptcompat.tensors.deferred import DeferredTensor
-from pytest_ckptcompat.tensors.difference import memory as place
 
 from . import protection
 from .averages import grown_averages
-from .completion import completed
-from .header_stages import compared, open_stage, source_stage
+from .fitting import compared, completed
+from .growth import Growth
+from .header_stages import open_stage, read_stage, source_stage
 from .log import Log, Stopped
-from .output import (
-    StateOfItsOwn,
-    check_replaceable,
-    keep_source,
-    kind_of_output,
-    stored,
-    write,
-    write_state_dict,
-)
-from .resuming import Resuming
+from .output import content_of, grown_state, kind_of_output, refuse_replacing, write
 from .value_stages import optimizer_holder
-from .waivers import Waiver, settle
+from .waivers import Waiver, unwaived
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
+    import torch
     from torch import nn
 
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
-    from pytest_ckptcompat.recipes.applied import Applied
     from pytest_ckptcompat.verification.comparison import Comparison
 
     from .arguments import CheckArguments
+    from .output import Kind
 
 __all__ = ["MisfitError", "Written", "apply", "apply_declared"]
+
+_STATE_ALONE = "the state dict alone: safetensors holds nothing else"
 
 
 @dataclass(frozen=True)
@@ -125,40 +115,40 @@ def apply(
     out = os.fspath(out_path)
     kind = kind_of_output(out)
     if not force:
-        keep_source(checkpoint, out)
-        if kind == "folder":
-            check_replaceable(out)
-    source = None if source_model is None else (lambda: source_model)
-    recipe = completed(recipe, checkpoint, model, source)
+        refuse_replacing(checkpoint, out)
+    recipe = completed(recipe, checkpoint, model, None if source_model is None else (lambda: source_model))
     target = model.state_dict()
     _hold_fit(compared(checkpoint, model, recipe, recipe.run(checkpoint.meta(), target)), allow)
     applied = recipe.run(checkpoint.stored(), target)
-    tensors = sum(isinstance(value, torch.Tensor) for value in applied.state_dict.values())
-    values = _values(applied.state_dict, model)
-    resuming = Resuming(checkpoint, recipe, applied, model, source_model, optimizer, allow)
-    if kind == "safetensors":
-        beside_it = StateOfItsOwn.of(out, optimizer_state, resuming)
-        nbytes, told = write_state_dict(checkpoint, values, out)
-        return Written(out, tensors, nbytes, (*told, *beside_it.write()))
-    content = Content(lambda spec: stored(checkpoint, spec))
-    notes: list[str] = []
-    whole: Any = _state(values, applied, content)
+    growth = Growth(checkpoint, recipe, applied, model, source_model, optimizer, allow)
+    content, notes = content_of(checkpoint), list[str]()
+    state = grown_state(applied.state_dict, model, content)
+    whole: Any = state
     inner = state_dict_at(checkpoint.wrapper, checkpoint.state_dict_key)
     others = beside(checkpoint.wrapper, checkpoint.state_dict_key)
-    if isinstance(inner, Selection):
+    if kind == "safetensors":
+        notes += [_STATE_ALONE] if checkpoint.state_dict_key else []
+    elif isinstance(inner, Selection):
         notes.append(f"what is not below {escape(checkpoint.state_dict_key, 60)!r} is left out")
     elif isinstance(checkpoint.wrapper, dict) and (others or inner is not checkpoint.wrapper):
-        content.instead(inner, whole)
-        notes += resuming.rewrite(content, by_name=kind == "folder")
-        notes += grown_averages(content, checkpoint, inner, recipe, applied, model)
-        whole = {**whole, **content.of(others)} if others else content.of(checkpoint.wrapper)
-    beside_it = StateOfItsOwn.of(out, optimizer_state, resuming)
+        content.instead(inner, state)
+        notes += growth.rewrite(content, by_name=kind == "folder")
+        notes += grown_averages(content, inner, growth)
+        whole = {**state, **content.of(others)} if others else content.of(checkpoint.wrapper)
     path = optimizer_beside(checkpoint.path)
-    if path is not None and optimizer_state is None and not saved_states(checkpoint.wrapper):
+    unnamed = path is not None and optimizer_state is None and not saved_states(checkpoint.wrapper)
+    if path is not None and unnamed and kind != "safetensors":
         notes.append(f"{escape(Path(path).name)} beside it is not grown: name it with --optimizer-state")
-    nbytes = write(out, whole)
-    notes += beside_it.write()
+    second = None if optimizer_state is None else _second_output(out, kind, optimizer_state, growth)
+    nbytes = write(out, kind, whole)
+    if second is not None:
+        state_path, state_kind, state_content, told = second
+        if isinstance(state_content, dict):  # otherwise all of it is left out
+            write(state_path, state_kind, state_content)
+            notes.append(f"{escape(state_path)} is written beside it")
+        notes += told
     notes += [f"{path} is left out: an object of a class" for path in content.left_out]
+    tensors = sum(isinstance(value, Value) for value in state.values())
     return Written(out, tensors, nbytes, tuple(notes))
 
 
@@ -186,21 +176,29 @@ def apply_declared(
     """
     log = Log(arguments.allow)
     try:
-        checkpoint, built, model = open_stage(opener, arguments, log)
+        opened = read_stage(opener, arguments.state_dict_key, log)
+        checkpoint, built, model = open_stage(opened, arguments, log)
+        optimizer = arguments.optimizer
+        optimizer = imported(optimizer) if isinstance(optimizer, str) else optimizer
     except Stopped:
         raise CheckpointError(log.findings[-1].message) from None
+    except ModelError as error:
+        raise CheckpointError(f"optimizer: {error}") from None
     source = source_stage(arguments.source_model, checkpoint, log)
-    recipe = (
-        Recipe.load(arguments.recipe) if isinstance(arguments.recipe, str) else arguments.recipe or Recipe()
+    recipe = arguments.recipe or Recipe()
+    recipe = completed(
+        Recipe.load(recipe) if isinstance(recipe, str) else recipe,
+        checkpoint,
+        model,
+        None if source is None else source.schema,
     )
-    recipe = completed(recipe, checkpoint, model, None if source is None else source.schema)
     applied = recipe.run(checkpoint.meta(), model.state_dict())
     log.add(*protection.broken(arguments.protect, applied))
     if log.failed:
         first = next(found for found in log.settled() if found.severity == "error")
         raise MisfitError(f"{first.rule} {escape(first.key)} {first.message}".replace("  ", " "))
     holder = checkpoint
-    if arguments.optimizer is not None or arguments.optimizer_state is not None:
+    if optimizer is not None or arguments.optimizer_state is not None:
         holder = optimizer_holder(checkpoint, arguments.optimizer_state)
     with checkpoint.progress():
         return apply(
@@ -209,7 +207,7 @@ def apply_declared(
             recipe,
             out_path,
             source_model=None if source is None else source.schema(),
-            optimizer=arguments.optimizer,
+            optimizer=optimizer,
             optimizer_state=None if holder is checkpoint else holder,
             allow=arguments.allow,
             force=force,
@@ -217,12 +215,7 @@ def apply_declared(
 
 
 def _hold_fit(comparison: Comparison, allow: Sequence[Waiver]) -> None:
-    wrong = [
-        found
-        for found in settle(comparison.findings, allow, judged=lambda _: False)
-        if found.severity == "error"
-    ]
-    if wrong:
+    if wrong := unwaived(comparison.findings, allow):
         first = wrong[0]
         sides = " → ".join(filter(None, (first.checkpoint, first.model))) or first.message
         raise MisfitError(
@@ -232,30 +225,13 @@ def _hold_fit(comparison: Comparison, allow: Sequence[Waiver]) -> None:
         )
 
 
-def _values(state_dict: Mapping[str, Any], model: nn.Module) -> OrderedDict[str, Any]:
-    """Return the grown state dict in the order of the model, which is how its optimizer numbers parameters.
-
-    Keys share memory in the output only if the model ties them as well. A copied block shares memory with its
-    original here, but is a parameter of its own.
-    """
-    owners = {key: id(tensor) for key, tensor in model.state_dict(keep_vars=True).items()}
-    ordered = {key: state_dict[key] for key in [*owners, *state_dict] if key in state_dict}
-    return OrderedDict(
-        (key, _value(value, owners.get(key, key)) if isinstance(value, torch.Tensor) else value)
-        for key, value in ordered.items()
-    )
-
-
-def _value(tensor: torch.Tensor, owner: Hashable) -> Value:
-    """Wrap a tensor for writing. A tensor that is still on disk is read when it is written."""
-    read = tensor.read if isinstance(tensor, DeferredTensor) else lambda: tensor
-    return Value(tuple(tensor.shape), tensor.dtype, read, (place(tensor), owner))
-
-
-def _state(values: Mapping[str, Any], applied: Applied, content: Content) -> OrderedDict[str, Any]:
-    state: OrderedDict[str, Any] = OrderedDict(
-        (key, value if isinstance(value, Value) else content.of(value)) for key, value in values.items()
-    )
-    if (metadata := getattr(applied.state_dict, "_metadata", None)) is not None:
-        state._metadata = OrderedDict(metadata)  # type: ignore[attr-defined]
-    return state
+def _second_output(
+    out: str, kind: Kind, state: Checkpoint, growth: Growth
+) -> tuple[str, Kind, Any, list[str]]:
+    """Return the path, kind and content of the file for an optimizer's state of its own, and notes."""
+    content = content_of(state)
+    notes = list(growth.rewrite(content, state, by_name=kind == "folder"))
+    stem = out.rstrip("/") if kind == "folder" else str(Path(out).with_suffix(""))
+    suffix = {"folder": "", "safetensors": ".pt"}.get(kind, Path(out).suffix)
+    written: Kind = "folder" if kind == "folder" else "torch"
+    return f"{stem}.optimizer{suffix}", written, content.of(state.wrapper), notes

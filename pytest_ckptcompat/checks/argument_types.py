@@ -6,8 +6,7 @@ They import, open and build nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from os import PathLike, fspath
 from typing import Any, Literal
 
@@ -27,13 +26,49 @@ Direction = Literal["backward", "forward", "full"]
 DEVICES = "auto, cpu, cuda, cuda:N, rehearse or none"
 
 
+def _kind(wanted: str, accepts: Callable[[Any], bool]) -> Callable[[str, Any], Any]:
+    """Return a validator of one kind of value, described by what an argument *wants*."""
+
+    def check(name: str, value: Any) -> Any:
+        if not accepts(value):
+            raise _refused(name, wanted, value)
+        return value
+
+    return check
+
+
+def _one_or_several(wanted: str, kind: type) -> Callable[[str, Any], Any]:
+    """Return a validator of a value of a type or a sequence of them, which gives a tuple."""
+
+    def check(name: str, value: Any) -> tuple[Any, ...]:
+        values = [value] if isinstance(value, kind) else value
+        if not isinstance(values, Sequence) or not all(isinstance(item, kind) for item in values):
+            raise _refused(name, wanted, value)
+        return tuple(values)
+
+    return check
+
+
+def _refused(name: str, wanted: str, value: Any) -> ValueError:
+    return ValueError(f"{name}= wants {wanted}, not {type(value).__name__} {str(value)[:60]!r}")
+
+
+text = _kind("a string", lambda value: isinstance(value, str))
+method = _kind(
+    "the name of a method, such as 'infer'", lambda value: isinstance(value, str) and value.isidentifier()
+)
+direction = _kind("'backward', 'forward' or 'full'", lambda value: value in ("backward", "forward", "full"))
+patterns = _one_or_several("a list of key patterns", str)
+waivers = _one_or_several("a list of allow(rule, key, reason=...)", Waiver)
+
+
 def model(name: str, value: Any) -> Any:
     """Accept a callable, an ``nn.Module``, or the name of either."""
     if isinstance(value, str):
         if wrong := misnamed(value):
             raise ValueError(f"{name}: {wrong}")
     elif not callable(value):
-        raise ValueError(f"{name}= wants a callable, an nn.Module or 'package.module:name', {_not(value)}")
+        raise _refused(name, "a callable, an nn.Module or 'package.module:name'", value)
     return value
 
 
@@ -42,94 +77,50 @@ def loader(name: str, value: Any) -> Any:
     if isinstance(value, str):
         if wrong := misnamed(value, "loader name", "detector:load_detector"):
             raise ValueError(f"{name}: {wrong}")
-        return value
-    if not callable(value) or hasattr(value, "state_dict"):
+    elif not callable(value) or hasattr(value, "state_dict"):
         wanted = "your function (path) -> model, or (model, path) where model= is given, or its name"
-        raise ValueError(f"{name}= wants {wanted}, {_not(value)}")
-    return value
-
-
-def paths(name: str, value: Any) -> tuple[str, ...]:
-    """Accept one path or several."""
-    values = [value] if isinstance(value, (str, PathLike)) else value
-    if not isinstance(values, Sequence) or not values:
-        raise ValueError(f"{name}= wants a path or a list of paths, {_not(value)}")
-    for path in values:
-        if not isinstance(path, (str, PathLike)):
-            raise ValueError(f"{name}= wants paths, {_not(path)}")
-        if not str(fspath(path)).strip():
-            raise ValueError(f"{name}= is empty: name a checkpoint")
-    return tuple(str(fspath(path)) for path in values)
-
-
-def recipe(name: str, value: Any) -> Any:
-    """Accept a `Recipe`, or the path of a recipe file."""
-    if isinstance(value, PathLike):
-        return str(fspath(value))
-    if isinstance(value, str):
-        return value
-    from pytest_ckptcompat.recipes.recipe import Recipe  # a caller with a Recipe has already imported this
-
-    if not isinstance(value, Recipe):
-        raise ValueError(f"{name}= wants a Recipe or a path to a TOML recipe, {_not(value)}")
-    return value
-
-
-def inputs(name: str, value: Any) -> Any:
-    """Accept anything that `Inputs.parse` takes, or ``"auto"``."""
-    if value == AUTO:
-        return value
-    from pytest_ckptcompat.forward.inputs import Inputs
-
-    Inputs.parse(value)  # raises ValueError if the inputs are invalid
-    return value
-
-
-def text(name: str, value: Any) -> str:
-    """Accept a string."""
-    if not isinstance(value, str):
-        raise ValueError(f"{name}= wants a string, {_not(value)}")
+        raise _refused(name, wanted, value)
     return value
 
 
 def path(name: str, value: Any) -> str:
     """Accept one path."""
     if not isinstance(value, (str, PathLike)) or not str(fspath(value)).strip():
-        raise ValueError(f"{name}= wants a path, {_not(value)}")
+        raise _refused(name, "a path", value)
     return str(fspath(value))
 
 
-def patterns(name: str, value: Any) -> tuple[str, ...]:
-    """Accept one key pattern or several."""
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, Sequence) or not all(isinstance(item, str) for item in values):
-        raise ValueError(f"{name}= wants a list of key patterns, {_not(value)}")
-    return tuple(values)
+def paths(name: str, value: Any) -> tuple[str, ...]:
+    """Accept one path or several."""
+    values = [value] if isinstance(value, (str, PathLike)) else value
+    if not isinstance(values, Sequence) or not values:
+        raise _refused(name, "a path or a list of paths", value)
+    for each in values:
+        if not isinstance(each, (str, PathLike)):
+            raise _refused(name, "paths", each)
+        if not str(fspath(each)).strip():
+            raise ValueError(f"{name}= is empty: name a checkpoint")
+    return tuple(str(fspath(each)) for each in values)
 
 
-def waivers(name: str, value: Any) -> tuple[Waiver, ...]:
-    """Accept one waiver or several."""
-    values = [value] if isinstance(value, Waiver) else value
-    if not isinstance(values, Sequence) or not all(isinstance(item, Waiver) for item in values):
-        raise ValueError(f"{name}= wants a list of allow(rule, key, reason=...), {_not(value)}")
-    return tuple(values)
+def recipe(name: str, value: Any) -> Any:
+    """Accept a `Recipe`, or the path of a recipe file."""
+    if isinstance(value, (str, PathLike)):
+        return str(fspath(value))
+    from pytest_ckptcompat.recipes.recipe import Recipe  # a caller with a Recipe has already imported this
+
+    if not isinstance(value, Recipe):
+        raise _refused(name, "a Recipe or a path to a TOML recipe", value)
+    return value
 
 
-@dataclass(frozen=True)
-class Named:
-    """A callable given by its name, ``"package.module:name"``, and imported when it is called."""
+def inputs(name: str, value: Any) -> Any:
+    """Accept anything that `Inputs.parse` takes, or ``"auto"``."""
+    if value != AUTO:
+        from pytest_ckptcompat.forward.inputs import Inputs
 
-    name: str
-
-    def __call__(self, parameters: Any) -> Any:
-        """Import the callable and call it."""
-        return self.imported()(parameters)
-
-    def imported(self) -> Any:
-        """Return the named object; raise `ModelError` if it can't be imported."""
-        from pytest_ckptcompat.core.imports import imported
-
-        return imported(self.name)
+        Inputs.parse(value)  # raises ValueError if the inputs are invalid
+    return value
 
 
 def device(name: str, value: Any) -> str:
@@ -138,12 +129,9 @@ def device(name: str, value: Any) -> str:
     Raises:
         ValueError: the value is not a device. The message contains `name`.
     """
-    kind, _, index = value.partition(":") if isinstance(value, str) else ("", "", "")
-    if kind not in ("auto", "cpu", "cuda", "rehearse", "none") or (
-        ":" in value and not (kind == "cuda" and index.isdigit())
-    ):
+    if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?|rehearse|none", value):
         raise ValueError(f"{name}={value!r} is not a device: use {DEVICES}")
-    return str(value)
+    return value
 
 
 def optimizer(name: str, value: Any) -> Any:
@@ -152,9 +140,8 @@ def optimizer(name: str, value: Any) -> Any:
         module, _, path = value.partition(":")
         if not module or not path:
             raise ValueError(f"{name}={value!r}: write {_meant(value)!r}")
-        return Named(value)
-    if not callable(value):
-        raise ValueError(f"{name}= wants a callable (parameters) -> Optimizer or its name, {_not(value)}")
+    elif not callable(value):
+        raise _refused(name, "a callable (parameters) -> Optimizer or its name", value)
     return value
 
 
@@ -179,14 +166,7 @@ def model_args(name: str, value: Any) -> Any:
     if isinstance(value, str) and value.startswith(FROM_CHECKPOINT) and value != FROM_CHECKPOINT:
         return value
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"{name}= wants a dict of keyword arguments or 'ckpt:PATH', {_not(value)}")
-    return value
-
-
-def method(name: str, value: Any) -> str:
-    """Accept the name of a method."""
-    if not isinstance(value, str) or not value.isidentifier():
-        raise ValueError(f"{name}= wants the name of a method, such as 'infer', {_not(value)}")
+        raise _refused(name, "a dict of keyword arguments or 'ckpt:PATH'", value)
     return value
 
 
@@ -195,7 +175,7 @@ def memory(name: str, value: Any) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]i?)?B", value) if isinstance(value, str) else None
     size = float(found[1]) * _UNITS[found[2] or ""] if found else 0
     if size < 1:
-        raise ValueError(f"{name}= wants a size such as '24GB' or '80GiB', {_not(value)}")
+        raise _refused(name, "a size such as '24GB' or '80GiB'", value)
     return int(size)
 
 
@@ -204,14 +184,3 @@ _UNITS = {"": 1} | {
     for binary, base in (("", 1000), ("i", 1024))
     for power, prefix in enumerate("kMGT", 1)
 }
-
-
-def direction(name: str, value: Any) -> str:
-    """Accept ``"backward"``, ``"forward"`` or ``"full"``."""
-    if value not in ("backward", "forward", "full"):
-        raise ValueError(f"{name}= wants 'backward', 'forward' or 'full', {_not(value)}")
-    return str(value)
-
-
-def _not(value: Any) -> str:
-    return f"not {type(value).__name__} {str(value)[:60]!r}"

@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
+from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.redaction import is_url
 
 from . import argument_types as types
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
 
+    from pytest_ckptcompat.checkpoint.contents import Contents
     from pytest_ckptcompat.recipes.recipe import Recipe
 
     from .argument_types import Direction
@@ -42,13 +44,13 @@ class Argument(NamedTuple):
     Attributes:
         check: ``(name, value)`` -> the value to keep; raises `ValueError`.
         help: one line of help.
-        schema: JSON schema of the value in ``ckptcompat.toml``; None if the file can't hold this argument.
+        schema: JSON schema of the value in ``ckptcompat.toml``.
         flag: how the command takes the argument; None if it does not.
     """
 
     check: Callable[[str, Any], Any]
     help: str
-    schema: Mapping[str, Any] | None = None
+    schema: Mapping[str, Any]
     flag: Flag | None = None
 
 
@@ -137,7 +139,7 @@ class CheckArguments:
         {"type": "string", "pattern": "^(auto|cpu|cuda(:[0-9]+)?|rehearse|none)$"},
         Flag("D", "auto, cpu, cuda, cuda:N, rehearse or none"),
     )
-    optimizer: Callable[..., Any] | None = _argument(
+    optimizer: Any = _argument(
         types.optimizer,
         "(parameters) -> Optimizer, or its name: its state is grown, loaded and stepped",
         {**_NAMED, "description": "package.module:name of a callable (parameters) -> Optimizer"},
@@ -215,15 +217,26 @@ class CheckArguments:
         if made.model_args and hasattr(made.model, "load_state_dict") and not isinstance(made.model, type):
             raise ValueError("model_args= is for a callable model, and this model is built already")
         if made.loader is not None:
-            made._hold_loader()
+            made._refuse_beside_loader()
         return made
 
-    def _hold_loader(self) -> None:
-        """Refuse arguments that don't work together with a loader.
+    def arguments_of_model(self, contents: Contents | None) -> dict[str, Any]:
+        """Return ``model_args`` as keyword arguments, read from the checkpoint if need be; a commit has none.
 
         Raises:
-            ValueError: there is such an argument. The message contains its name.
+            CheckpointError: the checkpoint does not hold them.
         """
+        if not isinstance(self.model_args, str):
+            return self.model_args or {}
+        if contents is None:
+            raise CheckpointError(
+                f"model_args={self.model_args!r} reads a checkpoint, and a commit has none: give a dict"
+            )
+        from pytest_ckptcompat.checkpoint.plain_metadata import arguments_at
+
+        return arguments_at(contents, self.model_args.removeprefix(types.FROM_CHECKPOINT))
+
+    def _refuse_beside_loader(self) -> None:
         if self.direction != "backward":
             raise ValueError(
                 f"direction={self.direction!r} is for a model's own strict load, not for loader="

@@ -7,22 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
 from pytest_ckptcompat.checkpoint.wrappers import CHOOSING
-from pytest_ckptcompat.checkpoint.written_tensor import Value
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
 from pytest_ckptcompat.optimizer.state import saved_states
-from pytest_ckptcompat.tensors.deferred import DeferredTensor
+
+from .output import grown_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    import torch
-    from torch import nn
-
     from pytest_ckptcompat.checkpoint.written_object import Content
-    from pytest_ckptcompat.recipes.applied import Applied
-    from pytest_ckptcompat.recipes.recipe import Recipe
+
+    from .growth import Growth
 
 _NAME = re.compile(
     r"(?<![a-z])(ema|average|averaged|avg|swa|shadow|teacher|polyak|master|fp32)", re.IGNORECASE
@@ -31,9 +28,7 @@ _OPTIMIZER = re.compile(r"optim", re.IGNORECASE)
 _DEPTH, _WIDTH = 3, 1000
 
 
-def grown_averages(
-    content: Content, checkpoint: Checkpoint, inner: Any, recipe: Recipe, applied: Applied, model: nn.Module
-) -> Iterator[str]:
+def grown_averages(content: Content, inner: Any, growth: Growth) -> Iterator[str]:
     """Rewrite every other copy of the model's weights, and yield a note on each.
 
     An average is recognised by its name and its tensors: either the model's keys, perhaps with a prefix, or a
@@ -42,16 +37,10 @@ def grown_averages(
 
     Args:
         content: the object to be written.
-        checkpoint: the old checkpoint.
         inner: the state dict of the old checkpoint.
-        recipe: the recipe that grows the weights.
-        applied: the result of the recipe.
-        model: the new model.
+        growth: how the weights grow.
     """
-    changed = {
-        old for key in applied.touched for old in applied.sources.get(key, (key,)) if old in checkpoint
-    }
-    changed |= {old for new, old in applied.origin.items() if old is not None and old != new}
+    checkpoint, changed = growth.checkpoint, growth.changed
     if not changed or not isinstance(checkpoint.wrapper, dict):
         return
     known = {id(saved.node) for saved in saved_states(checkpoint.wrapper)} | {id(inner)}
@@ -59,17 +48,16 @@ def grown_averages(
         content.leave_out(node)
         known.add(id(node))
         yield f"{escape(name, 120)} is left out: an optimizer's state in a form that is not known"
-    shapes = {checkpoint[key].shape for key in changed}
     for path, node in _inside("", checkpoint.wrapper, known):
         copy, where = _copy_of(checkpoint, node), escape(path, 120)
         if copy is None or changed.isdisjoint(copy):
-            if any(len(each.shape) > 0 and each.shape in shapes for each in _tensors(node)):
+            if any(len(each.shape) > 0 and each.shape in growth.changed_shapes for each in _tensors(node)):
                 yield f"{where} is kept as it was: tensors in it have the shapes of weights that changed"
         elif not _NAME.search(path):
             yield f"{where} is kept as it was: name it with {CHOOSING} to grow it"
         else:
             try:
-                content.instead(node, _grown(content, checkpoint, node, copy, recipe, applied, model))
+                content.instead(node, _grown(content, node, copy, growth))
                 yield f"{where} is grown too"
             except (RecipeError, LookupError) as reason:
                 content.leave_out(node)
@@ -156,29 +144,21 @@ def _in_order(tensors: Sequence[Any], shapes: Mapping[str, Any]) -> list[str] | 
     return names if len(names) == len(tensors) and len(names) * 2 > len(shapes) else None
 
 
-def _grown(
-    content: Content,
-    checkpoint: Checkpoint,
-    node: Any,
-    copy: Mapping[str, Any],
-    recipe: Recipe,
-    applied: Applied,
-    model: nn.Module,
-) -> Any:
+def _grown(content: Content, node: Any, copy: Mapping[str, Any], growth: Growth) -> Any:
     """Grow the copy like the weights, with the copy's form of keys, and keep whatever else it holds.
 
     Raises:
         RecipeError: the copy lacks keys that the recipe needs.
         LookupError: the grown copy does not have the shapes of the grown weights.
     """
+    model, weights = growth.model, growth.applied.state_dict
     entries = {key: node[own] for key, own in copy.items()}
-    made = recipe.run(
-        Checkpoint(checkpoint.contents, "", entries, None).stored(), model.state_dict()
-    ).state_dict
+    old = Checkpoint(growth.checkpoint.contents, "", entries, None).stored()
+    made = growth.recipe.run(old, model.state_dict()).state_dict
     for key, value in made.items():
-        if key in applied.state_dict and tuple(value.shape) != tuple(applied.state_dict[key].shape):
+        if key in weights and tuple(value.shape) != tuple(weights[key].shape):
             raise LookupError(f"{escape(key)} would have another shape than the weights")
-    values = {key: _value(value) for key, value in made.items()}
+    values = grown_state(made, model, content)
     if isinstance(node, list):
         order = [name for name, _ in model.named_parameters() if name in values]
         if set(order) != set(values):
@@ -191,9 +171,3 @@ def _grown(
     taken = set(copy.values())
     rest = {name: content.of(value) for name, value in node.items() if name not in taken}
     return {**{f"{prefix}{name}": value for name, value in values.items()}, **rest}
-
-
-def _value(tensor: torch.Tensor) -> Value:
-    if isinstance(tensor, DeferredTensor):
-        return Value(tuple(tensor.shape), tensor.dtype, tensor.read, id(tensor))
-    return Value.of(tensor)

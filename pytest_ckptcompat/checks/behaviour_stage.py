@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pytest_ckptcompat.core.errors import CheckpointError, ModelError, RecipeError
-from pytest_ckptcompat.core.findings import Finding, Promise, Status, finding
+from pytest_ckptcompat.core.findings import Promise, finding
 from pytest_ckptcompat.tensors import plain, synthetic
 from pytest_ckptcompat.tensors.unread import spared
-from pytest_ckptcompat.verification.behaviour import (
-    Behaviour,
-    Comparison,
-    compare,
-    reached,
-)
+from pytest_ckptcompat.verification.behaviour import Behaviour, Comparison, compare, reached
+from pytest_ckptcompat.verification.function import NAME
 from pytest_ckptcompat.verification.regions import rows_moved
 from pytest_ckptcompat.verification.steadiness import is_random
 from pytest_ckptcompat.verification.verify import precision_of, said_of
 from pytest_ckptcompat.verification.wide_run import RunError, Trial, run
 
 from .behaviours import too_large, undrawn
-from .log import errors
-from .past_checkpoint import Place, Question, behaviour_at, values_of
+from .past_checkpoint import Question, behaviour_at, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,133 +26,82 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
-    from pytest_ckptcompat.core.limits import Limits
-    from pytest_ckptcompat.models.blueprint import Blueprint
+    from pytest_ckptcompat.core.claim import Verdict
     from pytest_ckptcompat.recipes.applied import Applied
-    from pytest_ckptcompat.recipes.recipe import Recipe
 
     from .subject import Subject
 
-NAME = "function kept"
 
-Verdict = tuple[Promise, list[Finding]]
-
-
-def compare_behaviour(subject: Subject, recipe: Recipe, limits: Limits) -> None:
-    """Compare the model's outputs with recorded ones, if any. For the arguments see `on_synthetic_values`."""
-    ckpt, log = subject.ckpt, subject.log
-    try:
-        verdict = on_synthetic_values(subject, recipe, limits)
-    except CheckpointError as error:
-        return log.add(finding("no-checkpoint", message=str(error)))
-    if verdict is None:
-        return None
-    promise, found = verdict
-    log.promises = [each for each in log.promises if each.name != NAME] + [promise]
-    left = sum(each.status == "unchecked" for each in log.promises if each is not promise)
-    rest = f"; {ckpt.valueless}: {left} promises not checked" if left else ""
-    log.stages = [stage for stage in log.stages if stage.name != "verify"]
-    if promise.status == "unchecked":
-        log.add(*found)
-        return log.stage("verify", "skipped", f"function not compared{rest}")
-    return log.judged("verify", found, f"function {'kept' if promise.status == 'kept' else 'changed'}{rest}")
-
-
-def compare_source(subject: Subject, applied: Applied, model_args: Mapping[str, Any], place: Place) -> None:
-    """Compare with ``source_model="git:REF"``: the model of that commit, loaded with the same checkpoint.
-
-    Args:
-        subject: of the check.
-        applied: the result of the recipe.
-        model_args: keyword arguments of today's model.
-        place: where to look for the commit.
-    """
-    arguments, batch, log = subject.arguments, subject.batch, subject.log
+def compare_source(subject: Subject, applied: Applied) -> Verdict:
+    """Compare with ``source_model="git:REF"``: the model of that commit, loaded with the same checkpoint."""
+    arguments, batch, ckpt = subject.arguments, subject.batch, subject.ckpt
     if batch.lacking:
-        promise, found = Promise(NAME, "unchecked", batch.lacking), list[Finding]()
-    else:
+        return Promise(NAME, "unchecked", batch.lacking), []
+    try:
+        model_args = arguments.arguments_of_model(ckpt.contents)
         question = Question(arguments.model, model_args, batch.plain, arguments.method)
-        try:
-            held = behaviour_at(arguments.source_model, question, values_of(subject.ckpt), place)
-            promise, found = _on_values(Behaviour.from_json(held), subject, applied)
-        except (CheckpointError, ValueError) as error:
-            promise = Promise(NAME, "unchecked", "the commit of source_model can't be asked")
-            found = [finding("source-model-error", message=str(error))]
-    log.promises.append(promise)
-    log.add(*found)
-    kept = sum(each.status == "kept" for each in log.promises)
-    told = f"{kept} of {len(log.promises)} promises kept"
-    for place_of, stage in enumerate(log.stages):
-        if stage.name == "verify":
-            status: Status = "failed" if errors(found) else stage.status
-            log.stages[place_of] = replace(stage, status=status, detail=told)
+        then = Behaviour.from_json(
+            behaviour_at(subject.source_commit, question, values_of(ckpt), subject.place)
+        )
+        if then.uncompared:
+            return _uncompared(then.uncompared)
+        return _verdict(then, subject, applied, ckpt.stored(), "the checkpoint's values")
+    except (CheckpointError, ValueError) as error:
+        why = "the commit of source_model can't be asked"
+        return Promise(NAME, "unchecked", why), [finding("source-model-error", message=str(error))]
 
 
-def _on_values(then: Behaviour, subject: Subject, applied: Applied) -> Verdict:
-    if then.uncompared:
-        return _uncompared(then.uncompared)
-
-    def load(model: nn.Module) -> None:
-        model.load_state_dict(applied.state_dict, strict=subject.log.comparison.fits)
-
-    drawn = synthetic.inputs(plain.unpacked(subject.batch.plain))
-    method = "forward" if subject.inputs is None else subject.inputs.method
-    trial = Trial(subject.blueprint.build, load, drawn, method)
-    return _verdict(then, trial, applied, subject.ckpt.stored(), "the checkpoint's values")
-
-
-def on_synthetic_values(subject: Subject, recipe: Recipe, limits: Limits) -> Verdict | None:
-    """Compare what a lock or a past commit recorded with today's model.
-
-    Args:
-        subject: of the check; its checkpoint is a table without values.
-        recipe: the recipe; empty if the table loads as it is.
-        limits: caps on the synthetic values.
+def compare_recorded(subject: Subject) -> Verdict | None:
+    """Compare today's model with what a lock or a past commit recorded, on synthetic values.
 
     Returns:
         The promise and its findings; None if nothing was recorded.
-
-    Raises:
-        CheckpointError: the record is damaged.
     """
     ckpt, blueprint, batch = subject.ckpt, subject.blueprint, subject.batch
     held = ckpt.contents.header.behaviour
     if held is None:
         lost = ckpt.format == "git" and batch.inputs is not None and batch.lacking
         return _uncompared(batch.lacking) if lost else None
-    method = str(held.get("method", "forward"))
     try:
         then = Behaviour.from_json(held)
         kept, gain = _constructed(held, ckpt), _gain(held)
     except ValueError as error:
-        raise CheckpointError(f"{ckpt.name}: {error}: lock it again") from None
+        damaged = finding("no-checkpoint", message=f"{ckpt.name}: {error}: lock it again")
+        return Promise(NAME, "unchecked", "what was recorded is damaged"), [damaged]
+    method = str(held.get("method", "forward"))
     if batch.lacking:
         return _uncompared(batch.lacking)
     if plain.digest(batch.plain) != held.get("batch"):
         return _uncompared("its outputs were recorded for other inputs")
     if batch.inputs is not None and batch.inputs.method != method:
         return _uncompared(f"its outputs were recorded of the method {method}")
-    if then.uncompared or (large := too_large(ckpt, limits)):
-        return _uncompared(then.uncompared or large)
+    if why := then.uncompared or too_large(ckpt, ckpt.contents.limits):
+        return _uncompared(why)
     try:
         if kept is None:
             kept = undrawn(blueprint.build())
-        objects = {key: value for key, value in _objects(blueprint, ckpt).items() if key not in kept}
-        values = synthetic.state_dict(ckpt, ckpt.ties, kept | objects, gain)
-        applied = recipe.run(values, subject.schema.state_dict())
+        if ckpt.objects:  # a table holds no values: today's extra state
+            state = blueprint.build().state_dict()
+            kept = {key: state.get(key) for key in ckpt.objects} | kept
+        values = synthetic.state_dict(ckpt, ckpt.ties, kept, gain)
+        applied = subject.recipe.run(values, subject.schema.state_dict())
     except (ModelError, RecipeError) as error:
         return _uncompared(f"the recipe on synthetic values: {error}")
+    return _verdict(then, subject, applied, values, "synthetic values")
+
+
+def _verdict(
+    then: Behaviour, subject: Subject, applied: Applied, old: Mapping[str, Any], values: str
+) -> Verdict:
+    """Run today's model on `applied`, which the recipe made of `old`, and compare its outputs."""
 
     def load(model: nn.Module) -> None:
         with spared(model, applied.state_dict):
             model.load_state_dict(applied.state_dict, strict=subject.log.comparison.fits)
 
-    drawn = synthetic.inputs(plain.unpacked(batch.plain))
-    trial = Trial(blueprint.build, load, drawn, method)
-    return _verdict(then, trial, applied, values, "synthetic values")
-
-
-def _verdict(then: Behaviour, trial: Trial, applied: Applied, old: Mapping[str, Any], values: str) -> Verdict:
+    assert subject.inputs is not None
+    drawn = synthetic.inputs(plain.unpacked(subject.batch.plain))
+    trial = Trial(subject.blueprint.build, load, drawn, subject.inputs.method)
     try:
         now = run(trial)
     except RunError as error:
@@ -236,11 +179,3 @@ def _gain(held: Mapping[str, Any]) -> float:
     if not isinstance(gain, (int, float)) or not 0 < gain < 1e6:
         raise ValueError("the gain of its weights is not a positive number")
     return float(gain)
-
-
-def _objects(blueprint: Blueprint, ckpt: Checkpoint) -> dict[str, Any]:
-    """Return today's extra state for those keys of the table; a table holds no values."""
-    if not ckpt.objects:
-        return {}
-    state = blueprint.build().state_dict()
-    return {key: state.get(key) for key in ckpt.objects}

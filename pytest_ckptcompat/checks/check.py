@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.core.errors import ModelError, RecipeError
 from pytest_ckptcompat.core.findings import finding
+from pytest_ckptcompat.core.imports import imported
 from pytest_ckptcompat.core.redaction import public
 from pytest_ckptcompat.files.paths import display_from, is_reference
 from pytest_ckptcompat.models.lightning import as_it_was
 from pytest_ckptcompat.models.sharded import Sharded
-from pytest_ckptcompat.recipes.recipe import Recipe, Releases
+from pytest_ckptcompat.recipes.recipe import Recipe
 from pytest_ckptcompat.tensors.surroundings import undisturbed
 
 from . import header_stages as header
@@ -22,15 +24,13 @@ from . import loader
 from . import value_stages as values
 from .arguments import Arguments, CheckArguments
 from .batches import Batch, inputs_of
-from .behaviour_stage import compare_behaviour, compare_source
 from .lightning_hook import with_hook
 from .log import Log, Stopped, unforeseen
 from .past_checkpoint import Place, Question, open_past
-from .releases import drift_stage, prove_steps
 from .rollback import rollback_stage
 from .sharded_stages import sharded_stages
 from .subject import Subject
-from .suggestion import Adviser
+from .verify_stage import verify_stage, verify_unread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
     from pytest_ckptcompat.core.rules import Kind, Severity
     from pytest_ckptcompat.report.report import Report
+
+    from .choice import Opened
 
 STAGES: tuple[Kind, ...] = ("open", "recipe", "compare", "load", "verify", "forward", "optimizer")
 """The stages that every report has a line for."""
@@ -115,9 +117,10 @@ class Check:
             return self._run()
 
     def _run(self) -> Report:
-        self.arguments = arguments = _with_recipe(self.arguments)
-        log = Log(arguments.allow, self.severities)
-        self._model_name = _named(arguments.loader if arguments.model is None else arguments.model)
+        log = Log(self.arguments.allow, self.severities)
+        self._model_name = _named(
+            self.arguments.loader if self.arguments.model is None else self.arguments.model
+        )
         on_cuda = False
         try:
             on_cuda = self._judged(log)
@@ -125,14 +128,13 @@ class Check:
             done = {stage.name for stage in log.stages}
             for kind in STAGES:
                 if kind not in done:
-                    undeclared = kind == "optimizer" and arguments.optimizer is None
+                    undeclared = kind == "optimizer" and self.arguments.optimizer is None
                     log.stage(kind, "skipped", "none declared" if undeclared else stop.reason)
         if self.require_cuda and not on_cuda:
             log.demand_cuda()
         shown = self.shown or display_from(str(Path.cwd()), self.path)
-        self.report = log.report(
-            shown, self._model_name, recipe=arguments.recipe is not None and not log.lenient
-        )
+        by_recipe = self.arguments.recipe is not None and not log.lenient
+        self.report = log.report(shown, self._model_name, recipe=by_recipe)
         return self.report
 
     def _judged(self, log: Log) -> bool:
@@ -142,59 +144,49 @@ class Check:
             Stopped: a stage ended the check, or code raised an unexpected error, usually the model's.
         """
         try:
-            values.import_optimizer(self.arguments.optimizer, log)
-            return self._strictly(log) if self._is_strict(log) else self._by_loader(log)
+            self.arguments = _by_name(self.arguments, log)
+            past = is_reference(self.path)
+            opened = None if past else header.read_stage(self.open, self.arguments.state_dict_key, log)
+            if self.arguments.loader is None:
+                return self._strictly(opened, log)
+            valueless = "a commit has no values" if opened is None else opened.contents.valueless
+            if opened is not None and not valueless:
+                return self._by_loader(opened, log)
+            if self.arguments.model is None:
+                text = f"{valueless}: there is nothing to load; with model= its keys are compared"
+                log.stop(finding("loader-error", message=text), "there is nothing to load", "load")
+            return self._strictly(opened, log)
         except Stopped:
             raise
         except (Exception, SystemExit) as error:
             log.stop(unforeseen(error), "it raised")
 
-    def _is_strict(self, log: Log) -> bool:
-        """Return whether to load strictly: no loader is declared, or there are no values to load.
-
-        Raises:
-            Stopped: there are no values to load and no model to compare with.
-        """
-        if self.arguments.loader is None:
-            return True
-        if is_reference(self.path):
-            why = "a commit has no values"
-        else:
-            contents, _, _ = header.opened(self.open, self.arguments.state_dict_key, log)
-            why = contents.valueless
-        if why and self.arguments.model is None:
-            text = f"{why}: there is nothing to load; with model= its keys are compared"
-            log.stop(finding("loader-error", message=text), "there is nothing to load", "load")
-        return bool(why)
-
-    def _strictly(self, log: Log) -> bool:
-        """Load with the model's own strict load; return whether the forward pass ran on CUDA."""
+    def _strictly(self, opened: Opened | None, log: Log) -> bool:
+        """Load with the model's own strict load, a commit if nothing was opened; return as `_judged` does."""
         arguments = self.arguments
-        if is_reference(self.path):  # the commit's model runs on today's inputs
+        if opened is None:  # the commit's model runs on today's inputs
             blueprint, schema = header.build_stage(arguments, log)
             batch = Batch(inputs_of(arguments, blueprint, schema, log))
             ckpt = header.past_stage(lambda: self._past(batch), log)
         else:
-            ckpt, blueprint, schema = header.open_stage(self.open, arguments, log)
+            ckpt, blueprint, schema = header.open_stage(opened, arguments, log)
             batch = Batch(inputs_of(arguments, blueprint, schema, log, ckpt.contents.header.behaviour))
             blueprint, schema, log.load_hook = with_hook(ckpt, blueprint, schema)
         self.ckpt, self._schema = ckpt, schema
         self._model_name = blueprint.name
         if self.drift:
-            drift_stage(ckpt, schema, log)
+            header.drift_stage(ckpt, schema, log)
         source = header.source_stage(arguments.source_model, ckpt, log)
         reason = values.unneeded(arguments, ckpt, wants_model=self.wants_model)
-        return self._stages(Subject(arguments, ckpt, blueprint, schema, source, batch, reason, log))
+        subject = Subject(arguments, ckpt, blueprint, schema, source, batch, reason, log, place=self.place)
+        return self._stages(subject)
 
-    def _by_loader(self, log: Log) -> bool:
-        """Load with the repository's own function; return whether the forward pass ran on CUDA."""
-        contents, usual, ambiguous = header.opened(self.open, self.arguments.state_dict_key, log)
-        tested = loader.prepared(self.arguments, self.path, contents, log)
-        subject, model, in_place, recipe = loader.load_stage(
-            tested, contents, usual, ambiguous, self.arguments, log
-        )
+    def _by_loader(self, opened: Opened, log: Log) -> bool:
+        """Load with the repository's own function; return as `_judged` does."""
+        tested = loader.prepared(self.arguments, self.path, opened.contents, log)
+        subject, model, in_place = loader.load_stage(tested, opened, self.arguments, log)
         self.ckpt, self.model, self._model_name = subject.ckpt, model, subject.blueprint.name
-        loader.trace_stage(tested, subject, model, in_place, recipe)
+        loader.trace_stage(tested, subject, model, in_place)
         inputs = inputs_of(self.arguments, subject.blueprint, subject.schema, log)
         on_cuda = values.forward_stage(replace(subject, batch=Batch(inputs)), model)
         log.stage("optimizer", "skipped", "none declared")
@@ -202,51 +194,48 @@ class Check:
 
     def _past(self, batch: Batch) -> Checkpoint:
         """Open a past commit as a checkpoint, with the outputs of its model if they are to be compared."""
-        runs = self.arguments.device not in ("none", "rehearse")
-        model_args = header.model_arguments(self.arguments.model_args, None)
-        batch_json = batch.plain if runs else None
-        question = Question(self.arguments.model, model_args, batch_json, self.arguments.method)
+        arguments = self.arguments
+        batch_json = None if arguments.device in ("none", "rehearse") else batch.plain
+        question = Question(arguments.model, arguments.arguments_of_model(None), batch_json, arguments.method)
         return open_past(self.path, question, self.place)
 
     def _stages(self, subject: Subject) -> bool:
-        """Run the stages after opening; return whether the forward pass ran on CUDA."""
+        """Run the stages after opening; return as `_judged` does."""
         arguments, ckpt, log = subject.arguments, subject.ckpt, subject.log
-        advise, files, limits = Adviser(subject).advise, ckpt.contents.files, self.place.limits
+        files = ckpt.contents.files
         with log.reading("recipe", files):
-            recipe, applied = header.recipe_stage(subject, advise)
+            subject, applied = header.recipe_stage(subject)
         if arguments.direction != "backward":
-            rollback_stage(subject, recipe)
+            rollback_stage(subject)
         if arguments.direction == "forward":
             raise Stopped("direction=forward looks at the released model alone")
         with log.reading("compare", files):
-            comparison = header.compare_stage(subject, recipe, applied, advise)
+            comparison = header.compare_stage(subject, applied)
         if log.failed:
             if comparison.fits:
                 raise Stopped("an error was found before it")
-            how = "the recipe does not make it fit" if recipe.operators else "the checkpoint does not fit"
-            raise Stopped(how)
+            unfit = (
+                "the recipe does not make it fit"
+                if subject.recipe.operators
+                else "the checkpoint does not fit"
+            )
+            raise Stopped(unfit)
         if isinstance(subject.schema, Sharded):
-            self.model = sharded_stages(subject, recipe, applied)
+            self.model = sharded_stages(subject, applied)
             return False
         if subject.reason:
             log.stage("load", "skipped", subject.reason)
-            values.list_promises(subject, recipe, applied)
-            if ckpt.valueless and arguments.device not in ("none", "rehearse") and not comparison.mismatched:
-                compare_behaviour(subject, recipe, limits)
-                if isinstance(recipe, Releases):
-                    prove_steps(subject, recipe, limits)
+            runs = bool(ckpt.valueless) and arguments.device not in ("none", "rehearse")
+            verify_unread(subject, applied, synthetic_values=runs and not comparison.mismatched)
         else:
             with log.reading("load", files):
-                self.model, applied, old = values.load_stage(subject, recipe)
+                self.model, applied, old = values.load_stage(subject)
             with log.reading("verify", files), ckpt.progress():
-                values.verify_stage(subject, old, recipe, applied, self.model)
-            if isinstance(arguments.source_model, str) and is_reference(arguments.source_model):
-                model_args = header.model_arguments(arguments.model_args, ckpt.contents)
-                compare_source(subject, applied, model_args, self.place)
+                verify_stage(subject, old, applied, self.model)
             del applied, old  # frees the values that the proofs needed
         on_cuda = values.forward_stage(subject, self.model)
         with log.reading("optimizer", files), ckpt.progress():
-            values.optimizer_stage(subject, recipe, self.model)
+            values.optimizer_stage(subject, self.model)
         return on_cuda
 
     @property
@@ -258,14 +247,21 @@ class Check:
         return as_it_was(self._schema).eval()
 
 
-def _with_recipe(arguments: CheckArguments) -> CheckArguments:
-    """Read a recipe given by its path, once. If that fails, the recipe stage reports the fault."""
-    if not isinstance(arguments.recipe, str):
-        return arguments
-    try:
-        return replace(arguments, recipe=Recipe.load(arguments.recipe))
-    except RecipeError:
-        return arguments
+def _by_name(arguments: CheckArguments, log: Log) -> CheckArguments:
+    """Read a recipe file and import an optimizer, once. The recipe stage reports a file that can't be read.
+
+    Raises:
+        Stopped: the optimizer can't be imported.
+    """
+    if isinstance(arguments.recipe, str):
+        with suppress(RecipeError):
+            arguments = replace(arguments, recipe=Recipe.load(arguments.recipe))
+    if isinstance(arguments.optimizer, str):
+        try:
+            arguments = replace(arguments, optimizer=imported(arguments.optimizer))
+        except ModelError as error:
+            log.stop(ModelError(f"optimizer: {error}"), "the optimizer can't be imported")
+    return arguments
 
 
 def _named(model: Any) -> str:

@@ -11,7 +11,6 @@ from torch import nn
 
 from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from pytest_ckptcompat.core.errors import (
-    AmbiguousError,
     CheckpointError,
     MisfitError,
     ModelError,
@@ -25,19 +24,19 @@ from pytest_ckptcompat.models.meta_copy import meta_copy
 from pytest_ckptcompat.models.real_tensors import give_memory, read_deferred
 from pytest_ckptcompat.models.skeleton import LARGE, skeleton
 from pytest_ckptcompat.recipes.recipe import Recipe
-from pytest_ckptcompat.report.report import Report
 from pytest_ckptcompat.tensors.footprint import weights
 from pytest_ckptcompat.tensors.unread import Unread
 from pytest_ckptcompat.verification.loaded import tied_conflicts
 
-from .choice import chosen
-from .completion import completed, target_of
-from .header_stages import compared
+from .choice import Opened
+from .fitting import compared, completed, target_of
+from .log import Log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from pytest_ckptcompat.core.findings import Finding
+    from pytest_ckptcompat.report.report import Report
 
 
 def load(
@@ -82,16 +81,7 @@ def load(
     applicable = completed(declared, ckpt, schema, None)
     applied = applicable.run(ckpt.meta(), schema.state_dict())
     verdict = compared(ckpt, schema, applicable, applied)
-    report = Report(
-        ckpt.name,
-        plan.name,
-        verdict.missing,
-        verdict.unexpected,
-        verdict.mismatched,
-        verdict.matched,
-        verdict.total,
-        recipe=bool(applicable.operators),
-    )
+    report = Log(comparison=verdict).report(ckpt.name, plan.name, recipe=bool(applicable.operators))
     if not verdict.fits:
         raise _misfit(report, verdict.findings)
     state_dict = applicable.run(ckpt.stored(), target_of(applicable, schema, plan.build)).state_dict
@@ -125,21 +115,20 @@ def load(
 def _opened(
     path: str | os.PathLike[str], state_dict_key: str | None, schema: nn.Module, recipe: Recipe
 ) -> Checkpoint:
-    """Open the checkpoint. Of several state dicts, choose the one that fits, as in a check."""
+    """Open the checkpoint. Of several state dicts, choose the one that fits, as in a check.
+
+    Raises:
+        CheckpointError: the checkpoint can't be read, or several state dicts are possible.
+    """
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise CheckpointError(
             f"path is of type {type(path).__name__}: give a path, or the Checkpoint that open_checkpoint gave"
         )
-    try:
-        usual = open_checkpoint(path, state_dict_key)
-    except AmbiguousError as error:
-        ckpt, _ = chosen(error.contents, None, schema.state_dict(), recipe)
-        if ckpt is None:
-            raise
-        return ckpt
-    if state_dict_key is not None:
-        return usual
-    return chosen(usual.contents, usual, schema.state_dict(), recipe)[0] or usual
+    opened = Opened.by(lambda key: open_checkpoint(path, key), state_dict_key)
+    ckpt, _ = opened.chosen(schema.state_dict(), recipe)
+    if ckpt is None:
+        raise CheckpointError(opened.ambiguous)
+    return ckpt
 
 
 def _planned(model: nn.Module | Callable[[], nn.Module] | str) -> tuple[Blueprint, nn.Module]:

@@ -15,7 +15,7 @@ from torch import nn
 from pytest_ckptcompat.checkpoint.checkpoint import candidates
 from pytest_ckptcompat.core.errors import CheckpointError, ModelError, RecipeError, raised
 from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.core.findings import finding
+from pytest_ckptcompat.core.findings import Finding, finding
 from pytest_ckptcompat.core.imports import imported
 from pytest_ckptcompat.core.key_groups import group
 from pytest_ckptcompat.core.redaction import is_url
@@ -31,10 +31,10 @@ from pytest_ckptcompat.verification.loaded import not_finite
 from pytest_ckptcompat.verification.loader_faults import faults
 from pytest_ckptcompat.verification.of_steps import of_steps
 from pytest_ckptcompat.verification.origins import BY_LINES, Origins, trace
+from pytest_ckptcompat.verification.verify import verify
 
 from . import header_stages as header
 from .batches import Batch
-from .choice import chosen
 from .log import Stopped
 from .subject import Subject
 
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
     from pytest_ckptcompat.checkpoint.contents import Contents
     from pytest_ckptcompat.core.rules import Kind
-    from pytest_ckptcompat.recipes.recipe import Recipe
 
     from .arguments import CheckArguments
+    from .choice import Opened
     from .log import Log
 
 _SEED = 0x5EED_10AD
@@ -133,58 +133,44 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_stage(
-    loader: Loader,
-    contents: Contents,
-    usual: Checkpoint | None,
-    ambiguous: str,
-    arguments: CheckArguments,
-    log: Log,
-) -> tuple[Subject, nn.Module, bool, Recipe]:
+    loader: Loader, opened: Opened, arguments: CheckArguments, log: Log
+) -> tuple[Subject, nn.Module, bool]:
     """Run the loader, and find the state dict of its model in the checkpoint.
 
-    Args:
-        loader: the function.
-        contents: the header of the checkpoint.
-        usual: the state dict that would be chosen without a model; None if several are possible.
-        ambiguous: the error message if several are possible.
-        arguments: the arguments of the check.
-        log: collects the findings.
-
     Returns:
-        What the check is about, the model, whether that was loaded in place, and the recipe.
+        The subject of the check, the model, and whether that was loaded in place.
 
     Raises:
         Stopped: the loader failed, the recipe does not apply, or several state dicts are possible.
     """
-    fault = ""
     log.loader = loader.name
+    fault: Finding | None = None
+    ckpt, why = opened.usual, ""
     try:
         model, in_place = loader.run()
         state = state_of(model)
         if not callable(getattr(model, arguments.method, None)):
             raise ModelError(f"{named(type(model))} has no method {arguments.method!r}, which method= names")
+        ckpt, why = opened.chosen(state, arguments.recipe)
     except ModelError as error:
-        fault = str(error)
-    ckpt, why = usual, ""
-    if not fault and arguments.state_dict_key is None:
-        ckpt, why = chosen(contents, usual, state, arguments.recipe)
+        fault = finding("loader-error", message=str(error))
     if ckpt is None:
-        found = finding("loader-error" if fault else "no-checkpoint", message=fault or ambiguous)
-        log.stop(found, "the loader failed" if fault else "the checkpoint can't be read", "open")
+        reason = "the loader failed" if fault else "the checkpoint can't be read"
+        log.stop(fault or CheckpointError(opened.ambiguous), reason, "open")
     header.note_opened(ckpt, why, log, arguments.recipe)
     if fault:
         log.stage("recipe", "skipped", "the loader failed")
         log.stage("compare", "skipped", "the loader failed")
-        log.stop(finding("loader-error", message=fault), "the loader failed", "load")
+        log.stop(fault, "the loader failed", "load")
     with _examining(log, "load"):
         with suppress(NotImplementedError):  # an exported program has no modes
             model.eval()
         blueprint, schema = Blueprint(named(type(model)), lambda: model), meta_copy(model)
         subject = Subject(arguments, ckpt, blueprint, schema, None, Batch(None), "no values were read", log)
-        recipe, _ = header.recipe_stage(subject, lambda recipe: None)
+        subject, _ = header.recipe_stage(subject)
         log.stage("compare", "skipped", "the loader decides which keys it loads")
         log.judged("load", not_finite(model), f"by {loader.name}")
-    return subject, model, in_place, recipe
+    return subject, model, in_place
 
 
 @contextmanager
@@ -199,22 +185,21 @@ def _examining(log: Log, stage: Kind) -> Iterator[None]:
     except Stopped:
         raise
     except CheckpointError as error:
-        log.stop(finding("no-checkpoint", message=str(error)), "the values can't be read", stage)
+        log.stop(error, "the values can't be read", stage)
     except RecipeError as error:
-        refused = finding(error.rule, error.key, message=str(error))
-        log.stop(refused, "the recipe does not apply to the values", stage)
+        log.stop(error, "the recipe does not apply to the values", stage)
     except Exception as error:
         text = f"the values of its model can't be compared: {raised(error)}"
         log.stop(finding("loader-error", message=text), "the values can't be compared", stage)
 
 
-def trace_stage(loader: Loader, subject: Subject, model: nn.Module, in_place: bool, recipe: Recipe) -> None:
+def trace_stage(loader: Loader, subject: Subject, model: nn.Module, in_place: bool) -> None:
     """Trace the model's tensors to the checkpoint, and prove what the recipe promises.
 
     Raises:
         Stopped: the values can't be read, or an error was found.
     """
-    ckpt, log = subject.ckpt, subject.log
+    ckpt, recipe, log = subject.ckpt, subject.recipe, subject.log
     with _examining(log, "verify"), ckpt.progress():
         state, old = state_of(model), ckpt.stored()
         applied = recipe.run(old, state)
@@ -228,12 +213,10 @@ def trace_stage(loader: Loader, subject: Subject, model: nn.Module, in_place: bo
             before=loader.before if in_place else None,
             again=loader.again,
         )
-        for claim in of_steps(recipe, applied, old, state):
-            if (verdict := claim.proved()) is not None:
-                log.promises.append(verdict[0])
-                found += verdict[1]
+        promises, broken = verify(of_steps(recipe, applied, old, state))
+    log.promises += promises
     log.comparison = Comparison(matched=len(origins.held), total=origins.total)
-    log.judged("verify", found, _summary(origins))
+    log.judged("verify", [*found, *broken], _summary(origins))
     if log.failed:
         raise Stopped("the loader did not load what the checkpoint has")
 
@@ -253,23 +236,18 @@ def _summary(origins: Origins) -> str:
     """Summarise the trace: ``61 of 63 keys hold the checkpoint's values``, the changes, and the constants."""
     told = f"{len(origins.held)} of {origins.total} keys hold the checkpoint's values"
     changes = Counter(origin.how for origin in origins.held.values() if origin.how)
-    how = ", ".join(
+    changes_told = [
         f"{count} {'from several tensors or lines' if text == BY_LINES else text}"
         for text, count in changes.items()
-    )
-    constants = _listed(origins)
-    return (
-        told
-        + (f" ({how})" if how else "")
-        + (f"; constants are not evidence: {constants}" if constants else "")
-    )
-
-
-def _listed(origins: Origins) -> str:
+    ]
+    if changes_told:
+        told += f" ({', '.join(changes_told)})"
     groups = group(origins.constants)
+    if not groups:
+        return told
     shown = [f"{escape(each.pattern, 60)} ({origins.constants[each.keys[0]]})" for each in groups[:_GROUPS]]
-    more = len(groups) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
+    more = f" and {len(groups) - _GROUPS} more" if len(groups) > _GROUPS else ""
+    return f"{told}; constants are not evidence: {', '.join(shown)}{more}"
 
 
 def prepared(arguments: CheckArguments, path: str, contents: Contents, log: Log) -> Loader:
@@ -284,9 +262,9 @@ def prepared(arguments: CheckArguments, path: str, contents: Contents, log: Log)
     try:
         function = imported(arguments.loader) if isinstance(arguments.loader, str) else arguments.loader
     except ModelError as error:
-        log.stop(finding("model-error", message=str(error)), "the loader can't be imported")
+        log.stop(error, "the loader can't be imported")
     try:
-        model_args = header.model_arguments(arguments.model_args, contents)
+        model_args = arguments.arguments_of_model(contents)
         model = None if arguments.model is None else blueprint(arguments.model, model_args)
     except (CheckpointError, ModelError) as error:
         log.stop(finding("model-error", message=str(error)), "the model can't be built")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_ckptcompat.core.errors import CheckpointError, raised
+from pytest_ckptcompat.core.errors import CheckpointError, RecipeError, raised
 from pytest_ckptcompat.core.findings import Finding, Promise, Stage, Status, finding
 from pytest_ckptcompat.core.rules import RULES, Kind, Severity
 from pytest_ckptcompat.report.report import Report
@@ -90,12 +90,13 @@ class Log:
         self.add(*found)
         self.stage(kind, "failed" if errors(found) else "passed", detail, name, found)
 
-    def stop(self, found: Finding, reason: str, stage: Kind | None = None) -> NoReturn:
-        """Add the finding that ends the check, and the stage that it made fail.
+    def stop(self, cause: Finding | Exception, reason: str, stage: Kind | None = None) -> NoReturn:
+        """Add the finding that ends the check, or that of an error, and the stage that it made fail.
 
         Raises:
             Stopped: always.
         """
+        found = _finding_of(cause) if isinstance(cause, Exception) else cause
         self.add(found)
         if stage is None:
             raise Stopped(f"{reason} ({found.rule})") from None
@@ -125,23 +126,19 @@ class Log:
         """
         files.failure = None
         before, read = (len(self.findings), len(self.promises), len(self.stages)), files.bytes_read
-        stopped: Exception | None = None
         failure: CheckpointError | None = None
         try:
             yield
             if files.bytes_read != read:
                 files.check_unchanged()
-        except CheckpointError as error:
-            failure = error
         except Exception as error:
-            stopped = error
-        failure = failure or files.failure
-        if failure is None and stopped is not None:
-            raise stopped
-        if failure is not None:
+            failure = error if isinstance(error, CheckpointError) else files.failure
+            if failure is None:
+                raise
+        if failure := failure or files.failure:
             findings, promises, stages = before
             del self.findings[findings:], self.promises[promises:], self.stages[stages:]
-            self.stop(finding("no-checkpoint", message=str(failure)), "the values can't be read", stage)
+            self.stop(failure, "the values can't be read", stage)
 
     def settled(self) -> list[Finding]:
         """Return the findings with the user's severities and waivers applied."""
@@ -199,6 +196,13 @@ class Log:
 
 _DIRECTIONS: frozenset[Kind] = frozenset({"compare", "rollback"})
 """The direction of a check chooses between these. A waiver for the other one is reported as unused."""
+
+
+def _finding_of(error: Exception) -> Finding:
+    if isinstance(error, RecipeError):
+        return finding(error.rule, error.key, message=str(error))
+    rule = "no-checkpoint" if isinstance(error, CheckpointError) else "model-error"
+    return finding(rule, message=str(error))
 
 
 def errors(findings: Iterable[Finding]) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -17,21 +17,25 @@ from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.redaction import is_meant_as_url, is_url
 from pytest_ckptcompat.files.atomic_write import whole_file
 from pytest_ckptcompat.files.paths import display
+from pytest_ckptcompat.tensors.deferred import DeferredTensor
+from pytest_ckptcompat.tensors.difference import memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
+
+    from torch import nn
 
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
     from pytest_ckptcompat.core.tensor_spec import TensorSpec
 
-    from .resuming import Resuming
+Kind = Literal["torch", "safetensors", "folder"]
 
 _TORCH = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 _ROOT = "archive"  # torch accepts any; a name that does not depend on the file's gives the same bytes
 
 
-def kind_of_output(out: str) -> str:
-    """Return ``"torch"``, ``"safetensors"`` or ``"folder"``, depending on the path.
+def kind_of_output(out: str) -> Kind:
+    """Return the kind of output that a path means.
 
     Raises:
         ValueError: the suffix is unknown, or the path is a URL.
@@ -51,95 +55,81 @@ def kind_of_output(out: str) -> str:
     )
 
 
-def keep_source(checkpoint: Checkpoint, out: str) -> None:
-    """Raise ValueError if `out` is a file that the values come from."""
+def refuse_replacing(checkpoint: Checkpoint, out: str) -> None:
+    """Refuse an output that replaces the checkpoint itself, or a folder that holds something.
+
+    Raises:
+        ValueError: `out` is a file that the values come from, a folder that is not empty, or a file where a
+            folder is to be written.
+    """
     files = {extent.file for extents in checkpoint.contents.header.storages.values() for extent in extents}
+    path = Path(out)
     for file in {checkpoint.path, *files}:
-        if not is_url(file) and os.path.lexists(out) and os.path.exists(file) and os.path.samefile(file, out):  # noqa: PTH110, PTH121
+        if not is_url(file) and os.path.lexists(out) and os.path.exists(file) and path.samefile(file):  # noqa: PTH110
             raise ValueError(
                 f"{display(out)} is the checkpoint itself, which only --force (force=True) replaces"
             )
+    if path.is_dir() and any(path.iterdir()):
+        raise ValueError(f"{escape(out)} is not empty, and only --force (force=True) replaces a folder")
+    if kind_of_output(out) == "folder" and path.exists() and not path.is_dir():
+        raise ValueError(f"{escape(out)} is a file; write a distributed checkpoint to a folder")
 
 
-def check_replaceable(folder: str) -> None:
-    """Refuse to replace a folder that holds something.
+def write(out: str, kind: Kind, content: Any) -> int:
+    """Write a file or a folder, and return its size in bytes.
 
     Raises:
-        ValueError: the folder is a file, or not empty.
+        ValueError: the format can't hold the content.
+        OSError: it can't be written.
     """
-    path = Path(folder)
-    if path.is_dir() and any(path.iterdir()):
-        raise ValueError(f"{escape(folder)} is not empty, and only --force (force=True) replaces a folder")
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{escape(folder)} is a file; write a distributed checkpoint to a folder")
+    if kind == "folder":
+        from pytest_ckptcompat.checkpoint.dcp_writer import write_dcp  # its import takes as long as torch's
 
-
-def write(out: str, whole: Any) -> int:
-    """Write a torch file or a folder, and return its size in bytes."""
-    if kind_of_output(out) == "folder":
-        return _write_folder(out, whole)
+        return write_dcp(out, content)
+    if kind == "safetensors":
+        for key, value in content.items():
+            if not isinstance(value, Value):
+                raise ValueError(
+                    f"{escape(key)} is not a tensor, and safetensors holds nothing else: write .pth"
+                )
     with whole_file(out) as file:
-        write_torch_zip(file, whole, _ROOT)
+        if kind == "safetensors":
+            write_safetensors(file, content, {"format": "pt"})
+        else:
+            write_torch_zip(file, content, _ROOT)
     return Path(out).stat().st_size
 
 
-def _write_folder(out: str, whole: Any) -> int:
-    from pytest_ckptcompat.checkpoint.dcp_writer import (
-        write_dcp,  # takes as long to import as torch itself
-    )
+def content_of(checkpoint: Checkpoint) -> Content:
+    """Return a converter of the checkpoint's parts. Tensors are read when they are written."""
 
-    return write_dcp(out, whole)
+    def stored(spec: TensorSpec) -> Value:
+        same = (spec.storage or id(spec), spec.offset, spec.shape, spec.stride)
+        dtype = getattr(torch, spec.dtype)
+        return Value(tuple(spec.shape), dtype, lambda: checkpoint.materialise(spec), same)
+
+    return Content(stored)
 
 
-def write_state_dict(
-    checkpoint: Checkpoint, values: Mapping[str, Any], out: str
-) -> tuple[int, tuple[str, ...]]:
-    """Write a safetensors file, and return its size in bytes and notes on what it leaves out.
+def grown_state(state_dict: Mapping[str, Any], model: nn.Module, content: Content) -> OrderedDict[str, Any]:
+    """Return a grown state dict for writing, in the order of the model, as optimizers number parameters.
 
-    Raises:
-        ValueError: the format can't hold the state dict.
+    Keys share memory in the output only if the model ties them as well. A copied block shares memory with its
+    original here, but is a parameter of its own. A tensor that is still on disk is read when it is written.
     """
-    for key, value in values.items():
-        if not isinstance(value, Value):
-            raise ValueError(f"{escape(key)} is not a tensor, and safetensors holds nothing else: write .pth")
-    with whole_file(out) as file:
-        write_safetensors(file, values, {"format": "pt"})
-    notes = ("the state dict alone: safetensors holds nothing else",) if checkpoint.state_dict_key else ()
-    return Path(out).stat().st_size, notes
-
-
-@dataclass(frozen=True)
-class StateOfItsOwn:
-    """The grown state of an optimizer that has its own file."""
-
-    path: str = ""
-    content: Any = None
-    notes: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, out: str, state: Checkpoint | None, resuming: Resuming) -> StateOfItsOwn:
-        """Prepare the file before anything is written; empty if the state has no file of its own."""
-        if state is None:
-            return cls()
-        kind = kind_of_output(out)
-        content = Content(lambda spec: stored(state, spec))
-        notes = tuple(resuming.rewrite(content, state, by_name=kind == "folder"))
-        stem = Path(out.rstrip("/")).with_suffix("") if kind != "folder" else out.rstrip("/")
-        suffix = {"folder": "", "safetensors": ".pt"}.get(kind, Path(out).suffix)
-        return cls(f"{stem}.optimizer{suffix}", content.of(state.wrapper), notes)
-
-    def write(self) -> Iterator[str]:
-        """Write the file and yield notes. If all the state is left out, no file is written."""
-        if isinstance(self.content, dict):
-            if self.path.endswith(".optimizer"):
-                _write_folder(self.path, self.content)
-            else:
-                write(self.path, self.content)
-            yield f"{escape(self.path)} is written beside it"
-        yield from self.notes
-
-
-def stored(checkpoint: Checkpoint, spec: TensorSpec) -> Value:
-    """Wrap a tensor of a checkpoint, which is read when it is written."""
-    same = (spec.storage or id(spec), spec.offset, spec.shape, spec.stride)
-    return Value(tuple(spec.shape), getattr(torch, spec.dtype), lambda: checkpoint.materialise(spec), same)
+    owners = {key: id(tensor) for key, tensor in model.state_dict(keep_vars=True).items()}
+    others = content.of({
+        key: value for key, value in state_dict.items() if not isinstance(value, torch.Tensor)
+    })  # fmt: skip
+    state: OrderedDict[str, Any] = OrderedDict()
+    for key in dict.fromkeys([*owners, *state_dict]):
+        value = state_dict.get(key)
+        if isinstance(value, torch.Tensor):
+            read = value.read if isinstance(value, DeferredTensor) else lambda value=value: value
+            same = memory(value), owners.get(key, key)
+            state[key] = Value(tuple(value.shape), value.dtype, read, same)
+        elif key in others:
+            state[key] = others[key]
+    if (metadata := getattr(state_dict, "_metadata", None)) is not None:
+        state._metadata = OrderedDict(metadata)  # type: ignore[attr-defined]
+    return state

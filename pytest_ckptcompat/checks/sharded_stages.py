@@ -13,48 +13,51 @@ from pytest_ckptcompat.models.blueprint import Blueprint
 from pytest_ckptcompat.models.sharded import HOW, has_ranks, load_sharded, stand_in
 from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.tensors.unread import spared
+from pytest_ckptcompat.verification.function import NAME as FUNCTION
 from pytest_ckptcompat.verification.loaded import not_finite, tied_conflicts
 
-from . import value_stages as values
 from .batches import Batch
 from .log import Stopped
+from .value_stages import loading, optimizer_stage, strictly
+from .verify_stage import verify_stage, verify_unread
 
 if TYPE_CHECKING:
     from pytest_ckptcompat.models.sharded import Sharded
     from pytest_ckptcompat.recipes.applied import Applied
-    from pytest_ckptcompat.recipes.recipe import Recipe
 
     from .subject import Subject
 
-_FUNCTION = "function kept"
 
-
-def sharded_stages(subject: Subject, recipe: Recipe, applied: Applied) -> nn.Module | None:
+def sharded_stages(subject: Subject, applied: Applied) -> nn.Module:
     """Run the stages after compare. Without the other ranks nothing is loaded, and the report says so.
 
     Args:
-        subject: of the check; its schema is a stand-in.
-        recipe: what turns the checkpoint into the model's.
+        subject: the subject of the check; its schema is a stand-in.
         applied: the result of the recipe on the header.
 
     Returns:
-        The model with this rank's part of the values, or None if they were not loaded.
+        The model with this rank's part of the values.
+
+    Raises:
+        Stopped: the values were not loaded.
     """
     arguments, inputs, log, reason = subject.arguments, subject.inputs, subject.log, subject.reason
-    of_weights = replace(subject, source=None, batch=Batch(None))
+    weights_alone = replace(
+        subject, source=None, batch=Batch(None), arguments=replace(arguments, source_model=None)
+    )
     if not reason and isinstance(arguments.model, nn.Module):
         reason = "not loaded: a model that shards itself can't be copied; give what makes it"
     if reason or not has_ranks():
         reason = reason or f"not loaded: {HOW}"
         log.stage("load", "skipped", reason)
-        values.list_promises(replace(of_weights, reason=reason), recipe, applied)
+        verify_unread(replace(weights_alone, reason=reason), applied, synthetic_values=False)
         raise Stopped(reason)
-    model, whole, applied = _loaded(subject, recipe)
+    model, whole, applied = _loaded(subject)
     make = subject.blueprint.make
     plain = Blueprint(subject.blueprint.name, lambda: stand_in(make(), values=True))
-    values.verify_stage(replace(of_weights, blueprint=plain), subject.ckpt.stored(), recipe, applied, whole)
-    if subject.source is not None and inputs is not None:
-        log.promises.append(Promise(_FUNCTION, "unchecked", "the model shards itself"))
+    verify_stage(replace(weights_alone, blueprint=plain), subject.ckpt.stored(), applied, whole)
+    if inputs is not None and (subject.source is not None or subject.source_commit):
+        log.promises.append(Promise(FUNCTION, "unchecked", "the model shards itself"))
     device = arguments.device or "auto"
     if device == "rehearse" or inputs is None:
         log.stage("forward", "skipped", "no inputs declared" if inputs is None else "the model shards itself")
@@ -62,14 +65,14 @@ def sharded_stages(subject: Subject, recipe: Recipe, applied: Applied) -> nn.Mod
         outcome = forward(model, inputs, "cpu" if device == "auto" else device, or_skip=device == "auto")
         log.add(*outcome.findings)
         log.stage("forward", outcome.status, outcome.detail)
-    values.optimizer_stage(subject, recipe, whole)
+    optimizer_stage(subject, whole)
     return model
 
 
-def _loaded(subject: Subject, recipe: Recipe) -> tuple[nn.Module, Sharded, Applied]:
+def _loaded(subject: Subject) -> tuple[nn.Module, Sharded, Applied]:
     """Return the loaded model, the same model unsharded, and the result of the recipe."""
     log = subject.log
-    with values.loading(subject, recipe, subject.ckpt.stored()) as applied:
+    with loading(subject, subject.ckpt.stored()) as applied:
         model = subject.blueprint.build()
         state = {key: materialise(value) for key, value in applied.state_dict.items()}
         with spared(model, state):
@@ -77,5 +80,5 @@ def _loaded(subject: Subject, recipe: Recipe) -> tuple[nn.Module, Sharded, Appli
         whole = stand_in(model, values=True)
     model.eval()
     found = [*not_finite(whole), *tied_conflicts(whole, applied.state_dict)]
-    log.judged("load", found, f"{values.strictly(log.comparison)}, this rank's part of it")
+    log.judged("load", found, f"{strictly(log.comparison)}, this rank's part of it")
     return model, whole, applied

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from pytest_ckptcompat.files.paths import is_reference
+from pytest_ckptcompat.recipes.recipe import Recipe
+
+from .past_checkpoint import Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,14 +30,16 @@ class Subject:
     """The two sides of a check.
 
     Attributes:
-        arguments: what is declared.
+        arguments: the declared arguments.
         ckpt: the checkpoint.
         blueprint: how the model is built.
         schema: the model on the meta device.
         source: how the model is built that the checkpoint was made for; None if it is not known.
-        batch: what the models are called with.
-        reason: why no value is read; ``""`` where values are.
-        log: takes what is found.
+        batch: the inputs of the models.
+        reason: why no values are read; ``""`` if they are.
+        log: collects the findings.
+        recipe: the recipe, after its stage; empty if the checkpoint is loaded as it is.
+        place: where to look for past commits.
     """
 
     arguments: CheckArguments
@@ -43,11 +50,19 @@ class Subject:
     batch: Batch
     reason: str
     log: Log
+    recipe: Recipe = field(default_factory=Recipe)
+    place: Place = field(default_factory=Place)
 
     @property
     def inputs(self) -> Inputs | None:
         """The inputs, as declared."""
         return self.batch.inputs
+
+    @property
+    def source_commit(self) -> str:
+        """The commit that ``source_model="git:REF"`` names, or ``""``."""
+        source = self.arguments.source_model
+        return source if isinstance(source, str) and is_reference(source) else ""
 
     @property
     def both_models(self) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ from pytest_ckptcompat.verification.comparison import compare
 from pytest_ckptcompat.verification.function import NAME as FUNCTION
 
 from .log import Log, Stopped
-from .value_stages import load_stage, verify_stage
+from .value_stages import load_stage
+from .verify_stage import verify_stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,87 +43,79 @@ _PARTS = {
 }
 
 
-@dataclass(frozen=True)
-class Adviser:
-    """Looks for a recipe with which a checkpoint would load.
+def advise(subject: Subject, declared: Recipe) -> None:
+    """Suggest a recipe in place of the declared one. A fault of the search never changes the verdict."""
+    if isinstance(declared, Releases):
+        return  # one recipe can't replace several; the check of today's model says what to do
+    log = subject.log
+    try:
+        found = _found(subject, declared)
+        log.suggestion, about = _proved(subject, found)
+    except Exception as error:
+        fault = f"The search for a recipe failed, an error of pytest-ckptcompat itself: {raised(error)}."
+        log.suggestion, log.remedy = None, Remedy(notes=(fault,))
+        return
+    log.remedy = Remedy(
+        partial=found.partial,
+        choices=found.choices,
+        unexplained=found.unexplained,
+        notes=(*about, *_notes(found)),
+    )
 
-    Attributes:
-        subject: of the check; it gets the suggestion, and what is said of it.
-    """
 
-    subject: Subject
+def _found(subject: Subject, declared: Recipe) -> Suggestion:
+    schema, source = subject.schema, subject.source
+    target, raw = schema.state_dict(), subject.ckpt.meta()
 
-    def advise(self, declared: Recipe) -> None:
-        """Suggest a recipe in place of the declared one. A fault of the search never changes the verdict."""
-        if isinstance(declared, Releases):
-            return  # one recipe can't replace several; the check of today's model says what to do
-        log = self.subject.log
-        try:
-            found = self._found(declared)
-            log.suggestion, about = self._proved(found)
-        except Exception as error:
-            fault = f"The search for a recipe failed, an error of pytest-ckptcompat itself: {raised(error)}."
-            log.suggestion, log.remedy = None, Remedy(notes=(fault,))
-            return
-        log.remedy = Remedy(
-            partial=found.partial,
-            choices=found.choices,
-            unexplained=found.unexplained,
-            notes=(*about, *_notes(found)),
-        )
+    def differences(recipe: Recipe) -> list[str]:
+        return compare(schema, recipe.apply(raw, target)).differing
 
-    def _found(self, declared: Recipe) -> Suggestion:
-        schema, source = self.subject.schema, self.subject.source
-        target, raw = schema.state_dict(), self.subject.ckpt.meta()
+    modules = dict(schema.named_modules(remove_duplicate=False))
+    old = None if source is None else source.schema().state_dict()
+    return repair(declared, raw, target, differences, modules, old)
 
-        def differences(recipe: Recipe) -> list[str]:
-            return compare(schema, recipe.apply(raw, target)).differing
 
-        modules = dict(schema.named_modules(remove_duplicate=False))
-        old = None if source is None else source.schema().state_dict()
-        return repair(declared, raw, target, differences, modules, old)
-
-    def _proved(self, found: Suggestion) -> tuple[Recipe | None, list[str]]:
-        """Return the recipe and notes on whether the model with it gives the outputs of source_model."""
-        if found.recipe is None:
-            return None, []
-        if self.subject.source is None or self.subject.inputs is None or self.subject.reason:
-            folds = any(isinstance(operator, fold_batch_norm) for operator in found.recipe.operators)
-            return found.recipe, [_ASSUMED] if folds else []
-        began = perf_counter()
-        first, whole = self._function(found.recipe)
-        if first is None:
-            return None, [f"A recipe was found for the shapes, but with the values, {whole}."]
-        if first.status == "unchecked":
-            return found.recipe, [f"Whether it keeps the model's function was not compared: {first.detail}."]
-        if first.status == "kept" and whole:
-            return found.recipe, [f"With it the outputs are those of source_model: {first.detail}."]
-        for variant in found.variants():
-            if perf_counter() - began > MOST_SECONDS:
-                break
-            promise, all_of_it = self._function(variant)
-            if promise is not None and promise.status == "kept" and all_of_it:
+def _proved(subject: Subject, found: Suggestion) -> tuple[Recipe | None, list[str]]:
+    """Return the recipe and notes on whether the model with it gives the outputs of source_model."""
+    if found.recipe is None:
+        return None, []
+    if subject.source is None or subject.inputs is None or subject.reason:
+        folds = any(isinstance(operator, fold_batch_norm) for operator in found.recipe.operators)
+        return found.recipe, [_ASSUMED] if folds else []
+    began = perf_counter()
+    try:
+        first, whole = _function(subject, found.recipe)
+    except Stopped as stop:
+        return None, [f"A recipe was found for the shapes, but with the values, {stop.reason}."]
+    if first.status == "unchecked":
+        return found.recipe, [f"Whether it keeps the model's function was not compared: {first.detail}."]
+    if first.status == "kept" and whole:
+        return found.recipe, [f"With it the outputs are those of source_model: {first.detail}."]
+    for variant in found.variants():
+        if perf_counter() - began > MOST_SECONDS:
+            break
+        with suppress(Stopped):
+            promise, all_of_it = _function(subject, variant)
+            if promise.status == "kept" and all_of_it:
                 return variant, [f"With it the outputs are those of source_model: {promise.detail}."]
-        if first.status == "kept":
-            return found.recipe, [f"With it the outputs that were compared are kept: {first.detail}."]
-        return found.recipe, [f"It does not keep the model's function: {first.detail}."]
+    if first.status == "kept":
+        return found.recipe, [f"With it the outputs that were compared are kept: {first.detail}."]
+    return found.recipe, [f"It does not keep the model's function: {first.detail}."]
 
-    def _function(self, recipe: Recipe) -> tuple[Promise | None, str | bool]:
-        """Check what a recipe does to the model's function.
 
-        Returns:
-            The promise, and whether all outputs were compared; or None, and why the values don't load.
-        """
-        log = Log()
-        subject = replace(self.subject, arguments=replace(self.subject.arguments, recipe=recipe), log=log)
-        try:
-            model, applied, old = load_stage(subject, recipe)
-        except Stopped as stop:
-            return None, stop.reason
-        verify_stage(subject, old, recipe, applied, model)
-        unknown = Promise(FUNCTION, "unchecked", "no reason is known")
-        promise = next((promise for promise in log.promises if promise.name == FUNCTION), unknown)
-        return promise, all(found.rule != "function-uncompared" for found in log.findings)
+def _function(subject: Subject, recipe: Recipe) -> tuple[Promise, bool]:
+    """Return the promise that a recipe keeps the model's function, and whether all outputs were compared.
+
+    Raises:
+        Stopped: the values don't load.
+    """
+    log = Log()
+    subject = replace(subject, recipe=recipe, log=log)
+    model, applied, old = load_stage(subject)
+    verify_stage(subject, old, applied, model)
+    unknown = Promise(FUNCTION, "unchecked", "no reason is known")
+    promise = next((promise for promise in log.promises if promise.name == FUNCTION), unknown)
+    return promise, all(found.rule != "function-uncompared" for found in log.findings)
 
 
 def _notes(found: Suggestion) -> Iterator[str]:

@@ -17,9 +17,7 @@ from .arguments import ARGUMENTS
 def toml_schema() -> dict[str, Any]:
     """Return the schema as plain values."""
     properties = {
-        name: {**argument.schema, **_INNER.get(name, dict)()}
-        for name, argument in ARGUMENTS.items()
-        if argument.schema is not None
+        name: {**argument.schema, **_INNER.get(name, dict)()} for name, argument in ARGUMENTS.items()
     }
     check = {
         "type": "object",

@@ -1,4 +1,4 @@
-"""The stages that need the values of a checkpoint: load, verify, forward, optimizer."""
+"""The stages that need the values of a checkpoint, except for verify: load, forward, optimizer."""
 
 from __future__ import annotations
 
@@ -11,27 +11,25 @@ import torch
 from pytest_ckptcompat.checkpoint.checkpoint import outer_object
 from pytest_ckptcompat.checkpoint.contents import read_contents
 from pytest_ckptcompat.checkpoint.optimizer_file import optimizer_beside
-from pytest_ckptcompat.core.claim import NEEDED, UNASKED
+from pytest_ckptcompat.core.claim import UNASKED
 from pytest_ckptcompat.core.errors import CheckpointError, ModelError
 from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.core.findings import Promise, finding
+from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.forward.declared_inputs import known_inputs
 from pytest_ckptcompat.forward.outcome import within
 from pytest_ckptcompat.forward.real import forward
 from pytest_ckptcompat.forward.rehearsal import rehearse
 from pytest_ckptcompat.models.skeleton import LARGE, skeleton
-from pytest_ckptcompat.optimizer.stage import CLAIMS as OPTIMIZER_CLAIMS
 from pytest_ckptcompat.optimizer.stage import check_optimizer
 from pytest_ckptcompat.optimizer.state import saved_states
 from pytest_ckptcompat.tensors.footprint import weights
 from pytest_ckptcompat.tensors.unread import spared, unread
 from pytest_ckptcompat.verification.comparison import load_fault
 from pytest_ckptcompat.verification.loaded import not_finite, tied_conflicts
-from pytest_ckptcompat.verification.verify import claims, verify
 
-from .argument_types import Named
-from .completion import target_of
+from .fitting import target_of
 from .log import Stopped, errors
+from .verify_stage import kept_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -41,11 +39,9 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
     from pytest_ckptcompat.forward.outcome import Outcome
     from pytest_ckptcompat.recipes.applied import Applied
-    from pytest_ckptcompat.recipes.recipe import Recipe
     from pytest_ckptcompat.verification.comparison import Comparison
 
     from .arguments import CheckArguments
-    from .log import Log
     from .subject import Subject
 
 
@@ -62,7 +58,7 @@ def unneeded(arguments: CheckArguments, ckpt: Checkpoint, *, wants_model: bool) 
     return ""
 
 
-def load_stage(subject: Subject, recipe: Recipe) -> tuple[nn.Module, Applied, Mapping[str, Any]]:
+def load_stage(subject: Subject) -> tuple[nn.Module, Applied, Mapping[str, Any]]:
     """Load the values as the model's own ``load_state_dict`` does.
 
     Returns:
@@ -72,7 +68,7 @@ def load_stage(subject: Subject, recipe: Recipe) -> tuple[nn.Module, Applied, Ma
         Stopped: the checkpoint does not load.
     """
     log, old = subject.log, subject.ckpt.stored(once=True)
-    with loading(subject, recipe, old) as applied:
+    with loading(subject, old) as applied:
         model = _loaded(subject, applied)
     model.eval()
     found = [*not_finite(model), *tied_conflicts(model, applied.state_dict)]
@@ -86,26 +82,26 @@ def strictly(comparison: Comparison) -> str:
 
 
 @contextmanager
-def loading(subject: Subject, recipe: Recipe, old: Mapping[str, Any]) -> Iterator[Applied]:
-    """What the recipe makes of the old state dict, to be loaded inside: the model may raise anything there.
+def loading(subject: Subject, old: Mapping[str, Any]) -> Iterator[Applied]:
+    """Yield the result of the recipe on the old state dict, to be loaded inside the block.
 
     Raises:
-        Stopped: something keeps values from being loaded, which is noted.
+        Stopped: the values can't be loaded. Whatever the model raises in the block is a finding.
     """
     log = subject.log
     if log.comparison.mismatched:
         raise Stopped("shapes differ (waived): nothing can be loaded")
     try:
-        applied = recipe.run(old, target_of(recipe, subject.schema, subject.blueprint.build))
+        applied = subject.recipe.run(old, target_of(subject.recipe, subject.schema, subject.blueprint.build))
         if withheld := unread(applied.state_dict):
             raise Stopped(withheld)
         yield applied
     except Stopped:
         raise
     except ModelError as error:
-        log.stop(finding("model-error", message=str(error)), "the model can't be built", "load")
+        log.stop(error, "the model can't be built", "load")
     except CheckpointError as error:
-        log.stop(finding("no-checkpoint", message=str(error)), "the values can't be read", "load")
+        log.stop(error, "the values can't be read", "load")
     except (Exception, SystemExit) as error:
         refused = finding("load-error", message=escape(load_fault(error), limit=500))
         log.stop(refused, "the checkpoint does not load", "load")
@@ -126,41 +122,6 @@ def _loaded(subject: Subject, applied: Applied) -> nn.Module:
         model = build()
         load(model)
     return model
-
-
-def list_promises(subject: Subject, recipe: Recipe, applied: Applied) -> None:
-    """List the promises of a recipe and an optimizer as unchecked, with the reason."""
-    log, reason, optimizer = subject.log, subject.reason, subject.arguments.optimizer
-    if recipe.operators or optimizer is not None:
-        old, schema = subject.ckpt.meta(), subject.schema
-        promised = claims(recipe, applied, old=old, model=schema, **subject.both_models)
-        log.promises += [claim.unproved() for claim in promised]
-    if optimizer is not None:
-        log.promises += [Promise(name, "unchecked", NEEDED) for name in OPTIMIZER_CLAIMS]
-    count = len(log.promises)
-    log.stage("verify", "skipped", f"{reason}: {count} promises not checked" if count else reason)
-
-
-def verify_stage(
-    subject: Subject, old: Mapping[str, Any], recipe: Recipe, applied: Applied, model: nn.Module
-) -> None:
-    """Check every promise of the recipe on the loaded values."""
-    comparison, arguments = subject.log.comparison, subject.arguments
-    promises, found = verify(
-        claims(
-            recipe,
-            applied,
-            old=old,
-            model=model,
-            build=subject.blueprint.build,
-            method=arguments.method,
-            protect=arguments.protect,
-            waived=[*comparison.missing, *comparison.unexpected],
-            **subject.both_models,
-        )
-    )
-    subject.log.promises += promises
-    subject.log.judged("verify", found, _kept(promises))
 
 
 def forward_stage(subject: Subject, model: nn.Module | None) -> bool:
@@ -204,39 +165,23 @@ def forward_stage(subject: Subject, model: nn.Module | None) -> bool:
     return False
 
 
-def import_optimizer(optimizer: Any, log: Log) -> None:
-    """Stop the check if a named optimizer can't be imported."""
-    if isinstance(optimizer, Named):
-        try:
-            optimizer.imported()
-        except ModelError as error:
-            log.stop(finding("model-error", message=f"optimizer: {error}"), "the optimizer can't be imported")
-
-
-def optimizer_stage(subject: Subject, recipe: Recipe, model: nn.Module | None) -> None:
+def optimizer_stage(subject: Subject, model: nn.Module | None) -> None:
     """Grow the optimizer's state, load it, and take one step."""
     arguments, ckpt, log = subject.arguments, subject.ckpt, subject.log
-    if arguments.optimizer is None:
-        return log.stage("optimizer", "skipped", "none declared")
-    if model is None:
-        return log.stage("optimizer", "skipped", subject.reason)
+    if arguments.optimizer is None or model is None:
+        undeclared = arguments.optimizer is None
+        return log.stage("optimizer", "skipped", "none declared" if undeclared else subject.reason)
     try:
         holder = optimizer_holder(ckpt, arguments.optimizer_state)
     except CheckpointError as error:
         return log.judged("optimizer", [finding("optimizer-error", message=str(error))], "it can't be read")
-    promises, found = check_optimizer(
-        arguments.optimizer,
-        checkpoint=ckpt,
-        holder=holder,
-        recipe=recipe,
-        model=model,
-        source=None if subject.source is None else subject.source.build(),
-    )
+    source = None if subject.source is None else subject.source.build()
+    promises, found = check_optimizer(arguments.optimizer, ckpt, subject.recipe, model, source, holder)
     log.promises += promises
     if not errors(found) and not any(promise.status == "kept" for promise in promises):
         log.add(*found)
         return log.stage("optimizer", "skipped", "; ".join(promise.detail for promise in promises))
-    return log.judged("optimizer", found, _kept(promises))
+    return log.judged("optimizer", found, kept_of(promises))
 
 
 def optimizer_holder(ckpt: Checkpoint, path: str | None) -> Checkpoint:
@@ -248,8 +193,3 @@ def optimizer_holder(ckpt: Checkpoint, path: str | None) -> Checkpoint:
     if path is None and not saved_states(ckpt.wrapper):
         path = optimizer_beside(ckpt.path)
     return ckpt if path is None else outer_object(read_contents(path, limits=ckpt.contents.limits))
-
-
-def _kept(promises: list[Promise]) -> str:
-    kept = sum(promise.status == "kept" for promise in promises)
-    return f"{kept} of {len(promises)} promises kept"

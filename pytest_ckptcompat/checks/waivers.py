@@ -107,6 +107,12 @@ def settle(
     return settled
 
 
+def unwaived(findings: Sequence[Finding], waivers: Iterable[Waiver]) -> list[Finding]:
+    """Return the errors that no waiver covers."""
+    settled = settle(findings, waivers, judged=lambda rule: False)
+    return [found for found in settled if found.severity == "error"]
+
+
 def severities_of(lines: Iterable[str]) -> dict[str, Severity]:
     """Parse the ini option ``ckpt_severity``: lines of ``rule=error``, ``rule=warn`` or ``rule=off``.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Any
 
 ITEMSIZE = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
@@ -151,6 +152,12 @@ def shown(shape: tuple[int, ...], dtype: str = "") -> str:
     The dtype may begin with ``torch.``.
     """
     return f"{shape} {_short(dtype.removeprefix('torch.'))}".rstrip()
+
+
+def described(value: Any) -> str:
+    """Return `shown` for a tensor or a spec, and ``""`` for anything else."""
+    shape = getattr(value, "shape", None)
+    return "" if shape is None else shown(tuple(shape), str(value.dtype))
 
 
 def _short(dtype: str) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import copy
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from torch import nn
 from trainings import training
 
 from pytest_ckptcompat.checkpoint.checkpoint import open_checkpoint
-from pytest_ckptcompat.checks.apply import MisfitError, apply
+from pytest_ckptcompat.checks.apply import MisfitError, apply, apply_declared
+from pytest_ckptcompat.checks.arguments import CheckArguments
 from pytest_ckptcompat.core.errors import CheckpointError, RecipeError
 from pytest_ckptcompat.recipes.operators.append import append
 from pytest_ckptcompat.recipes.operators.blocks import insert_block
@@ -227,8 +229,6 @@ def test_optimizer_state_of_a_copied_block_is_numbered_as_the_new_model_numbers_
 
 
 def test_objects_of_classes_are_left_out_and_named(tmp_path: Path) -> None:
-    import argparse
-
     content = {
         "model": settle(Boxes()).state_dict(),
         "args": argparse.Namespace(lr=1),
@@ -243,6 +243,34 @@ def test_objects_of_classes_are_left_out_and_named(tmp_path: Path) -> None:
         "args is left out: an object of a class",
         "deep.path[1] is left out: an object of a class",
     )
+
+
+class Configured(nn.Linear):
+    """Its extra state is an object of a class, which ``weights_only`` refuses."""
+
+    def get_extra_state(self) -> Any:
+        return argparse.Namespace(lr=1)
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("out", ["out.pth", "out"])
+def test_extra_state_that_is_an_object_is_left_out_and_named(tmp_path: Path, out: str) -> None:
+    ckpt = saved(tmp_path / "net.pth", Configured(2, 2).state_dict())
+    written = apply(ckpt, Configured(2, 4), Recipe(tile("*", dim=0)), tmp_path / out)
+    assert written.notes == ("_extra_state is left out: an object of a class",)
+    state = open_checkpoint(tmp_path / out).state_dict()
+    assert list(state) == ["weight", "bias"]
+    nn.Linear(2, 4).load_state_dict(state)
+
+
+def test_an_optimizer_that_can_not_be_imported_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    torch.save(training(settle(Boxes())), path)
+    declared = CheckArguments.of(model=lambda: Boxes(14), recipe=GROW, optimizer="nowhere:Adam")
+    with pytest.raises(CheckpointError, match=r"^optimizer: nowhere:Adam: there is no module 'nowhere'"):
+        apply_declared(declared, lambda key: open_checkpoint(path, key), str(tmp_path / "out.pth"))
 
 
 def test_a_second_state_dict_is_kept_and_said(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from trainings import decay_by_rank, training
 
-from pytest_ckptcompat import Recipe, allow, append, check, open_checkpoint, tile
+from pytest_ckptcompat import Recipe, allow, append, check, drop, open_checkpoint, tile
 from pytest_ckptcompat.checkpoint.checkpoint import outer_object
 from pytest_ckptcompat.checkpoint.contents import read_contents
 from pytest_ckptcompat.checks.apply import MisfitError, apply
@@ -89,6 +89,16 @@ def test_an_average_that_lacks_what_the_recipe_wants_is_left_out(tmp_path: Path)
     told = apply(open_checkpoint(tmp_path / "old.pth", "model"), Boxes(14), recipe, tmp_path / "new.pth")
     assert "ema" not in torch.load(tmp_path / "new.pth", weights_only=True)
     assert told.notes[0].startswith("ema is left out: it can't be grown as the weights are")
+
+
+def test_what_the_recipe_drops_is_dropped_from_an_average_too(tmp_path: Path) -> None:
+    old, new = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)), nn.Sequential(nn.Linear(3, 2))
+    content = {"model": old.state_dict(), "ema": copy.deepcopy(settle(old, 5).state_dict())}
+    torch.save(content, tmp_path / "old.pth")
+    ckpt = open_checkpoint(tmp_path / "old.pth", "model")
+    told = apply(ckpt, new, Recipe(drop("1.*")), tmp_path / "new.pth")
+    new.load_state_dict(torch.load(tmp_path / "new.pth", weights_only=True)["ema"])
+    assert told.notes == ("ema is grown too",)
 
 
 # -- optimizers beside the one that is meant ---------------------------------------------------------------

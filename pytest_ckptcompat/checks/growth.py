@@ -1,8 +1,9 @@
-"""Rewrite the optimizers of a checkpoint for the new model: grow, keep, leave out or refuse each."""
+"""The growth of a checkpoint. Its optimizers are grown, kept, left out or refused, one by one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import MisfitError
@@ -16,7 +17,7 @@ from pytest_ckptcompat.optimizer.slots import unread_part
 from pytest_ckptcompat.optimizer.state import rank, saved_states
 from pytest_ckptcompat.optimizer.trial import OptimizerError, Unavailable, ghosts, groups_of, made
 
-from .waivers import settle
+from .waivers import unwaived
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,8 +37,11 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Resuming:
-    """Rewrites the optimizers of a checkpoint; see `apply` for the attributes."""
+class Growth:
+    """How an old checkpoint becomes a new one; see `apply` for the attributes.
+
+    `applied` is the result of the recipe on the stored values.
+    """
 
     checkpoint: Checkpoint
     recipe: Recipe
@@ -111,6 +115,18 @@ class Resuming:
             last = last or saved.place
         return named
 
+    @cached_property
+    def changed(self) -> set[str]:
+        """The old keys whose value, name or place changed, or that were dropped."""
+        applied = self.applied
+        same = {key for key, old in applied.origin.items() if old == key and key not in applied.touched}
+        return {key for key in self.checkpoint if key not in same}
+
+    @property
+    def changed_shapes(self) -> set[tuple[int, ...]]:
+        """The shapes of these keys in the old checkpoint."""
+        return {self.checkpoint[key].shape for key in self.changed}
+
     def _refuse(self, reason: str, found: list[Saved]) -> None:
         """Refuse states that an argument could settle, unless waived; unreadable ones are left out.
 
@@ -120,8 +136,7 @@ class Resuming:
         if all(saved.unread or self._indifferent(saved) for saved in found):
             return
         reason = f"{reason}. A .safetensors file would hold the weights alone"
-        [settled] = settle([finding("optimizer-error", message=reason)], self.allow, judged=lambda _: False)
-        if settled.severity == "error":
+        if unwaived([finding("optimizer-error", message=reason)], self.allow):
             raise MisfitError(reason)
 
     def _indifferent(self, saved: Saved) -> bool:
@@ -138,31 +153,20 @@ class Resuming:
             for slot, value in slots.items()
             if hasattr(value, "shape") and slot != "step"
         }
-        changed = self._changed_shapes()
-        return shapes.isdisjoint(changed) and bool(shapes) and not saved.unread
+        return shapes.isdisjoint(self.changed_shapes) and bool(shapes) and not saved.unread
 
     def _ungrown(self, saved: Saved) -> str:
         """Return where a tensor beside the state would have to change, such as master weights."""
-        changed = self._changed_shapes()
+        changed = self.changed_shapes - {()}
         inside = {} if saved.layout == "flat" else {**saved.node, **saved.shared}
         pending = [(str(key), part) for key, part in inside.items() if key not in ("state", "param_groups")]
         for path, part in pending:  # which grows as it is walked
             if isinstance(part, (dict, list, tuple)):
                 items = part.items() if isinstance(part, dict) else enumerate(part)
                 pending += [(f"{path}.{key}", inner) for key, inner in items]
-            elif tuple(getattr(part, "shape", ())) in changed - {()}:
+            elif tuple(getattr(part, "shape", ())) in changed:
                 return escape(path, 60)
         return ""
-
-    def _changed_shapes(self) -> set[tuple[int, ...]]:
-        """Return the shapes of old tensors whose value, name or place changed."""
-        old = self.checkpoint
-        same = {
-            key
-            for key, origin in self.applied.origin.items()
-            if origin == key and key not in self.applied.touched
-        }
-        return {tuple(spec.shape) for key, spec in old.items() if key not in same}
 
     # -- what happens to it --------------------------------------------------------------------------------
 
