@@ -12,7 +12,7 @@ from pytest_ckptcompat.core.errors import CheckpointError, RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.key_groups import group
 from pytest_ckptcompat.core.limits import DEFAULT
-from pytest_ckptcompat.core.tensor_spec import TensorSpec, shown
+from pytest_ckptcompat.core.tensor_spec import TensorSpec
 from pytest_ckptcompat.files.files import Files
 from pytest_ckptcompat.files.paths import display
 from pytest_ckptcompat.formats.lock import pytest_ckptcompat_open as read_lock
@@ -120,10 +120,6 @@ class Table:
             if isinstance(value := state.get(key), torch.Tensor) and _dtype(value) != spec.dtype:
                 alike.setdefault((_dtype(value), spec.dtype), []).append(key)
         return ", ".join(f"{_listed(keys)} {new}, not {old}" for (new, old), keys in alike.items())
-
-    def shown(self, key: str) -> str:
-        """Return shape and dtype of a key as reports show them, or ``""``."""
-        return shown(self.specs[key].shape, self.specs[key].dtype) if key in self.specs else ""
 
 
 def shapes_of(state: Mapping[str, Any]) -> dict[str, Shape]:
