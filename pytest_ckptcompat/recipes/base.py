@@ -14,7 +14,7 @@ from .plan import Plan, State, carry_out
 
 if TYPE_CHECKING:
     from collections import OrderedDict
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch import nn
 
@@ -214,7 +214,7 @@ class Operator:
         """
         keys = select(pattern, state.keys())
         if not keys:
-            raise self.unused(pattern, f"matches nothing in the checkpoint{_hint(pattern, state)}")
+            raise self.unused(pattern, f"matches nothing in the checkpoint{did_you_mean(pattern, state)}")
         return keys
 
     def unused(self, pattern: str, why: str) -> RecipeError:
@@ -226,10 +226,7 @@ class Operator:
         return RecipeError(f"{self} does not fit {python(key)}: {why}", key=key)
 
 
-def _hint(pattern: str, state: State) -> str:
-    near = nearest(pattern, state.keys())
-    return f": did you mean {_listed([python(key) for key in near])}?" if near else ""
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return ``: did you mean "a" or "b"?`` with the names that look most like one; ``""`` without any."""
+    near = " or ".join(map(python, nearest(name, names)))
+    return f": did you mean {near}?" if near else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from math import prod, sqrt
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -15,12 +15,11 @@ from pytest_ckptcompat.tensors.difference import magnitude
 
 from .per_tensor import shape
 from .promises import differing
-from .rows import drawn, resized, wide
+from .rows import Draw, drawn, resized, wide
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from .base import Operator
     from .plan import State
 
 Init = Literal[
@@ -32,58 +31,44 @@ _SIGMAS = 5.0
 _DRAWN = ("normal", "kaiming_uniform", "xavier_uniform", "multivariate_normal")
 
 
-class Declared(Protocol):
-    """What an operator declares about new rows; see `append` for the meaning."""
-
-    @property
-    def std(self) -> float | None:
-        """The standard deviation for ``normal``."""
-
-    @property
-    def value(self) -> float:
-        """The value for ``constant``."""
-
-    @property
-    def seed(self) -> int:
-        """The seed of random rows."""
-
-
 @dataclass(frozen=True)
 class Fresh:
     """The new rows of one tensor.
 
     Attributes:
         init: how they are made.
-        declared: the other arguments of the operator.
         key: the key of the tensor.
         fans: fan-in and fan-out, in the model's size, of this weight or of the weight beside it.
+        seed: the seed of random rows.
+        std: the standard deviation for ``normal``; that of the old rows if it is None.
+        value: the value for ``constant``.
     """
 
-    init: Init
-    declared: Declared
+    init: Init | Literal["ones"]
     key: str
     fans: tuple[int, int]
+    seed: int
+    std: float | None = None
+    value: float = 0.0
 
     @staticmethod
-    def of(
-        init: Init, declared: Declared, operator: Operator, key: str, state: State, target: State
-    ) -> Fresh:
-        """Declare the new rows of a tensor.
+    def of(init: Init | Literal["ones"], operator: Any, key: str, state: State, target: State) -> Fresh:
+        """Declare the new rows of a tensor, as an operator with `seed`, and perhaps `std` and `value`, does.
 
         Raises:
             RecipeError: the tensor's dtype can't hold what `init` gives, or `init` needs old values or a
                 weight's size, and there are none.
         """
+        std, value = getattr(operator, "std", None), getattr(operator, "value", 0.0)
         like = target.get(key) if key not in state else state[key]
-        if isinstance(like, torch.Tensor) and (
-            (init in _DRAWN and not like.is_floating_point()) or (init == "mean" and like.is_complex())
-        ):
-            raise operator.unfit(key, f"it holds no real numbers, which init={init} needs")
-        by_old = init in ("mean", "multivariate_normal") or (init == "normal" and declared.std is None)
-        if by_old and isinstance(like, torch.Tensor) and like.numel() == 0:
-            raise operator.unfit(key, f"it has no values, by which init={init} goes")
-        if init == "constant" and isinstance(like, torch.Tensor) and not _holds(like.dtype, declared.value):
-            raise operator.unfit(key, f"its dtype {str(like.dtype)[6:]} does not hold {declared.value:g}")
+        if isinstance(like, torch.Tensor):
+            if (init in _DRAWN and not like.is_floating_point()) or (init == "mean" and like.is_complex()):
+                raise operator.unfit(key, f"it holds no real numbers, which init={init} needs")
+            by_old = init in ("mean", "multivariate_normal") or (init == "normal" and std is None)
+            if by_old and like.numel() == 0:
+                raise operator.unfit(key, f"it has no values, by which init={init} goes")
+            if init == "constant" and not _holds(like.dtype, value):
+                raise operator.unfit(key, f"its dtype {str(like.dtype)[6:]} does not hold {value:g}")
         fans = (0, 0)
         if init in ("kaiming_uniform", "xavier_uniform"):
             sizes = shape(target.get(key, state.get(key))) or ()
@@ -93,7 +78,7 @@ class Fresh:
             if len(sizes) < 2 or 0 in sizes:
                 raise operator.unfit(key, f"{init} goes by a weight's size, and there is none beside it")
             fans = sizes[1] * prod(sizes[2:]), sizes[0] * prod(sizes[2:])
-        return Fresh(init, declared, key, fans)
+        return Fresh(init, key, fans, operator.seed, std, value)
 
     def made(self, tensor: torch.Tensor, dim: int, count: int) -> torch.Tensor:
         """Make new rows with the dtype and device of the old ones.
@@ -106,29 +91,22 @@ class Fresh:
         sizes = resized(tensor, dim, count)
         if self.init in ("mean", "multivariate_normal"):
             return self._around_the_mean(tensor, dim, sizes)
-        if self.init in ("zeros", "constant"):
-            return (
-                tensor.new_zeros(sizes)
-                if self.init == "zeros"
-                else _filled(tensor, sizes, self.declared.value)
-            )
+        if self._constant is not None:
+            return tensor.new_full(sizes, self._constant)
         if self.init == "normal":
             std = self._std(tensor)
-            return drawn(
-                tensor, sizes, lambda new, g: new.normal_(0.0, std, generator=g), self.declared.seed, self.key
-            )
+            return self._drawn(tensor, sizes, lambda new, g: new.normal_(0.0, std, generator=g))
         bound = self._bound(tensor.dim())
-        return drawn(
-            tensor,
-            sizes,
-            lambda new, g: new.uniform_(-bound, bound, generator=g),
-            self.declared.seed,
-            self.key,
-        )
+        return self._drawn(tensor, sizes, lambda new, g: new.uniform_(-bound, bound, generator=g))
+
+    @property
+    def _constant(self) -> float | None:
+        return {"zeros": 0.0, "ones": 1.0, "constant": self.value}.get(self.init)
+
+    def _drawn(self, like: torch.Tensor, sizes: Sequence[int], draw: Draw) -> torch.Tensor:
+        return drawn(like, sizes, draw, self.seed, self.key)
 
     def _around_the_mean(self, tensor: torch.Tensor, dim: int, sizes: list[int]) -> torch.Tensor:
-        if tensor.is_meta:
-            return tensor.new_empty(sizes)
         centre = mean(tensor, dim)
         if self.init == "mean":
             return centre.expand(sizes).to(tensor.dtype)
@@ -136,18 +114,14 @@ class Fresh:
         # needed.
         n = tensor.shape[dim]
         rows = (tensor.to(centre.dtype) - centre).movedim(dim, 0).reshape(n, -1)
-        mix = drawn(
-            rows, (sizes[dim], n), lambda new, g: new.normal_(generator=g), self.declared.seed, self.key
-        )
+        mix = self._drawn(rows, (sizes[dim], n), lambda new, g: new.normal_(generator=g))
         noise = (mix @ rows).mul_(sqrt(SHRUNK / max(n, 1)))
         shaped = noise.reshape(sizes[dim], *centre.movedim(dim, 0).shape[1:]).movedim(0, dim)
         return (centre + shaped).to(tensor.dtype)
 
     def _std(self, tensor: torch.Tensor) -> float:
-        if self.declared.std is not None:
-            return self.declared.std
-        if tensor.device.type == "meta" or tensor.numel() == 0:
-            return 0.0
+        if self.std is not None:
+            return self.std
         return float(tensor.to(torch.promote_types(wide(tensor), torch.float32)).std(correction=0))
 
     def _bound(self, dims: int) -> float:
@@ -163,10 +137,8 @@ class Fresh:
         """Yield what is wrong with new rows, according to `init`."""
         if added.numel() == 0:
             return
-        if self.init == "zeros":
-            yield from differing(self.key, torch.zeros_like(added), added)
-        elif self.init == "constant":
-            yield from differing(self.key, torch.full_like(added, self.declared.value), added)
+        if self._constant is not None:
+            yield from differing(self.key, torch.full_like(added, self._constant), added)
         elif self.init in ("mean", "multivariate_normal"):
             yield from self._off_the_mean(old, added, dim)
         else:
@@ -183,7 +155,7 @@ class Fresh:
     def _ill_spread(self, old: torch.Tensor, added: torch.Tensor, dim: int) -> Iterator[str]:
         """Check mean, deviation and maximum of random rows; the first two within 5 standard errors."""
         if self.init == "normal":
-            std = self._overall(old, dim) if self.declared.std is None else self.declared.std
+            std = self._overall(old, dim) if self.std is None else self.std
             most, error = 8 * std, std / sqrt(2)
         else:
             gain = nn.init.calculate_gain("leaky_relu", sqrt(5))
@@ -235,7 +207,3 @@ def _holds(dtype: torch.dtype, value: float) -> bool:
         return not math.isfinite(value) or abs(value) <= torch.finfo(dtype).max
     least, most = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
     return value.is_integer() and least <= value <= most
-
-
-def _filled(like: torch.Tensor, sizes: list[int], value: float) -> torch.Tensor:
-    return like.new_empty(sizes).fill_(value)

@@ -1,31 +1,35 @@
-"""The base class of operators that change the rows of one dimension, and their promises."""
+"""The base class of operators that change the rows of one dimension."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-
-from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
-from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.core.tensor_spec import shown
-from pytest_ckptcompat.tensors.deferred import materialise
 
+from .new_rows import Fresh, mean
 from .per_tensor import KeyWise
+from .rows import Rows, picked, resized
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator, Sequence
+
+    import torch
+
+    from pytest_ckptcompat.core.claim import Claim
 
     from .plan import State
-    from .rows import Rows
 
-    Check = Callable[[str, Rows, torch.Tensor, torch.Tensor], Iterator[str]]
+
+class RowChange(NamedTuple):
+    """Which old row each new row is, and how rows that are really new are made."""
+
+    rows: Rows
+    fresh: Fresh | None = None
 
 
 @dataclass(frozen=True, repr=False)
-class RowWise(KeyWise):
+class RowWise(KeyWise[RowChange]):
     """An operator that rebuilds one dimension of each tensor, row by row.
 
     Attributes:
@@ -35,56 +39,63 @@ class RowWise(KeyWise):
 
     dim: int
 
-    def rows(self, key: str, state: State, target: State) -> Rows | None:
-        """Return which old row each new row is, or None if the tensor does not change.
-
-        Raises:
-            RecipeError: the tensor should change, but can't.
-        """
-        raise NotImplementedError
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        blocks = getattr(self, "blocks", 1)
-        if blocks < 1:
-            raise RecipeError(f"{type(self).__name__}: blocks={blocks}: there is 1 at least", key=self.key)
+        if self._blocks < 1:
+            raise RecipeError(
+                f"{type(self).__name__}: blocks={self._blocks}: there is 1 at least", key=self.key
+            )
 
-    def divided(self, key: str, size: int, blocks: int) -> int:
-        """Return the size of each of several equal blocks.
+    @property
+    def _blocks(self) -> int:
+        return getattr(self, "blocks", 1)
+
+    def new_shape(self, change: RowChange, old: torch.Tensor) -> Sequence[int]:
+        """Return the old shape with as many rows as the map has."""
+        return resized(old, self.dim, len(change.rows.origin))
+
+    def make(self, key: str, change: RowChange, tensor: torch.Tensor) -> torch.Tensor:
+        """Take the old rows, and make the new ones."""
+        rows, fresh = change
+        added = fresh.made(tensor, self.dim, len(rows.fresh)) if fresh else None
+        return rows.taken(tensor, self.dim, added)
+
+    def moments(self, key: str, change: RowChange, tensor: torch.Tensor, squares: bool) -> torch.Tensor:
+        """Take the old rows; new ones are zero, or the mean if these are squares and `optim` is not zeros."""
+        if not change.rows.fresh:
+            return change.rows.taken(tensor, self.dim)
+        filled = squares and getattr(self, "optim", "") != "zeros" and tensor.shape[self.dim]
+        added = tensor.new_zeros(resized(tensor, self.dim, len(change.rows.fresh)))
+        added = added + mean(tensor, self.dim) if filled else added
+        return change.rows.taken(tensor, self.dim, added.to(tensor.dtype))
+
+    def of_a_block(self, key: str, size: int) -> int:
+        """Return how many of `size` rows each block has.
 
         Raises:
             RecipeError: the blocks would not be equal.
         """
-        if size % blocks:
-            raise self.unfit(key, f"{size} rows in dimension {self.dim} are not {blocks} equal blocks")
-        return size // blocks
+        if size % self._blocks:
+            raise self.unfit(key, f"{size} rows in dimension {self.dim} are not {self._blocks} equal blocks")
+        return size // self._blocks
 
-    def faults(self, before: State, after: State, target: State, check: Check) -> Iterator[str]:
-        """Yield the faults of every tensor that should change: wrong sizes, then what `check` finds."""
-        for key in self.tensors(before):
-            rows = self.rows(key, before, target)
-            if rows is None:
-                continue
-            old, new = materialise(before[key]), after.get(key)
-            wanted = list(old.shape)
-            wanted[self.dim] = len(rows.origin)
-            if not isinstance(new, torch.Tensor) or list(new.shape) != wanted or new.dtype != old.dtype:
-                found = "gone" if new is None else shown(tuple(new.shape), str(new.dtype)[6:])
-                yield f"{escape(key)}: {found} where {shown(tuple(wanted), str(old.dtype)[6:])} is due"
-                return
-            yield from check(key, rows, old, materialise(new))
+    def new_rows_declared(
+        self, key: str, change: RowChange, old: torch.Tensor, new: torch.Tensor
+    ) -> Iterator[str]:
+        """Yield what is wrong with the really new rows."""
+        if change.fresh is not None:
+            yield from change.fresh.faults(old, picked(new, self.dim, change.rows.fresh), self.dim)
 
     def old_rows_kept(self, before: State, after: State, target: State) -> Claim:
         """Claim that the old rows are unchanged, at their places, bit for bit."""
         count = 0
 
-        def check(key: str, rows: Rows, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
+        def faults(key: str, change: RowChange, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
             nonlocal count
             count += 1
-            yield from rows.faults(key, old, new, self.dim, places=rows.firsts)
+            yield from change.rows.faults(key, old, new, self.dim, places=change.rows.firsts)
 
-        return Claim.of(
-            f"{self}: old rows kept",
-            lambda: self.faults(before, after, target, check),
-            lambda: f"bit-equal in {count} tensor{'' if count == 1 else 's'}",
-        )
+        def kept() -> str:
+            return f"bit-equal in {count} tensor{'' if count == 1 else 's'}"
+
+        return self.claim("old rows kept", before, after, target, faults=faults, kept=kept)

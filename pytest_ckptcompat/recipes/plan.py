@@ -45,6 +45,11 @@ Plan = Mapping[str, Sequence[Write]]
 """Old key -> what replaces it. Keys that are not in the plan stay as they are."""
 
 
+def same_for_moments(make: Make, optim: str) -> Make | None:
+    """Return an `optimizer_transform` that does what `make` does; None if `optim` is reset."""
+    return None if optim == "reset" else lambda _, *tensors: make(*tensors)
+
+
 def carry_out(plan: Plan, state: State, operator: object) -> OrderedDict[str, Any]:
     """Return the new state dict. Tensors that no write makes are the same objects; tied ones stay tied.
 

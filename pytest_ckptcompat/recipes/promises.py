@@ -1,8 +1,8 @@
-"""Compare tensors with what an operator promised, and report the first difference."""
+"""Compare values with what an operator promised, and report the first difference."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -10,8 +10,9 @@ from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.tensors.difference import difference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from .plan import State
 
 _PIECE = 1 << 20
 
@@ -21,10 +22,30 @@ def pieces(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     yield from zip(*(torch.split(tensor.reshape(-1), _PIECE) for tensor in tensors), strict=True)
 
 
-def differing(
-    key: str, expected: torch.Tensor, actual: torch.Tensor, tolerance: float | None = None
-) -> Iterator[str]:
-    """Yield the fault of a tensor that is not as expected: bit for bit, unless there is a tolerance."""
-    apart = difference(expected, actual, tolerance)
-    if apart is not None:
-        yield f"{escape(key)}: {apart}"
+def differing(key: str, expected: Any, actual: Any, tolerance: float | None = None) -> Iterator[str]:
+    """Yield the fault of a value that is not as expected: bit for bit, unless there is a tolerance.
+
+    Anything but a tensor must be the same object.
+    """
+    if isinstance(expected, torch.Tensor) and isinstance(actual, torch.Tensor):
+        apart = difference(expected, actual, tolerance)
+        if apart is not None:
+            yield f"{escape(key)}: {apart}"
+    elif expected is not actual:
+        yield f"{escape(key)} is another object"
+
+
+def displaced(before: State, after: State, new_name: Callable[[str], str | None]) -> Iterator[str]:
+    """Yield the faults of values that are not unchanged under their new name.
+
+    Args:
+        before: the state dict before the operator.
+        after: the state dict after it.
+        new_name: old key -> its new name; None for a key about which nothing is promised.
+    """
+    for key, old in before.items():
+        name = new_name(key)
+        if name is not None and name not in after:
+            yield f"{escape(key)} is gone" if name == key else f"{escape(key)}: there is no {escape(name)}"
+        elif name is not None:
+            yield from differing(name, old, after[name])

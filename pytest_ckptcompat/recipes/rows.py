@@ -1,4 +1,4 @@
-"""Helpers of operators that change the rows of a tensor."""
+"""Rows of a tensor: index maps, random values, and cutting and joining for every dtype."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.tensors.difference import difference
 
-Sizes = Sequence[int]
+Draw = Callable[[torch.Tensor, torch.Generator], object]
+"""Fills a tensor with random values of a generator."""
 
 _PIECE = 4096  # rows that are compared at a time, so that a vocabulary is not copied whole
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -139,18 +140,15 @@ def picked(tensor: torch.Tensor, dim: int, index: Sequence[int]) -> torch.Tensor
 
 def drawn(
     like: torch.Tensor,
-    sizes: Sizes,
-    draw: Callable[[torch.Tensor, torch.Generator], object],
+    sizes: Sequence[int],
+    draw: Draw,
     seed: int,
     key: str,
 ) -> torch.Tensor:
     """Return a tensor of the dtype and device of `like`, filled by ``draw(tensor, generator)``.
 
-    It is drawn on the CPU, in at least float32, so that the values are the same on every device. On meta
-    nothing is drawn.
+    It is drawn on the CPU, in at least float32, so that the values are the same on every device.
     """
-    if like.device.type == "meta":
-        return like.new_empty(tuple(sizes))
     values = torch.empty(tuple(sizes), dtype=torch.promote_types(wide(like), torch.float32))
     draw(values, generator(seed, key))
     return values.to(like.device, like.dtype)
@@ -191,13 +189,15 @@ def joined(parts: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
     return torch.cat([bits(part) for part in parts], dim).view(parts[0].dtype)
 
 
-def put_rows(tensor: torch.Tensor, dim: int, places: Sequence[int], rows: torch.Tensor) -> None:
-    """Overwrite rows of a tensor in place, for every dtype."""
+def add_noise(tensor: torch.Tensor, dim: int, places: Sequence[int], std: float, seed: int, key: str) -> None:
+    """Add normal noise to rows of a tensor in place, for every dtype of floats."""
+    noise = drawn(
+        tensor,
+        resized(tensor, dim, len(places)),
+        lambda new, generator: new.normal_(0.0, std, generator=generator),
+        seed,
+        key,
+    )
+    rows = (picked(tensor, dim, places).to(wide(tensor)) + noise.to(wide(tensor))).to(tensor.dtype)
     index = torch.tensor(places, dtype=torch.int64, device=tensor.device)
     bits(tensor).index_copy_(dim, index, bits(rows))
-
-
-def add_to_rows(tensor: torch.Tensor, dim: int, places: Sequence[int], more: torch.Tensor) -> None:
-    """Add to rows of a tensor in place, for every dtype."""
-    computed = picked(tensor, dim, places).to(wide(tensor)) + more.to(wide(tensor))
-    put_rows(tensor, dim, places, computed.to(tensor.dtype))

@@ -19,9 +19,8 @@ from pytest_ckptcompat.checks.apply import MisfitError, apply, apply_declared
 from pytest_ckptcompat.checks.arguments import CheckArguments
 from pytest_ckptcompat.core.errors import CheckpointError, RecipeError
 from pytest_ckptcompat.recipes.operators.append import append
-from pytest_ckptcompat.recipes.operators.blocks import insert_block
+from pytest_ckptcompat.recipes.operators.blocks import insert_block, stack
 from pytest_ckptcompat.recipes.operators.rename import rename
-from pytest_ckptcompat.recipes.operators.stack import stack
 from pytest_ckptcompat.recipes.operators.tile import tile
 from pytest_ckptcompat.recipes.recipe import Recipe
 from pytest_ckptcompat.tensors.difference import same_bits

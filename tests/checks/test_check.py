@@ -14,7 +14,7 @@ from pytest_ckptcompat.checks.arguments import CheckArguments
 from pytest_ckptcompat.checks.check import Check
 from pytest_ckptcompat.cli import main
 from pytest_ckptcompat.recipes.operators.custom import custom
-from pytest_ckptcompat.recipes.operators.drop import drop
+from pytest_ckptcompat.recipes.operators.rename import drop
 
 GROW = Recipe(tile("out2.*", dim=0))
 INPUTS = (2, 3, 8, 8)

@@ -8,9 +8,8 @@ from torch import nn
 from pytest_ckptcompat import Recipe
 from pytest_ckptcompat.checks.protection import broken, unknown
 from pytest_ckptcompat.recipes.operators.blocks import insert_block
-from pytest_ckptcompat.recipes.operators.drop import drop
 from pytest_ckptcompat.recipes.operators.fusing import concat, split
-from pytest_ckptcompat.recipes.operators.rename import rename
+from pytest_ckptcompat.recipes.operators.rename import drop, rename
 from pytest_ckptcompat.recipes.operators.scale import scale
 from pytest_ckptcompat.recipes.operators.tile import tile
 

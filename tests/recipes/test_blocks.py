@@ -15,9 +15,8 @@ from torch import nn
 
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.optimizer.growth import grown
-from pytest_ckptcompat.recipes.operators.blocks import insert_block
+from pytest_ckptcompat.recipes.operators.blocks import insert_block, stack
 from pytest_ckptcompat.recipes.operators.rename import rename
-from pytest_ckptcompat.recipes.operators.stack import stack
 from pytest_ckptcompat.recipes.recipe import Recipe
 from pytest_ckptcompat.verification.function import function_kept
 

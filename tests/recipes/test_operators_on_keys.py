@@ -13,8 +13,7 @@ from proving import statuses
 from torch import nn
 
 from pytest_ckptcompat.core.errors import RecipeError
-from pytest_ckptcompat.recipes.operators.drop import drop
-from pytest_ckptcompat.recipes.operators.rename import add_prefix, rename, strip_prefix
+from pytest_ckptcompat.recipes.operators.rename import add_prefix, drop, rename, strip_prefix
 from pytest_ckptcompat.recipes.operators.tie import tie
 
 if TYPE_CHECKING:

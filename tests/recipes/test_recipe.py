@@ -16,8 +16,7 @@ from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.recipes import operators
 from pytest_ckptcompat.recipes.operators import OPERATORS
 from pytest_ckptcompat.recipes.operators.append import append
-from pytest_ckptcompat.recipes.operators.drop import drop
-from pytest_ckptcompat.recipes.operators.rename import add_prefix, rename, strip_prefix
+from pytest_ckptcompat.recipes.operators.rename import add_prefix, drop, rename, strip_prefix
 from pytest_ckptcompat.recipes.operators.select import select
 from pytest_ckptcompat.recipes.operators.tile import tile
 from pytest_ckptcompat.recipes.recipe import Recipe

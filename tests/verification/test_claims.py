@@ -16,10 +16,9 @@ from pytest_ckptcompat.core.claim import NEEDED, Claim
 from pytest_ckptcompat.core.findings import Promise
 from pytest_ckptcompat.recipes.operators.append import append
 from pytest_ckptcompat.recipes.operators.custom import custom
-from pytest_ckptcompat.recipes.operators.drop import drop
-from pytest_ckptcompat.recipes.operators.rename import rename
+from pytest_ckptcompat.recipes.operators.rename import drop, rename
 from pytest_ckptcompat.recipes.operators.tile import tile
-from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise
+from pytest_ckptcompat.recipes.per_tensor import KeyWise
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,11 +118,14 @@ def test_every_operator_names_without_values_what_it_proves_with_them(example: E
 
 
 @dataclass(frozen=True, repr=False)
-class negate(KeyWise):  # noqa: N801
+class negate(KeyWise[bool]):  # noqa: N801
     """An operator of somebody else's, who knows nothing of locks."""
 
-    def change(self, key: str, state: State, target: State) -> Change:
-        return Change(lambda tensor: -tensor, None)
+    def change(self, key: str, state: State, target: State) -> bool:
+        return True
+
+    def make(self, key: str, change: bool, tensor: torch.Tensor) -> torch.Tensor:
+        return -tensor
 
     def prove(self, before: State, after: State, target: State) -> list[Promise]:
         kept = all(bool((before[key] == -after[key]).all()) for key in self.matched(self.key, before))

@@ -16,18 +16,16 @@ from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.findings import Promise
 from pytest_ckptcompat.recipes.base import Operator
 from pytest_ckptcompat.recipes.operators.append import append
-from pytest_ckptcompat.recipes.operators.blocks import insert_block
+from pytest_ckptcompat.recipes.operators.blocks import insert_block, stack
 from pytest_ckptcompat.recipes.operators.cast import cast
 from pytest_ckptcompat.recipes.operators.custom import custom
-from pytest_ckptcompat.recipes.operators.drop import drop
-from pytest_ckptcompat.recipes.operators.rename import rename, strip_prefix
+from pytest_ckptcompat.recipes.operators.rename import drop, rename, strip_prefix
 from pytest_ckptcompat.recipes.operators.repeat_channels import repeat_channels
 from pytest_ckptcompat.recipes.operators.scale import scale
 from pytest_ckptcompat.recipes.operators.select import select
-from pytest_ckptcompat.recipes.operators.stack import stack
 from pytest_ckptcompat.recipes.operators.tile import tile
 from pytest_ckptcompat.recipes.operators.widen import widen
-from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise
+from pytest_ckptcompat.recipes.per_tensor import KeyWise
 from pytest_ckptcompat.recipes.recipe import Recipe
 from pytest_ckptcompat.tensors.difference import same_bits
 from pytest_ckptcompat.verification.verify import claims, verify
@@ -438,7 +436,7 @@ def test_a_grown_key_that_was_loaded_otherwise_is_caught() -> None:
 
 
 @dataclass(frozen=True, repr=False)
-class shifting(KeyWise):  # noqa: N801
+class shifting(KeyWise[int]):  # noqa: N801
     """Grows as tile does, but `by` rows late: the old rows are not where they were."""
 
     changes_function = ""
@@ -446,18 +444,18 @@ class shifting(KeyWise):  # noqa: N801
     by: int = 0
     extra: float = 0.0
 
-    def change(self, key: str, state: Any, target: Any) -> Change | None:
-        size = target[key].shape[0]
-        if size == state[key].shape[0]:
-            return None
+    def change(self, key: str, state: Any, target: Any) -> int | None:
+        size: int = target[key].shape[0]
+        return None if size == state[key].shape[0] else size
 
-        def make(tensor: torch.Tensor) -> torch.Tensor:
-            rows = (torch.arange(size) - self.by) % len(tensor)
-            new = tensor[rows]
-            new[len(tensor) :] += self.extra * torch.randn_like(new[len(tensor) :])
-            return new
+    def new_shape(self, change: int, old: torch.Tensor) -> list[int]:
+        return [change, *old.shape[1:]]
 
-        return Change(make)
+    def make(self, key: str, change: int, tensor: torch.Tensor) -> torch.Tensor:
+        rows = (torch.arange(change) - self.by) % len(tensor)
+        new = tensor[rows]
+        new[len(tensor) :] += self.extra * torch.randn_like(new[len(tensor) :])
+        return new
 
     def prove(self, before: Any, after: Any, target: Any) -> list[Promise]:
         return tile(self.key, dim=0, noise_std=1.0 if self.extra else 0.0).prove(before, after, target)
@@ -484,13 +482,16 @@ def test_an_operator_that_draws_without_a_seed_is_caught() -> None:
 
 
 @dataclass(frozen=True, repr=False)
-class spoiling(KeyWise):  # noqa: N801
+class spoiling(KeyWise[bool]):  # noqa: N801
     """Multiplies by a value, and promises nothing."""
 
     value: float = 1.0
 
-    def change(self, key: str, state: Any, target: Any) -> Change | None:
-        return Change(lambda tensor: tensor * self.value)
+    def change(self, key: str, state: Any, target: Any) -> bool:
+        return True
+
+    def make(self, key: str, change: bool, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor * self.value
 
     def prove(self, before: Any, after: Any, target: Any) -> list[Promise]:
         return []

@@ -13,7 +13,7 @@ from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.recipes.arguments import python
-from pytest_ckptcompat.recipes.base import Operator
+from pytest_ckptcompat.recipes.base import Operator, did_you_mean
 from pytest_ckptcompat.recipes.new_rows import Fresh
 from pytest_ckptcompat.recipes.per_tensor import shape
 from pytest_ckptcompat.recipes.plan import Plan, State, Write
@@ -46,9 +46,7 @@ class add(Operator):
     rounds: ClassVar[bool] = False
 
     key: str
-    init: Literal["zeros", "ones", "constant", "normal", "kaiming_uniform", "xavier_uniform", "model"] = (
-        "zeros"
-    )
+    init: Start = "zeros"
     std: float | None = None
     value: float = 0.0
     seed: int = 0
@@ -71,8 +69,8 @@ class add(Operator):
     def plan(self, state: State, target: State) -> Plan:
         if not state:
             raise self.unused(self.key, "has no checkpoint to add to")
-        on_meta = any(isinstance(value, torch.Tensor) and value.is_meta for value in state.values())
         *_, last = state
+        on_meta = any(isinstance(value, torch.Tensor) and value.is_meta for value in state.values())
         new = self._new(state, target)
         writes = [Write(name, (), self._make(name, state, target, on_meta)) for name in new]
         return {last: [Write(last, (last,)), *writes]}
@@ -87,9 +85,7 @@ class add(Operator):
         if not named and shape(target.get(self.key)) is not None:
             named = [self.key]  # a name that a later operator will change
         if not named:
-            near = " or ".join(map(python, keys.nearest(self.key, target)))
-            hint = f": did you mean {near}?" if near else ""
-            raise self.unused(self.key, f"matches nothing in the model{hint}")
+            raise self.unused(self.key, f"matches nothing in the model{did_you_mean(self.key, target)}")
         new = [key for key in named if key not in state]
         if not new:
             raise self.unused(self.key, f"changes nothing: the checkpoint has {python(named[0])}")
@@ -97,14 +93,17 @@ class add(Operator):
 
     def _make(self, key: str, state: State, target: State, on_meta: bool) -> Callable[[], torch.Tensor]:
         sizes, dtype = shape(target[key]) or (), _dtype(target[key])
-        empty = torch.empty(0, dtype=dtype, device="meta" if on_meta else "cpu")
-        if self.init == "model":
-            return lambda: empty.new_empty(sizes) if on_meta else self._as_constructed(key, target)
-        if self.init == "ones":
-            return lambda: empty.new_ones(sizes)
+        fresh = None if self.init == "model" else Fresh.of(self.init, self, key, state, target)
         rows = sizes or (1,)
-        fresh = Fresh.of(self.init, self, self, key, state, target)
-        return lambda: fresh.made(empty.new_empty((0, *rows[1:])), 0, rows[0]).reshape(sizes)
+
+        def make() -> torch.Tensor:
+            if on_meta:
+                return torch.empty(sizes, dtype=dtype, device="meta")
+            if fresh is None:
+                return self._as_constructed(key, target)
+            return fresh.made(torch.empty((0, *rows[1:]), dtype=dtype), 0, rows[0]).reshape(sizes)
+
+        return make
 
     def _as_constructed(self, key: str, target: State) -> torch.Tensor:
         value = target[key]
@@ -129,11 +128,9 @@ class add(Operator):
                 made = materialise(made)
                 if self.init == "model":
                     yield from differing(key, self._as_constructed(key, target), made)
-                elif self.init == "ones":
-                    yield from differing(key, torch.ones_like(made), made)
                 else:
                     rows = made.reshape(made.shape or (1,))
-                    fresh = Fresh.of(self.init, self, self, key, before, target)
+                    fresh = Fresh.of(self.init, self, key, before, target)
                     yield from fresh.faults(rows[:0], rows, 0)
 
         yield Claim.of(f"{self}: new keys are as declared", faults, self.init)

@@ -5,20 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pytest_ckptcompat.core.claim import Claim
-from pytest_ckptcompat.recipes.new_rows import Fresh, Init, mean
-from pytest_ckptcompat.recipes.per_row import RowWise
-from pytest_ckptcompat.recipes.per_tensor import Change, size_after
-from pytest_ckptcompat.recipes.rows import Rows, picked, resized
+from pytest_ckptcompat.recipes.new_rows import Fresh, Init
+from pytest_ckptcompat.recipes.per_row import RowChange, RowWise
+from pytest_ckptcompat.recipes.rows import Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import torch
-
+    from pytest_ckptcompat.core.claim import Claim
     from pytest_ckptcompat.recipes.plan import State
-
-Optim = Literal["mean", "zeros", "reset"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,7 +50,7 @@ class append(RowWise):
     value: float = 0.0
     seed: int = 0
     blocks: int = 1
-    optim: Optim = "mean"
+    optim: Literal["mean", "zeros", "reset"] = "mean"
 
     @property
     def changes_function(self) -> str:  # type: ignore[override]
@@ -65,44 +58,21 @@ class append(RowWise):
         nothing = self.init == "zeros" or (self.init == "constant" and self.value == 0)
         return "" if self.dim == 0 or nothing else f"{self} adds inputs that count"
 
-    def rows(self, key: str, state: State, target: State) -> Rows | None:
-        dims = state[key].dim()
-        old = state[key].shape[self.dim] if -dims <= self.dim < dims else 0
-        declared = None if self.n is None else old + self.n
-        size = size_after(self, key, self.dim, declared, state, target)
+    def change(self, key: str, state: State, target: State) -> RowChange | None:
+        if not self.has_dimension(key, self.dim, state, target):
+            return None
+        old = state[key].shape[self.dim]
+        size = self.new_size(key, self.dim, None if self.n is None else old + self.n, state, target)
         if size is None:
             return None
         if size < old:
             raise self.unfit(key, f"dimension {self.dim} has {old} and is to have {size}: append makes more")
-        each, more = (self.divided(key, rows, self.blocks) for rows in (old, size))
-        return Rows.extended(each, more, self.blocks)
-
-    def change(self, key: str, state: State, target: State) -> Change | None:
-        rows = self.rows(key, state, target)
-        if rows is None:
-            return None
-        new = Fresh.of(self.init, self, self, key, state, target)
-
-        def make(tensor: torch.Tensor) -> torch.Tensor:
-            return rows.taken(tensor, self.dim, new.made(tensor, self.dim, len(rows.fresh)))
-
-        def optimizer_transform(squares: bool, tensor: torch.Tensor) -> torch.Tensor:
-            filled = squares and self.optim == "mean" and tensor.shape[self.dim]
-            fill = mean(tensor, self.dim) if filled else 0
-            added = tensor.new_zeros(resized(tensor, self.dim, len(rows.fresh))) + fill
-            return rows.taken(tensor, self.dim, added.to(tensor.dtype))
-
-        return Change(make, None if self.optim == "reset" else optimizer_transform)
+        rows = Rows.extended(self.of_a_block(key, old), self.of_a_block(key, size), self.blocks)
+        return RowChange(rows, Fresh.of(self.init, self, key, state, target))
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Claim that old rows are bit-equal, and new ones are as declared by `init`."""
-
-        def check(key: str, rows: Rows, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
-            declared = Fresh.of(self.init, self, self, key, before, target)
-            yield from declared.faults(old, picked(new, self.dim, rows.fresh), self.dim)
-
-        new = f"{self}: new rows are as declared"
-        return [
-            self.old_rows_kept(before, after, target),
-            Claim.of(new, lambda: self.faults(before, after, target, check), self.init),
-        ]
+        declared = self.claim(
+            "new rows are as declared", before, after, target, faults=self.new_rows_declared, kept=self.init
+        )
+        return [self.old_rows_kept(before, after, target), declared]

@@ -1,9 +1,10 @@
-"""The operator `insert_block`: one more block."""
+"""The operators `insert_block` and `stack`: more numbered blocks."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 
@@ -12,12 +13,55 @@ from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.recipes.arguments import python
-from pytest_ckptcompat.recipes.base import Operator
-from pytest_ckptcompat.recipes.numbered import Place, apart, place, places
-from pytest_ckptcompat.recipes.plan import Plan, State, Write
+from pytest_ckptcompat.recipes.base import Operator, did_you_mean
+from pytest_ckptcompat.recipes.plan import Make, Plan, State, Write, same_for_moments
+from pytest_ckptcompat.recipes.promises import differing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+
+class Place(NamedTuple):
+    """A key inside a block.
+
+    Attributes:
+        layers: the path of the module whose children are the blocks.
+        number: the number of the block.
+        rest: the key relative to the block.
+    """
+
+    layers: str
+    number: int
+    rest: str
+
+    def moved(self, number: int) -> str:
+        """Return the key at the same place of another block."""
+        return f"{self.layers}.{number}.{self.rest}"
+
+
+def place(layers: str, key: str) -> Place | None:
+    """Return the place of a key in the blocks of a module, or None if it is elsewhere.
+
+    Args:
+        layers: the module's path, or a glob. Of nested modules that match, the outer one counts.
+        key: a key of a state dict.
+    """
+    parts = key.split(".")
+    for end in range(1, len(parts) - 1):
+        if parts[end].isascii() and parts[end].isdigit():
+            path = ".".join(parts[:end])
+            if path == layers or ("*" in layers and keys.matches(layers, path)):
+                return Place(path, int(parts[end]), ".".join(parts[end + 1 :]))
+    return None
+
+
+def places(layers: str, state: State) -> dict[str, dict[str, Place]]:
+    """Return the keys in blocks and their places, grouped by module."""
+    found: dict[str, dict[str, Place]] = {}
+    for key in state:
+        if (inside := place(layers, key)) is not None:
+            found.setdefault(inside.layers, {})[key] = inside
+    return found
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,18 +91,17 @@ class insert_block(Operator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self._layers or not self._number.isdigit() or self.at < 0:
+        layers, number = self._block
+        if not layers or not number.isdigit() or self.at < 0:
             raise RecipeError(
                 "insert_block wants a numbered module (layers.3) and at=, a number", key=self.copy_from
             )
 
     @property
-    def _layers(self) -> str:
-        return self.copy_from.rpartition(".")[0]
-
-    @property
-    def _number(self) -> str:
-        return self.copy_from.rpartition(".")[2]
+    def _block(self) -> tuple[str, str]:
+        """The module whose children are the blocks, and the number of the copied one."""
+        layers, _, number = self.copy_from.rpartition(".")
+        return layers, number
 
     @property
     def changes_function(self) -> str:  # type: ignore[override]
@@ -66,121 +109,207 @@ class insert_block(Operator):
         return "" if self.zero else f"{self} adds a block whose outputs are not zero"
 
     def plan(self, state: State, target: State) -> Plan:
-        found = places(self._layers, state)
+        found = places(self._block[0], state)
         if not found:
             self.matched(f"{self.copy_from}.*", state)
-        return {
-            key: writes
-            for layers, inside in found.items()
-            for key, writes in self._planned(layers, inside, state).items()
-        }
-
-    def _planned(self, layers: str, inside: Mapping[str, Place], state: State) -> dict[str, list[Write]]:
-        block = self._block(layers, inside, state)
-        zeroed = self._zeroed(block, state)
-        plan = {key: [Write(self._named(place), (key,))] for key, place in inside.items()}
-        copies = [self._copy(layers, key, rest, state[key], rest in zeroed) for key, rest in block.items()]
-        before = [key for key, place in inside.items() if place.number < self.at]
-        if before:
-            plan[before[-1]] += copies
-        else:
-            first = next(iter(inside))
-            plan[first] = [*copies, *plan[first]]
+        plan: dict[str, list[Write]] = {}
+        for layers, inside in found.items():
+            copies = list(self._copies(layers, inside, state))
+            plan |= {key: [Write(self._named(each), (key,))] for key, each in inside.items()}
+            before = [key for key, each in inside.items() if each.number < self.at]
+            if before:
+                plan[before[-1]] += copies
+            else:
+                first = next(iter(inside))
+                plan[first] = [*copies, *plan[first]]
         return plan
 
-    def _block(self, layers: str, inside: Mapping[str, Place], state: State) -> dict[str, str]:
-        """Return the keys of the copied block -> their names relative to the block.
+    def _named(self, old: Place) -> str:
+        return old.moved(old.number + (old.number >= self.at))
+
+    def _copies(self, layers: str, inside: Mapping[str, Place], state: State) -> Iterator[Write]:
+        """Yield what makes the new block of a module.
 
         Raises:
-            RecipeError: there is no such block, or the new number would leave a gap.
+            RecipeError: there is no block to copy, or the new number would leave a gap.
         """
-        block = {key: place.rest for key, place in inside.items() if place.number == int(self._number)}
-        last = max(place.number for place in inside.values())
+        number = self._block[1]
+        block = {key: each for key, each in inside.items() if each.number == int(number)}
+        last = max(each.number for each in inside.values())
         if not block:
-            self.matched(f"{layers}.{self._number}.*", state)
+            self.matched(f"{layers}.{number}.*", state)
         if self.at > last + 1:
             raise self.unfit(
-                f"{layers}.{self._number}",
-                f"the last block is {last}, so the new one can be {last + 1} at most",
+                f"{layers}.{number}", f"the last block is {last}, so the new one can be {last + 1} at most"
             )
-        return block
+        zeroed = self._zeroed([each.rest for key, each in block.items() if _is_tensor(state[key])])
+        for key, each in block.items():
+            make = _zeros if each.rest in zeroed else torch.clone
+            yield _copied(key, each.moved(self.at), state, make, self.optim)
 
-    def _zeroed(self, block: Mapping[str, str], state: State) -> set[str]:
-        tensors = [rest for key, rest in block.items() if isinstance(state[key], torch.Tensor)]
+    def _zeroed(self, tensors: list[str]) -> set[str]:
+        """Return which tensors of the block are zero in the copy."""
         zeroed: set[str] = set()
         for pattern in self.zero:
             chosen = keys.select(pattern, tensors)
             if not chosen:
-                near = " or ".join(map(python, keys.nearest(pattern, tensors)))
-                hint = f": did you mean {near}?" if near else ""
+                hint = did_you_mean(pattern, tensors)
                 raise self.unused(
                     pattern, f"has {python(pattern)} in zero=, which the block does not have{hint}"
                 )
             zeroed.update(chosen)
         return zeroed
 
-    def _named(self, place: Place) -> str:
-        return f"{place.layers}.{place.number + (place.number >= self.at)}.{place.rest}"
-
-    def _copy(self, layers: str, key: str, rest: str, value: Any, zero: bool) -> Write:
-        name = f"{layers}.{self.at}.{rest}"
-        if not isinstance(value, torch.Tensor):
-            return Write(name, (key,))
-        optimizer_transform = None if self.optim == "reset" else _carried
-        return Write(name, (key,), _zeros if zero else torch.clone, optimizer_transform)
-
     def destination(self, key: str) -> str | None:
-        inside = place(self._layers, key)
+        inside = place(self._block[0], key)
         return key if inside is None else self._named(inside)
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Claim that the copy is the original except for zeros, and the other blocks are unchanged."""
+        layers, number = self._block
+        inside = {key: place(layers, key) for key in before}
+        originals = {key: each for key, each in inside.items() if each and each.number == int(number)}
+
+        def others() -> Iterator[str]:
+            for new, value in after.items():
+                now, old = place(layers, new), new
+                if now is not None:
+                    if now.number == self.at:
+                        continue
+                    old = now.moved(now.number - (now.number > self.at))
+                yield from _differs(new, old, before, value)
+            if len(after) != len(before) + len(originals):
+                yield f"{len(after)} keys instead of {len(before) + len(originals)}"
+
+        def copy() -> Iterator[str]:
+            for key, each in originals.items():
+                old, name = before[key], each.moved(self.at)
+                if _is_tensor(old) and any(keys.matches(pattern, each.rest) for pattern in self.zero):
+                    old = torch.zeros_like(old)
+                if name not in after:
+                    yield f"there is no {escape(name)}"
+                else:
+                    yield from differing(name, old, after[name])
+
+        kept = f"{len(self.zero)} patterns zero, the rest bit-equal"
         return [
-            Claim.of(f"{self}: other blocks kept", lambda: self._displaced(before, after), "bit for bit"),
-            Claim.of(
-                f"{self}: the copy",
-                lambda: self._miscopied(before, after),
-                f"{len(self.zero)} patterns zero, the rest bit-equal",
-            ),
+            Claim.of(f"{self}: other blocks kept", others, "bit for bit"),
+            Claim.of(f"{self}: the copy", copy, kept),
         ]
 
-    def _displaced(self, before: State, after: State) -> Iterator[str]:
-        for new, value in after.items():
-            inside = place(self._layers, new)
-            old = new
-            if inside is not None:
-                if inside.number == self.at:
-                    continue
-                was = inside.number if inside.number < self.at else inside.number - 1
-                old = f"{inside.layers}.{was}.{inside.rest}"
-            if old not in before:
-                yield f"{escape(new)} comes from nowhere"
-            else:
-                yield from apart(new, before[old], value)
-        copied = len(self._originals(before))
-        if len(after) != len(before) + copied:
-            yield f"{len(after)} keys instead of {len(before) + copied}"
 
-    def _originals(self, before: State) -> dict[str, Place]:
-        """Return the keys of the copied blocks, with their places."""
-        found = {key: place(self._layers, key) for key in before}
-        number = int(self._number)
-        return {key: each for key, each in found.items() if each is not None and each.number == number}
+@dataclass(frozen=True, repr=False)
+class stack(Operator):
+    """Repeat all blocks: of n blocks, new block i is old block ``i mod n``.
 
-    def _miscopied(self, before: State, after: State) -> Iterator[str]:
-        for key, inside in self._originals(before).items():
-            old, rest = before[key], inside.rest
-            name = f"{inside.layers}.{self.at}.{rest}"
-            zero = isinstance(old, torch.Tensor) and any(keys.matches(pattern, rest) for pattern in self.zero)
-            if name not in after:
-                yield f"there is no {escape(name)}"
-            else:
-                yield from apart(name, torch.zeros_like(old) if zero else old, after[name])
+    Depth growth for pretraining (Gong et al. 2019, "Efficient Training of BERT by Progressively Stacking";
+    Du et al. 2024, "Stacking Your Transformers"). It does not keep the function.
+
+    ``stack("layers", times=2)``
+
+    Attributes:
+        layers: the module whose children the blocks are; or a glob, and the blocks of each are repeated.
+        times: how often they stand there afterwards; as often as the model has them, if it is left out.
+        optim: optimizer state of the repeated blocks: ``reset`` starts it anew; ``copy`` repeats it too.
+    """
+
+    rounds: ClassVar[bool] = False
+
+    layers: str
+    times: int | None = None
+    optim: Literal["reset", "copy"] = "reset"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.times is not None and self.times < 2:
+            raise RecipeError("stack: times wants a whole number above 1", key=self.layers)
+
+    @property
+    def changes_function(self) -> str:  # type: ignore[override]
+        """Why the function changes: each block's work is done several times."""
+        return f"{self} repeats blocks"
+
+    def plan(self, state: State, target: State) -> Plan:
+        found = places(self.layers, state)
+        if not found:
+            self.matched(f"{self.layers}.0.*", state)
+        plan: dict[str, list[Write]] = {}
+        for layers, inside in found.items():
+            count, last = _count(inside), list(inside)[-1]
+            plan[last] = [Write(last, (last,))]
+            for turn in range(1, self._turns(layers, count, inside, target)):
+                # A function of its own for each turn: tensors are tied within a turn alone.
+                def cloned(tensor: torch.Tensor) -> torch.Tensor:
+                    return tensor.clone()
+
+                plan[last] += [
+                    _copied(key, each.moved(each.number + turn * count), state, cloned, self.optim)
+                    for key, each in inside.items()
+                ]
+        return plan
+
+    def _turns(self, layers: str, count: int, inside: Mapping[str, Place], target: State) -> int:
+        if self.times is not None:
+            return self.times
+        # Look keys up one by one: later operators may rename the model's blocks.
+        rests = {each.rest for each in inside.values()}
+        wanted = next(
+            number
+            for number in itertools.count()
+            if not any(f"{layers}.{number}.{rest}" in target for rest in rests)
+        )
+        if wanted % count or wanted // count < 2:
+            raise self.unfit(
+                layers, f"there are {count} blocks and the model has {wanted}, which is not a multiple"
+            )
+        return wanted // count
+
+    def prove(self, before: State, after: State, target: State) -> list[Claim]:
+        """Claim that block i is old block ``i mod n``, bit for bit."""
+        counts = {layers: _count(inside) for layers, inside in places(self.layers, before).items()}
+
+        def faults() -> Iterator[str]:
+            turns: dict[str, int] = dict.fromkeys(before, 0)
+            for new, value in after.items():
+                inside, old = place(self.layers, new), new
+                if inside is not None and inside.layers in counts:
+                    old = inside.moved(inside.number % counts[inside.layers])
+                yield from _differs(new, old, before, value)
+                turns[old] = turns.get(old, 0) + 1
+            blocks: dict[str, set[int]] = {}
+            for key, turn in turns.items():
+                inside = place(self.layers, key)
+                blocks.setdefault("" if inside is None else inside.layers, set()).add(turn)
+            others = blocks.pop("", {1})
+            if others != {1} or any(len(found) != 1 or min(found) < 2 for found in blocks.values()):
+                yield "not every block is there equally often"
+
+        count = " or ".join(map(str, sorted(set(counts.values()))))
+        return [Claim.of(f"{self}: block i is block i mod {count}", faults, "bit for bit")]
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _count(inside: Mapping[str, Place]) -> int:
+    return 1 + max(each.number for each in inside.values())
+
+
+def _copied(key: str, name: str, state: State, make: Make, optim: str) -> Write:
+    """Return what makes a second tensor, or gives anything else a second name."""
+    if not _is_tensor(state[key]):
+        return Write(name, (key,))
+    return Write(name, (key,), make, same_for_moments(torch.clone, optim))
 
 
 def _zeros(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.new_empty(tensor.shape) if tensor.is_meta else torch.zeros_like(tensor)
 
 
-def _carried(squares: bool, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.clone()
+def _differs(new: str, old: str, before: State, value: Any) -> Iterator[str]:
+    """Yield the fault of a new value that is not an old one."""
+    if old not in before:
+        yield f"{escape(new)} comes from nowhere"
+    else:
+        yield from differing(new, before[old], value)

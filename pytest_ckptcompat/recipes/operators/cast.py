@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
 from pytest_ckptcompat.core import keys
-from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.core.tensor_spec import ITEMSIZE, shown
+from pytest_ckptcompat.core.tensor_spec import ITEMSIZE
 from pytest_ckptcompat.recipes.arguments import python
-from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise
+from pytest_ckptcompat.recipes.per_tensor import KeyWise
 from pytest_ckptcompat.recipes.promises import pieces
-from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.tensors.difference import magnitude
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_ckptcompat.core.claim import Claim
     from pytest_ckptcompat.recipes.plan import State
 
 
 @dataclass(frozen=True, repr=False)
-class cast(KeyWise):
+class cast(KeyWise[torch.dtype]):
     """Convert: ``cast("*", "bfloat16")``.
 
     Attributes:
@@ -47,45 +46,37 @@ class cast(KeyWise):
             hint = f": did you mean {near[0]!r}?" if near else ""
             raise RecipeError(f"cast: {python(self.dtype)} is not a dtype{hint}", key=self.key)
 
-    def change(self, key: str, state: State, target: State) -> Change | None:
-        dtype = self._wanted(key, state[key], target)
-        if dtype is None or dtype == state[key].dtype:
-            return None
-
-        def make(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(dtype)
-
-        return Change(make, (lambda _, tensor: tensor.to(dtype)) if self.optim == "copy" else None)
-
-    def _wanted(self, key: str, value: Any, target: State) -> torch.dtype | None:
-        """Return the new dtype of a tensor, or None if a glob matched one of another kind."""
+    def change(self, key: str, state: State, target: State) -> torch.dtype | None:
+        """Return the new dtype of a tensor, or None if it stays, or if a glob matched one of another kind."""
+        dtype: torch.dtype | None
+        has, exact = state[key].dtype, key == self.key
         if self.dtype is None:
-            found = getattr(target.get(key), "dtype", None)
-            if found is None and key == self.key:
+            dtype = getattr(target.get(key), "dtype", None)
+            if dtype is None and exact:
                 raise self.unfit(key, "the model does not have it, so the dtype must be given")
-            return found
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        alike = key == self.key or dtype.is_floating_point == value.dtype.is_floating_point
-        return dtype if alike else None
+            return None if dtype == has else dtype
+        dtype = getattr(torch, self.dtype)
+        alike = exact or dtype.is_floating_point == has.is_floating_point
+        return dtype if alike and dtype != has else None
+
+    def new_dtype(self, change: torch.dtype, old: torch.Tensor) -> torch.dtype:
+        return change
+
+    def make(self, key: str, change: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(change)
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Claim that finite values stay finite and are only rounded; the proof reports by how much."""
         rounding = Rounding()
 
-        def faults() -> Iterator[str]:
-            for key in self.tensors(before):
-                old, new = materialise(before[key]), materialise(after[key])
-                dtype = self._wanted(key, old, target)
-                if dtype is None:
-                    continue
-                if new.dtype != dtype or new.shape != old.shape:
-                    yield f"{escape(key)}: it is {shown(tuple(new.shape), str(new.dtype)[6:])}"
-                elif new.is_floating_point() and old.is_floating_point():
-                    yield from rounding.faults(key, old, new)
-                elif not all(_equal(one, other) for one, other in pieces(old, new)):
-                    yield f"{escape(key)}: the new dtype does not hold all values"
+        def faults(key: str, change: torch.dtype, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
+            if new.is_floating_point() and old.is_floating_point():
+                yield from rounding.faults(key, old, new)
+            elif not all(_equal(one, other) for one, other in pieces(old, new)):
+                yield f"{escape(key)}: the new dtype does not hold all values"
 
-        return [Claim.of(f"{self}: finite, and rounded at most", faults, lambda: str(rounding))]
+        promise = "finite, and rounded at most"
+        return [self.claim(promise, before, after, target, faults=faults, kept=lambda: str(rounding))]
 
 
 @dataclass

@@ -14,7 +14,7 @@ from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.recipes.arguments import python
 from pytest_ckptcompat.recipes.base import Operator
 from pytest_ckptcompat.recipes.globs import alike, filled, stars
-from pytest_ckptcompat.recipes.per_tensor import has_floats, shape
+from pytest_ckptcompat.recipes.per_tensor import shape
 from pytest_ckptcompat.recipes.plan import Plan, State, Write
 from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.tensors.difference import magnitude
@@ -115,7 +115,7 @@ class fold_batch_norm(Operator):
         channels, weight = shape(state.get(f"{norm}.running_var")), shape(state.get(f"{conv}.weight"))
         if weight is None or len(weight) < 2:
             raise self.unfit(f"{conv}.weight", "the layer has no weight in the checkpoint")
-        if not has_floats(state[f"{conv}.weight"]):
+        if not state[f"{conv}.weight"].is_floating_point():
             raise self.unfit(f"{conv}.weight", "it holds no real floats")
         if channels is None or len(channels) != 1:
             raise self.unfit(f"{norm}.running_var", "the norm has no running statistics in the checkpoint")

@@ -12,7 +12,7 @@ from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.keys import matches
 from pytest_ckptcompat.recipes.arguments import python
 from pytest_ckptcompat.recipes.base import Operator
-from pytest_ckptcompat.recipes.per_tensor import has_floats, shape
+from pytest_ckptcompat.recipes.per_tensor import shape
 from pytest_ckptcompat.recipes.plan import Plan, State, Write
 from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.tensors.difference import magnitude
@@ -70,7 +70,7 @@ class fold_weight_norm(Operator):
                     "checkpoint alone; call torch.nn.utils.parametrize.remove_parametrizations on the old "
                     "model, and save that",
                 )
-            if not all(has_floats(state[key]) for key in parts.keys):
+            if not all(state[key].is_floating_point() for key in parts.keys):
                 raise self.unfit(name, "it holds no real floats")
             first = min(parts.keys, key=places.__getitem__)
             make = _weight_normed if parts.kind == _WEIGHT else _spectral_normed

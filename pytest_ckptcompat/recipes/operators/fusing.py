@@ -1,31 +1,27 @@
-"""The operators `concat` and `split`: join tensors, and split them."""
+"""The operators `concat`, `split`, `stack_tensors` and `unbind`: one tensor of several, and the reverse."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-
-from pytest_ckptcompat.core.claim import Claim
-from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.core.keys import natural
 from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.recipes.arguments import python
-from pytest_ckptcompat.recipes.base import Operator
 from pytest_ckptcompat.recipes.globs import alike, filled, stars
 from pytest_ckptcompat.recipes.per_tensor import shape
-from pytest_ckptcompat.recipes.plan import Plan, State, Write
-from pytest_ckptcompat.recipes.promises import differing
-from pytest_ckptcompat.recipes.rows import joined
-from pytest_ckptcompat.tensors.deferred import materialise
+from pytest_ckptcompat.recipes.regrouping import Joining, Parting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
+
+    from pytest_ckptcompat.recipes.plan import State
 
 
 @dataclass(frozen=True, repr=False)
-class concat(Operator):
+class concat(Joining):
     """Concatenate: ``concat(["*.q.weight", "*.k.weight", "*.v.weight"], "*.qkv.weight", dim=0)``.
 
     Attributes:
@@ -34,9 +30,6 @@ class concat(Operator):
         dim: along which they are joined.
         optim: optimizer state: ``copy`` joins it as well, ``reset`` starts it anew.
     """
-
-    rounds: ClassVar[bool] = False
-    changes_function: ClassVar[str] = ""
 
     keys: tuple[str, ...]
     to: str
@@ -47,59 +40,13 @@ class concat(Operator):
         super().__post_init__()
         alike("concat", *self.keys, self.to)
 
-    def plan(self, state: State, target: State) -> Plan:
-        def make(*tensors: torch.Tensor) -> torch.Tensor:
-            return joined(tensors, self.dim)
-
-        optimizer_transform = (lambda _, *tensors: make(*tensors)) if self.optim == "copy" else None
-        places = {key: place for place, key in enumerate(state)}
-        plan: dict[str, list[Write]] = {}
-        for name, sources in self._groups(state):
-            self._hold_together(sources, state)
-            first = min(sources, key=places.__getitem__)
-            plan |= {source: [] for source in sources} | {
-                first: [Write(name, sources, make, optimizer_transform)]
-            }
-        return plan
-
-    def destination(self, key: str) -> str | None:
-        return None if any(stars(pattern, key) is not None for pattern in self.keys) else key
-
-    def _groups(self, state: State) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Yield the name of each new tensor, and its sources."""
-        for key in self.matched(self.keys[0], state):
-            values = stars(self.keys[0], key) or ()
-            sources = (key, *(filled(pattern, values) for pattern in self.keys[1:]))
-            for source in sources:
-                if source not in state:
-                    raise self.unfit(key, f"there is no {python(source)} beside it")
-            yield filled(self.to, values), sources
-
-    def _hold_together(self, sources: Sequence[str], state: State) -> None:
-        first = state[sources[0]]
-        for source in sources:
-            has = shape(state[source])
-            if has is None or not -len(has) <= self.dim < len(has):
-                raise self.unfit(source, f"it is {shown(has or ())}, with no dimension {self.dim}")
-            if _rest(state[source], self.dim) != _rest(first, self.dim):
-                raise self.unfit(
-                    source, f"it is {shown(has)} and {python(sources[0])} is {shown(tuple(first.shape))}"
-                )
-            if state[source].dtype != first.dtype:
-                raise self.unfit(source, f"it has another dtype than {python(sources[0])}: cast one")
-
-    def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """Claim that the new tensor, split at the old sizes, gives the old tensors."""
-
-        def faults() -> Iterator[str]:
-            for name, sources in self._groups(before):
-                yield from _taken_apart(name, after.get(name), [before[each] for each in sources], self.dim)
-
-        return [Claim.of(f"{self}: taken apart, the old tensors", faults, "bit for bit")]
+    @property
+    def taken(self) -> tuple[str, ...]:
+        return self.keys
 
 
 @dataclass(frozen=True, repr=False)
-class split(Operator):
+class split(Parting):
     """Split a tensor: ``split("*.qkv.weight", ["*.q.weight", "*.k.weight", "*.v.weight"], dim=0)``.
 
     Attributes:
@@ -109,9 +56,6 @@ class split(Operator):
         sizes: of the parts; the model's if they are left out, or equal ones if it does not have them.
         optim: optimizer state: ``copy`` cuts it as well, ``reset`` starts it anew.
     """
-
-    rounds: ClassVar[bool] = False
-    changes_function: ClassVar[str] = ""
 
     key: str
     to: tuple[str, ...]
@@ -123,28 +67,8 @@ class split(Operator):
         super().__post_init__()
         alike("split", self.key, *self.to)
 
-    def plan(self, state: State, target: State) -> Plan:
-        plan: dict[str, list[Write]] = {}
-        for key in self.matched(self.key, state):
-            names, sizes = self._parts(key, state, target)
-            starts = accumulate(sizes, initial=0)
-            plan[key] = [
-                Write(name, (key,), make := _narrowed(self.dim, start, size), self._carry(make))
-                for name, size, start in zip(names, sizes, starts, strict=False)
-            ]
-        return plan
-
-    def destination(self, key: str) -> str | None:
-        return None if stars(self.key, key) is not None else key
-
-    def _carry(self, make: Callable[..., torch.Tensor]) -> Any:
-        return (lambda _, tensor: make(tensor)) if self.optim == "copy" else None
-
-    def _parts(self, key: str, state: State, target: State) -> tuple[list[str], list[int]]:
-        """Return the names and sizes of the parts."""
-        has = shape(state[key])
-        if has is None or not -len(has) <= self.dim < len(has):
-            raise self.unfit(key, f"it is {shown(has or ())}, with no dimension {self.dim}")
+    def parts(self, key: str, state: State, target: State) -> list[tuple[str, int]]:
+        has = self.checked(key, state)
         names = [filled(pattern, stars(self.key, key) or ()) for pattern in self.to]
         whole = has[self.dim]
         if self.sizes is not None:
@@ -155,39 +79,104 @@ class split(Operator):
             sizes = known if len(known) == len(names) else [whole // len(names)] * len(names)
         if sum(sizes) != whole or len(sizes) != len(names):
             raise self.unfit(key, f"dimension {self.dim} has {whole}, which is not cut into {sizes}")
-        return names, sizes
-
-    def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """Claim that the parts, joined, give the old tensor."""
-
-        def faults() -> Iterator[str]:
-            for key in self.matched(self.key, before):
-                names = [filled(pattern, stars(self.key, key) or ()) for pattern in self.to]
-                yield from _taken_apart(key, before[key], [after.get(name) for name in names], self.dim)
-
-        return [Claim.of(f"{self}: joined, the old tensor", faults, "bit for bit")]
+        return list(zip(names, sizes, strict=True))
 
 
-def _narrowed(dim: int, start: int, size: int) -> Callable[..., torch.Tensor]:
-    return lambda tensor: tensor.narrow(dim, start, size).clone(memory_format=torch.contiguous_format)
+@dataclass(frozen=True, repr=False)
+class stack_tensors(Joining):
+    """Stack tensors of one shape along a new dimension (`torch.stack`).
+
+    Separate experts become one fused tensor:
+    ``stack_tensors("layers.*.experts.*.w1.weight", "layers.*.experts.w1", dim=0)``
+    (transformers' ``MergeModulelist``).
+
+    Attributes:
+        keys: one glob, whose last star counts the tensors, in natural order (``experts.2`` before
+            ``experts.10``); or a list of exact keys or globs, in the order in which they are stacked.
+        to: the name of what they make: with one star less than a single glob, with as many as each key of a
+            list.
+        dim: where the new dimension stands.
+        optim: optimizer state: ``copy`` stacks it as well, ``reset`` starts it anew.
+    """
+
+    new_dimension: ClassVar[bool] = True
+
+    keys: str | tuple[str, ...]
+    to: str
+    dim: int = 0
+    optim: Literal["copy", "reset"] = "copy"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.keys, tuple):
+            alike("stack_tensors", *self.keys, self.to)
+        elif self.keys.count("*") != self.to.count("*") + 1:
+            raise RecipeError(
+                f"stack_tensors: {python(self.keys)} needs one star more than {python(self.to)}: "
+                "the last one counts the tensors",
+                key=self.keys,
+            )
+
+    @property
+    def taken(self) -> tuple[str, ...]:
+        return (self.keys,) if isinstance(self.keys, str) else self.keys
+
+    def groups(self, state: State) -> Iterator[tuple[str, tuple[str, ...]]]:
+        if not isinstance(self.keys, str):
+            yield from super().groups(state)
+            return
+        counted: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+        for key in self.matched(self.keys, state):
+            counted[(stars(self.keys, key) or ())[:-1]].append(key)
+        for values, found in counted.items():
+            yield filled(self.to, values), tuple(sorted(found, key=natural))
+
+    def check(self, name: str, sources: Sequence[str], state: State, target: State) -> None:
+        super().check(name, sources, state, target)
+        made, wanted = list(state[sources[0]].shape), shape(target.get(name))
+        made.insert(self.dim % (len(made) + 1), len(sources))
+        if wanted not in (None, tuple(made)):
+            why = f"{len(sources)} tensors make {shown(tuple(made))}, and the model has {shown(wanted)}"
+            raise self.unfit(sources[0], why)
 
 
-def _rest(tensor: torch.Tensor, dim: int) -> list[int]:
-    """Return all sizes except that of `dim`."""
-    sizes = list(tensor.shape)
-    del sizes[dim]
-    return sizes
+@dataclass(frozen=True, repr=False)
+class unbind(Parting):
+    """Unbind a tensor along a dimension, which goes (`torch.unbind`).
 
+    A fused tensor becomes separate experts:
+    ``unbind("layers.*.experts.w1", "layers.*.experts.*.w1.weight")``.
 
-def _taken_apart(key: str, whole: Any, parts: Sequence[Any], dim: int) -> Iterator[str]:
-    """Yield faults unless a tensor, split at the parts' sizes, gives the parts."""
-    if whole is None or any(part is None for part in parts):
-        yield f"{escape(key)}: a tensor is not there"
-        return
-    whole, parts = materialise(whole), [materialise(part) for part in parts]
-    sizes = [part.shape[dim] for part in parts]
-    if sum(sizes) != whole.shape[dim]:
-        yield f"{escape(key)}: {whole.shape[dim]} rows for {sizes}"
-        return
-    for part, piece in zip(parts, torch.split(whole, sizes, dim), strict=True):
-        yield from differing(key, part, piece)
+    Attributes:
+        key: an exact key or a glob.
+        to: one name with one star more than `key`, whose last one counts from 0; or a list of names with as
+            many stars.
+        dim: the dimension that goes.
+        optim: optimizer state: ``copy`` takes it apart as well, ``reset`` starts it anew.
+    """
+
+    new_dimension: ClassVar[bool] = True
+
+    key: str
+    to: str | tuple[str, ...]
+    dim: int = 0
+    optim: Literal["copy", "reset"] = "copy"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.to, tuple):
+            alike("unbind", self.key, *self.to)
+        elif self.to.count("*") != self.key.count("*") + 1:
+            raise RecipeError(
+                f"unbind: {python(self.to)} needs one star more than {python(self.key)}: "
+                "the last one counts the tensors",
+                key=self.key,
+            )
+
+    def parts(self, key: str, state: State, target: State) -> list[tuple[str, int]]:
+        count, values = self.checked(key, state)[self.dim], stars(self.key, key) or ()
+        if isinstance(self.to, str):
+            return [(filled(self.to, (*values, str(place))), 1) for place in range(count)]
+        if len(self.to) != count:
+            raise self.unfit(key, f"dimension {self.dim} has {count}, and to has {len(self.to)} names")
+        return [(filled(pattern, values), 1) for pattern in self.to]

@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch.nn import functional
 
-from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
-from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import shown
-from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise, shape
+from pytest_ckptcompat.recipes.per_tensor import KeyWise, model_has, shape
 from pytest_ckptcompat.recipes.promises import differing
 from pytest_ckptcompat.recipes.rows import bits
-from pytest_ckptcompat.tensors.deferred import materialise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pytest_ckptcompat.recipes.plan import State
 
@@ -27,7 +24,7 @@ Margins = list[tuple[int, int]]
 
 
 @dataclass(frozen=True, repr=False)
-class pad(KeyWise):
+class pad(KeyWise[Margins]):
     """Pad a tensor with zeros: a larger kernel that computes what the smaller one did, or more inputs.
 
     A convolution whose kernel grew by 2 keeps its function if its padding grows by 1.
@@ -44,6 +41,8 @@ class pad(KeyWise):
     """
 
     rounds: ClassVar[bool] = False
+    promise: ClassVar[str] = "the centre is kept, the rest zero"
+    kept: ClassVar[str] = "bit for bit"
 
     sizes: tuple[int, ...] | None = None
     mode: Literal["centre", "end"] = "centre"
@@ -55,30 +54,19 @@ class pad(KeyWise):
             raise RecipeError("pad: sizes wants pairs of numbers of zeros", key=self.key)
 
     def caveat(self, state: State, target: State) -> str:
-        for key in self.tensors(state):
-            for dim, (before, behind) in enumerate(self._margins(key, state, target)):
+        for key, margins in self.changes(state, target):
+            for dim, (before, behind) in enumerate(margins):
                 if (dim < 2 and before) or (dim >= 2 and before != behind):
                     return f"{self} moves {('outputs', 'inputs')[dim] if dim < 2 else 'the kernel'} of {key}"
         return ""
 
-    def change(self, key: str, state: State, target: State) -> Change | None:
+    def change(self, key: str, state: State, target: State) -> Margins | None:
         margins = self._margins(key, state, target)
-        if not any(map(any, margins)):
-            return None
-        flat = [size for margin in reversed(margins) for size in margin]
-
-        def make(tensor: torch.Tensor) -> torch.Tensor:
-            return functional.pad(bits(tensor), flat).view(tensor.dtype)
-
-        def optimizer_transform(squares: bool, tensor: torch.Tensor) -> torch.Tensor:
-            fill = float(tensor.mean()) if squares and tensor.numel() and not tensor.is_meta else 0.0
-            return functional.pad(tensor, flat, value=fill)
-
-        return Change(make, None if self.optim == "reset" else optimizer_transform)
+        return margins if any(map(any, margins)) else None
 
     def _margins(self, key: str, state: State, target: State) -> Margins:
         """Return what to add; nothing if a glob's match has too few dimensions, or is not in the model."""
-        has, wanted = shape(state[key]) or (), shape(target.get(key))
+        has, wanted = tuple(state[key].shape), shape(target.get(key))
         exact = key == self.key
         if self.sizes is not None:
             if len(self.sizes) > 2 * len(has):
@@ -90,31 +78,28 @@ class pad(KeyWise):
         if wanted is None and not exact:
             return []
         if wanted is None or len(wanted) != len(has) or any(w < h for h, w in zip(has, wanted, strict=True)):
-            model = "the model does not have it" if wanted is None else f"the model has {shown(wanted)}"
-            raise self.unfit(key, f"it is {shown(has)}, {model}")
+            raise self.unfit(key, f"it is {shown(has)}, {model_has(wanted)}")
         more = [new - old for old, new in zip(has, wanted, strict=True)]
         return [(each // 2, each - each // 2) if self.mode == "centre" else (0, each) for each in more]
 
-    def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """Claim that the old tensor is there, bit for bit, and everything around it is zero."""
+    def new_shape(self, change: Margins, old: torch.Tensor) -> Sequence[int]:
+        return [before + size + behind for size, (before, behind) in zip(old.shape, change, strict=True)]
 
-        def faults() -> Iterator[str]:
-            for key in self.tensors(before):
-                margins = self._margins(key, before, target)
-                if any(map(any, margins)):
-                    yield from self._faults(key, materialise(before[key]), materialise(after[key]), margins)
+    def make(self, key: str, change: Margins, tensor: torch.Tensor) -> torch.Tensor:
+        return functional.pad(bits(tensor), _flat(change)).view(tensor.dtype)
 
-        return [Claim.of(f"{self}: the centre is kept, the rest zero", faults, "bit for bit")]
+    def moments(self, key: str, change: Margins, tensor: torch.Tensor, squares: bool) -> torch.Tensor:
+        fill = float(tensor.mean()) if squares and tensor.numel() else 0.0
+        return functional.pad(tensor, _flat(change), value=fill)
 
-    def _faults(self, key: str, old: torch.Tensor, new: torch.Tensor, margins: Margins) -> Iterator[str]:
-        wanted = [before + size + behind for size, (before, behind) in zip(old.shape, margins, strict=True)]
-        if list(new.shape) != wanted:
-            yield f"{escape(key)}: shape {tuple(new.shape)} instead of {tuple(wanted)}"
-            return
-        inside = tuple(
-            slice(first, first + size) for (first, _), size in zip(margins, old.shape, strict=True)
-        )
+    def faults(self, key: str, change: Margins, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
+        inside = tuple(slice(first, first + size) for (first, _), size in zip(change, old.shape, strict=True))
         yield from differing(key, old, new[inside])
         rest = new.clone()
         rest[inside] = torch.zeros_like(old)
         yield from differing(key, torch.zeros_like(new), rest)
+
+
+def _flat(margins: Margins) -> list[int]:
+    """Return margins as `torch.nn.functional.pad` takes them: from the last dimension on."""
+    return [size for margin in reversed(margins) for size in margin]

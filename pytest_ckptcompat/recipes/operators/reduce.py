@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 
-from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.core.tensor_spec import shown
-from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise, shape
+from pytest_ckptcompat.recipes.per_tensor import KeyWise, shape
 from pytest_ckptcompat.recipes.rows import resized, wide
-from pytest_ckptcompat.tensors.deferred import materialise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from pytest_ckptcompat.core.claim import Claim
     from pytest_ckptcompat.recipes.plan import State
 
 
+class Sizes(NamedTuple):
+    """How many blocks of rows become one, and how many rows a block has."""
+
+    several: int
+    block: int
+
+
 @dataclass(frozen=True, repr=False, init=False)
-class reduce(KeyWise):
+class reduce(KeyWise[Sizes]):
     """Reduce consecutive rows, or blocks of rows, to fewer by their mean or sum.
 
     A stem for grey pictures is ``reduce("conv1.weight", dim=1, groups=1, reduction="sum")``: on a picture
@@ -72,36 +77,12 @@ class reduce(KeyWise):
         """Why the function changes: other inputs, or heads that are merged."""
         return f"{self} makes one of several"
 
-    def change(self, key: str, state: State, target: State) -> Change | None:
-        sizes = self._sizes(key, state, target)
-        if sizes is None:
-            return None
-        several, block = sizes
-
-        def joined(tensor: torch.Tensor, op: str) -> torch.Tensor:
-            dim = self.dim % tensor.dim()
-            if tensor.is_meta:
-                return tensor.new_empty(resized(tensor, dim, self.groups * block))
-            computed = tensor.to(torch.promote_types(wide(tensor), torch.float32))
-            split = computed.reshape(
-                *tensor.shape[:dim], self.groups, several, block, *tensor.shape[dim + 1 :]
-            )
-            whole = split.mean(dim + 1) if op == "mean" else split.sum(dim + 1)
-            return whole.reshape(resized(tensor, dim, self.groups * block)).to(tensor.dtype)
-
-        def make(tensor: torch.Tensor) -> torch.Tensor:
-            return joined(tensor, self.reduction)
-
-        return Change(make, (lambda _, tensor: joined(tensor, "mean")) if self.optim == "copy" else None)
-
-    def _sizes(self, key: str, state: State, target: State) -> tuple[int, int] | None:
+    def change(self, key: str, state: State, target: State) -> Sizes | None:
         """Return how many blocks become one, and the rows of a block; None if a glob's match stays."""
+        if not self.has_dimension(key, self.dim, state, target):
+            return None
         has, wanted = tuple(state[key].shape), shape(target.get(key))
         exact, n = key == self.key, self.groups
-        if not -len(has) <= self.dim < len(has):
-            if exact or (wanted is not None and wanted != has):
-                raise self.unfit(key, f"it is {shown(has)}, with no dimension {self.dim}")
-            return None
         if wanted == has or (wanted is None and not exact):
             return None
         old = has[self.dim]
@@ -109,25 +90,30 @@ class reduce(KeyWise):
         if new % n or old % max(new, 1) or old == new:
             to = "" if new == n else f" and is to have {new}"
             raise self.unfit(key, f"dimension {self.dim} has {old}{to}: that makes no {n} groups")
-        return old // new, new // n
+        return Sizes(old // new, new // n)
+
+    def new_shape(self, change: Sizes, old: torch.Tensor) -> Sequence[int]:
+        return resized(old, self.dim, self.groups * change.block)
+
+    def make(self, key: str, change: Sizes, tensor: torch.Tensor) -> torch.Tensor:
+        return self._joined(tensor, change, self.reduction)
+
+    def moments(self, key: str, change: Sizes, tensor: torch.Tensor, squares: bool) -> torch.Tensor:
+        return self._joined(tensor, change, "mean")
+
+    def _joined(self, tensor: torch.Tensor, sizes: Sizes, reduction: str) -> torch.Tensor:
+        dim = self.dim % tensor.dim()
+        computed = tensor.to(torch.promote_types(wide(tensor), torch.float32))
+        split = computed.reshape(*tensor.shape[:dim], self.groups, *sizes, *tensor.shape[dim + 1 :])
+        whole = split.mean(dim + 1) if reduction == "mean" else split.sum(dim + 1)
+        return whole.flatten(dim, dim + 1).to(tensor.dtype)
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Claim that each row is the mean or the sum of the rows that it replaces."""
+        return [self.claim(f"each group's {self.reduction} is kept", before, after, target)]
 
-        def faults() -> Iterator[str]:
-            for key in self.tensors(before):
-                sizes = self._sizes(key, before, target)
-                if sizes is not None:
-                    yield from self._faults(key, materialise(before[key]), materialise(after[key]), *sizes)
-
-        return [Claim.of(f"{self}: each group's {self.reduction} is kept", faults)]
-
-    def _faults(
-        self, key: str, old: torch.Tensor, new: torch.Tensor, several: int, block: int
-    ) -> Iterator[str]:
-        if new.shape[self.dim] * several != old.shape[self.dim]:
-            yield f"{escape(key)}: {old.shape[self.dim]} rows became {new.shape[self.dim]}"
-            return
+    def faults(self, key: str, change: Sizes, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
+        several, block = change
         for row, found in enumerate(new.double().unbind(self.dim)):
             head, inside = divmod(row, block)
             firsts = [(head * several + each) * block + inside for each in range(several)]

@@ -1,21 +1,18 @@
-"""The operators `rename`, `strip_prefix` and `add_prefix`, which change only keys."""
+"""The operators `rename`, `strip_prefix`, `add_prefix` and `drop`, which change only keys."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
 from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
-from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.core.keys import nearest
+from pytest_ckptcompat.core.keys import matches, nearest
 from pytest_ckptcompat.recipes.arguments import python
 from pytest_ckptcompat.recipes.base import Operator
 from pytest_ckptcompat.recipes.globs import alike, filled, stars
 from pytest_ckptcompat.recipes.plan import Plan, State, Write
-from pytest_ckptcompat.recipes.promises import differing
+from pytest_ckptcompat.recipes.promises import displaced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,12 +50,7 @@ class Renaming(Operator):
             if len(before) != len(after):
                 yield f"{len(after)} keys instead of {len(before)}"
             renamed = set(self.chosen(before))
-            for key, old in before.items():
-                name = self.named(key) if key in renamed else key
-                if name not in after:
-                    yield f"{escape(key)}: there is no {escape(name)}"
-                elif isinstance(old, torch.Tensor):
-                    yield from differing(name, old, after[name])
+            yield from displaced(before, after, lambda key: self.named(key) if key in renamed else key)
 
         return [Claim.of(f"{self}: bytes unchanged", faults, f"{len(after)} keys")]
 
@@ -136,3 +128,28 @@ class add_prefix(Renaming):
 
     def named(self, key: str) -> str:
         return self.prefix + key
+
+
+@dataclass(frozen=True, repr=False)
+class drop(Operator):
+    """Drop keys: ``drop("aux.*")``.
+
+    Attributes:
+        pattern: an exact key or a glob.
+    """
+
+    rounds: ClassVar[bool] = False
+    changes_function: ClassVar[str] = ""
+
+    pattern: str
+
+    def plan(self, state: State, target: State) -> Plan:
+        return {key: [] for key in self.matched(self.pattern, state)}
+
+    def prove(self, before: State, after: State, target: State) -> list[Claim]:
+        """Claim that keys outside the pattern are still there, with the same bytes."""
+
+        def faults() -> Iterator[str]:
+            yield from displaced(before, after, lambda key: None if matches(self.pattern, key) else key)
+
+        return [Claim.of(f"{self}: the rest is unchanged", faults, f"{len(after)} keys")]

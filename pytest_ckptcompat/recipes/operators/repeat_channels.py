@@ -5,24 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-
-from pytest_ckptcompat.core.claim import Claim
-from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.recipes.arguments import python
-from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise, outputs_of, size_after
+from pytest_ckptcompat.recipes.per_tensor import KeyWise, outputs_of
 from pytest_ckptcompat.recipes.rows import Rows, resized
-from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.tensors.difference import magnitude
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    import torch
+
+    from pytest_ckptcompat.core.claim import Claim
     from pytest_ckptcompat.recipes.plan import State
 
 
 @dataclass(frozen=True, repr=False)
-class repeat_channels(KeyWise):
+class repeat_channels(KeyWise[Rows]):
     """Repeat the input channels of a convolution: the n old ones, cut to N, times n/N.
 
     On a picture that repeats its channels likewise, the sums stay about what they were; exactly so only where
@@ -46,9 +44,9 @@ class repeat_channels(KeyWise):
         """Why the function changes: the inputs are different."""
         return f"{self}: the model takes other inputs"
 
-    def _rows(self, key: str, state: State, target: State) -> Rows | None:
+    def change(self, key: str, state: State, target: State) -> Rows | None:
         """Return the row map: channel i is channel ``i mod n`` times n/N; None if the tensor stays."""
-        size = size_after(self, key, 1, self.to, state, target)
+        size = self.new_size(key, 1, self.to, state, target)
         if size is None:
             return None
         old = state[key].shape[1]
@@ -59,32 +57,24 @@ class repeat_channels(KeyWise):
             raise self.unfit(key, f"dimension 1 counts its outputs, as its bias tells: {how}")
         return replace(Rows.repeated(old, size), factors=(old / size,) * size)
 
-    def change(self, key: str, state: State, target: State) -> Change | None:
-        rows = self._rows(key, state, target)
-        if rows is None:
-            return None
-        repeated = replace(rows, factors=None)
-        copied = (lambda _, tensor: repeated.taken(tensor, 1)) if self.optim == "copy" else None
-        return Change(lambda tensor: rows.taken(tensor, 1), copied)
+    def new_shape(self, change: Rows, old: torch.Tensor) -> Sequence[int]:
+        return resized(old, 1, len(change.origin))
+
+    def make(self, key: str, change: Rows, tensor: torch.Tensor) -> torch.Tensor:
+        return change.taken(tensor, 1)
+
+    def moments(self, key: str, change: Rows, tensor: torch.Tensor, squares: bool) -> torch.Tensor:
+        return replace(change, factors=None).taken(tensor, 1)
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Claim that channel i is channel ``i mod n`` times n/N. This keeps the sum if n divides N."""
         said: dict[str, None] = {}
 
-        def faults() -> Iterator[str]:
-            for key in self.tensors(before):
-                rows, new = self._rows(key, before, target), after.get(key)
-                if rows is None:
-                    continue
-                old = materialise(before[key])
-                if new is None or new.shape != torch.Size(resized(old, 1, len(rows.origin))):
-                    yield f"{escape(key)}: it is not there with {len(rows.origin)} channels"
-                    return
-                new = materialise(new)
-                yield from rows.faults(key, old, new, 1)
-                apart = magnitude(float((new.double().sum(1) - old.double().sum(1)).abs().max()))
-                sums = f"sums change by up to {apart}, as {old.shape[1]} does not divide {new.shape[1]}"
-                said[sums if new.shape[1] % old.shape[1] else "their sum is kept"] = None  # which follows
+        def faults(key: str, change: Rows, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
+            yield from change.faults(key, old, new, 1)
+            apart = magnitude(float((new.double().sum(1) - old.double().sum(1)).abs().max()))
+            sums = f"sums change by up to {apart}, as {old.shape[1]} does not divide {new.shape[1]}"
+            said[sums if new.shape[1] % old.shape[1] else "their sum is kept"] = None
 
-        told = f"{self}: channel i is channel i mod n, times n/N"
-        return [Claim.of(told, faults, lambda: "; ".join(said))]
+        promise = "channel i is channel i mod n, times n/N"
+        return [self.claim(promise, before, after, target, faults=faults, kept=lambda: "; ".join(said))]

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch.nn import functional
 
-from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.tensor_spec import shown
-from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise, shape
+from pytest_ckptcompat.recipes.per_tensor import KeyWise, model_has, shape
 from pytest_ckptcompat.recipes.promises import differing
 from pytest_ckptcompat.recipes.rows import joined, wide
-from pytest_ckptcompat.tensors.deferred import materialise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from pytest_ckptcompat.core.claim import Claim
     from pytest_ckptcompat.recipes.plan import State
 
 Size = tuple[int, int]
@@ -45,6 +44,15 @@ class Grid:
     new: Size
     prefix: int = 0
 
+    def new_shape(self, old: tuple[int, ...]) -> list[int]:
+        """Return the shape of the tensor with the new grid."""
+        sizes = list(old)
+        if self.tokens < 0:
+            sizes[self.dims[0]], sizes[self.dims[1]] = self.new
+        else:
+            sizes[self.tokens] = self.prefix + self.new[0] * self.new[1]
+        return sizes
+
     def pictures(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the grid as images of the shape (any, any, height, width)."""
         if self.tokens < 0:
@@ -65,18 +73,10 @@ class Grid:
 def resized(pictures: torch.Tensor, size: Size, mode: Interpolation, antialias: bool) -> torch.Tensor:
     """Resize images, in at least float32."""
     computed = pictures.to(torch.promote_types(wide(pictures), torch.float32))
-    if pictures.is_meta:
-        return computed.new_empty((*pictures.shape[:2], *size))
     if size[1] == 1 < size[0]:  # torch (2.6 to 2.14) fills a smoothed column with its first value
         return resized(pictures.mT, (1, size[0]), mode, antialias).mT
     smooth = {"antialias": antialias, "align_corners": False} if mode != "nearest" else {}
     return functional.interpolate(computed, size, mode=mode, **smooth)
-
-
-def matrix(old: int, new: int, mode: Interpolation, antialias: bool) -> torch.Tensor:
-    """Return the resizing of one dimension as a matrix (new, old), in float64."""
-    lines = torch.eye(old, dtype=torch.float64)[None, None]
-    return resized(lines, (new, old), mode, antialias)[0, 0]
 
 
 def square(tokens: int) -> Size | None:
@@ -86,7 +86,7 @@ def square(tokens: int) -> Size | None:
 
 
 @dataclass(frozen=True, repr=False)
-class resample(KeyWise):
+class resample(KeyWise[Grid]):
     """Resample positions, or patch kernels, to another grid.
 
     Position embeddings are interpolated as pictures, as timm's ``resample_abs_pos_embed`` does:
@@ -129,45 +129,8 @@ class resample(KeyWise):
         """Why the function changes: the inputs have another size."""
         return f"{self}: the model sees another grid"
 
-    @property
-    def interpolation(self) -> Interpolation:
-        """How images are resized."""
-        return "bicubic" if self.mode == "pinv" else self.mode
-
-    def change(self, key: str, state: State, target: State) -> Change | None:
-        grid = self._grid(key, state, target)
-        if grid is None or grid.old == grid.new:
-            return None
-
-        def make(tensor: torch.Tensor) -> torch.Tensor:
-            if self.mode == "pinv":
-                return self._kernel(tensor, grid)
-            pictures = resized(grid.pictures(tensor), grid.new, self.interpolation, self.antialias)
-            return grid.back(pictures.to(tensor.dtype), tensor)
-
-        def optimizer_transform(
-            _: bool, tensor: torch.Tensor
-        ) -> torch.Tensor:  # bilinear keeps averages of squares positive
-            pictures = resized(grid.pictures(tensor), grid.new, "bilinear", self.antialias)
-            return grid.back(pictures.to(tensor.dtype), tensor)
-
-        return Change(make, optimizer_transform if self.optim == "copy" else None)
-
-    def _kernel(self, tensor: torch.Tensor, grid: Grid) -> torch.Tensor:
-        """Resize the kernel by the pseudo-inverse of the transposed resizing, dimension by dimension."""
-        if tensor.is_meta:
-            return tensor.new_empty((*tensor.shape[:2], *grid.new))
-        rows, columns = (
-            torch.linalg.pinv(matrix(old, new, self.interpolation, self.antialias).T).to(tensor.device)
-            for old, new in zip(grid.old, grid.new, strict=True)
-        )
-        kernel: torch.Tensor = rows @ tensor.double() @ columns.T
-        return kernel.to(tensor.dtype)
-
-    # -- the grid ------------------------------------------------------------------------------------------
-
-    def _grid(self, key: str, state: State, target: State) -> Grid | None:
-        """Return the grid of a tensor, or None if a glob's match has the model's shape or is not in it.
+    def change(self, key: str, state: State, target: State) -> Grid | None:
+        """Return the grid of a tensor, or None if it stays, or if the model does not have a glob's match.
 
         Raises:
             RecipeError: the grid can't be determined.
@@ -176,8 +139,44 @@ class resample(KeyWise):
         exact = key == self.key
         if (wanted is None and not exact) or (wanted == has and not (exact and self.size)):
             return None  # the same number of places is another grid only if `size` says so
-        if self.mode == "pinv" or len(has) == 4:
-            return self._picture(key, has, wanted)
+        grid = self._picture if self.mode == "pinv" or len(has) == 4 else self._tokens
+        found = grid(key, has, wanted)
+        return None if found.old == found.new else found
+
+    def new_shape(self, change: Grid, old: torch.Tensor) -> Sequence[int]:
+        return change.new_shape(tuple(old.shape))
+
+    def make(self, key: str, change: Grid, tensor: torch.Tensor) -> torch.Tensor:
+        if self.mode == "pinv":
+            return self._kernel(tensor, change)
+        return self._resized(change, tensor, self.mode)
+
+    def moments(self, key: str, change: Grid, tensor: torch.Tensor, squares: bool) -> torch.Tensor:
+        return self._resized(change, tensor, "bilinear")  # which keeps averages of squares positive
+
+    def _resized(self, grid: Grid, tensor: torch.Tensor, mode: Interpolation) -> torch.Tensor:
+        pictures = resized(grid.pictures(tensor), grid.new, mode, self.antialias)
+        return grid.back(pictures.to(tensor.dtype), tensor)
+
+    def _kernel(self, tensor: torch.Tensor, grid: Grid) -> torch.Tensor:
+        """Resize the kernel by the pseudo-inverse of the transposed resizing, dimension by dimension."""
+        rows, columns = (torch.linalg.pinv(each.T).to(tensor.device) for each in self._matrices(grid))
+        kernel: torch.Tensor = rows @ tensor.double() @ columns.T
+        return kernel.to(tensor.dtype)
+
+    def _matrices(self, grid: Grid) -> list[torch.Tensor]:
+        """Return the resizing of height and width as matrices (new, old), in float64."""
+        mode = "bicubic" if self.mode == "pinv" else self.mode
+        lines = (torch.eye(old, dtype=torch.float64)[None, None] for old in grid.old)
+        return [
+            resized(line, (new, old), mode, self.antialias)[0, 0]
+            for line, new, old in zip(lines, grid.new, grid.old, strict=True)
+        ]
+
+    # -- the grid ------------------------------------------------------------------------------------------
+
+    def _tokens(self, key: str, has: tuple[int, ...], wanted: tuple[int, ...] | None) -> Grid:
+        """Return the grid of a row of tokens."""
         if len(has) not in (2, 3) or (len(has) == 3 and has[0] != 1):
             raise self.unfit(key, f"it is {shown(has)}, which is not a row of tokens")
         dim = len(has) - 2
@@ -212,46 +211,33 @@ class resample(KeyWise):
             )
             if new is not None and fits:
                 return Grid(-1, dims, old, new)
-        model = "the model does not have it" if wanted is None else f"the model has {shown(wanted)}"
-        raise self.unfit(key, f"it is {shown(has)}, {model}")
+        raise self.unfit(key, f"it is {shown(has)}, {model_has(wanted)}")
 
     # -- the proof -----------------------------------------------------------------------------------------
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Claim that prefix tokens are kept, and the grid is the old one times resizing matrices."""
+        promise = "a resized patch gives what it gave" if self.mode == "pinv" else "resized line by line"
+        kept = "prefix tokens bit-equal" if self.prefix_tokens else ""
+        return [self.claim(promise, before, after, target, kept=kept)]
 
-        def faults() -> Iterator[str]:
-            for key in self.tensors(before):
-                grid = self._grid(key, before, target)
-                if grid is not None:
-                    yield from self._faults(key, grid, materialise(before[key]), materialise(after[key]))
-
-        name = "a resized patch gives what it gave" if self.mode == "pinv" else "resized line by line"
-        return [Claim.of(f"{self}: {name}", faults, "prefix tokens bit-equal" if self.prefix_tokens else "")]
-
-    def _faults(self, key: str, grid: Grid, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
-        rows, columns = (
-            matrix(one, other, self.interpolation, self.antialias)
-            for one, other in zip(grid.old, grid.new, strict=True)
-        )
-        if grid.tokens >= 0:
-            prefix, kept = (each.narrow(grid.tokens, 0, grid.prefix) for each in (old, new))
+    def faults(self, key: str, change: Grid, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
+        rows, columns = self._matrices(change)
+        if change.tokens >= 0:
+            prefix, kept = (each.narrow(change.tokens, 0, change.prefix) for each in (old, new))
             yield from differing(key, prefix, kept)
             one, other = (
-                each.double().movedim(grid.tokens, 0).flatten(1)[grid.prefix :].T.reshape(-1, *size)
-                for each, size in ((old, grid.old), (new, grid.new))
+                each.double().movedim(change.tokens, 0).flatten(1)[change.prefix :].T.reshape(-1, *size)
+                for each, size in ((old, change.old), (new, change.new))
             )
         else:
-            others = [dim for dim in range(4) if dim not in grid.dims]
+            others = [dim for dim in range(4) if dim not in change.dims]
             one, other = (each.double().movedim(others, (0, 1)) for each in (old, new))
         allowed = 64 * torch.finfo(new.dtype).eps * float(old.double().abs().max())
-        if (
-            self.mode == "pinv"
-        ):  # the normal equations: no other kernel comes closer to reproducing the old products
-            one, other = rows @ one @ columns.T, rows @ (rows.T @ other @ columns) @ columns.T
-        else:
-            one = rows @ one @ columns.T
-        yield from differing(key, one, other, allowed)
+        if self.mode == "pinv":
+            # The normal equations: no other kernel comes closer to reproducing the old products.
+            other = rows @ (rows.T @ other @ columns) @ columns.T
+        yield from differing(key, rows @ one @ columns.T, other, allowed)
 
 
 def _pair(size: tuple[int, ...] | None) -> Size | None:

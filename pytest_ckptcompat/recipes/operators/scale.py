@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import shown
-from pytest_ckptcompat.recipes.per_tensor import Change, KeyWise
+from pytest_ckptcompat.recipes.per_tensor import KeyWise
 from pytest_ckptcompat.recipes.promises import pieces
 from pytest_ckptcompat.recipes.rows import wide
-from pytest_ckptcompat.tensors.deferred import materialise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,8 +21,11 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.plan import State
 
 
+Factors = float | tuple[float, ...]
+
+
 @dataclass(frozen=True, repr=False)
-class scale(KeyWise):
+class scale(KeyWise[Factors]):
     """Multiply: ``scale("head.weight", 0.5)``, or row by row: ``scale("head.weight", [0.5, 2.0], dim=0)``.
 
     Attributes:
@@ -33,6 +34,8 @@ class scale(KeyWise):
         dim: the dimension that the factors count.
         optim: optimizer state: ``reset`` starts it anew, ``copy`` keeps it as it is.
     """
+
+    promise: ClassVar[str] = "linear"
 
     factor: float | tuple[float, ...]
     dim: int | None = None
@@ -51,61 +54,38 @@ class scale(KeyWise):
         """Why the function changes: the weights are multiplied."""
         return f"{self} multiplies weights"
 
-    def change(self, key: str, state: State, target: State) -> Change | None:
-        why = self._misfit(state[key])
-        if why:
-            if key == self.key:
-                raise self.unfit(key, why)
-            return None
-
-        def make(tensor: torch.Tensor) -> torch.Tensor:
-            if tensor.is_meta:
-                return tensor.new_empty(tensor.shape)
-            factor = torch.tensor(self.factor, dtype=torch.promote_types(wide(tensor), torch.float32))
-            if self.dim is not None:
-                factor = factor.reshape(
-                    [-1 if dim == self.dim % tensor.dim() else 1 for dim in range(tensor.dim())]
-                )
-            return (tensor.to(factor.dtype) * factor.to(tensor.device)).to(tensor.dtype)
-
-        return Change(make, (lambda _, tensor: tensor) if self.optim == "copy" else None)
-
-    def _misfit(self, tensor: torch.Tensor) -> str:
+    def change(self, key: str, state: State, target: State) -> Factors | None:
+        """Return the factors, or None if they don't fit a glob's match."""
+        tensor = state[key]
+        why = ""
         if not tensor.is_floating_point() and not tensor.is_complex():
-            return "it holds no floats"
-        if self.dim is None or not isinstance(self.factor, tuple):
-            return ""
-        fits = -tensor.dim() <= self.dim < tensor.dim() and tensor.shape[self.dim] == len(self.factor)
-        return (
-            ""
-            if fits
-            else f"it is {shown(tuple(tensor.shape))}, with not {len(self.factor)} in dimension {self.dim}"
+            why = "it holds no floats"
+        elif isinstance(self.factor, tuple) and self.dim is not None:
+            has, count = tuple(tensor.shape), len(self.factor)
+            if not -len(has) <= self.dim < len(has) or has[self.dim] != count:
+                why = f"it is {shown(has)}, with not {count} in dimension {self.dim}"
+        if why and key == self.key:
+            raise self.unfit(key, why)
+        return None if why else self.factor
+
+    def make(self, key: str, change: Factors, tensor: torch.Tensor) -> torch.Tensor:
+        exact = torch.promote_types(wide(tensor), torch.float32)
+        factor = torch.tensor(change, dtype=exact, device=tensor.device)
+        if self.dim is not None:
+            factor = factor.reshape(-1, *[1] * (tensor.dim() - 1 - self.dim % tensor.dim()))
+        return (tensor.to(exact) * factor).to(tensor.dtype)
+
+    def moments(self, key: str, change: Factors, tensor: torch.Tensor, squares: bool) -> torch.Tensor:
+        return tensor
+
+    def faults(self, key: str, change: Factors, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
+        rows = (
+            [(old, new)] if self.dim is None else zip(old.unbind(self.dim), new.unbind(self.dim), strict=True)
         )
-
-    def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """Claim that every element is the old one times its factor, up to rounding."""
-
-        def faults() -> Iterator[str]:
-            for key in self.tensors(before):
-                if self._misfit(before[key]):
-                    continue
-                old, new = materialise(before[key]), materialise(after[key])
-                if new.shape != old.shape:
-                    yield f"{escape(key)}: it is {shown(tuple(new.shape))}"
-                    return
-                for one, other, factor in self._rows(old, new):
-                    if off := sum(_apart(was, now, factor) for was, now in pieces(one, other)):
-                        yield f"{escape(key)}: {off} elements are not {factor} times the old"
-
-        return [Claim.of(f"{self}: linear", faults)]
-
-    def _rows(
-        self, old: torch.Tensor, new: torch.Tensor
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
-        if self.dim is None or not isinstance(self.factor, tuple):
-            yield old, new, self.factor  # type: ignore[misc]  # a number where there is no dim
-        else:
-            yield from zip(old.unbind(self.dim), new.unbind(self.dim), self.factor, strict=True)
+        factors = change if isinstance(change, tuple) else (change,)
+        for (one, other), factor in zip(rows, factors, strict=True):
+            if off := sum(_apart(was, now, factor) for was, now in pieces(one, other)):
+                yield f"{escape(key)}: {off} elements are not {factor} times the old"
 
 
 def _apart(old: torch.Tensor, new: torch.Tensor, factor: float) -> int:

@@ -6,14 +6,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.recipes.arguments import python
-from pytest_ckptcompat.recipes.new_rows import Fresh, Init, mean
-from pytest_ckptcompat.recipes.per_row import RowWise
-from pytest_ckptcompat.recipes.per_tensor import Change, shape
-from pytest_ckptcompat.recipes.rows import Rows, picked, resized
+from pytest_ckptcompat.recipes.new_rows import Fresh, Init
+from pytest_ckptcompat.recipes.per_row import RowChange, RowWise
+from pytest_ckptcompat.recipes.per_tensor import shape
+from pytest_ckptcompat.recipes.rows import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,6 +44,8 @@ class select(RowWise):
     """
 
     rounds: ClassVar[bool] = False
+    promise: ClassVar[str] = "rows by their place"
+    kept: ClassVar[str] = "bit for bit"
 
     index: tuple[int, ...] | None = None
     old_names: tuple[str, ...] | None = None
@@ -53,9 +54,6 @@ class select(RowWise):
     seed: int = 0
     blocks: int = 1
     optim: Literal["copy", "reset"] = "copy"
-
-    std = None  # std and value of new rows; in `append` they are arguments
-    value = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,9 +87,8 @@ class select(RowWise):
 
     def caveat(self, state: State, target: State) -> str:
         """Return why the function may change: inputs may only be moved; outputs may also be dropped."""
-        for key in self.tensors(state):
-            rows = self.rows(key, state, target)
-            if rows is None or self.dim % state[key].dim() == 0:
+        for key, (rows, _) in self.changes(state, target):
+            if self.dim % state[key].dim() == 0:
                 continue
             if not set(range(state[key].shape[self.dim])) <= set(rows.origin):
                 return f"{self} leaves out inputs"
@@ -99,39 +96,25 @@ class select(RowWise):
                 return f"{self} repeats inputs"
         return ""
 
-    def rows(self, key: str, state: State, target: State) -> Rows | None:
+    def change(self, key: str, state: State, target: State) -> RowChange | None:
         has = tuple(state[key].shape)
         why = self._misfit(has)
         if why:
             if key == self.key or shape(target.get(key)) not in (None, has):
                 raise self.unfit(key, f"it is {shown(has)}, {why}")
             return None
-        size = self.divided(key, has[self.dim], self.blocks)
+        size = self.of_a_block(key, has[self.dim])
         origin = tuple(
             None if row is None else block * size + row % size
             for block in range(self.blocks)
             for row in self._origin
         )
-        return None if origin == tuple(range(has[self.dim])) else Rows(origin)
-
-    def change(self, key: str, state: State, target: State) -> Change | None:
-        rows = self.rows(key, state, target)
-        if rows is None:
+        if origin == tuple(range(has[self.dim])):
             return None
-        lacking = len(rows.fresh)
-        new = Fresh.of(self.missing or "zeros", self, self, key, state, target)
-
-        def make(tensor: torch.Tensor) -> torch.Tensor:
-            return rows.taken(tensor, self.dim, new.made(tensor, self.dim, lacking) if lacking else None)
-
-        def optimizer_transform(squares: bool, tensor: torch.Tensor) -> torch.Tensor:
-            if not lacking:
-                return rows.taken(tensor, self.dim)
-            fill = mean(tensor, self.dim) if squares else 0
-            added = tensor.new_zeros(resized(tensor, self.dim, lacking)) + fill
-            return rows.taken(tensor, self.dim, added.to(tensor.dtype))
-
-        return Change(make, None if self.optim == "reset" else optimizer_transform)
+        fresh = None
+        if self.missing is not None and None in origin:
+            fresh = Fresh.of(self.missing, self, key, state, target)
+        return RowChange(Rows(origin), fresh)
 
     def _misfit(self, has: tuple[int, ...]) -> str:
         """Return why a tensor of this shape has no such rows, or ``""``."""
@@ -145,14 +128,6 @@ class select(RowWise):
         beyond = [row for row in self.index or () if not -size <= row < size]
         return f"with no row {beyond[0]} in dimension {self.dim}{block}" if beyond else ""
 
-    def prove(self, before: State, after: State, target: State) -> list[Claim]:
-        """Claim that new rows are the old rows of their number or name, bit for bit, or as in `missing`."""
-
-        def check(key: str, rows: Rows, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
-            yield from rows.faults(key, old, new, self.dim)
-            if rows.fresh and self.missing:
-                declared = Fresh.of(self.missing, self, self, key, before, target)
-                yield from declared.faults(old, picked(new, self.dim, rows.fresh), self.dim)
-
-        told = f"{self}: rows by their place"
-        return [Claim.of(told, lambda: self.faults(before, after, target, check), "bit for bit")]
+    def faults(self, key: str, change: RowChange, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
+        yield from change.rows.faults(key, old, new, self.dim)
+        yield from self.new_rows_declared(key, change, old, new)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from pytest_ckptcompat.core.claim import Claim
-from pytest_ckptcompat.recipes.per_row import RowWise
-from pytest_ckptcompat.recipes.per_tensor import Change, has_floats, outputs_of, size_after
-from pytest_ckptcompat.recipes.rows import Rows, add_to_rows, drawn, picked, put_rows, resized, wide
+from pytest_ckptcompat.recipes.per_row import RowChange, RowWise
+from pytest_ckptcompat.recipes.per_tensor import outputs_of
+from pytest_ckptcompat.recipes.rows import Rows, add_noise, wide
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_ckptcompat.core.claim import Claim
     from pytest_ckptcompat.recipes.plan import State
 
 
@@ -50,15 +50,14 @@ class tile(RowWise):
 
     def caveat(self, state: State, target: State) -> str:
         """Return why the function may change: repeated inputs count twice; repeated outputs do no harm."""
-        for key in self.tensors(state):
-            if self.rows(key, state, target) is not None:
-                outputs = outputs_of(key, state, target)
-                if self.dim % state[key].dim() != (outputs or 0):
-                    return f"{self} repeats inputs{'' if outputs is not None else ', as far as shapes tell'}"
+        for key, _ in self.changes(state, target):
+            outputs = outputs_of(key, state, target)
+            if self.dim % state[key].dim() != (outputs or 0):
+                return f"{self} repeats inputs{'' if outputs is not None else ', as far as shapes tell'}"
         return ""
 
-    def rows(self, key: str, state: State, target: State) -> Rows | None:
-        size = size_after(self, key, self.dim, self.to, state, target)
+    def change(self, key: str, state: State, target: State) -> RowChange | None:
+        size = self.new_size(key, self.dim, self.to, state, target)
         if size is None:
             return None
         old = state[key].shape[self.dim]
@@ -66,52 +65,36 @@ class tile(RowWise):
             raise self.unfit(
                 key, f"dimension {self.dim} has {old} and is to have {size}: tile makes more of what there is"
             )
-        if self.noise_std and not has_floats(state[key]):
+        if self.noise_std and not state[key].is_floating_point():
             raise self.unfit(key, "it holds no real floats, to which noise could be added")
-        each, more = (self.divided(key, rows, self.blocks) for rows in (old, size))
-        return Rows.repeated(each, more, self.blocks)
+        return RowChange(Rows.repeated(self.of_a_block(key, old), self.of_a_block(key, size), self.blocks))
 
-    def change(self, key: str, state: State, target: State) -> Change | None:
-        rows = self.rows(key, state, target)
-        if rows is None:
-            return None
+    def make(self, key: str, change: RowChange, tensor: torch.Tensor) -> torch.Tensor:
+        new = super().make(key, change, tensor)
+        if self.noise_std:
+            add_noise(new, self.dim, change.rows.copies, self.noise_std, self.seed, key)
+        return new
 
-        def make(tensor: torch.Tensor) -> torch.Tensor:
-            new = rows.taken(tensor, self.dim)
-            if self.noise_std and not new.is_meta:
-                sizes = resized(new, self.dim, len(rows.copies))
-                add_to_rows(new, self.dim, rows.copies, drawn(new, sizes, self._noise, self.seed, key))
-            return new
-
-        def optimizer_transform(_: bool, tensor: torch.Tensor) -> torch.Tensor:
-            new = rows.taken(tensor, self.dim)
-            if self.optim == "zeros" and not new.is_meta:
-                put_rows(new, self.dim, rows.copies, torch.zeros_like(picked(new, self.dim, rows.copies)))
-            return new
-
-        return Change(make, None if self.optim == "reset" else optimizer_transform)
-
-    def _noise(self, tensor: torch.Tensor, generator: torch.Generator) -> None:
-        tensor.normal_(0.0, self.noise_std, generator=generator)
+    def moments(self, key: str, change: RowChange, tensor: torch.Tensor, squares: bool) -> torch.Tensor:
+        if self.optim == "zeros":
+            firsts = set(change.rows.firsts)
+            came = (old if row in firsts else None for row, old in enumerate(change.rows.origin))
+            change = RowChange(Rows(tuple(came)))
+        return super().moments(key, change, tensor, squares)
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Claim that old rows are bit-equal, and row i is row ``i mod n``, except for noise."""
-
-        def check(key: str, rows: Rows, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
-            yield from rows.faults(key, old, new, self.dim, tolerance=self._allowed(old))
-
-        told = f"within 7 × {self.noise_std}" if self.noise_std else "bit for bit"
         block = " of its block" if self.blocks > 1 else ""
-        repeated = Claim.of(
-            f"{self}: row i is row i mod n{block}", lambda: self.faults(before, after, target, check), told
-        )
-        return [self.old_rows_kept(before, after, target), repeated]
+        told = f"within 7 × {self.noise_std}" if self.noise_std else "bit for bit"
+        return [
+            self.old_rows_kept(before, after, target),
+            self.claim(f"row i is row i mod n{block}", before, after, target, kept=told),
+        ]
 
-    def _allowed(self, old: torch.Tensor) -> float | None:
-        """Return the tolerance for the noise and the rounding of the sum; None without noise."""
-        if not self.noise_std:
-            return None
-        size = (
-            float(old.to(torch.promote_types(wide(old), torch.float32)).abs().max()) if old.numel() else 0.0
-        )
-        return 7 * self.noise_std + torch.finfo(old.dtype).eps * (size + 7 * self.noise_std)
+    def faults(self, key: str, change: RowChange, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
+        allowed = None
+        if self.noise_std:
+            values = old.to(torch.promote_types(wide(old), torch.float32))
+            largest = float(values.abs().max()) if values.numel() else 0.0
+            allowed = 7 * self.noise_std + torch.finfo(old.dtype).eps * (largest + 7 * self.noise_std)
+        yield from change.rows.faults(key, old, new, self.dim, tolerance=allowed)

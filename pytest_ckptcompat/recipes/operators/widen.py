@@ -14,9 +14,9 @@ from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.recipes.arguments import python
 from pytest_ckptcompat.recipes.base import Operator
 from pytest_ckptcompat.recipes.globs import alike, filled, stars
-from pytest_ckptcompat.recipes.per_tensor import has_floats, shape, tied
+from pytest_ckptcompat.recipes.per_tensor import shape, tied
 from pytest_ckptcompat.recipes.plan import Plan, State, Write
-from pytest_ckptcompat.recipes.rows import add_to_rows, drawn, generator
+from pytest_ckptcompat.recipes.rows import add_noise, generator
 from pytest_ckptcompat.recipes.units import Split, Units, conditions, shares, twins, uncopied, unshared
 from pytest_ckptcompat.tensors.difference import memory
 
@@ -109,8 +109,7 @@ class widen(Operator):
         def make(tensor: torch.Tensor) -> torch.Tensor:
             new = units.more_rows.taken(tensor, 0)
             if self.noise_std and key in units.weights and not new.is_meta:
-                sizes = [len(units.copies), *new.shape[1:]]
-                add_to_rows(new, 0, units.copies, drawn(new, sizes, self._noise, self.seed, key))
+                add_noise(new, 0, units.copies, self.noise_std, self.seed, key)
             return new
 
         def optimizer_transform(squares: bool, tensor: torch.Tensor) -> torch.Tensor:
@@ -130,9 +129,6 @@ class widen(Operator):
             return units.more_columns(tensor).taken(tensor, 1)
 
         return Write(key, (key,), make, None if self.optim == "reset" else optimizer_transform)
-
-    def _noise(self, tensor: torch.Tensor, generator: torch.Generator) -> None:
-        tensor.normal_(0.0, self.noise_std, generator=generator)
 
     # -- which tensors -------------------------------------------------------------------------------------
 
@@ -186,7 +182,7 @@ class widen(Operator):
     def _rows(self, keys: Iterable[str], old: int, state: State, *, norm: bool) -> Iterator[str]:
         for key in keys:
             sizes = tuple(state[key].shape)
-            if sizes and not has_floats(state[key]):
+            if sizes and not state[key].is_floating_point():
                 raise self.unfit(key, "it holds no real floats")
             if sizes and sizes[0] == old:
                 yield key
@@ -199,7 +195,7 @@ class widen(Operator):
             sizes = tuple(state[key].shape)
             if len(sizes) > 1:
                 found = True
-                if not has_floats(state[key]):
+                if not state[key].is_floating_point():
                     raise self.unfit(key, "it holds no real floats")
                 if sizes[1] % old or not sizes[1]:
                     raise self.unfit(
