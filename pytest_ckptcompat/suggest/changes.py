@@ -1,23 +1,32 @@
-"""The keys whose shapes differ, and what explains them."""
+"""The keys whose shapes differ, and the operators that explain them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
+
+from pytest_ckptcompat.recipes.operators import select
 
 from .budget import Budget
 from .layers import layers_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+    from pytest_ckptcompat.recipes.base import Operator
+    from pytest_ckptcompat.recipes.per_tensor import KeyWise
 
     from .layers import Layer, Modules
-    from .steps import Step
     from .templates import Shapes
 
 Sizes = tuple[int, ...]
 Change = tuple[Sizes, Sizes]
+Operators = tuple["KeyWise[Any]", ...]
+"""Operators on one tensor, with `ANY` for its key; none if nothing explains its change."""
+ANY = "*"
+MOST_LISTED = 1000
+"""The most rows that a suggestion lists; nobody would read more."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +75,32 @@ class Explained:
     """The explanation of one kind of change.
 
     Attributes:
-        steps: key -> the operators that change it, without their key argument.
+        operators: key -> the operators that change it.
         joint: operators for several keys at once, with these keys.
         barred: keys of this kind with no known operator; no other kind may try them.
     """
 
-    steps: dict[str, tuple[Step, ...]] = field(default_factory=dict)
-    joint: list[tuple[frozenset[str], Step]] = field(default_factory=list)
+    operators: dict[str, Operators] = field(default_factory=dict)
+    joint: list[tuple[frozenset[str], Operator]] = field(default_factory=list)
     barred: set[str] = field(default_factory=set)
+
+    def put(self, key: str, operators: Operators) -> None:
+        """Explain a key, or bar it if there are no operators."""
+        if operators:
+            self.operators[key] = operators
+        else:
+            self.barred.add(key)
+
+    def bar(self, keys: Iterable[str]) -> None:
+        """Bar keys, explained or not."""
+        for key in keys:
+            self.operators.pop(key, None)
+            self.barred.add(key)
 
     @property
     def keys(self) -> set[str]:
-        """The keys that are steps, joint or barred."""
-        return self.steps.keys() | self.barred | {key for keys, _ in self.joint for key in keys}
+        """The keys that are explained or barred."""
+        return self.operators.keys() | self.barred | {key for keys, _ in self.joint for key in keys}
 
 
 def differing(old: Sizes, new: Sizes) -> list[int]:
@@ -86,3 +108,9 @@ def differing(old: Sizes, new: Sizes) -> list[int]:
     if len(old) != len(new):
         return []
     return [dim for dim, (one, other) in enumerate(zip(old, new, strict=True)) if one != other]
+
+
+@cache
+def first_rows(dim: int, count: int) -> Operators:
+    """Keep the first rows, if a recipe can list them."""
+    return (select(ANY, dim=dim, index=tuple(range(count))),) if 0 < count <= MOST_LISTED else ()

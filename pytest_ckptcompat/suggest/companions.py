@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_ckptcompat.recipes.operators.fold_weight_norm import UNKNOWN_PARAMETRIZATION, parametrized
-from pytest_ckptcompat.recipes.per_tensor import shape
+from pytest_ckptcompat.recipes.operators.fold_weight_norm import (
+    UNKNOWN_PARAMETRIZATION,
+    fold_weight_norm,
+    parametrized,
+)
 
 from .patterns import Globs
-from .steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.plan import State
 
     from .budget import Budget
-    from .templates import Shape, Shapes
+    from .templates import Shapes
 
 _TOGETHER = {"weight norm": ("_g", "_v"), "spectral norm": ("_orig", "_u"), "pruning": ("_orig", "_mask")}
 """Endings of two parts that mean a kind if both exist; spectral norm also has ``_v``."""
@@ -33,19 +35,12 @@ _SCALE = re.compile(
 )
 
 
-def folds(checkpoint: State, target: State) -> tuple[list[Step], dict[str, Shape]]:
-    """Find steps that fold weights that are parametrised in the checkpoint but plain in the model.
-
-    Returns:
-        The steps, and the checkpoint's shapes after them.
-    """
+def folds(checkpoint: State, target: State) -> list[fold_weight_norm]:
+    """Fold weights that are parametrised in the checkpoint but plain in the model."""
     parts = parametrized(checkpoint)
     kinds = {each.kind for each in parametrized(target).values()} | {UNKNOWN_PARAMETRIZATION}
-    folded = {name: each for name, each in parts.items() if each.kind not in kinds}
-    steps = [Step("fold_weight_norm", (pattern,)) for pattern in Globs(parts).cover(folded)]
-    whole = {each.direction: name for name, each in folded.items()}
-    gone = {key for each in folded.values() for key in each.others}
-    return steps, {whole.get(key, key): shape(value) for key, value in checkpoint.items() if key not in gone}
+    folded = [name for name, each in parts.items() if each.kind not in kinds]
+    return list(map(fold_weight_norm, Globs(parts).cover(folded)))
 
 
 class Apart(NamedTuple):

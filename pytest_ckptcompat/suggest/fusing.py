@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.keys import select
+from pytest_ckptcompat.recipes.operators import concat, split
 
-from .steps import Step
-from .templates import template
+from .patterns import starred
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
-    from .templates import Shape, Shapes
+    from pytest_ckptcompat.recipes.per_tensor import Shape
+
+    from .templates import Shapes
 
 Place = tuple[str, str]
 """The part of a key before the names of a layer's projections, and the leaf after them."""
@@ -31,60 +33,60 @@ APART = (
     ("wq", "wk", "wv"),
     ("Wq", "Wk", "Wv"),
 )
-_KEY_VALUE = (("k", "v"), ("key", "value"), ("k_proj", "v_proj"), ("to_k", "to_v"), ("wk", "wv"))
-_GATED = (("gate_proj", "up_proj"),)
 # Names for which the rows of q come before those of k and v, and a gate's before those that it multiplies.
 _JOINED = ("qkv.", "qkv_proj.", "Wqkv.", "to_qkv.", "in_proj.", "in_proj_")
-_JOINED_KEY_VALUE = ("kv.", "kv_proj.", "to_kv.")
-_JOINED_GATED = ("gate_up_proj.",)
 # Rows are head by head, or in columns as in GPT-2: shapes can't tell.
 _WOVEN = ("query_key_value.", "linear_qkv.", "c_attn.")
 FUSED = frozenset(name.rstrip("._") for name in _JOINED + _WOVEN)
-_LEAF = "(weight|bias)"
-MOST_STEPS = 8
+_KINDS = (
+    (APART, _JOINED + _WOVEN),
+    (
+        (("k", "v"), ("key", "value"), ("k_proj", "v_proj"), ("to_k", "to_v"), ("wk", "wv")),
+        ("kv.", "kv_proj.", "to_kv."),
+    ),
+    ((("gate_proj", "up_proj"),), ("gate_up_proj.",)),
+)
+_PROJECTION = re.compile(r"((?:.*\.)?)([^.]+\.|in_proj_)(weight|bias)", re.DOTALL)
+MOST_OPERATORS = 8
 
 
-def fuses(checkpoint: Shapes, model: Shapes) -> tuple[list[Step], dict[str, Shape], set[str]]:
-    """Find steps that join or split every layer's projections to match the model.
+def fuses(checkpoint: Shapes, model: Shapes) -> tuple[list[concat | split], dict[str, Shape], set[str]]:
+    """Join or split every layer's projections to match the model.
 
-    There are none unless both sides have equally many layers, of the same sizes, named in one way. Any other
+    Nothing is done unless both sides have equally many layers, of the same sizes, named in one way. Any other
     renaming is left to `renaming`.
 
     Returns:
-        The steps, the checkpoint after them, and keys of either side to leave alone: projections that were
-        joined or split in an unknown way. Otherwise one of them, renamed and grown, could pass for all.
+        The operators, the checkpoint after them, and keys of either side to leave alone: projections that
+        were joined or split in an unknown way. Otherwise one of them, renamed and grown, could pass for all.
     """
-    steps: list[Step] = []
+    operators: list[concat | split] = []
     after, unknown = dict(checkpoint), set[str]()
-    for apart, joined in (
-        (APART, _JOINED + _WOVEN),
-        (_KEY_VALUE, _JOINED_KEY_VALUE),
-        (_GATED, _JOINED_GATED),
-    ):
+    for apart, joined in _KINDS:
         lacking = {key: shape for key, shape in after.items() if key not in model and key not in unknown}
         wanted = {key: shape for key, shape in model.items() if key not in after and key not in unknown}
         for few, many in ((apart, joined), (joined, apart)):
-            old, new = _styles(lacking, few), _styles(wanted, many)
-            if old and new:
-                found = list(_steps(old[0], new[0], after)) if _known(old, new) else []
-                if 0 < len(found) <= MOST_STEPS:
-                    steps += found
-                    after = _after(old[0], new[0], after)
-                else:
-                    styles = [*old, *new]
-                    unknown |= {key for each in styles for place in each.places for key in each.keys(place)}
-                break
-    return steps, after, unknown
+            olds, news = _styles(lacking, few), _styles(wanted, many)
+            if not olds or not news:
+                continue
+            found = list(_operators(olds[0], news[0], after)) if _known(olds, news) else []
+            if 0 < len(found) <= MOST_OPERATORS:
+                operators += found
+                after = _after(olds[0], news[0], after)
+            else:
+                unknown.update(
+                    key for style in (*olds, *news) for place in style.places for key in style.keys(place)
+                )
+            break
+    return operators, after, unknown
 
 
-def _known(old: Sequence[_Style], new: Sequence[_Style]) -> bool:
+def _known(olds: Sequence[_Style], news: Sequence[_Style]) -> bool:
     """Return whether both sides have one style of the same sizes, and the split is unambiguous."""
-    return (
-        len(old) == len(new) == 1
-        and old[0].sizes == new[0].sizes
-        and not (old[0].woven or new[0].woven)
-        and _unambiguous(new[0])
-    )
+    if len(olds) > 1 or len(news) > 1 or olds[0].woven or news[0].woven or olds[0].sizes != news[0].sizes:
+        return False
+    cuts = {(leaf, _joint(shapes), shapes) for (_, leaf), shapes in news[0].places.items()}
+    return len(cuts) == len(news[0].sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +111,9 @@ class _Style:
         """The number of places with each leaf and joint shape."""
         return Counter((leaf, _joint(shapes)) for (_, leaf), shapes in self.places.items())
 
-    def keys(self, place: Place) -> list[str]:
+    def keys(self, place: Place) -> tuple[str, ...]:
         before, leaf = place
-        return [f"{before}{name}{leaf}" for name in self.names]
+        return tuple(f"{before}{name}{leaf}" for name in self.names)
 
 
 def _joint(shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
@@ -120,45 +122,34 @@ def _joint(shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
 
 def _styles(shapes: Shapes, known: Iterable[tuple[str, ...] | str]) -> list[_Style]:
     """Return those known styles of names of projections, apart or joined, that occur."""
+    places: dict[str, list[Place]] = {}
+    for match in filter(None, map(_PROJECTION.fullmatch, shapes)):
+        before, name, leaf = match.groups()
+        places.setdefault(name, []).append((before, leaf))
     styles = []
     for each in known:
-        names = (each,) if isinstance(each, str) else tuple(f"{name}." for name in each)
-        first = re.compile(rf"((?:.*\.)?){re.escape(names[0])}{_LEAF}", re.DOTALL)
-        style = _Style(names, {})
-        for match in filter(None, map(first.fullmatch, shapes)):
-            place = match[1], match[2]
+        style = _Style((each,) if isinstance(each, str) else tuple(f"{name}." for name in each), {})
+        for place in places.get(style.names[0], ()):
             found = [shapes.get(key) for key in style.keys(place)]
             sized = tuple(shape for shape in found if shape is not None and 1 <= len(shape) <= 2)
-            if len(sized) == len(names) and len({shape[1:] for shape in sized}) == 1:
+            if len(sized) == len(found) and len({shape[1:] for shape in sized}) == 1:
                 style.places[place] = sized
         if style.places:
             styles.append(style)
     return styles
 
 
-def _unambiguous(new: _Style) -> bool:
-    """Return whether all tensors of the same joint shape are split in the same way."""
-    cuts = {(leaf, _joint(shapes), shapes) for (_, leaf), shapes in new.places.items()}
-    return len(cuts) == len(new.sizes)
-
-
-def _steps(old: _Style, new: _Style, keys: Collection[str]) -> Iterator[Step]:
+def _operators(old: _Style, new: _Style, keys: Collection[str]) -> Iterator[concat | split]:
     for leaf in dict.fromkeys(leaf for _, leaf in old.places):
         befores = [before for before, each in old.places if each == leaf]
         for before in _patterns(befores, old.keys(("", leaf))[0], keys):
             olds, news = old.keys((before, leaf)), new.keys((before, leaf))
-            if len(olds) > 1:
-                yield Step("concat", (olds, news[0]), {"dim": 0})
-            else:
-                yield Step("split", (olds[0], news), {"dim": 0})
+            yield concat(olds, news[0], dim=0) if len(olds) > 1 else split(olds[0], news, dim=0)
 
 
 def _patterns(befores: list[str], rest: str, keys: Collection[str]) -> list[str]:
     """Return few globs for the parts before `rest`: one for all, one per block, or the parts themselves."""
-    for globs in (
-        ["*."],
-        list(dict.fromkeys(".".join(template(each)).replace("#", "*") for each in befores)),
-    ):
+    for globs in (["*."], list(dict.fromkeys(map(starred, befores)))):
         matched = [key for glob in globs for key in select(f"{glob}{rest}", keys)]
         if sorted(matched) == sorted(f"{before}{rest}" for before in befores):
             return globs
@@ -166,12 +157,12 @@ def _patterns(befores: list[str], rest: str, keys: Collection[str]) -> list[str]
 
 
 def _after(old: _Style, new: _Style, checkpoint: Shapes) -> dict[str, Shape]:
-    shapes = {(leaf, _joint(shapes)): shapes for (_, leaf), shapes in new.places.items()}
-    written: dict[str, dict[str, Shape]] = {}
+    cuts = {(leaf, _joint(shapes)): shapes for (_, leaf), shapes in new.places.items()}
+    made: dict[str, dict[str, Shape]] = {}
     for place, sizes in old.places.items():
         first, *others = old.keys(place)
-        written |= {other: {} for other in others}
-        written[first] = dict(zip(new.keys(place), shapes[place[1], _joint(sizes)], strict=True))
+        made |= {other: {} for other in others}
+        made[first] = dict(zip(new.keys(place), cuts[place[1], _joint(sizes)], strict=True))
     return {
-        name: shape for key, was in checkpoint.items() for name, shape in written.get(key, {key: was}).items()
+        name: shape for key, was in checkpoint.items() for name, shape in made.get(key, {key: was}).items()
     }

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from math import isqrt
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from .changes import Explained, differing
+from pytest_ckptcompat.recipes.operators import append, pad, reduce, repeat_channels, reshape, tile, transpose
+
+from .changes import ANY, Explained, differing, first_rows
 from .layers import module_of, projects, unitwise
-from .positions import MOST_LISTED, is_position
+from .positions import is_position
 from .recurrent import hidden_sizes, takes_more
-from .steps import Step
 from .templates import template
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from .changes import Changes, Sizes
+    from .changes import Changes, Operators, Sizes
     from .templates import Shapes
 
 _SPECTRAL = {"weight_u", "weight_v", "_u", "_v"}
@@ -27,31 +28,22 @@ _SPECTRAL = {"weight_u", "weight_v", "_u", "_v"}
 _WIDEST_KERNEL = 31
 _GATES = (2, 3, 4)
 """The numbers of parts that a gated layer's outputs may be split into."""
+_TRANSPOSED, _RESHAPED, _PADDED = (transpose(ANY),), (reshape(ANY),), (pad(ANY),)
+_MORE_INPUTS, _MORE_CHANNELS = (append(ANY, dim=1),), (repeat_channels(ANY),)
 
 
 def layerwise(changes: Changes, left: Collection[str]) -> Explained:
-    """Find the operator for each key, from its shapes and its module.
-
-    Args:
-        changes: the changes.
-        left: the changed keys that are not explained yet.
-    """
+    """Explain each key by its shapes and its module."""
     look = _Look(changes)
     found = Explained()
     for key in changes.budget.each(left):
-        step = look.step(key, *changes.changed[key])
-        if step is None:
-            found.barred.add(key)
-        else:
-            found.steps[key] = (step,)
-    transposed = [key for key, (step,) in found.steps.items() if step.operator == "transpose"]
+        found.put(key, look.operators(key, *changes.changed[key]))
+    transposed = [key for key, operators in found.operators.items() if operators == _TRANSPOSED]
     square = _square_too(transposed, changes)
     if square is None or not any(look.bias_stays(key) for key in transposed):
-        for key in transposed:
-            del found.steps[key]
-            found.barred.add(key)
+        found.bar(transposed)
     else:
-        found.steps |= {key: (Step("transpose", ()),) for key in square}
+        found.operators |= dict.fromkeys(square, _TRANSPOSED)
     return found
 
 
@@ -61,30 +53,30 @@ class _Look:
 
     changes: Changes
 
-    def step(self, key: str, old: Sizes, new: Sizes) -> Step | None:
-        """Return the operator without its key, or None if none stands out."""
+    def operators(self, key: str, old: Sizes, new: Sizes) -> Operators:
+        """Return the operator for a key; none if none stands out."""
         if len(old) == 2 and old == new[::-1]:
-            return Step("transpose", ()) if self._bias_fits(key) else None
+            return _TRANSPOSED if self._bias_fits(key) else ()
         if _same_numbers(old, new):
-            return Step("reshape", ())
+            return _RESHAPED
         dims = differing(old, new)
         if _larger_kernel(key, old, new, dims):
-            return Step("pad", ())
+            return _PADDED
         if len(dims) != 1:
-            return None
+            return ()
         (dim,) = dims
         if key in self.changes.layers:
             return self._of_layer(key, old, new, dim)
         if takes_more(key, old, new):
-            return None if self._fed(key, old, new) else Step("append", (), {"dim": 1})
+            return () if self._fed(key, old, new) else _MORE_INPUTS
         alone = len(old) == 1 and not self._woven(key, old[0], new[0])
-        return _resized(old[0], new[0], 0) if alone and not self._numbers(key, old[0], new[0]) else None
+        return _resized(old[0], new[0], 0) if alone and not self._numbers(key, old[0], new[0]) else ()
 
-    def _of_layer(self, key: str, old: Sizes, new: Sizes, dim: int) -> Step | None:
+    def _of_layer(self, key: str, old: Sizes, new: Sizes, dim: int) -> Operators:
         layer = self.changes.layers[key]
         depthwise = old[1] == new[1] == 1 and layer.groups == new[0]
         if not (layer.takes_all or (depthwise and dim == 0)):
-            return None  # added or removed outputs would move the others to other groups
+            return ()  # added or removed outputs would move the others to other groups
         plain = key.rpartition(".")[2] == "weight"  # not a part that is divided by its norm
         if dim == layer.outputs or (dim == 0 and layer.outputs is None):
             if (
@@ -92,13 +84,13 @@ class _Look:
                 or (dim and not plain)
                 or self._numbers(key, old[dim], new[dim])
             ):
-                return None
+                return ()
             return _resized(old[dim], new[dim], dim)
         if not plain or dim != 1 or layer.outputs != 0 or self._fed(key, old, new):
-            return None
+            return ()
         if len(old) >= 3 and min(old[1], new[1]) <= 4:
             return _stem(old[1], new[1])
-        return Step("append", (), {"dim": 1}) if new[1] > old[1] else None
+        return _MORE_INPUTS if new[1] > old[1] else ()
 
     def _fed(self, key: str, old: Sizes, new: Sizes) -> bool:
         """Return whether an earlier layer may give the inputs: plain, flattened, gated or one by one."""
@@ -212,20 +204,17 @@ def _larger_kernel(key: str, old: Sizes, new: Sizes, dims: Sequence[int]) -> boo
     )
 
 
-def _resized(old: int, new: int, dim: int) -> Step | None:
+@cache
+def _resized(old: int, new: int, dim: int) -> Operators:
     """Keep the first rows, or repeat rows."""
-    if new > old:
-        return Step("tile", (), {"dim": dim})
-    return Step("select", (), {"dim": dim, "index": list(range(new))}) if new <= MOST_LISTED else None
+    return (tile(ANY, dim=dim),) if new > old else first_rows(dim, new)
 
 
-def _stem(old: int, new: int) -> Step | None:
+def _stem(old: int, new: int) -> Operators:
     """Change the input channels of a convolution: more repeat the old ones, fewer are their sums."""
     if new > old:
-        return Step("repeat_channels", ())
-    if old % new == 0:
-        return Step("reduce", (), {"dim": 1, "groups": new, "op": "sum"})
-    return None
+        return _MORE_CHANNELS
+    return (reduce(ANY, dim=1, groups=new, reduction="sum"),) if new and old % new == 0 else ()
 
 
 def _square_too(transposed: Sequence[str], changes: Changes) -> list[str] | None:

@@ -4,35 +4,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .steps import Step
-from .templates import indices, template
+from pytest_ckptcompat.recipes.operators import fold_batch_norm
+
+from .patterns import matches_only, starred
+from .templates import indices
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
-    from .templates import Shape, Shapes
+    from .templates import Shapes
 
 _Pair = tuple[str, str]
 """The paths of a layer and the norm after it."""
 
 
-def folded_norms(checkpoint: Shapes, model: Shapes) -> tuple[list[Step], dict[str, Shape]]:
-    """Find steps that fold each removed batch norm into the layer before it, which has a bias now.
+def folded_norms(checkpoint: Shapes, model: Shapes) -> Iterator[fold_batch_norm]:
+    """Fold each batch norm that was removed into the layer before it, which has a bias now.
 
-    Returns:
-        The steps, and the checkpoint after them.
+    Similar layers are folded by one pattern if it matches no other norm.
     """
-    pairs = list(_pairs(checkpoint, model))
-    gone = {norm for _, norm in pairs}
-    biases = {f"{layer}.weight": (f"{layer}.bias", f"{norm}.running_mean") for layer, norm in pairs}
-    after: dict[str, Shape] = {}
-    for key, shape in checkpoint.items():
-        if key.rpartition(".")[0] not in gone:
-            after[key] = shape
-        if key in biases:
-            bias, channels = biases[key]
-            after[bias] = checkpoint[channels]
-    return [Step("fold_batch_norm", pair) for pair in _patterns(pairs, checkpoint)], after
+    alike: dict[_Pair, list[_Pair]] = {}
+    for layer, norm in _pairs(checkpoint, model):
+        alike.setdefault((starred(layer), starred(norm)), []).append((layer, norm))
+    norms = {key.removesuffix(".running_mean") for key in checkpoint if key.endswith(".running_mean")}
+    for globs, pairs in alike.items():
+        together = all(indices(layer) == indices(norm) for layer, norm in pairs)
+        if len(pairs) > 1 and together and matches_only(globs[1], [norm for _, norm in pairs], norms):
+            pairs = [globs]
+        yield from (fold_batch_norm(layer, norm) for layer, norm in pairs)
 
 
 def _pairs(checkpoint: Shapes, model: Shapes) -> Iterator[_Pair]:
@@ -48,39 +47,24 @@ def _pairs(checkpoint: Shapes, model: Shapes) -> Iterator[_Pair]:
         module, _, leaf = key.rpartition(".")
         if module != last:
             before, last = last, module
+        if leaf != "running_mean" or key in model:
+            continue
         weight, channels = checkpoint.get(f"{before}.weight"), checkpoint[key]
         if (
-            leaf == "running_mean"
-            and channels is not None
+            channels is not None
             and weight is not None
             and len(weight) > 1
             and weight[:1] == channels
             and (normless or model.get(f"{before}.weight") == weight)
             and (normless or model.get(f"{before}.bias") == channels)
             and len(model.get(f"{module}.weight") or weight) > 1
-            and key not in model
             and _may_follow(before, module)
         ):
             yield before, module
 
 
 def _may_follow(layer: str, norm: str) -> bool:
-    """Return whether the norm may directly follow the layer: numbers in a sequence must be consecutive."""
+    """Return whether the norm may directly follow the layer. In a sequence, their numbers must do so."""
     (parent, _, number), (other, _, following) = layer.rpartition("."), norm.rpartition(".")
     numbered = parent == other and number.isdecimal() and following.isdecimal()
     return not numbered or int(following) == int(number) + 1
-
-
-def _patterns(pairs: Iterable[_Pair], checkpoint: Shapes) -> Iterator[_Pair]:
-    """Yield the paths; those of similar layers as one pattern, if it matches no other norm."""
-    alike: dict[_Pair, list[_Pair]] = {}
-    for layer, norm in pairs:
-        starred = tuple(".".join(template(path)).replace("#", "*") for path in (layer, norm))
-        alike.setdefault((starred[0], starred[1]), []).append((layer, norm))
-    norms = {key.removesuffix(".running_mean") for key in checkpoint if key.endswith(".running_mean")}
-    for starred, several in alike.items():
-        like = [norm for norm in norms if ".".join(template(norm)).replace("#", "*") == starred[1]]
-        if len(several) == len(like) and all(indices(layer) == indices(norm) for layer, norm in several):
-            yield starred if len(several) > 1 else several[0]
-        else:
-            yield from several

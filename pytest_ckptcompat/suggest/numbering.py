@@ -12,9 +12,11 @@ from .moves import Move, move
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pytest_ckptcompat.recipes.per_tensor import Shape
+
     from .budget import Budget
     from .layers import Modules
-    from .templates import Shape, Shapes
+    from .templates import Shapes
 
 
 class _Parent(NamedTuple):

@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from .changes import Explained, differing
+from pytest_ckptcompat.recipes.operators import resample, select
+
+from .changes import ANY, MOST_LISTED, Explained, differing, first_rows
 from .layers import module_of
-from .steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from .changes import Changes, Sizes
-
-MOST_LISTED = 1000
-"""The most rows that a suggestion lists; nobody would read more."""
+    from .changes import Changes, Operators, Sizes
 
 _POSITIONS = re.compile(
     r"(?:^|[._])(?:abs_|rel_)?pos(?:ition|itional|itions)?(?:[._]|$)|pos_?emb|position_bias|(?:^|[._])(?:wpe|pe)(?:[._]|$)",
@@ -28,11 +26,10 @@ _POSITIONS = re.compile(
 _RELATIVE = re.compile(r"rel(?:ative)?_?pos", re.IGNORECASE)
 _COMPUTED = re.compile(r"(?:_index|_ids|_mask|inv_freq|(?:^|[._])pe)$|buckets?|relative_attention_bias")
 """Tables that a model computes, or whose entries are not evenly spaced positions."""
-_TOKEN = re.compile(
-    r"(?:.*\.)?(?P<name>cls|class|dist|distillation|reg|register|registers)_(?:token|tokens|embedding)",
-    re.IGNORECASE,
-)
 _FIRST_TOKENS = ("cls", "class", "dist", "distillation", "reg", "register", "registers")
+_TOKEN = re.compile(
+    rf"(?:.*\.)?(?P<name>{'|'.join(_FIRST_TOKENS)})_(?:token|tokens|embedding)", re.IGNORECASE
+)
 
 
 def is_position(key: str) -> bool:
@@ -56,18 +53,15 @@ def positions(changes: Changes, left: Collection[str]) -> Explained:
     for key in keys:
         beside = _parent(key)
         gone = tokens.get(beside, [])
-        steps = () if _COMPUTED.search(key) else _steps(key, *changes.changed[key], beside in pictures, gone)
-        if steps:
-            found.steps[key] = steps
-        else:
-            found.barred.add(key)
+        computed = _COMPUTED.search(key)
+        found.put(key, () if computed else _resized(key, *changes.changed[key], beside in pictures, gone))
     return found
 
 
-def _steps(key: str, old: Sizes, new: Sizes, pictures: bool, gone: list[bool]) -> tuple[Step, ...]:
+def _resized(key: str, old: Sizes, new: Sizes, pictures: bool, gone: list[bool]) -> Operators:
     dims = differing(old, new)
     if len(old) == 4 and old[0] == 1:  # a single changed side may be the model's width
-        return (Step("resample", ()),) if dims in ([1, 2], [2, 3]) else ()
+        return (resample(ANY),) if dims in ([1, 2], [2, 3]) else ()
     rows = len(old) - 2
     if dims != [rows] or len(old) not in (2, 3) or (rows and old[0] != 1):
         return ()
@@ -75,32 +69,28 @@ def _steps(key: str, old: Sizes, new: Sizes, pictures: bool, gone: list[bool]) -
     if any(gone):
         return _without(gone, rows, before, after)
     if _RELATIVE.search(key):
-        if "table" not in key and re.search(r"_[hwt]$", key):
-            return (_line(before, after),)  # one table for each side of the window
-        return _grid(before, after, (0,)) or ()
+        one_side = "table" not in key and re.search(r"_[hwt]$", key)  # of the window
+        return _line(before, after) if one_side else _grid(before, after, (0,))
     # A text may also have 1024 positions, so a square number alone says little. In a model for images, it
     # says enough.
-    step = _grid(before, after, (0, 1, 2) if pictures else (1, 2))
-    if step or pictures:
-        return step
-    if after > before:
-        return (_line(before, after),)
-    return (Step("select", (), {"dim": rows, "index": list(range(after))}),) if after <= MOST_LISTED else ()
+    grid = _grid(before, after, (0, 1, 2) if pictures else (1, 2))
+    if grid or pictures:
+        return grid
+    return _line(before, after) if after > before else first_rows(rows, after)
 
 
-def _grid(old: int, new: int, tokens: tuple[int, ...]) -> tuple[Step, ...]:
+def _grid(old: int, new: int, tokens: tuple[int, ...]) -> Operators:
     """Resample a square grid of positions, which follows tokens that are not in the grid."""
     for count in tokens:
         before, after = isqrt(max(old - count, 0)), isqrt(max(new - count, 0))
         if before**2 + count == old and after**2 + count == new and min(before, after) > 1:
-            prefix = {"prefix_tokens": count} if count else {}
-            return (Step("resample", (), {"size": (after, after), **prefix}),)
+            return (resample(ANY, size=(after, after), prefix_tokens=count),)
     return ()
 
 
-def _line(old: int, new: int) -> Step:
+def _line(old: int, new: int) -> Operators:
     """Resample positions on a line, as a grid with one column."""
-    return Step("resample", (), {"size": (new, 1), "mode": "bilinear", "old_size": (old, 1)})
+    return (resample(ANY, size=(new, 1), mode="bilinear", old_size=(old, 1)),)
 
 
 # -- tokens in front of the places --------------------------------------------------------------------------
@@ -119,16 +109,17 @@ def _tokens(changes: Changes) -> dict[str, list[bool]]:
     }
 
 
-def _without(gone: list[bool], rows: int, before: int, after: int) -> tuple[Step, ...]:
+def _without(gone: list[bool], rows: int, before: int, after: int) -> Operators:
     """Remove the rows of tokens that are gone, and resample the rest to the new grid."""
     kept = [place for place, is_gone in enumerate(gone) if not is_gone]
-    index = [*kept, *range(len(gone), before)]
+    index = (*kept, *range(len(gone), before))
     if len(index) > MOST_LISTED or len(index) == len(kept):
         return ()
-    selected = Step("select", (), {"dim": rows, "index": index})
+    selected = select(ANY, dim=rows, index=index)
     if len(index) == after:
         return (selected,)
-    return (selected, *resampled) if (resampled := _grid(len(index), after, (len(kept),))) else ()
+    grid = _grid(len(index), after, (len(kept),))
+    return (selected, *grid) if grid else ()
 
 
 def _parent(key: str) -> str:

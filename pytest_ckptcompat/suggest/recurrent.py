@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from .changes import Explained, differing
-from .steps import Step
+from pytest_ckptcompat.recipes.operators import append, tile
+
+from .changes import ANY, Explained, differing
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from .changes import Changes, Sizes
+    from .changes import Changes, Operators, Sizes
 
 _RECURRENT = re.compile(
     r"(?P<module>(?:.*\.)?)(?P<kind>weight|bias)_(?P<side>ih|hh|hr)(?:_l(?P<layer>[0-9]+))?(?P<back>_reverse)?",
@@ -24,7 +25,7 @@ _GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1, nn.LSTMCell: 4, nn.GRUCell: 3, nn.RN
 
 
 def gates(changes: Changes, left: Collection[str]) -> Explained:
-    """Find steps that give recurrent layers more units, gate by gate, with no effect on the outputs.
+    """Give recurrent layers more units, gate by gate, with no effect on the outputs.
 
     A new unit is a copy of an old one whose output no weight uses, so everything computed stays the same.
     Rows of one gate can't serve another gate, so nothing is explained if the kind of layer changed.
@@ -38,13 +39,17 @@ def gates(changes: Changes, left: Collection[str]) -> Explained:
         if all(takes_more(key, *changes.changed[key]) for key in keys):
             continue  # like any other layer
         layer = _layer(changes, path)
-        if layer is None or not all(layer.grows(key, *changes.changed[key]) for key in keys):
-            explained.barred |= {*keys, *_consumers(changes, path, left, layer)}
+        if layer is None:
+            explained.bar(keys)
+            continue
+        consumers = _consumers(changes, path, left, layer)
+        if not all(layer.grows(key, *changes.changed[key]) for key in keys):
+            explained.bar([*keys, *consumers])
             continue
         for key in keys:
-            explained.steps[key] = layer.steps(key, *changes.changed[key])
-        for key in _consumers(changes, path, left, layer):
-            explained.steps[key] = (layer.taking_no_more(layer.directions),)
+            explained.put(key, layer.operators(key, *changes.changed[key]))
+        for key in consumers:
+            explained.put(key, (_unused_columns(layer.directions),))
     return explained
 
 
@@ -77,20 +82,18 @@ class _Layer:
         inner = found["side"] == "hh" or int(found["layer"] or 0) > 0
         return rows and (taken if inner else columns[0] == columns[1])
 
-    def steps(self, key: str, old: Sizes, new: Sizes) -> tuple[Step, ...]:
-        """Return steps that copy rows in every gate, and append columns of zeros."""
-        blocks = {"blocks": self.gates} if self.gates > 1 else {}
-        rows = Step("tile", (), {"dim": 0, **blocks})
+    def operators(self, key: str, old: Sizes, new: Sizes) -> Operators:
+        """Copy rows in every gate, and append columns of zeros."""
+        rows = tile(ANY, dim=0, blocks=self.gates)
         if differing(old, new) == [0]:
             return (rows,)
         found = _RECURRENT.fullmatch(key)
-        return rows, self.taking_no_more(1 if found and found["side"] == "hh" else self.directions)
+        return rows, _unused_columns(1 if found and found["side"] == "hh" else self.directions)
 
-    @staticmethod
-    def taking_no_more(directions: int) -> Step:
-        """Append columns of zeros, for each direction after its old ones."""
-        blocks = {"blocks": directions} if directions > 1 else {}
-        return Step("append", (), {"dim": 1, **blocks})
+
+def _unused_columns(directions: int) -> append:
+    """Append columns of zeros, for each direction after its old ones."""
+    return append(ANY, dim=1, blocks=directions)
 
 
 def _layer(changes: Changes, path: str) -> _Layer | None:
@@ -110,10 +113,8 @@ def _layer(changes: Changes, path: str) -> _Layer | None:
     return _Layer(count, old[1], new[1], 2 if f"{path}weight_hh_l0_reverse" in changes.model else 1)
 
 
-def _consumers(changes: Changes, path: str, left: Collection[str], layer: _Layer | None) -> list[str]:
+def _consumers(changes: Changes, path: str, left: Collection[str], layer: _Layer) -> list[str]:
     """Return the weights after a recurrent layer that use its units, up to the next such layer."""
-    if layer is None:
-        return []
     columns = (layer.directions * layer.old, layer.directions * layer.new)
     own = [key for key in changes.order if key.startswith(path) and _RECURRENT.fullmatch(key)]
     last = max(changes.order[key] for key in own)

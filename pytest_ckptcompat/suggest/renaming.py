@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING
 from .budget import Budget, OutOfTime
 from .evidence import Evidence, Neighbours, gathered, in_order, set_apart
 from .layers import NO_MODULES
-from .moves import MOST_STEPS, Move, move
+from .moves import MOST_OPERATORS, Move, move
 from .numbering import renumbered
 from .templates import ALL, NONE, Places, Substitution, by_template, indices, template
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
+    from pytest_ckptcompat.recipes.operators.rename import Renaming
+    from pytest_ckptcompat.recipes.per_tensor import Shape
+
     from .layers import Modules
-    from .steps import Step
-    from .templates import Families, Indices, Shape, Shapes, Template
+    from .templates import Families, Indices, Shapes, Template
 
 MOST_PAIRS = 60_000
 _COUNTS = (1, 2)
@@ -30,42 +32,38 @@ _LEAVES = {"weight", "bias", "running_mean", "running_var"}
 
 def renames(
     checkpoint: Shapes, model: Shapes, modules: Modules = NO_MODULES, budget: Budget | None = None
-) -> tuple[list[Step], dict[str, Shape]]:
-    """Find steps that rename keys of the checkpoint into keys of the model.
+) -> tuple[list[Renaming], dict[str, Shape]]:
+    """Rename keys of the checkpoint into keys of the model.
 
     Args:
         checkpoint: the checkpoint's keys.
         model: the model's keys.
         modules: the model's modules by path. They tell whether numbers of layers are places or names.
-        budget: the time budget. When it is spent, the steps found until then are returned.
+        budget: the time budget. When it is spent, the operators found until then are returned.
 
     Returns:
-        The steps, and the checkpoint after them.
+        The operators, and the checkpoint after them.
     """
     budget = budget or Budget()
     current = dict(checkpoint)
-    steps: list[Step] = []
-    while len(steps) < MOST_STEPS:
+    operators: list[Renaming] = []
+    while len(operators) < MOST_OPERATORS:
+        if all(key in model for key in current) or all(key in current for key in model):
+            break
         origin = dict(zip(current, checkpoint, strict=True))
         try:
-            found = _next_move(current, model, modules, origin, budget)
+            found = (
+                renumbered(current, model, modules, origin, budget)
+                or substituted(current, model, budget)
+                or substituted(current, model, budget, reshaped=True)
+            )
         except OutOfTime:
             break
         if found is None:
             break
-        steps += found.steps
+        operators += found.operators
         current = {found.names.get(key, key): shape for key, shape in current.items()}
-    return steps, current
-
-
-def _next_move(
-    current: Shapes, model: Shapes, modules: Modules, origin: Mapping[str, str], budget: Budget
-) -> Move | None:
-    if found := renumbered(current, model, modules, origin, budget):
-        return found
-    if all(key in model for key in current) or all(key in current for key in model):
-        return None
-    return substituted(current, model, budget) or substituted(current, model, budget, reshaped=True)
+    return operators, current
 
 
 def substituted(current: Shapes, model: Shapes, budget: Budget, *, reshaped: bool = False) -> Move | None:

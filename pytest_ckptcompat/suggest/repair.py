@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.errors import RecipeError
@@ -11,6 +10,7 @@ from pytest_ckptcompat.recipes.recipe import Recipe
 from .budget import Budget
 from .layers import NO_MODULES
 from .search import Suggestion, suggest
+from .templates import shapes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,14 +52,7 @@ def repair(
         declared, grown = Recipe(), checkpoint
     if _spoiled(checkpoint, grown, target):
         declared, grown = Recipe(), checkpoint
-    found = suggest(grown, target, lambda more: differences(_both(declared, more)), modules, budget, source)
-    return replace(
-        found,
-        recipe=None if found.recipe is None else _both(declared, found.recipe),
-        partial=None if found.partial is None else _both(declared, found.partial),
-        choices=tuple(_both(declared, each) for each in found.choices),
-        variants=lambda: (_both(declared, each) for each in found.variants()),
-    )
+    return suggest(grown, target, differences, modules, budget, source, declared)
 
 
 def _fewer(recipe: Recipe) -> Iterator[Recipe]:
@@ -79,15 +72,8 @@ def _loads(recipe: Recipe, differences: Differences) -> bool:
 
 def _spoiled(checkpoint: State, grown: State, target: State) -> bool:
     """Return whether a key that fits without the recipe no longer fits after it."""
+    olds, news, wanted = map(shapes_of, (checkpoint, grown, target))
     return any(
-        _fits(key, checkpoint, target) and key in grown and not _fits(key, grown, target) for key in target
+        shape is not None and olds.get(key) == shape and key in news and news[key] != shape
+        for key, shape in wanted.items()
     )
-
-
-def _fits(key: str, state: State, target: State) -> bool:
-    shapes = [getattr(each.get(key), "shape", None) for each in (state, target)]
-    return shapes[0] is not None and shapes[0] == shapes[1]
-
-
-def _both(first: Recipe, then: Recipe) -> Recipe:
-    return Recipe(*first.operators, *then.operators)

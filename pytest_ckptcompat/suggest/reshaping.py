@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from pytest_ckptcompat.recipes.operators import select, tile
 
 from .changes import Explained, differing
 from .layerwise import layerwise
 from .patterns import Globs
 from .positions import positions
 from .recurrent import gates
-from .steps import Step
 from .vocabulary import vocabulary
 from .widening import widened
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .changes import Change, Changes
+    from pytest_ckptcompat.recipes.base import Operator
+
+    from .changes import Change, Changes, Operators
 
 
-def reshapes(changes: Changes) -> list[Step]:
+def reshapes(changes: Changes) -> list[Operator]:
     """Find operators that give the keys of a checkpoint the shapes of the model.
 
     Every kind of change has its function. If that can't explain a key, no other kind may try it. Changes that
     may depend on an unexplained one are not explained either.
     """
-    changed = changes.changed
-    if not changed:
+    if not changes.changed:
         return []
     found = Explained()
-    left = dict.fromkeys(changed)
+    left = dict.fromkeys(changes.changed)
     for explain in (gates, positions, vocabulary, widened, layerwise):
         more = explain(changes, left.keys())
-        found.steps |= more.steps
+        found.operators |= more.operators
         found.joint += more.joint
         found.barred |= more.barred
         for key in more.keys:
             left.pop(key, None)
-    found.barred |= left.keys()
+    found.bar(left)
     _bar_what_hangs_together(found, changes)
-    return [*_merged(found.steps, changes), *(step for _, step in found.joint)]
+    return [*_merged(found.operators, changes), *(operator for _, operator in found.joint)]
 
 
 def _bar_what_hangs_together(found: Explained, changes: Changes) -> None:
@@ -55,10 +58,10 @@ def _bar_what_hangs_together(found: Explained, changes: Changes) -> None:
         )
         more = {
             key
-            for key in found.steps.keys() & changes.changed.keys()
+            for key in found.operators.keys() & changes.changed.keys()
             if key.rpartition(".")[0] in modules
             or sizes.intersection(_pairs(changes.changed[key]))
-            or (changes.order[key] < takes_in and _grows_rows(found.steps[key]))
+            or (changes.order[key] < takes_in and _grows_rows(found.operators[key]))
         }
         together = [
             keys
@@ -68,9 +71,8 @@ def _bar_what_hangs_together(found: Explained, changes: Changes) -> None:
         ]
         if not more and not together:
             return
-        found.barred |= more.union(*together)
-        found.steps = {key: steps for key, steps in found.steps.items() if key not in found.barred}
-        found.joint = [(keys, step) for keys, step in found.joint if keys not in together]
+        found.bar(more.union(*together))
+        found.joint = [(keys, operator) for keys, operator in found.joint if keys not in together]
 
 
 def _pairs(change: Change) -> list[tuple[int, int]]:
@@ -78,27 +80,23 @@ def _pairs(change: Change) -> list[tuple[int, int]]:
     return [(old[dim], new[dim]) for dim in differing(old, new)]
 
 
-def _grows_rows(steps: tuple[Step, ...]) -> bool:
+def _grows_rows(operators: Operators) -> bool:
     """Return whether the rows are units that another layer may use, and not words."""
-    return steps[0].operator in ("tile", "select") and steps[0].options["dim"] == 0
+    return isinstance(operators[0], (tile, select)) and operators[0].dim == 0
 
 
-def _merged(steps: Mapping[str, tuple[Step, ...]], changes: Changes) -> list[Step]:
-    """Merge keys with equal steps into as few operators as possible.
+def _merged(found: Mapping[str, Operators], changes: Changes) -> list[Operator]:
+    """Merge keys with equal operators into as few operators as possible.
 
     For tied keys of the checkpoint, an operator on the first also changes the others.
     """
-    alike: dict[str, list[str]] = {}
-    firsts: set[object] = set()
-    for key, several in steps.items():
-        tensor = (changes.old_ties.get(key, key), repr(several))
-        if tensor not in firsts:
-            firsts.add(tensor)
-            alike.setdefault(repr(several), []).append(key)
+    alike: dict[Operators, dict[object, str]] = {}
+    for key, operators in found.items():
+        alike.setdefault(operators, {}).setdefault(changes.old_ties.get(key, key), key)
     globs = Globs(changes.checkpoint, changes.budget)
     return [
-        Step(step.operator, (pattern, *step.arguments), step.options)
-        for chosen in alike.values()
-        for pattern in globs.cover(chosen)
-        for step in steps[chosen[0]]
+        replace(operator, key=pattern)
+        for operators, firsts in alike.items()
+        for pattern in globs.cover(firsts.values())
+        for operator in operators
     ]

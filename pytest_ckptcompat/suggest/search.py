@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.keys import select
-from pytest_ckptcompat.recipes.operators import OPERATORS
+from pytest_ckptcompat.recipes.operators import copy, drop, strip_prefix, tie
+from pytest_ckptcompat.recipes.operators import select as select_rows
 from pytest_ckptcompat.recipes.recipe import Recipe
 from pytest_ckptcompat.tensors.difference import memory
 
@@ -24,19 +27,23 @@ from .patterns import Globs
 from .renaming import renames
 from .reshaping import reshapes
 from .stacking import stacks
-from .steps import Step
 from .submodels import is_wrapper, submodels
+from .templates import shapes_of
 from .ties import newly_tied, tied, untied
-from .variants import VARYING, variants
+from .variants import variants
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Sequence
+
+    from pytest_ckptcompat.recipes.base import Operator
+    from pytest_ckptcompat.recipes.per_tensor import Shape
+    from pytest_ckptcompat.recipes.plan import State
 
     from .layers import Modules
-    from .templates import Shape, Shapes
+    from .templates import Shapes
 
-    Differences = Callable[[Recipe], Collection[str]]
-    """Which keys differ after a recipe: none where the checkpoint then loads."""
+Differences = Callable[[Recipe], Collection[str]]
+"""Which keys differ after a recipe: none where the checkpoint then loads."""
 
 MOST_CHOICES = 4
 MOST_OPERATORS = 250
@@ -77,12 +84,13 @@ class Suggestion:
 
 
 def suggest(
-    checkpoint: Mapping[str, Any],
-    target: Mapping[str, Any],
+    checkpoint: State,
+    target: State,
     differences: Differences,
     modules: Modules = NO_MODULES,
     budget: Budget | None = None,
-    source: Mapping[str, Any] | None = None,
+    source: State | None = None,
+    declared: Recipe | None = None,
 ) -> Suggestion:
     """Find a recipe that makes the checkpoint, or as much of it as can be explained, load into the model.
 
@@ -103,190 +111,176 @@ def suggest(
         budget: the time budget.
         source: the state dict of the model that the checkpoint was made for, or None. It shows which keys
             were tied.
+        declared: the recipe that gave `checkpoint`; every recipe that is returned begins with it.
     """
-    return _Search(checkpoint, target, differences, modules, budget or Budget(), source or {}).run()
+    first = () if declared is None else declared.operators
+    return _Search(checkpoint, target, differences, modules, budget or Budget(), source or {}, first).run()
 
 
+@dataclass
 class _Search:
-    """A search: what is known, and what is still unexplained."""
+    """A search: what is known, and what was found.
 
-    def __init__(
-        self,
-        checkpoint: Mapping[str, Any],
-        target: Mapping[str, Any],
-        differences: Differences,
-        modules: Modules,
-        budget: Budget,
-        source: Mapping[str, Any],
-    ) -> None:
-        self.raw = checkpoint
-        self.checkpoint, self.model = _shapes(checkpoint), _shapes(target)
-        self.target = target
-        self.modules = modules
-        self.budget = budget
-        self.source = source
-        self.origin: dict[str, str] = {}
-        self.kinds: frozenset[str] = frozenset()
-        self.lost: frozenset[str] = frozenset()
-        self.newly_tied: tuple[tuple[str, str], ...] = ()
-        self._differences = differences
+    Attributes:
+        state: the checkpoint after the operators found so far, without the keys in `apart`.
+        found: these operators.
+        apart: keys of the checkpoint that are left alone, and their values.
+        lost: those of them that must not be dropped.
+        parts: the kinds of weights that these are parts of.
+        made: the model's keys that are made from others.
+        tied: pairs of keys that the model ties and the checkpoint does not.
+    """
+
+    checkpoint: State
+    target: State
+    differences: Differences
+    modules: Modules
+    budget: Budget
+    source: State
+    declared: tuple[Operator, ...]
+
+    def __post_init__(self) -> None:
+        self.model = shapes_of(self.target)
+        self.state: State = self.checkpoint
+        self.found: list[Operator] = []
+        self.apart: dict[str, Any] = {}
+        self.lost: set[str] = set()
+        self.parts: frozenset[str] = frozenset()
+        self.made: set[str] = set()
+        self.tied: tuple[tuple[str, str], ...] = ()
 
     def run(self) -> Suggestion:
-        """Try the likeliest steps, then the same with drops, then a part of them."""
-        at_first = _apart(self.checkpoint, self.model)
+        """Try the likeliest operators, then the same with drops, then a part of them."""
+        at_first = _differing(shapes_of(self.checkpoint), self.model)
         if not at_first:
             return Suggestion()
         if choices := self._choices():
             return Suggestion(choices=choices)
-        steps, renamed, tied = self._steps()
+        dropped: list[str] = []
+        with suppress(OutOfTime, RecipeError):  # what was found until then may be a part
+            self._explain()
+            dropped = self._dropped()
+        found = self.found
         room = min(MOST_OPERATORS, max(MOST_WORK // max(len(self.checkpoint), 1), 1))
-        dropped = self._dropped(renamed, tied)
-        needed = len(steps) + len(dropped)
+        needed = len(found) + len(dropped)
         if needed > room:
-            steps, dropped = steps[:room], []
-        left: list[str] | None = None
+            found, dropped = found[:room], []
+        left = None
         for drops in ([], dropped) if dropped else ([],):
-            recipe = _recipe([*steps, *(Step("drop", (pattern,)) for pattern in drops)])
-            if recipe is None or not recipe.operators:
-                continue
-            after = self._left(recipe)
+            operators = [*found, *map(drop, drops)]
+            after = self._left(operators)
             if after == []:
                 return Suggestion(
-                    recipe,
-                    dropped=self._trained(drops, renamed),
-                    cut=self._trained((s.arguments[0] for s in steps if s.operator == "select"), renamed),
+                    self._recipe(operators),
+                    dropped=self._trained(drops),
+                    cut=self._trained(each.key for each in found if isinstance(each, select_rows)),
                     stopped=self.budget.spent,
-                    tied=self.newly_tied,
-                    variants=functools.partial(self._variants, recipe),
+                    tied=self.tied,
+                    variants=partial(self._variants, operators),
                 )
             left = left if drops else after
-        partial = _recipe(steps) if left is not None and len(left) < len(at_first) else None
+        explains = left is not None and len(left) < len(at_first)
         return Suggestion(
-            partial=partial,
-            unexplained=tuple(at_first if partial is None else left or ()),
+            partial=self._recipe(found) if explains else None,
+            unexplained=tuple(left or () if explains else at_first),
             stopped=self.budget.spent,
             too_long=needed if needed > room else 0,
-            parts=self.kinds,
+            parts=self.parts,
         )
 
     def _choices(self) -> tuple[Recipe, ...]:
         """Return recipes that each take one part of the checkpoint, if several parts are the whole model."""
-        prefixes = submodels(self.checkpoint, self.model)
+        prefixes = submodels(shapes_of(self.checkpoint), self.model)
         if len(prefixes) < 2 or sum(map(is_wrapper, prefixes)) == 1:
             return ()
-        return tuple(filter(None, map(self._taking, prefixes[:MOST_CHOICES])))
+        return tuple(
+            self._recipe(operators)
+            for operators in map(self._taking, prefixes[:MOST_CHOICES])
+            if self._left(operators) == []
+        )
 
-    def _taking(self, prefix: str) -> Recipe | None:
+    def _taking(self, prefix: str) -> list[Operator]:
         others = [key for key in self.checkpoint if not key.startswith(prefix)]
-        drops = (Step("drop", (pattern,)) for pattern in Globs(self.checkpoint).cover(others))
-        recipe = _recipe([*drops, Step("strip_prefix", (prefix,))])
-        return None if recipe is None or self._left(recipe) != [] else recipe
+        return [*map(drop, Globs(self.checkpoint).cover(others)), strip_prefix(prefix)]
 
-    def _steps(self) -> tuple[list[Step], dict[str, Shape], set[str]]:
-        """Return the steps, the checkpoint under its final names, and the keys made from other keys.
-
-        If the time is up, return the steps found until then, and no keys.
-        """
-        steps: list[Step] = []
-        try:
-            renamed, tied = self._explained(steps)
-        except OutOfTime:
-            return steps, {}, set()
-        return steps, renamed, tied
-
-    def _explained(self, steps: list[Step]) -> tuple[dict[str, Shape], set[str]]:
-        folding, folded = folds(self.raw, self.target)
-        steps += folding
-        apart = set_apart(folded, self.model, self.budget)
-        self.kinds = frozenset(apart.kinds)
-        seen = {key: shape for key, shape in folded.items() if key not in apart.checkpoint}
-        model = {key: shape for key, shape in self.model.items() if key not in apart.model}
-        norms, seen = folded_norms(seen, model)
-        stacking, stacked = stacks(seen, model)
-        fusing, fused, joined = fuses(stacked, model)
-        steps += [*norms, *stacking, *fusing]
-        hidden = {key for key in fused if key in joined}
-        named = {key: shape for key, shape in fused.items() if key not in hidden}
-        wanted = {key: shape for key, shape in model.items() if key not in joined}
+    def _explain(self) -> None:
+        """Find the operators, one kind after the other."""
+        self._apply(folds(self.checkpoint, self.target))
+        model = self._set_apart()
+        self._apply(folded_norms(shapes_of(self.state), model))
+        self._apply(stacks(shapes_of(self.state), model))
+        fusing, fused, unknown = fuses(shapes_of(self.state), model)
+        self.found += fusing
+        self.apart |= {key: self.state.get(key) for key in fused if key in unknown}
+        named = {key: shape for key, shape in fused.items() if key not in unknown}
+        wanted = {key: shape for key, shape in model.items() if key not in unknown}
         renaming, renamed = renames(named, wanted, self.modules, self.budget)
-        steps += renaming
-        self.origin = dict(zip(renamed, named, strict=True))
-        known = [key for key in renamed if self.model.get(key) is not None]
-        ties = {key: memory(self.target[key]) for key in self.budget.each(known)}
-        old_ties = {
-            key: memory(self.raw[old])
-            for key, old in self.budget.each(self.origin.items())
-            if self.checkpoint.get(old) is not None
-        }
-        steps += reshapes(Changes(renamed, wanted, self.modules, ties, old_ties, self.budget))
-        shared = tied(renamed, wanted, self.target)
-        steps += [Step("tie", (keys,)) for keys in shared]
-        made = {key for keys in shared for key in keys}
-        copies = list(untied(renamed, wanted.keys() - made, self.source))
-        steps += [Step("copy", names) for names in copies]
-        self.newly_tied = tuple(newly_tied(ties, old_ties))
-        rest = {key: folded.get(key) for key in (*apart.checkpoint, *hidden)}
-        self.lost = frozenset(apart.checkpoint)
-        return {**renamed, **rest}, made.union(key for _, key in copies)
+        self.found += renaming
+        values = [self.state.get(key, shape) for key, shape in named.items()]
+        self.state = dict(zip(renamed, values, strict=True))
+        self._reshape(renamed, wanted)
 
-    def _dropped(self, renamed: Mapping[str, Shape], tied: Collection[str]) -> list[str]:
+    def _apply(self, operators: Iterable[Operator]) -> None:
+        for operator in list(operators):
+            self.budget.check()
+            self.state = operator.apply(self.state, self.target)
+            self.found.append(operator)
+
+    def _set_apart(self) -> dict[str, Shape]:
+        """Set parts of weights apart. Return the model's other keys."""
+        apart = set_apart(shapes_of(self.state), self.model, self.budget)
+        self.parts, self.lost = frozenset(apart.kinds), apart.checkpoint
+        self.apart = {key: value for key, value in self.state.items() if key in self.lost}
+        self.state = {key: value for key, value in self.state.items() if key not in self.lost}
+        return {key: shape for key, shape in self.model.items() if key not in apart.model}
+
+    def _reshape(self, renamed: Shapes, wanted: Shapes) -> None:
+        """Explain changed shapes and ties."""
+        each = self.budget.each
+        ties = {key: memory(self.target[key]) for key in each(renamed) if self.model.get(key) is not None}
+        old_ties = {key: memory(self.state[key]) for key, shape in each(renamed.items()) if shape is not None}
+        self.found += reshapes(Changes(renamed, wanted, self.modules, ties, old_ties, self.budget))
+        missing = [key for key, shape in wanted.items() if key not in renamed and shape is not None]
+        shared = tied(ties, missing, self.target)
+        self.found += (tie(keys) for keys in shared)
+        self.made = set().union(*shared)
+        copies = list(untied(renamed, wanted.keys() - self.made, self.source))
+        self.found += [copy(*names) for names in copies]
+        self.made.update(key for _, key in copies)
+        self.tied = tuple(newly_tied(ties, old_ties))
+
+    def _dropped(self) -> list[str]:
         """Return patterns for keys that the model lacks, if nothing else is left to do."""
-        unexpected = [key for key in renamed if key not in self.model]
-        complete = bool(self.model) and all(key in renamed or key in tied for key in self.model)
-        lost = self.lost.intersection(unexpected)
-        if not complete or lost:
+        keys = self.state.keys() | self.apart.keys()
+        if not self.model or not self.model.keys() <= keys | self.made or self.lost - self.model.keys():
             return []
-        try:
-            return Globs(renamed, self.budget).cover(unexpected)
-        except OutOfTime:
-            return []
+        every = [*self.state, *self.apart]
+        return Globs(every, self.budget).cover(key for key in every if key not in self.model)
 
-    def _variants(self, recipe: Recipe) -> Iterator[Recipe]:
-        """Yield the recipe with a variant of one operator."""
-        operators = recipe.operators
-        for place, operator in enumerate(operators):
-            if not isinstance(operator, VARYING):
-                continue
-            for others in variants(operator, self.raw, self.target, operators[:place]):
-                yield Recipe(*operators[:place], *others, *operators[place + 1 :])
-
-    def _trained(self, patterns: Iterable[str], renamed: Collection[str]) -> tuple[str, ...]:
-        """Return those drop patterns that match floating-point values."""
-        real = [key for key in renamed if _is_real(self.raw.get(self.origin.get(key, key)))]
+    def _trained(self, patterns: Iterable[str]) -> tuple[str, ...]:
+        """Return those patterns that match floating-point values."""
+        real = [key for key, value in (*self.state.items(), *self.apart.items()) if _is_real(value)]
         return tuple(pattern for pattern in patterns if select(pattern, real))
 
-    def _left(self, recipe: Recipe) -> list[str] | None:
-        """Return the keys that differ after a recipe, or None if it does not apply."""
+    def _recipe(self, operators: Iterable[Operator]) -> Recipe:
+        return Recipe(*self.declared, *operators)
+
+    def _variants(self, operators: Sequence[Operator]) -> Iterator[Recipe]:
+        return map(self._recipe, variants(operators, self.checkpoint, self.target))
+
+    def _left(self, operators: Collection[Operator]) -> list[str] | None:
+        """Return the keys that differ after operators, or None if there are none or they don't apply."""
         try:
-            return list(self._differences(recipe))
+            return list(self.differences(self._recipe(operators))) if operators else None
         except RecipeError:
             return None
 
 
-def _apart(checkpoint: Shapes, model: Shapes) -> list[str]:
+def _differing(checkpoint: Shapes, model: Shapes) -> list[str]:
     """Return the keys that one side lacks or has in another shape, the model's first."""
     differ = [key for key, shape in model.items() if key not in checkpoint or checkpoint[key] != shape]
     return [*differ, *(key for key in checkpoint if key not in model)]
 
 
-def _shapes(tensors: Mapping[str, Any]) -> dict[str, Shape]:
-    return {key: _shape(value) for key, value in tensors.items()}
-
-
-def _shape(value: Any) -> Shape:
-    """Return the shape as a tuple, or None if there is none: extra state, uninitialised parameters."""
-    try:
-        return tuple(value.shape)
-    except (AttributeError, RuntimeError):
-        return None
-
-
 def _is_real(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
-
-
-def _recipe(steps: Iterable[Step]) -> Recipe | None:
-    try:
-        return Recipe(*(OPERATORS[step.operator](*step.arguments, **step.options) for step in steps))
-    except RecipeError:
-        return None

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_ckptcompat.core.keys import select
+from pytest_ckptcompat.recipes.operators import stack_tensors, unbind
 
-from .steps import Step
-from .templates import template
+from .patterns import matches_only, starred
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from .templates import Shape, Shapes
+    from pytest_ckptcompat.recipes.base import Operator
 
-MOST_STEPS = 16
+    from .templates import Shapes
+
+MOST_OPERATORS = 16
 
 
 class _List(NamedTuple):
@@ -35,36 +36,22 @@ class _List(NamedTuple):
     @property
     def globs(self) -> tuple[str, str]:
         """The patterns of the tensors and of the one tensor, equal for similar lists in other layers."""
-        before = ".".join(template(self.before)).replace("#", "*")
+        before = starred(self.before)
         return f"{before}.*{self.behind}", before + self.whole.removeprefix(self.before)
 
 
-def stacks(checkpoint: Shapes, model: Shapes) -> tuple[list[Step], dict[str, Shape]]:
-    """Find steps that stack tensors whose numbers are gone, or unbind one with numbered parts now.
+def stacks(checkpoint: Shapes, model: Shapes) -> list[Operator]:
+    """Stack tensors whose numbers are gone, or unbind one with numbered parts now.
 
     For example, ``experts.0.w1.weight``, ``experts.1.w1.weight`` and so on become ``experts.w1``.
-
-    Returns:
-        The steps, and the checkpoint after them.
     """
     lacking = {key: shape for key, shape in checkpoint.items() if key not in model}
     wanted = {key: shape for key, shape in model.items() if key not in checkpoint}
-    stacked, unbound = list(_lists(lacking, wanted)), list(_lists(wanted, lacking))
-    steps = [
-        *(Step("stack_tensors", names) for names in _patterns(stacked, checkpoint)),
-        *(Step("unbind", names[::-1]) for names in _patterns(unbound, model)),
+    operators: list[Operator] = [
+        *(stack_tensors(keys, whole) for keys, whole in _patterns(_lists(lacking, wanted), checkpoint)),
+        *(unbind(whole, keys) for keys, whole in _patterns(_lists(wanted, lacking), model)),
     ]
-    if not 0 < len(steps) <= MOST_STEPS:
-        return [], dict(checkpoint)
-    written: dict[str, dict[str, Shape]] = {}
-    for each in stacked:
-        written |= {key: {} for key in each.keys[1:]}
-        written[each.keys[0]] = {each.whole: wanted[each.whole]}
-    for each in unbound:
-        written[each.whole] = {key: wanted[key] for key in each.keys}
-    return steps, {
-        new: shape for key, was in checkpoint.items() for new, shape in written.get(key, {key: was}).items()
-    }
+    return operators if len(operators) <= MOST_OPERATORS else []
 
 
 def _lists(apart: Shapes, whole: Shapes) -> Iterator[_List]:
@@ -93,7 +80,7 @@ def _patterns(lists: Iterable[_List], keys: Shapes) -> Iterator[tuple[str, str]]
     for each in lists:
         alike.setdefault(each.globs, []).append(each)
     for globs, several in alike.items():
-        if set(select(globs[0], keys)) == {key for each in several for key in each.keys}:
+        if matches_only(globs[0], [key for each in several for key in each.keys], keys):
             yield globs
         else:
             yield from ((f"{each.before}.*{each.behind}", each.whole) for each in several)

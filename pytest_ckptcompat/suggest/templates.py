@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-Shape: TypeAlias = tuple[int, ...] | None
+from pytest_ckptcompat.recipes.per_tensor import Shape, shape
+
 Shapes: TypeAlias = Mapping[str, Shape]
 Template: TypeAlias = tuple[str, ...]
 """The parts of a key between dots, with ``#`` for every number that was taken out."""
@@ -19,6 +20,11 @@ ALL = 0
 NONE = -1
 _NO_INDICES: Indices = ()
 _NUMBER = re.compile(r"[0-9]+")
+
+
+def shapes_of(tensors: Mapping[str, Any]) -> dict[str, Shape]:
+    """Return key -> shape; None for extra state and uninitialised parameters."""
+    return {key: shape(value) for key, value in tensors.items()}
 
 
 def template(key: str) -> Template:

@@ -12,20 +12,24 @@ if TYPE_CHECKING:
     from .templates import Shapes
 
 
-def tied(renamed: Shapes, model: Shapes, target: Mapping[str, Any]) -> list[list[str]]:
-    """Group missing keys with the checkpoint's key of the same tensor in the model, which comes first."""
-    missing = [key for key in model if key not in renamed and model[key] is not None]
-    if not missing:
-        return []
-    saved: dict[object, str] = {}
-    for key in renamed:
-        if model.get(key) is not None:
-            saved.setdefault(memory(target[key]), key)
-    ties: dict[str, list[str]] = {}
+def tied(
+    ties: Mapping[str, object], missing: Collection[str], target: Mapping[str, Any]
+) -> list[tuple[str, ...]]:
+    """Group missing keys with the checkpoint's key of the same tensor in the model, which comes first.
+
+    Args:
+        ties: keys that both have -> an object that the model's tied keys share.
+        missing: the model's keys that the checkpoint lacks.
+        target: the model's state dict.
+    """
+    firsts: dict[object, str] = {}
+    for key, tensor in ties.items() if missing else ():
+        firsts.setdefault(tensor, key)
+    groups: dict[str, tuple[str, ...]] = {}
     for key in missing:
-        if (first := saved.get(memory(target[key]))) is not None:
-            ties.setdefault(first, [first]).append(key)
-    return list(ties.values())
+        if (first := firsts.get(memory(target[key]))) is not None:
+            groups[first] = (*groups.get(first, (first,)), key)
+    return list(groups.values())
 
 
 def untied(renamed: Shapes, missing: Collection[str], source: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -40,8 +44,8 @@ def newly_tied(ties: Mapping[str, object], old_ties: Mapping[str, object]) -> It
     """Yield pairs of keys that the model ties and the checkpoint does not.
 
     Args:
-        ties: the model's keys -> an object that tied keys share.
-        old_ties: the same for the checkpoint, under the same names.
+        ties: keys that both have -> an object that the model's tied keys share.
+        old_ties: the same for the checkpoint's, under the same names.
     """
     firsts: dict[object, str] = {}
     for key, tensor in ties.items():

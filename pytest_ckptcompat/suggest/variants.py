@@ -5,13 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.keys import select as named
-from pytest_ckptcompat.recipes.operators.append import append
-from pytest_ckptcompat.recipes.operators.resample import resample
-from pytest_ckptcompat.recipes.operators.select import select
-from pytest_ckptcompat.recipes.operators.tile import tile
-from pytest_ckptcompat.recipes.operators.widen import widen
+from pytest_ckptcompat.recipes.operators import append, resample, select, tile, widen
 from pytest_ckptcompat.recipes.per_tensor import shape
 from pytest_ckptcompat.recipes.recipe import Recipe
 
@@ -22,28 +17,20 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.plan import State
 
 MOST_BLOCKS = 16
-VARYING = (tile, select, resample, widen)
-"""Operators that have variants."""
 
 
-def variants(
-    operator: Operator, checkpoint: State, target: State, earlier: Sequence[Operator]
-) -> Iterator[tuple[Operator, ...]]:
-    """Yield other operators that could replace one.
+def variants(operators: Sequence[Operator], checkpoint: State, target: State) -> Iterator[list[Operator]]:
+    """Yield the operators, which fit, with another way to do the same in place of one of them.
 
     Rows may be in equal blocks (anchors, gates, heads), each of which grows or shrinks. The columns after a
     flatten may be ordered by position. More positions may be those of a longer text.
-
-    Args:
-        operator: the operator that the search chose.
-        checkpoint: the checkpoint, on meta.
-        target: the model's state dict.
-        earlier: the operators before it.
     """
-    try:
-        state = Recipe(*earlier).apply(checkpoint, target)
-    except RecipeError:
-        return
+    for place, step in enumerate(Recipe(*operators).steps(checkpoint, target)):
+        for others in _others(step.operator, step.before, target):
+            yield [*operators[:place], *others, *operators[place + 1 :]]
+
+
+def _others(operator: Operator, state: State, target: State) -> Iterator[tuple[Operator, ...]]:
     if isinstance(operator, (tile, select)) and operator.dim == 0:
         for old, new in _sizes(operator.key, operator.dim, state, target):
             for blocks in range(2, MOST_BLOCKS + 1):

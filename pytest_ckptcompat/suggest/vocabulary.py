@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from .changes import Explained, differing
+from pytest_ckptcompat.recipes.operators import append
+
+from .changes import ANY, Explained, differing, first_rows
 from .layers import module_of
-from .positions import MOST_LISTED, is_position
-from .steps import Step
+from .positions import is_position
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -45,16 +46,16 @@ def vocabulary(changes: Changes, left: Collection[str]) -> Explained:
     for key in changes.budget.each(left):
         old, new = changes.changed[key]
         dims = differing(old, new)
-        if len(dims) != 1 or (pair := (old[dims[0]], new[dims[0]])) not in words or is_position(key):
+        if len(dims) != 1 or is_position(key):
             continue
-        counts = (dims[0] == 0 and len(old) < 3) or (dims[0] == 1 and len(old) == 2 and old[0] == 1)
-        own = _embeds(changes, key) or changes.ties.get(key) in tied
-        if own or (counts and pair not in taken_in):
-            step = _resized(*pair, dims[0])
-            if step is None:
-                found.barred.add(key)
-            else:
-                found.steps[key] = (step,)
+        (dim,) = dims
+        pair = before, after = old[dim], new[dim]
+        counts = pair not in taken_in and (
+            (dim == 0 and len(old) < 3) or (dim == 1 and len(old) == 2 and old[0] == 1)
+        )
+        if pair in words and (counts or _embeds(changes, key) or changes.ties.get(key) in tied):
+            more = after > before
+            found.put(key, (append(ANY, dim=dim, init="mean"),) if more else first_rows(dim, after))
     return found
 
 
@@ -65,9 +66,3 @@ def _embeds(changes: Changes, key: str) -> bool:
     if isinstance(module, nn.Linear):
         return "lm_head" in key
     return isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or bool(_VOCABULARY.search(key))
-
-
-def _resized(old: int, new: int, dim: int) -> Step | None:
-    if new > old:
-        return Step("append", (), {"dim": dim, "init": "mean"})
-    return Step("select", (), {"dim": dim, "index": list(range(new))}) if new <= MOST_LISTED else None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from .changes import Explained, differing
+from pytest_ckptcompat.core.keys import select
+from pytest_ckptcompat.recipes.operators import tile, widen
+
+from .changes import ANY, Explained, differing
 from .layers import module_of, projects, unitwise
-from .steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -51,15 +53,11 @@ class _Units:
 
 
 def widened(changes: Changes, left: Collection[str]) -> Explained:
-    """Find hidden layers with more units and widen them; equal layers of all blocks in one step.
+    """Widen hidden layers with more units; equal layers of all blocks in one step.
 
     A weight belongs to the last layer before it that gives as many units as it takes. Nothing in a layer is
     explained if a norm between the two would treat copies differently from originals, or if the units belong
     to heads or became fewer.
-
-    Args:
-        changes: the changes.
-        left: the changed keys that are not explained yet.
     """
     every = list(_layers(changes, left))
     layers = [units for units in every if units.consumers]
@@ -67,23 +65,21 @@ def widened(changes: Changes, left: Collection[str]) -> Explained:
     alike: dict[tuple[Pair, _Paths], list[_Units]] = {}
     for units in layers:
         if _as_copies(changes, units):
-            alike.setdefault((units.pair, _blocks(units)), []).append(units)
+            alike.setdefault((units.pair, _blocks(units.paths)), []).append(units)
         else:
-            found.barred |= units.keys
+            found.bar(units.keys)
     taken_in = {key for units in layers for key in units.consumers}
     for units in every:
         if not units.consumers:
+            more = units.pair[0] < units.pair[1]
             for key in taken_in.intersection(units.producers):  # a head with more outputs on a wider layer
-                found.steps[key] = (Step("tile", (), {"dim": 0}),)
-                if units.pair[0] > units.pair[1]:
-                    found.barred.add(key)
-    paths = {key.rpartition(".")[0] for key in changes.checkpoint}
-    for (_, named), several in alike.items():
-        keys = frozenset().union(*(units.keys for units in several))
-        if len(several) > 1 and len(_matched(named[0][0], paths)) == len(several):
-            found.joint.append((keys, _step(*named)))
+                found.put(key, (tile(ANY, dim=0),) if more else ())
+    modules = {key.rpartition(".")[0] for key in changes.checkpoint}
+    for (_, paths), several in alike.items():
+        if len(several) > 1 and len(select(paths[0][0], modules)) == len(several):
+            found.joint.append((frozenset().union(*(units.keys for units in several)), _widen(*paths)))
         else:
-            found.joint += [(units.keys, _step(*units.paths)) for units in several]
+            found.joint += [(units.keys, _widen(*units.paths)) for units in several]
     return found
 
 
@@ -158,29 +154,18 @@ def _depthwise(changes: Changes, path: str) -> bool:
 # -- the same in every block --------------------------------------------------------------------------------
 
 
-def _blocks(units: _Units) -> _Paths:
-    """Return the paths of `units`, with stars for the block numbers that they share."""
-    named = units.paths
-    every = [path.split(".") for paths in named for path in paths]
-    common = next(
-        (at for at in range(min(map(len, every))) if len({path[at] for path in every}) > 1),
-        min(map(len, every)),
-    )
-    producers, consumers, along = (tuple(_starred(path, common) for path in paths) for paths in named)
+def _blocks(paths: _Paths) -> _Paths:
+    """Return the paths with stars for the block numbers that they share."""
+    parts = zip(*(path.split(".") for several in paths for path in several), strict=False)
+    common = sum(1 for _ in takewhile(lambda each: len(set(each)) == 1, parts))
+
+    def starred(path: str) -> str:
+        parts = path.split(".")
+        return ".".join("*" if at < common and part.isdecimal() else part for at, part in enumerate(parts))
+
+    producers, consumers, along = (tuple(map(starred, several)) for several in paths)
     return producers, consumers, along
 
 
-def _starred(path: str, common: int) -> str:
-    parts = path.split(".")
-    return ".".join("*" if at < common and part.isdecimal() else part for at, part in enumerate(parts))
-
-
-def _matched(glob: str, paths: set[str]) -> list[str]:
-    pattern = re.compile(".*".join(map(re.escape, glob.split("*"))), re.DOTALL)
-    return [path for path in paths if pattern.fullmatch(path)]
-
-
-def _step(producers: tuple[str, ...], consumers: tuple[str, ...], norms: tuple[str, ...]) -> Step:
-    options = {"norms": list(norms)} if norms else {}
-    first = producers[0] if len(producers) == 1 else list(producers)
-    return Step("widen", (first, list(consumers)), options)
+def _widen(producers: tuple[str, ...], consumers: tuple[str, ...], norms: tuple[str, ...]) -> widen:
+    return widen(producers[0] if len(producers) == 1 else producers, consumers, norms)

@@ -36,8 +36,8 @@ def test_a_part_that_was_handed_to_the_next_stage():
 
 
 def test_the_later_stage_is_renamed_first():
-    steps, _ = renames(stages(False), stages(True))
-    assert [step.arguments[0] for step in steps] == [f"layers.{i}.down.*" for i in (2, 1, 0)]
+    operators, _ = renames(stages(False), stages(True))
+    assert [operator.pattern for operator in operators] == [f"layers.{i}.down.*" for i in (2, 1, 0)]
 
 
 def test_parts_of_one_size_are_not_moved_on():

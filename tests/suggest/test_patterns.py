@@ -32,6 +32,7 @@ def test_the_patterns_match_the_chosen_keys_and_no_others(keys, data):
         (["a.weight"], ["b.weight"], ["a.weight"]),
         (["a[0].w", "a[0].b"], ["a0.w"], ["a[0].w", "a[0].b"]),
         (["h.0.a", "h.1.a"], ["h.0.b.a"], ["h.0.a", "h.1.a"]),
+        (["q.0.k.w", "q.0.e.w", "q.1.k.w"], ["q.1.e.w"], ["q.0.*.w", "q.1.k.w"]),  # not "q.*.k.w" by chance
     ],
 )
 def test_siblings_are_one_glob_only_where_it_matches_nothing_else(chosen, others, patterns):

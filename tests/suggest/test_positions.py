@@ -6,6 +6,7 @@ from suggesting import Tensors, answer, suggested
 from torch import nn
 from torch.nn import functional
 
+from pytest_ckptcompat import resample
 from pytest_ckptcompat.suggest.changes import Changes
 from pytest_ckptcompat.suggest.positions import is_position
 from pytest_ckptcompat.suggest.reshaping import reshapes
@@ -79,9 +80,28 @@ def test_a_text_beside_pictures_is_a_line():
     }
     new = {**shapes, "positional_embedding": (25, 8), "visual.positional_embedding": (26, 8)}
     text, picture = reshapes(Changes(shapes, new))
-    assert text.arguments == ("positional_embedding",)
-    assert text.options == {"size": (25, 1), "mode": "bilinear", "old_size": (16, 1)}
-    assert picture.options == {"size": (5, 5), "prefix_tokens": 1}
+    assert text == resample("positional_embedding", size=(25, 1), mode="bilinear", old_size=(16, 1))
+    assert picture == resample("visual.positional_embedding", size=(5, 5), prefix_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new", "grid"),
+    [
+        ("pos_embed", (1, 197, 64), (1, 577, 64), {"size": (24, 24), "prefix_tokens": 1}),
+        ("pos_embed", (1, 198, 64), (1, 578, 64), {"size": (24, 24), "prefix_tokens": 2}),
+        ("embeddings.position_embedding.weight", (50, 64), (197, 64), {"size": (14, 14), "prefix_tokens": 1}),
+        ("blocks.0.attn.relative_position_bias_table", (169, 4), (729, 4), {"size": (27, 27)}),
+        ("pos_embed", (1, 577, 64), (1, 197, 64), {"size": (14, 14), "prefix_tokens": 1}),
+        ("wpe.weight", (1024, 8), (4096, 8), {"size": (4096, 1), "mode": "bilinear", "old_size": (1024, 1)}),
+    ],
+)
+def test_positions_of_another_grid_or_of_a_longer_text(key, old, new, grid):
+    assert reshapes(Changes({key: old}, {key: new})) == [resample(key, **grid)]
+
+
+def test_positions_beside_a_convolution_are_a_grid():
+    old = {"patch.weight": (8, 3, 16, 16), "pos_embed": (1, 196, 8)}
+    assert reshapes(Changes(old, {**old, "pos_embed": (1, 576, 8)})) == [resample("pos_embed", size=(24, 24))]
 
 
 # -- tokens in front of the places --------------------------------------------------------------------------

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from pace import within
 from torch import nn
 
-from pytest_ckptcompat import Recipe
+from pytest_ckptcompat import Recipe, add_prefix, rename, strip_prefix
 from pytest_ckptcompat.core.collection import paused
-from pytest_ckptcompat.recipes.operators import OPERATORS
 from pytest_ckptcompat.suggest.evidence import likeness
 from pytest_ckptcompat.suggest.layers import NO_MODULES
 from pytest_ckptcompat.suggest.renaming import renames
@@ -20,7 +19,7 @@ from pytest_ckptcompat.suggest.renaming import renames
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from pytest_ckptcompat.suggest.steps import Step
+    from pytest_ckptcompat.recipes.operators.rename import Renaming
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -42,9 +41,8 @@ ENCODER: Shapes = {
 HEAD: Shapes = {"head.weight": (10, 64), "head.bias": (10,)}
 
 
-def steps_of(checkpoint: Shapes, model: Shapes) -> list[tuple[str, ...]]:
-    steps, _ = renames(checkpoint, model)
-    return [(step.operator, *step.arguments) for step in steps]
+def found(checkpoint: Shapes, model: Shapes) -> list[Renaming]:
+    return renames(checkpoint, model)[0]
 
 
 def mapping(
@@ -62,47 +60,47 @@ def called(change: Callable[[str], str], shapes: Shapes) -> Shapes:
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        (lambda key: f"module.{key}", lambda key: key, [("strip_prefix", "module.")]),
-        (lambda key: f"module._orig_mod.{key}", lambda key: key, [("strip_prefix", "module._orig_mod.")]),
-        (lambda key: key, lambda key: f"model.{key}", [("add_prefix", "model.")]),
-        (lambda key: f"net.{key}", lambda key: f"backbone.{key}", [("rename", "net.*", "backbone.*")]),
+        (lambda key: f"module.{key}", lambda key: key, [strip_prefix("module.")]),
+        (lambda key: f"module._orig_mod.{key}", lambda key: key, [strip_prefix("module._orig_mod.")]),
+        (lambda key: key, lambda key: f"model.{key}", [add_prefix("model.")]),
+        (lambda key: f"net.{key}", lambda key: f"backbone.{key}", [rename("net.*", "backbone.*")]),
         (
             lambda key: key,
             lambda key: key.replace("layers.", "encoder.blocks."),
-            [("rename", "layers.*", "encoder.blocks.*")],
+            [rename("layers.*", "encoder.blocks.*")],
         ),
         (
             lambda key: key.replace("mlp.up", "mlp.fc_in"),
             lambda key: key,
-            [("rename", "layers.*.mlp.fc_in.*", "layers.*.mlp.up.*")],
+            [rename("layers.*.mlp.fc_in.*", "layers.*.mlp.up.*")],
         ),
         (
             lambda key: key.replace("layers.3.", "layers.3.module."),
             lambda key: key,
-            [("rename", "layers.3.module.*", "layers.3.*")],
+            [rename("layers.3.module.*", "layers.3.*")],
         ),
         (
             lambda key: key.replace("norm1.weight", "norm1.gamma").replace("norm1.bias", "norm1.beta"),
             lambda key: key,
             [
-                ("rename", "layers.*.norm*.gamma", "layers.*.norm*.weight"),
-                ("rename", "layers.*.norm*.beta", "layers.*.norm*.bias"),
+                rename("layers.*.norm*.gamma", "layers.*.norm*.weight"),
+                rename("layers.*.norm*.beta", "layers.*.norm*.bias"),
             ],
         ),
         (
             lambda key: "module." + key.replace("head", "classifier"),
             lambda key: key,
-            [("strip_prefix", "module."), ("rename", "classifier.*", "head.*")],
+            [strip_prefix("module."), rename("classifier.*", "head.*")],
         ),
     ],
     ids=lambda case: "",
 )
 def test_one_change_of_name_is_one_step(
-    old: Callable[[str], str], new: Callable[[str], str], expected: list[tuple[str, ...]]
+    old: Callable[[str], str], new: Callable[[str], str], expected: list[Renaming]
 ) -> None:
     whole = ENCODER | HEAD
     checkpoint, model = called(old, whole), called(new, whole)
-    assert steps_of(checkpoint, model) == expected
+    assert found(checkpoint, model) == expected
     assert mapping(checkpoint, model) == {old(key): new(key) for key in whole}
 
 
@@ -126,33 +124,33 @@ def test_names_that_say_nothing_are_not_guessed() -> None:
     rest = {"stem.weight": (8, 3), "stem.bias": (8,)}
     checkpoint = {"one.weight": (4, 4), "two.weight": (4, 4)} | rest
     model = {"red.weight": (4, 4), "blue.weight": (4, 4)} | rest
-    assert steps_of(checkpoint, model) == []
+    assert found(checkpoint, model) == []
 
 
 def test_two_submodels_that_could_both_be_meant_are_not_guessed() -> None:
     checkpoint = called(lambda key: f"generator.{key}", ENCODER) | called(
         lambda key: f"critic.{key}", ENCODER
     )
-    assert steps_of(checkpoint, ENCODER) == []
+    assert found(checkpoint, ENCODER) == []
 
 
 def test_a_parameter_that_went_is_not_taken_for_one_that_came() -> None:
     checkpoint = {**HEAD, "aux.weight": (3, 3)}
     model = {**HEAD, "extra.weight": (3, 3)}
-    assert steps_of(checkpoint, model) == []
+    assert found(checkpoint, model) == []
 
 
 def test_a_module_in_the_place_of_another_is_that_module() -> None:
     body = {"stem.weight": (8, 3), "stem.bias": (8,)}
     checkpoint = {**body, "zig.weight": (2, 8), "zig.bias": (2,)}
     model = {**body, "quux.weight": (2, 8), "quux.bias": (2,)}
-    assert steps_of(checkpoint, model) == [("rename", "zig.*", "quux.*")]
+    assert found(checkpoint, model) == [rename("zig.*", "quux.*")]
 
 
 def test_what_matches_already_is_left_alone() -> None:
     checkpoint = {"a.weight": (4, 4), "module.a.weight": (4, 4), "b.weight": (5, 5)}
     model = {"a.weight": (4, 4), "b.weight": (5, 5)}
-    assert steps_of(checkpoint, model) == []
+    assert found(checkpoint, model) == []
 
 
 @pytest.mark.parametrize("gone", [True, False])
@@ -205,7 +203,7 @@ def test_names_of_which_none_is_left_are_not_matched_by_their_order() -> None:
     assert steps_of_heads(nn.ModuleList()) != []
 
 
-def steps_of_heads(container: nn.Module) -> list[Step]:
+def steps_of_heads(container: nn.Module) -> list[Renaming]:
     return renames(heads((8, 16)), heads((32, 64)), {"heads": container})[0]
 
 
@@ -221,27 +219,27 @@ def test_a_numbered_name_does_not_pass_by_one_that_stays(leaves: tuple[str, ...]
     def norms(*numbers: int) -> Shapes:
         return {f"blocks.{i}.norm{n}.{leaf}": (8,) for i in range(3) for n in numbers for leaf in leaves}
 
-    assert steps_of(norms(1, 2), norms(2, 3)) == []
-    assert steps_of(norms(1), norms(3)) == [("rename", "*.norm1.*", "*.norm3.*")]
+    assert found(norms(1, 2), norms(2, 3)) == []
+    assert found(norms(1), norms(3)) == [rename("*.norm1.*", "*.norm3.*")]
 
 
 def test_a_weight_never_becomes_a_bias() -> None:
-    assert steps_of({**ENCODER, "one.weight": (8,)}, {**ENCODER, "one.bias": (8,)}) == []
-    assert steps_of({**ENCODER, "one.gamma": (8,)}, {**ENCODER, "one.weight": (8,)}) != []
+    assert found({**ENCODER, "one.weight": (8,)}, {**ENCODER, "one.bias": (8,)}) == []
+    assert found({**ENCODER, "one.gamma": (8,)}, {**ENCODER, "one.weight": (8,)}) != []
 
 
 def test_a_key_that_is_renamed_and_grown_is_found_by_its_name() -> None:
     checkpoint = {"module.stem.weight": (8, 3), "module.fc_head.weight": (4, 8), "module.fc_head.bias": (4,)}
     model = {"stem.weight": (8, 3), "head.weight": (14, 8), "head.bias": (14,)}
-    assert steps_of(checkpoint, model) == [("strip_prefix", "module."), ("rename", "fc_head.*", "head.*")]
+    assert found(checkpoint, model) == [strip_prefix("module."), rename("fc_head.*", "head.*")]
 
 
 def test_keys_with_glob_characters_are_renamed_by_their_exact_names() -> None:
     checkpoint = {"a[0].weight": (4, 3), "a[0].bias": (4,), "b.weight": (2, 2)}
     model = {"a0.weight": (4, 3), "a0.bias": (4,), "b.weight": (2, 2)}
-    assert steps_of(checkpoint, model) == [
-        ("rename", "a[0].weight", "a0.weight"),
-        ("rename", "a[0].bias", "a0.bias"),
+    assert found(checkpoint, model) == [
+        rename("a[0].weight", "a0.weight"),
+        rename("a[0].bias", "a0.bias"),
     ]
 
 
@@ -435,9 +433,9 @@ def convolutions(name, shift=0):
 )
 def test_layers_that_are_counted_from_another_number_keep_their_order(new, shift):
     old, wanted = convolutions(("conv{}", "bn{}")), convolutions(new, shift)
-    steps, after = renames(old, wanted)
+    operators, after = renames(old, wanted)
     assert after.keys() == wanted.keys()
-    recipe = Recipe(*(OPERATORS[step.operator](*step.arguments) for step in steps))
+    recipe = Recipe(*operators)
     given = recipe.apply({key: torch.tensor(place) for place, key in enumerate(old)}, {})
     came = {key: list(old)[int(value)] for key, value in given.items()}
     assert [came[key] for key in wanted] == list(old)
