@@ -12,6 +12,7 @@ from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
 from pytest_ckptcompat.optimizer import faults
 from pytest_ckptcompat.optimizer.layouts import state_dict
+from pytest_ckptcompat.optimizer.naming import naming, one_state
 from pytest_ckptcompat.optimizer.resumption import Training
 from pytest_ckptcompat.optimizer.slots import unread_part
 from pytest_ckptcompat.optimizer.state import rank, saved_states
@@ -86,19 +87,19 @@ class Growth:
         taken: set[str] = set()
         if self.optimizer is not None and found:
             try:
-                saved, names = self._training().only_state(found)
+                saved, names = one_state(found, self._training().evidence)
             except LookupError as reason:
                 self._refuse(str(reason), found)
             else:
                 named[id(saved)] = names
                 taken |= {name for group in names for name in group}
-        alone = self._training(optimizer=False)
+        alone = self._training(optimizer=False).evidence
         last = ""
         for saved in found:
             if id(saved) in named or saved.unread:
                 continue
             try:
-                names = alone.names(saved)
+                names = naming(saved, alone)
             except LookupError as reason:
                 if not named or self.optimizer is None:
                     self._refuse(str(reason), [saved])
@@ -234,7 +235,7 @@ class Growth:
         factory = self.optimizer if optimizer else None
         grouping = None if factory is None else lambda named: groups_of(factory, named)
         old = self.checkpoint.meta()
-        return Training.of(self.recipe, self.applied, old, self.model, self.source_model, grouping, read)
+        return Training(self.recipe, self.applied, old, self.model, self.source_model, grouping, read)
 
 
 def _reasons(left_out: Mapping[str, str]) -> str:

@@ -9,7 +9,6 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import Finding, finding
@@ -24,6 +23,10 @@ from .state import Naming, Saved, State, misfits
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from torch import nn
+
+    from .resumption import Resumption
+
 _NEEDED = {
     "SGD": {"momentum_buffer"}, "Adam": {"exp_avg", "exp_avg_sq"}, "AdamW": {"exp_avg", "exp_avg_sq"},
     "NAdam": {"exp_avg", "exp_avg_sq"}, "RAdam": {"exp_avg", "exp_avg_sq"}, "Adamax": {"exp_avg", "exp_inf"},
@@ -37,35 +40,11 @@ def is_foreign(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def misshapen(state: State, parameters: Mapping[str, Any], *, rows: bool = False) -> list[Finding]:
-    """Find state without its parameter's shape. torch accepts it and fails later, or worse.
-
-    Args:
-        state: by name.
-        parameters: or what stands for them.
-        rows: see `misfits`.
-    """
+    """Find state without its parameter's shape ; torch accepts it and fails later. See `misfits`."""
     shapes = {name: tuple(each.shape) for name, each in parameters.items() if hasattr(each, "shape")}
     return [
         finding("optimizer-shape", name, f"{slot} {_shown(state[name][slot])}", _shown(parameters[name]))
         for name, slot in misfits(state, shapes, rows=rows)
-    ]
-
-
-def left_behind(state: State, parameters: Mapping[str, Any], before: Mapping[str, Any]) -> list[Finding]:
-    """Find state of an unknown form on parameters that have grown: it can't have grown with them.
-
-    Args:
-        state: the state by new names.
-        parameters: the new parameters.
-        before: the old parameters, by their new names.
-    """
-    return [
-        finding("optimizer-shape", name, f"{slot} {_shown(value)}", _shown(parameters[name]))
-        for name, slots in state.items()
-        if name in parameters and name in before and before[name].shape != parameters[name].shape
-        for slot, value in slots.items()
-        if slot not in ELEMENTWISE and isinstance(value, torch.Tensor)
-        if value.numel() != 1 and value.shape != parameters[name].shape
     ]
 
 
@@ -102,9 +81,11 @@ def _impossible(slot: str, value: Any) -> str:
 
 def foreign(optimizer: torch.optim.Optimizer, state: State) -> str:
     """Return why the state belongs to another kind of optimizer, or ``""``. The user may want that."""
-    kind = _kind(optimizer)
+    kind = type(optimizer).__name__
     has = {slot for slots in state.values() for slot in slots if slot in ELEMENTWISE}
-    if not has or kind not in _NEEDED or (_needed(optimizer) <= has and has & _NEEDED[kind]):
+    if is_foreign(optimizer) or kind not in _NEEDED or not has:
+        return ""
+    if _needed(optimizer) <= has and has & _NEEDED[kind]:
         return ""
     return f"{', '.join(sorted(has))} is not the state of {kind}"
 
@@ -122,57 +103,30 @@ def refused(saved: Saved, groups: Naming) -> list[Finding]:
     return [finding("optimizer-error", message=text)]
 
 
-def changed_kind(reason: str) -> Finding:
-    """Return the warning that the optimizer's kind has changed, which torch notices late or never."""
-    text = f"{reason}: start it anew; torch's load_state_dict takes it, and the next step may fail"
-    return replace(finding("optimizer-error", message=text), severity="warn")
-
-
 def incomplete(optimizer: torch.optim.Optimizer, state: State) -> list[Finding]:
     """Find parameters whose state lacks what a step needs."""
-    needed = _needed(optimizer)
+    lacking = {name: sorted(_needed(optimizer) - slots.keys()) for name, slots in state.items()}
     return [
-        finding(
-            "optimizer-error", name, message=f"its state lacks {', '.join(sorted(needed - slots.keys()))}"
-        )
-        for name, slots in state.items()
-        if not needed <= slots.keys()
+        finding("optimizer-error", name, message=f"its state lacks {', '.join(slots)}")
+        for name, slots in lacking.items()
+        if slots
     ]
 
 
-def _kind(optimizer: torch.optim.Optimizer) -> str:
-    """Return the name of one of torch's own optimizers, or ``""`` for any other, which may share its name."""
-    return "" if is_foreign(optimizer) else type(optimizer).__name__
-
-
 def _needed(optimizer: torch.optim.Optimizer) -> set[str]:
-    kind = _kind(optimizer)
+    kind = "" if is_foreign(optimizer) else type(optimizer).__name__
     if kind == "SGD" and not any(group["momentum"] for group in optimizer.param_groups):
         return set()
     return _NEEDED.get(kind, set())
 
 
-def displaced(
-    saved: Saved,
-    names: Naming,
-    groups: Naming,
-    origin: Mapping[str, str | None],
-    old: Mapping[str, Any],
-    model: nn.Module,
-) -> list[Finding]:
+def displaced(resumption: Resumption, old: Mapping[str, Any], model: nn.Module) -> list[Finding]:
     """Find state that torch's ``load_state_dict`` would silently give to another parameter.
 
     torch goes by position, whatever names the file has, and refuses only groups of other lengths. If the
     shapes differ, the next step raises. If they are the same, nothing ever does.
-
-    Args:
-        saved: the state as it is in the checkpoint.
-        names: the old names of each group's parameters.
-        groups: the new names of each group's parameters, as in the new optimizer.
-        origin: new key -> the old key that it comes from, or None.
-        old: the old state dict.
-        model: the new model.
     """
+    saved, names, groups, origin = resumption.saved, resumption.names, resumption.groups, resumption.origin
     if list(map(len, groups)) != saved.lengths or any(isinstance(i, str) for i in saved.groups[0].ids):
         return []  # torch refuses it, or loads it by name
     tied, came = tied_names(model), defaultdict[str, set[str | None]](set)
@@ -200,18 +154,11 @@ def displaced(
 def restarts(before: State, after: State, betas: Mapping[str, tuple[float, float]]) -> Iterator[Finding]:
     """Find Adam's moments that are zero in the added part, while the step count continues.
 
-    Args:
-        before: the old state, by new names.
-        after: the new state.
-        betas: the betas of the parameters, by new names.
+    Everything is by new names.
     """
     for name, slots in after.items():
         old, new = before.get(name, {}).get("exp_avg_sq"), slots.get("exp_avg_sq")
-        if (
-            not isinstance(old, torch.Tensor)
-            or not isinstance(new, torch.Tensor)
-            or not _added_is_zero(old, new)
-        ):
+        if not (isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor) and _added_is_zero(old, new)):
             continue
         count = float(slots.get("step", 0))
         times = restart(count, betas.get(name, (0.9, 0.999)))

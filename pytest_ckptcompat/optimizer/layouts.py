@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .slots import GRADIENTS, SQUARES
+from .state import numbered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,57 +29,35 @@ def state_dict(
     Args:
         resumption: the resumption of the state.
         parameters: the parameters of the new model.
-        by_name: whether to key numbered state by name, as distributed checkpoints do.
+        by_name: whether to key numbered state by name, as in distributed checkpoints.
 
     Raises:
         LookupError: torch could not resume from the result. The message says why.
     """
-    saved, groups = resumption.saved, resumption.groups
-    options = _options(resumption)
+    saved, groups, options = resumption.saved, resumption.groups, _options(resumption)
     if saved.layout == "numbered" and not by_name:
-        return _numbered(resumption, options)
+        if any(group.names for group in saved.groups):
+            options = [
+                {**own, "param_names": list(group)} for own, group in zip(options, groups, strict=True)
+            ]
+        made = numbered(groups, options, resumption.state)
+        return {**saved.node, **made, "state": {**saved.shared, **made["state"]}}
     spell = _spelling(saved.groups, resumption.names)
-    state = _complete(resumption, parameters, options)
+    state = {spell(name): dict(slots) for name, slots in _complete(resumption, parameters, options).items()}
+    spelled = [([spell(name) for name in group], own) for group, own in zip(groups, options, strict=True)]
     if saved.layout == "flat":
-        return {
-            **{
-                f"state.{spell(name)}.{slot}": each
-                for name, slots in state.items()
-                for slot, each in slots.items()
-            },
-            **{
-                f"param_groups.{spell(name)}.{option}": value
-                for group, own in zip(groups, options, strict=True)
-                for name in group
-                for option, value in own.items()
-            },
+        slots = {f"state.{name}.{slot}": each for name, own in state.items() for slot, each in own.items()}
+        return slots | {
+            f"param_groups.{name}.{option}": value
+            for group, own in spelled
+            for name in group
+            for option, value in own.items()
         }
-    listed = [
-        {**own, "params": [spell(name) for name in group]} for group, own in zip(groups, options, strict=True)
-    ]
     return {
         **saved.node,
-        "state": {spell(name): dict(slots) for name, slots in state.items()},
-        "param_groups": listed,
+        "state": state,
+        "param_groups": [{**own, "params": group} for group, own in spelled],
     }
-
-
-def _numbered(resumption: Resumption, options: list[Mapping[str, Any]]) -> dict[Any, Any]:
-    saved = resumption.saved
-    numbers = {
-        name: number for number, name in enumerate(name for group in resumption.groups for name in group)
-    }
-    with_names = any(group.names for group in saved.groups)
-    listed = [
-        {
-            **own,
-            **({"param_names": list(group)} if with_names else {}),
-            "params": [numbers[name] for name in group],
-        }
-        for group, own in zip(resumption.groups, options, strict=True)
-    ]
-    slots = {numbers[name]: dict(each) for name, each in resumption.state.items() if name in numbers}
-    return {**saved.node, "state": {**saved.shared, **slots}, "param_groups": listed}
 
 
 def _options(resumption: Resumption) -> list[Mapping[str, Any]]:
@@ -121,14 +100,12 @@ def _complete(
     saved, state = resumption.saved, dict(resumption.state)
     listed = {name for group in resumption.groups for name in group}
     left_out = {name: reason for name, reason in resumption.left_out.items() if name in listed - state.keys()}
-    if not state and not left_out:
-        return state
     if left_out:
         name, reason = next(iter(left_out.items()))
         raise LookupError(
             f"{name} would have none ({reason}), and state filed by name has that of every parameter"
         )
-    if any(not saved.state.get(identity) for group in saved.groups for identity in group.ids):
+    if not state or not all(saved.state.get(each) for group in saved.groups for each in group.ids):
         return state
     like, slots = next(iter(state.items()))
     for group, own in zip(resumption.groups, options, strict=True):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 
 from pytest_ckptcompat.tensors.difference import memory as place
 
-from .naming import spelled, tied_names
+from .naming import Evidence, spelled, tied_names
 from .state import Naming
 
 if TYPE_CHECKING:
@@ -23,27 +22,12 @@ Grouping = Callable[[Mapping[str, nn.Parameter]], Naming | None]
 """Named parameters -> the names in each group of an optimizer, or None if it refuses them."""
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """The possible meanings of the numbers in an optimizer's state.
-
-    Attributes:
-        candidates: source of an order -> the old names of each group's parameters, surest first.
-        doubts: candidate -> why it is a guess, good only if shapes tell the parameters apart.
-        parameters: the old model's parameters in the order of the file, as far as the new model shows them.
-    """
-
-    candidates: Mapping[str, Naming]
-    doubts: Mapping[str, str] = field(default_factory=dict)
-    parameters: Sequence[str] = ()
-
-
 def evidence(
-    grouping: Grouping,
     origin: Mapping[str, str | None],
     old: Mapping[str, Any],
     model: nn.Module,
     source: nn.Module | None = None,
+    grouping: Grouping | None = None,
 ) -> Evidence:
     """Collect orders that the numbers may follow: that of the trained model, which may not be the new one's.
 
@@ -52,12 +36,14 @@ def evidence(
     its own order show nothing either, unless the new model writes them in the same order.
 
     Args:
-        grouping: how the user's optimizer groups parameters.
         origin: new key -> the old key that it comes from, or None.
         old: the old checkpoint's state dict.
         model: the new model.
         source: the model that the checkpoint was made for.
+        grouping: how the user's optimizer groups parameters; None: all in one group, as in most optimizers.
     """
+    given = [name for name, value in (("optimizer", grouping), ("source_model", source)) if value is not None]
+    grouping = grouping or (lambda named: [list(named)])
     parameters = _Parameters(old, origin, model)
     file = parameters.of_file()
     written = parameters.of(model.state_dict())
@@ -87,7 +73,8 @@ def evidence(
     for name, names in found.items():
         if names is not None and names not in candidates.values():
             candidates[name] = names
-    return Evidence(candidates, doubts, file)
+    shapes = {key: tuple(value.shape) for key, value in old.items() if isinstance(value, torch.Tensor)}
+    return Evidence(candidates, shapes, doubts, file, given)
 
 
 class _Parameters:
@@ -140,8 +127,8 @@ class _Parameters:
 
     def _parameter(self, key: str, name: str) -> nn.Parameter:
         tensor = self._old[key].detach()
-        trained = self._new[name].requires_grad if name in self._new else tensor.is_floating_point()
-        return nn.Parameter(tensor, trained)
+        frozen = name in self._new and not self._new[name].requires_grad
+        return nn.Parameter(tensor, not frozen and (tensor.is_floating_point() or tensor.is_complex()))
 
 
 def _order(source: nn.Module, old: Mapping[str, Any]) -> list[str] | None:

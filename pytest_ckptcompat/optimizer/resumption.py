@@ -5,30 +5,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from pytest_ckptcompat.tensors.difference import memory
 
 from .growth import grown
-from .naming import SHAPES, NoneFits, by_shape, naming, one_state, spelled, tied_names
-from .parameter_order import Evidence, Grouping, evidence
+from .naming import Evidence, spelled, tied_names
+from .parameter_order import Grouping, evidence
 from .slots import unread_part
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from collections.abc import Set as AbstractSet
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from torch import nn
 
     from pytest_ckptcompat.recipes.applied import Applied
     from pytest_ckptcompat.recipes.recipe import Recipe
 
-    from .growth import Grown
     from .state import Naming, Saved, State
-
-    Grow = Callable[[State], Grown]
 
 
 @dataclass(frozen=True)
@@ -36,89 +34,27 @@ class Training:
     """What is known about the old and the new model of an optimizer's state.
 
     Attributes:
-        grow: state under old names -> state under new names.
-        origin: new key -> the old key that it comes from, or None.
+        recipe: the recipe of the weights.
+        applied: its result on the old state dict.
         old: the old state dict; only its shapes are used.
         model: the new model.
-        grouping: how the optimizer groups named parameters; None if no optimizer was given.
         source: the model that the checkpoint was made for, or None.
-        changed: new keys with changed values.
-        sources: new key -> all old keys that it comes from.
+        grouping: how the optimizer groups named parameters; None if no optimizer was given.
+        read: returns the values of a stored tensor.
     """
 
-    grow: Grow
-    origin: Mapping[str, str | None]
+    recipe: Recipe
+    applied: Applied
     old: Mapping[str, Any]
     model: nn.Module
-    grouping: Grouping | None = None
     source: nn.Module | None = None
-    changed: AbstractSet[str] = frozenset()
-    sources: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    grouping: Grouping | None = None
+    read: Callable[[Any], Any] = lambda value: value
 
-    @classmethod
-    def of(
-        cls,
-        recipe: Recipe,
-        applied: Applied,
-        old: Mapping[str, Any],
-        model: nn.Module,
-        source: nn.Module | None,
-        grouping: Grouping | None = None,
-        read: Callable[[Any], Any] = lambda value: value,
-    ) -> Training:
-        """Describe training that continues through a recipe. `read` returns the values of a stored tensor."""
-        target = model.state_dict()
-        return cls(
-            lambda state: grown(recipe, state, old, target, read),
-            applied.origin,
-            old,
-            model,
-            grouping,
-            source,
-            applied.touched.keys(),
-            applied.sources,
-        )
-
-    @property
-    def given(self) -> list[str]:
-        """The given arguments among those that tell parameters apart."""
-        told = {"optimizer": self.grouping, "source_model": self.source}
-        return [name for name, value in told.items() if value is not None]
-
-    def names(self, saved: Saved) -> Naming:
-        """Return the names of the old parameters of a state, group by group.
-
-        Raises:
-            LookupError: they can't be determined. The message says what to do.
-        """
-        told = self._evidence(saved)
-        return naming(saved, told.candidates, self._shapes, told.doubts, self.given)
-
-    def only_state(self, found: Sequence[Saved]) -> tuple[Saved, Naming]:
-        """Choose the state that the optimizer should resume from; return it with its names.
-
-        Raises:
-            LookupError: no state fits, or several do.
-        """
-        told = self._evidence()
-        try:
-            return one_state(list(found), told.candidates, self.old, told.doubts, self.given)
-        except NoneFits:
-            told = self._evidence(*found)
-            return one_state(list(found), told.candidates, self.old, told.doubts, self.given)
-
-    def _evidence(self, *found: Saved) -> Evidence:
-        told = evidence(self.grouping or one_group, self.origin, self.old, self.model, self.source)
-        candidates = dict(told.candidates)
-        for number, saved in enumerate(found):
-            names = by_shape(saved, told.parameters, self._shapes) if not saved.unread else None
-            if names is not None:
-                candidates[f"{SHAPES} {number}" if number else SHAPES] = names
-        return Evidence(candidates, told.doubts, told.parameters)
-
-    @property
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        return {key: tuple(value.shape) for key, value in self.old.items() if isinstance(value, torch.Tensor)}
+    @cached_property
+    def evidence(self) -> Evidence:
+        """The possible meanings of the numbers in an optimizer's state."""
+        return evidence(self.applied.origin, self.old, self.model, self.source, self.grouping)
 
     def resumed(self, saved: Saved, names: Naming, state: State) -> Resumption:
         """Resume a state.
@@ -131,17 +67,18 @@ class Training:
         Raises:
             LookupError: the groups of the new parameters can't be determined.
         """
+        origin = self.applied.origin
         groups = self._groups(names)
         if reason := self._shared(saved, names, groups):
             left_out = {name: reason for group in groups for name in group}
-            return Resumption(saved, names, groups, {}, left_out, self.origin)
-        found = self.grow(self._untied(state))
+            return Resumption(saved, names, groups, {}, left_out, origin)
+        found = grown(self.recipe, self._untied(state), self.old, self.model.state_dict(), self.read)
         tied = tied_names(self.model)
         placed: dict[str, Mapping[str, Any]] = {}
         lost: dict[str, str] = {}
         for key, slots in found.state.items():
             first = placed.setdefault(name := tied.get(key, key), slots)
-            if first is not slots and self.origin.get(key, key) in state:
+            if first is not slots and origin.get(key, key) in state:
                 lost[key] = f"it is tied to {name} now, which has a state of its own"
         parameters = dict(self.model.named_parameters())
         left_out = {
@@ -149,27 +86,27 @@ class Training:
             for key, reason in found.left_out.items()
             if (name := tied.get(key, key)) in parameters and name not in placed
         }
-        return Resumption(saved, names, groups, placed, left_out | lost, self.origin)
+        return Resumption(saved, names, groups, placed, left_out | lost, origin)
 
     def _groups(self, names: Naming) -> Naming:
-        parameters = [name for name, _ in self.model.named_parameters()]
-        if self.grouping is not None:
-            made = self.grouping(dict(self.model.named_parameters()))
-            if made is not None:
-                return made
+        parameters = dict(self.model.named_parameters())
+        made = None if self.grouping is None else self.grouping(parameters)
+        if made is not None:
+            return made
         theirs = [] if self.source is None else [[name for name, _ in self.source.named_parameters()]]
         (order,) = spelled(theirs, self.old) or [list(self.old)]
-        return regrouped(names, order, parameters, self._came(names, parameters))
+        return _regrouped(names, order, self._came(names, parameters))
 
-    def _came(self, names: Naming, parameters: Sequence[str]) -> dict[str, str | None]:
+    def _came(self, names: Naming, parameters: Iterable[str]) -> dict[str, str | None]:
         """Return new name -> an old parameter of the optimizer that it comes from, or None."""
         flat = [name for group in names for name in group]
         place = {name: number for number, group in enumerate(names) for name in group}
         owner = {memory(self.old[name]): name for name in reversed(flat) if name in self.old}
-        aliases = {first: name for name, first in tied_names(self.model).items() if name in self.sources}
+        all_sources = self.applied.sources
+        aliases = {first: name for name, first in tied_names(self.model).items() if name in all_sources}
         came: dict[str, str | None] = {}
         for new in parameters:
-            sources = self.sources.get(new) or self.sources.get(aliases.get(new, ""), ())
+            sources = all_sources.get(new) or all_sources.get(aliases.get(new, ""), ())
             olds = [owner.get(memory(self.old[old]), old) for old in sources if old in self.old]
             came[new] = olds[0] if len({place.get(old) for old in olds}) == 1 else None
         return came
@@ -186,17 +123,18 @@ class Training:
 
     def _shared(self, saved: Saved, names: Naming, groups: Naming) -> str:
         """Return why state that is shared by a whole group, as in LBFGS, can't be kept, or ``""``."""
-        flat = [name for group in names for name in group]
-        total = sum(self.old[name].numel() for name in flat)
+        old_names = [name for group in names for name in group]
+        new_names = [name for group in groups for name in group]
+        total = sum(self.old[name].numel() for name in old_names)
         having = [
-            name
-            for name, slots in saved.named(names).items()
+            slots
+            for slots in saved.named(names).values()
             if any(_is_history(value, total) for value in slots.values())
         ]
-        if len(flat) < 2 or len(having) != len(names):
+        if len(old_names) < 2 or len(having) != len(names):
             return ""
-        came = [self.origin.get(name, name) for group in groups for name in group]
-        if came == flat and self.changed.isdisjoint(name for group in groups for name in group):
+        came = [self.applied.origin.get(name, name) for name in new_names]
+        if came == old_names and self.applied.touched.keys().isdisjoint(new_names):
             return ""
         return "it is one history of all parameters together"
 
@@ -228,20 +166,13 @@ class Resumption:
         return replace(self, state=state, left_out={**self.left_out, **unread})
 
 
-def one_group(parameters: Mapping[str, Any]) -> Naming:
-    """Group all parameters in their order, as in most optimizers."""
-    return [list(parameters)]
-
-
 def _is_history(value: Any, total: int) -> bool:
     """Return whether a value holds tensors of `total` elements: all parameters in one row."""
     values = value if isinstance(value, (list, tuple)) else [value]
     return any(tuple(each.shape) == (total,) for each in values if hasattr(each, "shape"))
 
 
-def regrouped(
-    names: Naming, order: Sequence[str], parameters: Sequence[str], came: Mapping[str, str | None]
-) -> list[list[str]]:
+def _regrouped(names: Naming, order: Sequence[str], came: Mapping[str, str | None]) -> list[list[str]]:
     """Put the new parameters into the groups of the old ones that they come from.
 
     If an optimizer had (parts of) ``model.parameters()`` in the model's order, the new groups follow the new
@@ -251,8 +182,7 @@ def regrouped(
     Args:
         names: the old names, group by group.
         order: the old names in the old model's order.
-        parameters: all new names in the new model's order.
-        came: new name -> the old name, or None.
+        came: new name -> the old name, or None; in the new model's order.
 
     Raises:
         LookupError: the place of a new parameter can't be determined.
@@ -261,8 +191,7 @@ def regrouped(
     ranks = {name: rank for rank, name in enumerate(dict.fromkeys([*order, *place]))}
     groups: list[list[str]] = [[] for _ in names]
     became: dict[str, list[str]] = {}
-    for name in parameters:
-        old = came[name]
+    for name, old in came.items():
         if old is None and len(names) > 1:
             raise LookupError(
                 f"which group {name} belongs to can't be determined: give optimizer= (on the command line "

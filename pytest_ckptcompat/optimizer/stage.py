@@ -18,6 +18,7 @@ from pytest_ckptcompat.tensors.unread import Unread
 
 from . import faults
 from .growth import RESET
+from .naming import one_state
 from .resumption import Resumption, Training
 from .slots import unread_part
 from .state import Naming, Saved, State, saved_states
@@ -55,57 +56,34 @@ def check_optimizer(
         holder: the file that holds the optimizer's state, if it has its own file.
     """
     holder = checkpoint if holder is None else holder
-    old = checkpoint.meta()
-    training = Training.of(recipe, recipe.run(old, model.state_dict()), old, model, source)
-    return judged(factory, holder.wrapper, holder.materialise, training, plain=not recipe.operators)
-
-
-def judged(
-    factory: Factory,
-    wrapper: Any,
-    materialise: Callable[[Any], torch.Tensor],
-    training: Training,
-    *,
-    plain: bool = False,
-) -> tuple[list[Promise], list[Finding]]:
-    """Do `check_optimizer` for anything in the form of a checkpoint and a recipe.
-
-    Args:
-        factory: as in `check_optimizer`.
-        wrapper: the checkpoint's outer object.
-        materialise: gives the values of a tensor in `wrapper`, in new memory.
-        training: what is known about both models.
-        plain: whether the state is resumed as it is, without a recipe.
-    """
+    old, parameters = checkpoint.meta(), dict(model.named_parameters())
+    applied = recipe.run(old, model.state_dict())
     promises: list[Promise] = []
     findings: list[Finding] = []
     try:
-        model, old, origin = training.model, training.old, training.origin
-        parameters = dict(model.named_parameters())
         optimizer, groups = made(factory, ghosts(parameters))
-        training = replace(training, grouping=lambda named: groups_of(factory, named))
-        saved, names = _meant(saved_states(wrapper), training)
+        training = Training(recipe, applied, old, model, source, lambda named: groups_of(factory, named))
+        saved, names = _meant(saved_states(holder.wrapper), training)
         stored = saved.named(names)
         rows = faults.is_foreign(optimizer)
         _none(faults.misshapen(stored, old, rows=rows))
-        before = _read(stored, materialise)
+        before = _read(stored, holder.materialise)
         resumption = training.resumed(saved, names, before)
         after = resumption.state
-        came = {name: origin.get(name, name) or "" for name in parameters}
-        wrong = faults.misshapen(after, parameters, rows=rows)
-        _none(wrong + faults.left_behind(after, parameters, _by_new_name(old, came)))
-        _none(faults.refused(saved, groups) if plain else [])
+        came = {name: applied.origin.get(name, name) or "" for name in parameters}
+        _none(faults.misshapen(after, parameters, rows=rows))
+        _none(faults.refused(saved, groups) if not recipe.operators else [])
         _none(faults.impossible(after))
         if reason := faults.foreign(optimizer, after):
-            _unchecked(STATE, reason, faults.changed_kind(reason))
+            text = f"{reason}: start it anew; torch's load_state_dict takes it, and the next step may fail"
+            _unchecked(STATE, reason, _warning(text))
         _none(faults.incomplete(optimizer, after))
-        promises.append(_kept(optimizer, groups, _by_new_name(before, came), resumption))
+        before = _by_new_name(before, came)
+        promises.append(_kept(optimizer, groups, before, resumption))
         findings += faults.left_out(resumption.left_out)
-        findings += faults.displaced(saved, names, groups, origin, old, model)
-        findings += faults.restarts(
-            _by_new_name(before, came), after, _by_new_name(_betas(saved, names), came)
-        )
-        _step(factory, parameters, after, saved, materialise)
+        findings += faults.displaced(resumption, old, model)
+        findings += faults.restarts(before, after, _by_new_name(_betas(saved, names), came))
+        _step(factory, parameters, after, saved, holder.materialise)
         promises.append(Promise(STEP, "kept", f"one step of {type(optimizer).__name__}, all finite"))
     except Unavailable as reason:
         promises.append(Promise(STEP, "unchecked", str(reason)))
@@ -131,6 +109,10 @@ def _unchecked(name: str, reason: str, *findings: Finding) -> NoReturn:
     raise _StoppedError(Promise(name, "unchecked", reason), list(findings))
 
 
+def _warning(text: str) -> Finding:
+    return replace(finding("optimizer-error", message=text), severity="warn")
+
+
 def _none(wrong: list[Finding]) -> None:
     """Stop if there are faults."""
     if wrong:
@@ -146,9 +128,9 @@ def _meant(found: list[Saved], training: Training) -> tuple[Saved, Naming]:
         _unchecked(STATE, "the checkpoint has none", missing)
     if reason := found[0].unread:
         text = f"{found[0].path}: {reason}"
-        _unchecked(STATE, text, replace(finding("optimizer-error", message=text), severity="warn"))
+        _unchecked(STATE, text, _warning(text))
     try:
-        return training.only_state(found)
+        return one_state(found, training.evidence)
     except LookupError as reason:
         _unchecked(
             STATE,
@@ -158,11 +140,15 @@ def _meant(found: list[Saved], training: Training) -> tuple[Saved, Naming]:
 
 
 def _read(state: State, materialise: Callable[[Any], torch.Tensor]) -> State:
-    needed = tensors(value for slots in state.values() for value in slots.values())
+    _need(STATE, tensors(value for slots in state.values() for value in slots.values()), "it")
+    return {name: _values(slots, materialise) for name, slots in state.items()}
+
+
+def _need(name: str, needed: int, what: str) -> None:
+    """Stop if there is too little memory."""
     room = memory.free()
     if room is not None and needed > room:
-        _unchecked(STATE, f"it takes {memory.shown(needed)}, {memory.shown(room)} are free")
-    return {name: _values(slots, materialise) for name, slots in state.items()}
+        _unchecked(name, f"{what} takes {memory.shown(needed)}, {memory.shown(room)} are free")
 
 
 def _values(slots: Mapping[str, Any], materialise: Callable[[Any], torch.Tensor]) -> dict[str, Any]:
@@ -184,8 +170,8 @@ def _kept(optimizer: torch.optim.Optimizer, groups: Naming, before: State, resum
     names = [name for group in groups for name in group]
     after = resumption.state
     served = sum(name in after for name in names)
-    grew = [name for name in names if _grew(before.get(name, {}), after.get(name, {}))]
-    rows = f", old rows of {len(grew)} kept" if grew else ""
+    grew = sum(_grew(before.get(name, {}), after.get(name, {})) for name in names)
+    rows = f", old rows of {grew} kept" if grew else ""
     lost = sum(reason != RESET for reason in resumption.left_out.values())
     anew = f", {lost} left out" if lost else ""
     return Promise(STATE, "kept", f"{type(optimizer).__name__}: {served} of {len(names)} by name{rows}{anew}")
@@ -193,31 +179,22 @@ def _kept(optimizer: torch.optim.Optimizer, groups: Naming, before: State, resum
 
 def _grew(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Return whether every slot with more rows starts with the old rows, bit for bit."""
-    pairs = [(before.get(slot), value) for slot, value in after.items()]
-    tensors = [
-        (old, new) for old, new in pairs if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor)
+    pairs = [
+        (before[slot], new)
+        for slot, new in after.items()
+        if isinstance(new, torch.Tensor) and isinstance(before.get(slot), torch.Tensor)
     ]
-    more = [(old, new) for old, new in tensors if old.shape != new.shape and old.dim() == new.dim()]
-    return bool(more) and all(_is_corner(old, new) for old, new in more)
-
-
-def _is_corner(old: torch.Tensor, new: torch.Tensor) -> bool:
-    if any(was > now for was, now in zip(old.shape, new.shape, strict=True)):
-        return False
-    return same_bits(old, new[tuple(slice(size) for size in old.shape)])
+    more = [(old, new) for old, new in pairs if old.shape != new.shape and old.dim() == new.dim()]
+    return bool(more) and all(same_bits(old, new[tuple(map(slice, old.shape))]) for old, new in more)
 
 
 def _betas(saved: Saved, names: Naming) -> dict[str, tuple[float, float]]:
     """Return Adam's betas for every parameter whose group has them."""
-    found = {}
+    found: dict[str, tuple[float, float]] = {}
     for group, called in zip(saved.groups, names, strict=True):
-        betas = group.options.get("betas")
-        if (
-            isinstance(betas, (list, tuple))
-            and all(isinstance(beta, float) for beta in betas)
-            and len(betas) == 2
-        ):
-            found.update(dict.fromkeys(called, (betas[0], betas[1])))
+        match group.options.get("betas"):
+            case [float(first), float(second)]:
+                found |= dict.fromkeys(called, (first, second))
     return found
 
 
@@ -233,10 +210,7 @@ def _step(
     for name, slots in (*state.items(), *((saved.path, each) for each in (*options, shared))):
         if why := unread_part(slots):
             _unchecked(STEP, f"{escape(name)}: {why}")
-    needed = 2 * tensors(parameters.values())  # copies and their gradients
-    room = memory.free()
-    if room is not None and needed > room:
-        _unchecked(STEP, f"a copy takes {memory.shown(needed)}, {memory.shown(room)} are free")
+    _need(STEP, 2 * tensors(parameters.values()), "a copy")  # and its gradients
     copies = {
         name: nn.Parameter(each.detach().clone(), each.requires_grad) for name, each in parameters.items()
     }

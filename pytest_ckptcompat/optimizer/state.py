@@ -79,7 +79,7 @@ class Saved:
         return {
             key: each
             for key, each in inside.items()
-            if isinstance(key, str) and not (ids & {key, _number(key)})
+            if isinstance(key, str) and ids.isdisjoint({key, _number(key)})
         }
 
     def named(self, names: Naming) -> State:
@@ -107,6 +107,24 @@ def saved_states(wrapper: Any) -> list[Saved]:
         elif depth < _DEPTH and isinstance(node, _CONTAINERS):
             pending.extend((name, child, depth + 1) for name, child in _children(path, node))
     return sorted(found, key=lambda saved: rank(saved.place))
+
+
+def numbered(groups: Naming, options: Sequence[Mapping[str, Any]], state: State) -> dict[str, Any]:
+    """Return a state dict as torch numbers it: in the order of the parameters, group by group.
+
+    Args:
+        groups: the names of each group's parameters.
+        options: the options of each group.
+        state: by name; that of other parameters is left out.
+    """
+    numbers = {name: number for number, name in enumerate(name for group in groups for name in group)}
+    return {
+        "state": {numbers[name]: dict(slots) for name, slots in state.items() if name in numbers},
+        "param_groups": [
+            {**own, "params": [numbers[name] for name in group]}
+            for group, own in zip(groups, options, strict=True)
+        ],
+    }
 
 
 def _children(path: str, node: Any) -> Iterator[tuple[str, Any]]:
@@ -215,12 +233,11 @@ def _grouped(options: Mapping[str, dict[str, Any]]) -> tuple[Group, ...]:
     """Group parameters with the same options, which is all that is left of groups."""
     groups: list[tuple[dict[str, Any], list[str]]] = []
     for name, own in options.items():
-        for shared, names in groups:
-            if shared == own:
-                names.append(name)
-                break
-        else:
+        names = next((names for shared, names in groups if shared == own), None)
+        if names is None:
             groups.append((own, [name]))
+        else:
+            names.append(name)
     return tuple(Group(tuple(names), tuple(names), shared) for shared, names in groups)
 
 

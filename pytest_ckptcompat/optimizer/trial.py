@@ -14,6 +14,8 @@ from torch import nn
 from pytest_ckptcompat.core.errors import raised
 from pytest_ckptcompat.tensors.seeds import seeded
 
+from .state import Naming, State, numbered
+
 Factory = Callable[[Any], torch.optim.Optimizer]
 Parameters = Mapping[str, nn.Parameter]
 
@@ -50,7 +52,7 @@ def ghosts(
     }
 
 
-def made(factory: Factory, parameters: Parameters) -> tuple[torch.optim.Optimizer, list[list[str]]]:
+def made(factory: Factory, parameters: Parameters) -> tuple[torch.optim.Optimizer, Naming]:
     """Make the optimizer; return it with the names of each group's parameters, in its order.
 
     The factory is called with the named parameters or, if it does not take them, with the parameters.
@@ -68,7 +70,7 @@ def made(factory: Factory, parameters: Parameters) -> tuple[torch.optim.Optimize
     return optimizer, groups
 
 
-def groups_of(factory: Factory, parameters: Parameters) -> list[list[str]] | None:
+def groups_of(factory: Factory, parameters: Parameters) -> Naming | None:
     """Return the names of each group's parameters, or None if the factory refuses these parameters."""
     try:
         return made(factory, ghosts(parameters))[1]
@@ -99,7 +101,7 @@ def _called(factory: Factory, parameters: Parameters) -> Any:
 def step(
     factory: Factory,
     parameters: Parameters,
-    state: Mapping[str, Mapping[str, Any]],
+    state: State,
     options: Sequence[Mapping[str, Any]],
     shared: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
@@ -126,7 +128,10 @@ def step(
     optimizer, groups = made(factory, parameters)
     if "param_groups" not in optimizer.state_dict():
         raise Unavailable(f"{type(optimizer).__name__} has a state dict of a form of its own")
-    content = _numbered(optimizer, groups, state, options)
+    own = optimizer.state_dict()["param_groups"]
+    if len(options) == len(own):
+        own = [{**each, **saved} for each, saved in zip(own, options, strict=True)]
+    content = numbered(groups, own, state)
     content["state"] |= shared
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -163,24 +168,3 @@ def _steps_anew(factory: Factory, parameters: Parameters) -> None:
     except (Exception, SystemExit) as error:
         kind = type(optimizer).__name__
         raise Unavailable(f"{kind} does not step in a check, not even anew: {raised(error)}") from error
-
-
-def _numbered(
-    optimizer: torch.optim.Optimizer,
-    groups: Sequence[Sequence[str]],
-    state: Mapping[str, Mapping[str, Any]],
-    options: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
-    """Return the state as torch takes it, numbered in the order of this optimizer's parameters."""
-    listed = optimizer.state_dict()["param_groups"]
-    if len(options) == len(listed):
-        listed = [{**own, **saved} for own, saved in zip(listed, options, strict=True)]
-    numbers = {
-        name: number
-        for group, own in zip(groups, listed, strict=True)
-        for name, number in zip(group, own["params"], strict=True)
-    }
-    return {
-        "state": {numbers[name]: dict(slots) for name, slots in state.items() if name in numbers},
-        "param_groups": listed,
-    }

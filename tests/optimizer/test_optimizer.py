@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,92 +10,45 @@ from networks import Boxes, Words, settle
 from torch import nn
 from trainings import FACTORIES, decay_by_rank, training
 
+from pytest_ckptcompat import Recipe, append, open_checkpoint, rename, tile
 from pytest_ckptcompat.core import memory
-from pytest_ckptcompat.optimizer.growth import Grown
-from pytest_ckptcompat.optimizer.resumption import Training
-from pytest_ckptcompat.optimizer.stage import judged as judge_training
+from pytest_ckptcompat.optimizer.stage import check_optimizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
+    from pathlib import Path
 
     from pytest_ckptcompat.core.findings import Finding, Promise
 
     Factory = Callable[[Any], torch.optim.Optimizer]
+    Judged = Callable[..., tuple[list[Promise], list[Finding]]]
+
+HEAD = {"out2.weight", "out2.bias"}
+GROW = Recipe(tile("out2.*", dim=0))
+KEPT = {"optimizer state": "kept", "optimizer step": "kept"}
 
 
-def grown(
-    state: Mapping[str, Any], keys: tuple[str, ...], rows: int, fill: Callable[..., torch.Tensor]
-) -> dict[str, Any]:
-    """The state dict with more rows of `keys`."""
-    state = OrderedDict(state)
-    for key in keys:
-        more = fill(rows - state[key].shape[0], *state[key].shape[1:])
-        state[key] = torch.cat([state[key], more])
-    return state
+@pytest.fixture
+def judged(tmp_path: Path) -> Judged:
+    """The story's case: a head of 4 outputs grown to 14, and the optimizer state in the file with it."""
 
+    def judge(
+        factory: Factory,
+        saved: dict[str, Any],
+        recipe: Recipe = GROW,
+        model: nn.Module | None = None,
+        source: nn.Module | None = None,
+    ) -> tuple[list[Promise], list[Finding]]:
+        torch.save(saved, tmp_path / "net.pth")
+        ckpt, model = open_checkpoint(tmp_path / "net.pth", "model"), model or Boxes(14)
+        model.load_state_dict(recipe.apply(ckpt.stored(), model.state_dict()))
+        before = copy.deepcopy(model.state_dict())
+        result = check_optimizer(factory, ckpt, recipe, model, source)
+        assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+        assert all(parameter.grad is None for parameter in model.parameters())
+        return result
 
-def grow_moments(keys: tuple[str, ...], rows: int) -> Callable[[Any], Any]:
-    def grow(state: Mapping[str, Mapping[str, Any]]) -> Any:
-        return {
-            name: {
-                slot: torch.cat([value, value.new_zeros(rows - len(value), *value.shape[1:])])
-                if name in keys and isinstance(value, torch.Tensor) and value.dim()
-                else value
-                for slot, value in slots.items()
-            }
-            for name, slots in state.items()
-        }
-
-    return grow
-
-
-HEAD = ("out2.weight", "out2.bias")
-
-
-def judge(
-    factory: Factory,
-    wrapper: Any,
-    materialise: Callable[[Any], torch.Tensor],
-    grow: Callable[[Any], Any],
-    origin: Mapping[str, str | None],
-    **models: Any,
-) -> tuple[list[Promise], list[Finding]]:
-    sources = {key: (old,) for key, old in origin.items() if old is not None}
-    training = Training(lambda state: Grown(grow(state)), origin, sources=sources, **models)
-    return judge_training(factory, wrapper, materialise, training)
-
-
-def judged(
-    factory: Factory,
-    saved: dict[str, Any],
-    *,
-    rows: int = 14,
-    grow: Callable[[Any], Any] | None = None,
-    origin: Mapping[str, str | None] | None = None,
-    source: nn.Module | None = None,
-) -> tuple[list[Promise], list[Finding]]:
-    """The story's case: a head of 4 outputs grown to 14, and its optimizer state with it."""
-    state = (
-        grown(saved["model"], HEAD, rows, torch.randn)
-        if rows > saved["model"]["out2.bias"].shape[0]
-        else saved["model"]
-    )
-    model = Boxes(rows)
-    model.load_state_dict(state)
-    before = copy.deepcopy(model.state_dict())
-    result = judge(
-        factory,
-        wrapper=saved,
-        materialise=torch.clone,
-        old=saved["model"],
-        grow=grow or grow_moments(HEAD, rows),
-        origin=origin or {key: key for key in state},
-        model=model,
-        source=source,
-    )
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())
-    return result
+    return judge
 
 
 def statuses(promises: list[Promise]) -> dict[str, str]:
@@ -103,37 +56,61 @@ def statuses(promises: list[Promise]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES)
-def test_grown_state_takes_one_step(factory: Factory) -> None:
+def test_grown_state_takes_one_step(judged: Judged, factory: Factory) -> None:
     promises, findings = judged(factory, training(settle(Boxes()), factory), source=Boxes())
-    assert statuses(promises) == {"optimizer state": "kept", "optimizer step": "kept"}
-    assert promises[0].detail.endswith(": 19 of 19 by name, old rows of 2 kept")
+    kind = type(factory([nn.Parameter(torch.ones(1))])).__name__
+    assert statuses(promises) == KEPT
+    assert promises[0].detail == f"{kind}: 19 of 19 by name, old rows of 2 kept"
+    assert promises[1].detail == f"one step of {kind}, all finite"
     assert findings == []
 
 
 @pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES)
 @pytest.mark.parametrize("source", [None, Boxes(), Boxes(14)], ids=["alone", "old", "new"])
 def test_state_of_the_old_shape_is_reported_and_never_reaches_torch(
-    factory: Factory, source: nn.Module | None, monkeypatch: pytest.MonkeyPatch
+    judged: Judged, factory: Factory, source: nn.Module | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weights were grown by hand and the state was left as it was: `fused` would write past its end."""
     monkeypatch.setattr(torch.optim.Optimizer, "load_state_dict", lambda *args: pytest.fail("loaded"))
     saved = training(settle(Boxes()), factory)
-    saved["model"] = grown(saved["model"], HEAD, 14, torch.randn)
-    promises, findings = judged(factory, saved, grow=lambda state: state, source=source)
+    saved["model"] = GROW.apply(saved["model"], Boxes(14).state_dict())
+    promises, findings = judged(factory, saved, Recipe(), source=source)
     assert statuses(promises) == {"optimizer state": "broken"}
     assert {found.rule for found in findings} == {"optimizer-shape"}
-    assert {found.key for found in findings} == set(HEAD)
+    assert {found.key for found in findings} == HEAD
     [weight] = [found for found in findings if found.key == "out2.weight"][:1]
     assert weight.checkpoint.endswith(" (4, 8) f32")
     assert weight.model == "(14, 8) f32"
 
 
-def test_state_that_the_recipe_forgot_to_grow_is_caught_before_the_step() -> None:
+@dataclass(frozen=True, repr=False)
+class tile_without_state_of_the_bias(tile):  # noqa: N801
+    def plan(self, state: Any, target: Any) -> Any:
+        plan = dict(super().plan(state, target))
+        [write] = plan["out2.bias"]
+        return plan | {"out2.bias": [replace(write, optimizer_transform=lambda squares, value: value)]}
+
+
+def test_state_that_the_recipe_forgot_to_grow_is_caught_before_the_step(judged: Judged) -> None:
     saved = training(settle(Boxes()), FACTORIES["fused"])
-    promises, findings = judged(FACTORIES["fused"], saved, grow=grow_moments(("out2.weight",), 14))
+    recipe = Recipe(tile_without_state_of_the_bias("out2.*", dim=0))
+    promises, findings = judged(FACTORIES["fused"], saved, recipe)
     assert statuses(promises) == {"optimizer state": "broken"}
     assert {(found.rule, found.key) for found in findings} == {("optimizer-shape", "out2.bias")}
     assert promises[0].detail == "out2.bias: exp_avg (4,) f32 and 1 more"
+
+
+def test_state_of_another_shape_than_the_old_weights_is_not_grown_into_the_right_one(judged: Judged) -> None:
+    """Three rows repeated to fourteen would pass for a state of fourteen rows."""
+    saved = training(settle(Boxes()), torch.optim.Adam)
+    for slots in list(saved["optimizer"]["state"].values())[-2:]:
+        slots["exp_avg"] = slots["exp_avg"][:3]
+    [promise], findings = judged(torch.optim.Adam, saved)
+    assert promise.status == "broken"
+    assert [(found.key, found.checkpoint, found.model) for found in findings] == [
+        ("out2.weight", "exp_avg (3, 8) f32", "(4, 8) f32"),
+        ("out2.bias", "exp_avg (3,) f32", "(4,) f32"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -143,26 +120,25 @@ def test_state_that_the_recipe_forgot_to_grow_is_caught_before_the_step() -> Non
         ("exp_avg_sq", float("inf"), "exp_avg_sq has 1 values that are NaN or infinite"),
         ("exp_avg_sq", -0.5, "exp_avg_sq is negative, down to -0.5"),
         ("step", -1.0, "step is negative, down to -1"),
+        ("step", torch.ones(6), "step is (6,) f32, not a number"),
     ],
 )
-def test_values_that_no_training_leaves_are_caught(slot: str, value: float, text: str) -> None:
+def test_values_that_no_training_leaves_are_caught(
+    judged: Judged, slot: str, value: float | torch.Tensor, text: str
+) -> None:
     saved = training(settle(Boxes()), torch.optim.Adam)
     number = 7
-    saved["optimizer"]["state"][number][slot].view(-1)[0] = value
+    if isinstance(value, torch.Tensor):
+        saved["optimizer"]["state"][number][slot] = value
+    else:
+        saved["optimizer"]["state"][number][slot].view(-1)[0] = value
     promises, [found] = judged(torch.optim.Adam, saved)
     name = [name for name, _ in Boxes().named_parameters()][number]
     assert (found.rule, found.key, found.message) == ("optimizer-value", name, text)
     assert statuses(promises) == {"optimizer state": "broken"}
 
 
-def test_a_step_that_is_no_number_is_caught() -> None:
-    saved = training(settle(Boxes()), torch.optim.Adam)
-    saved["optimizer"]["state"][0]["step"] = torch.ones(6)
-    _, [found] = judged(torch.optim.Adam, saved)
-    assert found.message == "step is (6,) f32, not a number"
-
-
-def test_no_state_is_a_warning() -> None:
+def test_no_state_is_a_warning(judged: Judged) -> None:
     saved = training(settle(Boxes()), torch.optim.Adam)
     del saved["optimizer"]
     [promise], [found] = judged(torch.optim.Adam, saved)
@@ -171,7 +147,7 @@ def test_no_state_is_a_warning() -> None:
 
 
 @pytest.mark.parametrize("source", [None, Boxes()], ids=["alone", "old"])
-def test_groups_are_named_in_their_order(source: nn.Module | None) -> None:
+def test_groups_are_named_in_their_order(judged: Judged, source: nn.Module | None) -> None:
     """Numbers run through the groups, so position says nothing: 7 is another parameter in every grouping."""
     saved = training(settle(Boxes()), decay_by_rank)
     saved["optimizer"]["state"][0]["exp_avg"][0] = float("nan")
@@ -182,19 +158,19 @@ def test_groups_are_named_in_their_order(source: nn.Module | None) -> None:
     assert statuses(promises) == {"optimizer state": "broken"}
 
 
-def test_frozen_parameters_have_no_number() -> None:
+def test_frozen_parameters_have_no_number(judged: Judged) -> None:
     def head_alone(named: Any) -> torch.optim.Optimizer:
         return torch.optim.Adam([each for name, each in named if name.startswith("out")])
 
     model = settle(Boxes())
     saved = training(model, lambda p: torch.optim.Adam(list(p)[-4:]))
     promises, findings = judged(head_alone, saved)
-    assert statuses(promises) == {"optimizer state": "kept", "optimizer step": "kept"}
+    assert statuses(promises) == KEPT
     assert promises[0].detail.endswith("4 of 4 by name, old rows of 2 kept")
     assert findings == []
 
 
-def test_names_that_changed_are_followed() -> None:
+def test_names_that_changed_are_followed(judged: Judged) -> None:
     class Renamed(Boxes):
         def __init__(self) -> None:
             super().__init__()
@@ -202,39 +178,29 @@ def test_names_that_changed_are_followed() -> None:
             del self.out2
 
     saved = training(settle(Boxes()), torch.optim.Adam)
-
-    def new_name(key: str) -> str:
-        return key.replace("out2", "landmarks")
-
-    model = Renamed()
-    model.load_state_dict({new_name(key): value for key, value in saved["model"].items()})
-    promises, findings = judge(
-        torch.optim.Adam,
-        wrapper=saved,
-        materialise=torch.clone,
-        old=saved["model"],
-        grow=lambda state: {new_name(name): slots for name, slots in state.items()},
-        origin={new_name(key): key for key in saved["model"]},
-        model=model,
-    )
-    assert statuses(promises) == {"optimizer state": "kept", "optimizer step": "kept"}
+    recipe = Recipe(rename("out2.*", "landmarks.*"))
+    promises, findings = judged(torch.optim.Adam, saved, recipe, Renamed())
+    assert statuses(promises) == KEPT
     assert findings == []
 
 
-def test_a_tied_parameter_has_one_state() -> None:
+@pytest.mark.parametrize("source", [None, Words()], ids=["alone", "old"])
+@pytest.mark.parametrize(
+    ("recipe", "words", "rows"),
+    [(Recipe(), 11, ""), (Recipe(append("embed.weight", dim=0, init="mean")), 15, ", old rows of 1 kept")],
+    ids=["as it is", "grown"],
+)
+def test_a_tied_parameter_has_one_state(
+    judged: Judged, recipe: Recipe, words: int, rows: str, source: nn.Module | None
+) -> None:
     saved = training(settle(Words()), torch.optim.AdamW)
-    model = Words()
-    model.load_state_dict(saved["model"])
-    for source in (None, Words()):
-        promises, findings = judge(
-            torch.optim.AdamW, wrapper=saved, materialise=torch.clone, old=saved["model"],
-            grow=lambda state: state, origin={key: key for key in saved["model"]}, model=model, source=source,
-        )  # fmt: skip
-        assert statuses(promises) == {"optimizer state": "kept", "optimizer step": "kept"}
-        assert findings == []
+    promises, findings = judged(torch.optim.AdamW, saved, recipe, Words(words), source)
+    assert statuses(promises) == KEPT
+    assert promises[0].detail == f"AdamW: 16 of 16 by name{rows}"
+    assert findings == []
 
 
-def test_what_the_file_names_itself_needs_no_source() -> None:
+def test_what_the_file_names_itself_needs_no_source(judged: Judged) -> None:
     model = settle(Boxes())
     optimizer = torch.optim.Adam(list(model.named_parameters())[::-1])
     for parameter in model.parameters():
@@ -242,12 +208,12 @@ def test_what_the_file_names_itself_needs_no_source() -> None:
     optimizer.step()
     saved = copy.deepcopy({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
     promises, findings = judged(torch.optim.Adam, saved)
-    assert statuses(promises) == {"optimizer state": "kept", "optimizer step": "kept"}
+    assert statuses(promises) == KEPT
     assert [(found.rule, found.severity) for found in findings] == [("optimizer-error", "warn")]
     assert "goes by position" in findings[0].message
 
 
-def test_whose_state_it_is_must_be_told() -> None:
+def test_whose_state_it_is_must_be_told(judged: Judged) -> None:
     saved = training(settle(Boxes()), torch.optim.Adam)
     saved["optimizer"]["param_groups"][0]["params"].pop()
     [promise], [found] = judged(torch.optim.Adam, saved, source=Boxes())
@@ -257,25 +223,18 @@ def test_whose_state_it_is_must_be_told() -> None:
     assert "source_model gives 19" in found.message
 
 
-def test_of_several_states_the_one_that_fits_is_taken() -> None:
+def test_of_several_states_the_one_that_fits_is_taken(judged: Judged) -> None:
     """A generator and its discriminator, as Lightning keeps them."""
     other = training(nn.Linear(2, 3), torch.optim.Adam)["optimizer"]
     saved = training(settle(Boxes()), torch.optim.Adam)
     state = saved.pop("optimizer")
-    assert (
-        statuses(judged(torch.optim.Adam, {**saved, "optimizer_states": [other, state]})[0])["optimizer step"]
-        == "kept"
-    )
-    [promise], [found] = judged(torch.optim.Adam, {**saved, "optimizer_states": [state, state]})
+    for found in ({"optimizer_states": [other, state]}, {"optimizer": state, "ema_optimizer": state}):
+        promises, _ = judged(torch.optim.Adam, {**saved, **found})
+        assert statuses(promises) == KEPT
+    [promise], [finding] = judged(torch.optim.Adam, {**saved, "optimizer_states": [state, state]})
     assert promise.detail == "which parameter each state belongs to can't be determined"
-    assert found.message.startswith("optimizer_states[0] and optimizer_states[1] both fit")
-    assert found.rule == "optimizer-error"
-    assert (
-        statuses(judged(torch.optim.Adam, {**saved, "optimizer": state, "ema_optimizer": state})[0])[
-            "optimizer step"
-        ]
-        == "kept"
-    )
+    assert finding.message.startswith("optimizer_states[0] and optimizer_states[1] both fit")
+    assert finding.rule == "optimizer-error"
 
 
 @pytest.mark.parametrize(
@@ -286,7 +245,9 @@ def test_of_several_states_the_one_that_fits_is_taken() -> None:
         ("adam", torch.optim.RMSprop, "exp_avg, exp_avg_sq is not the state of RMSprop"),
     ],
 )
-def test_another_kind_of_optimizer_is_a_choice_and_said(then: str, now: Any, reason: str) -> None:
+def test_another_kind_of_optimizer_is_a_choice_and_said(
+    judged: Judged, then: str, now: Any, reason: str
+) -> None:
     saved = training(settle(Boxes()), FACTORIES[then])
     [promise], [found] = judged(now, saved)
     assert (promise.status, promise.detail) == ("unchecked", reason)
@@ -294,21 +255,29 @@ def test_another_kind_of_optimizer_is_a_choice_and_said(then: str, now: Any, rea
     assert found.message.startswith(f"{reason}: start it anew;")
 
 
-def test_state_that_lacks_a_part_for_one_parameter_is_caught() -> None:
+def test_state_that_lacks_a_part_for_one_parameter_is_caught(judged: Judged) -> None:
     saved = training(settle(Boxes()), torch.optim.Adam)
     del saved["optimizer"]["state"][3]["exp_avg_sq"]
     _, [found] = judged(torch.optim.Adam, saved)
     assert (found.rule, found.message) == ("optimizer-error", "its state lacks exp_avg_sq")
 
 
-def test_sgd_without_momentum_has_no_state_and_steps() -> None:
-    plain = lambda p: torch.optim.SGD(p, lr=0.1)  # noqa: E731
-    promises, findings = judged(plain, training(settle(Boxes()), plain))
-    assert statuses(promises) == {"optimizer state": "kept", "optimizer step": "kept"}
+def test_weights_that_were_saved_as_integers_have_state_too(judged: Judged) -> None:
+    saved = training(settle(Boxes()), torch.optim.Adam)
+    saved["model"]["fc.0.weight"] = saved["model"]["fc.0.weight"].to(torch.int8)
+    promises, findings = judged(torch.optim.Adam, saved, Recipe(), Boxes())
+    assert statuses(promises) == KEPT
     assert findings == []
 
 
-def test_an_optimizer_that_can_not_be_made_is_said() -> None:
+def test_sgd_without_momentum_has_no_state_and_steps(judged: Judged) -> None:
+    plain = lambda p: torch.optim.SGD(p, lr=0.1)  # noqa: E731
+    promises, findings = judged(plain, training(settle(Boxes()), plain))
+    assert statuses(promises) == KEPT
+    assert findings == []
+
+
+def test_an_optimizer_that_can_not_be_made_is_said(judged: Judged) -> None:
     saved = training(settle(Boxes()), torch.optim.Adam)
     promises, [found] = judged(lambda p: torch.optim.Adam(p, lr=-1.0), saved)
     assert statuses(promises) == {"optimizer step": "broken"}
@@ -316,21 +285,55 @@ def test_an_optimizer_that_can_not_be_made_is_said() -> None:
     assert "Invalid learning rate: -1.0" in found.message
 
 
-def test_state_of_unknown_form_passes_where_nothing_grew_and_is_caught_where_it_did() -> None:
-    if not hasattr(torch.optim, "Adafactor"):
-        pytest.skip("this torch has no Adafactor")
+@pytest.mark.skipif(not hasattr(torch.optim, "Adafactor"), reason="this torch has no Adafactor")
+def test_state_of_unknown_form_passes_where_nothing_grew_and_is_left_out_where_it_did(judged: Judged) -> None:
     saved = training(settle(Boxes()), torch.optim.Adafactor)
-    promises, findings = judged(torch.optim.Adafactor, saved, rows=4, grow=lambda state: state)
-    assert statuses(promises) == {"optimizer state": "kept", "optimizer step": "kept"}
+    promises, findings = judged(torch.optim.Adafactor, saved, Recipe(), Boxes())
+    assert statuses(promises) == KEPT
     assert findings == []
-    promises, findings = judged(torch.optim.Adafactor, saved, grow=lambda state: state)
-    assert statuses(promises) == {"optimizer state": "broken"}
-    assert {found.key for found in findings} == set(HEAD)
+    promises, [found] = judged(torch.optim.Adafactor, saved)
+    assert statuses(promises) == KEPT
+    assert promises[0].detail == "Adafactor: 18 of 19 by name, old rows of 1 kept, 1 left out"
+    assert (found.rule, found.key, found.severity) == ("optimizer-missing", "out2.weight", "warn")
 
 
-def test_too_little_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_said(judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = training(settle(Boxes()), torch.optim.Adam)
     monkeypatch.setattr(memory, "free", lambda: 100)
     [promise], findings = judged(torch.optim.Adam, saved)
     assert (promise.status, findings) == ("unchecked", [])
     assert promise.detail.endswith("100 B are free")
+
+
+@pytest.mark.parametrize(("optim", "warned"), [("zeros", HEAD), ("copy", set()), ("reset", set())])
+def test_zero_moments_beside_a_long_training_are_a_warning(
+    judged: Judged, optim: Any, warned: set[str]
+) -> None:
+    saved = training(settle(Boxes()), torch.optim.Adam)
+    for slots in saved["optimizer"]["state"].values():
+        slots["step"].fill_(50_000)
+    _, findings = judged(torch.optim.Adam, saved, Recipe(tile("out2.*", dim=0, optim=optim)))
+    assert {found.key for found in findings} == warned
+    assert {(found.rule, found.severity) for found in findings} <= {("optimizer-restart", "warn")}
+    assert all("beside step 50000: its first updates are up to 6.6×" in each.message for each in findings)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(
+    ("recipe", "rows", "left"), [(Recipe(), 4, 0), (GROW, 14, 19)], ids=["as it is", "grown"]
+)
+def test_a_history_of_all_parameters_together_goes_with_the_first_that_changes(
+    judged: Judged, recipe: Recipe, rows: int, left: int, steps: int
+) -> None:
+    """LBFGS files its state under one parameter, also before it has a second step to keep."""
+    model = settle(Boxes())
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=1)
+    for seed in range(steps):
+        for each in model.parameters():
+            each.grad = torch.randn(each.shape, generator=torch.Generator().manual_seed(seed))
+        optimizer.step(lambda: torch.tensor(1.0))
+    saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    promises, findings = judged(torch.optim.LBFGS, saved, recipe, Boxes(rows))
+    assert statuses(promises) == {"optimizer state": "kept", "optimizer step": "unchecked"}
+    assert len(findings) == left
+    assert all(found.message.endswith("one history of all parameters together") for found in findings)

@@ -7,7 +7,7 @@ import torch
 from networks import Boxes, Words
 from torch import nn
 
-from pytest_ckptcompat.optimizer.naming import naming
+from pytest_ckptcompat.optimizer.naming import Evidence, naming
 from pytest_ckptcompat.optimizer.slots import ELEMENTWISE, NONNEGATIVE
 from pytest_ckptcompat.optimizer.state import Saved, misfits, saved_states
 
@@ -100,7 +100,7 @@ def test_names_in_the_file_win() -> None:
     state = trained(model, torch.optim.Adam(reversed(list(model.named_parameters()))))
     saved = one(state)
     assert list(saved.groups[0].names) == names(model)[::-1]
-    found = naming(saved, {"source_model": [names(model)]}, shapes(model))
+    found = naming(saved, Evidence({"source_model": [names(model)]}, shapes(model)))
     assert found == [names(model)[::-1]]
     assert not misfits(saved.named(found), shapes(model))
 
@@ -109,7 +109,7 @@ def test_ids_may_be_names() -> None:
     """As torch.distributed.checkpoint writes optimizer state."""
     state = {"state": {"a": {"step": 1}}, "param_groups": [{"params": ["a", "b"], "lr": 0.1}]}
     saved = one(state)
-    assert naming(saved, {}, {"a": (1,), "b": (2,)}) == [["a", "b"]]
+    assert naming(saved, Evidence({}, {"a": (1,), "b": (2,)})) == [["a", "b"]]
     assert saved.named([["a", "b"]]) == {"a": {"step": 1}}
 
 
@@ -120,7 +120,7 @@ def test_numbers_are_named_by_group() -> None:
     parameters = dict(model.named_parameters())
     groups = [{"params": [parameters[name] for name in group]} for group in (others, weights)]
     saved = one(nameless(trained(model, torch.optim.AdamW(groups))))
-    found = naming(saved, {"source_model": [others, weights]}, shapes(model))
+    found = naming(saved, Evidence({"source_model": [others, weights]}, shapes(model)))
     state = saved.named(found)
     assert list(state) == [*others, *weights]
     assert all(state[name]["exp_avg"].shape == parameters[name].shape for name in state)
@@ -131,7 +131,7 @@ def test_of_two_candidates_the_one_whose_shapes_fit_is_taken() -> None:
     order = names(model)
     saved = one(nameless(trained(model, torch.optim.Adam(list(model.parameters())[::-1]))))
     candidates = {"source_model": [order], "the new model": [order[::-1]]}
-    assert naming(saved, candidates, shapes(model)) == [order[::-1]]
+    assert naming(saved, Evidence(candidates, shapes(model))) == [order[::-1]]
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
@@ -140,25 +140,26 @@ def test_a_wrapper_s_prefix_is_no_obstacle(prefix: str) -> None:
     wrapped = {prefix + key: shape for key, shape in shapes(model).items()}
     saved = one(nameless(trained(model, torch.optim.Adam(model.parameters()))))
     expected = [[prefix + name for name in names(model)]]
-    assert naming(saved, {"source_model": [names(model)]}, wrapped) == expected
-    assert naming(saved, {"source_model": expected}, shapes(model)) == [names(model)]
+    assert naming(saved, Evidence({"source_model": [names(model)]}, wrapped)) == expected
+    assert naming(saved, Evidence({"source_model": expected}, shapes(model))) == [names(model)]
     mixed = {"module." + key: shape for key, shape in shapes(model).items()}
-    assert naming(saved, {"source_model": expected}, mixed) == [["module." + name for name in names(model)]]
+    assert naming(saved, Evidence({"source_model": expected}, mixed)) == [
+        ["module." + name for name in names(model)]
+    ]
 
 
 def test_what_can_not_be_told_says_what_to_do() -> None:
     model = Boxes()
     saved = one(nameless(trained(model, torch.optim.Adam(model.parameters()))))
-    with pytest.raises(
-        LookupError,
-        match=r"optimizer has 19 parameters.*\(source_model gives 2 \+ 1\): give source_model=",
-    ):
-        naming(saved, {"source_model": [["conv1.0.weight", "conv1.0.bias"], ["fc.0.weight"]]}, shapes(model))
+    short = {"source_model": [["conv1.0.weight", "conv1.0.bias"], ["fc.0.weight"]]}
+    text = r"optimizer has 19 parameters.*\(source_model gives 2 \+ 1\): give source_model="
+    with pytest.raises(LookupError, match=text):
+        naming(saved, Evidence(short, shapes(model)))
     with pytest.raises(LookupError, match="named_parameters"):
-        naming(saved, {}, shapes(model), given=["optimizer", "source_model"])
+        naming(saved, Evidence({}, shapes(model), given=["optimizer", "source_model"]))
     other = {key: (7, *shape) for key, shape in shapes(model).items()}
     with pytest.raises(LookupError, match="can't be determined"):
-        naming(saved, {"the new model": [names(model)]}, other)
+        naming(saved, Evidence({"the new model": [names(model)]}, other))
 
 
 def test_misfits_are_elementwise_slots_of_another_shape() -> None:
