@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 NOT_ON_META = frozenset({"quantized", "sparse", "nested"})
 """Kinds that don't exist on the meta device, or whose values a model's own loader needs."""
 
+PLAIN_VALUES = frozenset({"conjugated", "subclass"})
+"""Kinds whose values are one ordinary tensor."""
+
 _INTEGERS = {"qint8": "int8", "quint8": "uint8", "qint32": "int32"}
 """The integer dtypes that store the quantized dtypes."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,8 +14,8 @@ from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.limits import DEFAULT, Limits
 from pytest_ckptcompat.files.files import Files
-from pytest_ckptcompat.files.folders import kind_of_named
-from pytest_ckptcompat.files.paths import display, local
+from pytest_ckptcompat.files.folders import kind_of, meant_by
+from pytest_ckptcompat.files.paths import display
 from pytest_ckptcompat.formats.registry import recognised
 
 if TYPE_CHECKING:
@@ -48,10 +49,14 @@ class Contents:
 
 def read_contents(path: str | os.PathLike[str], *, limits: Limits = DEFAULT) -> Contents:
     """Read the header of a checkpoint. Arguments and errors are those of `open_checkpoint`."""
-    path = local(os.fsdecode(path))
+    path = re.sub(r"^(file|local)://", "", os.fsdecode(path))
     files = Files()
+    try:
+        kind = kind_of(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{meant_by(path)}") from None
     with _collector_paused():
-        if kind_of_named(path) == "folder":
+        if kind == "folder":
             return Contents(path, recognised(path, None, files, limits), files, limits)
         with files.open(path) as file:
             try:

@@ -20,7 +20,7 @@ from pytest_ckptcompat.tensors.unread import Unread
 from .composite import can_compose
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
 _PLAIN = (str, bytes, bool, int, float, complex, type(None))
 _SMALL = (1 << 61) - 1
@@ -39,7 +39,7 @@ _DICTS: dict[str, Callable[[], dict[Any, Any]]] = {
 }
 
 
-class _UnknownError(Exception):
+class UnknownError(Exception):
     """Raised for a node of an unknown kind. The message names it."""
 
 
@@ -56,9 +56,9 @@ def given(node: object, read: Callable[[TensorSpec], torch.Tensor]) -> Any:
         CheckpointError: a tensor's values can't be read.
     """
     try:
-        return _Maker(read).made(node)
-    except (_UnknownError, RecursionError) as error:
-        kind = str(error) if isinstance(error, _UnknownError) else "objects nested too deeply"
+        return Maker(read).made(node)
+    except (UnknownError, RecursionError) as error:
+        kind = str(error) if isinstance(error, UnknownError) else "objects nested too deeply"
         if kind == _STORAGE:
             return Unread.of("torch.UntypedStorage", f"it holds {kind}, which is not read")
         if kind in (LOCKED, UNREAD):
@@ -76,12 +76,12 @@ def withheld(node: object) -> str:
 
 def _composable(spec: TensorSpec) -> torch.Tensor:
     if spec.note and not can_compose(spec):
-        raise _UnknownError(f"a tensor without a plain layout ({escape(spec.note)})")
+        raise UnknownError(f"a tensor without a plain layout ({escape(spec.note)})")
     return torch.empty(0)
 
 
-class _Maker:
-    """A factory of objects. Shared parts stay shared."""
+class Maker:
+    """A factory of the objects that a header's tree describes. Shared parts stay shared."""
 
     def __init__(self, read: Callable[[TensorSpec], torch.Tensor]) -> None:
         self._read = read
@@ -89,6 +89,11 @@ class _Maker:
         self._room = _MOST_BYTES
 
     def made(self, node: Any) -> Any:
+        """Return the object for a node.
+
+        Raises:
+            UnknownError: torch would refuse it.
+        """
         if type(node) in _PLAIN:
             return node
         if id(node) not in self._done:
@@ -96,60 +101,64 @@ class _Maker:
         return self._done[id(node)]
 
     def _new(self, node: Any) -> Any:
-        if isinstance(node, (torch.Tensor, torch.dtype, torch.device)):
-            return node
-        if isinstance(node, TensorSpec):
+        made: Any
+        if isinstance(node, (TensorSpec, torch.Tensor)):
             return self._tensor(node)
         if isinstance(node, dict):
-            return self._dict(node)
+            made = self._done[id(node)] = self._empty(node.kind if isinstance(node, Dict) else "")
+            for key, value in self._entries(node):
+                made[key] = value
+            if type(made) is not dict:
+                attributes = getattr(node, "attributes", None) or {}
+                named = {key: part for key, part in attributes.items() if isinstance(key, str)}
+                vars(made).update(self._entries(named))
+            return made
         if isinstance(node, Set):
-            return self._set(node)
+            if node.frozen:
+                raise UnknownError("builtins.frozenset")
+            return {plain_key(each) for each in node}
         if isinstance(node, list):
             made = self._done[id(node)] = []
-            made.extend(map(self.made, node))
+            made.extend(self._elements(node))
             return made
         if isinstance(node, tuple):
-            return (torch.Size if isinstance(node, Size) else tuple)(map(self.made, node))
-        if isinstance(node, bytearray):
+            return (torch.Size if isinstance(node, Size) else tuple)(self._elements(node))
+        if isinstance(node, (bytearray, torch.dtype, torch.device)):
             return node
         return _torch_object(node)
 
-    def _tensor(self, spec: TensorSpec) -> torch.Tensor:
-        self._room -= spec.nbytes
+    def _tensor(self, node: TensorSpec | torch.Tensor) -> Any:
+        if isinstance(node, torch.Tensor):
+            return node
+        self._room -= node.nbytes
         if self._room < 0:
-            raise _UnknownError("more tensors than are read for it")
-        tensor = self._read(spec)
-        if not isinstance(spec, LearnedSpec):
+            raise UnknownError("more tensors than are read for it")
+        tensor = self._read(node)
+        if not isinstance(node, LearnedSpec):
             return tensor
-        return nn.Parameter(tensor, spec.requires_grad) if spec.parameter else tensor.requires_grad_()
+        return nn.Parameter(tensor, node.requires_grad) if node.parameter else tensor.requires_grad_()
 
-    def _dict(self, node: dict[Any, Any]) -> dict[Any, Any]:
-        kind = node.kind if isinstance(node, Dict) else ""
+    def _empty(self, kind: str) -> dict[Any, Any]:
         if kind not in _DICTS:
-            raise _UnknownError(kind)
-        made = self._done[id(node)] = _DICTS[kind]()
-        for key, value in node.items():
-            made[_key(key)] = self.made(value)
-        for name, value in (getattr(node, "attributes", None) or {}).items():
-            if kind and isinstance(name, str) and name.isidentifier():
-                setattr(made, name, self.made(value))
-        return made
+            raise UnknownError(kind)
+        return _DICTS[kind]()
 
-    def _set(self, node: Set) -> set[Any]:
-        if node.frozen:
-            raise _UnknownError("builtins.frozenset")
-        return {_key(each) for each in node}
+    def _entries(self, node: dict[Any, Any]) -> Iterable[tuple[Any, Any]]:
+        return ((plain_key(key), self.made(value)) for key, value in node.items())
+
+    def _elements(self, node: Sequence[Any]) -> Iterable[Any]:
+        return map(self.made, node)
 
 
-def _key(node: Any) -> Any:
+def plain_key(node: Any) -> Any:
     """Return a key that may be hashed: a plain value, or a short tuple of plain values."""
     if type(node) is Stub and type(node.kind) is tuple:  # `Dict.put` did not hash this key
         node = node.kind
     if type(node) is tuple and len(node) < 16:
-        return tuple(map(_key, node))
+        return tuple(map(plain_key, node))
     if type(node) in _PLAIN and not (type(node) is int and abs(node) > _SMALL):
         return node
-    raise _UnknownError(_name(node) or "such keys")
+    raise UnknownError(_name(node) or "such keys")
 
 
 def _torch_object(node: Any) -> Any:
@@ -168,14 +177,14 @@ def _torch_object(node: Any) -> Any:
         if name in _LAZY:
             make: Any = _LAZY[name]
             return make(*(each for each in node.args[:1] if type(each) is bool))
-    raise _UnknownError(name or "an object")
+    raise UnknownError(name or "an object")
 
 
 def _device(*args: Any) -> torch.device:
     try:
         return torch.device(*args)
     except (RuntimeError, TypeError):
-        raise _UnknownError("torch.device") from None
+        raise UnknownError("torch.device") from None
 
 
 def _name(node: object) -> str:

@@ -6,7 +6,6 @@ https://huggingface.co/docs/safetensors: little-endian, no gaps, no shared memor
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, BinaryIO
 
 from pytest_ckptcompat.core.escape import escape
@@ -54,7 +53,7 @@ def write_safetensors(file: BinaryIO, values: Mapping[str, Value], metadata: Map
     file.write(len(text).to_bytes(8, "little"))
     file.write(text)
     for name in names:
-        file.writelines(values[name].pieces(swapped=sys.byteorder == "big"))
+        file.writelines(values[name].pieces())
 
 
 def _kept(values: Mapping[str, Value]) -> dict[object, str]:

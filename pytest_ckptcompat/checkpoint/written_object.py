@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.core.tensor_spec import TensorSpec
-from pytest_ckptcompat.formats.pickle_stubs import Dict
+from pytest_ckptcompat.core.tensor_spec import CompositeSpec, TensorSpec
 
-from .objects import given
+from .composite import PLAIN_VALUES
+from .objects import Maker, UnknownError, plain_key
+from .reader import torch_dtype
 from .written_tensor import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-_PLAIN = (str, bytes, bool, int, float, complex, type(None))
 _LEFT_OUT = object()
 
 
-class Content:
-    """A converter from the tree of a header to plain content.
+class Content(Maker):
+    """A converter from the tree of a header to content that ``torch.load(weights_only=True)`` can read.
 
-    Objects of classes are left out, because files with them could only be loaded unsafely.
+    Objects of classes are left out, and so are quantized, sparse and nested tensors. Dicts of unknown kinds
+    are written as plain ones.
+
+    Args:
+        read: reads the values of a tensor, when they are written.
 
     Attributes:
-        left_out: the paths of such objects, safe to print.
+        left_out: what is left out, with its path, safe to print.
     """
 
-    def __init__(self, value: Callable[[TensorSpec], Value]) -> None:
+    def __init__(self, read: Callable[[TensorSpec], torch.Tensor]) -> None:
+        super().__init__(read)
         self.left_out: list[str] = []
-        self._value = value
-        self._done: dict[int, Any] = {}
+        self._path: list[str] = []
         self._alive: list[Any] = []  # so that no id is used twice
 
     def instead(self, node: Any, content: Any) -> None:
@@ -52,54 +55,55 @@ class Content:
         """
         self._alive.append(node)
         try:
-            return self._of(node, "")
+            return self.made(node)
         except RecursionError:
             raise ValueError("the checkpoint is nested too deeply to be written") from None
 
-    def _of(self, node: Any, path: str) -> Any:
-        if id(node) in self._done:
-            return self._done[id(node)]
-        if isinstance(node, (TensorSpec, torch.Tensor)):
-            content: Any = self._value(node) if isinstance(node, TensorSpec) else Value.of(node)
-        elif isinstance(node, dict):
-            return self._of_dict(node, path)
-        elif isinstance(node, list):
-            return self._of_list(node, path)
-        elif isinstance(node, tuple):
-            content = tuple(self._elements(node, path))
-        elif isinstance(node, _PLAIN):
-            return node
-        else:
-            content = given(node, lambda _: torch.empty(0))
-            if not isinstance(content, (torch.dtype, torch.device)):
-                content = _LEFT_OUT
-                self.left_out.append(path)
-        self._done[id(node)] = content
-        return content
+    def _new(self, node: Any) -> Any:
+        try:
+            made = super()._new(node)
+        except UnknownError:
+            return self._without(node)
+        return self._without(node) if isinstance(made, torch.Tensor) else made  # a parameter without a shape
 
-    def _of_dict(self, node: dict[Any, Any], path: str) -> dict[Any, Any]:
-        attributes = node.attributes if isinstance(node, Dict) else None
-        content: dict[Any, Any] = OrderedDict() if attributes else {}
-        self._done[id(node)] = content
+    def _without(self, node: Any) -> object:
+        path = "".join(self._path).removeprefix(".")
+        what = (
+            f"{escape(node.note)} tensors are not written"
+            if isinstance(node, TensorSpec)
+            else "an object of a class"
+        )
+        self.left_out.append(f"{path} is left out: {what}")
+        return _LEFT_OUT
+
+    def _tensor(self, node: TensorSpec | torch.Tensor) -> Value:
+        if isinstance(node, torch.Tensor):
+            return Value.of(node)
+        if node.note and not (isinstance(node, CompositeSpec) and node.kind in PLAIN_VALUES):
+            raise UnknownError(node.note)
+        same = (node.storage or id(node), node.offset, node.shape, node.stride)
+        return Value(node.shape, torch_dtype(node.dtype), lambda: self._read(node), same)
+
+    def _empty(self, kind: str) -> dict[Any, Any]:
+        try:
+            return super()._empty(kind)
+        except UnknownError:
+            return {}
+
+    def _entries(self, node: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
         for key, value in node.items():
-            inner = f"{path}.{escape(str(key), 60)}".removeprefix(".")
-            written = self._of(value, inner) if isinstance(key, _PLAIN) else _LEFT_OUT
-            if written is not _LEFT_OUT:
-                content[key] = written
-            elif not isinstance(key, _PLAIN):
-                self.left_out.append(inner)
-        for name, value in (attributes or {}).items():
-            if isinstance(name, str) and name.isidentifier():
-                setattr(content, name, self._of(value, f"{path}.{name}"))
-        return content
+            self._path.append(f".{escape(str(key), 60)}")
+            try:
+                name, made = plain_key(key), self.made(value)
+            except UnknownError:  # raised for the key
+                made = self._without(key)
+            self._path.pop()
+            if made is not _LEFT_OUT:
+                yield name, made
 
-    def _of_list(self, node: list[Any], path: str) -> list[Any]:
-        content: list[Any] = []
-        self._done[id(node)] = content
-        content.extend(self._elements(node, path))
-        return content
-
-    def _elements(self, node: Sequence[Any], path: str) -> Iterator[Any]:
+    def _elements(self, node: Sequence[Any]) -> Iterator[Any]:
         for index, value in enumerate(node):
-            written = self._of(value, f"{path}[{index}]")
-            yield None if written is _LEFT_OUT else written
+            self._path.append(f"[{index}]")
+            made = self.made(value)
+            self._path.pop()
+            yield None if made is _LEFT_OUT else made

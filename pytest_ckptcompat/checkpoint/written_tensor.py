@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-import torch
+from pytest_ckptcompat.tensors.deferred import materialise
+from pytest_ckptcompat.tensors.difference import memory
+
+from .reader import memory_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
+
+    import torch
 
 _PIECE = 1 << 24
 
@@ -32,16 +36,12 @@ class Value:
     same: Hashable
 
     @classmethod
-    def of(cls, tensor: torch.Tensor) -> Value:
-        """Wrap a tensor in memory. Views with the same memory, shape and stride are written once."""
-        same = (
-            tensor.untyped_storage()._cdata,
-            tensor.storage_offset(),
-            tensor.shape,
-            tensor.stride(),
-            tensor.dtype,
-        )
-        return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor, same)
+    def of(cls, tensor: torch.Tensor, owner: Hashable = None) -> Value:
+        """Wrap a tensor in memory, or one whose values are read when it is written.
+
+        Views with the same memory, shape and stride are written once if they have the same owner.
+        """
+        return cls(tuple(tensor.shape), tensor.dtype, lambda: materialise(tensor), (memory(tensor), owner))
 
     @property
     def numel(self) -> int:
@@ -53,26 +53,13 @@ class Value:
         """The number of bytes of the values."""
         return self.numel * self.dtype.itemsize
 
-    def pieces(self, *, swapped: bool = False) -> Iterator[memoryview]:
-        """Yield the contiguous values in pieces of at most 16 MiB. A piece is valid until the next is taken.
-
-        Args:
-            swapped: whether to swap the byte order of every element.
-        """
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield the contiguous values in pieces of at most 16 MiB, each valid until the next is taken."""
         tensor = self.read().detach().resolve_conj().resolve_neg().cpu().contiguous()
         if tuple(tensor.shape) != self.shape or tensor.dtype != self.dtype:
             raise ValueError(
                 f"announced as {self.shape} {self.dtype}, read as {tuple(tensor.shape)} {tensor.dtype}"
             )
-        if swapped and self.numel:
-            tensor = _swapped(tensor)
-        start = tensor.data_ptr()
+        whole = memory_of(tensor)
         for offset in range(0, self.nbytes, _PIECE):
-            size = min(_PIECE, self.nbytes - offset)
-            yield memoryview((ctypes.c_ubyte * size).from_address(start + offset)).cast("B")
-
-
-def _swapped(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor)
-    return tensor.reshape(-1, 1).view(torch.uint8).flip(1).contiguous()
+            yield whole[offset : offset + _PIECE]

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.checkpoint.entries import beside
-from pytest_ckptcompat.checkpoint.optimizer_file import optimizer_beside
 from pytest_ckptcompat.checkpoint.wrappers import Selection, state_dict_at
+from pytest_ckptcompat.checkpoint.written_object import Content
 from pytest_ckptcompat.checkpoint.written_tensor import Value
 from pytest_ckptcompat.core import memory
 from pytest_ckptcompat.core.errors import CheckpointError, MisfitError, ModelError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.imports import imported
+from pytest_ckptcompat.files.layouts import optimizer_beside
 from pytest_ckptcompat.files.paths import display
 from pytest_ckptcompat.optimizer.state import saved_states
 from pytest_ckptcompat.recipes.recipe import Recipe
@@ -25,7 +26,7 @@ from .fitting import compared, completed
 from .growth import Growth
 from .header_stages import open_stage, read_stage, source_stage
 from .log import Log, Stopped
-from .output import content_of, grown_state, kind_of_output, refuse_replacing, write
+from .output import grown_state, kind_of_output, refuse_replacing, write
 from .value_stages import optimizer_holder
 from .waivers import Waiver, unwaived
 
@@ -121,7 +122,7 @@ def apply(
     _hold_fit(compared(checkpoint, model, recipe, recipe.run(checkpoint.meta(), target)), allow)
     applied = recipe.run(checkpoint.stored(), target)
     growth = Growth(checkpoint, recipe, applied, model, source_model, optimizer, allow)
-    content, notes = content_of(checkpoint), list[str]()
+    content, notes = Content(checkpoint.materialise), list[str]()
     state = grown_state(applied.state_dict, model, content)
     whole: Any = state
     inner = state_dict_at(checkpoint.wrapper, checkpoint.state_dict_key)
@@ -147,7 +148,7 @@ def apply(
             write(state_path, state_kind, state_content)
             notes.append(f"{escape(state_path)} is written beside it")
         notes += told
-    notes += [f"{path} is left out: an object of a class" for path in content.left_out]
+    notes += content.left_out
     tensors = sum(isinstance(value, Value) for value in state.values())
     return Written(out, tensors, nbytes, tuple(notes))
 
@@ -229,7 +230,7 @@ def _second_output(
     out: str, kind: Kind, state: Checkpoint, growth: Growth
 ) -> tuple[str, Kind, Any, list[str]]:
     """Return the path, kind and content of the file for an optimizer's state of its own, and notes."""
-    content = content_of(state)
+    content = Content(state.materialise)
     notes = list(growth.rewrite(content, state, by_name=kind == "folder"))
     stem = out.rstrip("/") if kind == "folder" else str(Path(out).with_suffix(""))
     suffix = {"folder": "", "safetensors": ".pt"}.get(kind, Path(out).suffix)

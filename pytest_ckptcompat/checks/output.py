@@ -11,14 +11,12 @@ import torch
 
 from pytest_ckptcompat.checkpoint.safetensors_writer import write_safetensors
 from pytest_ckptcompat.checkpoint.torch_zip_writer import write_torch_zip
-from pytest_ckptcompat.checkpoint.written_object import Content
 from pytest_ckptcompat.checkpoint.written_tensor import Value
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.redaction import is_meant_as_url, is_url
 from pytest_ckptcompat.files.atomic_write import whole_file
 from pytest_ckptcompat.files.paths import display
-from pytest_ckptcompat.tensors.deferred import DeferredTensor
-from pytest_ckptcompat.tensors.difference import memory
+from pytest_ckptcompat.tensors.difference import is_strided
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
-    from pytest_ckptcompat.core.tensor_spec import TensorSpec
+    from pytest_ckptcompat.checkpoint.written_object import Content
 
 Kind = Literal["torch", "safetensors", "folder"]
 
@@ -100,22 +98,14 @@ def write(out: str, kind: Kind, content: Any) -> int:
     return Path(out).stat().st_size
 
 
-def content_of(checkpoint: Checkpoint) -> Content:
-    """Return a converter of the checkpoint's parts. Tensors are read when they are written."""
-
-    def stored(spec: TensorSpec) -> Value:
-        same = (spec.storage or id(spec), spec.offset, spec.shape, spec.stride)
-        dtype = getattr(torch, spec.dtype)
-        return Value(tuple(spec.shape), dtype, lambda: checkpoint.materialise(spec), same)
-
-    return Content(stored)
-
-
 def grown_state(state_dict: Mapping[str, Any], model: nn.Module, content: Content) -> OrderedDict[str, Any]:
     """Return a grown state dict for writing, in the order of the model, as optimizers number parameters.
 
     Keys share memory in the output only if the model ties them as well. A copied block shares memory with its
-    original here, but is a parameter of its own. A tensor that is still on disk is read when it is written.
+    original here, but is a parameter of its own.
+
+    Raises:
+        ValueError: a tensor can't be written.
     """
     owners = {key: id(tensor) for key, tensor in model.state_dict(keep_vars=True).items()}
     others = content.of({
@@ -125,9 +115,9 @@ def grown_state(state_dict: Mapping[str, Any], model: nn.Module, content: Conten
     for key in dict.fromkeys([*owners, *state_dict]):
         value = state_dict.get(key)
         if isinstance(value, torch.Tensor):
-            read = value.read if isinstance(value, DeferredTensor) else lambda value=value: value
-            same = memory(value), owners.get(key, key)
-            state[key] = Value(tuple(value.shape), value.dtype, read, same)
+            if not is_strided(value):
+                raise ValueError(f"{escape(key)} is quantized, sparse or nested, and can't be written")
+            state[key] = Value.of(value, owners.get(key, key))
         elif key in others:
             state[key] = others[key]
     if (metadata := getattr(state_dict, "_metadata", None)) is not None:

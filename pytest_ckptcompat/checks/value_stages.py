@@ -10,11 +10,11 @@ import torch
 
 from pytest_ckptcompat.checkpoint.checkpoint import outer_object
 from pytest_ckptcompat.checkpoint.contents import read_contents
-from pytest_ckptcompat.checkpoint.optimizer_file import optimizer_beside
 from pytest_ckptcompat.core.claim import UNASKED
 from pytest_ckptcompat.core.errors import CheckpointError, ModelError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import finding
+from pytest_ckptcompat.files.layouts import optimizer_beside
 from pytest_ckptcompat.forward.declared_inputs import known_inputs
 from pytest_ckptcompat.forward.outcome import within
 from pytest_ckptcompat.forward.real import forward

@@ -62,14 +62,6 @@ def kind_of(path: str) -> str:
     return "file"
 
 
-def kind_of_named(path: str) -> str:
-    """Return `kind_of` a path that a user typed. If it does not exist, the error suggests a similar name."""
-    try:
-        return kind_of(path)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}{meant_by(path)}") from None
-
-
 def meant_by(path: str) -> str:
     """Return the end of an error about a path that a user typed, with a similar name if there is one."""
     meant = "" if is_url(path) or os.path.lexists(path) else near(path)

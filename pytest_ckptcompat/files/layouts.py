@@ -8,9 +8,9 @@ DeepSpeed, Megatron-LM and Llama.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from .files import Files
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """The files or inner folder with the weights in a folder.
 
     Attributes:
@@ -58,15 +57,13 @@ class Folder:
         return [name for name in self.names if known.fullmatch(name)]
 
     def models(self) -> list[str]:
-        """The folders inside that `save_pretrained` may have written."""
-        inner = [name for name in self.names if "." not in name][:_MOST_FOLDERS]
-        return [name for name in inner if any(map(_PRETRAINED.fullmatch, self._names_in(name)))]
-
-    def _names_in(self, name: str) -> list[str]:
-        try:
-            return names_in(inside(self.path, name))
-        except CheckpointError:
-            return []  # a file
+        """Return the folders inside that `save_pretrained` may have written."""
+        found = []
+        for name in [name for name in self.names if "." not in name][:_MOST_FOLDERS]:
+            with suppress(CheckpointError):  # raised for a file
+                if any(map(_PRETRAINED.fullmatch, names_in(inside(self.path, name)))):
+                    found.append(name)
+        return found
 
     def text(self, name: str) -> str:
         """Return the content of a small text file, or ``""`` if it can't be read as text."""
@@ -106,11 +103,22 @@ def part_of(path: str) -> str:
     return ""
 
 
+def optimizer_beside(path: str) -> str | None:
+    """Return the path of the optimizer state that a trainer wrote beside a checkpoint, or None."""
+    if is_url(path):
+        return None
+    place = Path(path)
+    folders = [place, place.parent] if place.is_dir() else [place.parent]
+    # accelerate writes a folder with FSDP
+    found = (folder / name for folder in folders for name in (*_OPTIMIZERS, "optimizer_0"))
+    return next((str(each) for each in found if each.is_file() or (each / ".metadata").is_file()), None)
+
+
 _SHARD = re.compile(r".+-(\d{5})-of-(\d{5})\.(?:safetensors|bin|pt|pth)", re.DOTALL)
 _LLAMA = re.compile(r"consolidated\.(\d\d)\.(pth|pt|safetensors)")
 _LONGEST_LINE = 256
 _MOST_FOLDERS = 64
-_OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer.pth")
+_OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer.pth", "optimizer.ckpt")
 _SUFFIXES = r"\.(pth|pt|ckpt|safetensors|bin|pth\.tar)"
 _TRAINING = (
     r"(optimizer|optim|scheduler|lr_scheduler|scaler|sampler|rng_state|random_states?|training_args|training_state)"
@@ -172,11 +180,6 @@ def _deepspeed(folder: Folder) -> Iterable[str]:
     return folder.matching(r"pytorch_model(_\d+)?") if "zero_to_fp32.py" not in folder.names else []
 
 
-def _fsdp(folder: Folder) -> Iterable[str]:
-    """Find accelerate's folder of an FSDP model, which is a distributed checkpoint."""
-    return _one(folder.matching(r"pytorch_model_fsdp_\d+"))
-
-
 def _megatron(folder: Folder) -> Iterable[str]:
     """Find the folder of the latest iteration, or the file of the only rank in such a folder."""
     latest = folder.text("latest_checkpointed_iteration.txt")
@@ -192,10 +195,10 @@ def _megatron(folder: Folder) -> Iterable[str]:
 
 def _llama(folder: Folder) -> Iterable[str]:
     """Find ``consolidated.00.pth``. If there are several, each holds only slices of the tensors."""
-    found = folder.matching(r"consolidated(\.\d+)?\.(pth|pt|safetensors)")
-    what = "model-parallel parts of one model, as Llama is released"
     return _one_of_parts(
-        found, what, "Convert them with transformers' convert_llama_weights_to_hf, or name one of them"
+        folder.matching(r"consolidated(\.\d+)?\.(pth|pt|safetensors)"),
+        "model-parallel parts of one model, as Llama is released",
+        "Convert them with transformers' convert_llama_weights_to_hf, or name one of them",
     )
 
 
@@ -223,35 +226,24 @@ def _pipeline(folder: Folder) -> Iterable[str]:
     return []
 
 
-def _only(folder: Folder) -> Iterable[str]:
-    """Find the only file with a checkpoint's suffix that is not named like other training state."""
-    found = folder.matching(rf"(?!{_TRAINING}{_SUFFIXES}$).+{_SUFFIXES}")
-    return _one(found)
-
-
 def _steps(folder: Folder) -> Iterable[str]:
     """Find the only folder of a step or epoch."""
     found = folder.matching(r"(checkpoint|ckpt|step|epoch|iter|global_?step)[-_]?\d+")
     return _one(found[::-1] or folder.matching("checkpoints"))
 
 
-def _models(folder: Folder) -> Iterable[str]:
-    """Find the folder of each model, as diffusers' training scripts write it beside the optimizer's state."""
-    return _one(folder.models())
-
-
 _LAYOUTS: tuple[Callable[[Folder], Iterable[str]], ...] = (
     _pretrained,
     _indexed,
     _deepspeed,
-    _fsdp,
+    lambda folder: _one(folder.matching(r"pytorch_model_fsdp_\d+")),  # accelerate's distributed checkpoint
     _megatron,
     _llama,
     _shards,
     _pipeline,
-    _only,
+    lambda folder: _one(folder.matching(rf"(?!{_TRAINING}{_SUFFIXES}$).+{_SUFFIXES}")),
     _steps,
-    _models,
+    lambda folder: _one(folder.models()),  # diffusers' training scripts write a folder for each model
 )
 """The layouts in the order in which they are tried."""
 

@@ -66,11 +66,6 @@ def is_reference(path: str) -> bool:
     return path.startswith(GIT)
 
 
-def local(path: str) -> str:
-    """Return the path of a ``file://`` URL, and any other path unchanged."""
-    return re.sub(r"^(file|local)://", "", path)
-
-
 def display(path: str) -> str:
     """Return a path that is safe to print, without user, password, query and fragment."""
     return escape(public(path))

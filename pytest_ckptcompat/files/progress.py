@@ -8,7 +8,7 @@ import sys
 import time
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pytest_ckptcompat.core.memory import shown as size_shown
 
@@ -20,20 +20,8 @@ _AFTER = 2.0
 _EVERY = 0.2
 
 
-class Screen(Protocol):
-    """A place where the progress line is shown."""
-
-    def watched(self) -> bool:
-        """Return whether it is a terminal."""
-        ...
-
-    def show(self, text: str) -> None:
-        """Replace the line. An empty text removes it."""
-        ...
-
-
 class StandardError:
-    """The standard error stream of a command."""
+    """The place where a command shows its progress line."""
 
     def watched(self) -> bool:
         """Return whether it is a terminal."""
@@ -45,12 +33,12 @@ class StandardError:
         sys.stderr.flush()
 
 
-_screen: Screen = StandardError()
+_screen: Any = StandardError()
 
 
 @contextmanager
-def shown_on(screen: Screen) -> Iterator[None]:
-    """Show progress on this screen inside the block, because pytest captures standard error."""
+def shown_on(screen: Any) -> Iterator[None]:
+    """Show progress inside the block on another screen than `StandardError`, which pytest captures."""
     global _screen
     before, _screen = _screen, screen
     try:

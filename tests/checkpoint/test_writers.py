@@ -209,28 +209,6 @@ def test_tied_tensors_are_written_as_save_model_writes_them(tmp_path: Path) -> N
     assert list(load_file(path)) == ["embed.weight"]
 
 
-def test_big_endian_machines_write_little_endian_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What a big-endian machine holds, simulated by swapping, is written with its order swapped back."""
-    state = OrderedDict(
-        a=torch.rand(3, 2), b=torch.rand(2, 2, dtype=torch.complex64), c=torch.arange(5), d=torch.tensor(2.0)
-    )
-    swapped = OrderedDict()
-    for key, value in state.items():
-        real = torch.view_as_real(value) if value.is_complex() else value
-        size = real.element_size()
-        turned = real.reshape(-1, 1).view(torch.uint8).reshape(-1, size).flip(1).reshape(-1).view(real.dtype)
-        turned = turned.view(value.dtype) if value.is_complex() else turned
-        swapped[key] = turned.reshape(value.shape)
-    path = tmp_path / "net.safetensors"
-    monkeypatch.setattr("sys.byteorder", "big")
-    with path.open("wb") as file:
-        write_safetensors(file, values(swapped), {})
-    monkeypatch.undo()
-    assert all(torch.equal(value, state[key]) for key, value in load_file(path).items())
-
-
 def test_what_safetensors_does_not_have_is_said(tmp_path: Path) -> None:
     with (
         (tmp_path / "x").open("wb") as file,

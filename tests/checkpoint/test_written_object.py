@@ -9,15 +9,12 @@ import torch
 
 from pytest_ckptcompat.checkpoint.torch_zip_writer import write_torch_zip
 from pytest_ckptcompat.checkpoint.written_object import Content
-from pytest_ckptcompat.checkpoint.written_tensor import Value
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
 from pytest_ckptcompat.formats.pickle_stubs import Dict, Global, Stub
 
 
 def content() -> Content:
-    return Content(
-        lambda spec: Value(spec.shape, torch.float32, lambda: torch.ones(spec.shape), spec.storage)
-    )
+    return Content(lambda spec: torch.ones(spec.shape))
 
 
 def written(node: Any) -> Any:
@@ -28,7 +25,7 @@ def written(node: Any) -> Any:
 
 
 def inert(**entries: Any) -> Dict:
-    made = Dict()
+    made = Dict("collections.OrderedDict")
     made.update(entries)
     return made
 
@@ -63,7 +60,7 @@ def test_dtypes_are_kept_and_other_names_are_left_out() -> None:
     }
     made = content()
     assert made.of(node) == {"a": torch.bfloat16}
-    assert made.left_out == ["b", "c", "d"]
+    assert made.left_out == [f"{name} is left out: an object of a class" for name in "bcd"]
     assert written(node) == {"a": torch.bfloat16}
 
 

@@ -4,7 +4,7 @@ import argparse
 import copy
 import subprocess
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -270,6 +270,50 @@ def test_an_optimizer_that_can_not_be_imported_is_an_error(tmp_path: Path) -> No
     declared = CheckArguments.of(model=lambda: Boxes(14), recipe=GROW, optimizer="nowhere:Adam")
     with pytest.raises(CheckpointError, match=r"^optimizer: nowhere:Adam: there is no module 'nowhere'"):
         apply_declared(declared, lambda key: open_checkpoint(path, key), str(tmp_path / "out.pth"))
+
+
+def test_containers_and_values_beside_the_weights_keep_their_kinds(tmp_path: Path) -> None:
+    beside = {
+        "seen": {1, 2},
+        "counts": Counter("aab"),
+        "ordered": OrderedDict(a=1),
+        "size": torch.Size((2, 3)),
+        "pairs": {(1, 2): 3},
+        "raw": bytearray(b"x"),
+        "layout": torch.strided,
+        "dtype": torch.bfloat16,
+        "device": torch.device("cuda:1"),
+        "conjugated": torch.ones(2, dtype=torch.complex64).conj(),
+    }
+    ckpt = saved(tmp_path / "net.pth", {"model": settle(Boxes()).state_dict(), **beside})
+    assert apply(ckpt, Boxes(14), GROW, tmp_path / "out.pth").notes == ()
+    old, new = (torch.load(tmp_path / name, weights_only=True) for name in ("net.pth", "out.pth"))
+    assert torch.equal(new.pop("conjugated"), old.pop("conjugated"))
+    assert {key: new[key] for key in beside if key in new} == {key: old[key] for key in beside if key in old}
+    assert [type(new[key]) for key in new] == [type(old[key]) for key in new]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("out", ["out.pth", "out/"])
+def test_tensors_without_a_plain_layout_are_left_out_beside_the_weights_and_refused_among_them(
+    tmp_path: Path, out: str
+) -> None:
+    """Their memory does not hold their values, so torch would write something else, or fail."""
+    odd = {
+        "sparse": torch.eye(3).to_sparse(),
+        "quantized": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        "nested": torch.nested.nested_tensor([torch.ones(2)]),
+        "meta": torch.empty(2, device="meta"),
+    }
+    state = settle(Boxes()).state_dict()
+    ckpt = saved(tmp_path / "net.pth", {"model": state, **odd})
+    notes = apply(ckpt, Boxes(14), GROW, f"{tmp_path}/{out}").notes
+    assert notes == tuple(f"{name} is left out: {name} tensors are not written" for name in odd)
+    model = Boxes()
+    model.register_buffer("mask", odd["sparse"])
+    ckpt = saved(tmp_path / "net.pth", {**state, "mask": odd["sparse"]})
+    with pytest.raises(ValueError, match="mask is quantized, sparse or nested, and can't be written"):
+        apply(ckpt, model, Recipe(), f"{tmp_path}/other-{out}")
 
 
 def test_a_second_state_dict_is_kept_and_said(tmp_path: Path) -> None:
