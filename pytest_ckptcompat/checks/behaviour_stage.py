@@ -10,10 +10,9 @@ from pytest_ckptcompat.core.errors import CheckpointError, ModelError, RecipeErr
 from pytest_ckptcompat.core.findings import Promise, finding
 from pytest_ckptcompat.tensors import plain, synthetic
 from pytest_ckptcompat.tensors.unread import spared
-from pytest_ckptcompat.verification.behaviour import Behaviour, Comparison, compare, reached
+from pytest_ckptcompat.verification.behaviour import Behaviour, Comparison, compare, is_random, reached
 from pytest_ckptcompat.verification.function import NAME
 from pytest_ckptcompat.verification.regions import rows_moved
-from pytest_ckptcompat.verification.steadiness import is_random
 from pytest_ckptcompat.verification.verify import precision_of, said_of
 from pytest_ckptcompat.verification.wide_run import RunError, Trial, run
 
@@ -117,7 +116,7 @@ def _verdict(
     if found.changed and said.changes:
         within = None if said.anywhere else reached(now, trial, said.made)
         beyond = compare(then, now, rows, resized=resized, precision=precision, reach=within)
-        if said.anywhere or not beyond.changed:
+        if within is None or not beyond.changed:
             declared = "; ".join(said.changes)
         else:
             found = beyond

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .reach import Elements, other_values
-from .recorded_outputs import Gap, Recorded, gap, moved_gap
-from .regions import corner
+from .reach import Elements, disturb, reach
+from .recorded_outputs import Gap, Recorded, gap
+from .regions import put_back, ways
 from .run_copies import coarser
-from .steadiness import MOST_SLACK, unsteady
 from .wide_run import Run, RunError, Trial, run
 
 if TYPE_CHECKING:
@@ -23,7 +21,12 @@ if TYPE_CHECKING:
 
     from .regions import Rows
 
-_TRIES = 2
+MOST_SLACK = 1e6
+"""Times the usual tolerance, above which nothing is compared."""
+
+_MARGIN = 10.0
+"""How much more than the last bits of half the weights the rounding of another machine may change."""
+
 _PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -86,18 +89,70 @@ def record(trial: Trial, first: Run | None = None) -> Behaviour:
     """
     try:
         first = first or run(trial)
-        random, slack = unsteady(first, trial)
+        found = _recorded(first)
+        random, slack = _unsteady(found, trial)
     except RunError as error:
         return Behaviour(uncompared=f"the model did not run: {error}")
-    outputs = {path: Recorded.of(path, tensor) for path, tensor in first.outputs.items()}
-    finite = {path: each for path, each in outputs.items() if each is not None}
     uncompared = random
-    if not outputs:
+    if not first.outputs:
         uncompared = "the model gave no tensor"
-    elif not finite:
+    elif not found.outputs:
         uncompared = "the outputs were NaN"
     dead = "the outputs do not depend on the inputs" if first.signal.is_dead else ""
-    return Behaviour(finite, first.precision, first.note or dead, uncompared, slack)
+    return replace(found, note=first.note or dead, uncompared=uncompared, slack=slack)
+
+
+def _recorded(first: Run) -> Behaviour:
+    outputs = {path: Recorded.of(path, tensor) for path, tensor in first.outputs.items()}
+    return Behaviour({path: each for path, each in outputs.items() if each is not None}, first.precision)
+
+
+def _unsteady(first: Behaviour, trial: Trial) -> tuple[str, float]:
+    """Return why another run differs, or ``""``, and how many times the usual tolerance is needed.
+
+    The other run is of a model constructed with another seed, in which the last bits of weights are changed.
+
+    Raises:
+        RunError: it did not run.
+    """
+
+    def load(model: nn.Module) -> None:
+        trial.load(model)
+        with torch.no_grad():
+            for each in model.parameters():
+                if each.dim() and each.is_floating_point():
+                    each[..., ::2].mul_(1 + 4 * torch.finfo(each.dtype).eps)
+
+    slack = _MARGIN * _times(first, run(replace(trial, load=load), 1, construction=1))
+    if slack <= 1:
+        return "", 1.0
+    random = _random(first, trial)
+    if not random and slack > MOST_SLACK:
+        random = "the model amplifies the rounding errors of its arithmetic too much"
+    return random, 1.0 if random else slack
+
+
+def is_random(now: Run, trial: Trial) -> str:
+    """Return why another run differs (two runs differ, two constructions differ), or ``""``."""
+    try:
+        return _random(_recorded(now), trial)
+    except RunError:
+        return ""
+
+
+def _random(first: Behaviour, trial: Trial) -> str:
+    def differs(construction: int) -> bool:
+        return _times(first, run(trial, 1, construction=construction)) > 1
+
+    if not differs(1):
+        return ""
+    return "two runs of the model differ" if differs(0) else "two constructions of the model differ"
+
+
+def _times(first: Behaviour, other: Run) -> float:
+    """Return how many times the tolerance another run is apart."""
+    found = compare(first, other)
+    return math.inf if found.alone else max((each.times for each in found.gaps), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -140,60 +195,71 @@ def compare(
         reach: path -> True for elements of today's outputs that may differ.
     """
     precision = coarser(precision, coarser(then.precision, now.precision))
-    gaps, alone, grown = [], [], False
+    rows, gaps, alone, grown = rows or {}, [], [], False
     pairs = _pairs(then.outputs, now.outputs)
     for path, recorded in then.outputs.items():
-        tensor = now.outputs.get(pairs.get(path, ""))
-        if tensor is None or path not in pairs:
+        if path not in pairs:
             alone.append(f"output{path} {recorded.shape} is gone")
             continue
-        free = None if reach is None else reach.get(pairs[path])
-        found, larger = _gap(path, recorded, tensor, rows or {}, precision, free)
-        if found is None:
+        tensor = now.outputs[pairs[path]]
+        free = None if reach is None else reach[pairs[path]]
+        fitting = list(ways(recorded.shape, tensor.shape, rows))
+        found = [_gap(path, recorded, tensor, way, rows, precision, free) for way in fitting]
+        if measured := [each for each in found if each is not None]:
+            best = min(measured, key=lambda each: each.times)
+            gaps.append(replace(best, times=best.times / then.slack))
+            grown = grown or tensor.numel() > math.prod(recorded.shape)
+        elif reach is None or not fitting:
             text = f"was {recorded.shape} and is {tuple(tensor.shape)}"
             if resized:
                 alone.append(f"output{path} {text}")
             else:
                 gaps.append(Gap(path, math.inf, math.inf, recorded.rms, text))
-        else:
-            gaps.append(replace(found, times=found.times / then.slack))
-            grown = grown or larger
     return Comparison(tuple(sorted(gaps, key=lambda each: -each.times)), tuple(alone), grown)
 
 
-def reached(now: Run, trial: Trial, tensors: Mapping[str, Elements]) -> dict[str, torch.Tensor]:
-    """Find the elements of a model's outputs that depend on some tensors: path -> True where they do.
+def _gap(
+    path: str,
+    then: Recorded,
+    now: torch.Tensor,
+    way: int | None,
+    rows: Rows,
+    precision: torch.dtype,
+    reach: torch.Tensor | None,
+) -> Gap | None:
+    """Return the gap of one output in one of the `ways`; None if all recorded elements may differ."""
+    old = put_back(way, now, torch.zeros(then.shape), rows)
+    if way is None and reach is None:
+        return gap(path, then, old, precision)
+    free = torch.zeros(now.shape, dtype=torch.bool) if reach is None else reach
+    return gap(
+        path, then, old, precision, put_back(way, free, torch.ones(then.shape, dtype=torch.bool), rows)
+    )
 
-    The tensors are disturbed and the model runs again. Elements with the same bits don't depend on them.
+
+def reached(now: Run, trial: Trial, tensors: Mapping[str, Elements]) -> dict[str, torch.Tensor] | None:
+    """Find the elements of a model's outputs that depend on some tensors: path -> True where they do.
 
     Args:
         now: the undisturbed run.
         trial: what ran.
         tensors: key -> which of its elements to disturb; None for all.
 
-    Raises:
-        RunError: the model did not run.
+    Returns:
+        None if that can't be found, so that everything may depend on them.
     """
-    found = {path: torch.zeros(tensor.shape, dtype=torch.bool) for path, tensor in now.outputs.items()}
 
-    def disturb(model: nn.Module, seed: int) -> None:
-        trial.load(model)
-        held = model.state_dict(keep_vars=True)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for key, elements in tensors.items():
-                other = other_values(held[key], generator)
-                held[key].copy_(other if elements is None else torch.where(elements, other, held[key]))
+    def again(seed: int) -> list[dict[str, torch.Tensor]]:
+        def load(model: nn.Module) -> None:
+            trial.load(model)
+            disturb(model, tensors, seed)
 
-    for seed in range(_TRIES):
-        again = run(replace(trial, load=partial(disturb, seed=seed)))
-        for path, mask in found.items():
-            other = again.outputs.get(path)
-            if other is None or other.shape != mask.shape:
-                mask.fill_(True)
-            else:
-                mask |= other.ne(now.outputs[path])
-    return found
+        return [run(replace(trial, load=load)).outputs]
+
+    try:
+        return reach([now.outputs], again)[0]
+    except RunError:  # the model's own loader keeps them under other names, say
+        return None
 
 
 def _pairs(then: Mapping[str, Recorded], now: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -207,23 +273,3 @@ def _pairs(then: Mapping[str, Recorded], now: Mapping[str, torch.Tensor]) -> dic
         if len(fitting) == 1 and sum(then[other].shape == shape for other in gone) == 1:
             pairs[path] = fitting[0]
     return pairs
-
-
-def _gap(
-    path: str,
-    then: Recorded,
-    now: torch.Tensor,
-    rows: Rows,
-    precision: torch.dtype,
-    reach: torch.Tensor | None,
-) -> tuple[Gap | None, bool]:
-    """Return the gap of one output, and whether the output has grown."""
-    moved = moved_gap(path, then, now, rows, precision)
-    region = now if tuple(now.shape) == then.shape else corner(torch.empty(then.shape, device="meta"), now)
-    if region is None:
-        return moved, False
-    free = None if reach is None else corner(torch.empty(then.shape, device="meta"), reach)
-    found = gap(path, then, region, precision, free)
-    if moved is not None and moved.times < found.times:
-        found = moved
-    return found, math.prod(then.shape) != now.numel()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,15 @@ from pytest_ckptcompat.core.findings import Promise, finding
 from pytest_ckptcompat.tensors.difference import magnitude
 from pytest_ckptcompat.tensors.footprint import tensors, weights
 
-from .pairing import Comparing, Gap, Pairing
-from .reach import Elements, Reach, reach_of
-from .run_copies import Arithmetic, Outputs, coarser, outputs, twin
+from .pairing import Gap, Pairing
+from .reach import Elements, disturb, reach
+from .run_copies import Arithmetic, Batches, Outputs, coarser, outputs, twin
 from .source_model import SourceError, loaded
 from .token_ids import Ids
+from .wide_run import wider
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pytest_ckptcompat.core.claim import Verdict
 
@@ -92,6 +93,7 @@ def function_kept(
         differ elsewhere or were not compared, or for a ``source_model`` that does not load the old
         checkpoint.
     """
+    rows, said = rows or {}, said or Said()
     room, needed = memory.free(), tensors(old.values())
     if room is not None and needed * _MARGIN > room:
         return _unchecked(f"the old model takes {memory.shown(needed)}, {memory.shown(room)} are free")
@@ -103,12 +105,12 @@ def function_kept(
             found = finding("source-model-error", message=str(error))
             return Promise(NAME, "unchecked", error.reason), [found]
         try:
-            ids = Ids.of(before, model, rows or {}, renamed or {}, batches(0))
-            run = _Run(source, old, before, model, batches, arithmetic, ids, method)
-            return run.compared(precision, rows or {}, said or Said())
+            ids = Ids.of(before, model, rows, renamed or {}, batches(0))
+            run = _Run(source, old, before, model, batches, arithmetic, ids, method, said)
+            return run.compared(precision, rows)
         except (Exception, SystemExit) as error:
             reason = f"the forward pass raised {raised(error)}"
-    return _unchecked("; ".join((*(said or Said()).changes, reason)))
+    return _unchecked("; ".join((*said.changes, reason)))
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -129,9 +131,9 @@ def _arithmetics(model: nn.Module, needed: int, room: int | None) -> Iterator[Ar
     """Yield float64 if a copy of either model fits into memory, then the models' own dtype."""
     wide = max(weights(model, itemsize=8), needed * 2)
     if room is None or wide * _MARGIN < room:
-        yield Arithmetic(True, torch.device("cpu"))
+        yield Arithmetic(torch.float64, torch.device("cpu"))
     held = chain(model.parameters(), model.buffers())
-    yield Arithmetic(False, next((tensor.device for tensor in held), torch.device("cpu")))
+    yield Arithmetic(None, next((tensor.device for tensor in held), torch.device("cpu")))
 
 
 class _Run:
@@ -147,125 +149,144 @@ class _Run:
         arithmetic: Arithmetic,
         ids: Ids,
         method: str,
+        said: Said,
     ) -> None:
         self._source, self._state, self._before, self._model = source, state, before, model
-        self._pairs = [ids.pair(batches(seed)) for seed in range(BATCHES)]
-        self._arithmetic, self._ids, self._method = arithmetic, ids, method
-        self._precision = torch.float64
+        self._old_batches, self._new_batches = zip(
+            *(ids.pair(batches(n)) for n in range(BATCHES)), strict=True
+        )
+        self._arithmetic, self._ids, self._method, self._said = arithmetic, ids, method, said
 
-    def compared(self, precision: torch.dtype, rows: Rows, said: Said) -> Verdict:
+    def compared(self, precision: torch.dtype, rows: Rows) -> Verdict:
         """Run both models, pair their outputs, and judge the differences by what the steps claim."""
-        old, new = self._old(), self._new()
-        if any(_not_finite(each) for batches_of in old.modes.values() for each in batches_of):
+        old = self._old()
+        new = self._outputs(twin(self._model, self._arithmetic), self._new_batches)
+        if not all(map(_finite, old.batches.values())):
             return _unchecked("the old model's outputs are not finite")
         precision = coarser(precision, coarser(old.lowest, new.lowest))
-        self._precision = precision
         if tolerance(precision) >= _ANYTHING:
             return _unchecked(f"{_name(precision)} is too coarse to tell")
-        modes = [mode for mode in old.modes if mode in new.modes and not (said.eval_only and mode == "train")]
-        comparing = Comparing(old, new, modes, rows, tolerance(precision))
-        pairing = comparing.paired()
+        before = {
+            run: each
+            for run, each in old.batches.items()
+            if run in new.batches and not (self._said.eval_only and run[0] == "train")
+        }
+        new = replace(new, batches={run: new.batches[run] for run in before})
+        pairing = Pairing(before, new.batches, rows, tolerance(precision))
         if not pairing.chosen:
             alone = "no output of the new model can be paired with an old one"
-            return _unchecked("; ".join((*said.changes, alone)))
-        promise, findings = self._judged(comparing, pairing, said)
+            return _unchecked("; ".join((*self._said.changes, alone)))
+        worst = max(pairing.gaps, key=lambda gap: gap.times)
+        if worst.times > 1:
+            promise, findings = self._differing(worst, pairing, old, new, tolerance(precision))
+        elif fault := self._ids.left_behind(self._state, pairing):
+            promise, findings = _broken(fault, fault)
+        else:
+            promise, findings = Promise(NAME, "kept", self._kept(pairing, old.batchnorm, precision)), []
         if pairing.alone:
             listed = ", ".join(f"output{path}" for path in pairing.alone)
             message = f"{listed} of the old model can't be paired with one output of the new model"
             findings = [*findings, finding("function-uncompared", message=message)]
         return promise, findings
 
-    def _judged(self, comparing: Comparing, pairing: Pairing, said: Said) -> Verdict:
-        gaps = [gap for candidate in pairing.chosen.values() for gap in candidate.gaps]
-        worst = max(gaps, key=lambda gap: gap.times)
-        if worst.times <= 1:
-            if fault := self._ids.left_behind(self._state, pairing, comparing.rows):
-                return Promise(NAME, "broken", fault), [finding("function-changed", message=fault)]
-            return Promise(NAME, "kept", self._kept(comparing, pairing, said)), []
-        if comparing.old.random or comparing.new.random:
+    def _differing(self, worst: Gap, pairing: Pairing, old: Outputs, new: Outputs, allowed: float) -> Verdict:
+        if old.random or new.random:
             return _unchecked("the forward pass draws random numbers")
-        if self._ids.moved is not None:  # an integer input may not be a token id
+        if self._ids.renumbered:  # an integer input may not be a token id
             return _unchecked("words have other numbers now, and the inputs can't be told apart")
-        if said.changes:
-            beyond = comparing.outside(pairing, self._reach(comparing, said))
-            if max(gap.times for gap in beyond) <= 1:
-                return _changed(worst, said)
+        if changes := self._said.changes:
+            within = None
+            if not self._said.anywhere:
+                within = self._reach(self._said.made, self._model, self._new_batches, new.batches)
+            beyond = [] if within is None else pairing.outside(within)
+            if all(gap.times <= 1 for gap in beyond):
+                size = f"{worst.apart} of {magnitude(worst.scale)}"
+                why = "; ".join(changes)
+                return Promise(NAME, "changed", f"output{worst.path} differs, {size}: {why}"), []
             worst = max(beyond, key=lambda gap: gap.times)
-        return self._broken(worst, comparing.allowed, self._blamed(comparing.old, said))
+        output = f"output{worst.path}"
+        return _broken(
+            f"{output}: {worst.apart}, {worst.mode} mode",
+            f"the function is not kept: {output} differs, {worst.apart}; its largest old value is "
+            f"{magnitude(worst.scale)}, allowed is {allowed:.0e} of it; {worst.mode} mode, "
+            f"batch {worst.batch}, {self._arithmetic}{self._blamed(old)}",
+        )
 
-    def _kept(self, comparing: Comparing, pairing: Pairing, said: Said) -> str:
-        moved = [path for path, each in pairing.chosen.items() if each.way.moved is not None]
-        others = {path: each.way.path for path, each in pairing.chosen.items() if each.way.path != path}
-        coarse = comparing.allowed > tolerance(torch.float32)
+    def _kept(self, pairing: Pairing, batchnorm: bool, precision: torch.dtype) -> str:
+        ways = {path: each.way for path, each in pairing.chosen.items()}
+        moved = [f"output{path}" for path, way in ways.items() if way.moved is not None]
+        trained = any(gap.mode == "train" for gap in pairing.gaps)
+        modes = ", eval and train" if trained else ", eval alone" if batchnorm or self._said.eval_only else ""
         notes = [
             self._ids.note,
-            f", up to {_name(self._precision)}'s rounding" if coarse else "",
-            f", rows of {', '.join(f'output{path}' for path in moved)} where they are now" if moved else "",
-            *(f", output{path} is now output{now}" for path, now in others.items()),
+            f", up to {_name(precision)}'s rounding"
+            if tolerance(precision) > tolerance(torch.float32)
+            else "",
+            f", rows of {', '.join(moved)} where they are now" if moved else "",
+            *(f", output{path} is now output{way.path}" for path, way in ways.items() if way.path != path),
             f", without output{min(pairing.alone)}" if pairing.alone else "",
         ]
-        most = max(gap.apart.size for each in pairing.chosen.values() for gap in each.gaps)
-        eval_only = ", eval alone" if said.eval_only else _modes(comparing.old, comparing.modes)
-        return f"max |Δ| {magnitude(most)} on {BATCHES} batches{eval_only}{''.join(notes)}"
+        most = max(gap.apart.size for gap in pairing.gaps)
+        return f"max |Δ| {magnitude(most)} on {BATCHES} batches{modes}{''.join(notes)}"
 
-    def _reach(self, comparing: Comparing, said: Said) -> Reach:
-        """Find what depends on tensors made by steps that don't claim to keep the function."""
-        if said.anywhere:
-            return Reach(None)
-        return reach_of(said.made, self._model, self._new, comparing.new)
-
-    def _blamed(self, old: Outputs, said: Said) -> str:
+    def _blamed(self, old: Outputs) -> str:
         """Name the steps that dropped tensors on which the old outputs depend, for a finding's text."""
         guilty = []
-        for step in dict.fromkeys(said.lost.values()):
-            keys: dict[str, Elements] = {key: None for key, by in said.lost.items() if by == step}
-            self._before = loaded(self._source, self._state)
-            keys = {key: None for key in keys if key in self._before.state_dict()}
-            if keys and reach_of(keys, self._before, lambda: self._old(copied=True), old).anywhere():
+        for step in dict.fromkeys(self._said.lost.values()):
+            before = loaded(self._source, self._state)
+            held = before.state_dict()
+            keys = {key: None for key, by in self._said.lost.items() if by == step and key in held}
+            within = self._reach(keys, before, self._old_batches, old.batches)
+            if within is None or any(bool(mask.any()) for each in within for mask in each.values()):
                 guilty.append(step)
         return f"; {' and '.join(guilty)} left out what the old outputs depend on" if guilty else ""
 
-    def _old(self, *, copied: bool = False) -> Outputs:
-        """Return the old model's outputs. The model is used up, unless `copied`."""
-        model = twin(self._before, self._arithmetic) if copied else self._before.to(self._arithmetic.device)
-        if not copied:
-            del self._before
-            model = model.double() if self._arithmetic.wide else model
-        return outputs(model, [pair[0] for pair in self._pairs], self._arithmetic, self._method)
+    def _old(self) -> Outputs:
+        """Return the old model's outputs; the model is used up."""
+        device, dtype = self._arithmetic.device, self._arithmetic.dtype
+        model = self._before._apply(lambda tensor: tensor.to(device, wider(tensor.dtype, dtype)))  # type: ignore[no-untyped-call]
+        del self._before
+        return self._outputs(model, self._old_batches)
 
-    def _new(self) -> Outputs:
-        model = twin(self._model, self._arithmetic)
-        return outputs(model, [pair[1] for pair in self._pairs], self._arithmetic, self._method)
+    def _outputs(self, model: nn.Module, batches: Sequence[Batch]) -> Outputs:
+        return outputs(model, batches, self._arithmetic, self._method)
 
-    def _broken(self, miss: Gap, allowed: float, blamed: str) -> Verdict:
-        output = f"output{miss.path}"
-        message = (
-            f"the function is not kept: {output} differs, {miss.apart}; its largest old value is "
-            f"{magnitude(miss.scale)}, allowed is {allowed:.0e} of it; {miss.mode} mode, batch {miss.batch}, "
-            f"{self._arithmetic}{blamed}"
-        )
-        detail = f"{output}: {miss.apart}, {miss.mode} mode"
-        return Promise(NAME, "broken", detail), [finding("function-changed", message=message)]
+    def _reach(
+        self, tensors: Mapping[str, Elements], model: nn.Module, batches: Sequence[Batch], given: Batches
+    ) -> list[dict[str, torch.Tensor]] | None:
+        """Return `reach` of some of a model's tensors, which are restored; None if all may be in reach.
+
+        Args:
+            tensors: key -> which of its elements to disturb.
+            model: the model.
+            batches: its batches.
+            given: the undisturbed outputs.
+        """
+        held = model.state_dict(keep_vars=True)
+        if any(key not in held or not held[key].is_floating_point() for key in tensors):
+            return None
+        kept = {key: held[key].detach().clone() for key in tensors}
+
+        def again(seed: int) -> list[dict[str, torch.Tensor]]:
+            try:
+                disturb(model, tensors, seed)
+                found = self._outputs(twin(model, self._arithmetic), batches).batches
+                return [found[run] for run in given]
+            finally:
+                with torch.no_grad():
+                    for key, was in kept.items():
+                        held[key].copy_(was)
+
+        return reach(list(given.values()), again)
 
 
-def _changed(worst: Gap, said: Said) -> Verdict:
-    """Return the verdict if outputs differ only where a step says that they may."""
-    why = "; ".join(said.changes)
-    of = f"of {magnitude(worst.scale)}"
-    return Promise(NAME, "changed", f"output{worst.path} differs, {worst.apart} {of}: {why}"), []
-
-
-def _modes(old: Outputs, modes: list[str]) -> str:
-    if "train" in modes:
-        return ", eval and train"
-    return ", eval alone" if old.batchnorm else ""
+def _broken(detail: str, message: str) -> Verdict:
+    return Promise(NAME, "broken", detail), [finding("function-changed", message=message)]
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _not_finite(found: Mapping[str, torch.Tensor]) -> bool:
-    return any(
-        not bool(torch.isfinite(tensor).all()) for tensor in found.values() if tensor.is_floating_point()
-    )
+def _finite(found: Mapping[str, torch.Tensor]) -> bool:
+    return all(bool(each.isfinite().all()) for each in found.values() if each.is_floating_point())

@@ -94,7 +94,7 @@ def _judged(ratios: Mapping[str, float]) -> Verdict:
 
 def _ratio(old: torch.Tensor, new: torch.Tensor) -> float | None:
     """Return the ratio of the RMS of the added values to that of the old ones; None if nothing was added."""
-    kept = corner(old, new)
+    kept = corner(old.shape, new)
     if kept is None or new.numel() <= old.numel() or not same_bits(old, kept):
         return None
     before, after = _squares(old), _squares(new)

@@ -15,8 +15,6 @@ from .function import tolerance
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from .regions import Rows
-
 _KEPT = 32
 _SURE = 8.0
 """A sum of n errors with random signs exceeds this multiple of their root sum of squares once in 10**14."""
@@ -139,38 +137,31 @@ def gap(
     then: Recorded,
     now: torch.Tensor,
     precision: torch.dtype,
-    reach: torch.Tensor | None = None,
-) -> Gap:
-    """Return the gap between a tensor and a record of the same shape.
+    free: torch.Tensor | None = None,
+) -> Gap | None:
+    """Return the gap between a tensor and a record of the same shape; None if there is nothing to compare.
 
     Args:
         path: the path of the output.
         then: the record.
         now: the present output.
         precision: the coarsest dtype involved.
-        reach: True for elements that may differ. Of the others, only recorded ones are compared.
+        free: True for elements that may differ. Of the others, only recorded ones are compared.
     """
     allowed, flat = tolerance(precision), _real(now)
-    if reach is not None:
-        place = positions(path, then.shape, len(flat))
-        may = reach.reshape(-1).repeat_interleave(len(flat) // max(1, reach.numel()))[place].tolist()
-        pairs = zip(then.entries, flat[place].tolist(), may, strict=True)
-        fixed = [(was, here) for was, here, free in pairs if not free]
-        times, size = _entries_apart(fixed, then.scale(precision), allowed)
-        return Gap(path, times, size, then.rms)
+    place = positions(path, then.shape, len(flat))
+    entries = list(zip(then.entries, flat[place].tolist(), strict=True))
+    if free is not None:
+        may = free.reshape(-1).repeat_interleave(len(flat) // max(1, free.numel()))[place].tolist()
+        entries = [each for each, skipped in zip(entries, may, strict=True) if not skipped]
+        times, size = _entries_apart(entries, then.scale(precision), allowed)
+        return Gap(path, times, size, then.rms) if entries else None
     if bool(flat.isnan().any()):
         return Gap(path, math.inf, math.inf, then.rms, "is NaN in places, and was not")
     extreme = _extreme(flat, then.typical)
     if (count := int(extreme.sum())) != then.extreme:
-        return Gap(
-            path,
-            math.inf,
-            math.inf,
-            then.rms,
-            f"has {count} infinite or extreme values, and had {then.extreme}",
-        )
-    place = positions(path, then.shape, len(flat))
-    entries = zip(then.entries, flat[place].tolist(), strict=True)
+        text = f"has {count} infinite or extreme values, and had {then.extreme}"
+        return Gap(path, math.inf, math.inf, then.rms, text)
     times, size = _entries_apart(entries, then.scale(precision), allowed)
     sums = _projections(path, then.shape, torch.where(extreme, 0.0, flat))
     apart = [abs(was - here) for was, here in zip(then.projections, sums, strict=True)]
@@ -181,32 +172,6 @@ def gap(
         times = max(times, max(apart) / (_SURE * spread))
         size = max(size, math.sqrt(sum(each * each for each in apart) / len(apart)) / root)
     return Gap(path, times, size, then.rms)
-
-
-def moved_gap(path: str, then: Recorded, now: torch.Tensor, rows: Rows, precision: torch.dtype) -> Gap | None:
-    """Like `gap`, if rows of a dimension have moved: compares recorded elements in kept rows.
-
-    Returns None if moved rows don't explain the shapes, or no recorded element is in a kept row.
-    """
-    sizes = list(zip(then.shape, now.shape, strict=False))
-    if now.is_complex() or now.dim() != len(then.shape):
-        return None
-    for dim in range(1 if len(sizes) > 1 else 0, len(sizes)):
-        others = sizes[:dim] + sizes[dim + 1 :]
-        if sizes[dim] not in rows or any(was != here for was, here in others):
-            continue
-        where = dict(zip(*rows[sizes[dim]], strict=True))
-        pairs = []
-        count = math.prod(then.shape)
-        for number, entry in zip(positions(path, then.shape, count).tolist(), then.entries, strict=True):
-            index = [int(each) for each in torch.unravel_index(torch.tensor(number), then.shape)]
-            if index[dim] in where:
-                index[dim] = where[index[dim]]
-                pairs.append((entry, float(now[tuple(index)])))
-        if pairs:
-            times, size = _entries_apart(pairs, then.scale(precision), tolerance(precision))
-            return Gap(path, times, size, then.rms)
-    return None
 
 
 def positions(path: str, shape: Sequence[int], count: int) -> torch.Tensor:

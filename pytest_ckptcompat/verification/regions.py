@@ -13,7 +13,7 @@ from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.tensors.difference import same_bits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_ckptcompat.recipes.applied import Applied
 
@@ -21,11 +21,37 @@ Rows = dict[tuple[int, int], tuple[list[int], list[int]]]
 """(old size, new size) of a dimension -> the old rows that are kept, and where each is now."""
 
 
-def corner(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor | None:
-    """Return the leading part of `new` with the shape of `old`, or None if `new` is smaller."""
-    if old.dim() != new.dim() or any(was > now for was, now in zip(old.shape, new.shape, strict=True)):
+def corner(shape: Sequence[int], new: torch.Tensor) -> torch.Tensor | None:
+    """Return the leading part of `new` with a shape, or None if `new` is smaller."""
+    if len(shape) != new.dim() or any(was > now for was, now in zip(shape, new.shape, strict=True)):
         return None
-    return new[tuple(map(slice, old.shape))]
+    return new[tuple(map(slice, shape))]
+
+
+def ways(old: Sequence[int], new: Sequence[int], rows: Rows) -> Iterator[int | None]:
+    """Yield the ways in which a tensor of one shape may contain one of another shape.
+
+    None: at its start. Otherwise the dimension whose rows have moved; if there are several dimensions, the
+    first is the batch and stays as it is.
+    """
+    if len(old) != len(new):
+        return
+    sizes = list(zip(old, new, strict=True))
+    if all(was <= now for was, now in sizes):
+        yield None
+    for dim in range(1 if len(sizes) > 1 else 0, len(sizes)):
+        others = sizes[:dim] + sizes[dim + 1 :]
+        if sizes[dim] in rows and all(was == now for was, now in others):
+            yield dim
+
+
+def put_back(way: int | None, new: torch.Tensor, old: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Return `old` with the elements that `new` still has, in one of the `ways`, taken from `new`."""
+    if way is None:
+        return new[tuple(map(slice, old.shape))]
+    dtype = torch.promote_types(old.dtype, new.dtype)
+    kept, now = map(torch.tensor, rows[old.shape[way], new.shape[way]])
+    return old.to(dtype).index_copy(way, kept, new.to(dtype).index_select(way, now))
 
 
 def rows_moved(growth: Applied, old: Mapping[str, Any]) -> Rows:
@@ -45,7 +71,7 @@ def rows_moved(growth: Applied, old: Mapping[str, Any]) -> Rows:
         before, after = materialise(old[came]), materialise(new)
         if before.shape[1:] != after.shape[1:] or before.dtype != after.dtype:
             continue
-        kept = corner(before, after)
+        kept = corner(before.shape, after)
         if kept is not None and same_bits(before, kept):
             continue
         sizes, pairs = (len(before), len(after)), _pairs(before, after)
@@ -85,31 +111,3 @@ def _digests(tensor: torch.Tensor) -> Iterator[bytes]:
     for row in range(len(tensor)):
         memory = (ctypes.c_ubyte * size).from_address(tensor.data_ptr() + row * size)
         yield hashlib.blake2b(memory, digest_size=16).digest()
-
-
-def pairings(
-    expected: torch.Tensor, actual: torch.Tensor, rows: Rows
-) -> Iterator[tuple[int | None, torch.Tensor, torch.Tensor]]:
-    """Yield the ways in which a new output may contain an old one: at its start, or in moved rows.
-
-    If there are several dimensions, the first is the batch and stays as it is.
-
-    Returns:
-        The dimension whose rows have moved, or None; and both sides, in the same shape.
-    """
-    kept = corner(expected, actual)
-    if kept is not None:
-        yield None, expected, kept
-    if expected.dim() != actual.dim():
-        return
-    sizes = list(zip(expected.shape, actual.shape, strict=True))
-    first = 1 if len(sizes) > 1 else 0
-    for dim in range(first, len(sizes)):
-        others = sizes[:dim] + sizes[dim + 1 :]
-        if sizes[dim] in rows and all(was == now for was, now in others):
-            old_rows, now_at = rows[sizes[dim]]
-            yield (
-                dim,
-                expected.index_select(dim, torch.tensor(old_rows)),
-                actual.index_select(dim, torch.tensor(now_at)),
-            )

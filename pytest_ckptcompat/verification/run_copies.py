@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,26 +13,28 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pytest_ckptcompat.tensors.difference import difference
-from pytest_ckptcompat.tensors.nested import mapped, moved, tensors
-from pytest_ckptcompat.tensors.seeds import seeded
+from pytest_ckptcompat.tensors.nested import moved
 
-from .wide_run import Batch, widened
+from .wide_run import Batch, call, wider
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
+Batches = dict[tuple[str, int], dict[str, torch.Tensor]]
+"""Mode (``eval``, ``train``) and number of a batch -> output path -> floating tensor, on the CPU."""
+
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Where a model runs, and whether everything is converted to float64 first."""
+    """Where a model runs, and the dtype to which everything is converted first; None for its own."""
 
-    wide: bool
+    dtype: torch.dtype | None
     device: torch.device
 
     def __str__(self) -> str:
-        return "in float64" if self.wide else "in the models' own dtype"
+        return "in float64" if self.dtype else "in the models' own dtype"
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,13 @@ class Outputs:
     """The outputs of a model.
 
     Attributes:
-        modes: ``eval``, and ``train`` if BatchNorm also ran in train mode -> for each batch, output path ->
-            floating tensor, on the CPU.
+        batches: the outputs; those in train mode only if BatchNorm also ran in train mode.
         batchnorm: whether the model has BatchNorm.
         lowest: the lowest floating dtype in which anything was computed.
         random: whether another seed gave another output.
     """
 
-    modes: dict[str, list[dict[str, torch.Tensor]]]
+    batches: Batches
     batchnorm: bool
     lowest: torch.dtype
     random: bool
@@ -61,64 +61,44 @@ def outputs(
 
     Only BatchNorm is set to train mode: dropout would draw other masks if a layer has grown.
     """
-    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
     watch = _Watch()
+
+    def run(batch: Batch, seed: int = 0) -> dict[str, torch.Tensor]:
+        batch = moved(batch, arithmetic.device)
+        found = call(model, batch, method, dtype=arithmetic.dtype, seed=seed, inside=watch)
+        return {path: each for path, each in found.items() if each.is_floating_point() or each.is_complex()}
+
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
     model.eval()
-    modes = {"eval": [_forward(model, batch, arithmetic, watch, method) for batch in batches]}
-    again = _forward(model, batches[0], arithmetic, watch, method, seed=1)
+    found = {("eval", number): run(batch) for number, batch in enumerate(batches)}
+    again = run(batches[0], seed=1)
+    random = any(difference(found["eval", 0].get(path, each), each) for path, each in again.items())
     for norm in norms:
         norm.train()
     with contextlib.suppress(ValueError):  # BatchNorm raises this for a single value per channel
         if norms:
-            modes["train"] = [_forward(model, batch, arithmetic, watch, method) for batch in batches]
-    random = any(difference(modes["eval"][0].get(path, tensor), tensor) for path, tensor in again.items())
-    return Outputs(modes, bool(norms), watch.lowest, random)
+            found |= {("train", number): run(batch) for number, batch in enumerate(batches)}
+    return Outputs(found, bool(norms), watch.lowest, random)
 
 
 def twin(model: nn.Module, arithmetic: Arithmetic) -> nn.Module:
-    """Return a copy to run. It has its own buffers, and its own parameters if they are widened."""
-    memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        memo[id(parameter)] = (
-            nn.Parameter(_copied(parameter, arithmetic), False) if arithmetic.wide else parameter
-        )
-    for buffer in model.buffers():
-        memo[id(buffer)] = _copied(buffer, arithmetic)
+    """Return a copy to run. It has its own buffers, and its own parameters if they are converted."""
+
+    def copied(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().to(arithmetic.device, wider(tensor.dtype, arithmetic.dtype), copy=True)
+
+    memo: dict[int, Any] = {
+        id(each): nn.Parameter(copied(each), False) if arithmetic.dtype else each
+        for each in model.parameters()
+    }
+    memo |= {id(each): copied(each) for each in model.buffers()}
     for module in model.modules():
         for value in vars(module).values():
             # Computed, as by weight_norm. torch can't deepcopy these, and the forward pass computes them
             # again.
             if isinstance(value, torch.Tensor) and not value.is_leaf:
-                memo[id(value)] = _copied(value, arithmetic)
+                memo[id(value)] = copied(value)
     return copy.deepcopy(model, memo)
-
-
-def _copied(tensor: torch.Tensor, arithmetic: Arithmetic) -> torch.Tensor:
-    value = tensor.detach()
-    if arithmetic.wide:
-        value = _widened(value)
-    return (
-        value.to(arithmetic.device, copy=True) if value.dtype == tensor.dtype else value.to(arithmetic.device)
-    )
-
-
-def _widened(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
-
-
-def _forward(
-    model: nn.Module, batch: Batch, arithmetic: Arithmetic, watch: _Watch, method: str, seed: int = 0
-) -> dict[str, torch.Tensor]:
-    # A forward pass may write into its arguments, so each gets a copy.
-    change = (lambda tensor: _widened(tensor.clone())) if arithmetic.wide else torch.clone
-    args, kwargs = (moved(mapped(part, change), arithmetic.device) for part in batch)
-    with seeded(seed), torch.no_grad(), widened() if arithmetic.wide else nullcontext(), watch:
-        found = (model if method == "forward" else getattr(model, method))(*args, **kwargs)
-    return {
-        path: tensor.detach().to("cpu", copy=True)
-        for path, tensor in tensors(found)
-        if tensor.layout == torch.strided and (tensor.is_floating_point() or tensor.is_complex())
-    }
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,7 @@ from pytest_ckptcompat.tensors.nested import mapped
 from pytest_ckptcompat.tensors.seeds import seeded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from .pairing import Pairing
     from .regions import Rows
@@ -23,22 +23,23 @@ if TYPE_CHECKING:
     Embedding = nn.Embedding | nn.EmbeddingBag
 
 
+Words = tuple[list[int], list[int]]
+"""The words that two models have in common: their numbers in the old one, and in the new one."""
+
+
 @dataclass(frozen=True)
 class Ids:
     """How the ids of a batch are changed to ones that each model knows.
 
     Attributes:
-        bounds: for each tensor of a batch, how many words both models have in its vocabulary, if that was
-            resized. There is no function to keep for ids beyond them.
-        moved: the words of both models, in the old and in the new numbering, if they were renumbered.
+        words: for each tensor of a batch, the words of its vocabulary; None if the ids stay as they are.
         vocabularies: weight key -> shape, for each embedding of the old model.
-        renumbered: the weight keys of renumbered embeddings.
+        renumbered: the weight keys of embeddings whose words have moved.
     """
 
-    bounds: tuple[int | None, ...] = ()
-    moved: tuple[list[int], list[int]] | None = None
-    vocabularies: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    renumbered: tuple[str, ...] = ()
+    words: tuple[Words | None, ...]
+    vocabularies: Mapping[str, tuple[int, ...]]
+    renumbered: tuple[str, ...]
 
     @classmethod
     def of(
@@ -55,40 +56,39 @@ class Ids:
             batch: the arguments of ``forward``.
         """
         old, new = _embeddings(before), _embeddings(model)
-        pairs = list(_pairs(old, new, renamed))
-        found = {
-            name: rows[sizes]
-            for name, other in pairs
-            if (sizes := (old[name].num_embeddings, new[other].num_embeddings)) in rows
-            and _are_moved(old[name].weight, new[other].weight, *rows[sizes])
+        sizes = {
+            name: (old[name].num_embeddings, new[other].num_embeddings)
+            for name, other in _pairs(old, new, renamed)
         }
-        moved = next(iter(found.values()), None)
+        moved = {
+            name: rows[sizes[name]]
+            for name, other in _pairs(old, new, renamed)
+            if sizes[name] in rows and _are_moved(old[name].weight, new[other].weight, *rows[sizes[name]])
+        }
+        resized = {name: min(each) for name, each in sizes.items() if each[0] != each[1]}
+        count = len(_leaves(batch))
+        words: list[Words | None] = [None] * count
+        if moved:
+            words = [next(iter(moved.values()))] * count
+        elif resized:
+            least = min(each.num_embeddings for each in old.values())
+            readers = _readers(before, old, _changed(batch, [range(least)] * count))
+            for place, names in enumerate(readers):
+                bounds = [resized[name] for name in (names or resized) if name in resized]
+                # There is no function to keep for ids that only one model knows.
+                words[place] = (list(range(min(bounds))),) * 2 if bounds else None
         vocabularies = {f"{name}.weight": tuple(each.weight.shape) for name, each in old.items()}
-        renumbered = tuple(f"{name}.weight" for name in found)
-        common = {
-            name: min(old[name].num_embeddings, new[other].num_embeddings)
-            for name, other in pairs
-            if old[name].num_embeddings != new[other].num_embeddings
-        }
-        if not common:
-            return cls((), moved, vocabularies, renumbered)
-        least = min(each.num_embeddings for each in old.values())
-        readers = _readers(before, old, _changed(batch, _Bounds((least,) * len(_leaves(batch)))))
-        bounds = [
-            min((common[name] for name in (names or common) if name in common), default=None)
-            for names in readers
-        ]
-        return cls(tuple(bounds), moved, vocabularies, renumbered)
+        return cls(tuple(words), vocabularies, tuple(f"{name}.weight" for name in moved))
 
     @property
     def note(self) -> str:
         """What was left out or translated in the inputs, for the report."""
-        if self.moved is not None:
+        if self.renumbered:
             return f", ids by the numbers that words have now in {escape(self.renumbered[0], 60)}"
-        bounds = [bound for bound in self.bounds if bound is not None]
+        bounds = [len(each[0]) for each in self.words if each is not None]
         return f", ids below {min(bounds)}" if bounds else ""
 
-    def left_behind(self, state: Mapping[str, Any], pairing: Pairing, rows: Rows) -> str:
+    def left_behind(self, state: Mapping[str, Any], pairing: Pairing) -> str:
         """Say what is wrong if only one of an embedding and its head was renumbered, or return ``""``.
 
         A head is recognised by a weight of the embedding's shape, and an output with as many entries.
@@ -96,7 +96,6 @@ class Ids:
         Args:
             state: the old state dict.
             pairing: the pairing of the outputs.
-            rows: where rows have moved.
         """
         for key, sizes in self.vocabularies.items():
             alike = [other for other, each in self.vocabularies.items() if each == sizes]
@@ -105,11 +104,11 @@ class Ids:
                 for head, weight in state.items()
                 if head not in self.vocabularies and tuple(getattr(weight, "shape", ())) == sizes
             ]
-            counted = [each for each in pairing.chosen.values() if each.counts(sizes[0])]
+            counted = [each for each in pairing.chosen.values() if sizes[0] in each.old_shape[1:]]
             if not heads or not counted or len({other in self.renumbered for other in alike}) > 1:
                 continue  # or the head belongs to another embedding
             renumbered = key in self.renumbered
-            if all(each.is_renumbered(rows) == renumbered for each in counted):
+            if all(pairing.is_renumbered(each) == renumbered for each in counted):
                 continue
             first, second = (key, heads[0]) if renumbered else (heads[0], key)
             return (
@@ -120,12 +119,8 @@ class Ids:
 
     def pair(self, batch: Batch) -> tuple[Batch, Batch]:
         """Return the batch for the old model and for the new one."""
-        if self.moved is not None:
-            kept, now = self.moved
-            return _changed(batch, _Table(kept)), _changed(batch, _Table(now))
-        if self.bounds:
-            batch = _changed(batch, _Bounds(self.bounds))
-        return batch, batch
+        old, new = ([each and each[side] for each in self.words] for side in (0, 1))
+        return _changed(batch, old), _changed(batch, new)
 
 
 def _embeddings(model: nn.Module) -> dict[str, Embedding]:
@@ -191,34 +186,16 @@ def _leaves(batch: Batch) -> list[torch.Tensor]:
     return leaves
 
 
-class _Bounds:
-    """Brings the ids of each tensor of a batch below its bound, in order."""
+def _changed(batch: Batch, words: Sequence[Sequence[int] | None]) -> Batch:
+    """Return a batch in which the ids of each tensor are numbers of words in a list, modulo its length."""
+    following = iter(words)
 
-    def __init__(self, bounds: tuple[int | None, ...]) -> None:
-        self._bounds = iter(bounds)
-
-    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
-        bound = next(self._bounds)
-        if bound is None or not _are_ids(ids):
+    def change(ids: torch.Tensor) -> torch.Tensor:
+        known = next(following)
+        if known is None or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             return ids
-        return torch.where(ids >= bound, ids % bound, ids)
+        table = torch.tensor(known, dtype=ids.dtype, device=ids.device)
+        return torch.where(ids >= 0, table[ids.long() % len(known)], ids)
 
-
-@dataclass(frozen=True)
-class _Table:
-    words: list[int]
-
-    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
-        if not _are_ids(ids):
-            return ids
-        table = torch.tensor(self.words, dtype=ids.dtype, device=ids.device)
-        return torch.where(ids >= 0, table[ids.long() % len(self.words)], ids)
-
-
-def _are_ids(tensor: torch.Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
-
-
-def _changed(batch: Batch, change: _Bounds | _Table) -> Batch:
     args, kwargs = mapped(batch, change)
     return args, kwargs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from .signal import Signal, echo, heard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from torch import nn
 
@@ -27,6 +28,7 @@ Batch = tuple[tuple[Any, ...], dict[str, Any]]
 _ATEN = torch.ops.aten
 _GROUPED: Any = getattr(getattr(_ATEN, "_grouped_mm", None), "default", None)
 _BITS = 20
+_NOTHING = nullcontext()
 
 
 class RunError(Exception):
@@ -99,7 +101,7 @@ def _attempt(
     trial: Trial, seed: int, construction: int, dtype: torch.dtype, other: Batch | None
 ) -> tuple[dict[str, torch.Tensor], Signal]:
     def built() -> nn.Module:
-        with seeded(0), _default(dtype), Widened(dtype):
+        with seeded(0), widened(dtype):
             model = trial.build(construction)
             model = model.double() if dtype == torch.float64 else model.float()
         _round_buffers(model)
@@ -114,16 +116,10 @@ def _attempt(
         model.eval()
 
         def called(batch: Batch) -> dict[str, torch.Tensor]:
-            args, kwargs = mapped(batch, lambda tensor: tensor.to(_made(tensor.dtype, dtype), copy=True))
-            with seeded(seed), torch.no_grad(), _default(dtype), Widened(dtype):
-                call = model if trial.method == "forward" else getattr(model, trial.method)
-                found = call(*args, **kwargs)
+            found = call(model, batch, trial.method, dtype=dtype, seed=seed)
             return {
-                path: tensor.detach().to(
-                    torch.complex128 if tensor.is_complex() else torch.float64, copy=True
-                )
-                for path, tensor in tensors(found)
-                if tensor.layout == torch.strided and not tensor.is_quantized
+                path: each.to(torch.complex128 if each.is_complex() else torch.float64)
+                for path, each in found.items()
             }
 
         signal = Signal()
@@ -136,7 +132,39 @@ def _attempt(
         return outputs, signal
 
 
-class Widened(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
+def call(
+    model: nn.Module,
+    batch: Batch,
+    method: str = "forward",
+    *,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    inside: AbstractContextManager[Any] = _NOTHING,
+) -> dict[str, torch.Tensor]:
+    """Call a model once on a copy of a batch, into which it may write, and return copies of its outputs.
+
+    Args:
+        model: the model.
+        batch: the arguments.
+        method: the method to call.
+        dtype: what floats of the batch, and those that the model makes or casts, are widened to.
+        seed: the seed of random numbers that the call draws.
+        inside: the call is made in this context.
+
+    Returns:
+        Path (``""``, ``[0]``, ``['logits']``) -> tensor on the CPU, except sparse and quantized ones.
+    """
+    args, kwargs = mapped(batch, lambda tensor: tensor.to(wider(tensor.dtype, dtype), copy=True))
+    with seeded(seed), torch.no_grad(), widened(dtype), inside:
+        found = (model if method == "forward" else getattr(model, method))(*args, **kwargs)
+    return {
+        path: tensor.detach().to("cpu", copy=True)
+        for path, tensor in tensors(found)
+        if tensor.layout == torch.strided and not tensor.is_quantized
+    }
+
+
+class _Widened(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
     """A mode in which casts, factories and autocast to a narrower floating dtype give `dtype`."""
 
     @classmethod
@@ -179,28 +207,27 @@ def _wide(dtype: torch.dtype, to: torch.dtype) -> torch.dtype:
     """Return the wide dtype that replaces a floating or complex one, unless that is wider already."""
     if not (dtype.is_floating_point or dtype.is_complex):
         return dtype
-    return _made(dtype, to) if torch.finfo(dtype).eps > torch.finfo(to).eps else dtype
+    return wider(dtype, to) if torch.finfo(dtype).eps > torch.finfo(to).eps else dtype
 
 
-def _made(dtype: torch.dtype, to: torch.dtype) -> torch.dtype:
-    if dtype.is_complex:
+def wider(dtype: torch.dtype, to: torch.dtype | None) -> torch.dtype:
+    """Return the dtype that replaces a floating or complex one. Others stay, as all do if `to` is None."""
+    if dtype.is_complex and to:
         return torch.complex128 if to == torch.float64 else torch.complex64
-    return to if dtype.is_floating_point else dtype
+    return to if to and dtype.is_floating_point else dtype
 
 
 @contextmanager
-def widened(dtype: torch.dtype = torch.float64) -> Iterator[None]:
-    """Inside, what is made or cast without a dtype, or to a narrower one, is of this one."""
-    with _default(dtype), Widened(dtype):
+def widened(dtype: torch.dtype | None) -> Iterator[None]:
+    """Inside, tensors made or cast without a dtype, or to a narrower one, have this one, if it is given."""
+    if dtype is None:
         yield
-
-
-@contextmanager
-def _default(dtype: torch.dtype) -> Iterator[None]:
+        return
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        yield
+        with _Widened(dtype):
+            yield
     finally:
         torch.set_default_dtype(before)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from repositories import Repository
 
-from pytest_ckptcompat import Recipe, check, open_checkpoint, tile
+from pytest_ckptcompat import Recipe, check, open_checkpoint, scale, tile
 from pytest_ckptcompat.checks.locks import update
 from pytest_ckptcompat.cli.command import main
 from pytest_ckptcompat.core.limits import DEFAULT
@@ -96,6 +96,20 @@ def test_growth_by_the_recipe(folder):
     assert "old outputs kept" in report.promises[-1].detail
     today(NET.replace("outputs=4", "outputs=14").replace("F.relu(self.fc(self", "F.gelu(self.fc(self"))
     assert rules(checked(recipe=GROW)) == ["function-changed"]
+
+
+def test_a_declared_change_of_a_key_that_the_model_renames(folder):
+    lock("lockmodel:Net", "--inputs", "3x6")
+    hook = """
+    def _load_from_state_dict(self, state, prefix, *rest):
+        for leaf in ("weight", "bias"):
+            state[f"{prefix}head.{leaf}"] = state.pop(f"{prefix}out2.{leaf}")
+        super()._load_from_state_dict(state, prefix, *rest)
+"""
+    today(NET.replace("out2", "head") + hook)
+    report = checked(recipe=Recipe(scale("out2.weight", 0.5)))
+    assert report.ok, str(report)
+    assert report.promises[-1].status == "changed"
 
 
 def test_other_inputs_are_not_compared(folder):

@@ -11,9 +11,9 @@ from torch import nn
 from pytest_ckptcompat.tensors import synthetic
 from pytest_ckptcompat.tensors.seeds import seeded
 from pytest_ckptcompat.verification import behaviour
-from pytest_ckptcompat.verification.behaviour import Behaviour, compare, record
-from pytest_ckptcompat.verification.steadiness import is_random
-from pytest_ckptcompat.verification.wide_run import Trial, run
+from pytest_ckptcompat.verification.behaviour import Behaviour, compare, is_random, record
+from pytest_ckptcompat.verification.recorded_outputs import Recorded
+from pytest_ckptcompat.verification.wide_run import Run, Trial, run
 
 IMAGES = synthetic.inputs(((torch.zeros(2, 3, 8, 8),), {}))
 TOKENS = (torch.tensor([[1, 2, 3, 4]]),), {}
@@ -82,6 +82,25 @@ def test_a_grown_output_is_compared_where_it_was():
     assert found.grown
     assert not found.changed
     assert compare(then, now(Grown, loading=lambda model: grow(model, 1e-6)), resized=True).changed
+
+
+def test_rows_that_moved_are_compared_where_they_are():
+    x = torch.randn(3, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    then = Behaviour({"": Recorded.of("", x)})
+    kept = list(range(39, -1, -2))
+    rows = {(40, 20): (kept, list(range(20)))}
+
+    def found(now, rows, reach=None):
+        return compare(then, Run({"": now}, torch.float64), rows, resized=True, reach=reach)
+
+    assert found(x[:, kept], rows).gaps[0].times < 0.01
+    assert found(x[:, kept] + 1e-5, rows).gaps[0].times > 100
+    assert found(x[:, kept], {}).alone == ("output was (3, 40) and is (3, 20)",)
+    changed, within = x[:, kept].clone(), torch.zeros(3, 20, dtype=torch.bool)
+    changed[:, 3:] += 1
+    within[:, 3:] = True
+    assert not found(changed, rows, {"": within}).changed
+    assert found(changed, rows, {"": within.roll(1, 1)}).changed
 
 
 def test_a_smaller_output_has_changed_unless_a_recipe_made_it_so():
