@@ -24,8 +24,8 @@ from pytest_ckptcompat.optimizer.stage import check_optimizer
 from pytest_ckptcompat.optimizer.state import saved_states
 from pytest_ckptcompat.tensors.footprint import weights
 from pytest_ckptcompat.tensors.unread import spared, unread
-from pytest_ckptcompat.verification.comparison import load_fault
 from pytest_ckptcompat.verification.loaded import not_finite, tied_conflicts
+from pytest_ckptcompat.verification.strict_load import load_fault
 
 from .fitting import target_of
 from .log import Stopped, errors

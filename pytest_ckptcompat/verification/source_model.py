@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from pytest_ckptcompat.core.errors import raised
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.key_groups import group
+from pytest_ckptcompat.tensors.state_dicts import on_meta, with_versions
 from pytest_ckptcompat.tensors.unread import spared
 
 from .comparison import Comparison, compare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from torch import nn
 
 LOADS_NOT = "source_model does not load the old checkpoint"
 _MOST_LISTED = 3
@@ -64,7 +63,7 @@ def misfit(model: nn.Module, old: Mapping[str, Any]) -> str:
         model: the source model, on any device; left as it is.
         old: the old checkpoint's state dict: real, stored, or on the meta device.
     """
-    found = compare(model, _without_memory(_unwrapped(old, model)))
+    found = compare(model, on_meta(_unwrapped(old, model)))
     missing = set(_unfilled(model, found))
     shapes: dict[tuple[str, str, str], list[str]] = {}
     for each in found.findings:
@@ -104,19 +103,6 @@ def _apart(checkpoint: str, there: str) -> str:
     return f"is missing, in source_model {there}" if there else ""
 
 
-def _without_memory(old: Mapping[str, Any]) -> Mapping[str, Any]:
-    state = OrderedDict((key, _ghost(value)) for key, value in old.items())
-    if (metadata := getattr(old, "_metadata", None)) is not None:
-        state._metadata = metadata  # type: ignore[attr-defined]
-    return state
-
-
-def _ghost(value: Any) -> Any:
-    if not isinstance(value, torch.Tensor) or value.is_meta or nn.parameter.is_lazy(value):
-        return value
-    return torch.empty(value.shape, dtype=value.dtype, device="meta")
-
-
 def _unwrapped(old: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
     """Strip a wrapper's prefix (``module.``) that every key has and no key of the model has."""
     prefix = next(iter(old), "").partition(".")[0] + "."
@@ -124,8 +110,6 @@ def _unwrapped(old: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
         key.startswith(prefix) for key in model.state_dict()
     ):
         return old
-    state = OrderedDict(old)
-    if (metadata := getattr(old, "_metadata", None)) is not None:
-        state._metadata = copy.copy(metadata)  # type: ignore[attr-defined]
+    state = with_versions(old, old)
     consume_prefix_in_state_dict_if_present(state, prefix)
     return state

@@ -14,13 +14,13 @@ from pytest_ckptcompat.tensors.deferred import materialise
 from .function import NAME as FUNCTION
 from .function import Said, function_kept
 from .load_listener import listen
+from .loaded import NAME as LOADED
+from .loaded import loaded_whole
 from .new_values import all_finite, scale_of_new_rows
 from .of_steps import of_steps
 from .regions import rows_moved
 from .run_copies import coarser
 from .transfer import transferred
-from .unloaded import NAME as LOADED
-from .unloaded import loaded_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
