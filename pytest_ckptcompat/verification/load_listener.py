@@ -85,7 +85,7 @@ def listen(model: nn.Module, state_dict: Mapping[str, Any], missing: Collection[
 def loadable(model: nn.Module) -> tuple[dict[str, torch.Tensor], set[str]]:
     """Return parameters and saved buffers by name, and the names in the model's state dict."""
     saved = {id(value) for value in model.state_dict(keep_vars=True).values()}
-    held = dict(model.named_parameters(remove_duplicate=False))
+    held: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     held |= {name: each for name, each in model.named_buffers(remove_duplicate=False) if id(each) in saved}
     held = {name: tensor for name, tensor in held.items() if not nn.parameter.is_lazy(tensor)}
     return held, {name for name, tensor in held.items() if id(tensor) in saved}
@@ -99,7 +99,9 @@ class _Listener(TorchFunctionMode):
         self.copies: dict[object, list[torch.Tensor]] = {}
         self.writes: Counter[object] = Counter()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         name = getattr(func, "__name__", "")
         in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
         target, source, *_ = (*args, None, None)
