@@ -29,9 +29,8 @@ from pytest_ckptcompat.verification.comparison import Comparison
 from pytest_ckptcompat.verification.computed import Computed
 from pytest_ckptcompat.verification.loaded import not_finite
 from pytest_ckptcompat.verification.loader_faults import faults
-from pytest_ckptcompat.verification.of_steps import of_steps
 from pytest_ckptcompat.verification.origins import BY_LINES, Origins, trace
-from pytest_ckptcompat.verification.verify import verify
+from pytest_ckptcompat.verification.verify import of_steps, verify
 
 from . import header_stages as header
 from .batches import Batch

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_ckptcompat.recipes.promises import pieces
 from pytest_ckptcompat.recipes.recipe import Recipe, Releases
 from pytest_ckptcompat.tensors.deferred import materialise
+from pytest_ckptcompat.tensors.difference import difference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,35 +53,31 @@ class Computed:
         """
         if held.shape != value.shape or not (held.is_floating_point() and value.is_floating_point()):
             return None
+        if not value.numel():
+            return "computed alike"
         if held.is_meta or held.layout != torch.strided or value.layout != torch.strided:
             return None
         held = held.detach().cpu()
-        if _near(held, value, torch.tensor(True)):
+        steps = (
+            _TOLERANCE.get(dtype, _STEPS * torch.finfo(dtype).eps) for dtype in (held.dtype, value.dtype)
+        )
+        allowed = max(steps) * float(value.abs().nan_to_num(0, 0, 0).max())
+        if difference(value, held, allowed) is None:
             return "computed alike"
-        drawn = value != materialise(self._reseeded[key]) if key in self._reseeded else torch.tensor(False)
-        if drawn.any() and _near(held, value, ~drawn) and _spread_alike(held[drawn], value[drawn]):
-            return "drawn alike"
-        return None
+        if key not in self._reseeded:
+            return None
+        drawn = value != materialise(self._reseeded[key])
+        alike = difference(value[~drawn], held[~drawn], allowed) is None
+        return "drawn alike" if alike and _spread_alike(held[drawn], value[drawn]) else None
 
     @cached_property
     def _reseeded(self) -> Mapping[str, Any]:
         return _reseeded(self._recipe).run(self._old, self._target).state_dict
 
 
-def _near(held: torch.Tensor, value: torch.Tensor, where: torch.Tensor) -> bool:
-    """Return whether the chosen values are equal up to rounding."""
-    allowed = max(
-        _TOLERANCE.get(dtype, _STEPS * torch.finfo(dtype).eps) for dtype in (held.dtype, value.dtype)
-    ) * float(value.abs().max() if value.numel() else 0.0)
-    for ours, theirs, some in pieces(held, value, where.expand(value.shape)):
-        if not bool((((ours.double() - theirs.double()).abs() <= allowed) | ~some).all()):
-            return False
-    return True
-
-
 def _spread_alike(held: torch.Tensor, value: torch.Tensor) -> bool:
     if len(held) < _FEW:
-        return bool(held.isfinite().all())
+        return bool(len(held)) and bool(held.isfinite().all())
     ratio = float(held.double().std() / value.double().std())
     return 0.5 < ratio < 2
 

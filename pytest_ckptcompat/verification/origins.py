@@ -14,8 +14,7 @@ from pytest_ckptcompat.tensors.difference import memory
 from .counterparts import Counterparts
 from .lines import Lines
 from .reading import Reader
-from .same_values import How, constant, held_values, without_values
-from .samples import Samples
+from .same_values import How, Samples, constant, held_values, without_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,7 +110,6 @@ class _Tracing:
         self._whole(Samples(wanted))
         self._aliases(wanted)
         self._by_lines(wanted)
-        self._aliases(wanted)
         found.missed |= {key: found.missed.get(key, "") for key in wanted if key not in found.held}
         self._constants()
         self._turned_for_nothing()

@@ -1,4 +1,4 @@
-"""Find whether a tensor holds the values of another: unchanged, cast, reshaped or permuted."""
+"""Find tensors that hold the values of another: unchanged, cast, reshaped, permuted or quantized."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_ckptcompat.tensors.difference import bits
 from .quantized import quantized_by_groups, quantized_by_torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
     Conversion = tuple[torch.dtype, ...]
     """The dtypes that values go through, the last one being the model's."""
@@ -53,18 +53,16 @@ def held_values(held: torch.Tensor, value: torch.Tensor) -> How | None:
         return None
     if held.is_quantized and not value.is_quantized:
         return How(cast=_QUANTIZED) if quantized_by_torch(held, value) else None
-    held, value = dense(held), dense(value)
-    wanted = bits(sample(held).cpu())
+    held, value = _dense(held), _dense(value)
+    wanted = bits(_few(held).cpu())
     for conversion in conversions(value.dtype, held.dtype):
-        for view, how in views(value, tuple(held.shape)):
-            if torch.equal(bits(converted(sample(view), conversion)), wanted) and _same(
-                held, view, conversion
-            ):
-                return how._replace(cast=told(conversion, value.dtype))
+        for view, how in _views(value, tuple(held.shape)):
+            if torch.equal(bits(converted(_few(view), conversion)), wanted) and _same(held, view, conversion):
+                return how._replace(cast=_told(conversion, value.dtype))
     return How(cast=_QUANTIZED) if quantized_by_groups(held, value) else None
 
 
-def dense(tensor: torch.Tensor) -> torch.Tensor:
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
     """Return a sparse or quantized tensor as a dense one, and any other as it is."""
     if tensor.is_quantized:
         return tensor.dequantize()
@@ -100,7 +98,7 @@ def converted(tensor: torch.Tensor, conversion: Conversion) -> torch.Tensor:
     return tensor
 
 
-def told(conversion: Conversion, source: torch.dtype) -> str:
+def _told(conversion: Conversion, source: torch.dtype) -> str:
     """Describe a conversion in words; ``""`` if it changes nothing."""
     *between, target = (str(dtype).removeprefix("torch.") for dtype in conversion)
     if between:
@@ -108,7 +106,7 @@ def told(conversion: Conversion, source: torch.dtype) -> str:
     return "" if conversion == (source,) else f"cast to {target}"
 
 
-def views(value: torch.Tensor, shape: tuple[int, ...]) -> Iterator[tuple[torch.Tensor, How]]:
+def _views(value: torch.Tensor, shape: tuple[int, ...]) -> Iterator[tuple[torch.Tensor, How]]:
     """Yield the ways to arrange the values in a shape with as many elements, simplest first."""
     same = tuple(value.shape) == shape
     yield value.reshape(shape), How(reshaped="" if same else f"reshaped from {tuple(value.shape)}")
@@ -116,15 +114,7 @@ def views(value: torch.Tensor, shape: tuple[int, ...]) -> Iterator[tuple[torch.T
     for order in _orders(squeezed.dim()):
         if tuple(squeezed.shape[axis] for axis in order) == wanted:
             how = "transposed" if squeezed.dim() == 2 else f"permuted {order}"
-            yield _in_shape(squeezed.permute(order), shape), How(how)
-
-
-def _in_shape(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Insert dimensions of size 1 into a squeezed tensor, as in `shape`, without a copy."""
-    for place, size in enumerate(shape):
-        if size == 1:
-            tensor = tensor.unsqueeze(place)
-    return tensor
+            yield squeezed.permute(order).reshape(shape), How(how)  # without a copy
 
 
 def _orders(dims: int) -> Iterator[tuple[int, ...]]:
@@ -137,7 +127,7 @@ def _orders(dims: int) -> Iterator[tuple[int, ...]]:
         yield (1, 0, *straight[2:])
 
 
-def sample(tensor: torch.Tensor) -> torch.Tensor:
+def _few(tensor: torch.Tensor) -> torch.Tensor:
     """Return a few elements, spread over the tensor, in the order of its shape."""
     if tensor.numel() <= _SAMPLED:
         return tensor.detach().reshape(-1)
@@ -155,7 +145,7 @@ def constant(tensor: torch.Tensor) -> str:
     """Name a constant that any constructor may give, such as ``"zeros"`` or ``"0, 1, 2, …"``, else ``""``."""
     if not tensor.numel() or not plain(tensor):
         return ""
-    for found in (sample(tensor), tensor.detach()):  # a few elements are nearly always enough
+    for found in (_few(tensor), tensor.detach()):  # a few elements are nearly always enough
         flat = found.reshape(-1).cpu()
         numbers = bits(flat).reshape(flat.numel(), -1)
         if not torch.equal(numbers[:1].expand_as(numbers), numbers):
@@ -183,3 +173,42 @@ def _same(held: torch.Tensor, view: torch.Tensor, conversion: Conversion) -> boo
         if not torch.equal(bits(left.cpu()), bits(converted(right, conversion))):
             return False
     return True
+
+
+class Samples:
+    """Tensors of a model, indexed by a few of their elements to find given values fast."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+        self._names: dict[object, list[str]] = {}
+        self._kinds: dict[int, set[tuple[torch.dtype, tuple[int, ...]]]] = {}
+        self._odd: dict[torch.Size, list[str]] = {}
+        for name, tensor in tensors.items():
+            if not plain(tensor):  # sparse or quantized
+                self._odd.setdefault(tensor.shape, []).append(name)
+                self._kinds.setdefault(tensor.numel(), set())
+            else:
+                self._names.setdefault(_sample(tensor, (tensor.dtype,)), []).append(name)
+                self._kinds.setdefault(tensor.numel(), set()).add((tensor.dtype, tuple(tensor.shape)))
+
+    @property
+    def sizes(self) -> Collection[int]:
+        """The numbers of elements of the tensors."""
+        return self._kinds.keys()
+
+    def alike(self, value: torch.Tensor) -> Iterator[tuple[str, How]]:
+        """Yield the tensors that hold given values of the checkpoint, and how the values were changed."""
+        value = _dense(value)
+        likely: set[str] = set(self._odd.get(value.shape, ()))
+        for dtype, shape in self._kinds.get(value.numel(), ()):
+            for conversion in conversions(value.dtype, dtype):
+                for view, _ in _views(value, shape):
+                    likely.update(self._names.get(_sample(view, conversion), ()))
+        for name in self._tensors if likely else ():
+            if name in likely and (how := held_values(self._tensors[name], value)) is not None:
+                yield name, how
+
+
+def _sample(tensor: torch.Tensor, conversion: Conversion) -> object:
+    few = bits(converted(_few(tensor), conversion))
+    return conversion[-1], tuple(tensor.shape), tuple(few.reshape(-1).tolist())

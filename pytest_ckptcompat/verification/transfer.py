@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from .load_listener import Loading
 
 
-UNTOUCHED, GROWN = "untouched", "loaded as grown"
-
-
 def transferred(
     growth: Applied,
     old: Mapping[str, Any],
@@ -35,30 +33,26 @@ def transferred(
     waived: set[str],
 ) -> Iterator[Claim]:
     """Claim that untouched keys arrived as in the old checkpoint, and the others as grown."""
-
-    def compared(name: str, as_it_was: str, wanted: Mapping[str, Any]) -> Claim:
-        def proof() -> Verdict:
-            arrived = _arrived(growth.state_dict, loading(), protect)
-            return _compared(name, as_it_was, wanted, arrived, model, protect)
-
-        return Claim(name, proof)
-
-    loaded = growth.state_dict.keys() - waived
+    loaded = {key: value for key, value in growth.state_dict.items() if key not in waived}
     untouched = {
         key: old[came]
-        for key, came in growth.origin.items()
-        if key in loaded and key not in growth.touched and came is not None
+        for key in loaded
+        if key not in growth.touched and (came := growth.origin[key]) is not None
     }
-    grown = {
-        key: value for key, value in growth.state_dict.items() if key in growth.touched and key in loaded
-    }
+    grown = {key: value for key, value in loaded.items() if key in growth.touched}
+
+    def arrived(name: str, as_it_was: str, wanted: Mapping[str, Any]) -> Verdict:
+        return _compared(
+            name, as_it_was, wanted, _places(growth.state_dict, loading(), protect), model, protect
+        )
+
     if untouched:
-        yield compared(UNTOUCHED, "as it was", untouched)
+        yield Claim("untouched", partial(arrived, "untouched", "as it was", untouched))
     if grown:
-        yield compared(GROWN, "as it was grown", grown)
+        yield Claim("loaded as grown", partial(arrived, "loaded as grown", "as it was grown", grown))
 
 
-def _arrived(
+def _places(
     state_dict: Mapping[str, Any], loading: Loading | None, protect: Sequence[str]
 ) -> dict[str, list[str]]:
     """Return key -> the names that should hold its tensor. Of several keys for a name, the last counts.
@@ -67,12 +61,12 @@ def _arrived(
     """
     if loading is None:
         return {key: [key] for key in state_dict}
-    arrived: dict[str, list[str]] = {}
+    places: dict[str, list[str]] = {}
     for name, keys in loading.sources.items():
-        if name not in loading.altered or any(matches(pattern, keys[-1]) for pattern in protect):
-            arrived.setdefault(keys[-1], []).append(name)
+        if name not in loading.altered or _guarded(keys[-1], protect):
+            places.setdefault(keys[-1], []).append(name)
     overwritten = {key for keys in loading.sources.values() for key in keys[:-1]}
-    return arrived | {key: [] for key in overwritten if key not in arrived}
+    return {key: [] for key in overwritten} | places
 
 
 def _compared(
@@ -115,9 +109,8 @@ def _compared(
     if equal:
         told.append(f"{count_keys(equal)} bit-equal" + (f" (cast to {to})" if casts and not rounded else ""))
     if rounded:
-        told.append(
-            f"{count_keys(len(rounded))} rounded to {to}, by up to {magnitude(max(rounded.values()))}"
-        )
+        most = magnitude(max(rounded.values()))
+        told.append(f"{count_keys(len(rounded))} rounded to {to}, by up to {most}")
     if elsewhere:
         told.append(f"{elsewhere} left to the model's own loader")
     return Promise(name, "kept" if equal or rounded else "unchecked", ", ".join(told) or "no tensors"), []
@@ -128,13 +121,22 @@ def count_keys(count: int) -> str:
     return f"{count} key{'' if count == 1 else 's'}"
 
 
-def changed(name: str, as_it_was: str, apart: Mapping[str, Difference], protect: Sequence[str]) -> Verdict:
+def changed(
+    name: str, as_it_was: str, apart: Mapping[str, Difference], protect: Sequence[str] = ()
+) -> Verdict:
     """Return the verdict on tensors that differ from what was promised."""
-    findings = []
-    for key, found in apart.items():
-        guarded = any(matches(pattern, key) for pattern in protect)
-        rule = "recipe-protected-key" if guarded else "recipe-broken-promise"
-        findings.append(finding(rule, key, message=f"is not {as_it_was}: {found}"))
+    findings = [
+        finding(
+            "recipe-protected-key" if _guarded(key, protect) else "recipe-broken-promise",
+            key,
+            message=f"is not {as_it_was}: {found}",
+        )
+        for key, found in apart.items()
+    ]
     worst = max(apart, key=lambda key: apart[key].size)
     more = f" and {len(apart) - 1} more" if len(apart) > 1 else ""
     return Promise(name, "broken", f"{escape(worst, 60)}: {apart[worst]}{more}"), findings
+
+
+def _guarded(key: str, protect: Sequence[str]) -> bool:
+    return any(matches(pattern, key) for pattern in protect)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 
-from pytest_ckptcompat.core.claim import Claim
-from pytest_ckptcompat.core.findings import Promise
+from pytest_ckptcompat.core.claim import Claim, Verdict, failed
+from pytest_ckptcompat.core.findings import Promise, finding
 from pytest_ckptcompat.tensors.deferred import materialise
+from pytest_ckptcompat.tensors.difference import difference
 
 from .function import NAME as FUNCTION
 from .function import Said, function_kept
@@ -17,10 +19,11 @@ from .load_listener import listen
 from .loaded import NAME as LOADED
 from .loaded import loaded_whole
 from .new_values import all_finite, scale_of_new_rows
-from .of_steps import of_steps
 from .regions import rows_moved
 from .run_copies import coarser
-from .transfer import transferred
+from .transfer import changed, transferred
+
+REPRODUCIBLE = "reproducible"
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pytest_ckptcompat.core.findings import Finding
-    from pytest_ckptcompat.recipes.applied import Applied
+    from pytest_ckptcompat.recipes.applied import Applied, Step
     from pytest_ckptcompat.recipes.recipe import Recipe
 
     from .wide_run import Batch
@@ -65,14 +68,12 @@ def claims(
     """Return what a recipe and the load after it promise, in the order of the report.
 
     The loaded values are compared with the grown state dict, and that with the old one, so every promise
-    about rows holds for the loaded model. Prove each claim before asking for the next one. Where
-    there are shapes alone, `old`, `growth` and `model` are on the meta device, and claims are listed as
-    unproved.
+    about rows holds for the loaded model. Prove each claim before asking for the next one.
 
     Args:
         recipe: the recipe; empty if the checkpoint was loaded as it is.
         growth: the result of the recipe on `old`, which was loaded.
-        old: the old state dict, real or stored.
+        old: the old state dict. If it is on the meta device, claims can be listed, but not proved.
         model: the new model, loaded. It is not changed.
         build: seed -> a new model, not loaded.
         source: builds the model that the checkpoint was made for. Without it, the function is not compared.
@@ -89,35 +90,84 @@ def claims(
         yield Claim(LOADED, lambda: loaded_whole(model, growth.state_dict, loading(), build))
     yield from all_finite(growth, old)
     yield from scale_of_new_rows(growth, old)
-    if source is not None:
-        yield _function(growth, old, model, source, batches, method)
-
-
-def _function(
-    growth: Applied,
-    old: Mapping[str, Any],
-    model: nn.Module,
-    source: Callable[[], nn.Module],
-    batches: Callable[[int], Batch] | None,
-    method: str,
-) -> Claim:
-    if batches is None:
+    if source is not None and batches is None:
         why = "no inputs declared"
-        return Claim(FUNCTION, lambda: (Promise(FUNCTION, "unchecked", why), []), why)
-    return Claim(
-        FUNCTION,
-        lambda: function_kept(
-            source,
-            old,
-            model,
-            batches,
-            precision=precision_of(growth, model.state_dict()),
-            rows=rows_moved(growth, old),
-            renamed={old: new for new, old in growth.origin.items() if old is not None and old != new},
-            said=said_of(growth, old),
-            method=method,
-        ),
-    )
+        yield Claim(FUNCTION, lambda: (Promise(FUNCTION, "unchecked", why), []), why)
+    elif source is not None and batches is not None:
+
+        def kept() -> Verdict:
+            return function_kept(
+                source,
+                old,
+                model,
+                batches,
+                precision=precision_of(growth, model.state_dict()),
+                rows=rows_moved(growth, old),
+                renamed={old: new for new, old in growth.origin.items() if old is not None and old != new},
+                said=said_of(growth, old),
+                method=method,
+            )
+
+        yield Claim(FUNCTION, kept)
+
+
+def of_steps(
+    recipe: Recipe, growth: Applied, old: Mapping[str, Any], target: Mapping[str, Any]
+) -> Iterator[Claim]:
+    """Claim what each operator promises, and that a second run of the recipe gives the same bytes.
+
+    Each step of that run is freed as soon as the next one is asked for.
+    """
+    again = old
+    for step in recipe.steps(old, target):
+        if step.edit.plan:  # otherwise done, and proved, under another name of the same tensor
+            yield from _of(step)
+        again = step.after
+    if recipe.operators:
+        yield Claim(REPRODUCIBLE, lambda: _same_twice(growth, again))
+
+
+def _of(step: Step) -> Iterator[Claim]:
+    """Claim what one operator promises; its remarks are added to the last promise."""
+    operator = step.operator
+    try:
+        claims = [
+            _decided(each) if isinstance(each, Promise) else each
+            for each in operator.prove(step.before, step.after, step.target)
+        ]
+    except Exception as error:  # from a third-party operator
+        verdict = failed(f"{operator}", error)
+        yield Claim(f"{operator}", lambda: verdict)
+        return
+    *others, last = claims or [_decided(Promise(f"{operator}", "unchecked", "it promises nothing"))]
+
+    def proof() -> Verdict | None:
+        verdict = last.proof()
+        if verdict is None or verdict[0].status == "broken":
+            return verdict
+        return verdict[0], [*verdict[1], *operator.remarks(step.before, step.after, step.target)]
+
+    yield from others
+    yield replace(last, proof=proof)
+
+
+def _decided(promise: Promise) -> Claim:
+    """Wrap a promise that a third-party operator has already decided."""
+    rules = {"broken": "recipe-broken-promise", "unchecked": "recipe-unchecked"}
+    told = f"{promise.name}: {promise.detail}"
+    found = [finding(rules[promise.status], message=told)] if promise.status in rules else []
+    return Claim(promise.name, lambda: (promise, found))
+
+
+def _same_twice(growth: Applied, again: Mapping[str, Any]) -> Verdict:
+    apart = {
+        key: found
+        for key in growth.touched.keys() & growth.state_dict.keys()
+        if (found := difference(growth.state_dict[key], again[key])) is not None
+    }
+    if apart:
+        return changed(REPRODUCIBLE, "the same when applied again", apart)
+    return Promise(REPRODUCIBLE, "kept", "same bytes twice"), []
 
 
 def said_of(growth: Applied, old: Mapping[str, Any]) -> Said:
