@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 
     from pytest_ckptcompat.recipes.applied import Applied
 
-Rows = dict[tuple[int, int], tuple[list[int], list[int]]]
-"""(old size, new size) of a dimension -> the old rows that are kept, and where each is now."""
+Places = tuple[list[int], list[int]]
+"""The old rows that are kept, and where each is now."""
+
+Rows = dict[tuple[int, int], Places]
+"""(old size, new size) of a dimension -> where its rows went."""
 
 
-def corner(shape: Sequence[int], new: torch.Tensor) -> torch.Tensor | None:
-    """Return the leading part of `new` with a shape, or None if `new` is smaller."""
-    if len(shape) != new.dim() or any(was > now for was, now in zip(shape, new.shape, strict=True)):
-        return None
-    return new[tuple(map(slice, shape))]
+def begins_with(new: torch.Tensor, old: torch.Tensor) -> bool:
+    """Return whether the leading part of `new` has the bits of `old`."""
+    fits = new.dim() == old.dim() and all(was <= now for was, now in zip(old.shape, new.shape, strict=True))
+    return fits and same_bits(old, new[tuple(map(slice, old.shape))])
 
 
 def ways(old: Sequence[int], new: Sequence[int], rows: Rows) -> Iterator[int | None]:
@@ -63,35 +65,27 @@ def rows_moved(growth: Applied, old: Mapping[str, Any]) -> Rows:
     moved: Rows = {}
     unclear: set[tuple[int, int]] = set()
     for key, operators in growth.touched.items():
+        blocks = max(getattr(each, "blocks", 1) for each in operators)
         came, new = growth.origin.get(key), growth.state_dict.get(key)
-        if not any(isinstance(each, select) or getattr(each, "blocks", 1) > 1 for each in operators):
+        if came is None or not isinstance(new, torch.Tensor) or new.dim() < 2:
             continue
-        if came is None or not isinstance(new, torch.Tensor) or new.dim() < 2 or new.dim() != old[came].dim():
+        if blocks == 1 and not any(isinstance(each, select) for each in operators):
             continue
         before, after = materialise(old[came]), materialise(new)
-        if before.shape[1:] != after.shape[1:] or before.dtype != after.dtype:
+        if before.shape[1:] != after.shape[1:] or before.dtype != after.dtype or begins_with(after, before):
             continue
-        kept = corner(before.shape, after)
-        if kept is not None and same_bits(before, kept):
-            continue
-        sizes, pairs = (len(before), len(after)), _pairs(before, after)
-        blocks = max(getattr(each, "blocks", 1) for each in operators)
-        for found, where in ((sizes, pairs), _of_one_block(sizes, pairs, blocks)):
-            if moved.setdefault(found, where) != where:
-                unclear.add(found)
-    return {sizes: pairs for sizes, pairs in moved.items() if sizes not in unclear and pairs[0]}
+        # In outputs, blocks may have a dimension of their own.
+        places = _places(before, after)
+        one, other = len(before) // blocks, len(after) // blocks
+        inside = [(was, now) for was, now in zip(*places, strict=True) if was < one and now < other]
+        of_block = [was for was, _ in inside], [now for _, now in inside]
+        for sizes, found in (((len(before), len(after)), places), ((one, other), of_block)):
+            if moved.setdefault(sizes, found) != found:
+                unclear.add(sizes)
+    return {sizes: found for sizes, found in moved.items() if sizes not in unclear and found[0]}
 
 
-def _of_one_block(
-    sizes: tuple[int, int], pairs: tuple[list[int], list[int]], blocks: int
-) -> tuple[tuple[int, int], tuple[list[int], list[int]]]:
-    """Return the rows inside a block, for outputs in which blocks have their own dimension."""
-    old, new = sizes[0] // blocks, sizes[1] // blocks
-    inside = [(row, now) for row, now in zip(*pairs, strict=True) if row < old and now < new]
-    return (old, new), ([row for row, _ in inside], [now for _, now in inside])
-
-
-def _pairs(before: torch.Tensor, after: torch.Tensor) -> tuple[list[int], list[int]]:
+def _places(before: torch.Tensor, after: torch.Tensor) -> Places:
     places: dict[bytes, int] = {}
     for row, digest in enumerate(_digests(before)):
         places.setdefault(digest, row)

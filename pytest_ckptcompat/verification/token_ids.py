@@ -17,14 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from .pairing import Pairing
-    from .regions import Rows
+    from .regions import Places, Rows
     from .wide_run import Batch
 
     Embedding = nn.Embedding | nn.EmbeddingBag
-
-
-Words = tuple[list[int], list[int]]
-"""The words that two models have in common: their numbers in the old one, and in the new one."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +28,13 @@ class Ids:
     """How the ids of a batch are changed to ones that each model knows.
 
     Attributes:
-        words: for each tensor of a batch, the words of its vocabulary; None if the ids stay as they are.
+        words: for each tensor of a batch, the words that both vocabularies have, by their numbers in the old
+            and in the new one; None if the ids stay as they are.
         vocabularies: weight key -> shape, for each embedding of the old model.
         renumbered: the weight keys of embeddings whose words have moved.
     """
 
-    words: tuple[Words | None, ...]
+    words: tuple[Places | None, ...]
     vocabularies: Mapping[str, tuple[int, ...]]
     renumbered: tuple[str, ...]
 
@@ -47,13 +44,7 @@ class Ids:
     ) -> Ids:
         """Find the ids that the embeddings of two models have in common.
 
-        Args:
-            before: the old model. It is run once if a vocabulary was resized, to see which inputs are looked
-                up in it.
-            model: the new model.
-            rows: where rows of a weight have moved.
-            renamed: old key -> new key, for renamed tensors.
-            batch: the arguments of ``forward``.
+        The old model is run once if a vocabulary was resized, to see which inputs are looked up in it.
         """
         old, new = _embeddings(before), _embeddings(model)
         sizes = {
@@ -67,7 +58,7 @@ class Ids:
         }
         resized = {name: min(each) for name, each in sizes.items() if each[0] != each[1]}
         count = len(_leaves(batch))
-        words: list[Words | None] = [None] * count
+        words: list[Places | None] = [None] * count
         if moved:
             words = [next(iter(moved.values()))] * count
         elif resized:
@@ -91,11 +82,8 @@ class Ids:
     def left_behind(self, state: Mapping[str, Any], pairing: Pairing) -> str:
         """Say what is wrong if only one of an embedding and its head was renumbered, or return ``""``.
 
-        A head is recognised by a weight of the embedding's shape, and an output with as many entries.
-
-        Args:
-            state: the old state dict.
-            pairing: the pairing of the outputs.
+        A head is recognised by a weight of the embedding's shape in the old state dict, and an output with as
+        many entries.
         """
         for key, sizes in self.vocabularies.items():
             alike = [other for other, each in self.vocabularies.items() if each == sizes]
@@ -191,7 +179,7 @@ def _changed(batch: Batch, words: Sequence[Sequence[int] | None]) -> Batch:
     following = iter(words)
 
     def change(ids: torch.Tensor) -> torch.Tensor:
-        known = next(following)
+        known = next(following, None)
         if known is None or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             return ids
         table = torch.tensor(known, dtype=ids.dtype, device=ids.device)
