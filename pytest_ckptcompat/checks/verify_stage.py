@@ -11,7 +11,7 @@ from pytest_ckptcompat.optimizer.stage import CLAIMS as OPTIMIZER_CLAIMS
 from pytest_ckptcompat.recipes.recipe import Releases
 from pytest_ckptcompat.tensors import synthetic
 from pytest_ckptcompat.verification.function import NAME as FUNCTION
-from pytest_ckptcompat.verification.verify import claims, verify, of_steps
+from pytest_ckptcompat.verification.verify import claims, of_steps, verify
 
 from .behaviour_stage import compare_recorded, compare_source
 from .behaviours import too_large
