@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.escape import escape
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 EPS = 1e-5
 """The default of torch's batch norms."""
+
+_LEAVES = ("running_mean", "running_var", "weight", "bias")
 
 
 class Pair(NamedTuple):
@@ -83,13 +86,13 @@ class fold_batch_norm(Operator):
         for pair in self._pairs(state):
             weight, bias, norm = f"{pair.conv}.weight", f"{pair.conv}.bias", self._norm(pair, state)
             plan |= {key: [] for key in state if key.rpartition(".")[0] == pair.norm}
-            makes = _Fold(self._eps, pair.outputs, list(norm))
+            fold = _Fold(self._eps, pair.outputs, tuple(norm))
             sources = tuple(norm.values())
-            plan[weight] = [Write(weight, (weight, *sources), makes.weight)]
+            plan[weight] = [Write(weight, (weight, *sources), fold.weight)]
             if bias in state:
-                plan[bias] = [Write(bias, (bias, *sources), makes.bias)]
+                plan[bias] = [Write(bias, (bias, *sources), fold.bias)]
             else:
-                plan[weight].append(Write(bias, (weight, *sources), makes.new_bias))
+                plan[weight].append(Write(bias, (weight, *sources), fold.new_bias))
         return plan
 
     def destination(self, key: str) -> str | None:
@@ -130,8 +133,7 @@ class fold_batch_norm(Operator):
 
     def _norm(self, pair: Pair, state: State) -> dict[str, str]:
         """Return leaf -> key for the norm's relevant tensors."""
-        leaves = ("running_mean", "running_var", "weight", "bias")
-        found = {leaf: f"{pair.norm}.{leaf}" for leaf in leaves if f"{pair.norm}.{leaf}" in state}
+        found = {leaf: f"{pair.norm}.{leaf}" for leaf in _LEAVES if f"{pair.norm}.{leaf}" in state}
         if "running_mean" not in found:
             raise self.unfit(f"{pair.norm}.running_mean", "it is not in the checkpoint")
         return found
@@ -147,42 +149,38 @@ class fold_batch_norm(Operator):
         yield Claim.of(f"{self}: folded into the layer", faults, told)
 
     def _faults(self, pair: Pair, before: State, after: State) -> Iterator[str]:
-        norm = {leaf: materialise(before[key]).double() for leaf, key in self._norm(pair, before).items()}
+        """Compare with what torch folds in float64. Absolute values, folded likewise, scale the rounding."""
         if any(key.rpartition(".")[0] == pair.norm for key in after):
             yield f"{escape(pair.norm)} is still there"
             return
-        deviation = (norm["running_var"] + self._eps).sqrt()
-        gamma, beta = norm.get("weight", torch.ones(())), norm.get("bias", torch.zeros(()))
-        old = materialise(before[f"{pair.conv}.weight"]).double().movedim(pair.outputs, -1)
+        norm = {leaf: materialise(before[key]).double() for leaf, key in self._norm(pair, before).items()}
+        mean, var = norm["running_mean"], norm["running_var"]
+        gamma, beta = norm.get("weight", torch.ones_like(mean)), norm.get("bias", torch.zeros_like(mean))
+        weight = materialise(before[f"{pair.conv}.weight"]).double()
         had = before.get(f"{pair.conv}.bias")
-        bias = torch.zeros(()) if had is None else materialise(had).double()
-        shift = (bias - norm["running_mean"]) * gamma
-        for leaf, dim, expected, size in (
-            ("weight", pair.outputs, old * gamma, old.abs() * gamma.abs()),
-            ("bias", 0, shift, (bias.abs() + norm["running_mean"].abs()) * gamma.abs()),
-        ):
+        bias = torch.zeros_like(mean) if had is None else materialise(had).double()
+        transposed = bool(pair.outputs)
+        folded = fuse_conv_bn_weights(weight, bias, mean, var, self._eps, gamma, beta, transposed)
+        sizes = fuse_conv_bn_weights(
+            weight.abs(), bias.abs(), -mean.abs(), var, self._eps, gamma.abs(), beta.abs(), transposed
+        )
+        for leaf, exact, size in zip(("weight", "bias"), folded, sizes, strict=True):
             key = f"{pair.conv}.{leaf}"
             new = after.get(key)
-            if not isinstance(new, torch.Tensor) or new.numel() != expected.numel():
+            if not isinstance(new, torch.Tensor) or new.shape != exact.shape:
                 yield f"{escape(key)}: it is not there in the layer's size"
                 return
-            value = materialise(new).double().movedim(dim, -1)
-            if value.shape != expected.shape:
-                yield f"{escape(key)}: it is {shown(tuple(new.shape))}"
-                return
-            apart = ((value - (beta if leaf == "bias" else 0)) * deviation - expected).abs()
-            eps = torch.finfo(new.dtype).eps
-            scale = size + (value.abs() + (beta.abs() if leaf == "bias" else 0)) * deviation
-            if not bool((apart <= 4 * eps * scale + torch.finfo(new.dtype).tiny).all()):
-                off = magnitude(float((apart / deviation).max()))
-                yield f"{escape(key)}: max |Δ| {off} from the folded one"
+            apart, info = (materialise(new).double() - exact).abs(), torch.finfo(new.dtype)
+            if not bool((apart <= 4 * info.eps * size + info.tiny).all()):
+                yield f"{escape(key)}: max |Δ| {magnitude(float(apart.max()))} from the folded one"
 
 
-class _Fold:
+class _Fold(NamedTuple):
     """Computes the tensors of a layer with its norm folded in, in float64."""
 
-    def __init__(self, eps: float, outputs: int, leaves: list[str]) -> None:
-        self.eps, self.outputs, self.leaves = eps, outputs, leaves
+    eps: float
+    outputs: int
+    leaves: tuple[str, ...]
 
     def _norm(self, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return factor, mean and β of every channel."""
@@ -204,7 +202,4 @@ class _Fold:
         return ((tensor.double() - mean) * factor + beta).to(tensor.dtype)
 
     def new_bias(self, weight: torch.Tensor, *norm: torch.Tensor) -> torch.Tensor:
-        if weight.is_meta:
-            return weight.new_empty(norm[0].shape)
-        factor, mean, beta = self._norm(norm)
-        return (beta - mean * factor).to(weight.dtype)
+        return self.bias(weight.new_zeros(norm[0].shape), *norm)

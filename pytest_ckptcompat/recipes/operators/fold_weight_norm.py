@@ -141,15 +141,20 @@ def _part(key: str) -> tuple[str, str] | None:
     if inner or key.startswith("parametrizations."):
         leaf = leaf if inner else key.removeprefix("parametrizations.")
         name, _, part = leaf.partition(".")
-        known = {"original0": "magnitude", "original1": "direction", "original": "original"}
-        spectral = {"0._u": "left", "0._v": "right"}
-        return f"{module}.{name}".removeprefix("."), known.get(part) or spectral.get(part, "unknown")
+        return f"{module}.{name}".removeprefix("."), _PARAMETRIZED.get(part, "unknown")
     for suffix, part in _SUFFIXES.items():
         if key.endswith(suffix):
             return key.removesuffix(suffix), part
     return None
 
 
+_PARAMETRIZED = {
+    "original0": "magnitude",
+    "original1": "direction",
+    "original": "original",
+    "0._u": "left",
+    "0._v": "right",
+}
 _SUFFIXES = {"_g": "magnitude", "_v": "direction", "_orig": "original", "_u": "left"}
 
 
