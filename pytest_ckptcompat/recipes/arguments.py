@@ -29,12 +29,10 @@ def checked(operator: str, name: str, value: Any, hint: Any) -> Any:
     raise RecipeError(f"{operator}: {name} wants {_wanted(hint)}, not {value!r:.80}")
 
 
+@cache
 def hints(kind: type) -> dict[str, Any]:
     """Return field -> evaluated annotation, for the operator's own and inherited fields."""
-    return _hints(kind)
-
-
-_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
+    return get_type_hints(kind)
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:

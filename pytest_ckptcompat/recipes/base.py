@@ -99,10 +99,7 @@ class Operator:
 
     def table(self) -> dict[str, Any]:
         """Return the table for a recipe file: ``op``, and the arguments that are not defaults."""
-        return {
-            "op": type(self).__name__,
-            **given(self),
-        }
+        return {"op": type(self).__name__, **given(self)}
 
     @classmethod
     def of_table(cls, arguments: Mapping[str, Any]) -> Self:
@@ -111,17 +108,16 @@ class Operator:
         Raises:
             RecipeError: an argument is unknown, missing or of a wrong type.
         """
-        names = {field.name: field for field in fields(cls)}
-        for name in arguments:
-            if name not in names:
-                near = nearest(name, names, 1)
-                hint = f"did you mean {near[0]!r}? It is " if near else ""
-                raise RecipeError(f"{cls.__name__}: unknown {escape(name)!r}: {hint}{cls.signature()}")
-        required = [name for name, field in names.items() if field.default is MISSING]
+        names = [field.name for field in fields(cls)]
+        if unknown := [name for name in arguments if name not in names]:
+            near = nearest(unknown[0], names, 1)
+            hint = f"did you mean {near[0]!r}? It is " if near else ""
+            raise RecipeError(f"{cls.__name__}: unknown {escape(unknown[0])!r}: {hint}{cls.signature()}")
+        required = [field.name for field in fields(cls) if field.default is MISSING]
         if absent := [name for name in required if name not in arguments]:
             are = "are" if len(absent) > 1 else "is"
             raise RecipeError(f"{cls.__name__}: {' and '.join(absent)} {are} missing: {cls.signature()}")
-        return cls(**{names[name].name: value for name, value in arguments.items()})
+        return cls(**arguments)
 
     @classmethod
     def signature(cls) -> str:

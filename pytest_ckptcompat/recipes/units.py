@@ -63,21 +63,6 @@ class Units:
         block = len(rows.origin) // len(self.origin)
         return replace(rows, factors=tuple(share**power for share in self.shares for _ in range(block)))
 
-    @cached_property
-    def firsts(self) -> dict[int, int]:
-        """Old unit -> its first copy among the new units."""
-        return first_copies(self.origin)
-
-    @cached_property
-    def copies(self) -> list[int]:
-        """The new units that are not the first of their original."""
-        return [unit for unit, original in enumerate(self.origin) if self.firsts[original] != unit]
-
-
-def first_copies(origin: Sequence[int]) -> dict[int, int]:
-    """Return old unit -> the first new unit that is a copy of it."""
-    return dict(reversed([(original, unit) for unit, original in enumerate(origin)]))
-
 
 def shares(origin: Sequence[int], split: Split, generator: torch.Generator) -> tuple[float, ...]:
     """Return how old units divide their work among their copies.
@@ -89,8 +74,8 @@ def shares(origin: Sequence[int], split: Split, generator: torch.Generator) -> t
         generator: the generator of the random parts.
     """
     if split == "zero":
-        firsts = first_copies(origin)
-        return tuple(float(firsts[original] == unit) for unit, original in enumerate(origin))
+        firsts = set(Rows(tuple(origin)).firsts)
+        return tuple(float(unit in firsts) for unit in range(len(origin)))
     weights = torch.ones(len(origin), dtype=torch.float64)
     if split == "unequal":
         weights += 2 * torch.rand(len(origin), generator=generator, dtype=torch.float64)
@@ -132,10 +117,7 @@ def unshared(
         summed = summed.index_add(1, originals, parts).flatten(1, 2)
         precision = max(4 * torch.finfo(new.dtype).eps, 1e-12) * float(old.double().abs().max())
         yield from differing(key, old.double(), summed, precision)
-        firsts = dict(reversed([(unit, place) for place, unit in enumerate(originals.tolist())]))
-        added = torch.ones(len(originals), dtype=torch.bool)
-        added[list(firsts.values())] = False
-        if split == "zero" and bool(parts[:, added].any()):
+        if split == "zero" and bool(parts[:, Rows(tuple(originals.tolist())).copies].any()):
             yield f"{escape(key)}: columns of new units are not zero"
 
 
@@ -156,8 +138,8 @@ def twins(units: Units, after: State) -> tuple[int, int] | None:
     """Return a new unit and its original whose rows and columns all have the same bits, or None."""
     rows = [materialise(after[key]) for key in units.rows]
     columns = [_apart(materialise(after[key]), block) for key, block in units.columns.items()]
-    for copy in units.copies:
-        first = units.firsts[units.origin[copy]]
+    for copy in units.more_rows.copies:
+        first = units.origin.index(units.origin[copy])
         if all(same_bits(each[first], each[copy]) for each in rows) and all(
             same_bits(each[:, first], each[:, copy]) for each in columns
         ):

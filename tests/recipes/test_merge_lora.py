@@ -183,6 +183,7 @@ def test_transposed_weights_embeddings_convolutions_and_biases() -> None:
         functional.conv2d(x, made["k.weight"], made["k.bias"]), given, atol=1e-4, rtol=1e-4
     )
     assert statuses(operator, conv, made, {}) == ["kept", "kept"]
+    assert statuses(operator, conv, {**made, "k.bias": conv["k.base_layer.bias"]}, {}) == ["broken", "kept"]
 
 
 def test_modules_that_were_trained_whole_take_the_place_of_the_original() -> None:

@@ -22,13 +22,7 @@ if TYPE_CHECKING:
 
 
 class Place(NamedTuple):
-    """A key inside a block.
-
-    Attributes:
-        layers: the path of the module whose children are the blocks.
-        number: the number of the block.
-        rest: the key relative to the block.
-    """
+    """A key inside a block: the module whose children are the blocks, the block's number, and the rest."""
 
     layers: str
     number: int
@@ -117,11 +111,8 @@ class insert_block(Operator):
             copies = list(self._copies(layers, inside, state))
             plan |= {key: [Write(self._named(each), (key,))] for key, each in inside.items()}
             before = [key for key, each in inside.items() if each.number < self.at]
-            if before:
-                plan[before[-1]] += copies
-            else:
-                first = next(iter(inside))
-                plan[first] = [*copies, *plan[first]]
+            beside = before[-1] if before else next(iter(inside))
+            plan[beside] = plan[beside] + copies if before else copies + plan[beside]
         return plan
 
     def _named(self, old: Place) -> str:
@@ -142,23 +133,17 @@ class insert_block(Operator):
             raise self.unfit(
                 f"{layers}.{number}", f"the last block is {last}, so the new one can be {last + 1} at most"
             )
-        zeroed = self._zeroed([each.rest for key, each in block.items() if _is_tensor(state[key])])
-        for key, each in block.items():
-            make = _zeros if each.rest in zeroed else torch.clone
-            yield _copied(key, each.moved(self.at), state, make, self.optim)
-
-    def _zeroed(self, tensors: list[str]) -> set[str]:
-        """Return which tensors of the block are zero in the copy."""
+        tensors = [each.rest for key, each in block.items() if isinstance(state[key], torch.Tensor)]
         zeroed: set[str] = set()
         for pattern in self.zero:
             chosen = keys.select(pattern, tensors)
             if not chosen:
-                hint = did_you_mean(pattern, tensors)
-                raise self.unused(
-                    pattern, f"has {python(pattern)} in zero=, which the block does not have{hint}"
-                )
+                why = "which the block does not have" + did_you_mean(pattern, tensors)
+                raise self.unused(pattern, f"has {python(pattern)} in zero=, {why}")
             zeroed.update(chosen)
-        return zeroed
+        for key, each in block.items():
+            make = _zeros if each.rest in zeroed else torch.clone
+            yield _copied(key, each.moved(self.at), state, make, self.optim)
 
     def destination(self, key: str) -> str | None:
         inside = place(self._block[0], key)
@@ -184,7 +169,8 @@ class insert_block(Operator):
         def copy() -> Iterator[str]:
             for key, each in originals.items():
                 old, name = before[key], each.moved(self.at)
-                if _is_tensor(old) and any(keys.matches(pattern, each.rest) for pattern in self.zero):
+                zero = any(keys.matches(pattern, each.rest) for pattern in self.zero)
+                if zero and isinstance(old, torch.Tensor):
                     old = torch.zeros_like(old)
                 if name not in after:
                     yield f"there is no {escape(name)}"
@@ -288,23 +274,19 @@ class stack(Operator):
         return [Claim.of(f"{self}: block i is block i mod {count}", faults, "bit for bit")]
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
-
-
 def _count(inside: Mapping[str, Place]) -> int:
     return 1 + max(each.number for each in inside.values())
 
 
 def _copied(key: str, name: str, state: State, make: Make, optim: str) -> Write:
     """Return what makes a second tensor, or gives anything else a second name."""
-    if not _is_tensor(state[key]):
+    if not isinstance(state[key], torch.Tensor):
         return Write(name, (key,))
     return Write(name, (key,), make, same_for_moments(torch.clone, optim))
 
 
 def _zeros(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.new_empty(tensor.shape) if tensor.is_meta else torch.zeros_like(tensor)
+    return tensor.new_zeros(tensor.shape)
 
 
 def _differs(new: str, old: str, before: State, value: Any) -> Iterator[str]:

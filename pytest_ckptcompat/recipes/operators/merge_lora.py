@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from math import sqrt
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 import torch
 
@@ -13,12 +14,11 @@ from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import shown
-from pytest_ckptcompat.recipes.adapters import FOREIGN, PART, SAVED, Adapter
 from pytest_ckptcompat.recipes.arguments import python
 from pytest_ckptcompat.recipes.base import Operator
 from pytest_ckptcompat.recipes.per_tensor import shape
-from pytest_ckptcompat.recipes.plan import Plan, State, Write
-from pytest_ckptcompat.recipes.promises import differing
+from pytest_ckptcompat.recipes.plan import Make, Plan, State, Write
+from pytest_ckptcompat.recipes.promises import displaced
 from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.tensors.difference import magnitude
 
@@ -28,6 +28,47 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.base import Surroundings
 
 CONFIG = "adapter_config.json"
+
+_PART = re.compile(
+    r"(?P<module>.+)\.lora_(?:embedding_)?(?P<part>[AB])"
+    r"(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?(?:\.(?P<leaf>weight|bias))?"
+)
+"""A factor of an adapter: ``lora_A.default.weight``, or ``lora_embedding_A.default`` in an embedding."""
+
+_SAVED = re.compile(
+    r"(?P<module>.+)\.(?:(?P<old>original_module)|modules_to_save\.(?P<adapter>[^.]+))\.(?P<rest>.+)"
+)
+"""A module that was trained as a whole beside the adapters, or the original that it replaces."""
+
+_FOREIGN = re.compile(
+    r"(?:^|\.)(lora_\w+|ranknum|hada_\w+|lokr_\w+|ia3_\w+|oft_\w+|boft_\w+|vera_\w+)(?:\.|$)"
+)
+"""Keys of other kinds of adapters, or of a LoRA with more than two factors."""
+
+
+class Adapter(NamedTuple):
+    """The keys of an adapter and of its layer, and how they are merged.
+
+    `bias` belongs to `b`. The weight is (in, out) if `transposed`, as that of an `embedding` always is.
+    """
+
+    weight: str
+    a: str
+    b: str
+    bias: str | None
+    factor: float
+    embedding: bool
+    transposed: bool = False
+
+    @property
+    def base_bias(self) -> str:
+        """The bias of the layer."""
+        return self.weight.removesuffix("weight") + "bias"
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All keys that are merged or go."""
+        return (self.weight, self.a, self.b, *([self.bias, self.base_bias] if self.bias else []))
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,202 +128,172 @@ class merge_lora(Operator):
         )
 
     def plan(self, state: State, target: State) -> Plan:
-        adapters = list(self._adapters(state))
-        transposed = self._transposed(adapters, state)
+        adapters = self._adapters(state)
         if self.prefix and all(self._named(key) == key.replace(".base_layer.", ".") for key in state):
             raise self.unused(self.prefix, f"has the prefix {python(self.prefix)}, which no key has")
         plan: dict[str, list[Write]] = {}
         for adapter in adapters:
-            factor = self._factor(adapter, state)
-            merge = _merged(factor, adapter.embedding or transposed)
             sources = (adapter.weight, adapter.a, adapter.b)
-            plan[adapter.weight] = [Write(self._named(adapter.weight), sources, merge)]
+            merged = _plus(adapter, (lambda a, b: _matrix(a, b).T) if adapter.transposed else _matrix)
+            plan[adapter.weight] = [Write(self._named(adapter.weight), sources, merged)]
             plan |= {adapter.a: [], adapter.b: []}
             if adapter.bias is not None:
-                base = adapter.weight.removesuffix("weight") + "bias"
+                base = adapter.base_bias
                 if base not in state:
                     raise self.unfit(adapter.bias, "the adapter has a bias, and its layer has none")
-                plan[base] = [Write(self._named(base), (base, adapter.bias), _added(factor))]
+                plan[base] = [Write(self._named(base), (base, adapter.bias), _plus(adapter, torch.clone))]
                 plan[adapter.bias] = []
-        replaced = {found["module"] for key in state if (found := SAVED.fullmatch(key)) and found["adapter"]}
+        saved = {key: found for key in state if (found := _SAVED.fullmatch(key))}
+        replaced = {found["module"] for found in saved.values() if found["adapter"]}
         for key in state:
-            found = SAVED.fullmatch(key)
-            if key in plan:
-                continue
-            if found and found["old"] and found["module"] in replaced:
-                plan[key] = []
+            if key in saved and saved[key]["old"] and saved[key]["module"] in replaced:
+                plan.setdefault(key, [])
             elif (name := self._named(key)) != key:
-                plan[key] = [Write(name, (key,))]
+                plan.setdefault(key, [Write(name, (key,))])
         return plan
 
     def destination(self, key: str) -> str | None:
-        return None if PART.fullmatch(key) else self._named(key)
+        return None if _PART.fullmatch(key) else self._named(key)
 
     def _named(self, key: str) -> str:
         """Return the name of a key without adapters and prefix."""
-        found = SAVED.fullmatch(key)
+        found = _SAVED.fullmatch(key)
         if found and found["adapter"]:
             key = f"{found['module']}.{found['rest']}"
         prefix = f"{self.prefix.rstrip('.')}." if self.prefix else ""
         return key.removeprefix(prefix).replace(".base_layer.", ".")
 
-    # -- which tensors -------------------------------------------------------------------------------------
-
-    def _adapters(self, state: State) -> Iterator[Adapter]:
-        """Yield the adapters, module by module.
+    def _adapters(self, state: State) -> list[Adapter]:
+        """Return the adapters, module by module.
 
         Raises:
-            RecipeError: there are none, or some of an unknown kind.
+            RecipeError: there are none, some are of an unknown kind, or sizes do not fit together.
         """
-        modules: dict[str, dict[str, str]] = {}
-        names: dict[str, set[str]] = {}
+        modules: dict[str, dict[str, dict[str, str]]] = {}
         for key in state:
-            found = PART.fullmatch(key)
-            if found is None:
-                self._refuse_foreign(key)
-                continue
-            part = found["part"] + ("" if found["leaf"] != "bias" else " bias")
-            modules.setdefault(found["module"], {})[f"{found['adapter'] or ''}/{part}"] = key
-            names.setdefault(found["module"], set()).add(found["adapter"] or "")
+            if found := _PART.fullmatch(key):
+                part = found["part"] + (" bias" if found["leaf"] == "bias" else "")
+                named = modules.setdefault(found["module"], {})
+                named.setdefault(found["adapter"] or "", {})[part] = key
+            elif found := _FOREIGN.search(key):
+                raise self.unfit(key, f"{python(found[1])} belongs to another kind of adapter; {_BY_PEFT}")
         if not modules:
             raise self.unused(self.prefix, "matches nothing: the checkpoint has no lora_A and lora_B")
         if not any(self._weight(module, state) for module in modules):
             raise self.unfit(
-                next(iter(modules.values()))[min(next(iter(modules.values())))],
+                min(next(iter(next(iter(modules.values())).values())).values()),
                 f"the checkpoint has adapters alone, without the weights that they adapt; {_BY_PEFT}",
             )
-        for module, keys in modules.items():
-            if len(names[module]) > 1:
-                listed = ", ".join(map(python, sorted(names[module])))
+        adapters = []
+        for module, named in modules.items():
+            if len(named) > 1:
+                listed = ", ".join(map(python, sorted(named)))
                 raise self.unfit(module, f"it has several adapters ({listed}); {_BY_PEFT}")
-            yield self._adapter(module, min(names[module]), keys, state)
-
-    def _adapter(self, module: str, name: str, keys: dict[str, str], state: State) -> Adapter:
-        a, b, weight = keys.get(f"{name}/A"), keys.get(f"{name}/B"), self._weight(module, state)
-        for part, found in (("lora_A", a), ("lora_B", b), ("weight", weight)):
-            if found is None:
-                raise self.unfit(module, f"there is no {part} of it in the checkpoint")
-        assert a is not None
-        assert b is not None
-        assert weight is not None
-        if not state[weight].is_floating_point():
-            raise self.unfit(weight, f"its weight is quantised; {_BY_PEFT}")
-        return Adapter(module, weight, a, b, keys.get(f"{name}/B bias"), ".lora_embedding_" in a)
+            (parts,) = named.values()
+            adapters.append(self._adapter(module, parts, state))
+        transposed = self._transposed(adapters, state)
+        return [each._replace(transposed=each.embedding or transposed) for each in adapters]
 
     def _weight(self, module: str, state: State) -> str | None:
         names = (f"{module}.base_layer.weight", f"{module}.weight")
         return next((name for name in names if shape(state.get(name)) is not None), None)
 
-    def _refuse_foreign(self, key: str) -> None:
-        found = FOREIGN.search(key)
-        if found:
-            raise self.unfit(key, f"{python(found[1])} belongs to another kind of adapter; {_BY_PEFT}")
-
-    def _factor(self, adapter: Adapter, state: State) -> float:
-        """Return the scale of an adapter's product."""
-        rank = state[adapter.a].shape[0]
-        if self.rank is not None and self.rank != rank:
-            raise self.unfit(adapter.a, f"it has rank {rank}, and rank={self.rank}")
+    def _adapter(self, module: str, parts: dict[str, str], state: State) -> Adapter:
+        keys = {"lora_A": parts.get("A"), "lora_B": parts.get("B"), "weight": self._weight(module, state)}
+        if absent := [part for part, key in keys.items() if key is None]:
+            raise self.unfit(module, f"there is no {absent[0]} of it in the checkpoint")
+        a, b, weight = map(str, keys.values())
+        if not state[weight].is_floating_point():
+            raise self.unfit(weight, f"its weight is quantised; {_BY_PEFT}")
+        rank = state[a].shape[0]
+        if self.rank not in (None, rank):
+            raise self.unfit(a, f"it has rank {rank}, and rank={self.rank}")
         if self.alpha is None:
             raise RecipeError(
                 f"{self} needs alpha=, since adapters are scaled by alpha/rank: there is no {CONFIG} beside "
                 "the checkpoint",
-                key=adapter.a,
+                key=a,
             )
-        return self.alpha / (sqrt(rank) if self.rslora else rank)
+        factor = self.alpha / (sqrt(rank) if self.rslora else rank)
+        return Adapter(weight, a, b, parts.get("B bias"), factor, embedding=".lora_embedding_" in a)
 
     def _transposed(self, adapters: list[Adapter], state: State) -> bool:
         """Return whether the weights are (in, out), and check the sizes."""
-        said: set[bool] = set()
+        said = set() if self.fan_in_fan_out is None else {self.fan_in_fan_out}
         for adapter in adapters:
             weight, a, b = (tuple(state[key].shape) for key in (adapter.weight, adapter.a, adapter.b))
             made = (*b[:1], *a[1:])
+            fits = {flip for flip in (False, True) if weight == (made[::-1] if flip else made)}
             if adapter.embedding:
-                fits = {True} if weight == made[::-1] else set()
-            else:
-                fits = {flip for flip in (False, True) if weight == (made[::-1] if flip else made)}
+                fits &= {True}
             if not fits or a[0] != b[1] or len(a) != len(b):
                 raise self.unfit(adapter.weight, f"it is {shown(weight)}, with {shown(a)} and {shown(b)}")
             if len(fits) == 1 and not adapter.embedding:
                 said |= fits
-        if self.fan_in_fan_out is not None:
-            said.add(self.fan_in_fan_out)
         if len(said) > 1:
             raise self.unfit(adapters[0].weight, "some weights are (in, out) and others (out, in)")
         return said == {True}
 
-    # -- the proof -----------------------------------------------------------------------------------------
-
     def prove(self, before: State, after: State, target: State) -> Iterator[Claim]:
-        """Claim that the new weight is the old one plus the scaled product, rounded once, row by row."""
+        """Claim that new weights and biases are the old ones plus the scaled products, rounded once."""
         worst = 0.0
 
         def faults() -> Iterator[str]:
             nonlocal worst
-            adapters = list(self._adapters(before))
-            transposed = self._transposed(adapters, before)
-            for adapter in adapters:
-                name = self._named(adapter.weight)
-                new, old = after.get(name), materialise(before[adapter.weight])
-                if not isinstance(new, torch.Tensor) or new.shape != old.shape:
-                    yield f"{escape(name)}: it is not there in the size of the old weight"
+            for key, exact in self._exact(before):
+                name = self._named(key)
+                new = after.get(name)
+                if not isinstance(new, torch.Tensor) or new.shape != exact.shape:
+                    yield f"{escape(name)}: it is not there in the size of the old one"
                     return
-                a, b = (materialise(before[key]).double() for key in (adapter.a, adapter.b))
-                factor, flip = self._factor(adapter, before), adapter.embedding or transposed
-                sides = (_outputs(each, flip) for each in (materialise(new), old))
-                for place, (row, was) in enumerate(zip(*sides, strict=True)):
-                    product = torch.tensordot(b[place].flatten(), a, 1).reshape(was.shape)
-                    exact = was.double() + factor * product
-                    apart = float((row.double() - exact).abs().max())
-                    allowed = 2 * torch.finfo(new.dtype).eps * float(exact.abs().max())
-                    worst = max(worst, apart)
-                    if not apart <= allowed + torch.finfo(new.dtype).tiny:
-                        yield f"{escape(name)}: row {place} is off by {magnitude(apart)}"
-                        return
-            if left := [key for key in after if PART.fullmatch(key)]:
+                apart, info = (materialise(new).double() - exact).abs(), torch.finfo(new.dtype)
+                worst = max(worst, float(apart.max()))
+                allowed = 2 * info.eps * exact.abs().amax(-1, keepdim=True) + info.tiny
+                if not bool((apart <= allowed).all()):
+                    yield f"{escape(name)}: off by {magnitude(float(apart.max()))}"
+                    return
+            if left := [key for key in after if _PART.fullmatch(key)]:
                 yield f"{escape(left[0])} is still there"
 
         def rest() -> Iterator[str]:
-            merged: set[str | None] = set()
-            for each in self._adapters(before):
-                merged |= {each.weight, each.a, each.b, each.bias}
-                merged |= {each.weight.removesuffix("weight") + "bias"} if each.bias else set()
-            for key, old in before.items():
-                if key not in merged and ".original_module." not in key and isinstance(old, torch.Tensor):
-                    found = after.get(self._named(key))
-                    if found is None:
-                        yield f"there is no {escape(self._named(key))}"
-                    elif found is not old:
-                        yield from differing(key, old, found)
+            merged = {key for each in self._adapters(before) for key in each.keys}
+            yield from displaced(
+                before,
+                after,
+                lambda key: None if key in merged or ".original_module." in key else self._named(key),
+            )
 
         yield Claim.of(f"{self}: weights plus scaled products", faults, lambda: f"max |Δ| {magnitude(worst)}")
         yield Claim.of(f"{self}: the rest is unchanged", rest, "bit for bit")
+
+    def _exact(self, before: State) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the old key of each merged tensor, and its values in float64."""
+        for adapter in self._adapters(before):
+            a, b, weight = (
+                materialise(before[key]).double() for key in (adapter.a, adapter.b, adapter.weight)
+            )
+            product = torch.einsum("or,r...->o...", b.flatten(1), a)
+            yield adapter.weight, weight + adapter.factor * (product.T if adapter.transposed else product)
+            if adapter.bias is not None:
+                bias, more = (materialise(before[key]).double() for key in (adapter.base_bias, adapter.bias))
+                yield adapter.base_bias, bias + adapter.factor * more
 
 
 _BY_PEFT = "merge them with peft's merge_and_unload(), and save that"
 
 
-def _outputs(tensor: torch.Tensor, transposed: bool) -> tuple[torch.Tensor, ...]:
-    return tensor.unbind(1 if transposed else 0)
+def _plus(adapter: Adapter, product: Callable[..., torch.Tensor]) -> Make:
+    """Return what adds a scaled product of adapters to a tensor, in float64."""
 
-
-def _merged(factor: float, transposed: bool) -> Callable[..., torch.Tensor]:
-    """Return ``W + factor · B A`` in float64. In a convolution, A has the kernel and B mixes channels."""
-
-    def make(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        if weight.is_meta:
-            return weight.new_empty(weight.shape)
-        product = b.double().flatten(1) @ a.double().flatten(1)
-        shaped = product.T if transposed else product.reshape(weight.shape)
-        return (weight.double() + factor * shaped).to(weight.dtype)
+    def make(old: torch.Tensor, *factors: torch.Tensor) -> torch.Tensor:
+        if old.is_meta:
+            return old.new_empty(old.shape)
+        more = product(*(each.double() for each in factors))
+        return (old.double() + adapter.factor * more.reshape(old.shape)).to(old.dtype)
 
     return make
 
 
-def _added(factor: float) -> Callable[..., torch.Tensor]:
-    def make(bias: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
-        if bias.is_meta:
-            return bias.new_empty(bias.shape)
-        return (bias.double() + factor * more.double()).to(bias.dtype)
-
-    return make
+def _matrix(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return ``B A``. In a convolution, A has the kernel and B mixes channels."""
+    return b.flatten(1) @ a.flatten(1)

@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Literal
 from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.findings import finding
-from pytest_ckptcompat.core.keys import nearest
 from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.recipes.arguments import python
-from pytest_ckptcompat.recipes.base import Operator
+from pytest_ckptcompat.recipes.base import Operator, did_you_mean
 from pytest_ckptcompat.recipes.globs import alike, filled, stars
 from pytest_ckptcompat.recipes.per_tensor import shape, tied
-from pytest_ckptcompat.recipes.plan import Plan, State, Write
+from pytest_ckptcompat.recipes.plan import Make, Plan, State, Write
 from pytest_ckptcompat.recipes.rows import add_noise, generator
 from pytest_ckptcompat.recipes.units import Split, Units, conditions, shares, twins, uncopied, unshared
 from pytest_ckptcompat.tensors.difference import memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import torch
 
@@ -93,44 +92,45 @@ class widen(Operator):
         noisy = self.noise_std and self.split != "zero"
         return f"{self} adds noise to units that count" if noisy else ""
 
-    # -- at work -------------------------------------------------------------------------------------------
-
     def plan(self, state: State, target: State) -> Plan:
         ties = tied(state)
         plan: dict[str, list[Write]] = {}
         for units in self._layers(state, target):
             for key in chain(units.rows, units.columns):
-                write = self._row_write(units, key) if key in units.rows else self._column_write(units, key)
+                make, moments = (self._rows if key in units.rows else self._columns)(units, key)
                 for name in ties[memory(state[key])]:
-                    plan.setdefault(name, [Write(name, (name,), write.make, write.optimizer_transform)])
+                    write = Write(name, (name,), make, None if self.optim == "reset" else moments)
+                    plan.setdefault(name, [write])
         return plan
 
-    def _row_write(self, units: Units, key: str) -> Write:
+    def _rows(self, units: Units, key: str) -> tuple[Make, Make]:
+        """Return what makes the rows, and the optimizer's values for them."""
+
         def make(tensor: torch.Tensor) -> torch.Tensor:
             new = units.more_rows.taken(tensor, 0)
             if self.noise_std and key in units.weights and not new.is_meta:
-                add_noise(new, 0, units.copies, self.noise_std, self.seed, key)
+                add_noise(new, 0, units.more_rows.copies, self.noise_std, self.seed, key)
             return new
 
-        def optimizer_transform(squares: bool, tensor: torch.Tensor) -> torch.Tensor:
+        def moments(squares: bool, tensor: torch.Tensor) -> torch.Tensor:
             if squares and self.split == "zero":
                 # A copy with zero columns has no gradient yet. Its original's squares keep its first steps
                 # small.
                 return units.more_rows.taken(tensor, 0)
             return units.shared(units.more_rows, 2 if squares else 1).taken(tensor, 0)
 
-        return Write(key, (key,), make, None if self.optim == "reset" else optimizer_transform)
+        return make, moments
 
-    def _column_write(self, units: Units, key: str) -> Write:
+    def _columns(self, units: Units, key: str) -> tuple[Make, Make]:
+        """Return what makes the columns, and the optimizer's values for them."""
+
         def make(tensor: torch.Tensor) -> torch.Tensor:
             return units.shared(units.more_columns(tensor)).taken(tensor, 1)
 
-        def optimizer_transform(_: bool, tensor: torch.Tensor) -> torch.Tensor:
+        def moments(_: bool, tensor: torch.Tensor) -> torch.Tensor:
             return units.more_columns(tensor).taken(tensor, 1)
 
-        return Write(key, (key,), make, None if self.optim == "reset" else optimizer_transform)
-
-    # -- which tensors -------------------------------------------------------------------------------------
+        return make, moments
 
     def _layers(self, state: State, target: State) -> Iterator[Units]:
         """Yield the layers that the paths name, one for each match of their stars.
@@ -142,73 +142,74 @@ class widen(Operator):
         for key, value in state.items():
             if shape(value) is not None:
                 modules.setdefault(key.rpartition(".")[0], []).append(key)
-        first = self._producers[0]
-        named = [module for module in modules if stars(first, module) is not None]
+        pattern = self._producers[0]
+        named = {module: found for module in modules if (found := stars(pattern, module)) is not None}
         if not named:
-            raise self.unused(first, f"matches no module{_near(first, modules)}")
-        for module in named:
-            found = stars(first, module)
-            assert found is not None
+            raise self.unused(pattern, f"matches no module{did_you_mean(pattern, modules)}")
+        for module, found in named.items():
             yield self._units(found, module, modules, state, target)
 
     def _units(
         self, found: tuple[str, ...], first: str, modules: Modules, state: State, target: State
     ) -> Units:
-        rows: list[str] = []
-        columns: dict[str, int] = {}
-        old = self._size(f"{first}.weight", state)
-        for path in self._producers:
-            rows += self._rows(self._tensors(filled(path, found), modules), old, state, norm=False)
+        weight = f"{first}.weight"
+        if not (sizes := shape(state.get(weight))):
+            raise self.unfit(weight, "a producer has a weight, and there is none")
+        old = sizes[0]
+
+        def with_rows(paths: Sequence[str], *, norm: bool) -> list[str]:
+            named = (key for path in paths for key in self._tensors(filled(path, found), modules))
+            return [key for key in named if self._has_rows(key, old, state, norm=norm)]
+
+        rows = with_rows(self._producers, norm=False)
         weights = [key for key in rows if len(state[key].shape) > 1]
-        for path in self.norms:
-            rows += self._rows(self._tensors(filled(path, found), modules), old, state, norm=True)
+        rows += with_rows(self.norms, norm=True)
+        columns: dict[str, int] = {}
         for path in self.consumers:
             module = filled(path, found)
-            columns |= self._columns(module, self._tensors(module, modules), old, state)
-        both = [key for key in columns if key in rows]
-        if both:
+            taken = [key for key in self._tensors(module, modules) if len(state[key].shape) > 1]
+            if not taken:
+                raise self.unfit(module, "a consumer has a weight, and there is none")
+            columns |= {key: self._block(key, old, state) for key in taken}
+        if both := [key for key in columns if key in rows]:
             raise self.unfit(both[0], "it can't give and take the same units; widen one after the other")
-        origin = self._origin(f"{first}.weight", old, target)
-        return Units(
-            rows, weights, columns, old, origin, shares(origin, self.split, generator(self.seed, first))
-        )
-
-    def _size(self, key: str, state: State) -> int:
-        sizes = shape(state.get(key))
-        if not sizes:
-            raise self.unfit(key, "a producer has a weight, and there is none")
-        return sizes[0]
-
-    def _rows(self, keys: Iterable[str], old: int, state: State, *, norm: bool) -> Iterator[str]:
-        for key in keys:
-            sizes = tuple(state[key].shape)
-            if sizes and not state[key].is_floating_point():
-                raise self.unfit(key, "it holds no real floats")
-            if sizes and sizes[0] == old:
-                yield key
-            elif sizes and not (norm and sizes == (1,)):  # a PReLU may have one slope for all units
-                raise self.unfit(key, f"it is {shown(sizes)}, and there are {old} units")
-
-    def _columns(self, module: str, keys: Iterable[str], old: int, state: State) -> Iterator[tuple[str, int]]:
-        found = False
-        for key in keys:
-            sizes = tuple(state[key].shape)
-            if len(sizes) > 1:
-                found = True
-                if not state[key].is_floating_point():
-                    raise self.unfit(key, "it holds no real floats")
-                if sizes[1] % old or not sizes[1]:
-                    raise self.unfit(
-                        key, f"it is {shown(sizes)}: its columns are not a multiple of {old} units"
-                    )
-                yield key, sizes[1] // old
-        if not found:
-            raise self.unfit(module, "a consumer has a weight, and there is none")
+        origin = self._origin(weight, old, target)
+        parts = shares(origin, self.split, generator(self.seed, first))
+        return Units(rows, weights, columns, old, origin, parts)
 
     def _tensors(self, module: str, modules: Modules) -> Sequence[str]:
         if module not in modules:
-            raise self.unused(module, f"has {python(module)}, which is not a module{_near(module, modules)}")
+            hint = did_you_mean(module, modules)
+            raise self.unused(module, f"has {python(module)}, which is not a module{hint}")
         return modules[module]
+
+    def _has_rows(self, key: str, old: int, state: State, *, norm: bool) -> bool:
+        """Return whether a tensor has a row for each unit; False for a number.
+
+        Raises:
+            RecipeError: it has other rows, or holds no floats.
+        """
+        sizes = tuple(state[key].shape)
+        if not sizes or (norm and sizes == (1,) and old != 1):  # a PReLU may have one slope for all units
+            return False
+        if not state[key].is_floating_point():
+            raise self.unfit(key, "it holds no real floats")
+        if sizes[0] != old:
+            raise self.unfit(key, f"it is {shown(sizes)}, and there are {old} units")
+        return True
+
+    def _block(self, key: str, old: int, state: State) -> int:
+        """Return how many columns of a consumer each unit has.
+
+        Raises:
+            RecipeError: the columns do not fit the units, or the consumer holds no floats.
+        """
+        if not state[key].is_floating_point():
+            raise self.unfit(key, "it holds no real floats")
+        sizes: tuple[int, ...] = tuple(state[key].shape)
+        if sizes[1] % old or not sizes[1]:
+            raise self.unfit(key, f"it is {shown(sizes)}: its columns are not a multiple of {old} units")
+        return sizes[1] // old
 
     def _origin(self, key: str, old: int, target: State) -> tuple[int, ...]:
         wanted = shape(target.get(key))
@@ -223,8 +224,6 @@ class widen(Operator):
         if set(origin) != set(range(old)):
             raise self.unfit(key, f"mapping must name each of the units 0 to {old - 1}, and no other")
         return origin
-
-    # -- the proof -----------------------------------------------------------------------------------------
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Claim that incoming weights are copied, and outgoing ones sum to the old ones.
@@ -259,8 +258,3 @@ class widen(Operator):
             'will learn the same; noise_std= or split="unequal" tells them apart'
         )
         return [finding("recipe-symmetric-units", units.rows[0], message=message)]
-
-
-def _near(name: str, modules: Modules) -> str:
-    found = " or ".join(map(python, nearest(name, modules)))
-    return f": did you mean {found}?" if found else ""
