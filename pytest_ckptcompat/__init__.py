@@ -22,22 +22,19 @@ if TYPE_CHECKING:
     from .recipes.operators.append import append
     from .recipes.operators.axes import permute, reshape, transpose
     from .recipes.operators.blocks import insert_block, stack
-    from .recipes.operators.cast import cast
+    from .recipes.operators.channels import reduce, repeat_channels
     from .recipes.operators.custom import custom
     from .recipes.operators.fold_batch_norm import fold_batch_norm
     from .recipes.operators.fold_weight_norm import fold_weight_norm
     from .recipes.operators.fusing import concat, split, stack_tensors, unbind
-    from .recipes.operators.inflate import inflate
+    from .recipes.operators.kernels import inflate, pad
     from .recipes.operators.merge_lora import merge_lora
-    from .recipes.operators.pad import pad
-    from .recipes.operators.reduce import reduce
     from .recipes.operators.rename import add_prefix, drop, rename, strip_prefix
-    from .recipes.operators.repeat_channels import repeat_channels
     from .recipes.operators.resample import resample
-    from .recipes.operators.scale import scale
     from .recipes.operators.select import select
     from .recipes.operators.tie import copy, tie
     from .recipes.operators.tile import tile
+    from .recipes.operators.values import cast, scale
     from .recipes.operators.widen import widen
     from .recipes.plan import Write
     from .recipes.recipe import Recipe, Release, Releases

@@ -16,9 +16,8 @@ from pytest_ckptcompat.files.paths import display
 from pytest_ckptcompat.models.blueprint import blueprint
 from pytest_ckptcompat.recipes.arguments import toml
 from pytest_ckptcompat.recipes.recipe import Recipe, Release, Releases
-from pytest_ckptcompat.recipes.recipe_text import parsed
+from pytest_ckptcompat.recipes.recipe_text import check_names, parsed
 from pytest_ckptcompat.recipes.recipe_text import written as operator_text
-from pytest_ckptcompat.recipes.release_names import check_names
 from pytest_ckptcompat.suggest.repair import repair
 from pytest_ckptcompat.verification.comparison import compare
 

@@ -16,7 +16,7 @@ from pytest_ckptcompat.checks.arguments import CheckArguments
 from pytest_ckptcompat.checks.waivers import allow
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.redaction import public
-from pytest_ckptcompat.recipes.release_names import TODAY, locks_of_releases
+from pytest_ckptcompat.recipes.recipe_text import TODAY, locks_of_releases
 
 from .checkpoints import ids
 from .session import CHECKS, Declared, Misstated, named, resolved, shelf

@@ -29,10 +29,8 @@ def checked(operator: str, name: str, value: Any, hint: Any) -> Any:
     raise RecipeError(f"{operator}: {name} wants {_wanted(hint)}, not {value!r:.80}")
 
 
-@cache
-def hints(kind: type) -> dict[str, Any]:
-    """Return field -> evaluated annotation, for the operator's own and inherited fields."""
-    return get_type_hints(kind)
+hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
+"""Return field -> evaluated annotation, for the operator's own and inherited fields."""
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:

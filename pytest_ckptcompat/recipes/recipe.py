@@ -17,8 +17,7 @@ from pytest_ckptcompat.recipes.applied import Applied, Step, _Aimed, applied
 from .arguments import toml
 from .base import Edit, Operator
 from .plan import State, carry_out
-from .recipe_text import operator_of, parsed, read, written
-from .release_names import check_names, release_tables
+from .recipe_text import check_names, operator_of, parsed, read, release_tables, written
 from .tables import Table, shapes_of
 
 if TYPE_CHECKING:

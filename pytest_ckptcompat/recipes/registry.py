@@ -26,11 +26,7 @@ def operators() -> dict[str, type[Operator]]:
 
 
 def _added() -> dict[str, type[Operator]]:
-    """Return the operators from hooks: first the run's, then those of installed packages.
-
-    Raises:
-        RecipeError: a hook failed, or returned something other than operators.
-    """
+    """Return the operators from hooks: first the run's, then those of installed packages."""
     found: dict[str, type[Operator]] = {}
     for hook in used():
         try:

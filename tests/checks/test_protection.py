@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from pytest_ckptcompat.recipes.operators.values import scale
 from torch import nn
 
 from pytest_ckptcompat import Recipe
@@ -10,7 +11,6 @@ from pytest_ckptcompat.checks.protection import broken, unknown
 from pytest_ckptcompat.recipes.operators.blocks import insert_block
 from pytest_ckptcompat.recipes.operators.fusing import concat, split
 from pytest_ckptcompat.recipes.operators.rename import drop, rename
-from pytest_ckptcompat.recipes.operators.scale import scale
 from pytest_ckptcompat.recipes.operators.tile import tile
 
 if TYPE_CHECKING:

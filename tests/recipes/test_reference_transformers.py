@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from pytest_ckptcompat.recipes.operators.channels import reduce
 
 from pytest_ckptcompat import open_checkpoint
 from pytest_ckptcompat.checks.apply import apply
@@ -14,7 +15,6 @@ from pytest_ckptcompat.recipes.operators.append import append
 from pytest_ckptcompat.recipes.operators.axes import transpose
 from pytest_ckptcompat.recipes.operators.blocks import insert_block
 from pytest_ckptcompat.recipes.operators.fusing import concat, split
-from pytest_ckptcompat.recipes.operators.reduce import reduce
 from pytest_ckptcompat.recipes.operators.tie import tie
 from pytest_ckptcompat.recipes.recipe import Recipe
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from networks import Boxes, Words, settle
+from pytest_ckptcompat.recipes.operators.channels import repeat_channels
+from pytest_ckptcompat.recipes.operators.values import cast, scale
 from torch import nn
 
 from pytest_ckptcompat.checkpoint.checkpoint import open_checkpoint
@@ -17,11 +19,8 @@ from pytest_ckptcompat.core.findings import Promise
 from pytest_ckptcompat.recipes.base import Operator
 from pytest_ckptcompat.recipes.operators.append import append
 from pytest_ckptcompat.recipes.operators.blocks import insert_block, stack
-from pytest_ckptcompat.recipes.operators.cast import cast
 from pytest_ckptcompat.recipes.operators.custom import custom
 from pytest_ckptcompat.recipes.operators.rename import drop, rename, strip_prefix
-from pytest_ckptcompat.recipes.operators.repeat_channels import repeat_channels
-from pytest_ckptcompat.recipes.operators.scale import scale
 from pytest_ckptcompat.recipes.operators.select import select
 from pytest_ckptcompat.recipes.operators.tile import tile
 from pytest_ckptcompat.recipes.operators.widen import widen

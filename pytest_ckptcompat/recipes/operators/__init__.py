@@ -8,22 +8,19 @@ from .add import add
 from .append import append
 from .axes import permute, reshape, transpose
 from .blocks import insert_block, stack
-from .cast import cast
+from .channels import reduce, repeat_channels
 from .custom import custom
 from .fold_batch_norm import fold_batch_norm
 from .fold_weight_norm import fold_weight_norm
 from .fusing import concat, split, stack_tensors, unbind
-from .inflate import inflate
+from .kernels import inflate, pad
 from .merge_lora import merge_lora
-from .pad import pad
-from .reduce import reduce
 from .rename import add_prefix, drop, rename, strip_prefix
-from .repeat_channels import repeat_channels
 from .resample import resample
-from .scale import scale
 from .select import select
 from .tie import copy, tie
 from .tile import tile
+from .values import cast, scale
 from .widen import widen
 
 if TYPE_CHECKING:

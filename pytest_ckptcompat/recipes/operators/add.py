@@ -76,11 +76,7 @@ class add(Operator):
         return {last: [Write(last, (last,)), *writes]}
 
     def _new(self, state: State, target: State) -> list[str]:
-        """Return the keys to add.
-
-        Raises:
-            RecipeError: there are none.
-        """
+        """Return the keys to add."""
         named = [key for key in keys.select(self.key, target) if shape(target.get(key)) is not None]
         if not named and shape(target.get(self.key)) is not None:
             named = [self.key]  # a name that a later operator will change

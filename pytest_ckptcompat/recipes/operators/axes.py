@@ -131,11 +131,7 @@ class reshape(KeyWise[tuple[int, ...]]):
             )
 
     def change(self, key: str, state: State, target: State) -> tuple[int, ...] | None:
-        """Return the new shape, or None if a glob matched a tensor with another number of elements.
-
-        Raises:
-            RecipeError: the key is exact, and its elements do not fill the shape.
-        """
+        """Return the new shape, or None if a glob matched a tensor with another number of elements."""
         has, exact = tuple(state[key].shape), key == self.key
         wanted = shape(target.get(key)) if self.shape is None else self.shape
         if wanted is None:

@@ -119,11 +119,7 @@ class insert_block(Operator):
         return old.moved(old.number + (old.number >= self.at))
 
     def _copies(self, layers: str, inside: Mapping[str, Place], state: State) -> Iterator[Write]:
-        """Yield what makes the new block of a module.
-
-        Raises:
-            RecipeError: there is no block to copy, or the new number would leave a gap.
-        """
+        """Yield what makes the new block of a module."""
         number = self._block[1]
         block = {key: each for key, each in inside.items() if each.number == int(number)}
         last = max(each.number for each in inside.values())

@@ -88,11 +88,7 @@ class fold_weight_norm(Operator):
         return matches(self.key, name) or matches(self.key, name.rpartition(".")[0])
 
     def _chosen(self, state: State) -> dict[str, Parts]:
-        """Return the weights to fold, by name.
-
-        Raises:
-            RecipeError: there are none.
-        """
+        """Return the weights to fold, by name."""
         found = {name: parts for name, parts in parametrized(state).items() if self._names(name)}
         if not found:
             known = ", ".join(python(name) for name in list(parametrized(state))[:3])

@@ -164,11 +164,7 @@ class merge_lora(Operator):
         return key.removeprefix(prefix).replace(".base_layer.", ".")
 
     def _adapters(self, state: State) -> list[Adapter]:
-        """Return the adapters, module by module.
-
-        Raises:
-            RecipeError: there are none, some are of an unknown kind, or sizes do not fit together.
-        """
+        """Return the adapters, module by module."""
         modules: dict[str, dict[str, dict[str, str]]] = {}
         for key in state:
             if found := _PART.fullmatch(key):

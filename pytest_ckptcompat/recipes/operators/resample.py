@@ -130,11 +130,7 @@ class resample(KeyWise[Grid]):
         return f"{self}: the model sees another grid"
 
     def change(self, key: str, state: State, target: State) -> Grid | None:
-        """Return the grid of a tensor, or None if it stays, or if the model does not have a glob's match.
-
-        Raises:
-            RecipeError: the grid can't be determined.
-        """
+        """Return the grid of a tensor, or None if it stays, or if the model does not have a glob's match."""
         has, wanted = tuple(state[key].shape), shape(target.get(key))
         exact = key == self.key
         if (wanted is None and not exact) or (wanted == has and not (exact and self.size)):

@@ -133,11 +133,7 @@ class widen(Operator):
         return make, moments
 
     def _layers(self, state: State, target: State) -> Iterator[Units]:
-        """Yield the layers that the paths name, one for each match of their stars.
-
-        Raises:
-            RecipeError: there are none, or sizes do not fit together.
-        """
+        """Yield the layers that the paths name, one for each match of their stars."""
         modules: dict[str, list[str]] = {}
         for key, value in state.items():
             if shape(value) is not None:
@@ -184,11 +180,7 @@ class widen(Operator):
         return modules[module]
 
     def _has_rows(self, key: str, old: int, state: State, *, norm: bool) -> bool:
-        """Return whether a tensor has a row for each unit; False for a number.
-
-        Raises:
-            RecipeError: it has other rows, or holds no floats.
-        """
+        """Return whether a tensor has a row for each unit; False for a number."""
         sizes = tuple(state[key].shape)
         if not sizes or (norm and sizes == (1,) and old != 1):  # a PReLU may have one slope for all units
             return False
@@ -199,11 +191,7 @@ class widen(Operator):
         return True
 
     def _block(self, key: str, old: int, state: State) -> int:
-        """Return how many columns of a consumer each unit has.
-
-        Raises:
-            RecipeError: the columns do not fit the units, or the consumer holds no floats.
-        """
+        """Return how many columns of a consumer each unit has."""
         if not state[key].is_floating_point():
             raise self.unfit(key, "it holds no real floats")
         sizes: tuple[int, ...] = tuple(state[key].shape)
