@@ -3,7 +3,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from pytest_ckptcompat.recipes.operators.values import scale
 from torch import nn
 
 from pytest_ckptcompat import Recipe
@@ -12,6 +11,7 @@ from pytest_ckptcompat.recipes.operators.blocks import insert_block
 from pytest_ckptcompat.recipes.operators.fusing import concat, split
 from pytest_ckptcompat.recipes.operators.rename import drop, rename
 from pytest_ckptcompat.recipes.operators.tile import tile
+from pytest_ckptcompat.recipes.operators.values import scale
 
 if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.applied import Applied

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from proving import proved, statuses
-from pytest_ckptcompat.recipes.operators.channels import reduce, repeat_channels
 from torch import nn
 from torch.nn import functional
 
 from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.recipes.operators.channels import reduce, repeat_channels
 from pytest_ckptcompat.recipes.recipe import Recipe
 
 # -- reduce --------------------------------------------------------------------------------------------------

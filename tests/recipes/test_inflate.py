@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from proving import statuses
-from pytest_ckptcompat.recipes.operators.kernels import inflate
 from torch import nn
 
 from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.recipes.operators.kernels import inflate
 from pytest_ckptcompat.recipes.recipe import Recipe
 
 

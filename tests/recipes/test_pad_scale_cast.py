@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from proving import proved, statuses
-from pytest_ckptcompat.recipes.operators.kernels import pad
-from pytest_ckptcompat.recipes.operators.values import cast, scale
 from torch import nn
 from torch.nn import functional
 
 from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.recipes.operators.kernels import pad
+from pytest_ckptcompat.recipes.operators.values import cast, scale
 from pytest_ckptcompat.recipes.recipe import Recipe
 
 # -- pad -----------------------------------------------------------------------------------------------------

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytest_ckptcompat.recipes.operators.channels import repeat_channels
 
 from pytest_ckptcompat import Recipe, open_checkpoint
 from pytest_ckptcompat.checks.apply import apply
+from pytest_ckptcompat.recipes.operators.channels import repeat_channels
 from pytest_ckptcompat.recipes.operators.resample import resample
 from pytest_ckptcompat.recipes.operators.tile import tile
 

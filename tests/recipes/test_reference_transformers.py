@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from pytest_ckptcompat.recipes.operators.channels import reduce
 
 from pytest_ckptcompat import open_checkpoint
 from pytest_ckptcompat.checks.apply import apply
 from pytest_ckptcompat.recipes.operators.append import append
 from pytest_ckptcompat.recipes.operators.axes import transpose
 from pytest_ckptcompat.recipes.operators.blocks import insert_block
+from pytest_ckptcompat.recipes.operators.channels import reduce
 from pytest_ckptcompat.recipes.operators.fusing import concat, split
 from pytest_ckptcompat.recipes.operators.tie import tie
 from pytest_ckptcompat.recipes.recipe import Recipe

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from networks import Boxes, Words, settle
-from pytest_ckptcompat.recipes.operators.channels import repeat_channels
-from pytest_ckptcompat.recipes.operators.values import cast, scale
 from torch import nn
 
 from pytest_ckptcompat.checkpoint.checkpoint import open_checkpoint
@@ -19,10 +17,12 @@ from pytest_ckptcompat.core.findings import Promise
 from pytest_ckptcompat.recipes.base import Operator
 from pytest_ckptcompat.recipes.operators.append import append
 from pytest_ckptcompat.recipes.operators.blocks import insert_block, stack
+from pytest_ckptcompat.recipes.operators.channels import repeat_channels
 from pytest_ckptcompat.recipes.operators.custom import custom
 from pytest_ckptcompat.recipes.operators.rename import drop, rename, strip_prefix
 from pytest_ckptcompat.recipes.operators.select import select
 from pytest_ckptcompat.recipes.operators.tile import tile
+from pytest_ckptcompat.recipes.operators.values import cast, scale
 from pytest_ckptcompat.recipes.operators.widen import widen
 from pytest_ckptcompat.recipes.per_tensor import KeyWise
 from pytest_ckptcompat.recipes.recipe import Recipe
