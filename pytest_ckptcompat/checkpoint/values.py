@@ -37,16 +37,19 @@ _ROOM = 1 << 30
 class Values:
     """A reader for the values of one checkpoint."""
 
-    def __init__(self, contents: Contents) -> None:
+    def __init__(self, contents: Contents, expected: Mapping[str, object] | None = None) -> None:
+        """Prepare for reading.
+
+        Args:
+            contents: the checkpoint.
+            expected: entries whose tensors may be read one by one. Parts of remote files are then read ahead.
+        """
         if sys.byteorder != "little":
             raise CheckpointError("values are read on little-endian machines only")
         self._contents = contents
         self._kept: Storages | None = None
-
-    def expect(self, entries: Mapping[str, object]) -> None:
-        """Prepare for reading these tensors one by one, with read-ahead if the checkpoint is remote."""
-        if is_url(self._contents.path):
-            self._kept = Storages(self._contents, _bounds(entries.values()), sure=False)
+        if expected and is_url(contents.path):
+            self._kept = Storages(contents, _bounds(expected.values()), sure=False)
 
     def tensor(self, spec: TensorSpec) -> torch.Tensor:
         """Read the values of one tensor into new memory. Strides are kept if they leave no gaps.
@@ -74,26 +77,8 @@ class Values:
         self, entries: Mapping[str, object], metadata: Mapping[str, object] | None
     ) -> OrderedDict[str, Any]:
         """Read all values. Tied tensors and other views of one storage share memory."""
-        bounds = _bounds(entries.values())
-        memories: dict[str, torch.UntypedStorage] = {}
-        made: OrderedDict[str, Any] = OrderedDict()
-        with self._storages(bounds) as storages:
-            for key, value in entries.items():
-                if not isinstance(value, TensorSpec) or (
-                    isinstance(value, LearnedSpec) and is_extra_state(key)
-                ):
-                    made[key] = given(value, self.tensor)
-                elif value.note:
-                    made[key] = self._composed(value)
-                elif value.storage not in bounds or storages.in_chunks(value.storage):
-                    made[key] = read(storages, value)
-                else:
-                    low, high = bounds[value.storage]
-                    if value.storage not in memories:
-                        memories[value.storage] = memory = buffer(high - low)
-                        storages.source(value.storage)(low, memory_of(memory))
-                    made[key] = view(memories[value.storage], value, low)
-        return _with_metadata(made, metadata)
+        with self._storages(_bounds(entries.values())) as storages:
+            return self._made(entries, metadata, storages)
 
     def meta(
         self, entries: Mapping[str, object], metadata: Mapping[str, object] | None
@@ -103,24 +88,36 @@ class Values:
         The values of quantized, sparse and nested tensors are read because the meta device does not have
         them, and those of extra state because a model's code looks at them.
         """
+        return self._made(entries, metadata, None)
+
+    def _made(
+        self, entries: Mapping[str, object], metadata: Mapping[str, object] | None, storages: Storages | None
+    ) -> OrderedDict[str, Any]:
+        """Make all entries: on the CPU, with values from the storages, or on the meta device without them."""
         bounds = _bounds(entries.values())
         memories: dict[str, torch.UntypedStorage] = {}
         made: OrderedDict[str, Any] = OrderedDict()
         for key, value in entries.items():
             if not isinstance(value, TensorSpec):
                 made[key] = given(value, self.tensor)
-            elif is_extra_state(key):
+            elif is_extra_state(key) and (storages is None or isinstance(value, LearnedSpec)):
                 made[key] = self._extra_state(value)
-            elif isinstance(value, CompositeSpec) and value.kind in NOT_ON_META:
+            elif value.note and (storages is not None or getattr(value, "kind", "") in NOT_ON_META):
                 made[key] = self._composed(value)
-            elif value.storage not in bounds:
-                made[key] = new(value, "meta")
+            elif value.storage not in bounds or (storages is not None and storages.in_chunks(value.storage)):
+                made[key] = new(value, "meta") if storages is None else read(storages, value)
             else:
                 low, high = bounds[value.storage]
                 if value.storage not in memories:
-                    memories[value.storage] = buffer(high - low, "meta")
+                    memory = memories[value.storage] = buffer(
+                        high - low, "meta" if storages is None else "cpu"
+                    )
+                    if storages is not None:
+                        storages.source(value.storage)(low, memory_of(memory))
                 made[key] = view(memories[value.storage], value, low)
-        return _with_metadata(made, metadata)
+        if metadata is not None:
+            made._metadata = OrderedDict(metadata)  # type: ignore[attr-defined]  # as torch does
+        return made
 
     def stored(
         self, entries: Mapping[str, object], metadata: Mapping[str, object] | None, *, once: bool = False
@@ -185,11 +182,3 @@ def _bounds(entries: Iterable[object]) -> dict[str, tuple[int, int]]:
             low, high = bounds.get(spec.storage, (begin, end))
             bounds[spec.storage] = (min(low, begin - begin % 16), max(high, end))  # aligned for any dtype
     return bounds
-
-
-def _with_metadata(
-    made: OrderedDict[str, Any], metadata: Mapping[str, object] | None
-) -> OrderedDict[str, Any]:
-    if metadata is not None:
-        made._metadata = OrderedDict(metadata)  # type: ignore[attr-defined]  # as torch does
-    return made
