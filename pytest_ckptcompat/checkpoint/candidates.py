@@ -106,7 +106,7 @@ def survey(tree: object, limits: Limits) -> Candidate:
         The outermost object, even if it holds no tensors.
     """
     root = Candidate("", "", tree)
-    found, outer = [root], [root]
+    found = [root]
     seen = {id(tree)}
     for each in found:  # breadth first
         if is_module(each.node):
@@ -116,16 +116,15 @@ def survey(tree: object, limits: Limits) -> Candidate:
             each.model_like = True
         elif not is_training_state(each.node):
             for name, part in _parts(each):
-                if len(found) >= _MOST_CONTAINERS:
+                if len(seen) >= _MOST_CONTAINERS:
                     break
                 if id(part) not in seen and not is_extra_state(name) and not serves_training(name):
                     seen.add(id(part))
                     path = f"{each.path}.{name}".removeprefix(".")
-                    found.append(Candidate(path, name, part, each.depth + 1))
-                    outer.append(each)
-    for each, holder in zip(reversed(found[1:]), reversed(outer[1:]), strict=True):
-        if each.own or each.inner:
-            holder.inner.insert(0, each)
+                    each.inner.append(Candidate(path, name, part, each.depth + 1))
+            found.extend(each.inner)
+    for each in reversed(found):
+        each.inner = [inside for inside in each.inner if inside.own or inside.inner]
     return root
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import AmbiguousError, CheckpointError
 from pytest_ckptcompat.core.escape import escape
@@ -104,6 +104,7 @@ class Checkpoint(Mapping[str, TensorSpec]):
         state_dict_key: the dotted path to the state dict, found or given; ``""`` for the outermost object.
         metadata: torch's ``_metadata`` of the state dict, or None.
         entries: key -> `TensorSpec`, or a plain value if it is not a tensor; in the file's order.
+        contents: the header from which this state dict was picked.
     """
 
     def __init__(
@@ -117,13 +118,8 @@ class Checkpoint(Mapping[str, TensorSpec]):
         self.state_dict_key = state_dict_key
         self.metadata = metadata
         self.entries = entries
-        self._contents = contents
-        only_tensors = set(map(type, entries.values())) == {TensorSpec}
-        self._specs: Mapping[str, TensorSpec] = (
-            cast("dict[str, TensorSpec]", entries)
-            if only_tensors
-            else {key: value for key, value in entries.items() if isinstance(value, TensorSpec)}
-        )
+        self.contents = contents
+        self._specs = {key: value for key, value in entries.items() if isinstance(value, TensorSpec)}
 
     def __getitem__(self, key: str) -> TensorSpec:
         return self._specs[key]
@@ -145,12 +141,12 @@ class Checkpoint(Mapping[str, TensorSpec]):
     @property
     def format(self) -> str:
         """The short name of the format."""
-        return self._contents.header.format
+        return self.contents.header.format
 
     @property
     def valueless(self) -> str:
         """Why there are no values to read, or ``""``."""
-        return self._contents.valueless
+        return self.contents.valueless
 
     @property
     def objects(self) -> dict[str, object]:
@@ -175,7 +171,7 @@ class Checkpoint(Mapping[str, TensorSpec]):
     @property
     def unsafe(self) -> str:
         """Why ``torch.load(weights_only=True)`` would refuse the file, or ``""``."""
-        return self._contents.header.unsafe
+        return self.contents.header.unsafe
 
     @property
     def wrapper(self) -> object:
@@ -184,13 +180,8 @@ class Checkpoint(Mapping[str, TensorSpec]):
         For a lock, the metadata that it stores with the table under ``state_dict``, or only the table if it
         stores no metadata.
         """
-        header = self._contents.header
+        header = self.contents.header
         return {**header.metadata, "state_dict": header.tree} if header.metadata else header.tree
-
-    @property
-    def contents(self) -> Contents:
-        """The header from which this state dict was picked."""
-        return self._contents
 
     def at(self, state_dict_key: str | None) -> Checkpoint:
         """Return the state dict at another key of the same file, or this one for None.
@@ -200,12 +191,12 @@ class Checkpoint(Mapping[str, TensorSpec]):
         """
         if state_dict_key is None or state_dict_key == self.state_dict_key:
             return self
-        return checkpoint(self._contents, state_dict_key)
+        return checkpoint(self.contents, state_dict_key)
 
     @property
     def bytes_read(self) -> int:
         """The number of bytes read from the files so far."""
-        return self._contents.files.bytes_read
+        return self.contents.files.bytes_read
 
     @contextmanager
     def progress(self) -> Iterator[None]:
@@ -214,9 +205,9 @@ class Checkpoint(Mapping[str, TensorSpec]):
         Raises:
             CheckpointError: a remote file changed meanwhile.
         """
-        with self._contents.files.progress(self.name, self.nbytes):
+        with self.contents.files.progress(self.name, self.nbytes):
             yield
-        self._contents.files.check_unchanged()
+        self.contents.files.check_unchanged()
 
     # -- values; torch is imported here --------------------------------------------------------------------
 
@@ -232,7 +223,7 @@ class Checkpoint(Mapping[str, TensorSpec]):
     def materialise(self, spec: TensorSpec) -> torch.Tensor:
         """Read the values of any tensor in `wrapper`; errors as for `tensor`."""
         tensor = self._one_by_one.tensor(spec)
-        self._contents.files.check_unchanged()
+        self.contents.files.check_unchanged()
         return tensor
 
     def state_dict(self) -> OrderedDict[str, Any]:
@@ -256,11 +247,11 @@ class Checkpoint(Mapping[str, TensorSpec]):
     def _values(self) -> Values:
         from .values import Values
 
-        return Values(self._contents)
+        return Values(self.contents)
 
     @cached_property
     def _one_by_one(self) -> Values:
         """A reader for single tensors."""
         from .values import Values
 
-        return Values(self._contents, self.entries)
+        return Values(self.contents, self.entries)

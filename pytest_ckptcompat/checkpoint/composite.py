@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -62,20 +63,11 @@ def _conjugated(spec: CompositeSpec, read: Read) -> torch.Tensor:
     return tensor._neg_view() if neg else tensor
 
 
-def _subclass(spec: CompositeSpec, read: Read) -> torch.Tensor:
-    """Return only the values, without their class."""
-    return read(_tensor(spec.parts[0]))
-
-
-def _meta(spec: CompositeSpec, read: Read) -> torch.Tensor:
-    return torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="meta")
-
-
 def _quantized(spec: CompositeSpec, read: Read) -> torch.Tensor:
     numbers: Any
     inside, scheme, *numbers = spec.parts
     dtype = getattr(torch, spec.dtype)
-    integers = read(_retyped(_tensor(inside), _INTEGERS.get(spec.dtype, "uint8")))
+    integers = read(replace(_tensor(inside), dtype=_INTEGERS.get(spec.dtype, "uint8")))
     made: Any
     if scheme == "per_tensor_affine":
         scale, zero_point = numbers
@@ -93,18 +85,13 @@ def _quantized(spec: CompositeSpec, read: Read) -> torch.Tensor:
     offset, stride = integers.storage_offset(), integers.stride()
     if spec.dtype not in _INTEGERS:  # several elements share a byte
         offset, stride = spec.offset, spec.stride
-    made.set_(_quantized_storage(integers, dtype), offset, spec.shape, stride)
-    return made  # type: ignore[no-any-return]
+    storage = torch.storage.TypedStorage(wrap_storage=integers.untyped_storage(), dtype=dtype, _internal=True)  # type: ignore[no-untyped-call]
+    return made.set_(storage, offset, spec.shape, stride)  # type: ignore[no-any-return]
 
 
 def _numbers(given: Any, dtype: torch.dtype, read: Read) -> torch.Tensor:
     """Return scales or zero points as a tensor. A list is converted as torch does it."""
     return read(given) if isinstance(given, TensorSpec) else torch.tensor(given, dtype=dtype)
-
-
-def _quantized_storage(integers: torch.Tensor, dtype: torch.dtype) -> Any:
-    make: Any = torch.storage.TypedStorage
-    return make(wrap_storage=integers.untyped_storage(), dtype=dtype, _internal=True)
 
 
 def _sparse(spec: CompositeSpec, read: Read) -> torch.Tensor:
@@ -114,15 +101,9 @@ def _sparse(spec: CompositeSpec, read: Read) -> torch.Tensor:
         indices, values = tensors
         made = torch.sparse_coo_tensor(indices, values, shape, check_invariants=True)  # type: ignore[arg-type]
         return made if coalesced is None else made._coalesced_(bool(coalesced))
-    compressed, plain, values = tensors
-    return torch.sparse_compressed_tensor(
-        compressed,
-        plain,
-        values,
-        shape,  # type: ignore[arg-type]
-        layout=getattr(torch, str(layout)),
-        check_invariants=True,
-    )
+    compose: Any = torch.sparse_compressed_tensor
+    found: torch.Tensor = compose(*tensors, shape, layout=getattr(torch, str(layout)), check_invariants=True)
+    return found
 
 
 def _nested(spec: CompositeSpec, read: Read) -> torch.Tensor:
@@ -150,14 +131,10 @@ def _tensor(part: object) -> TensorSpec:
     return part
 
 
-def _retyped(spec: TensorSpec, dtype: str) -> TensorSpec:
-    return TensorSpec(dtype, spec.shape, spec.stride, spec.offset, spec.storage)
-
-
 _KINDS: dict[str, Callable[[CompositeSpec, Read], torch.Tensor]] = {
     "conjugated": _conjugated,
-    "subclass": _subclass,
-    "meta": _meta,
+    "subclass": lambda spec, read: read(_tensor(spec.parts[0])),  # only the values, without their class
+    "meta": lambda spec, read: torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="meta"),
     "quantized": _quantized,
     "sparse": _sparse,
     "nested": _nested,

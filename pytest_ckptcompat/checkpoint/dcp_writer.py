@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import secrets
 import shutil
@@ -18,6 +16,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save, save_state_dict
 
 from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.files.attempts import without_logs
 
 from .written_tensor import Value
 
@@ -46,7 +45,8 @@ def write_dcp(folder: str, content: Any) -> int:
     temporary = place.with_name(f".{place.name[:100]}.{secrets.token_hex(6)}.tmp")
     planner = _Planner()
     try:
-        with _quietly():
+        with without_logs(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns that the save is not distributed
             if "no_dist" in signature(save).parameters:
                 save(planner.planned(content), checkpoint_id=temporary, planner=planner, no_dist=True)
             else:  # torch 2.6
@@ -111,17 +111,3 @@ def _swap(new: Path, place: Path) -> None:
         old.rename(place)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _quietly() -> Any:
-    """Suppress torch's warnings about a save that is not distributed."""
-    logger = logging.getLogger("torch.distributed")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -42,11 +42,12 @@ def lock_of_checkpoint(
     """
     if ckpt.format == "lock":
         raise CheckpointError(f"{ckpt.name} is a lock file already")
-    source: Content = {
-        "checkpoint": _relative(ckpt.path, output),
-        "format": ckpt.format,
-        "nbytes": ckpt.nbytes,
-    }
+    if is_url(ckpt.path):
+        path = public(ckpt.path)
+    else:
+        folder = os.path.dirname(os.path.abspath(output))  # noqa: PTH100, PTH120  # does not resolve links
+        path = os.path.relpath(ckpt.path, folder).replace(os.sep, "/")
+    source: Content = {"checkpoint": path, "format": ckpt.format, "nbytes": ckpt.nbytes}
     if ckpt.state_dict_key:
         source["state_dict_key"] = ckpt.state_dict_key
     if sha256:
@@ -127,13 +128,6 @@ def _part(value: Any) -> str:
     return f"{opening}\n    " + ",\n    ".join(rows) + f"\n  {closing}"
 
 
-def _relative(path: str, output: str) -> str:
-    if is_url(path):
-        return public(path)
-    folder = os.path.dirname(os.path.abspath(output))  # noqa: PTH100, PTH120  # does not resolve links
-    return os.path.relpath(path, folder).replace(os.sep, "/")
-
-
 def sha256_of(ckpt: Checkpoint) -> str:
     """Return the hash of a checkpoint's file. For several files, hash the sorted output of ``sha256sum``.
 
@@ -149,17 +143,13 @@ def sha256_of(ckpt: Checkpoint) -> str:
         paths.add(inside(ckpt.path, ".metadata"))
     try:
         with ckpt.progress():
-            return _hash_of_all(ckpt, paths)
+            if len(paths) < 2:
+                return _hash(ckpt, next(iter(paths), ckpt.path))
+            folder = os.path.commonpath([path.rpartition("/")[0] for path in paths])
+            names = {path: path.removeprefix(folder).removeprefix("/") for path in sorted(paths)}
+            lines = [f"{_hash(ckpt, path)}  {name}\n" for path, name in names.items()]
     except CheckpointError as error:
         raise CheckpointError(f"--sha256: {error}") from None
-
-
-def _hash_of_all(ckpt: Checkpoint, paths: set[str]) -> str:
-    if len(paths) < 2:
-        return _hash(ckpt, next(iter(paths), ckpt.path))
-    folder = os.path.commonpath([path.rpartition("/")[0] for path in paths])
-    names = {path: path[len(folder) :].removeprefix("/") for path in paths}
-    lines = [f"{_hash(ckpt, path)}  {names[path]}\n" for path in sorted(paths)]
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -15,10 +15,12 @@ from pytest_ckptcompat.formats.pickle_stubs import Stub
 from .wrappers import state_dict_at
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .checkpoint import Checkpoint
     from .contents import Contents
 
-MOST = 64_000
+_MOST = 64_000
 """The largest size of the metadata in a lock, in bytes."""
 
 _DEEPEST = 100
@@ -36,15 +38,11 @@ def metadata(ckpt: Checkpoint) -> tuple[dict[str, Any], list[str]]:
     outer = ckpt.wrapper
     if not isinstance(outer, dict) or not ckpt.state_dict_key:
         return {}, []
-    found, large, room = {}, [], MOST
-    for name, value in outer.items():
-        try:
-            kept = _plain(value)
-        except _NotPlainError:
+    found, large, room = {}, [], _MOST
+    for name, kept in _plain_entries(outer):
+        if not isinstance(name, str) or kept in ({}, []):
             continue
-        size = len(json.dumps([name, kept])) if isinstance(name, str) else 0
-        if not isinstance(name, str) or (not kept and isinstance(kept, (dict, list))):
-            continue
+        size = len(json.dumps([name, kept]))
         if size > room:
             large.append(escape(name, 60))
         else:
@@ -54,13 +52,8 @@ def metadata(ckpt: Checkpoint) -> tuple[dict[str, Any], list[str]]:
 
 def plain_parts(contents: Contents) -> dict[str, Any]:
     """Return the parts of a checkpoint, or of a lock's metadata, that are plain values."""
-    header = contents.header
-    outer: object = header.metadata if header.format == "lock" else header.tree
-    found: dict[str, Any] = {}
-    for name, node in outer.items() if isinstance(outer, dict) else ():
-        with suppress(_NotPlainError):
-            found[str(name)] = _plain(node)
-    return found
+    outer = _outer(contents)
+    return {str(name): kept for name, kept in _plain_entries(outer)} if isinstance(outer, dict) else {}
 
 
 def arguments_at(contents: Contents, path: str) -> dict[str, Any]:
@@ -73,10 +66,9 @@ def arguments_at(contents: Contents, path: str) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no such part, or it is not a dict of plain values.
     """
-    header = contents.header
-    outer: object = header.metadata if header.format == "lock" else header.tree
+    outer = _outer(contents)
     shown = f"model_args='ckpt:{escape(path, 80)}'"
-    if header.format == "lock" and not outer:
+    if contents.header.format == "lock" and not outer:
         name = name_of(contents.path)
         raise CheckpointError(f"{shown}: the lock {name} holds no metadata: lock the checkpoint again")
     try:
@@ -90,6 +82,18 @@ def arguments_at(contents: Contents, path: str) -> dict[str, Any]:
     if not isinstance(found, dict) or not all(name.isidentifier() for name in found):
         raise CheckpointError(f"{shown} is not a dict whose keys are names of arguments")
     return found
+
+
+def _outer(contents: Contents) -> object:
+    """Return the outermost object; of a lock, the metadata that it stores."""
+    header = contents.header
+    return header.metadata if header.format == "lock" else header.tree
+
+
+def _plain_entries(outer: dict[Any, object]) -> Iterator[tuple[Any, Any]]:
+    for name, node in outer.items():
+        with suppress(_NotPlainError):
+            yield name, _plain(node)
 
 
 def _plain(node: object, depth: int = 0) -> Any:

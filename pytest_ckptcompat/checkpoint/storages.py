@@ -44,7 +44,7 @@ class Storages:
         self._contents = contents
         self._open: dict[str, File] = {}
         self._closing = ExitStack()
-        self._held = Held()
+        self._held: Held = {}
         self._sure = sure
         self._expected: dict[str, list[tuple[int, int]]] = {}
         for extent in (extent for name in expected for extent in contents.header.storages.get(name, ())):

@@ -59,7 +59,7 @@ def asked(url: str, ask: Callable[[], _T], *, patient: bool = True) -> _T:
     start = time.monotonic()
     for tries, wait in enumerate((*(WAITS if patient else ()), None), 1):
         try:
-            with _without_logs():
+            with without_logs():
                 return ask()
         except CheckpointError as error:
             raise about(url, error) from None
@@ -68,19 +68,15 @@ def asked(url: str, ask: Callable[[], _T], *, patient: bool = True) -> _T:
         except Exception as error:
             cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
             if wait is None or not _passing(url, cause) or time.monotonic() - start > _PATIENCE:
-                raise CheckpointError(f"{display(url)}{_counted(_reason(url, cause), tries)}") from None
+                reason = _reason(url, cause)
+                if tries > 1:
+                    told = f"{reason[:-1]}, " if reason.endswith(")") else f"{reason} ("
+                    reason = f"{told}tried {tries} times)"
+                raise CheckpointError(f"{display(url)}{reason}") from None
             wait = max(wait, web.asked_to_wait(cause))
             with notice(f"{display(url)}{_reason(url, cause)}: next attempt in {wait:g} s"):
                 time.sleep(wait)
     raise AssertionError("the last attempt either returned or raised")
-
-
-def _counted(reason: str, tries: int) -> str:
-    """Add to the reason how often the request was tried."""
-    if tries == 1:
-        return reason
-    start = f"{reason[:-1]}, " if reason.endswith(")") else f"{reason} ("
-    return f"{start}tried {tries} times)"
 
 
 def _is_web(url: str) -> bool:
@@ -152,7 +148,7 @@ def _unknown_protocol(url: str) -> str:
 
 
 @contextmanager
-def _without_logs() -> Iterator[None]:
+def without_logs() -> Iterator[None]:
     """Disable logging: other packages log whole URLs, and pytest shows the log of failed tests."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
 from .file import File
@@ -33,24 +32,8 @@ class Window(NamedTuple):
         return self.data[begin : begin + size] if 0 <= begin <= len(self.data) - size else None
 
 
-class Held:
-    """The most recently used windows of a checkpoint's files."""
-
-    def __init__(self) -> None:
-        self._windows: OrderedDict[tuple[str, int], Window] = OrderedDict()
-
-    def get(self, path: str, number: int) -> Window | None:
-        """Return a window of a file, or None if it is not in memory."""
-        if (path, number) in self._windows:
-            self._windows.move_to_end((path, number))
-        return self._windows.get((path, number))
-
-    def put(self, path: str, number: int, window: Window) -> None:
-        """Keep a window, and drop the least recently used one if there are too many."""
-        self._windows.pop((path, number), None)
-        if len(self._windows) >= _MOST_HELD:
-            self._windows.popitem(last=False)
-        self._windows[path, number] = window
+Held = dict[tuple[str, int], Window]
+"""Windows of a checkpoint's files, by path and number. The most recently used one is the last."""
 
 
 class ReadAhead(File):
@@ -97,15 +80,18 @@ class ReadAhead(File):
         number = bisect_right(self._starts, offset) - 1
         if number < 0 or offset + size > self._windows[number][1]:
             return None
-        held = self._held.get(self.path, number)
+        held = self._held.pop((self.path, number), None)
         data = None if held is None else held.part(offset, size)
         if data is None and (start := self._worth_fetching(number, offset, held)) is not None:
             end, rest = (self._windows[number][1], b"") if held is None else held
             if held is None:
                 self._used[number] = 0
             held = Window(start, self._file.read_at(start, end - start) + rest)
-            self._held.put(self.path, number, held)
             data = held.part(offset, size)
+        if held is not None:
+            if len(self._held) >= _MOST_HELD:
+                del self._held[next(iter(self._held))]
+            self._held[self.path, number] = held
         if data is not None:
             self._used[number] += size
         return data

@@ -42,7 +42,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ahead(file: File, parts: Iterable[tuple[int, int]]) -> ReadAhead:
-    return ReadAhead(file, parts, Held())
+    return ReadAhead(file, parts, {})
 
 
 def test_neighbours_come_with_one_request() -> None:
@@ -64,7 +64,7 @@ def test_what_lies_far_apart_and_what_is_large_is_read_by_itself() -> None:
 
 def test_where_it_is_not_sure_windows_are_fetched_for_reads_that_go_on() -> None:
     file = Far()
-    reader = ReadAhead(file, [(n * 120, n * 120 + 100) for n in range(30)], Held(), sure=False)
+    reader = ReadAhead(file, [(n * 120, n * 120 + 100) for n in range(30)], {}, sure=False)
     for place in (20, 5, 6, 7, 25):
         assert reader.read_at(place * 120, 100) == DATA[place * 120 : place * 120 + 100]
     assert file.asked == [(2400, 100), (600, 100), (720, 2860)]  # the rest of the window
@@ -72,7 +72,7 @@ def test_where_it_is_not_sure_windows_are_fetched_for_reads_that_go_on() -> None
 
 def test_several_parts_in_any_order_promise_the_others() -> None:
     file = Far()
-    reader = ReadAhead(file, [(n * 120, n * 120 + 100) for n in range(30)], Held(), sure=False)
+    reader = ReadAhead(file, [(n * 120, n * 120 + 100) for n in range(30)], {}, sure=False)
     for place in (20, 10, 5, 17, 2):
         assert reader.read_at(place * 120, 100) == DATA[place * 120 : place * 120 + 100]
     assert file.asked == [(2400, 100), (1200, 100), (0, 3580)]
@@ -80,7 +80,7 @@ def test_several_parts_in_any_order_promise_the_others() -> None:
 
 def test_several_reads_of_one_part_do_not_promise_the_next() -> None:
     file = Far()
-    reader = ReadAhead(file, [(n * 120, n * 120 + 120) for n in range(30)], Held(), sure=False)
+    reader = ReadAhead(file, [(n * 120, n * 120 + 120) for n in range(30)], {}, sure=False)
     for offset, size in ((240, 30), (270, 20), (300, 60)):
         reader.read_at(offset, size)
     assert sum(size for _, size in file.asked) == 110
@@ -104,7 +104,7 @@ def test_a_window_ends_where_the_file_ends() -> None:
 
 
 def test_few_windows_are_held_of_all_files_together() -> None:
-    held = Held()
+    held: Held = {}
     files = [Far(f"far{n}") for n in range(5)]
     readers = [ReadAhead(file, [(0, 1000)], held) for file in files]
     for reader in readers:
