@@ -42,27 +42,55 @@ def check_whole(entries: Mapping[str, object], path: str) -> None:
     Raises:
         CheckpointError: the state dict is one rank's part. The message says which rank's, and what to do.
     """
-    parts = [value for value in entries.values() if type(value) is not TensorSpec and _is_part(value)]
+    parts = [value for value in entries.values() if type(value) is not TensorSpec and _kind(value)]
     if parts:
-        kind = next(iter(_kind(each) for each in parts))
-        many = (
-            f"{len(parts)} of its {len(entries)} entries are"
-            if len(parts) < len(entries)
-            else "its tensors are"
-        )
-        raise CheckpointError(f"{_part(parts[0], path)} of a distributed model: {many} {kind}s. {_GATHER}")
-    if flat := next((key for key in entries if "flat_param" in key and _is_flat(key, entries[key])), None):
+        of_all = f"{len(parts)} of its {len(entries)} entries are"
+        many = of_all if len(parts) < len(entries) else "its tensors are"
+        rank = parts[0].parts if isinstance(parts[0], CompositeSpec) else ()
         raise CheckpointError(
-            f"{_part(None, path)} of a model under FSDP: {escape(flat)} is several parameters. {_GATHER}"
+            f"{_part(path, *rank)} of a distributed model: {many} {_kind(parts[0])}s. {_GATHER}"
         )
+    for key, value in entries.items():
+        if "flat_param" in key and _FLAT.fullmatch(key) and len(getattr(value, "shape", ())) == 1:
+            raise CheckpointError(
+                f"{_part(path)} of a model under FSDP: {escape(key)} is several parameters. {_GATHER}"
+            )
 
 
 def check_file(tree: object, path: str) -> None:
     """Refuse a file that says beside its state dict that it is one rank's part; see `check_whole`."""
-    if isinstance(tree, dict):
-        _check_shards(tree, path)
-        _check_parallel(tree, path)
-        _check_zero(tree, path)
+    if not isinstance(tree, dict):
+        return
+    metadata = tree.get("shard_metadata")
+    if isinstance(metadata, dict) and metadata.get("world_size") != 1:
+        raise CheckpointError(
+            f"{_part(path, metadata.get('rank'), metadata.get('world_size'))} of a model under FSDP of "
+            "FairScale or torch_xla (it has 'shard_metadata'). Put the parts of all ranks together with "
+            "FullyShardedDataParallel.consolidate_shard_weights of FairScale, or with "
+            "python -m torch_xla.distributed.fsdp.consolidate_sharded_ckpts, and open what that writes"
+        )
+    arguments = tree.get("args")  # of Megatron
+    noted = arguments.attributes if isinstance(arguments, Stub) else arguments
+    sizes = {"mp_world_size": tree.get("mp_world_size")}  # of DeepSpeed
+    if isinstance(noted, dict):
+        sizes |= {name: noted.get(name) for name in _PARALLEL}
+    for name, size in sizes.items():
+        if type(size) is int and size > 1:
+            raise CheckpointError(
+                f"{_part(path)} of a model that several ranks share ({name}={size}). Merge the parts of all "
+                "ranks (tools/checkpoint/convert.py of Megatron-LM, ds_to_universal.py of DeepSpeed), and "
+                "open what that writes"
+            )
+    module = tree.get("module")
+    held = module if isinstance(module, dict) else {}
+    values = {key: held.get(key) for key in _shapes(tree)}
+    empty = [key for key, spec in values.items() if not (isinstance(spec, TensorSpec) and spec.numel)]
+    if held and empty:
+        raise CheckpointError(
+            f"{_part(path)} of a checkpoint of DeepSpeed's ZeRO stage 3: {len(empty)} parameters "
+            f"have no values here, {escape(empty[0])} for one, and lie partitioned in other files. "
+            f"{_ZERO_TO_FP32}"
+        )
 
 
 def part_without_model(tree: object) -> str:
@@ -87,49 +115,6 @@ def part_without_model(tree: object) -> str:
     )
 
 
-def _check_shards(tree: dict[Any, object], path: str) -> None:
-    """FairScale and torch_xla put ``shard_metadata`` beside the state dict of a rank."""
-    metadata = tree.get("shard_metadata")
-    if not isinstance(metadata, dict) or metadata.get("world_size") == 1:
-        return
-    raise CheckpointError(
-        f"{_part(None, path, metadata.get('rank'), metadata.get('world_size'))} of a model under FSDP of "
-        "FairScale or torch_xla (it has 'shard_metadata'). Put the parts of all ranks together with "
-        "FullyShardedDataParallel.consolidate_shard_weights of FairScale, or with "
-        "python -m torch_xla.distributed.fsdp.consolidate_sharded_ckpts, and open what that writes"
-    )
-
-
-def _check_parallel(tree: dict[Any, object], path: str) -> None:
-    """Megatron and DeepSpeed note how many ranks share one model."""
-    arguments = tree.get("args")
-    noted: object = arguments.attributes if isinstance(arguments, Stub) else arguments
-    sizes = [("mp_world_size", tree.get("mp_world_size"))]
-    if isinstance(noted, dict):
-        sizes += [(name, noted.get(name)) for name in _PARALLEL]
-    shared = next((f"{name}={size}" for name, size in sizes if type(size) is int and size > 1), "")
-    if shared:
-        raise CheckpointError(
-            f"{_part(None, path)} of a model that several ranks share ({shared}). Merge the parts of all "
-            "ranks (tools/checkpoint/convert.py of Megatron-LM, ds_to_universal.py of DeepSpeed), and open "
-            "what that writes"
-        )
-
-
-def _check_zero(tree: dict[Any, object], path: str) -> None:
-    """Refuse a model file of DeepSpeed's ZeRO stage 3, which has empty parameters and their real sizes."""
-    module = tree.get("module")
-    held = module if isinstance(module, dict) else {}
-    values = {key: held.get(key) for key in _shapes(tree)}
-    empty = [key for key, spec in values.items() if not (isinstance(spec, TensorSpec) and spec.numel)]
-    if held and empty:
-        raise CheckpointError(
-            f"{_part(None, path)} of a checkpoint of DeepSpeed's ZeRO stage 3: {len(empty)} parameters "
-            f"have no values here, {escape(empty[0])} for one, and lie partitioned in other files. "
-            f"{_ZERO_TO_FP32}"
-        )
-
-
 def _shapes(tree: dict[Any, object]) -> list[str]:
     """Return the names of the parameters whose sizes DeepSpeed notes, without empty ones."""
     groups: list[object] = []
@@ -145,28 +130,18 @@ def _shapes(tree: dict[Any, object]) -> list[str]:
     ]
 
 
-def _is_flat(key: str, value: object) -> bool:
-    return bool(_FLAT.fullmatch(key)) and isinstance(value, TensorSpec) and len(value.shape) == 1
-
-
-def _is_part(value: object) -> bool:
+def _kind(value: object) -> str:
+    """Return the name of a distributed tensor's class, or ``""``."""
+    kind = ""
     if isinstance(value, CompositeSpec):
-        return value.kind in _TENSORS
-    return (
-        isinstance(value, Stub) and _kind(value) in _TENSORS and value.name.startswith("torch.distributed.")
-    )
+        kind = value.kind
+    elif isinstance(value, Stub) and value.name.startswith("torch.distributed."):
+        kind = value.name.rpartition(".")[2]
+    return kind if kind in _TENSORS else ""
 
 
-def _kind(part: object) -> str:
-    if isinstance(part, CompositeSpec):
-        return part.kind
-    return part.name.rpartition(".")[2] if isinstance(part, Stub) else ""
-
-
-def _part(part: object, path: str, rank: object = None, world: object = None) -> str:
+def _part(path: str, rank: object = None, world: object = None) -> str:
     """Return ``it is the part of rank 1 of 2``, with as much as is known."""
-    if isinstance(part, CompositeSpec):
-        rank, world = part.parts
     if type(rank) is not int and (named := _IN_NAME.search(path.rpartition("/")[2])):
         rank = int(named[1])
     if type(rank) is not int:

@@ -16,7 +16,7 @@ from .entries import is_module, is_training_state, metadata_of, own_keys
 from .rank_part import part_without_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from pytest_ckptcompat.core.limits import Limits
 
@@ -39,14 +39,14 @@ def state_dict_at(tree: object, path: str) -> object:
     node = tree
     rest = path
     while rest:
-        for name in _beginnings(rest):
+        name = rest
+        while name:  # ever shorter beginnings that end before a dot
             try:
                 node = child(node, name)
+                break
             except LookupError:
-                continue
-            rest = rest[len(name) + 1 :]
-            break
-        else:
+                name = name.rpartition(".")[0]
+        if not name:
             if selection := _selection(node, f"{rest}."):
                 return selection
             where = path[: len(path) - len(rest)].rstrip(".")
@@ -54,6 +54,7 @@ def state_dict_at(tree: object, path: str) -> object:
             raise CheckpointError(
                 f"{CHOOSING} names {escape(public(path))!r}: {here} has no such part; it has {_listed(node)}"
             )
+        rest = rest[len(name) + 1 :]
     return node
 
 
@@ -114,13 +115,6 @@ def _described(candidate: Candidate) -> str:
     return f"{escape(candidate.path)!r} ({'a whole module' if is_module(candidate.node) else tensors})"
 
 
-def _beginnings(path: str) -> Iterator[str]:
-    """Yield the path, then ever shorter beginnings of it that end before a dot."""
-    while path:
-        yield path
-        path = path.rpartition(".")[0]
-
-
 def _nothing(tree: object, deeper: str) -> str:
     if isinstance(tree, TensorSpec):
         return "it holds a single tensor, not a state dict; save {'name': tensor} or model.state_dict()"
@@ -128,24 +122,10 @@ def _nothing(tree: object, deeper: str) -> str:
         return "there is no state dict in it: it is empty, as that of a model without parameters"
     if part := part_without_model(tree):
         return part
-    if is_array(tree) or (arrays := _first(tree, is_array)):
-        such = "" if is_array(tree) else f", such as {escape(arrays, 60)!r},"
-        return (
-            f"it holds NumPy arrays{such} and no tensors of a model, so torch "
-            "can't load it into one. Convert them where the file is written: "
-            "torch.save({key: torch.from_numpy(array) for key, array in arrays.items()}, path)"
-        )
-    if lazy := _first(tree, _is_uninitialised):
-        return (
-            f"its parameters are uninitialized, {escape(lazy, 60)!r} for one: lazy modules have no shapes "
-            "before their first forward pass. Run the model on a batch once, and save it then"
-        )
-    if packed := _first(tree, _is_packed):
-        return (
-            f"its weights are packed for quantized kernels, {escape(packed, 60)!r} for one, and only torch "
-            "unpacks them. Save the state_dict() of the model before it is quantized"
-        )
-    what = "an optimizer's state" if is_training_state(tree) else kind_of(tree)
+    for wanted, instead in _INSTEAD:
+        if (found := "" if wanted(tree) else _first(tree, wanted)) is not None:
+            return instead.format(f", such as {escape(found, 60)!r}," if found else "")
+    what = "an optimizer's state" if is_training_state(tree) else _kind_of(tree)
     lies = f"; {escape(deeper)!r} lies deeper" if deeper else ""
     return (
         f"there is no state dict in it (no dict with tensors of a model, at most {DEEPEST} levels deep): "
@@ -153,8 +133,8 @@ def _nothing(tree: object, deeper: str) -> str:
     )
 
 
-def _first(tree: object, wanted: Callable[[object], bool]) -> str:
-    """Return the path of the first such part in a checkpoint that is not too deep, or ``""``."""
+def _first(tree: object, wanted: Callable[[object], bool]) -> str | None:
+    """Return the path of the first such part in a checkpoint that is not too deep, or None."""
     pending = [("", tree, 0)]
     for path, node, depth in islice(pending, _MOST_SEARCHED):  # grows during the iteration
         for name, part in islice(children(node), _MOST_SEARCHED) if depth <= DEEPEST else ():
@@ -163,24 +143,41 @@ def _first(tree: object, wanted: Callable[[object], bool]) -> str:
                 return inner
             if isinstance(part, (dict, list, Stub)):
                 pending.append((inner, part, depth + 1))
-    return ""
+    return None
 
 
-def _is_uninitialised(node: object) -> bool:
-    return isinstance(node, Stub) and node.name.startswith("torch.nn.parameter.Uninitialized")
+def _is_named(start: str) -> Callable[[object], bool]:
+    return lambda node: isinstance(node, Stub) and node.name.startswith(start)
 
 
-def _is_packed(node: object) -> bool:
-    return isinstance(node, Stub) and node.name == "torch.ScriptObject"
+_INSTEAD: tuple[tuple[Callable[[object], bool], str], ...] = (
+    (
+        is_array,
+        "it holds NumPy arrays{} and no tensors of a model, so torch can't load it into one. Convert them "
+        "where the file is written: "
+        "torch.save({{key: torch.from_numpy(array) for key, array in arrays.items()}}, path)",
+    ),
+    (
+        _is_named("torch.nn.parameter.Uninitialized"),
+        "its parameters{} are uninitialized: lazy modules have no shapes before their first forward pass. "
+        "Run the model on a batch once, and save it then",
+    ),
+    (
+        _is_named("torch.ScriptObject"),
+        "its weights{} are packed for quantized kernels, and only torch unpacks them. Save the state_dict() "
+        "of the model before it is quantized",
+    ),
+)
+"""What is in a file without tensors of a model, and what to do. The first such part is filled in."""
 
 
 def _listed(node: object) -> str:
     parts = list(islice(children(node), _SHOWN + 1))
-    names = ", ".join(f"{escape(name, 60)!r} ({kind_of(value)})" for name, value in parts[:_SHOWN])
+    names = ", ".join(f"{escape(name, 60)!r} ({_kind_of(value)})" for name, value in parts[:_SHOWN])
     return (names + (", ..." if len(parts) > _SHOWN else "")) or "no parts"
 
 
-def kind_of(value: object) -> str:
+def _kind_of(value: object) -> str:
     """Describe the kind of a value in a checkpoint."""
     if isinstance(value, TensorSpec):
         return "a tensor"

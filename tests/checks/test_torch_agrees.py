@@ -381,9 +381,9 @@ def test_lazy_modules(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("saved", "words"),
     [
-        (lambda: nn.LazyConv2d(3, 3).state_dict(), "parameters are uninitialized, 'weight' for one"),
-        (lambda: nn.Sequential(nn.LazyLinear(3)), "parameters are uninitialized, '0.weight' for one"),
-        (lambda: dynamic(), "weights are packed for quantized kernels"),
+        (lambda: nn.LazyConv2d(3, 3).state_dict(), "parameters, such as 'weight', are uninitialized"),
+        (lambda: nn.Sequential(nn.LazyLinear(3)), "parameters, such as '0.weight', are uninitialized"),
+        (lambda: dynamic(), "are packed for quantized kernels"),
     ],
 )
 def test_files_without_a_tensor_say_why(tmp_path: Path, saved: Callable[[], Any], words: str) -> None:
