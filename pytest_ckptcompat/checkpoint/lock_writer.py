@@ -72,12 +72,29 @@ def write_lock(path: str, content: Content) -> None:
         CheckpointError: the file can't be written, or would replace a file that is not a lock.
     """
     try:
-        if not _replaceable(Path(path)):
-            raise CheckpointError(f"{display(path)} is not a lock file and would be lost: name another file")
-        with whole_file(path) as file:
-            file.write(lock_text(content).encode("ascii"))
+        replaceable = _replaceable(Path(path))
     except OSError as error:
-        raise CheckpointError(f"{display(path)} can't be written: {error.strerror or error}") from None
+        raise _unwritten(path, error) from None
+    if not replaceable:
+        raise CheckpointError(f"{display(path)} is not a lock file and would be lost: name another file")
+    write_text(path, lock_text(content))
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a text file, completely or not at all.
+
+    Raises:
+        CheckpointError: the file can't be written.
+    """
+    try:
+        with whole_file(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise _unwritten(path, error) from None
+
+
+def _unwritten(path: str, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{display(path)} can't be written: {error.strerror or error}")
 
 
 def _replaceable(path: Path) -> bool:

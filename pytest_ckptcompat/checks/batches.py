@@ -37,14 +37,27 @@ def inputs_of(
         method = method if method != "forward" else str(recorded.get("method", method))
     if declared is None:
         return None
+    try:
+        return replace(parsed(declared, blueprint, schema), method=method)
+    except ValueError as error:
+        log.add(finding("forward-error", message=str(error)))
+        return None
+
+
+def parsed(declared: Any, blueprint: Blueprint, schema: nn.Module) -> Inputs:
+    """Parse declared inputs; ``"auto"`` stands for those that the model provides.
+
+    Raises:
+        ValueError: the inputs are invalid, or the model provides none.
+    """
     if declared != AUTO:
-        return replace(Inputs.parse(declared), method=method)
+        return Inputs.parse(declared)
     known = known_inputs(schema, blueprint.build)
     if known is None:
-        message = f"inputs='auto': {blueprint.name} does not declare its inputs; looked for {LOOKED_FOR}"
-        log.add(finding("forward-error", message=message))
-        return None
-    return replace(known, method=method)
+        raise ValueError(
+            f"inputs='auto': {blueprint.name} does not declare its inputs; looked for {LOOKED_FOR}"
+        )
+    return known
 
 
 class Batch:

@@ -17,7 +17,7 @@ from pytest_ckptcompat.verification.verify import precision_of, said_of
 from pytest_ckptcompat.verification.wide_run import RunError, Trial, run
 
 from .behaviours import too_large, undrawn
-from .past_checkpoint import Question, behaviour_at, values_of
+from .past_checkpoint import Question, behaviour_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,10 +38,8 @@ def compare_source(subject: Subject, applied: Applied) -> Verdict:
         return Promise(NAME, "unchecked", batch.lacking), []
     try:
         model_args = arguments.arguments_of_model(ckpt.contents)
-        question = Question(arguments.model, model_args, batch.plain, arguments.method)
-        then = Behaviour.from_json(
-            behaviour_at(subject.source_commit, question, values_of(ckpt), subject.place)
-        )
+        question = Question(arguments.model, model_args, arguments.method, batch=batch.plain)
+        then = Behaviour.from_json(behaviour_at(subject.source_commit, question, ckpt, subject.place))
         if then.uncompared:
             return _uncompared(then.uncompared)
         return _verdict(then, subject, applied, ckpt.stored(), "the checkpoint's values")

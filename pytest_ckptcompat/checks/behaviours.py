@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from pytest_ckptcompat.models.blueprint import Blueprint
 
-KEPT = 64_000
-"""The most characters that a lock spends on integers."""
-
 _COPIES = 3
 """Copies of the values in memory: as drawn, in the model, and in the forward pass."""
 
@@ -37,7 +34,7 @@ def recorded(
     method: str = "forward",
     *,
     limits: Limits = DEFAULT,
-    most: int = KEPT,
+    most: int = 64_000,
 ) -> dict[str, Any]:
     """Run a model on synthetic values of a table and return its outputs as plain values.
 

@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 STAGES: tuple[Kind, ...] = ("open", "recipe", "compare", "load", "verify", "forward", "optimizer")
 """The stages that every report has a line for."""
 
+_INTEGERS_OF_A_COMMIT = 64_000_000
+"""The most characters of integers that a commit's model answers with; unlike a lock, nobody reads them."""
+
 
 def check(
     model: Any = None,
@@ -196,7 +199,10 @@ class Check:
         """Open a past commit as a checkpoint, with the outputs of its model if they are to be compared."""
         arguments = self.arguments
         batch_json = None if arguments.device in ("none", "rehearse") else batch.plain
-        question = Question(arguments.model, arguments.arguments_of_model(None), batch_json, arguments.method)
+        model_args = arguments.arguments_of_model(None)
+        question = Question(
+            arguments.model, model_args, arguments.method, batch=batch_json, most=_INTEGERS_OF_A_COMMIT
+        )
         return open_past(self.path, question, self.place)
 
     def _stages(self, subject: Subject) -> bool:

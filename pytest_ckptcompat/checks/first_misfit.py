@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,17 +11,18 @@ from pytest_ckptcompat.checkpoint.checkpoint import open_checkpoint
 from pytest_ckptcompat.checkpoint.lock_writer import write_lock
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.core.redaction import is_url
 from pytest_ckptcompat.files.paths import display, is_reference
 from pytest_ckptcompat.history.bisect import Answer, Found, line_of, search
 from pytest_ckptcompat.history.child import ChildError, ask
 from pytest_ckptcompat.history.reference import Commit, Reference, git, resolve
 from pytest_ckptcompat.history.tree import exported
 
-from .past_checkpoint import JOB, Place, Question, lock_at
+from .past_checkpoint import JOB, Place, Question, lock_at, reachable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pytest_ckptcompat.core.limits import Limits
 
 
 @dataclass(frozen=True)
@@ -71,17 +71,15 @@ def first_misfit(
     with _readable(ckpt, model, place) as path:
 
         def fits(index: int) -> Answer:
-            arguments = {
-                "model": model,
-                "check": path,
-                "name": display(ckpt),
-                "width": width,
+            asked = {
+                "question": {"model": model},
                 "limits": asdict(place.limits),
+                "check": {"path": path, "name": display(ckpt), "width": width},
             }
             commit = Commit(last.repository, line[index])
             try:
                 with exported(commit) as tree:
-                    answer = ask(commit, tree, JOB, arguments, place.timeout)
+                    answer = ask(commit, tree, JOB, asked, place.timeout)
             except ChildError as error:
                 skipped.append(f"{commit.short}: {error}")
                 return "skipped"
@@ -100,7 +98,7 @@ def _readable(ckpt: str, model: str, place: Place) -> Iterator[str]:
     """Yield the checkpoint's path for a process in another folder; for a commit, the path of a lock."""
     if not is_reference(ckpt):
         open_checkpoint(ckpt, limits=place.limits)
-        yield ckpt if is_url(ckpt) else os.path.abspath(ckpt)  # noqa: PTH100  # links stay what they are
+        yield reachable(ckpt)
         return
     with tempfile.TemporaryDirectory(prefix="ckptcompat-lock-", ignore_cleanup_errors=True) as room:
         path = f"{room}/commit.ckpt.json"
@@ -114,26 +112,20 @@ def _described(commit: Commit) -> str:
     return escape(told.decode("utf-8", "replace").strip(), 200)
 
 
-def answer_of(arguments: dict[str, Any]) -> dict[str, Any]:
+def answer_of(model: str, limits: Limits, *, path: str, name: str, width: int) -> dict[str, Any]:
     """Check the checkpoint against the model of this commit. Runs in the child process.
 
     Returns:
         ``{"ok": ..., "report": text}``, or ``{"error": text}`` if the model can't be built.
     """
-    from pytest_ckptcompat.core.limits import Limits
     from pytest_ckptcompat.report.terminal import render
 
     from .arguments import CheckArguments
     from .check import Check
 
-    limits = Limits(**arguments["limits"])
-    path = arguments["check"]
-    declared = CheckArguments.of(model=arguments["model"], device="none")
-    checked = Check(
-        declared, path, lambda key: open_checkpoint(path, key, limits=limits), shown=arguments["name"]
-    )
-    report = checked.run()
+    declared = CheckArguments.of(model=model, device="none")
+    report = Check(declared, path, lambda key: open_checkpoint(path, key, limits=limits), shown=name).run()
     lost = [found for found in report.errors if found.rule in ("model-error", "no-checkpoint")]
     if lost:
         return {"error": lost[0].message}
-    return {"ok": report.ok, "report": render(report, arguments["width"])}
+    return {"ok": report.ok, "report": render(report, width)}

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_ckptcompat.core.errors import CheckpointError, ModelError
-from pytest_ckptcompat.files.atomic_write import whole_file
-from pytest_ckptcompat.files.paths import display
+from pytest_ckptcompat.checkpoint.lock_writer import lock_of_checkpoint, with_more, write_lock, write_text
+from pytest_ckptcompat.checkpoint.plain_metadata import metadata
+from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.forward.declared_inputs import known_inputs
 from pytest_ckptcompat.history.reference import git, repository
 
 from .argument_types import AUTO
+from .locks import behaviour_of_checkpoint, built
+from .past_checkpoint import Question
 
 if TYPE_CHECKING:
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
-    from pytest_ckptcompat.core.limits import Limits
 
 FILE = "ckptcompat.toml"
 _BRANCHES = ("origin/main", "origin/master", "main", "master")
@@ -39,50 +41,33 @@ class Written:
     inputs: str | None
 
 
-def write(model: str, ckpt: Checkpoint | None, limits: Limits) -> Written:
+def write(model: str, ckpt: Checkpoint | None) -> Written:
     """Write ``ckptcompat.toml`` into the current folder, with the lock of a checkpoint beside it.
 
     Args:
         model: ``package.module:name``.
         ckpt: the checkpoint to lock. If None, the check compares with the default branch.
-        limits: caps on what the lock records.
 
     Raises:
         CheckpointError: a file already exists or can't be written, the model can't be built or does not fit
             the checkpoint, or there is no branch to compare with.
     """
-    from pytest_ckptcompat.checkpoint.lock_writer import lock_of_checkpoint, with_more, write_lock
-    from pytest_ckptcompat.checkpoint.plain_metadata import metadata
-
     _absent(FILE)
-    inputs = _inputs(model)
+    made, schema = built(Question(model))
+    inputs = None if known_inputs(schema, made.build) is None else AUTO
     if ckpt is None:
         named = f"git:{_default_branch()}..."
-        _write(FILE, _text(model, named, inputs))
+        write_text(FILE, _text(model, named, inputs))
         return Written((FILE,), named, inputs)
     lock = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', ckpt.name.partition('.')[0]) or 'checkpoint'}.ckpt.json"
     _absent(lock)
     content = lock_of_checkpoint(ckpt, lock, plain=metadata(ckpt)[0])
     if inputs is not None:
-        from .locks import behaviour_of_checkpoint
-
-        content = with_more(
-            content, behaviour=behaviour_of_checkpoint(ckpt, model, {}, inputs, "forward", limits)
-        )
+        question = Question(model, inputs=inputs)
+        content = with_more(content, behaviour=behaviour_of_checkpoint(ckpt, question))
     write_lock(lock, content)
-    _write(FILE, _text(model, lock, inputs))
+    write_text(FILE, _text(model, lock, inputs))
     return Written((lock, FILE), lock, inputs)
-
-
-def _inputs(model: str) -> str | None:
-    from pytest_ckptcompat.forward.declared_inputs import known_inputs
-    from pytest_ckptcompat.models.blueprint import blueprint
-
-    try:
-        made = blueprint(model)
-        return AUTO if known_inputs(made.schema(), made.build) is not None else None
-    except ModelError as error:
-        raise CheckpointError(str(error)) from None
 
 
 def _default_branch() -> str:
@@ -110,11 +95,3 @@ def _text(model: str, ckpt: str, inputs: str | None) -> str:
 def _absent(path: str) -> None:
     if os.path.lexists(path):
         raise CheckpointError(f"{path} is there already, and is not overwritten: edit it, or remove it first")
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        with whole_file(path) as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise CheckpointError(f"{display(path)} can't be written: {error.strerror or error}") from None

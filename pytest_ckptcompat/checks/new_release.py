@@ -5,32 +5,30 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pytest_ckptcompat.checkpoint.lock_writer import lock_text, write_lock
-from pytest_ckptcompat.core.errors import CheckpointError, ModelError, RecipeError
+from pytest_ckptcompat.checkpoint.lock_writer import lock_text, write_lock, write_text
+from pytest_ckptcompat.core.errors import CheckpointError, RecipeError
 from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.core.limits import DEFAULT, Limits
-from pytest_ckptcompat.files.atomic_write import whole_file
 from pytest_ckptcompat.files.paths import display
-from pytest_ckptcompat.models.blueprint import blueprint
 from pytest_ckptcompat.recipes.arguments import toml
 from pytest_ckptcompat.recipes.recipe import Recipe, Release, Releases
 from pytest_ckptcompat.recipes.recipe_text import check_names, parsed
 from pytest_ckptcompat.recipes.recipe_text import written as operator_text
+from pytest_ckptcompat.recipes.tables import shapes_of
 from pytest_ckptcompat.suggest.repair import repair
 from pytest_ckptcompat.verification.comparison import compare
 
-from .locks import lock_of_model
+from .locks import built, lock_of_model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import nn
 
+    from pytest_ckptcompat.checkpoint.lock_writer import Content
+    from pytest_ckptcompat.core.limits import Limits
     from pytest_ckptcompat.recipes.tables import Table
 
-    from .locks import Declared
+    from .past_checkpoint import Question
 
 
 class NotDueError(ValueError):
@@ -45,22 +43,21 @@ class NewRelease:
         name: the name of the release.
         path: the path of the releases file.
         lock: the path of the lock.
-        keys: how many keys the lock has.
+        content: the content of the lock.
         before: the name of the previous release; ``""`` if this is the first.
         recipe: the verified recipe from the previous release to this one; None if none was found.
-        recorded: the outputs that the lock recorded, in words; ``""`` for none.
     """
 
     name: str
     path: str
     lock: str
-    keys: int
+    content: Content
     before: str = ""
     recipe: Recipe | None = None
-    content: Mapping[str, Any] | None = None
 
     def __str__(self) -> str:
-        keys = f"{self.keys:,} key{'' if self.keys == 1 else 's'}"
+        count = len(self.content["tensors"])
+        keys = f"{count:,} key{'' if count == 1 else 's'}"
         told = [f"{escape(self.path)}: release {self.name}, with {escape(self.lock)} ({keys})"]
         if self.before and self.recipe is None:
             told.append(
@@ -75,26 +72,14 @@ class NewRelease:
         return "\n".join(told)
 
 
-def release(
-    name: str,
-    model: str,
-    path: str,
-    *,
-    arguments: Mapping[str, Any] | None = None,
-    inputs: Declared | None = None,
-    method: str = "forward",
-    limits: Limits = DEFAULT,
-) -> NewRelease:
+def release(name: str, question: Question, path: str, limits: Limits) -> NewRelease:
     """Lock today's model as a new release and append it to a releases file, which is created if needed.
 
     Args:
         name: the name of the release.
-        model: ``package.module:name``.
+        question: which model, and the inputs to record its outputs for.
         path: the path of the releases file. The lock is written to ``locks`` beside it.
-        arguments: keyword arguments of the model.
-        inputs: the lock records the model's outputs for these. If None, it records none.
-        method: which method is called.
-        limits: caps on the record.
+        limits: limits on the record.
 
     Raises:
         NotDueError: there is nothing to release.
@@ -105,20 +90,18 @@ def release(
     text, before = _read(path)
     if name in (each.name for each in before):
         raise NotDueError(f"{display(path)} has a release {name} already")
-    content = lock_of_model(model, arguments, inputs=inputs, method=method, limits=limits)
-    try:
-        schema = blueprint(model, arguments).schema()
-    except ModelError as error:
-        raise CheckpointError(str(error)) from None
+    content, (_, schema) = lock_of_model(question, limits), built(question)
     if not content["tensors"]:
-        raise CheckpointError(f"{model} has no parameters and no buffers: there is nothing to release")
+        raise CheckpointError(
+            f"{question.model} has no parameters and no buffers: there is nothing to release"
+        )
     for other in before:
         if not other.table.differences(schema.state_dict()):
             if other is before[-1]:
                 raise NotDueError(
-                    f"{model} saves what the last release has, {other.name}: nothing to release"
+                    f"{question.model} saves what the last release has, {other.name}: nothing to release"
                 )
-            older = f"{model} saves what release {other.name} has, which is not the last"
+            older = f"{question.model} saves what release {other.name} has, which is not the last"
             raise CheckpointError(f"{older}: two releases with one header can't be told apart")
     recipe = _draft(before[-1].table, schema) if before else None
     lock = f"locks/{name}.ckpt.json"
@@ -129,9 +112,8 @@ def release(
     write_lock(place, content)
     if _read(path)[0] != text:
         raise CheckpointError(f"{display(path)} was changed meanwhile: run it again")
-    _write(path, added)
-    last = before[-1].name if before else ""
-    return NewRelease(name, path, place, len(content["tensors"]), last, recipe, content)
+    write_text(path, added)
+    return NewRelease(name, path, place, content, before[-1].name if before else "", recipe)
 
 
 def _read(path: str) -> tuple[str, tuple[Release, ...]]:
@@ -167,8 +149,7 @@ def _draft(old: Table, schema: nn.Module) -> Recipe | None:
     if found.recipe is None:
         return None
     given = found.recipe.apply(old.state, target)
-    same = {key: tuple(value.shape) for key, value in target.items() if hasattr(value, "shape")}
-    return found.recipe if {key: tuple(value.shape) for key, value in given.items()} == same else None
+    return found.recipe if shapes_of(given) == shapes_of(target) else None
 
 
 def _added(text: str, name: str, lock: str, recipe: Recipe | None) -> str:
@@ -192,11 +173,3 @@ def _added(text: str, name: str, lock: str, recipe: Recipe | None) -> str:
         ) from None
     assert tables[-1]["name"] == name
     return added
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        with whole_file(path) as file:
-            file.write(text.encode("utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{display(path)} can't be written: {error.strerror or error}") from None

@@ -9,43 +9,35 @@ from pytest_ckptcompat.core.errors import CheckpointError, ModelError
 from pytest_ckptcompat.core.imports import imported
 from pytest_ckptcompat.core.limits import Limits
 
+from .past_checkpoint import Question
+
 
 def answer(arguments: dict[str, Any]) -> dict[str, Any]:
     """Answer the parent process.
 
     Args:
-        arguments: ``model``, ``model_args``, ``inputs`` or ``batch`` (or None), ``method``, ``most`` and
-            ``limits``. With ``values`` (``path``, ``state_dict_key``), the model runs on the values of that
-            checkpoint.
+        arguments: the attributes of a ``question`` and the ``limits``. With ``values`` (``path``,
+            ``state_dict_key``), the model runs on the values of that checkpoint. With ``check``, a checkpoint
+            is checked against the model, by `first_misfit.answer_of`.
 
     Returns:
-        ``{"lock": content}``, ``{"behaviour": ...}`` if values were named, the result of
-        `first_misfit.answer_of` if a checkpoint is to be checked, or ``{"error": text}``.
+        ``{"lock": content}``, ``{"behaviour": ...}``, the result of the check, or ``{"error": text}``.
     """
     sys.dont_write_bytecode = True
-    limits = Limits(**arguments["limits"])
+    limits, question = Limits(**arguments["limits"]), Question(**arguments["question"])
     try:
-        _import(arguments["model"])  # reports a wrong name before torch is imported
+        _import(question.model)  # reports a wrong name before torch is imported
         if "check" in arguments:
             from .first_misfit import answer_of
 
-            return answer_of(arguments)
-        if values := arguments.get("values"):
-            return {"behaviour": _on_values(arguments, values, limits)}
+            return answer_of(question.model, limits, **arguments["check"])
+        if "values" in arguments:
+            return {"behaviour": _on_values(question, limits, **arguments["values"])}
         from .locks import lock_of_model
 
-        lock = lock_of_model(
-            arguments["model"],
-            arguments["model_args"],
-            inputs=arguments["inputs"],
-            batch=arguments["batch"],
-            method=arguments["method"],
-            limits=limits,
-            most=arguments["most"],
-        )
+        return {"lock": lock_of_model(question, limits)}
     except (CheckpointError, ModelError) as error:
         return {"error": str(error)}
-    return {"lock": lock}
 
 
 def _import(model: str) -> None:
@@ -61,7 +53,7 @@ def _import(model: str) -> None:
         raise ModelError(str(error).removeprefix(f"{model}: ")) from None
 
 
-def _on_values(arguments: dict[str, Any], values: dict[str, Any], limits: Limits) -> dict[str, Any]:
+def _on_values(question: Question, limits: Limits, path: str, state_dict_key: str | None) -> dict[str, Any]:
     """Run the past model on a batch, loaded with a checkpoint, and return its outputs."""
     from pytest_ckptcompat.checkpoint.checkpoint import open_checkpoint
     from pytest_ckptcompat.models.blueprint import blueprint
@@ -70,11 +62,11 @@ def _on_values(arguments: dict[str, Any], values: dict[str, Any], limits: Limits
     from pytest_ckptcompat.verification.source_model import misfit
     from pytest_ckptcompat.verification.wide_run import Trial
 
-    made = blueprint(arguments["model"], arguments["model_args"])
-    ckpt = open_checkpoint(values["path"], values["state_dict_key"], limits=limits)
+    made = blueprint(question.model, question.model_args)
+    ckpt = open_checkpoint(path, state_dict_key, limits=limits)
     if wrong := misfit(made.schema(), ckpt.meta()):
         raise CheckpointError(wrong)
     state = ckpt.stored()
-    batch = synthetic.inputs(plain.unpacked(arguments["batch"]))
+    batch = synthetic.inputs(plain.unpacked(question.batch))
     load = lambda model: model.load_state_dict(state, strict=False)  # noqa: E731
-    return record(Trial(made.build, load, batch, arguments["method"])).to_json()
+    return record(Trial(made.build, load, batch, question.method)).to_json()

@@ -53,104 +53,89 @@ class Place:
 
 @dataclass(frozen=True)
 class Question:
-    """A question to a past commit.
+    """A question about a model: what it saves, and what it computes.
 
     Attributes:
-        model: the model of the check; None if the reference must name it.
+        model: a callable, or ``package.module:name``; None if a reference to a commit names it.
         model_args: keyword arguments of the model.
-        batch: the inputs, in the form of `plain.packed`, to record the outputs for; None to run nothing.
         method: which method of the model is called.
-        inputs: the declared inputs, instead of `batch`.
+        inputs: the inputs to record the outputs for, in the form of a lock: texts that `Inputs.parse` reads,
+            or ``"auto"``. None to run nothing.
+        batch: replaces `inputs`, in the form of `plain.packed`.
         most: the most characters of integers to record.
     """
 
     model: Any
     model_args: Mapping[str, Any] = field(default_factory=dict)
-    batch: Any = None
     method: str = "forward"
     inputs: list[str] | str | None = None
-    most: int = 64_000_000
+    batch: Any = None
+    most: int = 64_000
 
 
 def open_past(path: str, question: Question, place: Place) -> Checkpoint:
-    """Open the checkpoint that ``git:REF`` stands for.
-
-    Args:
-        path: ``git:REF`` or ``git:REF...``, each optionally with ``#package.module:name``.
-        question: which model, and whether to record what it computes.
-        place: where this runs.
+    """Open the checkpoint that ``git:REF`` stands for, with its outputs if the question has inputs.
 
     Raises:
         CheckpointError: there is no such commit, or the model can't be imported or built there.
     """
-    found = lock_at(path, question, place)
-    header = replace(header_of(found, place.limits), format=FORMAT)
+    header = replace(header_of(lock_at(path, question, place), place.limits), format=FORMAT)
     return checkpoint(Contents(path, header, Files(), place.limits))
 
 
+def lock_of_commit(ref: str, question: Question, place: Place) -> dict[str, Any]:
+    """Return the lock of a model as of a commit, which it names; errors as for `open_past`."""
+    commit = resolve(Reference.parse(f"git:{ref}"), place.folder)
+    found = lock_at(f"git:{commit.sha}#{question.model}", question, place)
+    return found | {"source": found["source"] | {"at": ref, "commit": commit.sha}}
+
+
 def lock_at(path: str, question: Question, place: Place) -> dict[str, Any]:
-    """Return the lock of the model at a commit; arguments and errors as for `open_past`."""
-    reference = Reference.parse(path)
-    commit = resolve(reference, place.folder)
-    asked = _arguments(reference, question, place)
-
-    def made() -> dict[str, Any]:
-        return _asked(reference, commit, asked, place)
-
+    """Return the lock of the model that ``git:REF`` stands for; errors as for `open_past`."""
+    reference, commit = _resolved(path, place)
+    asked = _request(reference, question, place)
     kept = {"commit": commit.sha, "folder": _inside(place.folder, commit), "asked": asked}
     folder = (place.cache or cache.nearest(place.folder, commit.repository)) if place.keeps else None
-    lock: dict[str, Any] = cache.answer(folder, kept, made)["lock"]
+    lock: dict[str, Any] = cache.answer(folder, kept, lambda: _asked(reference, commit, asked, place))["lock"]
     return lock
 
 
-def behaviour_at(
-    path: str, question: Question, values: Mapping[str, str | None], place: Place
-) -> dict[str, Any]:
+def behaviour_at(path: str, question: Question, ckpt: Checkpoint, place: Place) -> dict[str, Any]:
     """Run the model of a commit on a checkpoint's values; return the form of `Behaviour.to_json`.
-
-    Args:
-        path: names the commit.
-        question: the question, which has a batch.
-        values: ``path`` and ``state_dict_key`` of the checkpoint.
-        place: where this runs.
 
     Raises:
         CheckpointError: as for `open_past`, or the past model does not load the checkpoint.
     """
-    reference = Reference.parse(path)
-    commit = resolve(reference, place.folder)
-    asked = _arguments(reference, question, place) | {"values": dict(values)}
+    reference, commit = _resolved(path, place)
+    values = {"path": reachable(ckpt.path), "state_dict_key": ckpt.state_dict_key or None}
+    asked = _request(reference, question, place) | {"values": values}
     behaviour: dict[str, Any] = _asked(reference, commit, asked, place)["behaviour"]
     return behaviour
 
 
-def values_of(ckpt: Checkpoint) -> dict[str, str | None]:
-    """Return where a process in another folder finds the values of a checkpoint."""
-    path = ckpt.path if is_url(ckpt.path) else os.path.abspath(ckpt.path)  # noqa: PTH100  # links stay
-    return {"path": path, "state_dict_key": ckpt.state_dict_key or None}
+def reachable(path: str) -> str:
+    """Return the path of a checkpoint for a process in another folder."""
+    return path if is_url(path) else os.path.abspath(path)  # noqa: PTH100  # links stay
 
 
-def _arguments(reference: Reference, question: Question, place: Place) -> dict[str, Any]:
+def _resolved(path: str, place: Place) -> tuple[Reference, Commit]:
+    reference = Reference.parse(path)
+    return reference, resolve(reference, place.folder)
+
+
+def _request(reference: Reference, question: Question, place: Place) -> dict[str, Any]:
+    """Return the arguments for `past.answer`."""
     today = importable(question.model)
     name = reference.model or today
-    if question.model is None and not name:
-        raise CheckpointError(
-            f"{shown(reference)}: name the model too: {shown(reference)}#package.module:name"
-        )
     if not name:
-        raise CheckpointError(
-            f"{shown(reference)}: the model has no name in another process (a lambda, a local function, a "
-            f"module): write {shown(reference)}#package.module:name"
-        )
-    return {
-        "model": name,
-        "model_args": dict(question.model_args) if name == today else {},
-        "batch": question.batch,
-        "inputs": question.inputs,
-        "most": question.most,
-        "method": question.method,
-        "limits": asdict(place.limits),
-    }
+        why = "name the model too:" if question.model is None else _NAMELESS
+        raise CheckpointError(f"{shown(reference)}: {why} {shown(reference)}#package.module:name")
+    model_args = dict(question.model_args) if name == today else {}
+    asked = replace(question, model=name, model_args=model_args)
+    return {"question": asdict(asked), "limits": asdict(place.limits)}
+
+
+_NAMELESS = "the model has no name in another process (a lambda, a local function, a module): write"
 
 
 def _asked(reference: Reference, commit: Commit, asked: dict[str, Any], place: Place) -> dict[str, Any]:
@@ -160,9 +145,8 @@ def _asked(reference: Reference, commit: Commit, asked: dict[str, Any], place: P
         except ChildError as error:
             lacks = f"; of this commit, {tree.lacks}" if tree.lacks else ""
             told = f"{error}{_absent(str(error), commit, reference)}{lacks}"
-            raise CheckpointError(
-                f"{shown(reference)}: {asked['model']} at commit {commit.short}: {told}"
-            ) from None
+            name = asked["question"]["model"]
+            raise CheckpointError(f"{shown(reference)}: {name} at commit {commit.short}: {told}") from None
 
 
 def _absent(told: str, commit: Commit, reference: Reference) -> str:

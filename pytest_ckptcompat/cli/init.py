@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> Outcome:
     make_importable()
     here = place(options)
     ckpt = None if options.ckpt is None else opened(options.ckpt, options)
-    written = write(options.model, ckpt, here.limits)
+    written = write(options.model, ckpt)
     declared = CheckArguments.of(model=options.model, inputs=written.inputs)
     check = Check(declared, written.ckpt, lambda key: open_checkpoint(written.ckpt, key), place=here)
     report = check.run()

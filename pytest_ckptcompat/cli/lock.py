@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .options import READING, flags, given_flags, make_importable, opened, option, parsed_limits, place
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any
 
-    from pytest_ckptcompat.checks.locks import Declared
+    from pytest_ckptcompat.checks.past_checkpoint import Question
 
 SUMMARY = "write keys, shapes and dtypes to a small lock file"
 EXITS = "0 written, 2 not written"
@@ -54,16 +55,17 @@ def run(options: argparse.Namespace) -> Outcome:
 
 
 def _of_model(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    from pytest_ckptcompat.checks.locks import lock_at, lock_of_model
+    from pytest_ckptcompat.checks.past_checkpoint import lock_of_commit
 
     if options.model:
         raise ValueError(f"--model is for a checkpoint, and {options.source} is a model")
     make_importable()
-    inputs, method, arguments = call(options, options.source)
+    question = call(options, options.source, options.source)
     if options.at:
-        return lock_at(options.source, options.at, arguments, inputs, method, place(options)), []
-    limits = parsed_limits(options)
-    return lock_of_model(options.source, arguments, inputs=inputs, method=method, limits=limits), []
+        return lock_of_commit(options.at, question, place(options)), []
+    from pytest_ckptcompat.checks.locks import lock_of_model
+
+    return lock_of_model(question, parsed_limits(options)), []
 
 
 def _of_checkpoint(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
@@ -72,28 +74,29 @@ def _of_checkpoint(options: argparse.Namespace) -> tuple[dict[str, Any], list[st
 
     if options.at:
         raise ValueError("--at is for a model: write lock package.module:name --at REF")
-    inputs, method, arguments = call(options, options.source)
-    if bool(options.model) != (inputs is not None):
+    question = call(options, options.source, options.model)
+    if bool(options.model) != (question.inputs is not None):
         raise ValueError("--model and --inputs belong together: what the model computes for them is recorded")
     ckpt = opened(options.source, options)
     plain, large = ({}, []) if options.no_metadata else metadata(ckpt)
     content = lock_of_checkpoint(ckpt, options.output, sha256=options.sha256, plain=plain)
     notes = [f"metadata: {', '.join(plain)}"] if plain else []
     notes += [f"too large for its metadata: {', '.join(large)}"] if large else []
-    if inputs is None:
+    if question.inputs is None:
         return content, notes
     from pytest_ckptcompat.checks.locks import behaviour_of_checkpoint
 
     make_importable()
-    if isinstance(arguments, str):
-        arguments = arguments_at(ckpt.contents, arguments.removeprefix("ckpt:"))
-    behaviour = behaviour_of_checkpoint(ckpt, options.model, arguments, inputs, method, ckpt.contents.limits)
-    return with_more(content, behaviour=behaviour), notes
+    if isinstance(question.model_args, str):
+        arguments = arguments_at(ckpt.contents, question.model_args.removeprefix("ckpt:"))
+        question = replace(question, model_args=arguments)
+    return with_more(content, behaviour=behaviour_of_checkpoint(ckpt, question)), notes
 
 
-def call(options: argparse.Namespace, source: str) -> tuple[Declared | None, str, Any]:
-    """Return the inputs as a lock records them, the method, and the model's arguments."""
+def call(options: argparse.Namespace, source: str, model: str | None) -> Question:
+    """Return what is asked of a model. Its arguments may still be the path to a dict in the checkpoint."""
     from pytest_ckptcompat.checks.argument_types import AUTO, method, model_args
+    from pytest_ckptcompat.checks.past_checkpoint import Question
     from pytest_ckptcompat.forward.inputs import Inputs
 
     given = given_flags(options, CALL)
@@ -104,7 +107,7 @@ def call(options: argparse.Namespace, source: str) -> tuple[Declared | None, str
         raise ValueError(f"--model-args {arguments} reads a checkpoint, and {source} is a model")
     if inputs is not None and inputs != AUTO:
         inputs = Inputs.parse(inputs).texts
-    return inputs, method("--method", given.get("method", "forward")), arguments
+    return Question(model, arguments, method("--method", given.get("method", "forward")), inputs)
 
 
 def recorded(content: dict[str, Any]) -> list[str]:

@@ -32,17 +32,9 @@ def run(options: argparse.Namespace) -> Outcome:
     from pytest_ckptcompat.checks.new_release import NotDueError, release
 
     make_importable()
-    inputs, method, arguments = call(options, options.model)
+    question = call(options, options.model, options.model)
     try:
-        made = release(
-            options.name,
-            options.model,
-            options.releases,
-            arguments=arguments,
-            inputs=inputs,
-            method=method,
-            limits=parsed_limits(options),
-        )
+        made = release(options.name, question, options.releases, parsed_limits(options))
     except NotDueError as error:
         return Outcome(INCOMPATIBLE, refusal=str(error))
-    return Outcome(OK, "\n".join([str(made), *recorded(dict(made.content or {}))]))
+    return Outcome(OK, "\n".join([str(made), *recorded(made.content)]))

@@ -12,7 +12,9 @@ import torch
 from repositories import Repository
 
 from pytest_ckptcompat import Recipe, check, open_checkpoint, scale, tile
-from pytest_ckptcompat.checks.locks import update
+from pytest_ckptcompat.checkpoint.lock_writer import write_lock
+from pytest_ckptcompat.checks.locks import lock_of_model, update
+from pytest_ckptcompat.checks.past_checkpoint import Question
 from pytest_ckptcompat.cli.command import main
 from pytest_ckptcompat.core.limits import DEFAULT
 
@@ -190,11 +192,9 @@ def test_a_past_commit_is_locked_and_made_anew(folder):
     assert Path("net.ckpt.json").read_bytes() == before
 
 
-def test_integers_without_room_are_those_of_today(folder, monkeypatch):
-    from pytest_ckptcompat.checks import behaviours
-
-    monkeypatch.setattr(behaviours, "KEPT", 3)
-    held = lock("lockmodel:Net", "--inputs", "3x6")
+def test_integers_without_room_are_those_of_today(folder):
+    held = lock_of_model(Question("lockmodel:Net", inputs=["3x6"], most=3), DEFAULT)
+    write_lock("net.ckpt.json", held)
     assert held["behaviour"]["constructed"] == {"order": None}
     assert checked().ok
 

@@ -13,7 +13,9 @@ from networks import Boxes, Words
 from pytest_ckptcompat import CheckpointError, check, open_checkpoint
 from pytest_ckptcompat.checkpoint.lock_writer import lock_of_checkpoint, write_lock
 from pytest_ckptcompat.checks.locks import lock_of_model
+from pytest_ckptcompat.checks.past_checkpoint import Question
 from pytest_ckptcompat.cli import main
+from pytest_ckptcompat.core.limits import DEFAULT
 from pytest_ckptcompat.report.listing import changes
 
 
@@ -90,7 +92,7 @@ def test_saving_in_another_order_changes_no_line(folder):
 
 
 def test_the_lock_of_a_model(folder):
-    write_lock("model.ckpt.json", lock_of_model("networks:Words"))
+    write_lock("model.ckpt.json", lock_of_model(Question("networks:Words"), DEFAULT))
     lock = open_checkpoint("model.ckpt.json")
     assert changes(open_checkpoint("words.pth"), lock) == []
     assert check(Words, lock).ok

@@ -9,6 +9,7 @@ import pytest
 import torch
 from repositories import Repository
 
+from pytest_ckptcompat import open_checkpoint
 from pytest_ckptcompat.checks.past_checkpoint import Place, Question, behaviour_at, lock_at, open_past
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.forward.inputs import Inputs
@@ -58,13 +59,13 @@ def test_behaviour_on_the_values_of_a_checkpoint(repository, tmp_path):
     repository.commit(model=NET)
     state = {"fc.weight": torch.ones(4, 3), "fc.bias": torch.arange(4.0), "index": torch.arange(5)}
     torch.save({"state_dict": state}, tmp_path / "net.pth")
-    values = {"path": str(tmp_path / "net.pth"), "state_dict_key": None}
     question = Question("model:Net", batch=Inputs.parse((1, 3)).plain())
-    entries = behaviour_at("git:HEAD", question, values, Place())["outputs"][""]["entries"]
+    ckpt = open_checkpoint(tmp_path / "net.pth")
+    entries = behaviour_at("git:HEAD", question, ckpt, Place())["outputs"][""]["entries"]
     assert [each - entries[0] for each in entries] == pytest.approx([0, 1, 2, 3])
     torch.save({"other": torch.ones(1)}, tmp_path / "net.pth")
     with pytest.raises(CheckpointError, match="does not load the old checkpoint"):
-        behaviour_at("git:HEAD", question, values, Place())
+        behaviour_at("git:HEAD", question, open_checkpoint(tmp_path / "net.pth"), Place())
 
 
 @pytest.mark.parametrize(
