@@ -23,13 +23,12 @@ from . import header_stages as header
 from . import loader
 from . import value_stages as values
 from .arguments import Arguments, CheckArguments
-from .batches import Batch, inputs_of
 from .lightning_hook import with_hook
 from .log import Log, Stopped, unforeseen
 from .past_checkpoint import Place, Question, open_past
 from .rollback import rollback_stage
 from .sharded_stages import sharded_stages
-from .subject import Subject
+from .subject import Batch, Subject, inputs_of
 from .verify_stage import verify_stage, verify_unread
 
 if TYPE_CHECKING:
@@ -42,7 +41,8 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.core.rules import Kind, Severity
     from pytest_ckptcompat.report.report import Report
 
-    from .choice import Opened
+    from .fitting import Opened
+
 
 STAGES: tuple[Kind, ...] = ("open", "recipe", "compare", "load", "verify", "forward", "optimizer")
 """The stages that every report has a line for."""
@@ -141,11 +141,7 @@ class Check:
         return self.report
 
     def _judged(self, log: Log) -> bool:
-        """Run the stages; return whether the forward pass ran on CUDA.
-
-        Raises:
-            Stopped: a stage ended the check, or code raised an unexpected error, usually the model's.
-        """
+        """Run the stages; return whether the forward pass ran on CUDA."""
         try:
             self.arguments = _by_name(self.arguments, log)
             past = is_reference(self.path)
@@ -254,11 +250,7 @@ class Check:
 
 
 def _by_name(arguments: CheckArguments, log: Log) -> CheckArguments:
-    """Read a recipe file and import an optimizer, once. The recipe stage reports a file that can't be read.
-
-    Raises:
-        Stopped: the optimizer can't be imported.
-    """
+    """Read a recipe file and import an optimizer, once. The recipe stage reports an unreadable file."""
     if isinstance(arguments.recipe, str):
         with suppress(RecipeError):
             arguments = replace(arguments, recipe=Recipe.load(arguments.recipe))

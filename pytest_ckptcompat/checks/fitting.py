@@ -1,17 +1,23 @@
-"""Fit a recipe to a checkpoint and a model, and compare its result with the model."""
+"""Fit a checkpoint, a recipe and a model together.
+
+The state dict is chosen by keys and shapes, the recipe completed, and its result compared with the model.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from pytest_ckptcompat.core.errors import CheckpointError
+from pytest_ckptcompat.checkpoint.checkpoint import candidates
+from pytest_ckptcompat.core.errors import AmbiguousError, CheckpointError, RecipeError
+from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.files.folders import kind_of
 from pytest_ckptcompat.files.paths import beside, inside
 from pytest_ckptcompat.models.meta_copy import opaque
 from pytest_ckptcompat.recipes.base import Surroundings
+from pytest_ckptcompat.recipes.recipe import Recipe
 from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.verification.comparison import Comparison, compare
 
@@ -21,8 +27,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
+    from pytest_ckptcompat.checkpoint.contents import Contents
     from pytest_ckptcompat.recipes.applied import Applied
-    from pytest_ckptcompat.recipes.recipe import Recipe
+
+Shapes = dict[str, tuple[int, ...]]
 
 _MOST = 1 << 20
 """The most bytes read from a file beside a checkpoint; a configuration is much smaller."""
@@ -31,16 +39,93 @@ _SMALL = 4096
 """The most elements of a tensor whose values a loader may inspect: a version, a scale, a table."""
 
 
+class Opened(NamedTuple):
+    """A checkpoint whose header was read.
+
+    Attributes:
+        contents: the header.
+        usual: the state dict that is chosen without a model; None if several are possible.
+        ambiguous: the error message if several are possible.
+        key: the key of the state dict, if it was given.
+    """
+
+    contents: Contents
+    usual: Checkpoint | None
+    ambiguous: str = ""
+    key: str | None = None
+
+    @classmethod
+    def by(cls, opener: Callable[[str | None], Checkpoint], key: str | None) -> Opened:
+        """Open the checkpoint at a state dict key, or at the usual one for None.
+
+        Raises:
+            CheckpointError: the checkpoint can't be read.
+        """
+        try:
+            usual = opener(key)
+        except AmbiguousError as error:
+            return cls(error.contents, None, str(error), key)
+        return cls(usual.contents, usual, "", key)
+
+    def chosen(
+        self, target: Mapping[str, Any], declared: Recipe | str | None
+    ) -> tuple[Checkpoint | None, str]:
+        """Choose the state dict that fits the model.
+
+        Args:
+            target: the model's state dict.
+            declared: the recipe, which is applied to each state dict before the comparison. One that can't be
+                read is reported later.
+
+        Returns:
+            The state dict, and why it was chosen if it is not `usual`. Returns `usual` if several fit, or if
+            none fits but several share names with the model.
+        """
+        recipe, wanted, usual = (
+            declared if isinstance(declared, Recipe) else Recipe(),
+            _shapes(target),
+            self.usual,
+        )
+        if self.key is not None or (usual is not None and _made(usual, target, recipe) == wanted):
+            return usual, ""
+        found = candidates(self.contents)
+        if len(found) < 2 and usual is not None:
+            return usual, ""
+        fitting = [each for each in found if _made(each, target, recipe) == wanted]
+        if len(fitting) == 1:
+            return fitting[0], f"{_named(fitting[0])}, the only one that fits"
+        alike = [each for each in found if not wanted.keys().isdisjoint(each)]
+        if usual is None and not fitting and len(alike) == 1:
+            return alike[0], f"{_named(alike[0])}, the only one with keys of the model"
+        return usual, ""
+
+
+def _made(ckpt: Checkpoint, target: Mapping[str, Any], recipe: Recipe) -> Shapes | None:
+    """Return the shapes that the recipe makes of a state dict, or None if it does not apply."""
+    if not recipe.operators:
+        return {key: spec.shape for key, spec in ckpt.items()}
+    try:
+        return _shapes(recipe.run(ckpt.meta(), target).state_dict)
+    except (CheckpointError, RecipeError):
+        return None
+
+
+def _shapes(state: Mapping[str, Any]) -> Shapes:
+    return {key: tuple(value.shape) for key, value in state.items() if _has_shape(value)}
+
+
+def _has_shape(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not torch.nn.parameter.is_lazy(value) and not value.is_nested
+
+
+def _named(ckpt: Checkpoint) -> str:
+    return f"state dict {escape(ckpt.state_dict_key, 60)!r}"
+
+
 def completed(
     recipe: Recipe, ckpt: Checkpoint, model: nn.Module, source: Callable[[], nn.Module] | None
 ) -> Recipe:
-    """Complete a recipe with what the checkpoint's folder and the models tell.
-
-    Args:
-        recipe: the declared recipe.
-        ckpt: the checkpoint. Small files are looked for in its folder.
-        model: the new model, on the meta device.
-        source: gives the model that the checkpoint was made for, also on the meta device, or None.
+    """Complete a recipe with what small files in the checkpoint's folder and the models, on meta, tell.
 
     Raises:
         RecipeError: they contradict the recipe.

@@ -18,8 +18,7 @@ from pytest_ckptcompat.verification.comparison import Comparison, compare
 from pytest_ckptcompat.verification.source_model import misfit
 
 from . import protection
-from .choice import Opened
-from .fitting import compared, completed
+from .fitting import Opened, compared, completed
 from .log import Stopped
 from .suggestion import advise
 
@@ -38,11 +37,7 @@ if TYPE_CHECKING:
 
 
 def read_stage(opener: Callable[[str | None], Checkpoint], key: str | None, log: Log) -> Opened:
-    """Read the header of the checkpoint; `note_opened` adds the stage when the state dict is known.
-
-    Raises:
-        Stopped: the checkpoint can't be read.
-    """
+    """Read the header of the checkpoint; `note_opened` adds the stage when the state dict is known."""
     try:
         return Opened.by(opener, key)
     except CheckpointError as error:
@@ -57,9 +52,6 @@ def open_stage(
 
     Returns:
         The checkpoint, how the model is built, and the model on meta.
-
-    Raises:
-        Stopped: the model can't be built, or several state dicts are possible.
     """
     ckpt, why = opened.usual, ""
     try:
@@ -74,11 +66,7 @@ def open_stage(
 
 
 def past_stage(opener: Callable[[], Checkpoint], log: Log) -> Checkpoint:
-    """Ask a commit what its model would have saved.
-
-    Raises:
-        Stopped: there is no such commit, or its model can't be built.
-    """
+    """Ask a commit what its model would have saved."""
     try:
         ckpt = opener()
     except CheckpointError as error:
@@ -88,11 +76,7 @@ def past_stage(opener: Callable[[], Checkpoint], log: Log) -> Checkpoint:
 
 
 def note_opened(ckpt: Checkpoint, why: str, log: Log, recipe: Recipe | str | None = None) -> None:
-    """Note what was opened, why this state dict was chosen, and which release it is.
-
-    Raises:
-        Stopped: it belongs to no release.
-    """
+    """Note what was opened, why this state dict was chosen, and which release it is."""
     if ckpt.unsafe:
         log.add(finding("unsafe-pickle", message=ckpt.unsafe))
     what = [f"{ckpt.format}, {len(ckpt)} tensors, {size_shown(ckpt.nbytes)}", *ckpt.contents.header.remarks]
@@ -124,9 +108,6 @@ def build_stage(
 
     Returns:
         How the model is built, and the model on meta.
-
-    Raises:
-        Stopped: the model can't be built.
     """
     try:
         built = blueprint(arguments.model, arguments.arguments_of_model(contents))
@@ -161,9 +142,6 @@ def recipe_stage(subject: Subject) -> tuple[Subject, Applied]:
 
     Returns:
         The subject with the recipe, and its result.
-
-    Raises:
-        Stopped: the recipe can't be read, or does not apply.
     """
     declared, protect = subject.arguments.recipe, subject.arguments.protect
     ckpt, schema, source, log = subject.ckpt, subject.schema, subject.source, subject.log
@@ -195,11 +173,7 @@ def recipe_stage(subject: Subject) -> tuple[Subject, Applied]:
 
 @collection.paused()
 def compare_stage(subject: Subject, applied: Applied) -> Comparison:
-    """Judge the shapes by the model's own strict load, with small values if it looks at values.
-
-    Raises:
-        Stopped: those values can't be read.
-    """
+    """Judge the shapes by the model's own strict load, with small values if it looks at values."""
     log = subject.log
     try:
         comparison = compared(subject.ckpt, subject.schema, subject.recipe, applied)
@@ -220,11 +194,7 @@ def compare_stage(subject: Subject, applied: Applied) -> Comparison:
 
 
 def drift_stage(last: Checkpoint, schema: nn.Module, log: Log) -> NoReturn:
-    """Check that today's model saves the same keys and shapes as the last release.
-
-    Raises:
-        Stopped: always, since headers are enough for this.
-    """
+    """Check that today's model saves the same keys and shapes as the last release."""
     log.stage("recipe", "skipped", "the last release is compared as it is")
     table, today = Table(last), schema.state_dict()
     apart = table.differences(today)

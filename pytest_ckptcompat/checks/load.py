@@ -28,8 +28,7 @@ from pytest_ckptcompat.tensors.footprint import weights
 from pytest_ckptcompat.tensors.unread import Unread
 from pytest_ckptcompat.verification.loaded import tied_conflicts
 
-from .choice import Opened
-from .fitting import compared, completed, target_of
+from .fitting import Opened, compared, completed, target_of
 from .log import Log
 
 if TYPE_CHECKING:

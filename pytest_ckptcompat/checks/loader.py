@@ -33,9 +33,8 @@ from pytest_ckptcompat.verification.origins import BY_LINES, Origins, trace
 from pytest_ckptcompat.verification.verify import of_steps, verify
 
 from . import header_stages as header
-from .batches import Batch
 from .log import Stopped
-from .subject import Subject
+from .subject import Batch, Subject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.core.rules import Kind
 
     from .arguments import CheckArguments
-    from .choice import Opened
+    from .fitting import Opened
     from .log import Log
 
 _SEED = 0x5EED_10AD
@@ -138,9 +137,6 @@ def load_stage(
 
     Returns:
         The subject of the check, the model, and whether that was loaded in place.
-
-    Raises:
-        Stopped: the loader failed, the recipe does not apply, or several state dicts are possible.
     """
     log.loader = loader.name
     fault: Finding | None = None
@@ -174,11 +170,7 @@ def load_stage(
 
 @contextmanager
 def _examining(log: Log, stage: Kind) -> Iterator[None]:
-    """Stop the check if a loader's model can't be examined: its code raises, or it has no plain values.
-
-    Raises:
-        Stopped: it can't be examined, or the stage stopped.
-    """
+    """Stop the check if a loader's model can't be examined: its code raises, or it has no plain values."""
     try:
         yield
     except Stopped:
@@ -193,11 +185,7 @@ def _examining(log: Log, stage: Kind) -> Iterator[None]:
 
 
 def trace_stage(loader: Loader, subject: Subject, model: nn.Module, in_place: bool) -> None:
-    """Trace the model's tensors to the checkpoint, and prove what the recipe promises.
-
-    Raises:
-        Stopped: the values can't be read, or an error was found.
-    """
+    """Trace the model's tensors to the checkpoint, and prove what the recipe promises."""
     ckpt, recipe, log = subject.ckpt, subject.recipe, subject.log
     with _examining(log, "verify"), ckpt.progress():
         state, old = state_of(model), ckpt.stored()
@@ -250,11 +238,7 @@ def _summary(origins: Origins) -> str:
 
 
 def prepared(arguments: CheckArguments, path: str, contents: Contents, log: Log) -> Loader:
-    """Prepare the loader.
-
-    Raises:
-        Stopped: the function or the model can't be imported, or the path is a URL or a pattern.
-    """
+    """Prepare the loader."""
     if is_url(path) or (not Path(path).exists() and not {"*", "?"}.isdisjoint(path)):
         text = f"{display(path)}: a loader gets the path of one file or folder, not a URL or a pattern"
         log.stop(finding("no-checkpoint", message=text), "there is no path to give to the loader", "open")

@@ -24,9 +24,9 @@ from pytest_ckptcompat.core.redaction import is_url
 from pytest_ckptcompat.models.blueprint import blueprint
 from pytest_ckptcompat.verification.comparison import compare
 
-from .batches import parsed
 from .behaviours import recorded
 from .past_checkpoint import Place, Question, lock_of_commit
+from .subject import parsed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

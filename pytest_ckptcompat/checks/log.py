@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Stopped(Exception):  # noqa: N818  # ends the check and is not an error in itself
-    """Raised if the later stages can't be run; `reason` says why."""
+    """Raised by any stage after which no other can be run, with its finding in the log; `reason` says why."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -37,7 +37,7 @@ class Stopped(Exception):  # noqa: N818  # ends the check and is not an error in
 
 @dataclass
 class Log:
-    """Findings, promises and stages of one check, in the order in which they come.
+    """Findings, promises and stages of one check, in order.
 
     Attributes:
         waivers: which findings are accepted.
@@ -71,10 +71,7 @@ class Log:
     def stage(
         self, kind: Kind, status: Status, detail: str, name: str = "", causes: Sequence[Finding] = ()
     ) -> None:
-        """Add a stage, and the findings that made it fail, if any.
-
-        Its name defaults to its kind.
-        """
+        """Add a stage, and the findings that made it fail, if any. Its name defaults to its kind."""
         self.stages.append(Stage(name or kind, status, detail))
         self._causes[name or kind] = causes
         if status != "skipped":
@@ -91,11 +88,7 @@ class Log:
         self.stage(kind, "failed" if errors(found) else "passed", detail, name, found)
 
     def stop(self, cause: Finding | Exception, reason: str, stage: Kind | None = None) -> NoReturn:
-        """Add the finding that ends the check, or that of an error, and the stage that it made fail.
-
-        Raises:
-            Stopped: always.
-        """
+        """Add the finding that ends the check, or that of an error, and the stage that it made fail."""
         found = _finding_of(cause) if isinstance(cause, Exception) else cause
         self.add(found)
         if stage is None:
@@ -120,9 +113,6 @@ class Log:
 
         Code in torch or in the model may catch the error of a read and go on, or raise its own error. The
         stage's findings then say nothing about the model.
-
-        Raises:
-            Stopped: values can't be read, or the stage says so.
         """
         files.failure = None
         before, read = (len(self.findings), len(self.promises), len(self.stages)), files.bytes_read
@@ -157,13 +147,7 @@ class Log:
         return stage in self._run or (stage in _DIRECTIONS and not self._run.isdisjoint(_DIRECTIONS))
 
     def report(self, checkpoint: str, model: str, *, recipe: bool) -> Report:
-        """Make the report.
-
-        Args:
-            checkpoint: the name of the checkpoint, safe to print.
-            model: the name of the model.
-            recipe: whether a recipe is declared.
-        """
+        """Make the report. `checkpoint` is safe to print; `recipe` tells whether one was declared."""
         comparison, findings = self.comparison, self.settled()
         return Report(
             checkpoint=checkpoint,

@@ -16,8 +16,8 @@ from pytest_ckptcompat.tensors.unread import spared
 from pytest_ckptcompat.verification.function import NAME as FUNCTION
 from pytest_ckptcompat.verification.loaded import not_finite, tied_conflicts
 
-from .batches import Batch
 from .log import Stopped
+from .subject import Batch
 from .value_stages import loading, optimizer_stage, strictly
 from .verify_stage import verify_stage, verify_unread
 
@@ -37,9 +37,6 @@ def sharded_stages(subject: Subject, applied: Applied) -> nn.Module:
 
     Returns:
         The model with this rank's part of the values.
-
-    Raises:
-        Stopped: the values were not loaded.
     """
     arguments, inputs, log, reason = subject.arguments, subject.inputs, subject.log, subject.reason
     weights_alone = replace(

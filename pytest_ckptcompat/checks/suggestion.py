@@ -104,11 +104,7 @@ def _proved(subject: Subject, found: Suggestion) -> tuple[Recipe | None, list[st
 
 
 def _function(subject: Subject, recipe: Recipe) -> tuple[Promise, bool]:
-    """Return the promise that a recipe keeps the model's function, and whether all outputs were compared.
-
-    Raises:
-        Stopped: the values don't load.
-    """
+    """Return the promise that a recipe keeps the model's function, and whether all outputs were compared."""
     log = Log()
     subject = replace(subject, recipe=recipe, log=log)
     model, applied, old = load_stage(subject)

@@ -63,9 +63,6 @@ def load_stage(subject: Subject) -> tuple[nn.Module, Applied, Mapping[str, Any]]
 
     Returns:
         The model in eval mode, the result of the recipe, and the old state dict.
-
-    Raises:
-        Stopped: the checkpoint does not load.
     """
     log, old = subject.log, subject.ckpt.stored(once=True)
     with loading(subject, old) as applied:
@@ -83,11 +80,7 @@ def strictly(comparison: Comparison) -> str:
 
 @contextmanager
 def loading(subject: Subject, old: Mapping[str, Any]) -> Iterator[Applied]:
-    """Yield the result of the recipe on the old state dict, to be loaded inside the block.
-
-    Raises:
-        Stopped: the values can't be loaded. Whatever the model raises in the block is a finding.
-    """
+    """Yield the result of the recipe on the old state dict, to be loaded inside the block."""
     log = subject.log
     if log.comparison.mismatched:
         raise Stopped("shapes differ (waived): nothing can be loaded")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import date, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast, get_args
 
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import Finding, finding
@@ -86,24 +86,23 @@ def settle(
     severities = severities or {}
     waivers = list(waivers)
     current = [waiver for waiver in waivers if waiver.until is None or waiver.until >= today]
-    used: set[Waiver] = set()
+    used = {waiver for waiver in waivers if any(map(waiver.covers, findings))}
+    about = []
+    for waiver in waivers:
+        if waiver not in current:
+            ended = f"{waiver} ended on {waiver.until}: {waiver.reason}"
+            about.append(finding("waiver-expired", waiver.key, message=ended))
+        elif waiver not in used and judged(waiver.rule):
+            unused = f"{waiver} {_missed(waiver, findings, used)}"
+            about.append(finding("waiver-unused", waiver.key, message=unused))
     settled = []
-    for found in findings:
-        covering = [waiver for waiver in waivers if waiver.covers(found)]
-        used.update(covering)
-        held = next((waiver for waiver in covering if waiver in current), None)
+    for found in [*findings, *about]:
+        held = next((waiver for waiver in current if waiver.covers(found)), None)
         severity = severities.get(found.rule, found.severity)
         if held is not None:
             settled.append(replace(found, severity="off", message=f"waived: {held.reason}"))
         elif severity != "off":
             settled.append(replace(found, severity=severity))
-    for waiver in waivers:
-        if waiver not in current:
-            message = f"{waiver} ended on {waiver.until}: {waiver.reason}"
-            settled += _about(waiver, "waiver-expired", message, severities)
-        elif waiver not in used and judged(waiver.rule):
-            message = f"{waiver} {_missed(waiver, findings, used)}"
-            settled += _about(waiver, "waiver-unused", message, severities)
     return settled
 
 
@@ -124,13 +123,10 @@ def severities_of(lines: Iterable[str]) -> dict[str, Severity]:
         rule, _, severity = (part.strip() for part in line.partition("="))
         if rule not in RULES:
             raise ValueError(f"the ini key ckpt_severity: {unknown(rule)}")
-        if severity not in _SEVERITIES:
+        if severity not in get_args(Severity):
             raise ValueError(f"the ini key ckpt_severity: {rule}={severity!r}: use error, warn or off")
-        chosen[rule] = _SEVERITIES[severity]
+        chosen[rule] = cast("Severity", severity)
     return chosen
-
-
-_SEVERITIES: dict[str, Severity] = {"error": "error", "warn": "warn", "off": "off"}
 
 
 def _missed(waiver: Waiver, findings: Sequence[Finding], used: Collection[Waiver]) -> str:
@@ -159,12 +155,6 @@ def _patterns_like(pattern: str, keys: Iterable[str]) -> Iterable[str]:
     return dict.fromkeys(
         ".".join([*split[:depth], "*"]) if len(split) > depth else key for key, split in parts
     )
-
-
-def _about(waiver: Waiver, rule: str, message: str, severities: Mapping[str, Severity]) -> list[Finding]:
-    found = finding(rule, waiver.key, message=message)
-    severity = severities.get(rule, found.severity)
-    return [] if severity == "off" else [replace(found, severity=severity)]
 
 
 def _day(until: str | date | None, whose: str) -> date | None:
