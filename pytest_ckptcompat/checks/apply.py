@@ -80,25 +80,20 @@ def apply(
     allow: Sequence[Waiver] = (),
     force: bool = False,
 ) -> Written:
-    """Write the checkpoint that a recipe makes of an old one.
+    """Write the checkpoint that a recipe makes of an old one, completely or not at all.
 
     A ``.safetensors`` file holds only the state dict, and tied tensors under one name (the metadata lists the
-    others).
-    A torch file (``.pth``, ``.pt``, ``.ckpt``, ``.bin``) holds the same as the old file: the outer object,
-    ties, ``_metadata``, and the optimizer states and averages of the weights, which are grown too.
-    ``torch.load(weights_only=True)`` reads it. A folder (a path without a suffix, or with a slash at its end)
-    is a distributed checkpoint with the same content.
-
-    Only what the recipe computes is held in memory, plus one tensor at a time. The output is written
-    completely or not at all.
+    others). A torch file holds the same as the old file: the outer object, ties, ``_metadata``, and the
+    optimizer states and averages of the weights, which are grown too; ``torch.load(weights_only=True)`` reads
+    it. A folder is a distributed checkpoint with the same content. Only what the recipe computes is held in
+    memory, plus one tensor at a time.
 
     Args:
         checkpoint: the old checkpoint.
         model: the new model. It may be on the meta device, unless the recipe takes values from it.
         recipe: how the old checkpoint becomes the new one.
         out_path: where to write. An existing file is replaced.
-        source_model: the model that the checkpoint was made for. It shows which optimizer state belongs to
-            which parameter.
+        source_model: the model that the checkpoint was made for. It shows whose optimizer state is which.
         optimizer: makes the new optimizer, as in `check`. Its parameter groups are written.
         optimizer_state: the optimizer's state, if it has its own file. It is written beside `out_path`.
         allow: waivers. The keys that they cover may be missing or unexpected.
@@ -108,10 +103,8 @@ def apply(
         CheckpointError: the old checkpoint's values can't be read.
         RecipeError: the recipe does not apply.
         MisfitError: the result does not load into the model, or the optimizer's state can't be matched.
-        ValueError: the file's suffix is not a known format, the format can't hold the checkpoint, or
-            `out_path` is the
-            checkpoint itself.
-        OSError: the file can't be written.
+        ValueError: the output can't hold the checkpoint, or must not be replaced.
+        OSError: it can't be written.
     """
     out = os.fspath(out_path)
     kind = kind_of_output(out)
@@ -161,12 +154,6 @@ def apply_declared(
     force: bool = False,
 ) -> Written:
     """Write the checkpoint that a check declares, after the stages of the check itself.
-
-    Args:
-        arguments: the arguments of the check, including the recipe.
-        opener: opens the checkpoint; gets the state dict key, or None.
-        out_path: where to write.
-        force: see `apply`.
 
     Raises:
         CheckpointError: the checkpoint can't be read, or the model can't be built.

@@ -75,10 +75,7 @@ _SHAPES = [
 
 @dataclass(frozen=True)
 class CheckArguments:
-    """The arguments of ``@pytest.mark.ckpt_compat``, `check` and a ``[[check]]`` table.
-
-    `CheckArguments.of` makes and validates them. It imports, opens and builds nothing.
-    """
+    """The arguments of the marker, `check` and ``[[check]]``; `of` makes and validates them."""
 
     model: Any = _argument(
         types.model,
@@ -278,11 +275,8 @@ class Arguments(TypedDict, total=False):
 
 def marker_help(name: str) -> str:
     """Return the marker's line for ``pytest --markers``, with the help of each argument."""
-    taken = [
-        "model=None",
-        "ckpt=None",
-        *(f"{each.name}={each.default!r}" for each in fields(CheckArguments)[2:]),
-    ]
+    given = (f"{each.name}={each.default!r}" for each in fields(CheckArguments)[2:])
+    taken = ["model=None", "ckpt=None", *given]
     line = f"{name}(*, {', '.join(taken)}): the checkpoint must load into the model"
     return "\n  ".join([line, *(f"{each}: {row.help}" for each, row in ARGUMENTS.items())])
 

@@ -15,7 +15,7 @@ from pytest_ckptcompat.optimizer.state import saved_states
 from .output import grown_state
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from pytest_ckptcompat.checkpoint.written_object import Content
 
@@ -29,16 +29,11 @@ _DEPTH, _WIDTH = 3, 1000
 
 
 def grown_averages(content: Content, inner: Any, growth: Growth) -> Iterator[str]:
-    """Rewrite every other copy of the model's weights, and yield a note on each.
+    """Rewrite every other copy of the model's weights in the content to be written, and yield a note on each.
 
     An average is recognised by its name and its tensors: either the model's keys, perhaps with a prefix, or a
     list of tensors with the shapes and order of the model's parameters. Any other copy may belong to another
-    network, so it is kept and noted.
-
-    Args:
-        content: the object to be written.
-        inner: the state dict of the old checkpoint.
-        growth: how the weights grow.
+    network, so it is kept and noted. `inner` is the state dict of the old checkpoint.
     """
     checkpoint, changed = growth.checkpoint, growth.changed
     if not changed or not isinstance(checkpoint.wrapper, dict):
@@ -48,7 +43,7 @@ def grown_averages(content: Content, inner: Any, growth: Growth) -> Iterator[str
         content.leave_out(node)
         known.add(id(node))
         yield f"{escape(name, 120)} is left out: an optimizer's state in a form that is not known"
-    for path, node in _inside("", checkpoint.wrapper, known):
+    for path, node in _holders(checkpoint.wrapper, known):
         copy, where = _copy_of(checkpoint, node), escape(path, 120)
         if copy is None or changed.isdisjoint(copy):
             if any(len(each.shape) > 0 and each.shape in growth.changed_shapes for each in _tensors(node)):
@@ -68,7 +63,7 @@ def _unknown_optimizers(wrapper: dict[Any, Any], known: set[int]) -> Iterator[tu
     """Yield parts that are named like an optimizer and hold tensors, but no state in a known form."""
     for name, node in wrapper.items():
         if isinstance(node, (dict, list)) and id(node) not in known and _OPTIMIZER.search(str(name)):
-            inside = [node, *(part for _, part in _containers("", node, set()))]
+            inside = [node, *(part for _, part in _containers(node, set()))]
             holds = any(each.shape for part in inside for each in _tensors(part))
             if holds and known.isdisjoint(map(id, inside)):
                 yield str(name), node
@@ -79,77 +74,54 @@ def _tensors(node: Any) -> list[TensorSpec]:
     return [value for value in values if isinstance(value, TensorSpec)]
 
 
-def _inside(path: str, node: Any, known: set[int]) -> Iterator[tuple[str, Any]]:
+def _holders(node: Any, known: set[int]) -> Iterator[tuple[str, Any]]:
     """Yield the outermost containers that hold tensors directly, with their paths."""
     taken: set[int] = set()
-    for name, part in _containers(path, node, known | taken):
+    for name, part in _containers(node, known):
         if _tensors(part) and id(part) not in taken:
-            taken |= {id(inner) for _, inner in _containers("", part, known)}
+            taken |= {id(inner) for _, inner in _containers(part, known)}
             yield name, part
 
 
-def _containers(path: str, node: Any, known: set[int], depth: int = 0) -> Iterator[tuple[str, Any]]:
+def _containers(node: Any, known: set[int], path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
     """Yield the dicts and lists inside, outer ones first, except known ones."""
     for key, part in list(node.items() if isinstance(node, dict) else enumerate(node))[:_WIDTH]:
         if isinstance(part, (dict, list)) and id(part) not in known:
             name = f"{path}.{key}".removeprefix(".")
             yield name, part
             if depth < _DEPTH:
-                yield from _containers(name, part, known, depth + 1)
+                yield from _containers(part, known, name, depth + 1)
 
 
 def _copy_of(checkpoint: Checkpoint, node: Any) -> dict[str, Any] | None:
-    """Return weight key -> the copy's key, or None unless it has more than half of the weights."""
+    """Return weight key -> the copy's key or index, or None unless it has more than half of the weights.
+
+    The copy's keys may have a prefix. The tensors of a list are matched by shape and order; keys, such as
+    those of buffers, may be skipped.
+    """
     shapes = {key: spec.shape for key, spec in checkpoint.items()}
-    if isinstance(node, dict):
-        own = {
-            key: value
-            for key, value in node.items()
-            if isinstance(key, str) and isinstance(value, TensorSpec)
-        }
-        for prefix in _prefixes(own, shapes):
-            copy = {
-                key.removeprefix(prefix): key
-                for key in own
-                if key.startswith(prefix) and key.removeprefix(prefix) in shapes
-            }
-            if len(copy) * 2 > len(shapes):
-                return copy
-        return None
-    tensors = [value.shape for value in node if isinstance(value, TensorSpec)]
-    names = _in_order(tensors, shapes)
-    return (
-        None
-        if names is None or len(tensors) != len(node)
-        else dict(zip(names, range(len(node)), strict=True))
-    )
-
-
-def _prefixes(own: Mapping[str, Any], shapes: Mapping[str, Any]) -> Iterator[str]:
-    """Yield possible prefixes of the model's keys: none, and the one before the model's first key."""
-    yield ""
+    copy: dict[str, Any] = {}
+    if isinstance(node, list):
+        for key, shape in shapes.items():
+            place = len(copy)
+            if place < len(node) and isinstance(node[place], TensorSpec) and node[place].shape == shape:
+                copy[key] = place
+        return copy if len(copy) == len(node) and len(copy) * 2 > len(shapes) else None
+    own = [key for key, value in node.items() if isinstance(key, str) and isinstance(value, TensorSpec)]
     first = next(iter(shapes))
-    for key in own:
-        if key.endswith(f".{first}"):
-            yield key.removesuffix(first)
-            return
-
-
-def _in_order(tensors: Sequence[Any], shapes: Mapping[str, Any]) -> list[str] | None:
-    """Match tensors to keys by shape and order; keys, such as those of buffers, may be skipped."""
-    names: list[str] = []
-    for key, shape in shapes.items():
-        if len(names) < len(tensors) and tensors[len(names)] == shape:
-            names.append(key)
-    return names if len(names) == len(tensors) and len(names) * 2 > len(shapes) else None
+    prefixes = ["", *(key.removesuffix(first) for key in own if key.endswith(f".{first}"))]
+    for prefix in prefixes[:2]:
+        names = {f"{prefix}{key}": key for key in shapes}
+        copy = {names[key]: key for key in own if key in names}
+        if len(copy) * 2 > len(shapes):
+            return copy
+    return None
 
 
 def _grown(content: Content, node: Any, copy: Mapping[str, Any], growth: Growth) -> Any:
     """Grow the copy like the weights, with the copy's form of keys, and keep whatever else it holds.
 
-    Raises:
-        RecipeError: the copy lacks keys that the recipe needs.
-        LookupError: the grown copy does not have the shapes of the grown weights.
+    Raises `RecipeError` or `LookupError` if the copy lacks keys, or would get other shapes than the weights.
     """
     model, weights = growth.model, growth.applied.state_dict
     entries = {key: node[own] for key, own in copy.items()}

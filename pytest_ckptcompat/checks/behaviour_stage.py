@@ -49,11 +49,7 @@ def compare_source(subject: Subject, applied: Applied) -> Verdict:
 
 
 def compare_recorded(subject: Subject) -> Verdict | None:
-    """Compare today's model with what a lock or a past commit recorded, on synthetic values.
-
-    Returns:
-        The promise and its findings; None if nothing was recorded.
-    """
+    """Compare today's model with what a lock or a past commit recorded, if anything, on synthetic values."""
     ckpt, blueprint, batch = subject.ckpt, subject.blueprint, subject.batch
     held = ckpt.contents.header.behaviour
     if held is None:
@@ -150,11 +146,7 @@ def _count(outputs: int) -> str:
 
 
 def _constructed(held: Mapping[str, Any], ckpt: Checkpoint) -> dict[str, Any] | None:
-    """Return the recorded integers, or None if they were too large to be recorded.
-
-    Raises:
-        ValueError: the integers are damaged.
-    """
+    """Return the recorded integers, None if they were too large; raise ValueError if they are damaged."""
     rows = held.get("constructed", {})
     if not isinstance(rows, dict) or not rows.keys() <= ckpt.keys():
         raise ValueError("integers are recorded for keys that it does not have")
@@ -167,11 +159,7 @@ def _constructed(held: Mapping[str, Any], ckpt: Checkpoint) -> dict[str, Any] | 
 
 
 def _gain(held: Mapping[str, Any]) -> float:
-    """What the variance of weights was multiplied by.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+    """Return what the variance of weights was multiplied by; raise ValueError if it is damaged."""
     gain = held.get("gain", 1.0)
     if not isinstance(gain, (int, float)) or not 0 < gain < 1e6:
         raise ValueError("the gain of its weights is not a positive number")

@@ -44,8 +44,8 @@ def recorded(
         ties: groups of keys that share a tensor.
         batch: the inputs, in the form of `plain.packed`.
         method: which method is called.
-        limits: ``synthetic_bytes`` caps the size of the values.
-        most: cap on the characters of the integers that the model constructs.
+        limits: ``synthetic_bytes`` is the most that the values may take.
+        most: the most characters to spend on the integers that the model constructs.
 
     Returns:
         `Behaviour.to_json`, with ``method``, the ``batch``'s digest, what was ``constructed`` (key -> bits of

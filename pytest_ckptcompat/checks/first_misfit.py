@@ -47,13 +47,8 @@ def first_misfit(
 ) -> Misfit:
     """Search the first parents of `bad` for the first commit at which a checkpoint no longer fits.
 
-    Args:
-        ckpt: the path of the checkpoint, or a commit, ``git:REF``.
-        model: ``package.module:name``, imported at every commit that is tried.
-        place: where this runs.
-        good: a commit at which the checkpoint fits. If None, try the commits 1, 2, 4 ... back.
-        bad: a commit at which it does not fit.
-        width: the width of the report in columns.
+    The checkpoint may be a commit too, ``git:REF``. Without `good`, a commit at which it fits is looked for
+    1, 2, 4 ... commits back.
 
     Raises:
         CheckpointError: the checkpoint can't be read, or a commit does not exist.
@@ -113,11 +108,7 @@ def _described(commit: Commit) -> str:
 
 
 def answer_of(model: str, limits: Limits, *, path: str, name: str, width: int) -> dict[str, Any]:
-    """Check the checkpoint against the model of this commit. Runs in the child process.
-
-    Returns:
-        ``{"ok": ..., "report": text}``, or ``{"error": text}`` if the model can't be built.
-    """
+    """Check the checkpoint against the model of this commit. Runs in the child process."""
     from pytest_ckptcompat.report.terminal import render
 
     from .arguments import CheckArguments

@@ -70,16 +70,10 @@ class Opened(NamedTuple):
     def chosen(
         self, target: Mapping[str, Any], declared: Recipe | str | None
     ) -> tuple[Checkpoint | None, str]:
-        """Choose the state dict that fits the model.
+        """Choose the state dict that fits the model after the recipe; return why, if it is not `usual`.
 
-        Args:
-            target: the model's state dict.
-            declared: the recipe, which is applied to each state dict before the comparison. One that can't be
-                read is reported later.
-
-        Returns:
-            The state dict, and why it was chosen if it is not `usual`. Returns `usual` if several fit, or if
-            none fits but several share names with the model.
+        Returns `usual` if several fit, or if none fits but several share names with the model. A recipe that
+        can't be read is reported later.
         """
         recipe, wanted, usual = (
             declared if isinstance(declared, Recipe) else Recipe(),

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
     from pytest_ckptcompat.checkpoint.written_object import Content
-    from pytest_ckptcompat.optimizer.state import Naming, Saved
+    from pytest_ckptcompat.optimizer.resumption import Resumption
+    from pytest_ckptcompat.optimizer.state import Naming, Saved, State
     from pytest_ckptcompat.recipes.applied import Applied
     from pytest_ckptcompat.recipes.recipe import Recipe
 
@@ -55,7 +56,7 @@ class Growth:
     def rewrite(
         self, content: Content, checkpoint: Checkpoint | None = None, *, by_name: bool = False
     ) -> Iterator[str]:
-        """Rewrite each optimizer's state, and yield a note on each.
+        """Rewrite each optimizer's state in the content to be written, and yield a note on each.
 
         Args:
             content: the object to be written.
@@ -71,10 +72,22 @@ class Growth:
             raise MisfitError(f"{checkpoint.name} holds no optimizer state")
         named = self._named(found)
         for saved in found:
-            if names := named.get(id(saved)):
-                yield self._rewritten(saved, names, holder, content, by_name)
-            else:
-                yield self._other(saved, holder, content)
+            where, names = saved.path or holder.name, named.get(id(saved))
+            try:
+                if names is None:
+                    self._hold_unchanged(saved)
+                    yield f"{where} is kept as it was: the recipe changes nothing that it is about"
+                    continue
+                resumption = self._resumption(where, saved, names, holder)
+                parameters = dict(self.model.named_parameters())
+                written = state_dict(resumption, parameters, by_name=by_name)
+            except LookupError as reason:
+                content.leave_out(saved.node)
+                yield f"{where} is left out: {reason}"
+                continue
+            content.instead(saved.node, content.of(written))
+            rest = f", without the state of {_reasons(resumption.left_out)}" if resumption.left_out else ""
+            yield f"{where} {'is grown too' if self.applied.touched else 'is taken along'}{rest}"
 
     # -- which parameter owns it ---------------------------------------------------------------------------
 
@@ -129,11 +142,7 @@ class Growth:
         return {self.checkpoint[key].shape for key in self.changed}
 
     def _refuse(self, reason: str, found: list[Saved]) -> None:
-        """Refuse states that an argument could settle, unless waived; unreadable ones are left out.
-
-        Raises:
-            MisfitError: the finding is not waived.
-        """
+        """Refuse states that an argument could settle, unless waived; unreadable ones are left out."""
         if all(saved.unread or self._indifferent(saved) for saved in found):
             return
         reason = f"{reason}. A .safetensors file would hold the weights alone"
@@ -171,35 +180,40 @@ class Growth:
 
     # -- what happens to it --------------------------------------------------------------------------------
 
-    def _rewritten(
-        self, saved: Saved, names: Naming, holder: Checkpoint, content: Content, by_name: bool
-    ) -> str:
-        where = saved.path or holder.name
-        old = self.checkpoint.meta()
-        if wrong := faults.misshapen(saved.named(names), old, rows=self._foreign):
-            raise MisfitError(
-                f"{where}: {escape(wrong[0].key)} has {wrong[0].checkpoint} for {wrong[0].model}"
-            )
+    def _resumption(self, where: str, saved: Saved, names: Naming, holder: Checkpoint) -> Resumption:
+        """Return the state with which training resumes.
+
+        Raises:
+            LookupError: it has to be left out; the message says why.
+            MisfitError: shapes don't match, or a state is refused.
+        """
+        self._hold_shapes(where, saved.named(names), self.checkpoint.meta())
         try:
             resumption = self._training(holder).resumed(saved, names, saved.named(names)).readable()
         except LookupError as reason:
             self._refuse(f"{where}: {reason}", [saved])
-            return self._without(saved, where, str(reason), content)
-        parameters = dict(self.model.named_parameters())
-        for found in faults.misshapen(resumption.state, parameters, rows=self._foreign):
-            raise MisfitError(f"{where}: {escape(found.key)} has {found.checkpoint} for {found.model}")
+            raise
+        self._hold_shapes(where, resumption.state, dict(self.model.named_parameters()))
         if resumption.left_out and not resumption.state:
-            return self._without(saved, where, _reasons(resumption.left_out), content)
+            raise LookupError(_reasons(resumption.left_out))
         if part := self._ungrown(saved):
-            unknown = f"{part} has the shape of weights that changed, and what it is is not known"
-            return self._without(saved, where, unknown, content)
-        try:
-            written = state_dict(resumption, parameters, by_name=by_name)
-        except LookupError as reason:
-            return self._without(saved, where, str(reason), content)
-        content.instead(saved.node, content.of(written))
-        rest = f", without the state of {_reasons(resumption.left_out)}" if resumption.left_out else ""
-        return f"{where} {'is grown too' if self.applied.touched else 'is taken along'}{rest}"
+            raise LookupError(f"{part} has the shape of weights that changed, and what it is is not known")
+        return resumption
+
+    def _hold_shapes(self, where: str, state: State, parameters: Mapping[str, Any]) -> None:
+        for found in faults.misshapen(state, parameters, rows=self._foreign):
+            raise MisfitError(f"{where}: {escape(found.key)} has {found.checkpoint} for {found.model}")
+
+    def _hold_unchanged(self, saved: Saved) -> None:
+        """Check that a state without names is about unchanged parameters, or another model's.
+
+        Raises:
+            LookupError: it has to be left out; the message says why.
+        """
+        if saved.unread:
+            raise LookupError(saved.unread)
+        if not self._indifferent(saved) or any(map(unread_part, saved.state.values())):
+            raise LookupError("which parameter each state belongs to can't be determined")
 
     @property
     def _foreign(self) -> bool:
@@ -210,21 +224,6 @@ class Growth:
             return faults.is_foreign(made(self.optimizer, ghosts(dict(self.model.named_parameters())))[0])
         except (OptimizerError, Unavailable):
             return False
-
-    def _other(self, saved: Saved, holder: Checkpoint, content: Content) -> str:
-        """Handle a state that can't be rewritten: its parameters are unchanged, or it is another model's."""
-        where = saved.path or holder.name
-        if saved.unread:
-            return self._without(saved, where, saved.unread, content)
-        if self._indifferent(saved) and not any(map(unread_part, saved.state.values())):
-            return f"{where} is kept as it was: the recipe changes nothing that it is about"
-        return self._without(
-            saved, where, "which parameter each state belongs to can't be determined", content
-        )
-
-    def _without(self, saved: Saved, where: str, reason: str, content: Content) -> str:
-        content.leave_out(saved.node)
-        return f"{where} is left out: {reason}"
 
     def _training(self, holder: Checkpoint | None = None, *, optimizer: bool = True) -> Training:
         source = self.checkpoint if holder is None else holder

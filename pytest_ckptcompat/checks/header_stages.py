@@ -99,15 +99,9 @@ def _released(releases: Releases, ckpt: Checkpoint) -> str:
 def build_stage(
     arguments: CheckArguments, log: Log, contents: Contents | None = None
 ) -> tuple[Blueprint, nn.Module]:
-    """Build the model on the meta device. The report has no line for this.
+    """Build the model on the meta device; return how it is built, too. The report has no line for this.
 
-    Args:
-        arguments: ``model``, ``model_args`` and ``method``.
-        log: collects the findings.
-        contents: the checkpoint, which may hold the model's arguments; None for a commit.
-
-    Returns:
-        How the model is built, and the model on meta.
+    Its arguments may be in the checkpoint; a commit, for which `contents` is None, has none.
     """
     try:
         built = blueprint(arguments.model, arguments.arguments_of_model(contents))
@@ -138,11 +132,7 @@ def source_stage(source_model: Any, ckpt: Checkpoint, log: Log) -> Blueprint | N
 
 
 def recipe_stage(subject: Subject) -> tuple[Subject, Applied]:
-    """Apply the recipe to the shapes.
-
-    Returns:
-        The subject with the recipe, and its result.
-    """
+    """Apply the recipe to the shapes; return the subject with the recipe, and its result."""
     declared, protect = subject.arguments.recipe, subject.arguments.protect
     ckpt, schema, source, log = subject.ckpt, subject.schema, subject.source, subject.log
     target = schema.state_dict()

@@ -44,9 +44,7 @@ class Written:
 def write(model: str, ckpt: Checkpoint | None) -> Written:
     """Write ``ckptcompat.toml`` into the current folder, with the lock of a checkpoint beside it.
 
-    Args:
-        model: ``package.module:name``.
-        ckpt: the checkpoint to lock. If None, the check compares with the default branch.
+    Without a checkpoint, the check compares with the default branch.
 
     Raises:
         CheckpointError: a file already exists or can't be written, the model can't be built or does not fit

@@ -114,11 +114,7 @@ def load(
 def _opened(
     path: str | os.PathLike[str], state_dict_key: str | None, schema: nn.Module, recipe: Recipe
 ) -> Checkpoint:
-    """Open the checkpoint. Of several state dicts, choose the one that fits, as in a check.
-
-    Raises:
-        CheckpointError: the checkpoint can't be read, or several state dicts are possible.
-    """
+    """Open the checkpoint. Of several state dicts, choose the one that fits, as in a check."""
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise CheckpointError(
             f"path is of type {type(path).__name__}: give a path, or the Checkpoint that open_checkpoint gave"

@@ -82,11 +82,7 @@ def behaviour_of_checkpoint(ckpt: Checkpoint, question: Question) -> Content:
 
 
 def built(question: Question) -> tuple[Blueprint, nn.Module]:
-    """Return how a model is built, and the model on the meta device.
-
-    Raises:
-        CheckpointError: the model can't be imported or built.
-    """
+    """Return how a model is built, and the model on meta; raise CheckpointError if that fails."""
     try:
         made = blueprint(question.model, question.model_args)
         return made, made.schema()
@@ -95,11 +91,7 @@ def built(question: Question) -> tuple[Blueprint, nn.Module]:
 
 
 def _batch(question: Question, made: Blueprint, schema: nn.Module) -> Any:
-    """Return the inputs in the form of `plain.packed`, or None if there are none.
-
-    Raises:
-        CheckpointError: the inputs can't be made, or the model provides none.
-    """
+    """Return the inputs in the form of `plain.packed`, or None if there are none."""
     if question.inputs is None:
         return question.batch
     try:

@@ -73,13 +73,7 @@ class NewRelease:
 
 
 def release(name: str, question: Question, path: str, limits: Limits) -> NewRelease:
-    """Lock today's model as a new release and append it to a releases file, which is created if needed.
-
-    Args:
-        name: the name of the release.
-        question: which model, and the inputs to record its outputs for.
-        path: the path of the releases file. The lock is written to ``locks`` beside it.
-        limits: limits on the record.
+    """Lock today's model beside a releases file, and append the release; a missing file is made.
 
     Raises:
         NotDueError: there is nothing to release.
@@ -153,11 +147,7 @@ def _draft(old: Table, schema: nn.Module) -> Recipe | None:
 
 
 def _added(text: str, name: str, lock: str, recipe: Recipe | None) -> str:
-    """Append the recipe to the last release, and the new release after it; return the new text.
-
-    Raises:
-        RecipeError: the file is written in a form that can't be appended to.
-    """
+    """Append the recipe to the last release, and the new release after it; return the new text."""
     indented = [
         "".join(f"  {line}\n" if line else "" for line in operator_text(each, "release.recipe").splitlines())
         for each in (recipe.operators if recipe is not None else ())

@@ -13,15 +13,12 @@ from .past_checkpoint import Question
 
 
 def answer(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Answer the parent process.
+    """Answer the parent process: with a lock, a behaviour, the result of a check, or ``{"error": text}``.
 
     Args:
         arguments: the attributes of a ``question`` and the ``limits``. With ``values`` (``path``,
             ``state_dict_key``), the model runs on the values of that checkpoint. With ``check``, a checkpoint
             is checked against the model, by `first_misfit.answer_of`.
-
-    Returns:
-        ``{"lock": content}``, ``{"behaviour": ...}``, the result of the check, or ``{"error": text}``.
     """
     sys.dont_write_bytecode = True
     limits, question = Limits(**arguments["limits"]), Question(**arguments["question"])

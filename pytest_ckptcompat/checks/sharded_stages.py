@@ -29,14 +29,9 @@ if TYPE_CHECKING:
 
 
 def sharded_stages(subject: Subject, applied: Applied) -> nn.Module:
-    """Run the stages after compare. Without the other ranks nothing is loaded, and the report says so.
+    """Run the stages after compare; return the model with this rank's part of the values.
 
-    Args:
-        subject: the subject of the check; its schema is a stand-in.
-        applied: the result of the recipe on the header.
-
-    Returns:
-        The model with this rank's part of the values.
+    Without the other ranks nothing is loaded, and the report says so. The subject's schema is a stand-in.
     """
     arguments, inputs, log, reason = subject.arguments, subject.inputs, subject.log, subject.reason
     weights_alone = replace(

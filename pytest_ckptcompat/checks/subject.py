@@ -28,11 +28,7 @@ if TYPE_CHECKING:
 
 
 class Batch:
-    """The inputs of a check in a form that any process can draw again; a callable is called once.
-
-    Attributes:
-        inputs: the declared inputs, or None.
-    """
+    """The declared inputs in a form that any process can draw again; a callable is called once."""
 
     def __init__(self, inputs: Inputs | None) -> None:
         self.inputs = inputs

@@ -118,15 +118,7 @@ def _loaded(subject: Subject, applied: Applied) -> nn.Module:
 
 
 def forward_stage(subject: Subject, model: nn.Module | None) -> bool:
-    """Run or rehearse the forward pass.
-
-    Args:
-        subject: of the check.
-        model: the loaded model; None if no values were read.
-
-    Returns:
-        Whether it really ran on CUDA.
-    """
+    """Run or rehearse the forward pass of the loaded model, if any; return whether it really ran on CUDA."""
     arguments, inputs, schema, log = subject.arguments, subject.inputs, subject.schema, subject.log
     device, most = arguments.device or "auto", arguments.max_memory
 

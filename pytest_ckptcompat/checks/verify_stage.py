@@ -58,11 +58,8 @@ def kept_of(promises: list[Promise], what: str = "promises") -> str:
 def verify_unread(subject: Subject, applied: Applied, *, synthetic_values: bool = True) -> None:
     """List promises as unchecked because no values are read.
 
-    Args:
-        subject: the subject of the check.
-        applied: the result of the recipe on the header.
-        synthetic_values: whether to prove what synthetic values can prove: the steps of releases, and the
-            function that a lock or a commit recorded.
+    With `synthetic_values`, what these can prove is proved: the steps of releases, and the function that a
+    lock or a commit recorded.
     """
     log, promises = subject.log, _unproved(subject, applied)
     proved, compared, found, told = list[Promise](), list[Promise](), list[Finding](), list[str]()

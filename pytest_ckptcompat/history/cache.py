@@ -41,15 +41,13 @@ def answer(
 ) -> dict[str, Any]:
     """Return the kept answer to a question, or ask for a new answer and keep it.
 
-    Processes that ask the same question wait for the first, so that the workers of a run start one child.
+    Processes that ask the same question wait for the first, so that the workers of a run start one child. A
+    cache that can't be written only leads to a warning.
 
     Args:
         folder: a pytest cache, which is made if it is missing. None: keep nothing.
         question: everything on which the answer depends, except the installed versions, as plain values.
         ask: returns a new answer. Its errors are not kept.
-
-    Returns:
-        The answer. A cache that can't be written only leads to a warning.
     """
     if folder is None:
         return ask()

@@ -21,13 +21,7 @@ _MODEL = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The parts of ``git:REF#package.module:name``.
-
-    Attributes:
-        ref: the name of a commit for git.
-        merge_base: whether to use the merge base of `ref` and HEAD (``git:REF...``).
-        model: the model at that commit, or ``""`` for the same name as today's model.
-    """
+    """The parts of ``git:REF#package.module:name``, or of ``git:REF...``, the merge base of REF and HEAD."""
 
     ref: str
     merge_base: bool = False
@@ -42,10 +36,7 @@ class Reference:
         """
         ref = text.removeprefix(GIT)
         before, mark, model = ref.rpartition("#")
-        if mark and _MODEL.fullmatch(model):
-            ref = before
-        else:
-            model = ""
+        ref, model = (before, model) if mark and _MODEL.fullmatch(model) else (ref, "")
         merge_base = ref.endswith("...")
         ref = ref.removesuffix("...").strip()
         if not ref or "\0" in ref or "\n" in ref:
@@ -60,12 +51,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """One commit of a repository.
-
-    Attributes:
-        repository: the root of the working tree.
-        sha: the full hash.
-    """
+    """A commit, by its full hash, of the repository whose working tree has this root."""
 
     repository: Path
     sha: str

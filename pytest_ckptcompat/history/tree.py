@@ -17,7 +17,7 @@ from pytest_ckptcompat.core.escape import escape
 from .reference import QUIET, Commit, environment, git
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _PIECE = 1 << 20
 _POINTER = b"version https://git-lfs.github.com/"
@@ -29,25 +29,11 @@ class Tree:
 
     Attributes:
         folder: the folder that contains them.
-        submodules: paths of submodules, which are absent.
-        pointers: paths of git LFS files, whose content is the pointer.
-        refused: paths of links that lead out of the tree, which are absent.
+        lacks: how they differ from a checkout, in words; ``""`` if they don't.
     """
 
     folder: Path
-    submodules: tuple[str, ...] = ()
-    pointers: tuple[str, ...] = ()
-    refused: tuple[str, ...] = ()
-
-    @property
-    def lacks(self) -> str:
-        """How the files differ from a checkout, in words; ``""`` if they don't."""
-        told = [
-            _told(self.submodules, "submodule is absent", "submodules are absent"),
-            _told(self.pointers, "git LFS file is a pointer", "git LFS files are pointers"),
-            _told(self.refused, "link leads outside and is absent", "links lead outside and are absent"),
-        ]
-        return ", ".join(filter(None, told))
+    lacks: str = ""
 
 
 @contextmanager
@@ -85,13 +71,14 @@ def _make_repository(commit: Commit, folder: Path) -> None:
 
 
 def _write(commit: Commit, folder: Path) -> Tree:
+    submodules: list[str] = []
     pointers: list[str] = []
     links: list[tuple[str, bytes]] = []
-    entries = list(_entries(commit))
-    blobs = [(path, mode, sha) for path, mode, sha in entries if mode != "160000"]
-    submodules = [path for path, mode, _ in entries if mode == "160000"]
     with _contents(commit) as read:
-        for path, mode, sha in blobs:
+        for path, mode, sha in _entries(commit):
+            if mode == "160000":
+                submodules.append(path)
+                continue
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             if mode == "120000":
@@ -104,7 +91,12 @@ def _write(commit: Commit, folder: Path) -> Tree:
             if mode == "100755":
                 target.chmod(0o755)
     refused = [path for path, to in links if not _linked(folder, path, os.fsdecode(to))]
-    return Tree(folder, tuple(submodules), tuple(pointers), tuple(refused))
+    lacks = [
+        _told(submodules, "submodule is absent", "submodules are absent"),
+        _told(pointers, "git LFS file is a pointer", "git LFS files are pointers"),
+        _told(refused, "link leads outside and is absent", "links lead outside and are absent"),
+    ]
+    return Tree(folder, ", ".join(filter(None, lacks)))
 
 
 def _entries(commit: Commit) -> Iterator[tuple[str, str, str]]:
@@ -119,51 +111,44 @@ def _entries(commit: Commit) -> Iterator[tuple[str, str, str]]:
         yield path, mode, sha
 
 
-class _Blobs:
-    """A ``git cat-file --batch`` process from which objects are read."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self._asked: IO[bytes] = process.stdin
-        self._answers: IO[bytes] = process.stdout
-
-    def __call__(self, sha: str, target: IO[bytes] | None) -> bytes:
-        """Copy an object to a file and return its first bytes. Without a file, return all its bytes."""
-        self._asked.write(f"{sha}\n".encode("ascii"))
-        self._asked.flush()
-        about = self._answers.readline().split()
-        if len(about) != 3:
-            lacking = f"git can't read object {sha}, which the clone lacks: git fetch --refetch"
-            raise CheckpointError(lacking)
-        left, head = int(about[2]), b""
-        while left:
-            piece = self._answers.read(min(left, _PIECE))
-            if not piece:
-                raise CheckpointError(f"git stopped while reading the object {sha}")
-            left -= len(piece)
-            if target is None:
-                head += piece
-            else:
-                head = head or piece[:200]
-                target.write(piece)
-        self._answers.read(1)  # the newline after the object
-        return head
-
-
 @contextmanager
-def _contents(commit: Commit) -> Iterator[_Blobs]:
-    command = ["git", "cat-file", "--batch"]
-    with subprocess.Popen(  # noqa: S603
-        command,
+def _contents(commit: Commit) -> Iterator[Callable[[str, IO[bytes] | None], bytes]]:
+    """Yield a function that copies an object to a file, and returns its first bytes; without a file, all."""
+    with subprocess.Popen(
+        ["git", "cat-file", "--batch"],  # noqa: S607
         cwd=commit.repository,
         env=environment() | QUIET,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     ) as process:
+        asked, answers = process.stdin, process.stdout
+        assert asked is not None
+        assert answers is not None
+
+        def read(sha: str, target: IO[bytes] | None) -> bytes:
+            asked.write(f"{sha}\n".encode("ascii"))
+            asked.flush()
+            about = answers.readline().split()
+            if len(about) != 3:
+                lacking = f"git can't read object {sha}, which the clone lacks: git fetch --refetch"
+                raise CheckpointError(lacking)
+            left, head = int(about[2]), b""
+            while left:
+                piece = answers.read(min(left, _PIECE))
+                if not piece:
+                    raise CheckpointError(f"git stopped while reading the object {sha}")
+                left -= len(piece)
+                if target is None:
+                    head += piece
+                else:
+                    head = head or piece[:200]
+                    target.write(piece)
+            answers.read(1)  # the newline after the object
+            return head
+
         try:
-            yield _Blobs(process)
+            yield read
         except BrokenPipeError:
             raise CheckpointError(f"git stopped while reading commit {commit.short}") from None
         finally:
@@ -184,7 +169,7 @@ def _linked(folder: Path, path: str, to: str) -> bool:
     return False
 
 
-def _told(paths: tuple[str, ...], one: str, several: str) -> str:
+def _told(paths: list[str], one: str, several: str) -> str:
     if not paths:
         return ""
     named = ", ".join(escape(path, 60) for path in paths[:3]) + (", ..." if len(paths) > 3 else "")

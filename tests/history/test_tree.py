@@ -81,9 +81,8 @@ def test_links_inside_are_made_and_others_are_not(repository):
     with exported(head(repository)) as tree:
         assert (tree.folder / "link.py").read_text() == "a = 1\n"
         assert (tree.folder / "pkg/up").is_dir()
-        assert {"absolute", "outside", "pkg/way"} == set(tree.refused)
-        assert not os.path.lexists(tree.folder / "absolute")
-        assert "3 links lead outside and are absent" in tree.lacks
+        assert not any(os.path.lexists(tree.folder / name) for name in ("absolute", "outside", "pkg/way"))
+        assert tree.lacks == "3 links lead outside and are absent (absolute, outside, pkg/way)"
 
 
 def test_submodules_are_absent_and_pointers_are_told(repository, tmp_path):
