@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
 from pytest_ckptcompat.checkpoint.wrappers import CHOOSING
-from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
 from pytest_ckptcompat.optimizer.state import saved_states
@@ -54,7 +53,7 @@ def grown_averages(content: Content, inner: Any, growth: Growth) -> Iterator[str
             try:
                 content.instead(node, _grown(content, node, copy, growth))
                 yield f"{where} is grown too"
-            except (RecipeError, LookupError) as reason:
+            except (ValueError, LookupError) as reason:
                 content.leave_out(node)
                 yield f"{where} is left out: it can't be grown as the weights are ({reason})"
 
@@ -121,7 +120,7 @@ def _copy_of(checkpoint: Checkpoint, node: Any) -> dict[str, Any] | None:
 def _grown(content: Content, node: Any, copy: Mapping[str, Any], growth: Growth) -> Any:
     """Grow the copy like the weights, with the copy's form of keys, and keep whatever else it holds.
 
-    Raises `RecipeError` or `LookupError` if the copy lacks keys, or would get other shapes than the weights.
+    Raises `ValueError` or `LookupError` if the copy lacks keys, or would get other shapes than the weights.
     """
     model, weights = growth.model, growth.applied.state_dict
     entries = {key: node[own] for key, own in copy.items()}
