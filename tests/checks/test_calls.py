@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from pytest_ckptcompat import check
-from pytest_ckptcompat.checks.arguments import CheckArguments
 from pytest_ckptcompat.cli.command import main
 
 
@@ -56,31 +55,6 @@ def test_arguments_that_do_not_do(path, arguments, told):
     report = check(Net, path, model_args=arguments)
     assert [found.rule for found in report.errors] == ["model-error"]
     assert told in report.errors[0].message
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        ({"model": Net(4), "model_args": {"width": 4}}, "this model is built already"),
-        ({"model_args": "hyper_parameters"}, "model_args= wants a dict of keyword arguments or 'ckpt:PATH'"),
-        ({"model_args": "ckpt:"}, "model_args= wants a dict of keyword arguments or 'ckpt:PATH'"),
-        ({"model_args": {1: 2}}, "model_args= wants a dict of keyword arguments or 'ckpt:PATH'"),
-        ({"method": 3}, "method= wants the name of a method"),
-        ({"method": "a b"}, "method= wants the name of a method"),
-        ({"max_memory": "24 apples"}, "max_memory= wants a size such as '24GB' or '80GiB'"),
-        ({"max_memory": 24}, "max_memory= wants a size"),
-    ],
-)
-def test_arguments_of_a_wrong_kind_are_told_at_once(arguments, told):
-    with pytest.raises(ValueError, match=told):
-        CheckArguments.of(**{"model": Net} | arguments)
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("24GB", 24 * 10**9), ("1.5 GiB", 3 * 2**29), ("512MB", 512 * 10**6), ("1kB", 1000)]
-)
-def test_sizes(text, size):
-    assert CheckArguments.of(model=Net, max_memory=text).max_memory == size
 
 
 def test_a_method_is_called(path):

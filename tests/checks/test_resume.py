@@ -1,9 +1,8 @@
-"""A training that is to go on, as a user checks it: a whole pytest run in a process of its own, and the command.
+"""A training that is to go on, as a user checks it: a whole pytest run, and the command.
 
 A fused Adam with state of the old shape corrupts the heap at its first step, so it must be told before.
 """
 
-import os
 from pathlib import Path
 
 import pytest
@@ -38,9 +37,8 @@ TESTS = """
 
 
 @pytest.fixture
-def training(pytester, monkeypatch):
+def training(pytester):
     """``old.pth``: weights and a fused Adam of four rows. ``forgotten.pth``: fourteen rows, and the same Adam."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "support"), prepend=os.pathsep)
     model = settle(Boxes()).train()
     adam = torch.optim.Adam(model.parameters(), lr=0.001, fused=True)
     for step in range(3):
@@ -75,7 +73,8 @@ def command(training, monkeypatch, capsys):
 
 def test_one_step_is_taken_with_old_moments_kept_and_none_where_the_shape_is_the_old_one(training):
     training.makepyfile(TESTS)
-    result = training.runpytest_subprocess()
+    training.syspathinsert()
+    result = training.runpytest()
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.re_match_lines([r"optimizer-shape +out2\.weight +exp_avg \(4, 8\) f32 +\(14, 8\) f32.*"])
     result.stdout.re_match_lines([r"optimizer +failed.*"])

@@ -168,10 +168,7 @@ def test_one_that_can_not_be_built_says_why(path: Path) -> None:
 
 
 @ON_CPU
-@pytest.mark.parametrize("kinds", [["fsdp", "tensor"], ["both"]], ids=["two ranks", "four ranks"])
-def test_ranks_save_gate_grow_and_resume(tmp_path: Path, kinds: list[str]) -> None:
+def test_ranks_save_gate_grow_and_resume(tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "support" / "sharded_ranks.py"
-    ran = subprocess.run(
-        [sys.executable, script, tmp_path, *kinds], capture_output=True, text=True, timeout=400
-    )
+    ran = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=400)
     assert ran.returncode == 0, ran.stderr[-3000:]

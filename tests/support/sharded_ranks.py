@@ -1,6 +1,6 @@
-"""Ranks that save, gate, grow and resume a model that shards itself: ``python sharded_ranks.py FOLDER KIND...``.
+"""Four ranks that save, gate, grow and resume a model that shards itself: ``python sharded_ranks.py FOLDER``.
 
-Each kind is ``fsdp``, ``tensor`` (two ranks) or ``both`` (four). Every rank asserts; the first one writes.
+It is sharded by ``fully_shard``, by tensor parallelism, and by both. Every rank asserts; the first one writes.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pytest_ckptcompat import Recipe, check, open_checkpoint, tile
 from pytest_ckptcompat.checks.apply import apply
 
 GROW = Recipe(tile("fc2.*", dim=0))
+RANKS = 4
 
 
 class Net(nn.Module):
@@ -103,19 +104,16 @@ def run(kind: str, folder: Path) -> None:
     stepped(new, resumed)
 
 
-def rank(number: int, rendezvous: str, folder: str, kinds: list[str]) -> None:
+def rank(number: int, rendezvous: str, folder: str) -> None:
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    size = 4 if "both" in kinds else 2
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=number, world_size=size)
-    for kind in kinds:
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=number, world_size=RANKS)
+    for kind in ("fsdp", "tensor", "both"):
         run(kind, Path(folder) / kind)
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    _, folder, *kinds = sys.argv
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = (str(Path(scratch) / "rendezvous"), folder, kinds)
-        ranks = 4 if "both" in kinds else 2
-        multiprocessing.start_processes(rank, arguments, nprocs=ranks, start_method="spawn")
+        arguments = (str(Path(scratch) / "rendezvous"), sys.argv[1])
+        multiprocessing.start_processes(rank, arguments, nprocs=RANKS, start_method="fork")
