@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from .submodels import WRAPPERS
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from pytest_ckptcompat.recipes.per_tensor import Shape
+
     from .templates import Families, Indices, Shapes, Substitution
+
+    Neighbours = Mapping[str, list[str]]
 
 # Names for the same thing in other frameworks or older versions.
 _SYNONYMS = (
@@ -35,16 +37,18 @@ _SYNONYMS = (
     {"head", "classifier", "fc"},
 )
 
+WRAPPERS = {
+    *("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
+    *("model", "net", "network"),
+}
+"""Names that only ever wrap a whole model."""
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
 def likeness(one: str, other: str, ignored: frozenset[str] = frozenset()) -> float:
-    """Rate two names from 0 (nothing in common) to 1 (the same, or known synonyms).
+    """Rate two names, or paths, from 0 (nothing in common) to 1 (the same, or known synonyms).
 
-    Args:
-        one: a name, or several joined by dots.
-        other: the other name.
-        ignored: words to ignore, such as ``proj`` if all names have it.
+    Words in `ignored` don't count, such as ``proj`` if all names have it.
     """
     if words_of(one) == words_of(other) or _synonymous(one, other):
         return 1.0
@@ -133,14 +137,14 @@ class Evidence:
         parts = len(substitution.old) + len(substitution.new)
         return self.wraps, self.worth, self.like, substitution.prefix is not None, -parts
 
-    def convinces(self, neighbours: Neighbours, reshaped: bool) -> bool:
+    def convinces(self, old: Neighbours, new: Neighbours, reshaped: bool) -> bool:
         """Return whether the evidence is more than a shape that happens to be the same."""
         if self.worth <= 0 or self.misplaced or not (self.exact or reshaped):
             return False
         if self.exact >= 3 or self.like >= 0.3:
             return True
         whole = self.exact == 2 and not self.lost and not self.unfilled
-        return whole and all(neighbours.same(*names) for names in self.names.items())
+        return whole and all(old[key] == new[name] for key, name in self.names.items())
 
     def rivalled(self, others: Iterable[Evidence]) -> bool:
         """Return whether a contradicting one explains about as much and has a similar name likeness."""
@@ -158,12 +162,13 @@ def gathered(
 ) -> Evidence:
     """Collect the evidence for a substitution from keys and places that are still unmatched."""
     evidence = Evidence(substitution, like=_likeness(substitution))
+    numbered = "#" in "".join(substitution.old)
     for parts, family in old.items():
         changed = substitution(parts)
         if changed is None or changed == parts:
             continue
         places: Mapping[Indices, str] = new.get(changed, {})
-        if "#" in "".join(substitution.old):
+        if numbered:
             places = _counterparts(family, places, current, model)
         for numbers, key in family.items():
             if numbers not in places:
@@ -173,7 +178,7 @@ def gathered(
             evidence.exact += current[key] == model[places[numbers]]
     start = (*(substitution.prefix or ()), *substitution.new)
     filled = set(evidence.names.values())
-    if "#" in "".join(substitution.old) and evidence.exact < len(evidence.names):
+    if numbered and evidence.exact < len(evidence.names):
         evidence.misplaced = _misplaced(evidence.names, new, current, model)
     evidence.unfilled = any(
         parts[: len(start)] == start and not filled.issuperset(family.values())
@@ -196,18 +201,13 @@ def _counterparts(
 
 
 def _misplaced(names: Mapping[str, str], new: Families, current: Shapes, model: Shapes) -> bool:
+    def sort(key: str, shapes: Shapes) -> tuple[str, Shape]:
+        return key.rpartition(".")[2], shapes[key]
+
     exact = {name for key, name in names.items() if current[key] == model[name]}
-    free = {
-        (_leaf(place), model[place])
-        for family in new.values()
-        for place in family.values()
-        if place not in exact
-    }
-    return any(name not in exact and (_leaf(key), current[key]) in free for key, name in names.items())
-
-
-def _leaf(key: str) -> str:
-    return key.rpartition(".")[2]
+    places = {place for family in new.values() for place in family.values()}
+    free = {sort(place, model) for place in places - exact}
+    return any(name not in exact and sort(key, current) in free for key, name in names.items())
 
 
 def in_order(numbers: Iterable[Indices]) -> list[Indices]:
@@ -242,36 +242,19 @@ def _likeness(substitution: Substitution) -> float:
     return 0.9 if WRAPPERS.issuperset(substitution.old + substitution.new) else 0.5
 
 
-class Neighbours:
-    """The shared keys between which a key stands, in the checkpoint and in the model."""
-
-    def __init__(self, current: Shapes, model: Shapes) -> None:
-        self._old = _between(list(current), model)
-        self._new = _between(list(model), current)
-
-    def same(self, key: str, name: str) -> bool:
-        """Return whether a key stands in the checkpoint where its new name stands in the model."""
-        return self._old[key] == self._new[name]
-
-
-def _between(keys: Sequence[str], known: Shapes) -> dict[str, tuple[str, str]]:
-    """Return, for each key, the nearest known keys before and after it."""
-    before, behind = _preceding(keys, known), _preceding(keys[::-1], known)
-    return {key: (before[key], behind[key]) for key in keys}
-
-
-def _preceding(keys: Iterable[str], known: Shapes) -> dict[str, str]:
-    last, found = "", {}
-    for key in keys:
-        found[key] = last
-        if key in known:
-            last = key
+def neighbours(keys: Shapes, shared: Shapes) -> dict[str, list[str]]:
+    """Return key -> the nearest shared keys before and after it."""
+    found: dict[str, list[str]] = {key: [] for key in keys}
+    for order in (keys, reversed(list(keys))):
+        last = ""
+        for key in order:
+            found[key].append(last)
+            if key in shared:
+                last = key
     return found
 
 
-def _contradict(names: Mapping[str, str], others: Mapping[str, str]) -> bool:
+def _contradict(names: dict[str, str], others: dict[str, str]) -> bool:
     """Return whether a key gets two names, or a name two keys."""
-    if any(others.get(key, name) != name for key, name in names.items()):
-        return True
-    keys = {name: key for key, name in others.items()}
-    return any(keys.get(name, key) != key for key, name in names.items())
+    both = names | others
+    return both != others | names or len(set(both.values())) < len(both)

@@ -13,8 +13,8 @@ from pytest_ckptcompat.recipes.operators import append, pad, reduce, repeat_chan
 
 from .changes import ANY, Explained, differing, first_rows
 from .layers import module_of, projects, unitwise
-from .positions import is_position
 from .recurrent import hidden_sizes, takes_more
+from .tables import is_position
 from .templates import template
 
 if TYPE_CHECKING:

@@ -39,15 +39,8 @@ def move(
 ) -> Move | None:
     """Rename keys of the checkpoint, and leave keys that are already right.
 
-    Args:
-        names: key -> new name.
-        substitution: the substitution that explains all names, if there is one: a single operator may do.
-        current: the checkpoint's keys.
-        model: the model's keys.
-        budget: the time budget.
-
-    Returns:
-        The move, or None if it takes more than `MOST_OPERATORS` or separates a layer's tensors.
+    If a substitution explains all names, a single operator may do. Return None if it takes more than
+    `MOST_OPERATORS`, or separates a layer's tensors.
     """
     settled = frozenset(key for key in current if key in model and key not in names)
     if _tears(names, settled):

@@ -46,13 +46,7 @@ def renumbered(
     This happens when modules without parameters are added or removed (``net.0, net.2, net.4`` become ``net.0,
     net.1, net.2``), or when a part of each child moves to the next child (``layers.0.downsample`` becomes
     ``layers.1.downsample``).
-
-    Args:
-        current: the checkpoint's keys, under the names found so far.
-        model: the model's keys.
-        modules: the model's modules by path.
-        origin: each name found so far -> the checkpoint's key.
-        budget: the time budget.
+    `origin` has the checkpoint's key for each name found so far.
     """
     for branches in (False, True):
         parents, others = (_children(shapes, branches, budget) for shapes in (current, model))

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from .budget import Budget, OutOfTime
-from .evidence import Evidence, Neighbours, gathered, in_order, set_apart
+from .evidence import Evidence, gathered, in_order, neighbours, set_apart
 from .layers import NO_MODULES
 from .moves import MOST_OPERATORS, Move, move
 from .numbering import renumbered
@@ -33,13 +33,7 @@ _LEAVES = {"weight", "bias", "running_mean", "running_var"}
 def renames(
     checkpoint: Shapes, model: Shapes, modules: Modules = NO_MODULES, budget: Budget | None = None
 ) -> tuple[list[Renaming], dict[str, Shape]]:
-    """Rename keys of the checkpoint into keys of the model.
-
-    Args:
-        checkpoint: the checkpoint's keys.
-        model: the model's keys.
-        modules: the model's modules by path. They tell whether numbers of layers are places or names.
-        budget: the time budget. When it is spent, the operators found until then are returned.
+    """Rename keys of the checkpoint into keys of the model, as far as can be found within the budget.
 
     Returns:
         The operators, and the checkpoint after them.
@@ -69,11 +63,7 @@ def renames(
 def substituted(current: Shapes, model: Shapes, budget: Budget, *, reshaped: bool = False) -> Move | None:
     """Find the substitution that explains most, unless another explains as much.
 
-    Args:
-        current: the checkpoint's keys.
-        model: the model's keys.
-        budget: the time budget.
-        reshaped: look for keys whose shape changed together with the name.
+    With `reshaped`, it explains keys whose shape changed together with the name.
     """
     found = _evidence(current, model, reshaped, budget)
     if not found:
@@ -81,11 +71,11 @@ def substituted(current: Shapes, model: Shapes, budget: Budget, *, reshaped: boo
     evidence = sorted(found, key=lambda each: each.rank, reverse=True)
     set_apart(evidence)
     stay = {(template(key), shape) for key, shape in current.items() if model.get(key) == shape}
-    neighbours = Neighbours(current, model)
+    places = neighbours(current, model), neighbours(model, current)
     for each in evidence:
         budget.check()
         if (
-            each.convinces(neighbours, reshaped)
+            each.convinces(*places, reshaped)
             and not each.rivalled(evidence)
             and not _passes_by(each.names, current, stay)
         ):

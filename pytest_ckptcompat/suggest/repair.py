@@ -13,8 +13,9 @@ from .search import Suggestion, suggest
 from .templates import shapes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from pytest_ckptcompat.recipes.base import Operator
     from pytest_ckptcompat.recipes.plan import State
 
     from .layers import Modules
@@ -32,34 +33,23 @@ def repair(
     """Try the recipe without one of its operators, without any, or with more after them.
 
     If the recipe does not apply, or breaks keys that fit without it, the search starts from the checkpoint
-    without a recipe.
-
-    Args:
-        declared: the recipe; empty if there is none.
-        checkpoint: the old state dict, on the meta device.
-        target: the model's state dict.
-        differences: recipe -> the keys that still differ; raises `RecipeError` if it does not apply.
-        modules: the model's modules by path.
-        source: the state dict of the model that the checkpoint was made for, on meta, or None.
+    without a recipe. The other arguments are those of `suggest`.
     """
     budget = Budget()
-    for fewer in _fewer(declared):
+    for fewer in _fewer(declared.operators):
         if budget.left > 0 and _loads(fewer, differences):
             return Suggestion(fewer)
-    try:
-        grown: State = declared.apply(checkpoint, target)
-    except RecipeError:
-        declared, grown = Recipe(), checkpoint
-    if _spoiled(checkpoint, grown, target):
+    grown = _grown(declared, checkpoint, target) if declared.operators else checkpoint
+    if grown is None:
         declared, grown = Recipe(), checkpoint
     return suggest(grown, target, differences, modules, budget, source, declared)
 
 
-def _fewer(recipe: Recipe) -> Iterator[Recipe]:
-    if len(recipe.operators) > 1:
-        for place in range(len(recipe.operators)):
-            yield Recipe(*recipe.operators[:place], *recipe.operators[place + 1 :])
-    if recipe.operators:
+def _fewer(operators: Sequence[Operator]) -> Iterator[Recipe]:
+    if len(operators) > 1:
+        for place in range(len(operators)):
+            yield Recipe(*operators[:place], *operators[place + 1 :])
+    if operators:
         yield Recipe()
 
 
@@ -70,10 +60,15 @@ def _loads(recipe: Recipe, differences: Differences) -> bool:
         return False
 
 
-def _spoiled(checkpoint: State, grown: State, target: State) -> bool:
-    """Return whether a key that fits without the recipe no longer fits after it."""
+def _grown(declared: Recipe, checkpoint: State, target: State) -> State | None:
+    """Apply the recipe. Return None if it does not apply, or if a key that fits without it no longer fits."""
+    try:
+        grown = declared.apply(checkpoint, target)
+    except RecipeError:
+        return None
     olds, news, wanted = map(shapes_of, (checkpoint, grown, target))
-    return any(
-        shape is not None and olds.get(key) == shape and key in news and news[key] != shape
+    spoiled = any(
+        shape is not None and olds.get(key) == shape and news.get(key, shape) != shape
         for key, shape in wanted.items()
     )
+    return None if spoiled else grown

@@ -10,9 +10,8 @@ from pytest_ckptcompat.recipes.operators import select, tile
 from .changes import Explained, differing
 from .layerwise import layerwise
 from .patterns import Globs
-from .positions import positions
 from .recurrent import gates
-from .vocabulary import vocabulary
+from .tables import positions, vocabulary
 from .widening import widened
 
 if TYPE_CHECKING:

@@ -12,22 +12,20 @@ import torch
 
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.keys import select
-from pytest_ckptcompat.recipes.operators import copy, drop, strip_prefix, tie
+from pytest_ckptcompat.recipes.operators import copy, drop, tie
 from pytest_ckptcompat.recipes.operators import select as select_rows
 from pytest_ckptcompat.recipes.recipe import Recipe
 from pytest_ckptcompat.tensors.difference import memory
 
 from .budget import Budget, OutOfTime
 from .changes import Changes
-from .companions import folds, set_apart
-from .fusing import fuses
+from .folding import folded_norms, folds, set_apart
+from .fusing import fuses, stacks
 from .layers import NO_MODULES
-from .norms import folded_norms
 from .patterns import Globs
 from .renaming import renames
 from .reshaping import reshapes
-from .stacking import stacks
-from .submodels import is_wrapper, submodels
+from .submodels import submodels
 from .templates import shapes_of
 from .ties import newly_tied, tied, untied
 from .variants import variants
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pytest_ckptcompat.recipes.base import Operator
-    from pytest_ckptcompat.recipes.per_tensor import Shape
     from pytest_ckptcompat.recipes.plan import State
 
     from .layers import Modules
@@ -45,7 +42,6 @@ if TYPE_CHECKING:
 Differences = Callable[[Recipe], Collection[str]]
 """Which keys differ after a recipe: none where the checkpoint then loads."""
 
-MOST_CHOICES = 4
 MOST_OPERATORS = 250
 """The longest recipe that anybody would read."""
 MOST_WORK = 250_000
@@ -101,16 +97,15 @@ def suggest(
     if two answers are equally good, neither is taken.
 
     Args:
-        checkpoint: the state dict's keys, with values that have a shape.
-        target: the model's state dict, in the same form.
+        checkpoint: the state dict, on the meta device.
+        target: the model's state dict.
         differences: recipe -> the keys that still differ; raises `RecipeError` if it does not apply. Called
             only a few times, and always before a recipe is returned.
         modules: the model's modules by path. They tell which dimension of a weight counts outputs, in how
             many groups, and whether the numbers of layers are places or names. Without them, less is
             suggested.
         budget: the time budget.
-        source: the state dict of the model that the checkpoint was made for, or None. It shows which keys
-            were tied.
+        source: the state dict of the model that the checkpoint was made for: it shows which keys were tied.
         declared: the recipe that gave `checkpoint`; every recipe that is returned begins with it.
     """
     first = () if declared is None else declared.operators
@@ -122,8 +117,9 @@ class _Search:
     """A search: what is known, and what was found.
 
     Attributes:
-        state: the checkpoint after the operators found so far, without the keys in `apart`.
-        found: these operators.
+        found: the operators found so far.
+        state: the checkpoint after them, without the keys in `apart`.
+        shapes: of `state`.
         apart: keys of the checkpoint that are left alone, and their values.
         lost: those of them that must not be dropped.
         parts: the kinds of weights that these are parts of.
@@ -141,8 +137,8 @@ class _Search:
 
     def __post_init__(self) -> None:
         self.model = shapes_of(self.target)
-        self.state: State = self.checkpoint
         self.found: list[Operator] = []
+        self.state, self.shapes = self.checkpoint, shapes_of(self.checkpoint)
         self.apart: dict[str, Any] = {}
         self.lost: set[str] = set()
         self.parts: frozenset[str] = frozenset()
@@ -151,11 +147,12 @@ class _Search:
 
     def run(self) -> Suggestion:
         """Try the likeliest operators, then the same with drops, then a part of them."""
-        at_first = _differing(shapes_of(self.checkpoint), self.model)
+        at_first = _differing(self.shapes, self.model)
         if not at_first:
             return Suggestion()
-        if choices := self._choices():
-            return Suggestion(choices=choices)
+        choices = [each for each in submodels(self.shapes, self.model) if self._left(each) == []]
+        if choices:
+            return Suggestion(choices=tuple(map(self._recipe, choices)))
         dropped: list[str] = []
         with suppress(OutOfTime, RecipeError):  # what was found until then may be a part
             self._explain()
@@ -188,74 +185,61 @@ class _Search:
             parts=self.parts,
         )
 
-    def _choices(self) -> tuple[Recipe, ...]:
-        """Return recipes that each take one part of the checkpoint, if several parts are the whole model."""
-        prefixes = submodels(shapes_of(self.checkpoint), self.model)
-        if len(prefixes) < 2 or sum(map(is_wrapper, prefixes)) == 1:
-            return ()
-        return tuple(
-            self._recipe(operators)
-            for operators in map(self._taking, prefixes[:MOST_CHOICES])
-            if self._left(operators) == []
-        )
-
-    def _taking(self, prefix: str) -> list[Operator]:
-        others = [key for key in self.checkpoint if not key.startswith(prefix)]
-        return [*map(drop, Globs(self.checkpoint).cover(others)), strip_prefix(prefix)]
-
     def _explain(self) -> None:
         """Find the operators, one kind after the other."""
-        self._apply(folds(self.checkpoint, self.target))
+        self._apply(folds(self.state, self.target))
         model = self._set_apart()
-        self._apply(folded_norms(shapes_of(self.state), model))
-        self._apply(stacks(shapes_of(self.state), model))
-        fusing, fused, unknown = fuses(shapes_of(self.state), model)
+        self._apply(folded_norms(self.shapes, model))
+        self._apply(stacks(self.shapes, model))
+        fusing, fused, unknown = fuses(self.shapes, model)
         self.found += fusing
         self.apart |= {key: self.state.get(key) for key in fused if key in unknown}
         named = {key: shape for key, shape in fused.items() if key not in unknown}
         wanted = {key: shape for key, shape in model.items() if key not in unknown}
-        renaming, renamed = renames(named, wanted, self.modules, self.budget)
+        renaming, self.shapes = renames(named, wanted, self.modules, self.budget)
         self.found += renaming
-        values = [self.state.get(key, shape) for key, shape in named.items()]
-        self.state = dict(zip(renamed, values, strict=True))
-        self._reshape(renamed, wanted)
+        self.state = dict(zip(self.shapes, map(self.state.get, named), strict=True))
+        self._reshape(wanted)
 
     def _apply(self, operators: Iterable[Operator]) -> None:
         for operator in list(operators):
             self.budget.check()
             self.state = operator.apply(self.state, self.target)
+            self.shapes = shapes_of(self.state)
             self.found.append(operator)
 
-    def _set_apart(self) -> dict[str, Shape]:
+    def _set_apart(self) -> Shapes:
         """Set parts of weights apart. Return the model's other keys."""
-        apart = set_apart(shapes_of(self.state), self.model, self.budget)
+        apart = set_apart(self.shapes, self.model, self.budget)
         self.parts, self.lost = frozenset(apart.kinds), apart.checkpoint
         self.apart = {key: value for key, value in self.state.items() if key in self.lost}
         self.state = {key: value for key, value in self.state.items() if key not in self.lost}
+        self.shapes = {key: shape for key, shape in self.shapes.items() if key not in self.lost}
         return {key: shape for key, shape in self.model.items() if key not in apart.model}
 
-    def _reshape(self, renamed: Shapes, wanted: Shapes) -> None:
+    def _reshape(self, wanted: Shapes) -> None:
         """Explain changed shapes and ties."""
-        each = self.budget.each
-        ties = {key: memory(self.target[key]) for key in each(renamed) if self.model.get(key) is not None}
-        old_ties = {key: memory(self.state[key]) for key, shape in each(renamed.items()) if shape is not None}
-        self.found += reshapes(Changes(renamed, wanted, self.modules, ties, old_ties, self.budget))
-        missing = [key for key, shape in wanted.items() if key not in renamed and shape is not None]
+        each, saved = self.budget.each, self.shapes
+        ties = {key: memory(self.target[key]) for key in each(saved) if self.model.get(key) is not None}
+        old_ties = {key: memory(self.state[key]) for key, shape in each(saved.items()) if shape is not None}
+        self.found += reshapes(Changes(saved, wanted, self.modules, ties, old_ties, self.budget))
+        missing = [key for key, shape in wanted.items() if key not in saved and shape is not None]
         shared = tied(ties, missing, self.target)
-        self.found += (tie(keys) for keys in shared)
-        self.made = set().union(*shared)
-        copies = list(untied(renamed, wanted.keys() - self.made, self.source))
-        self.found += [copy(*names) for names in copies]
-        self.made.update(key for _, key in copies)
+        copies = list(untied(saved, wanted.keys() - set().union(*shared), self.source))
+        self.found += [*(tie(keys) for keys in shared), *(copy(*names) for names in copies)]
+        self.made = set().union(*shared, *copies)
         self.tied = tuple(newly_tied(ties, old_ties))
 
     def _dropped(self) -> list[str]:
         """Return patterns for keys that the model lacks, if nothing else is left to do."""
-        keys = self.state.keys() | self.apart.keys()
-        if not self.model or not self.model.keys() <= keys | self.made or self.lost - self.model.keys():
+        keys = dict.fromkeys((*self.state, *self.apart))
+        if (
+            not self.model
+            or not self.model.keys() <= keys.keys() | self.made
+            or self.lost - self.model.keys()
+        ):
             return []
-        every = [*self.state, *self.apart]
-        return Globs(every, self.budget).cover(key for key in every if key not in self.model)
+        return Globs(keys, self.budget).cover(key for key in keys if key not in self.model)
 
     def _trained(self, patterns: Iterable[str]) -> tuple[str, ...]:
         """Return those patterns that match floating-point values."""
@@ -268,7 +252,7 @@ class _Search:
     def _variants(self, operators: Sequence[Operator]) -> Iterator[Recipe]:
         return map(self._recipe, variants(operators, self.checkpoint, self.target))
 
-    def _left(self, operators: Collection[Operator]) -> list[str] | None:
+    def _left(self, operators: Sequence[Operator]) -> list[str] | None:
         """Return the keys that differ after operators, or None if there are none or they don't apply."""
         try:
             return list(self.differences(self._recipe(operators))) if operators else None

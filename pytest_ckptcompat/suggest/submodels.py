@@ -4,34 +4,41 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_ckptcompat.recipes.operators import drop, strip_prefix
+
+from .evidence import WRAPPERS
+from .patterns import Globs
+
 if TYPE_CHECKING:
+    from pytest_ckptcompat.recipes.base import Operator
+
     from .templates import Shapes
 
-WRAPPERS = {
-    *("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
-    *("model", "net", "network"),
-}
-"""Names that only ever wrap a whole model."""
+MOST_CHOICES = 4
 
 
-def is_wrapper(prefix: str) -> bool:
-    """Return whether each part of a prefix is a name that only ever wraps a whole model."""
-    return WRAPPERS.issuperset(prefix.rstrip(".").split("."))
+def submodels(checkpoint: Shapes, model: Shapes) -> list[list[Operator]]:
+    """Return the operators that take each part of the checkpoint that has the model's keys and shapes.
 
-
-def submodels(checkpoint: Shapes, model: Shapes) -> list[str]:
-    """Find prefixes under which the checkpoint has every key of the model in the same shape.
-
-    Args:
-        checkpoint: the checkpoint's keys.
-        model: the model's keys.
+    There are none if there is a single such part, or a single one with a wrapper's name: the others are
+    copies of it.
     """
     if len(model) < 2 or len(checkpoint) < len(model) or any(key in checkpoint for key in model):
         return []
     first = next(iter(model))
-    prefixes = [key.removesuffix(first) for key in checkpoint if key.endswith(f".{first}")]
-    return [
+    prefixes = [
         prefix
-        for prefix in prefixes
+        for prefix in (key.removesuffix(first) for key in checkpoint if key.endswith(f".{first}"))
         if all(checkpoint.get(f"{prefix}{key}", ()) == shape for key, shape in model.items())
+    ]
+    wrappers = [prefix for prefix in prefixes if WRAPPERS.issuperset(prefix.rstrip(".").split("."))]
+    if len(prefixes) < 2 or len(wrappers) == 1:
+        return []
+    globs = Globs(checkpoint)
+    return [
+        [
+            *map(drop, globs.cover(key for key in checkpoint if not key.startswith(prefix))),
+            strip_prefix(prefix),
+        ]
+        for prefix in prefixes[:MOST_CHOICES]
     ]

@@ -39,11 +39,9 @@ def indices(key: str) -> Indices:
 
 
 def by_template(keys: Iterable[str], most: int) -> Families:
-    """Group keys by template, then by the numbers taken out.
+    """Group keys by template, then by the numbers taken out: ``ALL``, ``NONE``, or so many from the left.
 
-    Args:
-        keys: the keys of a state dict; those that contain ``#`` are left out.
-        most: how many numbers to take out of each key, from the left: ``ALL``, ``NONE``, or a count.
+    Keys that contain ``#`` are left out.
     """
     families: Families = {}
     for key in keys:

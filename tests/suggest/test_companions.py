@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from pytest_ckptcompat.suggest.budget import Budget
-from pytest_ckptcompat.suggest.companions import set_apart
+from pytest_ckptcompat.suggest.folding import set_apart
 
 
 def net(wrap=lambda module: module):

@@ -8,8 +8,8 @@ from torch.nn import functional
 
 from pytest_ckptcompat import resample
 from pytest_ckptcompat.suggest.changes import Changes
-from pytest_ckptcompat.suggest.positions import is_position
 from pytest_ckptcompat.suggest.reshaping import reshapes
+from pytest_ckptcompat.suggest.tables import is_position
 
 
 def grown(key, old, new):

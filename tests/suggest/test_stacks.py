@@ -5,7 +5,7 @@ import torch
 from suggesting import Tensors, suggested
 
 from pytest_ckptcompat import Recipe, stack_tensors, unbind
-from pytest_ckptcompat.suggest.stacking import MOST_OPERATORS, stacks
+from pytest_ckptcompat.suggest.fusing import MOST_STACKING, stacks
 
 
 def apart(layers=2, experts=3, leaf="w1.weight", **more):
@@ -68,6 +68,6 @@ def test_numbers_with_a_gap_are_no_list():
 
 
 def test_more_operators_than_anybody_would_read_are_none():
-    names = [f"{chr(97 + i)}{chr(97 + i)}" for i in range(MOST_OPERATORS + 1)]
+    names = [f"{chr(97 + i)}{chr(97 + i)}" for i in range(MOST_STACKING + 1)]
     shapes = {f"{name}.{e}.w": (4, 5) for name in names for e in range(2)}
     assert stacks(shapes, {f"{name}.w": (2, 4, 5) for name in names}) == []
