@@ -16,7 +16,7 @@ from pytest_ckptcompat.optimizer.naming import naming, one_state
 from pytest_ckptcompat.optimizer.resumption import Training
 from pytest_ckptcompat.optimizer.slots import unread_part
 from pytest_ckptcompat.optimizer.state import rank, saved_states
-from pytest_ckptcompat.optimizer.trial import OptimizerError, Unavailable, ghosts, groups_of, made
+from pytest_ckptcompat.optimizer.trial import OptimizerError, ghosts, groups_of, made
 
 from .waivers import unwaived
 
@@ -222,7 +222,7 @@ class Growth:
             return False
         try:
             return faults.is_foreign(made(self.optimizer, ghosts(dict(self.model.named_parameters())))[0])
-        except (OptimizerError, Unavailable):
+        except OptimizerError:
             return False
 
     def _training(self, holder: Checkpoint | None = None, *, optimizer: bool = True) -> Training:

@@ -28,11 +28,9 @@ _WORDS = 8
 
 
 def known_inputs(model: nn.Module, build: Callable[[], nn.Module] | None = None) -> Inputs | None:
-    """Return the inputs that a model declares, or None.
+    """Return the inputs that a model on any device declares, or None.
 
-    Args:
-        model: any module, on any device.
-        build: builds the model on the CPU, which is needed if integer inputs are on the meta device.
+    If integer inputs are on the meta device, `build` makes a model on the CPU, which has their values.
     """
     found = _declared(model)
     if found is None or found.make is None or build is None:

@@ -26,7 +26,6 @@ class Outcome:
         findings: what is wrong; empty unless the pass failed.
         outputs: the model's outputs with tensors on the CPU, or None if nothing was computed.
         on_cuda: whether the pass really ran on a CUDA device.
-        seconds: the wall time of the pass; on CUDA, of the first pass on the device.
         peak_bytes: the peak memory on the CUDA device, measured or estimated, including weights; 0 on the
             CPU.
     """
@@ -36,16 +35,13 @@ class Outcome:
     findings: list[Finding] = field(default_factory=list)
     outputs: Any = None
     on_cuda: bool = False
-    seconds: float = 0.0
     peak_bytes: int = 0
 
 
 def within(outcome: Outcome, most: int | None) -> Outcome:
-    """Return the outcome, changed to ``failed`` if the pass needs more CUDA memory than allowed.
+    """Return the outcome, changed to ``failed`` if the pass needs more CUDA memory than `most` bytes.
 
-    Args:
-        outcome: the outcome of a real or rehearsed pass. A pass on the CPU is not judged.
-        most: the allowed memory in bytes, or None.
+    A pass on the CPU is not judged.
     """
     if most is None or outcome.status not in ("passed", "rehearsed"):
         return outcome

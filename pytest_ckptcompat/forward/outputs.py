@@ -39,16 +39,11 @@ class Gap(NamedTuple):
 
 
 def gap(expected: Any, actual: Any, dtypes: Iterable[torch.dtype] = ()) -> Gap | None:
-    """Return the largest error between two structures of outputs, relative to its tolerance.
+    """Return the output with the largest error, relative to its tolerance, of one model on two devices.
 
-    Args:
-        expected: the outputs on one device.
-        actual: the outputs on the other.
-        dtypes: other dtypes that were involved, such as those of the parameters.
-
-    Returns:
-        The worst output, or None if nothing can be compared: there are no floating-point outputs, or the
-        shapes differ (shapes that depend on values, such as the number of boxes, may differ after a tie).
+    `dtypes` are others that were involved, such as those of the parameters. The result is None if nothing can
+    be compared: there are no floating-point outputs, or the shapes differ (shapes that depend on values, such
+    as the number of boxes, may differ after a tie).
     """
     left, right = _compared(expected), _compared(actual)
     if not left or left.keys() != right.keys():

@@ -35,15 +35,13 @@ def forward(model: nn.Module, inputs: Inputs, device: str = "cpu", *, or_skip: b
     is a plain error instead of a lost CUDA context, and the outputs of both must agree within the tolerances
     of their dtypes. The model stays on the device where it ran.
 
+    Whatever the model raises, including ``sys.exit``, becomes a finding.
+
     Args:
         model: a loaded model.
         inputs: its inputs; batch 0 is used.
         device: ``cpu``, ``cuda`` (see `cuda_device`) or ``cuda:N``.
-        or_skip: whether the outcome is ``skipped`` instead of ``failed`` if the model itself uses a missing
-            CUDA device (``.cuda()``).
-
-    Returns:
-        The outcome. Whatever the model raises, including ``sys.exit``, becomes a finding.
+        or_skip: whether a model that itself uses a missing CUDA device (``.cuda()``) is skipped, not failed.
     """
     if device == "cpu":
         return _run(model, inputs, torch.device("cpu"), or_skip=or_skip)
@@ -76,14 +74,9 @@ def _run(model: nn.Module, inputs: Inputs, device: torch.device, *, or_skip: boo
             place = first_module(model, again, lambda tensor: bool(bad_values(tensor)))
         text = f"{found}; first {place}" if str(place) else found
         return _failed(device, finding("forward-non-finite", place.module, message=text))
-    return Outcome(
-        "passed",
-        f"on {meter.name}: {shown(outputs)}{meter.used}",
-        outputs=outputs,
-        on_cuda=device.type == "cuda",
-        seconds=meter.seconds,
-        peak_bytes=meter.peak_bytes,
-    )
+    detail = f"on {meter.name}: {shown(outputs)}{meter.used}"
+    on_cuda = device.type == "cuda"
+    return Outcome("passed", detail, outputs=outputs, on_cuda=on_cuda, peak_bytes=meter.peak_bytes)
 
 
 def _pass(model: nn.Module, inputs: Inputs, batch: Batch, meter: Meter, seed: int = 0) -> Any:

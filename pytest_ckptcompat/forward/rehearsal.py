@@ -34,12 +34,8 @@ def rehearse(
     Every operation is checked with shapes, dtypes and devices, in eval mode and without gradients. No values
     are computed and no memory is used. `model` may be real or on meta, and is not changed.
 
-    Args:
-        model: any module.
-        inputs: its inputs; batch 0 is used.
-        device: the device to simulate.
-        ran_on_cpu: whether the same forward passed on the CPU for real. Errors that fake CPU tensors raise
-            too are then known to be their fault and not the model's.
+    If the same forward passed on the CPU for real (`ran_on_cpu`), errors that fake CPU tensors raise too are
+    known to be their fault and not the model's.
 
     Returns:
         ``rehearsed`` with the shapes of the outputs, ``failed`` with the module and line that raised or mixed

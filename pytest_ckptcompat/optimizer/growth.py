@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -23,17 +23,11 @@ if TYPE_CHECKING:
 RESET = "its operator starts it from scratch"
 
 
-@dataclass(frozen=True)
-class Grown:
-    """The result of a recipe on optimizer state.
-
-    Attributes:
-        state: the state by new names.
-        left_out: new name of a parameter without its old state -> why.
-    """
+class Grown(NamedTuple):
+    """The state by new names, and the new name of each parameter without its old state -> why."""
 
     state: State
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = MappingProxyType({})
 
 
 def grown(
@@ -53,7 +47,7 @@ def grown(
         recipe: the recipe of the weights.
         state: the state by old names.
         old: the old state dict on the meta device.
-        target: key -> anything with a shape and a dtype; the new model's state dict.
+        target: the new model's state dict.
         read: reads the values of a stored tensor in `state`; called only for what changes.
     """
     found = Grown(state)

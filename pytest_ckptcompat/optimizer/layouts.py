@@ -25,11 +25,7 @@ def state_dict(
 
     Numbers are those of the new optimizer. Names are spelled like the old ones. State that is keyed by name
     must cover every parameter, or torch refuses it, so a new parameter gets the state before a first step.
-
-    Args:
-        resumption: the resumption of the state.
-        parameters: the parameters of the new model.
-        by_name: whether to key numbered state by name, as in distributed checkpoints.
+    Numbered state is also keyed `by_name` for distributed checkpoints.
 
     Raises:
         LookupError: torch could not resume from the result. The message says why.

@@ -51,9 +51,7 @@ class Evidence:
 def one_state(found: Sequence[Saved], evidence: Evidence) -> tuple[Saved, Naming]:
     """Choose the one state that is meant; return it with its names.
 
-    Args:
-        found: at least one state, usual places first.
-        evidence: about the parameters. Shapes alone count only if no state fits otherwise.
+    `found` holds at least one state, usual places first. Shapes alone count only if no state fits otherwise.
 
     Raises:
         LookupError: no state fits, or several do in equally usual places. The message says what to do.

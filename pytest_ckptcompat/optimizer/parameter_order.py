@@ -35,12 +35,7 @@ def evidence(
     ``parameters()``. Sorted keys show nothing (safetensors sorts them). Keys of a model that writes them in
     its own order show nothing either, unless the new model writes them in the same order.
 
-    Args:
-        origin: new key -> the old key that it comes from, or None.
-        old: the old checkpoint's state dict.
-        model: the new model.
-        source: the model that the checkpoint was made for.
-        grouping: how the user's optimizer groups parameters; None: all in one group, as in most optimizers.
+    Without a `grouping`, all parameters are in one group, as in most optimizers.
     """
     given = [name for name, value in (("optimizer", grouping), ("source_model", source)) if value is not None]
     grouping = grouping or (lambda named: [list(named)])

@@ -57,12 +57,7 @@ class Training:
         return evidence(self.applied.origin, self.old, self.model, self.source, self.grouping)
 
     def resumed(self, saved: Saved, names: Naming, state: State) -> Resumption:
-        """Resume a state.
-
-        Args:
-            saved: the state as it is in the file.
-            names: the names of its parameters.
-            state: the state of `saved` by these names; its values may have been read.
+        """Resume the state of `saved` by the names of its parameters; its values may have been read.
 
         Raises:
             LookupError: the groups of the new parameters can't be determined.
@@ -177,12 +172,8 @@ def _regrouped(names: Naming, order: Sequence[str], came: Mapping[str, str | Non
 
     If an optimizer had (parts of) ``model.parameters()`` in the model's order, the new groups follow the new
     model's order. If it had an order of its own, every place is kept, provided that every old parameter
-    became exactly one new one.
-
-    Args:
-        names: the old names, group by group.
-        order: the old names in the old model's order.
-        came: new name -> the old name, or None; in the new model's order.
+    became exactly one new one. `order` is that of the old model; `came` has the old name for each new one, in
+    the new model's order.
 
     Raises:
         LookupError: the place of a new parameter can't be determined.

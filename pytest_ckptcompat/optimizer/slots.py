@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.plan import Write
 
     Shape = tuple[int, ...]
-    Read = Callable[[Any], torch.Tensor]
 
 GRADIENTS = frozenset({
     "exp_avg", "momentum_buffer", "grad_avg", "exp_inf", "prev",
@@ -60,14 +59,8 @@ def is_single(value: Any) -> bool:
 
 def unknown_form(slots: Mapping[str, Any], shape: Shape) -> str:
     """Return the first slot that is neither single nor of the parameter's shape, or ``""``."""
-    return next(
-        (
-            slot
-            for slot, value in slots.items()
-            if not is_single(value) and not is_elementwise(slot, value, shape)
-        ),
-        "",
-    )
+    known = {slot for slot, value in slots.items() if is_single(value) or is_elementwise(slot, value, shape)}
+    return next((slot for slot in slots if slot not in known), "")
 
 
 def unread_part(slots: Mapping[str, Any]) -> str:
@@ -79,28 +72,22 @@ def unread_part(slots: Mapping[str, Any]) -> str:
 def carried(slot: str, write: Write, values: Sequence[torch.Tensor]) -> torch.Tensor | None:
     """Carry one slot of a changed parameter; return None if that depends on an unknown meaning.
 
-    Args:
-        slot: the slot's name in the optimizer's state.
-        write: how the new parameter is made.
-        values: this slot of every source parameter.
+    `values` are this slot's of every source parameter.
     """
-    assert write.optimizer_transform is not None
-    assert write.make is not None
+    transform, make = write.optimizer_transform, write.make
+    assert transform is not None
+    assert make is not None
     if slot in GRADIENTS:
-        return write.optimizer_transform(False, *values)
+        return transform(False, *values)
     if slot in SQUARES:
-        return write.optimizer_transform(True, *values)
+        return transform(True, *values)
     if slot in WEIGHTS:
-        return write.make(*values)
+        return make(*values)
     if slot in FREE:
-        return _unscaled(write.optimizer_transform, values)
-    readings = [
-        write.optimizer_transform(False, *values),
-        write.optimizer_transform(True, *values),
-        write.make(*values),
-    ]
-    alike = all(same_bits(readings[0], other) for other in readings[1:])
-    return readings[0] if alike else None
+        return _unscaled(transform, values)
+    as_gradient = transform(False, *values)
+    others = (transform(True, *values), make(*values))
+    return as_gradient if all(same_bits(as_gradient, other) for other in others) else None
 
 
 def _unscaled(transform: Callable[..., torch.Tensor], values: Sequence[torch.Tensor]) -> torch.Tensor:

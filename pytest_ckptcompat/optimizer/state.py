@@ -112,10 +112,7 @@ def saved_states(wrapper: Any) -> list[Saved]:
 def numbered(groups: Naming, options: Sequence[Mapping[str, Any]], state: State) -> dict[str, Any]:
     """Return a state dict as torch numbers it: in the order of the parameters, group by group.
 
-    Args:
-        groups: the names of each group's parameters.
-        options: the options of each group.
-        state: by name; that of other parameters is left out.
+    State of parameters that are in none of the groups is left out.
     """
     numbers = {name: number for number, name in enumerate(name for group in groups for name in group)}
     return {
@@ -154,9 +151,8 @@ def _saved(path: str, node: Any) -> Saved | None:
     groups = [group for group in map(_group, listed) if group is not None]
     if len(groups) != len(listed):
         return None
-    slots = {identity: each for identity, each in state.items() if isinstance(each, Mapping)}
     named = any(isinstance(each, str) for group in groups for each in group.ids)
-    return Saved(path, tuple(groups), node, _by_id(slots, groups), "named" if named else "numbered")
+    return Saved(path, tuple(groups), node, _by_id(state, groups), "named" if named else "numbered")
 
 
 def _group(listed: Any) -> Group | None:
@@ -172,11 +168,13 @@ def _group(listed: Any) -> Group | None:
     return Group(tuple(ids), tuple(map(str, names)), options)
 
 
-def _by_id(slots: Mapping[Any, Any], groups: Sequence[Group]) -> dict[int | str, Mapping[str, Any]]:
+def _by_id(state: Mapping[Any, Any], groups: Sequence[Group]) -> dict[int | str, Mapping[str, Any]]:
     """Return the state under the groups' ids: distributed checkpoints turn numbers into text."""
     ids = {identity for group in groups for identity in group.ids}
     return {
-        _number(key) if isinstance(key, str) and key not in ids else key: each for key, each in slots.items()
+        _number(key) if isinstance(key, str) and key not in ids else key: slots
+        for key, slots in state.items()
+        if isinstance(slots, Mapping)
     }
 
 
@@ -245,12 +243,8 @@ def misfits(state: State, shapes: Mapping[str, Shape], *, rows: bool = False) ->
     """Return (name, slot) of all state that should have its parameter's shape, but does not.
 
     Beside a matrix or an object that says which, some optimizers have a projection under the same names, and
-    nobody can say what shape that should have.
-
-    Args:
-        state: by name.
-        shapes: of the parameters.
-        rows: one value for each row, or for all of a parameter, is right too, as some optimizers have it.
+    nobody can say what shape that should have. With `rows`, one value for each row, or for all of a
+    parameter, is right too, as some optimizers have it.
     """
     return [
         (name, slot)

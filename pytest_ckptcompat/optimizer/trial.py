@@ -28,12 +28,12 @@ _LACKING = {
 """What a check can't give a factory."""
 
 
-class Unavailable(Exception):  # noqa: N818  # the optimizer itself is fine
-    """Raised if a check can't provide what the optimizer needs; the message says what."""
-
-
 class OptimizerError(Exception):
     """Raised if the optimizer can't be made, refuses the state, or fails in its step."""
+
+
+class Unavailable(OptimizerError):  # noqa: N818  # the optimizer itself is fine
+    """Raised if a check can't provide what the optimizer needs; the message says what."""
 
 
 def ghosts(
@@ -74,7 +74,7 @@ def groups_of(factory: Factory, parameters: Parameters) -> Naming | None:
     """Return the names of each group's parameters, or None if the factory refuses these parameters."""
     try:
         return made(factory, ghosts(parameters))[1]
-    except (OptimizerError, Unavailable):
+    except OptimizerError:
         return None
 
 
@@ -88,14 +88,14 @@ def _called(factory: Factory, parameters: Parameters) -> Any:
         try:
             return factory(list(parameters.values()))
         except (Exception, SystemExit) as error:
-            for pattern, reason in _LACKING.items():
-                if re.search(pattern, f"{named} {error}", re.IGNORECASE):
-                    raise Unavailable(f"{reason}: {raised(error)}") from error
-            # The form that the factory does not take always fails, so its error says nothing.
-            cause = (
-                error if isinstance(named, (AttributeError, TypeError)) and "tuple" in str(named) else named
-            )
-        raise OptimizerError(f"optimizer= raised {raised(cause)}") from cause
+            plain = error
+    for pattern, reason in _LACKING.items():
+        if re.search(pattern, f"{named} {plain}", re.IGNORECASE):
+            raise Unavailable(f"{reason}: {raised(plain)}") from plain
+    # The form that the factory does not take always fails, so its error says nothing.
+    takes_no_names = isinstance(named, (AttributeError, TypeError)) and "tuple" in str(named)
+    cause = plain if takes_no_names else named
+    raise OptimizerError(f"optimizer= raised {raised(cause)}") from cause
 
 
 def step(
@@ -105,19 +105,16 @@ def step(
     options: Sequence[Mapping[str, Any]],
     shared: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Load the state into an optimizer of `parameters` and take one step, which changes them.
+    """Load the state into an optimizer of `parameters` and take one step, which changes both.
 
-    The gradients are random: only shapes, dtypes and values of the state are tested.
+    The gradients are random: only shapes, dtypes and values of the state are tested. Its shapes must be
+    checked before: torch checks none, and a fused step on a wrong shape corrupts memory.
 
-    Args:
-        factory: makes the optimizer.
-        parameters: the parameters by name. Pass copies, since they are changed.
-        state: the state by parameter name. Its tensors are changed too. All shapes must be checked before:
-            torch checks none, and a fused step on a wrong shape corrupts memory.
-        options: the saved options of each group; if empty, the optimizer's own are kept.
-        shared: what lies beside the state of the parameters.
+    `options` are the saved ones of each group (if empty, the optimizer's own are kept); `shared` is what lies
+    beside the state of the parameters.
 
     Raises:
+        Unavailable: the optimizer can't step in a check, whatever its state is.
         OptimizerError: loading or stepping raised, or the step gave values that are not finite.
     """
     generator = torch.Generator().manual_seed(0)
@@ -157,10 +154,10 @@ def _stepped(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _steps_anew(factory: Factory, parameters: Parameters) -> None:
-    """See that the optimizer steps without the state: where it can't, the state is not what is wrong.
+    """Check that the optimizer steps without the state. If it can't, the state is not what is wrong.
 
     Raises:
-        Unavailable: it can't: it wants a closure, sparse gradients, second derivatives, a group of processes.
+        Unavailable: it can't: it needs a closure, sparse gradients, second derivatives, a process group.
     """
     optimizer, _ = made(factory, parameters)
     try:

@@ -53,7 +53,6 @@ def test_a_pass_tells_shapes_and_gives_outputs():
     assert outcome.findings == []
     assert outcome.outputs["y"].shape == (2, 3)
     assert not outcome.outputs["y"].requires_grad
-    assert outcome.seconds > 0
 
 
 def test_it_runs_in_eval_mode_and_gives_every_mode_back():
