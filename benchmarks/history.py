@@ -9,14 +9,13 @@ times ``import torch`` and 1 s with ``--good``, 21 times without; outputs of Res
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from measure import options, python
 
 NET = """
 from torch import nn
@@ -62,17 +61,6 @@ print(f"{sum(each.numel() for each in table.values()) / 1e6:.0f} M values, gain 
 """
 
 
-def timed(folder: Path, *arguments: str) -> tuple[float, float]:
-    """Seconds of wall and of CPU time of a Python process."""
-    start = time.perf_counter()
-    environment = {**os.environ, "PYTHONPYCACHEPREFIX": f"{folder}/compiled", "PYTHONDONTWRITEBYTECODE": ""}
-    command = [sys.executable, *arguments]
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    assert status == 0, arguments
-    return time.perf_counter() - start, used.ru_utime + used.ru_stime
-
-
 def history(folder: Path, commits: int) -> None:
     """A line of commits, of which those of the last third have another head."""
     lines = []
@@ -89,15 +77,10 @@ def history(folder: Path, commits: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--commits", type=int, default=1000)
-    options = parser.parse_args()
+    given = options(__doc__, runs=5, commits=1000)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        history(folder, options.commits)
+        history(folder, given.commits)
         (folder / "pytest.ini").write_text("[pytest]\n")
         (folder / "test_torch.py").write_text("import torch\ndef test(): ...\n")
         (folder / "test_gate.py").write_text(GATE)
@@ -110,26 +93,18 @@ def main() -> None:
             "import torch": ("-c", "import torch"),
         }
         for work in works.values():
-            timed(folder, *work)
+            python(folder, *work)
         works["first, none"] = (*works["cached, none"], "-p", "no:cacheprovider")
-        found = {work: [timed(folder, *works[work]) for _ in range(options.runs)] for work in works}
-        lock = (
-            "-m",
-            "pytest_ckptcompat",
-            "lock",
-            "net:Net",
-            "--at",
-            f"HEAD~{options.commits - 1}",
-            "-o",
-            "a.ckpt.json",
-        )
-        timed(folder, *lock)
+        found = {work: [python(folder, *works[work]) for _ in range(given.runs)] for work in works}
+        first = f"HEAD~{given.commits - 1}"
+        lock = ("-m", "pytest_ckptcompat", "lock", "net:Net", "--at", first, "-o", "a.ckpt.json")
+        python(folder, *lock)
         bisect = ("-m", "pytest_ckptcompat", "bisect", "a.ckpt.json", "net:Net")
-        found["bisect"] = [timed(folder, *bisect)]
-        found["bisect --good"] = [timed(folder, *bisect, "--good", f"HEAD~{options.commits - 1}")]
-        base = statistics.median(cpu for _, cpu in found["pytest and import torch"])
+        found["bisect"] = [python(folder, *bisect)]
+        found["bisect --good"] = [python(folder, *bisect, "--good", first)]
+        base = statistics.median(used.cpu for used in found["pytest and import torch"])
         for work, runs in found.items():
-            wall, cpu = (statistics.median(column) for column in zip(*runs, strict=True))
+            wall, cpu, _ = (statistics.median(column) for column in zip(*runs, strict=True))
             print(f"{work:<24}{wall:8.2f} s{cpu:8.2f} s CPU{cpu / base:8.2f}")
         subprocess.run([sys.executable, "large.py"], cwd=folder, check=True)
 

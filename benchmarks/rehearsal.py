@@ -9,13 +9,13 @@ comparing; 5 s and 1 GB for the rehearsal.
 
 from __future__ import annotations
 
-import argparse
 import resource
 import time
 from typing import Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from measure import options
 from torch import nn
 
 from pytest_ckptcompat.forward.inputs import Inputs
@@ -60,10 +60,8 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_proj, self.up_proj = (
-            nn.Linear(width, hidden, bias=False),
-            nn.Linear(width, hidden, bias=False),
-        )
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
         self.down_proj = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -133,17 +131,12 @@ def peak() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--layers", type=int, default=80)
-    parser.add_argument("--tokens", type=int, default=2048)
-    options = parser.parse_args()
-    inputs = Inputs.parse(f"1x{options.tokens}:int64<32000")
+    given = options(__doc__, layers=80, tokens=2048)
+    inputs = Inputs.parse(f"1x{given.tokens}:int64<32000")
 
     imported = peak()
     with Timed("build on meta") as built:
-        model = blueprint(lambda: Llama(options.layers).to(torch.bfloat16)).schema()
+        model = blueprint(lambda: Llama(given.layers).to(torch.bfloat16)).schema()
     state_dict = model.state_dict()
     with Timed("compare") as compared:
         assert compare(model, state_dict).fits
@@ -151,7 +144,7 @@ def main() -> None:
         outcome = rehearse(model, inputs)
     with Timed("rehearse again") as second:
         rehearse(model, inputs)
-    forgetful = blueprint(lambda: Llama(options.layers, planted=True).to(torch.bfloat16)).schema()
+    forgetful = blueprint(lambda: Llama(given.layers, planted=True).to(torch.bfloat16)).schema()
     with Timed("rehearse a bug") as third:
         found = rehearse(forgetful, inputs)
 

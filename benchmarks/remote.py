@@ -9,7 +9,6 @@ and prints the median of the runs: seconds, requests, and bytes as a multiple of
 
 from __future__ import annotations
 
-import argparse
 import io
 import statistics
 import sys
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
 import torch
+from measure import options
 from safetensors.torch import save_file
 from torch import nn
 
@@ -75,22 +75,16 @@ WAYS: dict[str, Callable[[str, int], Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--tensors", type=int, default=200)
-    parser.add_argument("--milliseconds", type=float, default=20)
-    parser.add_argument("--runs", type=int, default=3)
-    options = parser.parse_args()
+    given = options(__doc__, tensors=200, milliseconds=20.0, runs=3)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        state = net(options.tensors).state_dict()
+        state = net(given.tensors).state_dict()
         torch.save(state, folder / "net.pth")
         save_file(state, folder / "net.safetensors")
-        with serve(folder, delay=options.milliseconds / 1000) as served:
-            whole_check(f"{served.url}/net.pth", options.tensors)  # imports what is imported on first use
+        with serve(folder, delay=given.milliseconds / 1000) as served:
+            whole_check(f"{served.url}/net.pth", given.tensors)  # imports what is imported on first use
             for file in ("net.pth", "net.safetensors"):
-                measure(served, file, options.tensors, options.runs)
+                measure(served, file, given.tensors, given.runs)
 
 
 def measure(served: Served, file: str, tensors: int, runs: int) -> None:

@@ -6,24 +6,14 @@ Runs in turns on an empty suite, each in a process of its own; medians of wall a
 Modules are compiled before, as an installation does. To reach: 15 ms.
 """
 
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+from measure import python
 
-def seconds(folder: str, *options: str) -> tuple[float, float]:
-    """Wall and CPU time of one run."""
-    start = time.perf_counter()
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
-    environment = {**os.environ, "PYTHONPYCACHEPREFIX": f"{folder}/compiled", "PYTHONDONTWRITEBYTECODE": ""}
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    assert status == 0
-    return time.perf_counter() - start, used.ru_utime + used.ru_stime
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 
 
 def main() -> None:
@@ -31,8 +21,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "test_plain.py").write_text("def test_plain(): ...\n")
         Path(folder, "pytest.ini").write_text("[pytest]\n")
-        seconds(folder)
-        timings = [(seconds(folder), seconds(folder, "-p", "no:ckptcompat")) for _ in range(pairs)]
+        python(folder, *PYTEST)
+        timings = [
+            (python(folder, *PYTEST), python(folder, *PYTEST, "-p", "no:ckptcompat")) for _ in range(pairs)
+        ]
     print(f"{pairs} pairs")
     for name, kind in (("wall", 0), ("CPU", 1)):
         pair = [(one[kind] * 1e3, other[kind] * 1e3) for one, other in timings]

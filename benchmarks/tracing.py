@@ -9,13 +9,13 @@ fused), and a model that holds nothing of it. Prints the best CPU time of the ru
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from measure import options
 
 from pytest_ckptcompat.checkpoint.checkpoint import open_checkpoint
 from pytest_ckptcompat.verification.origins import trace
@@ -75,23 +75,17 @@ def best(runs: int, work: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--gigabytes", type=float, default=2.1)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--folder", default=tempfile.gettempdir())
-    options = parser.parse_args()
+    given = options(__doc__, gigabytes=2.1, runs=3, folder=tempfile.gettempdir())
     torch.manual_seed(0)
-    state = saved(int((options.gigabytes * 1e9 / 4 / BLOCKS / len(PARTS)) ** 0.5))
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+    state = saved(int((given.gigabytes * 1e9 / 4 / BLOCKS / len(PARTS)) ** 0.5))
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         path = Path(folder) / "net.pth"
         torch.save(state, path)
-        plain = best(options.runs + 1, lambda: torch.load(path, weights_only=True))
+        plain = best(given.runs + 1, lambda: torch.load(path, weights_only=True))
         print(f"torch {torch.__version__}, {path.stat().st_size / 1e9:.2f} GB, torch.load {plain:.2f} s\n")
         for name, make in MODELS.items():
             model = make(state)
-            spent = best(options.runs, lambda model=model: trace(model, open_checkpoint(path).stored()))
+            spent = best(given.runs, lambda model=model: trace(model, open_checkpoint(path).stored()))
             print(f"{name:<24}{spent:7.2f}s{spent / plain:8.2f}")
 
 

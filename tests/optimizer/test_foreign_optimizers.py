@@ -36,10 +36,10 @@ class Foreign(torch.optim.Optimizer):
         super().__init__(params, {"lr": 0.1, **options})
 
     def begin(self, parameter: torch.Tensor) -> Slots:
-        raise NotImplementedError
+        return {"momentum_buffer": torch.zeros_like(parameter)}
 
     def use(self, slots: Slots, parameter: torch.Tensor, group: Slots) -> None:
-        raise NotImplementedError
+        slots["momentum_buffer"].add_(parameter.grad)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -55,10 +55,10 @@ class Adam(Foreign):
     """It is not torch's; its state is behind one key, as that of 8-bit optimizers."""
 
     def begin(self, parameter: torch.Tensor) -> Slots:
-        return {"quantized": {"state1": torch.zeros_like(parameter), "step": 0}}
+        return {"quantized": {"momentum_buffer": torch.zeros_like(parameter), "step": 0}}
 
     def use(self, slots: Slots, parameter: torch.Tensor, group: Slots) -> None:
-        slots["quantized"]["state1"].add_(parameter.grad)
+        super().use(slots["quantized"], parameter, group)
         slots["quantized"]["step"] += 1
 
 
@@ -108,43 +108,34 @@ class Typed(Foreign):
     def __init__(self, params: Any) -> None:
         super().__init__(params, dtype=torch.float64, device=torch.device("cpu"))
 
-    def begin(self, parameter: torch.Tensor) -> Slots:
-        return {"momentum_buffer": torch.zeros_like(parameter)}
-
     def use(self, slots: Slots, parameter: torch.Tensor, group: Slots) -> None:
         slots["momentum_buffer"].add_(parameter.grad.to(group["device"], group["dtype"]))
 
 
-class OfClass(Typed):
+class OfClass(Foreign):
     """An option that it refuses."""
 
     def __init__(self, params: Any) -> None:
-        Foreign.__init__(self, params, dtype=torch.float32, device=torch.device("cpu"), norm=Norm.COLUMNS)
+        super().__init__(params, norm=Norm.COLUMNS)
 
 
 class Counted(Foreign):
     """One count of all parameters together, beside theirs."""
 
-    def begin(self, parameter: torch.Tensor) -> Slots:
-        return {"momentum_buffer": torch.zeros_like(parameter)}
-
     def use(self, slots: Slots, parameter: torch.Tensor, group: Slots) -> None:
-        slots["momentum_buffer"].add_(parameter.grad)
+        super().use(slots, parameter, group)
         self.state["total"] = 1 if self.state["total"] == {} else self.state["total"] + 1
 
 
 class SecondOrder(Foreign):
     """Asks for derivatives of the gradients."""
 
-    def begin(self, parameter: torch.Tensor) -> Slots:
-        return {"exp_avg": torch.zeros_like(parameter)}
-
     def use(self, slots: Slots, parameter: torch.Tensor, group: Slots) -> None:
         if parameter.grad.grad_fn is None and not self.defaults.get("trains"):
             raise RuntimeError("element 0 of tensors does not require grad")
 
 
-class Wrapping(Counted):
+class Wrapping(Foreign):
     """Has a state dict of its own form."""
 
     def state_dict(self) -> Slots:
@@ -156,8 +147,8 @@ def trained(make: Any) -> tuple[Net, Any]:
     model = Net()
     optimizer = make(model.parameters())
     optimizer.defaults["trains"] = True
-    step(model, optimizer)
-    step(model, optimizer)
+    for _ in range(2):
+        step(model, optimizer)
     return model, optimizer
 
 
@@ -167,19 +158,20 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-STATE, STEP = "optimizer state", "optimizer step"
+def saved(folder: Path, model: nn.Module, state: Slots) -> Path:
+    torch.save({"model": model.state_dict(), "optimizer": state}, folder / "old.pth")
+    return folder / "old.pth"
+
+
+KEPT = {"optimizer state": "kept", "optimizer step": "kept"}
+STEP_UNCHECKED = {"optimizer state": "kept", "optimizer step": "unchecked"}
 RESUMED = [
-    (Adam, {STATE: "kept", STEP: "kept"}, ""),
-    (Listed, {STATE: "kept", STEP: "kept"}, ""),
-    (ByRows, {STATE: "kept", STEP: "kept"}, ""),
-    (Projected, {STATE: "kept", STEP: "kept"}, ""),
-    (Typed, {STATE: "kept", STEP: "kept"}, ""),
-    (Counted, {STATE: "kept", STEP: "kept"}, ""),
-    (Queued, {STATE: "kept", STEP: "unchecked"}, "fc1.weight: queue was not read: it holds collections.deque"),
-    (OfClass, {STATE: "unchecked"}, "param_groups[0].norm was not read: it holds "),
-    (SecondOrder, {STATE: "kept", STEP: "unchecked"}, "does not step in a check, not even anew"),
-    (Wrapping, {STATE: "kept", STEP: "unchecked"}, "a state dict of a form of its own"),
-]  # fmt: skip
+    *((make, KEPT, "") for make in (Adam, Listed, ByRows, Projected, Typed, Counted)),
+    (Queued, STEP_UNCHECKED, "fc1.weight: queue was not read: it holds collections.deque"),
+    (OfClass, {"optimizer state": "unchecked"}, "param_groups[0].norm was not read: it holds "),
+    (SecondOrder, STEP_UNCHECKED, "does not step in a check, not even anew"),
+    (Wrapping, STEP_UNCHECKED, "a state dict of a form of its own"),
+]
 
 
 @pytest.mark.parametrize(("make", "statuses", "text"), RESUMED, ids=[row[0].__name__ for row in RESUMED])
@@ -187,8 +179,7 @@ def test_its_own_checkpoint_is_never_an_error(
     make: Any, statuses: dict[str, str], text: str, tmp_path: Path
 ) -> None:
     model, optimizer = trained(make)
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "old.pth")
-    report = check(Net, tmp_path / "old.pth", optimizer=make)
+    report = check(Net, saved(tmp_path, model, optimizer.state_dict()), optimizer=make)
     assert not [found for found in report.findings if found.severity == "error"]
     promises = {promise.name: promise for promise in report.promises if promise.name.startswith("optim")}
     assert {name: promise.status for name, promise in promises.items()} == statuses
@@ -199,8 +190,7 @@ def test_a_step_that_only_the_state_breaks_is_an_error(tmp_path: Path) -> None:
     model, optimizer = trained(Listed)
     content = optimizer.state_dict()
     content["state"][0]["sides"] = []
-    torch.save({"model": model.state_dict(), "optimizer": content}, tmp_path / "old.pth")
-    report = check(Net, tmp_path / "old.pth", optimizer=Listed)
+    report = check(Net, saved(tmp_path, model, content), optimizer=Listed)
     [found] = report.findings
     assert found.severity == "error"
     assert "the step raised IndexError" in found.message
@@ -224,8 +214,7 @@ def test_what_is_written_resumes_or_is_left_out_and_said(
     make: Any, has: set[Any] | None, text: str, tmp_path: Path
 ) -> None:
     model, optimizer = trained(make)
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "old.pth")
-    checkpoint = open_checkpoint(tmp_path / "old.pth")
+    checkpoint = open_checkpoint(saved(tmp_path, model, optimizer.state_dict()))
     recipe = Recipe(tile("fc2.*", dim=0))
     written = apply(checkpoint, Net(out=8), recipe, tmp_path / "new.pth", optimizer=make)
     notes = " ".join(written.notes)
@@ -250,12 +239,12 @@ def test_tensors_that_would_have_to_grow_are_not_written_as_they_were(place: str
     (state if place == "beside" else state["state"])["masters"] = [
         [each.clone() for each in model.parameters()]
     ]
-    torch.save({"model": model.state_dict(), "optimizer": state}, tmp_path / "old.pth")
+    checkpoint = open_checkpoint(saved(tmp_path, model, state))
     for recipe, out, text in (
         (Recipe(tile("fc2.*", dim=0)), 8, "optimizer is left out: masters.0.2 has the shape of weights that"),
         (Recipe(), 5, "optimizer is taken along"),
     ):
-        written = apply(open_checkpoint(tmp_path / "old.pth"), Net(out), recipe, tmp_path / "new.pth")
+        written = apply(checkpoint, Net(out), recipe, tmp_path / "new.pth")
         assert text in " ".join(written.notes)
 
 
@@ -265,15 +254,14 @@ def test_one_row_grown_to_many_is_no_value_for_each_row(fused: bool, tmp_path: P
     old, new = nn.Linear(4, 1), nn.Linear(4, 7)
     optimizer = torch.optim.Adam(old.parameters(), fused=fused)
     step(old, optimizer)
-    content = {"model": new.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save(content, tmp_path / "old.pth")
-    report = check(lambda: nn.Linear(4, 7), tmp_path / "old.pth", optimizer=torch.optim.Adam)
+    path = saved(tmp_path, new, optimizer.state_dict())
+    report = check(lambda: nn.Linear(4, 7), path, optimizer=torch.optim.Adam)
     assert {(found.rule, found.key) for found in report.findings} == {
         ("optimizer-shape", "weight"),
         ("optimizer-shape", "bias"),
     }
     with pytest.raises(MisfitError, match=r"weight has exp_avg \(1, 4\) f32 for \(7, 4\) f32"):
-        apply(open_checkpoint(tmp_path / "old.pth"), new, Recipe(), tmp_path / "new.pth")
+        apply(open_checkpoint(path), new, Recipe(), tmp_path / "new.pth")
 
 
 SPECIAL = {
@@ -295,12 +283,11 @@ def test_what_a_check_can_not_give_an_optimizer_is_no_error(name: str, tmp_path:
     optimizer.step(*[lambda: torch.tensor(1.0)] * (name == "LBFGS"))
     state = optimizer.state_dict()
     state["param_groups"][0] |= {"capturable": True} if name == "capturable" else {}
-    torch.save({"model": model.state_dict(), "optimizer": state}, tmp_path / "old.pth")
     if name == "zero":
         from torch.distributed.optim import ZeroRedundancyOptimizer
 
         make = lambda parameters: ZeroRedundancyOptimizer(parameters, torch.optim.Adam)  # noqa: E731
-    report = check(Net, tmp_path / "old.pth", optimizer=make)
+    report = check(Net, saved(tmp_path, model, state), optimizer=make)
     assert report.ok, str(report)
     assert report.promises[-1].status == "unchecked"
     assert SPECIAL[name] in report.promises[-1].detail
@@ -312,7 +299,7 @@ def test_a_state_that_the_recipe_does_not_touch_is_not_written_without_a_part_of
     content = optimizer.state_dict()
     content["param_groups"] = [{**content["param_groups"][0], "params": [0, 1]}]
     content["state"][0]["momentum_buffer"] = torch.zeros(3, 4)
-    torch.save({"model": model.state_dict(), "optimizer": content}, tmp_path / "old.pth")
-    written = apply(open_checkpoint(tmp_path / "old.pth"), Net(), Recipe(), tmp_path / "new.pth")
+    checkpoint = open_checkpoint(saved(tmp_path, model, content))
+    written = apply(checkpoint, Net(), Recipe(), tmp_path / "new.pth")
     assert "optimizer is left out" in " ".join(written.notes)
     assert "optimizer" not in torch.load(tmp_path / "new.pth", weights_only=True)

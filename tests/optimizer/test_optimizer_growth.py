@@ -16,21 +16,21 @@ Factory = Any
 HEAD = ("out2.weight", "out2.bias")
 
 
-def by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+def by_name(model: nn.Module, factory: Factory = torch.optim.Adam) -> dict[str, dict[str, Any]]:
+    """The state that some steps of training leave."""
+    optimizer = trained(model, factory)
     return {name: dict(optimizer.state[parameter]) for name, parameter in model.named_parameters()}
 
 
-def meta(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {key: value.to("meta") for key, value in model.state_dict().items()}
+def grow(recipe: Recipe, state: Any, model: nn.Module | None = None, target: Any = None) -> Any:
+    old = {key: value.to("meta") for key, value in (model or Boxes()).state_dict().items()}
+    return grown(recipe, state, old, target or Boxes(14).state_dict()).state
 
 
 @pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES)
 def test_old_rows_keep_their_moments_and_their_step(factory: Factory) -> None:
-    model = settle(Boxes())
-    state = by_name(model, trained(model, factory))
-    new = grown(
-        Recipe(tile("out2.*", dim=0, optim="zeros")), state, meta(model), Boxes(14).state_dict()
-    ).state
+    state = by_name(settle(Boxes()), factory)
+    new = grow(Recipe(tile("out2.*", dim=0, optim="zeros")), state)
     assert list(new) == list(state)
     for name, slots in state.items():
         assert new[name].keys() == slots.keys()
@@ -44,9 +44,8 @@ def test_old_rows_keep_their_moments_and_their_step(factory: Factory) -> None:
 
 
 def test_copied_moments_are_the_old_rows_again() -> None:
-    model = settle(Boxes())
-    state = by_name(model, trained(model, torch.optim.Adam))
-    new = grown(Recipe(tile("out2.*", dim=0)), state, meta(model), Boxes(14).state_dict()).state
+    state = by_name(settle(Boxes()))
+    new = grow(Recipe(tile("out2.*", dim=0)), state)
     rows = torch.arange(14) % 4
     for name in HEAD:
         for slot in ("exp_avg", "exp_avg_sq"):
@@ -54,9 +53,8 @@ def test_copied_moments_are_the_old_rows_again() -> None:
 
 
 def test_second_moments_of_appended_rows_are_the_mean_of_the_old_ones() -> None:
-    model = settle(Boxes())
-    state = by_name(model, trained(model, torch.optim.Adam))
-    new = grown(Recipe(append("out2.*", dim=0)), state, meta(model), Boxes(14).state_dict()).state
+    state = by_name(settle(Boxes()))
+    new = grow(Recipe(append("out2.*", dim=0)), state)
     for name in HEAD:
         assert not new[name]["exp_avg"][4:].any()
         old = state[name]["exp_avg_sq"]
@@ -64,29 +62,24 @@ def test_second_moments_of_appended_rows_are_the_mean_of_the_old_ones() -> None:
 
 
 def test_a_reset_starts_the_parameter_anew() -> None:
-    model = settle(Boxes())
-    state = by_name(model, trained(model, torch.optim.Adam))
-    new = grown(
-        Recipe(tile("out2.*", dim=0, optim="reset")), state, meta(model), Boxes(14).state_dict()
-    ).state
-    assert set(state) - set(new) == set(HEAD)
+    state = by_name(settle(Boxes()))
+    assert set(state) - set(grow(Recipe(tile("out2.*", dim=0, optim="reset")), state)) == set(HEAD)
 
 
 def test_names_are_followed_through_several_operators() -> None:
     model = nn.DataParallel(settle(Boxes()))
-    state = by_name(model, trained(model, torch.optim.Adam))
+    state = by_name(model)
     target = {key.replace("out2", "head"): value for key, value in Boxes(14).state_dict().items()}
     recipe = Recipe(strip_prefix("module."), rename("out2.*", "head.*"), tile("head.*", dim=0))
-    new = grown(recipe, state, meta(model), target).state
+    new = grow(recipe, state, model, target)
     assert list(new) == [name.removeprefix("module.").replace("out2", "head") for name in state]
     assert new["conv1.0.weight"] is state["module.conv1.0.weight"]
     assert new["head.weight"]["exp_avg"].shape == (14, 8)
 
 
 def test_a_parameter_without_state_gets_none() -> None:
-    model = settle(Boxes())
-    state = by_name(model, trained(model, torch.optim.Adam))
+    state = by_name(settle(Boxes()))
     del state["out2.bias"]
-    new = grown(Recipe(tile("out2.*", dim=0)), state, meta(model), Boxes(14).state_dict()).state
+    new = grow(Recipe(tile("out2.*", dim=0)), state)
     assert "out2.bias" not in new
     assert new["out2.weight"]["exp_avg"].shape == (14, 8)

@@ -43,10 +43,7 @@ def one(state: dict[str, Any]) -> Saved:
     [
         (lambda state: {"model": {}, "optimizer": state}, "optimizer"),
         (lambda state: {"epoch": 3, "optimizer_state_dict": state}, "optimizer_state_dict"),
-        (
-            lambda state: {"state_dict": {}, "optimizer_states": [state], "lr_schedulers": [{}]},
-            "optimizer_states[0]",
-        ),
+        (lambda state: {"optimizer_states": [state], "lr_schedulers": [{}]}, "optimizer_states[0]"),
         (lambda state: {"optim": state}, "optim"),
         (lambda state: {"trainer": {"engines": [{"inner": state}]}}, "trainer.engines[0].inner"),
         (lambda state: state, ""),

@@ -16,6 +16,10 @@ def parameters() -> dict[str, nn.Parameter]:
     return dict(Boxes().named_parameters())
 
 
+def copied(ours: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    return {name: nn.Parameter(each.detach().clone()) for name, each in ours.items()}
+
+
 def test_ghosts_have_shape_and_no_memory() -> None:
     real = {"w": torch.empty(100_000, 100_000, dtype=torch.bfloat16, device="meta"), "n": torch.zeros(3)}
     found = ghosts(real)
@@ -33,20 +37,17 @@ def decay_by_name(named: Any) -> torch.optim.Optimizer:
     ])  # fmt: skip
 
 
-def test_names_where_the_factory_takes_them() -> None:
+def test_names_where_the_factory_takes_them_and_else_parameters() -> None:
     ours = ghosts(parameters())
     _, groups = made(decay_by_name, ours)
     assert groups[0] == [name for name in ours if name.endswith("bias")]
+    _, groups = made(decay_by_rank, ours)
+    assert groups == [
+        [name for name, each in ours.items() if (each.ndim > 1) is large] for large in (False, True)
+    ]
     optimizer, [group] = made(torch.optim.Adam, ours)
     assert group == list(ours)
     assert optimizer.param_groups[0]["param_names"] == list(ours)
-
-
-def test_parameters_where_it_does_not() -> None:
-    ours = ghosts(parameters())
-    _, groups = made(decay_by_rank, ours)
-    assert groups[0] == [name for name, each in ours.items() if each.ndim < 2]
-    assert groups[1] == [name for name, each in ours.items() if each.ndim > 1]
 
 
 @pytest.mark.parametrize(
@@ -74,10 +75,8 @@ def trained(factory: Any, ours: dict[str, nn.Parameter]) -> tuple[dict[str, Any]
         optimizer.step()
     names = [name for group in groups for name in group]
     saved = optimizer.state_dict()
-    options = [
-        {k: v for k, v in group.items() if k not in ("params", "param_names")}
-        for group in saved["param_groups"]
-    ]
+    beside = ("params", "param_names")
+    options = [{k: v for k, v in group.items() if k not in beside} for group in saved["param_groups"]]
     return {names[number]: slots for number, slots in saved["state"].items()}, options
 
 
@@ -85,8 +84,7 @@ def trained(factory: Any, ours: dict[str, nn.Parameter]) -> tuple[dict[str, Any]
 def test_a_state_that_fits_takes_its_step(factory: Any) -> None:
     ours = parameters()
     state, options = trained(factory, ours)
-    before = {name: each.detach().clone() for name, each in ours.items()}
-    copies = {name: nn.Parameter(each.detach().clone()) for name, each in ours.items()}
+    before, copies = copied(ours), copied(ours)
     step(factory, copies, state, options)
     assert all(torch.equal(before[name], each) for name, each in ours.items())
     assert all(not torch.equal(before[name], each) for name, each in copies.items())
@@ -95,7 +93,7 @@ def test_a_state_that_fits_takes_its_step(factory: Any) -> None:
 def test_the_state_goes_to_its_name_whatever_the_order() -> None:
     ours = parameters()
     state, options = trained(torch.optim.Adam, ours)
-    copies = {name: nn.Parameter(each.detach().clone()) for name, each in ours.items()}
+    copies = copied(ours)
     made_here = []
 
     def backwards(named: Any) -> torch.optim.Optimizer:
@@ -121,9 +119,7 @@ def test_saved_options_go_on_and_further_ones_are_the_new_optimizer_s() -> None:
         made_here.append(torch.optim.Adam(named, lr=0.1, fused=True))
         return made_here[0]
 
-    step(
-        factory, {name: nn.Parameter(each.detach().clone()) for name, each in ours.items()}, state, [options]
-    )
+    step(factory, copied(ours), state, [options])
     [group] = made_here[0].param_groups
     assert (group["lr"], group["betas"], group["initial_lr"], group["fused"]) == (0.5, (0.8, 0.9), 0.25, True)
 
@@ -131,7 +127,7 @@ def test_saved_options_go_on_and_further_ones_are_the_new_optimizer_s() -> None:
 def test_a_step_that_raises_or_leaves_nan_is_an_error() -> None:
     ours = parameters()
     state, options = trained(torch.optim.Adam, ours)
-    copies = {name: nn.Parameter(each.detach().clone()) for name, each in ours.items()}
+    copies = copied(ours)
     del state["fc.0.weight"]["exp_avg_sq"]
     with pytest.raises(OptimizerError, match="the step raised KeyError: 'exp_avg_sq'"):
         step(lambda p: torch.optim.Adam(p, foreach=False), copies, state, options)
