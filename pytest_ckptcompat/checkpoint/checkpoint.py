@@ -228,11 +228,11 @@ class Checkpoint(Mapping[str, TensorSpec]):
 
     def state_dict(self) -> OrderedDict[str, Any]:
         """Read all values, as ``torch.load`` does: tied tensors share storage, and ``_metadata`` is set."""
-        return self._values.state_dict(self.entries, self.metadata)
+        return self._values.state_dict()
 
     def meta(self) -> OrderedDict[str, Any]:
         """Return the state dict on the meta device, with shapes, strides, dtypes and ties."""
-        return self._values.meta(self.entries, self.metadata)
+        return self._values.meta()
 
     def stored(self, *, once: bool = False) -> OrderedDict[str, Any]:
         """Return the state dict with its values still on disk. They are read when copied or looked at.
@@ -241,17 +241,17 @@ class Checkpoint(Mapping[str, TensorSpec]):
             once: read each value once. Afterwards it is taken from where it was copied, or from memory in
                 which it is kept, up to a quarter of the free memory.
         """
-        return self._values.stored(self.entries, self.metadata, once=once)
+        return self._values.stored(once=once)
 
     @cached_property
     def _values(self) -> Values:
         from .values import Values
 
-        return Values(self.contents)
+        return Values(self.contents, self.entries, self.metadata)
 
     @cached_property
     def _one_by_one(self) -> Values:
         """A reader for single tensors."""
         from .values import Values
 
-        return Values(self.contents, self.entries)
+        return Values(self.contents, self.entries, one_by_one=True)

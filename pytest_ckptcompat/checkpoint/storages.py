@@ -15,8 +15,6 @@ from pytest_ckptcompat.formats.zip_members import data_offset, inflate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from types import TracebackType
-    from typing import Self
 
     from pytest_ckptcompat.core.tensor_spec import Extent
     from pytest_ckptcompat.files.file import File
@@ -31,7 +29,7 @@ _LOCAL_HEADER = 512
 """The most bytes before a zip member's values, without its name: local header and padding."""
 
 
-class Storages:
+class Storages(ExitStack):
     """The storages of one checkpoint, open for reading. A context manager.
 
     Args:
@@ -41,9 +39,9 @@ class Storages:
     """
 
     def __init__(self, contents: Contents, expected: Iterable[str] = (), *, sure: bool = True) -> None:
+        super().__init__()
         self._contents = contents
         self._open: dict[str, File] = {}
-        self._closing = ExitStack()
         self._held: Held = {}
         self._sure = sure
         self._expected: dict[str, list[tuple[int, int]]] = {}
@@ -51,14 +49,6 @@ class Storages:
             header = _LOCAL_HEADER + len(extent.name.encode()) if isinstance(extent, Member) else 0
             part = extent.offset, extent.offset + header + extent.nbytes
             self._expected.setdefault(extent.file, []).append(part)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._closing.__exit__(kind, error, trace)
 
     def in_chunks(self, storage: str) -> bool:
         """Return whether a storage is one tensor stored in blocks."""
@@ -88,17 +78,14 @@ class Storages:
             block = TensorSpec(dtype, chunk.size, contiguous_stride(chunk.size))
             return _source(self._file(chunk.file), chunk), block
         part = Part(self._file(chunk.file), chunk.offset, chunk.nbytes)
+        where = f"{display(chunk.file)}, at byte {chunk.offset}"
         try:
             header = read_archive(part, self._contents.limits)
-            spec = None if header is None else header.tree
-            if (
-                header is None
-                or not isinstance(spec, TensorSpec)
-                or (spec.dtype, spec.shape) != (dtype, chunk.size)
-            ):
-                raise CheckpointError("a block of a tensor is not what the index says")
         except CheckpointError as error:
-            raise CheckpointError(f"{display(chunk.file)}, at byte {chunk.offset}: {error}") from None
+            raise CheckpointError(f"{where}: {error}") from None
+        spec = header and header.tree
+        if not header or not isinstance(spec, TensorSpec) or (spec.dtype, spec.shape) != (dtype, chunk.size):
+            raise CheckpointError(f"{where}: a block of a tensor is not what the index says")
         return _source(part, header.storages[spec.storage][0]), spec
 
     def _extents(self, storage: str) -> tuple[Extent, ...]:
@@ -112,7 +99,7 @@ class Storages:
 
     def _file(self, path: str) -> File:
         if path not in self._open:
-            file = self._closing.enter_context(self._contents.files.open(path))
+            file = self.enter_context(self._contents.files.open(path))
             parts = self._expected.get(path) if file.remote else None
             self._open[path] = ReadAhead(file, parts, self._held, sure=self._sure) if parts else file
         return self._open[path]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,21 +35,32 @@ _ROOM = 1 << 30
 
 
 class Values:
-    """A reader for the values of one checkpoint."""
+    """A reader for the values of a checkpoint's tensors.
 
-    def __init__(self, contents: Contents, expected: Mapping[str, object] | None = None) -> None:
-        """Prepare for reading.
+    Args:
+        contents: the checkpoint.
+        entries: the state dict.
+        metadata: torch's ``_metadata`` of it, or None.
+        one_by_one: whether single tensors will be read. Parts of remote files are then read ahead.
+    """
 
-        Args:
-            contents: the checkpoint.
-            expected: entries whose tensors may be read one by one. Parts of remote files are then read ahead.
-        """
+    def __init__(
+        self,
+        contents: Contents,
+        entries: Mapping[str, object],
+        metadata: Mapping[str, object] | None = None,
+        *,
+        one_by_one: bool = False,
+    ) -> None:
         if sys.byteorder != "little":
             raise CheckpointError("values are read on little-endian machines only")
         self._contents = contents
+        self._entries = entries
+        self._metadata = metadata
+        self._bounds = _bounds(entries.values())
         self._kept: Storages | None = None
-        if expected and is_url(contents.path):
-            self._kept = Storages(contents, _bounds(expected.values()), sure=False)
+        if one_by_one and is_url(contents.path):
+            self._kept = Storages(contents, self._bounds, sure=False)
 
     def tensor(self, spec: TensorSpec) -> torch.Tensor:
         """Read the values of one tensor into new memory. Strides are kept if they leave no gaps.
@@ -73,31 +84,25 @@ class Values:
         with self._storages() as storages:
             copy(storages, spec, destination)
 
-    def state_dict(
-        self, entries: Mapping[str, object], metadata: Mapping[str, object] | None
-    ) -> OrderedDict[str, Any]:
+    def state_dict(self) -> OrderedDict[str, Any]:
         """Read all values. Tied tensors and other views of one storage share memory."""
-        with self._storages(_bounds(entries.values())) as storages:
-            return self._made(entries, metadata, storages)
+        with self._storages(self._bounds) as storages:
+            return self._made(storages)
 
-    def meta(
-        self, entries: Mapping[str, object], metadata: Mapping[str, object] | None
-    ) -> OrderedDict[str, Any]:
+    def meta(self) -> OrderedDict[str, Any]:
         """Return all tensors on the meta device. Tied tensors share storage.
 
         The values of quantized, sparse and nested tensors are read because the meta device does not have
         them, and those of extra state because a model's code looks at them.
         """
-        return self._made(entries, metadata, None)
+        return self._made(None)
 
-    def _made(
-        self, entries: Mapping[str, object], metadata: Mapping[str, object] | None, storages: Storages | None
-    ) -> OrderedDict[str, Any]:
+    def _made(self, storages: Storages | None) -> OrderedDict[str, Any]:
         """Make all entries: on the CPU, with values from the storages, or on the meta device without them."""
-        bounds = _bounds(entries.values())
+        bounds = self._bounds
         memories: dict[str, torch.UntypedStorage] = {}
         made: OrderedDict[str, Any] = OrderedDict()
-        for key, value in entries.items():
+        for key, value in self._entries.items():
             if not isinstance(value, TensorSpec):
                 made[key] = given(value, self.tensor)
             elif is_extra_state(key) and (storages is None or isinstance(value, LearnedSpec)):
@@ -115,23 +120,21 @@ class Values:
                     if storages is not None:
                         storages.source(value.storage)(low, memory_of(memory))
                 made[key] = view(memories[value.storage], value, low)
-        if metadata is not None:
-            made._metadata = OrderedDict(metadata)  # type: ignore[attr-defined]  # as torch does
+        if self._metadata is not None:
+            made._metadata = OrderedDict(self._metadata)  # type: ignore[attr-defined]  # as torch does
         return made
 
-    def stored(
-        self, entries: Mapping[str, object], metadata: Mapping[str, object] | None, *, once: bool = False
-    ) -> OrderedDict[str, Any]:
+    def stored(self, *, once: bool = False) -> OrderedDict[str, Any]:
         """Return all tensors as `DeferredTensor`, whose values are read later.
 
         Remote files are not checked for changes after every tensor. Call `Files.check_unchanged` at the end.
         """
-        made = self.meta(entries, metadata)
+        made = self.meta()
         if is_url(self._contents.path):
-            self._kept = Storages(self._contents, _bounds(entries.values()))
+            self._kept = Storages(self._contents, self._bounds)
         room = Room((free() or _ROOM) // 4)
         witnesses: dict[object, Witness] = {}
-        for key, spec in entries.items():
+        for key, spec in self._entries.items():
             if isinstance(made[key], torch.Tensor) and made[key].is_meta and isinstance(spec, TensorSpec):
                 same = spec.storage, spec.offset, spec.shape, spec.stride, spec.dtype
                 witness = witnesses.setdefault(same if spec.storage else key, Witness(room)) if once else None
@@ -156,12 +159,12 @@ class Values:
     @contextmanager
     def _storages(self, expected: Iterable[str] = ()) -> Iterator[Storages]:
         """Open the storages inside the block."""
-        with self._noted():
-            if self._kept is not None:
-                yield self._kept
-            else:
-                with Storages(self._contents, expected) as storages:
-                    yield storages
+        kept = self._kept
+        with (
+            self._noted(),
+            Storages(self._contents, expected) if kept is None else nullcontext(kept) as storages,
+        ):
+            yield storages
 
     @contextmanager
     def _noted(self) -> Iterator[None]:
