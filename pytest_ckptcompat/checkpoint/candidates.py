@@ -100,11 +100,7 @@ class Candidate:
 
 
 def survey(tree: object, limits: Limits) -> Candidate:
-    """Find the parts that hold tensors, except training state. A shared part is found once.
-
-    Returns:
-        The outermost object, even if it holds no tensors.
-    """
+    """Find the parts that hold tensors, except training state. A shared part is found once."""
     root = Candidate("", "", tree)
     found = [root]
     seen = {id(tree)}

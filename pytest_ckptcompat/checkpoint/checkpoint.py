@@ -51,10 +51,6 @@ def open_checkpoint(
 def checkpoint(contents: Contents, state_dict_key: str | None = None) -> Checkpoint:
     """Pick the state dict of a checkpoint whose header was read.
 
-    Args:
-        contents: the checkpoint with its header.
-        state_dict_key: the dotted path to the state dict. None: find it.
-
     Raises:
         CheckpointError: there is no state dict, or (`AmbiguousError`) there are several equally good ones.
     """
@@ -184,11 +180,7 @@ class Checkpoint(Mapping[str, TensorSpec]):
         return {**header.metadata, "state_dict": header.tree} if header.metadata else header.tree
 
     def at(self, state_dict_key: str | None) -> Checkpoint:
-        """Return the state dict at another key of the same file, or this one for None.
-
-        Raises:
-            CheckpointError: there is no state dict at that key.
-        """
+        """Return the state dict at another key of the same file, or this one for None."""
         if state_dict_key is None or state_dict_key == self.state_dict_key:
             return self
         return checkpoint(self.contents, state_dict_key)

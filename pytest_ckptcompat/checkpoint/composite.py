@@ -29,15 +29,7 @@ _INTEGERS = {"qint8": "int8", "quint8": "uint8", "qint32": "int32"}
 
 
 def composed(spec: TensorSpec, read: Read) -> torch.Tensor:
-    """Build a tensor as torch does. Only kinds in our own table are built; no name is looked up.
-
-    Args:
-        spec: its row of the table.
-        read: reads the tensors that store it.
-
-    Raises:
-        CheckpointError: the kind can't be built, or the parts contradict each other.
-    """
+    """Build a tensor as torch does. Only kinds in our own table are built; no name is looked up."""
     if not can_compose(spec):
         raise CheckpointError(
             f"a tensor's values have no plain layout ({escape(spec.note)}), and can't be read"

@@ -29,10 +29,6 @@ def write_dcp(folder: str, content: Any) -> int:
     The checkpoint is written beside `folder` and moved when it is complete. An existing folder is replaced if
     it is a distributed checkpoint.
 
-    Args:
-        folder: the path of the new folder.
-        content: nested dicts, lists and plain values, with a `Value` for every tensor.
-
     Raises:
         ValueError: `content` is not a dict, or the existing folder is not a distributed checkpoint.
         OSError: the folder can't be written.

@@ -18,18 +18,15 @@ if TYPE_CHECKING:
 _LEAVES = frozenset({
     "weight", "bias", "running_mean", "running_var", "num_batches_tracked", "weight_g", "weight_v",
     "in_proj_weight", "in_proj_bias", "weight_orig", "weight_u", "weight_ih", "weight_hh", "bias_ih",
-    "bias_hh",    "weight_ih_l0", "weight_hh_l0", "cls_token", "pos_embed",
+    "bias_hh", "weight_ih_l0", "weight_hh_l0", "cls_token", "pos_embed",
 })  # fmt: skip
 """What torch's modules, and those of others, call a tensor of a model that is a single module."""
 
 _OF_MODULES = ("_non_persistent_buffers_set", "_parameters", "_buffers", "_modules")
 
 _PER_TENSOR = 4
-
 _WIDEST_CHARACTER = 4
-
 _DEEPEST = 3
-
 _LONGEST_NAME = 64
 
 _TRAINING = re.compile(

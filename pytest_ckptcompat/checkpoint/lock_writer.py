@@ -149,9 +149,6 @@ def sha256_of(ckpt: Checkpoint) -> str:
     """Return the hash of a checkpoint's file. For several files, hash the sorted output of ``sha256sum``.
 
     For a lock, return the hash that it stores, or ``""``.
-
-    Raises:
-        CheckpointError: a file can't be read.
     """
     if ckpt.format == "lock":
         return ckpt.contents.header.sha256

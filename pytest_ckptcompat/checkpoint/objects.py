@@ -47,13 +47,6 @@ def given(node: object, read: Callable[[TensorSpec], torch.Tensor]) -> Any:
     """Return the object that a node of a header describes, with the values of its tensors.
 
     If torch would refuse the object or a part of it, return an `Unread`.
-
-    Args:
-        node: any node of a header's tree except a tensor.
-        read: reads the values of a tensor.
-
-    Raises:
-        CheckpointError: a tensor's values can't be read.
     """
     try:
         return Maker(read).made(node)
@@ -89,11 +82,7 @@ class Maker:
         self._room = _MOST_BYTES
 
     def made(self, node: Any) -> Any:
-        """Return the object for a node.
-
-        Raises:
-            UnknownError: torch would refuse it.
-        """
+        """Return the object for a node; `UnknownError` if torch would refuse it."""
         if type(node) in _PLAIN:
             return node
         if id(node) not in self._done:

@@ -59,10 +59,6 @@ def plain_parts(contents: Contents) -> dict[str, Any]:
 def arguments_at(contents: Contents, path: str) -> dict[str, Any]:
     """Return the keyword arguments that ``model_args="ckpt:PATH"`` names.
 
-    Args:
-        contents: a checkpoint, or a lock that stores its metadata.
-        path: names joined by dots, as for `state_dict_at`.
-
     Raises:
         CheckpointError: there is no such part, or it is not a dict of plain values.
     """
@@ -97,11 +93,7 @@ def _plain_entries(outer: dict[Any, object]) -> Iterator[tuple[Any, Any]]:
 
 
 def _plain(node: object, depth: int = 0) -> Any:
-    """Convert a node to numbers, texts, lists and dicts. Namespaces and dict-like objects become dicts.
-
-    Raises:
-        _NotPlainError: the node contains something else.
-    """
+    """Convert a node to numbers, texts, lists and dicts. Namespaces and dict-like objects become dicts."""
     if depth > _DEEPEST:
         raise _NotPlainError("too many levels")
     if isinstance(node, (str, int, type(None))) or (isinstance(node, float) and math.isfinite(node)):

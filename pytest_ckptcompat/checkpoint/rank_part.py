@@ -35,10 +35,6 @@ _ZERO_TO_FP32 = (
 def check_whole(entries: Mapping[str, object], path: str) -> None:
     """Refuse a state dict that is one rank's part of a model.
 
-    Args:
-        entries: of the state dict.
-        path: of the checkpoint: its name may tell the rank.
-
     Raises:
         CheckpointError: the state dict is one rank's part. The message says which rank's, and what to do.
     """

@@ -27,11 +27,7 @@ _Index = tuple[slice, ...]
 
 
 def read(storages: Storages, spec: TensorSpec) -> torch.Tensor:
-    """Read the values of one tensor into new memory. Strides are kept if they leave no gaps.
-
-    Raises:
-        CheckpointError: the values can't be read.
-    """
+    """Read the values of one tensor into new memory. Strides are kept if they leave no gaps."""
     begin, end = span(spec)
     if spec.numel and not storages.in_chunks(spec.storage) and end - begin <= spec.nbytes:
         _check_repeats(spec)
@@ -113,11 +109,7 @@ def memory_of(owner: torch.UntypedStorage | torch.Tensor) -> memoryview:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """Return the dtype with this name.
-
-    Raises:
-        CheckpointError: this torch has no such dtype.
-    """
+    """Return the dtype with this name."""
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise CheckpointError(f"torch {torch.__version__} has no dtype {name}")

@@ -55,20 +55,12 @@ class Storages(ExitStack):
         return isinstance(self._extents(storage)[0], Chunk)
 
     def source(self, storage: str) -> Source:
-        """Return a function that reads a storage which is not stored in blocks.
-
-        Raises:
-            CheckpointError: there are no bytes to read. The function raises it if reading fails.
-        """
+        """Return a function that reads a storage which is not stored in blocks."""
         (extent,) = self._extents(storage)
         return _source(self._file(extent.file), extent)
 
     def chunks(self, spec: TensorSpec) -> Iterator[tuple[Chunk, Source, TensorSpec]]:
-        """Yield the blocks of a tensor, each with a function that reads it and the layout of its values.
-
-        Raises:
-            CheckpointError: a block is not what the index says.
-        """
+        """Yield the blocks of a tensor, each with a function that reads it and the layout of its values."""
         for chunk in self._extents(spec.storage):
             assert isinstance(chunk, Chunk)
             yield (chunk, *self._opened(chunk, spec.dtype))

@@ -63,11 +63,7 @@ class Values:
             self._kept = Storages(contents, self._bounds, sure=False)
 
     def tensor(self, spec: TensorSpec) -> torch.Tensor:
-        """Read the values of one tensor into new memory. Strides are kept if they leave no gaps.
-
-        Raises:
-            CheckpointError: the values can't be read.
-        """
+        """Read the values of one tensor into new memory. Strides are kept if they leave no gaps."""
         if spec.note:
             return self._composed(spec)
         with self._storages() as storages:

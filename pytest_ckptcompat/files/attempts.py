@@ -29,11 +29,7 @@ _PATIENCE = 60
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """Return fsspec's file system for a URL and the file's name in it.
-
-    Raises:
-        CheckpointError: there is no such file system.
-    """
+    """Return fsspec's file system for a URL and the file's name in it."""
 
     def found() -> tuple[Any, str]:
         from fsspec.core import url_to_fs  # type: ignore[import-untyped]
@@ -46,11 +42,6 @@ def file_system(url: str) -> tuple[Any, str]:
 
 def asked(url: str, ask: Callable[[], _T], *, patient: bool = True) -> _T:
     """Return the result of `ask`, which is called again after growing waits if it fails temporarily.
-
-    Args:
-        url: the URL that is asked for.
-        ask: sends the request.
-        patient: whether to try again after a temporary failure.
 
     Raises:
         CheckpointError: the last attempt failed, or the failure is not temporary. The message says why, and

@@ -108,11 +108,7 @@ class Files:
         return file
 
     def check_unchanged(self) -> None:
-        """Check the remote files, which stay open.
-
-        Raises:
-            CheckpointError: a file changed since it was opened.
-        """
+        """Check that the remote files, which stay open, are unchanged; errors as for any file."""
         for file in self._remote.values():
             file.check_unchanged()
 

@@ -14,18 +14,12 @@ from pytest_ckptcompat.core.redaction import is_url
 from pytest_ckptcompat.files.paths import beside, display, unreachable
 
 _MOST_NAMES = 100_000
-
 _MOST_COMPARED = 1000
-
 _USUAL = (".pth", ".pt", ".ckpt", ".safetensors", ".bin")
 
 
 def names_in(folder: str) -> list[str]:
-    """Return the names in a folder, at most a hundred thousand.
-
-    Raises:
-        CheckpointError: the folder can't be read.
-    """
+    """Return the names in a folder, at most a hundred thousand."""
     if is_url(folder):
         from .remote_folder import names_behind
 

@@ -25,11 +25,7 @@ _USUAL = (
 
 
 def kind_of_url(url: str) -> str:
-    """Return ``"file"`` or ``"folder"``. A URL whose path ends with a slash is a folder.
-
-    Raises:
-        CheckpointError: the URL does not exist or can't be looked up.
-    """
+    """Return ``"file"`` or ``"folder"``. A URL whose path ends with a slash is a folder."""
     if split(url)[0].endswith("/"):
         return "folder"
     if is_web(url):
@@ -40,11 +36,7 @@ def kind_of_url(url: str) -> str:
 
 
 def names_behind(url: str) -> list[str]:
-    """Return the names in a folder behind a URL.
-
-    Raises:
-        CheckpointError: the folder can't be listed.
-    """
+    """Return the names in a folder behind a URL."""
     system, name = file_system(url)
     if type(system).__name__ == "HTTPFileSystem":
         return _names_on_web(system, url)
@@ -58,11 +50,7 @@ def is_glob(url: str) -> bool:
 
 
 def matches(url: str) -> list[str]:
-    """Return the URLs that a glob matches, in natural order. On a web server, only one folder is searched.
-
-    Raises:
-        CheckpointError: the folder can't be searched.
-    """
+    """Return the URLs that a glob matches, in natural order. On a web server, only one folder is searched."""
     before, after = split(url)
     found = _GLOB.match(before)
     assert found is not None, "is_glob says whether it is one"

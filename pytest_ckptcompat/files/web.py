@@ -45,11 +45,7 @@ _OTHER_PART = "the server sends another part of the file than it was asked for: 
 
 
 def options(url: str) -> dict[str, dict[str, Any]]:
-    """Return options for fsspec's HTTP client, by protocol. The user's fsspec config takes precedence.
-
-    Raises:
-        ImportError: the client (aiohttp) is not installed.
-    """
+    """Return options for fsspec's HTTP client, by protocol. The user's fsspec config takes precedence."""
     found = {}
     for link in links(url):
         protocol = link.partition(":")[0].lower()
@@ -69,18 +65,7 @@ def options(url: str) -> dict[str, dict[str, Any]]:
 
 
 def ask(system: Any, url: str, take: Callable[[Any], Awaitable[_T]], headers: Mapping[str, str]) -> _T:
-    """Send a GET request, and return what `take` makes of the response.
-
-    Args:
-        system: fsspec's HTTP file system.
-        url: the URL to request.
-        take: called with aiohttp's response before its body is fetched.
-        headers: the headers of the request.
-
-    Raises:
-        CheckpointError: `take` raised it, or `url` is redirected to a folder.
-        Exception: the client failed.
-    """
+    """Send a GET request, and return what `take` makes of the response before its body is fetched."""
     from fsspec.asyn import sync  # type: ignore[import-untyped]
 
     async def asked() -> _T:
@@ -110,12 +95,7 @@ class WebRanges:
         self.size = -1
 
     def fetch(self, offset: int, size: int) -> bytes:
-        """Return the bytes of one range. They are fewer if the file ends inside.
-
-        Raises:
-            CheckpointError: the server sends something else, or the file has changed.
-            Exception: the client failed.
-        """
+        """Return the bytes of one range. They are fewer if the file ends inside."""
 
         async def take(answer: Any) -> bytes:
             if answer.status == 416 and offset == 0 and self.size <= 0:

@@ -14,11 +14,7 @@ _MOST_OF_A_PAGE = 4 << 20
 
 
 def names_on_page(system: Any, url: str) -> list[str]:
-    """Return the names in a folder to which its page links, or nothing if there is no such page.
-
-    Raises:
-        Exception: the client failed, as for any request.
-    """
+    """Return the names in a folder to which its page links, or nothing if there is no such page."""
 
     async def take(answer: Any) -> tuple[str, str]:
         if answer.status in (401, 403, 404, 405, 410):
@@ -41,11 +37,7 @@ def names_on_page(system: Any, url: str) -> list[str]:
 
 
 def exists(system: Any, url: str) -> bool:
-    """Return whether a file exists, by requesting its first byte. A refusal counts as no.
-
-    Raises:
-        Exception: the client failed, as for any request.
-    """
+    """Return whether a file exists, by requesting its first byte. A refusal counts as no."""
 
     async def take(answer: Any) -> bool:
         if answer.status in (401, 403, 404, 405, 410):

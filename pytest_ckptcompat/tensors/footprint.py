@@ -15,12 +15,7 @@ if TYPE_CHECKING:
 
 
 def weights(model: nn.Module, itemsize: int = 0) -> int:
-    """Return the bytes of a model's parameters and buffers. Shared ones count once.
-
-    Args:
-        model: any model.
-        itemsize: the smallest size of an element in bytes, for tensors whose own is less.
-    """
+    """Return the bytes of a model's parameters and buffers. Shared ones count once."""
     return tensors(chain(model.parameters(), model.buffers()), itemsize)
 
 

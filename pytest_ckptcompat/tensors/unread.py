@@ -30,12 +30,7 @@ class Unread:
 
     @staticmethod
     def of(kind: str, why: str) -> Unread:
-        """Make the placeholder for an object.
-
-        Args:
-            kind: the name of its class with the module, safe to print.
-            why: what the object is and why it was not read, safe to print.
-        """
+        """Make the placeholder for an object."""
         module, _, name = kind.rpartition(".")
         standing: Unread = type(name or "object", (Unread,), {"__module__": module or "builtins"})()
         standing.why = why
