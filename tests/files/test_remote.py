@@ -51,13 +51,10 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["zip.pth", "legacy.pth", "net.safetensors"])
 def test_every_format_over_http(server: Served, name: str) -> None:
     state = layouts() if name != "net.safetensors" else STATE
-    match name:
-        case "zip.pth":
-            torch.save(state, server.folder / name)
-        case "legacy.pth":
-            torch.save(state, server.folder / name, _use_new_zipfile_serialization=False)
-        case _:
-            save_file(state, server.folder / name)
+    if name == "net.safetensors":
+        save_file(state, server.folder / name)
+    else:
+        torch.save(state, server.folder / name, _use_new_zipfile_serialization=name == "zip.pth")
     ckpt = open_checkpoint(f"{server.url}/{name}")
     assert ckpt.name == name
     assert_same_state(ckpt, {key: state[key] for key in ckpt})
@@ -138,7 +135,7 @@ def test_the_gate_on_shapes_reads_headers_alone(
             pass
     """)
     server.sent = 0
-    result = pytester.runpytest_subprocess(*(f"--ckpt={server.url}/{name}" for name in LARGE))
+    result = pytester.runpytest(*(f"--ckpt={server.url}/{name}" for name in LARGE))
     result.assert_outcomes(passed=2, failed=2)
     result.stdout.fnmatch_lines([f"*{name} does not fit *narrow: 100 mismatched*" for name in LARGE])
     assert 0 < server.sent < 300_000
@@ -570,53 +567,28 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Progress is shown at once and each time, outside continuous integration."""
+def test_progress_of_values_is_shown_on_a_terminal(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file's, not each tensor's and not the header's; and the line is gone when nothing is fetched."""
     monkeypatch.setattr(progress, "_AFTER", 0)
     monkeypatch.setattr(progress, "_EVERY", 0)
     monkeypatch.setitem(sys.modules, "tqdm", None)
     monkeypatch.delenv("CI", raising=False)
-
-
-def _fetch_twice(memory: Any, monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> str:
-    """What is written to standard error while 2 MB of values, and their header, are fetched."""
     saved = io.BytesIO()
     torch.save({"a": torch.zeros(250_000), "b": torch.ones(250_000)}, saved)
     memory.pipe("/bucket/net.pth", saved.getvalue())
+    stream = Terminal()
     monkeypatch.setattr("sys.stderr", stream)
     ckpt = open_checkpoint("memory://bucket/net.pth")
     assert stream.getvalue() == ""
     for key in ckpt:
         ckpt.tensor(key)
-    return stream.getvalue()
-
-
-@pytest.mark.usefixtures("impatient")
-def test_progress_of_values_is_shown_on_a_terminal(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file's, not each tensor's; and the line is gone when nothing is fetched."""
-    shown = _fetch_twice(memory, monkeypatch, Terminal())
-    assert shown.split("\r") == [
+    assert stream.getvalue().split("\r") == [
         "",
         "memory://bucket/net.pth: 1.0 MB of 2.0 MB\x1b[K",
         "\x1b[K",
         "memory://bucket/net.pth: 2.0 MB of 2.0 MB\x1b[K",
         "\x1b[K",
     ]
-
-
-@pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("where", ["captured", "ci"])
-def test_progress_is_shown_to_people_alone(memory: Any, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    if where == "ci":
-        monkeypatch.setenv("CI", "true")
-    assert _fetch_twice(memory, monkeypatch, io.StringIO() if where == "captured" else Terminal()) == ""
-
-
-def test_progress_waits_before_it_is_shown(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setattr(progress, "_AFTER", 60)
-    assert _fetch_twice(memory, monkeypatch, Terminal()) == ""
 
 
 def test_a_file_that_could_not_be_opened_can_be_forgotten() -> None:

@@ -32,7 +32,7 @@ def sixteen_bits(name: str, count: int) -> list[int]:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.text(max_size=20), st.lists(st.integers(0, 7), max_size=4))
+@given(st.text(max_size=20), st.lists(st.integers(0, 7), max_size=3))
 def test_numbers_are_those_of_the_hash(name, shape):
     drawn = synthetic.signal(name, shape)
     mantissa, exponent = math.frexp(math.sqrt(3) / 2**15)
