@@ -60,7 +60,7 @@ def views(draw: st.DrawFn) -> torch.Tensor:
     return view
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(view=views(), piece=st.sampled_from([1, 8, 40, 1 << 20]), legacy=st.booleans())
 def test_any_view_is_read(tmp_path_factory: Any, view: torch.Tensor, piece: int, legacy: bool) -> None:
     path = tmp_path_factory.getbasetemp() / "view.pth"
