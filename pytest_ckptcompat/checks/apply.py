@@ -25,6 +25,7 @@ from .averages import grown_averages
 from .fitting import compared, completed
 from .growth import Growth
 from .header_stages import open_stage, read_stage, source_stage
+from .lightning_hook import with_hook
 from .log import Log, Stopped
 from .output import grown_state, kind_of_output, refuse_replacing, write
 from .value_stages import optimizer_holder
@@ -166,6 +167,7 @@ def apply_declared(
     try:
         opened = read_stage(opener, arguments.state_dict_key, log)
         checkpoint, built, model = open_stage(opened, arguments, log)
+        built, model, _ = with_hook(checkpoint, built, model)
         optimizer = arguments.optimizer
         optimizer = imported(optimizer) if isinstance(optimizer, str) else optimizer
     except Stopped:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from pytest_ckptcompat.core.errors import ModelError, RecipeError
+from pytest_ckptcompat.core.errors import CheckpointError, ModelError, RecipeError
 from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.core.imports import imported
 from pytest_ckptcompat.core.redaction import public
@@ -114,12 +114,9 @@ class Check:
     _schema: nn.Module | None = field(default=None, init=False, repr=False)
     _model_name: str = field(default="", init=False, repr=False)
 
+    @undisturbed()
     def run(self) -> Report:
         """Run every stage that can be run, and note for the others why they were not."""
-        with undisturbed():
-            return self._run()
-
-    def _run(self) -> Report:
         log = Log(self.arguments.allow, self.severities)
         self._model_name = _named(
             self.arguments.loader if self.arguments.model is None else self.arguments.model
@@ -166,7 +163,7 @@ class Check:
         if opened is None:  # the commit's model runs on today's inputs
             blueprint, schema = header.build_stage(arguments, log)
             batch = Batch(inputs_of(arguments, blueprint, schema, log))
-            ckpt = header.past_stage(lambda: self._past(batch), log)
+            ckpt = self._past(batch, log)
         else:
             ckpt, blueprint, schema = header.open_stage(opened, arguments, log)
             batch = Batch(inputs_of(arguments, blueprint, schema, log, ckpt.contents.header.behaviour))
@@ -191,15 +188,18 @@ class Check:
         log.stage("optimizer", "skipped", "none declared")
         return on_cuda
 
-    def _past(self, batch: Batch) -> Checkpoint:
+    def _past(self, batch: Batch, log: Log) -> Checkpoint:
         """Open a past commit as a checkpoint, with the outputs of its model if they are to be compared."""
-        arguments = self.arguments
-        batch_json = None if arguments.device in ("none", "rehearse") else batch.plain
-        model_args = arguments.arguments_of_model(None)
-        question = Question(
-            arguments.model, model_args, arguments.method, batch=batch_json, most=_INTEGERS_OF_A_COMMIT
-        )
-        return open_past(self.path, question, self.place)
+        model, method, device = self.arguments.model, self.arguments.method, self.arguments.device
+        asked = None if device in ("none", "rehearse") else batch.plain
+        try:
+            model_args = self.arguments.arguments_of_model(None)
+            question = Question(model, model_args, method, batch=asked, most=_INTEGERS_OF_A_COMMIT)
+            ckpt = open_past(self.path, question, self.place)
+        except CheckpointError as error:
+            log.stop(error, "the commit can't be asked", "open")
+        header.note_opened(ckpt, "", log)
+        return ckpt
 
     def _stages(self, subject: Subject) -> bool:
         """Run the stages after opening; return as `_judged` does."""

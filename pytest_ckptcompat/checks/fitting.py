@@ -75,11 +75,8 @@ class Opened(NamedTuple):
         Returns `usual` if several fit, or if none fits but several share names with the model. A recipe that
         can't be read is reported later.
         """
-        recipe, wanted, usual = (
-            declared if isinstance(declared, Recipe) else Recipe(),
-            _shapes(target),
-            self.usual,
-        )
+        recipe = declared if isinstance(declared, Recipe) else Recipe()
+        wanted, usual = _shapes(target), self.usual
         if self.key is not None or (usual is not None and _made(usual, target, recipe) == wanted):
             return usual, ""
         found = candidates(self.contents)

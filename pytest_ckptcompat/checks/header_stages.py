@@ -65,16 +65,6 @@ def open_stage(
     return ckpt, blueprint, schema
 
 
-def past_stage(opener: Callable[[], Checkpoint], log: Log) -> Checkpoint:
-    """Ask a commit what its model would have saved."""
-    try:
-        ckpt = opener()
-    except CheckpointError as error:
-        log.stop(error, "the commit can't be asked", "open")
-    note_opened(ckpt, "", log)
-    return ckpt
-
-
 def note_opened(ckpt: Checkpoint, why: str, log: Log, recipe: Recipe | str | None = None) -> None:
     """Note what was opened, why this state dict was chosen, and which release it is."""
     if ckpt.unsafe:

@@ -74,7 +74,10 @@ def load(
     """
     plan, schema = _planned(model)
     declared = _recipe(recipe)
-    ckpt = path if isinstance(path, Checkpoint) else _opened(path, state_dict_key, schema, declared)
+    if isinstance(path, Checkpoint):
+        ckpt = path.at(state_dict_key)
+    else:
+        ckpt = _opened(path, state_dict_key, schema, declared)
     if ckpt.valueless:
         raise CheckpointError(f"{ckpt.name} can't be loaded: {ckpt.valueless}")
     applicable = completed(declared, ckpt, schema, None)

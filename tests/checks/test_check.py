@@ -186,34 +186,33 @@ def test_what_the_file_would_run_is_a_warning(tmp_path):
     assert [found.rule for found in report.findings] == ["unsafe-pickle"]
 
 
-def test_severities(net):
-    case = CheckArguments.of(model=lambda: Boxes().half())
-    lenient = Check(case, str(net), lambda key: open_checkpoint(net, key)).run()
-    assert lenient.ok
-    assert {found.severity for found in lenient.findings} == {"warn"}
-    severities = {"dtype-mismatch": "error"}
-    assert not Check(case, str(net), lambda key: open_checkpoint(net, key), severities=severities).run().ok
-    severities = {"dtype-mismatch": "off"}
-    assert (
-        Check(case, str(net), lambda key: open_checkpoint(net, key), severities=severities).run().findings
-        == []
-    )
+def ran(net, declared, **more):
+    """A check with what only a run of pytest or the command sets."""
+    return Check(CheckArguments.of(**declared), str(net), lambda key: open_checkpoint(net, key), **more).run()
+
+
+@pytest.mark.parametrize(
+    ("severities", "found"),
+    [({}, {"warn"}), ({"dtype-mismatch": "error"}, {"error"}), ({"dtype-mismatch": "off"}, set())],
+)
+def test_severities(net, severities, found):
+    report = ran(net, {"model": lambda: Boxes().half()}, severities=severities)
+    assert {each.severity for each in report.findings} == found
+    assert report.ok == (found != {"error"})
 
 
 @pytest.mark.parametrize(
     "given", [{}, {"inputs": INPUTS, "device": "cpu"}, {"inputs": INPUTS, "device": "rehearse"}]
 )
 def test_cuda_that_is_required_must_have_run(net, given):
-    case = CheckArguments.of(model=Boxes, **given)
-    report = Check(case, str(net), lambda key: open_checkpoint(net, key), require_cuda=True).run()
-    assert "forward-no-cuda" in rules(report)
+    assert "forward-no-cuda" in rules(ran(net, {"model": Boxes, **given}, require_cuda=True))
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_card(net):
-    case = CheckArguments.of(model=Grown, recipe=GROW, inputs=INPUTS, source_model=Boxes)
-    report = Check(case, str(net), lambda key: open_checkpoint(net, key), require_cuda=True).run()
+    declared = {"model": Grown, "recipe": GROW, "inputs": INPUTS, "source_model": Boxes}
+    report = ran(net, declared, require_cuda=True)
     assert report.ok, str(report)
     assert "on cuda" in str(report)
 
@@ -238,11 +237,6 @@ def test_shapes_after_a_recipe_are_not_said_to_be_the_checkpoints(net):
         ("rollback-mismatch", "(4,) f32", "the checkpoint as it is, without the recipe"),
     }
     assert report.stages[-2].detail == "the recipe does not make it fit"
-
-
-def test_bad_inputs_are_one_error(net):
-    with pytest.raises(ValueError, match="inputs"):
-        check(Boxes, net, inputs="two")
 
 
 def test_protect_that_names_nothing_fails(net):

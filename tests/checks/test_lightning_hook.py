@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_ckptcompat import check, open_checkpoint
+from pytest_ckptcompat import Recipe, check, open_checkpoint, tile
+from pytest_ckptcompat.checks.apply import apply_declared
 from pytest_ckptcompat.checks.arguments import CheckArguments
 from pytest_ckptcompat.checks.check import Check
 
@@ -35,6 +36,12 @@ class Migrating(Plain):
             state["encoder." + key.partition(".")[2]] = state.pop(key)
 
 
+class Growing(Migrating):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(4, 8)
+
+
 @pytest.fixture
 def trainers(tmp_path, monkeypatch):
     """A Trainer's checkpoint whose keys begin with another name."""
@@ -59,6 +66,13 @@ def test_a_hook_that_migrates_is_run_for_shapes_and_values(trainers):
     assert torch.equal(run.shown_model.encoder.weight, trainers["state_dict"]["body.weight"])
     assert not check(Plain, "old.ckpt").ok
     assert "on_load_checkpoint" not in str(check(Plain, "old.ckpt"))
+
+
+def test_what_passes_with_a_hook_is_written(trainers):
+    declared = CheckArguments.of(model=Growing, recipe=Recipe(tile("body.*", dim=0, to=8)))
+    assert check(Growing, "old.ckpt", recipe=declared.recipe).ok
+    apply_declared(declared, lambda key: open_checkpoint("old.ckpt", key), "new.ckpt")
+    assert check(Growing, "new.ckpt", inputs=(2, 4)).ok
 
 
 def test_a_hook_that_can_not_be_run_is_named(trainers):

@@ -13,7 +13,16 @@ from networks import Boxes, Grown, Words, settle
 from safetensors.torch import save_file
 from torch import nn
 
-from pytest_ckptcompat import CheckpointError, MisfitError, Recipe, RecipeError, load, rename, tile
+from pytest_ckptcompat import (
+    CheckpointError,
+    MisfitError,
+    Recipe,
+    RecipeError,
+    load,
+    open_checkpoint,
+    rename,
+    tile,
+)
 from pytest_ckptcompat.tensors.deferred import DeferredTensor
 
 if TYPE_CHECKING:
@@ -111,6 +120,15 @@ def test_of_several_state_dicts_the_one_that_fits(saved: Path, tmp_path: Path) -
     assert_equal(load(Boxes, tmp_path / "two.pth"), state)
     with pytest.raises(CheckpointError, match="generator"):
         load(lambda: nn.Linear(2, 2), tmp_path / "two.pth")
+
+
+def test_a_key_counts_for_an_opened_checkpoint_too(saved: Path, tmp_path: Path) -> None:
+    average = settle(Boxes(), 5).state_dict()
+    torch.save({"model": torch.load(saved)["model"], "ema": average}, tmp_path / "both.pth")
+    opened = open_checkpoint(tmp_path / "both.pth", "model")
+    assert_equal(load(Boxes, opened, state_dict_key="ema"), average)
+    with pytest.raises(CheckpointError, match="nope"):
+        load(Boxes, opened, state_dict_key="nope")
 
 
 def test_a_lock_has_nothing_to_load(saved: Path, tmp_path: Path) -> None:
