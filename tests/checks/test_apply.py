@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from networks import Boxes, Words, settle
 from torch import nn
-from trainings import decay_by_rank, training
+from trainings import decay_by_rank, grown, training
 
 from pytest_ckptcompat.checkpoint.checkpoint import open_checkpoint
 from pytest_ckptcompat.checks.apply import MisfitError, apply, apply_declared
@@ -61,11 +61,10 @@ def test_a_plain_state_dict_is_grown_as_the_recipe_grows_it(tmp_path: Path) -> N
 
 def test_of_a_state_dict_that_was_chosen_by_its_prefix_that_part_is_written(tmp_path: Path) -> None:
     whole = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
-    saved(tmp_path / "net.pth", {"state_dict": whole.state_dict(), "epoch": 3})
-    ckpt = open_checkpoint(tmp_path / "net.pth", "state_dict.backbone")
-    written = apply(ckpt, nn.Linear(2, 2), Recipe(), tmp_path / "part.pth")
-    assert equal(torch.load(tmp_path / "part.pth"), whole["backbone"].state_dict())
-    assert "what is not below 'state_dict.backbone' is left out" in written.notes
+    content = {"state_dict": whole.state_dict(), "epoch": 3}
+    part, notes = grown(tmp_path, content, nn.Linear(2, 2), Recipe(), key="state_dict.backbone")
+    assert equal(part, whole["backbone"].state_dict())
+    assert "what is not below 'state_dict.backbone' is left out" in notes
 
 
 def test_the_outer_object_is_kept_and_the_optimizer_grown(tmp_path: Path) -> None:
@@ -78,15 +77,13 @@ def test_the_outer_object_is_kept_and_the_optimizer_grown(tmp_path: Path) -> Non
         "big": 2**70,
     }
     content["rng"] = torch.get_rng_state()
-    ckpt = saved(tmp_path / "train.pth", content)
-    written = apply(ckpt, Boxes(14), GROW, tmp_path / "train14.pth")
-    loaded = torch.load(tmp_path / "train14.pth", weights_only=True)
+    loaded, notes = grown(tmp_path, content, Boxes(14), GROW)
     assert list(loaded) == list(content)
     assert loaded["epoch"] == content["epoch"] == 3
     assert loaded["args"] == content["args"]
     assert same_bits(loaded["rng"], content["rng"])
     assert equal(loaded["model"], GROW.apply(content["model"], Boxes(14).state_dict()))
-    assert written.notes == ("optimizer is grown too",)
+    assert notes == ("optimizer is grown too",)
 
     model = Boxes(14)
     model.load_state_dict(loaded["model"])
@@ -115,12 +112,13 @@ def test_group_options_and_places_are_kept(tmp_path: Path) -> None:
     ]
     for group in content["optimizer"]["param_groups"]:
         group["param_names"] = [order[number] for number in group["params"]]
-    ckpt = saved(tmp_path / "named.pth", content)
-    assert apply(ckpt, Boxes(14), GROW, tmp_path / "out.pth").notes == ("optimizer is grown too",)
-    loaded = torch.load(tmp_path / "out.pth", weights_only=True)["optimizer"]
-    assert loaded["param_groups"] == content["optimizer"]["param_groups"]
+    loaded, notes = grown(tmp_path, content, Boxes(14), GROW)
+    assert notes == ("optimizer is grown too",)
+    assert loaded["optimizer"]["param_groups"] == content["optimizer"]["param_groups"]
     for number, slots in content["optimizer"]["state"].items():
-        assert same_bits(loaded["state"][number]["exp_avg"][: len(slots["exp_avg"])], slots["exp_avg"])
+        assert same_bits(
+            loaded["optimizer"]["state"][number]["exp_avg"][: len(slots["exp_avg"])], slots["exp_avg"]
+        )
 
 
 class Reordered(Boxes):
@@ -137,10 +135,8 @@ def test_an_order_of_its_own_keeps_its_places(tmp_path: Path) -> None:
     content = training(model, lambda parameters: torch.optim.AdamW(list(parameters)[::-1]))
     names = [name for name, _ in model.named_parameters()][::-1]
     content["optimizer"]["param_groups"][0]["param_names"] = names
-    ckpt = saved(tmp_path / "train.pth", content)
     recipe = Recipe(rename("out2.*", "branch.*"), tile("branch.*", dim=0))
-    apply(ckpt, Reordered(), recipe, tmp_path / "out.pth")
-    loaded = torch.load(tmp_path / "out.pth", weights_only=True)["optimizer"]
+    loaded = grown(tmp_path, content, Reordered(), recipe)[0]["optimizer"]
     assert loaded["param_groups"][0]["param_names"] == [name.replace("out2", "branch") for name in names]
     for number, slots in content["optimizer"]["state"].items():
         assert same_bits(loaded["state"][number]["exp_avg"][: len(slots["exp_avg"])], slots["exp_avg"])
@@ -148,16 +144,12 @@ def test_an_order_of_its_own_keeps_its_places(tmp_path: Path) -> None:
 
 def test_ties_are_kept(tmp_path: Path) -> None:
     old = settle(Words()).state_dict()
-    ckpt = saved(tmp_path / "words.pth", old)
-    recipe = Recipe(append("embed.weight", dim=0, init="mean"))
-    apply(ckpt, Words(15), recipe, tmp_path / "words15.pth")
-    loaded = torch.load(tmp_path / "words15.pth", weights_only=True)
+    loaded, _ = grown(tmp_path, old, Words(15), Recipe(append("embed.weight", dim=0, init="mean")))
     assert loaded["embed.weight"].data_ptr() == loaded["head.weight"].data_ptr()
     assert loaded["embed.weight"].shape == (15, 8)
-    assert open_checkpoint(tmp_path / "words15.pth").ties == [("embed.weight", "head.weight")]
+    assert open_checkpoint(tmp_path / "new.pth").ties == [("embed.weight", "head.weight")]
     untouched = Recipe(rename("norm.weight", "norm.weight2"), rename("norm.weight2", "norm.weight"))
-    apply(ckpt, Words(), untouched, tmp_path / "same.pth")
-    loaded = torch.load(tmp_path / "same.pth", weights_only=True)
+    loaded, _ = grown(tmp_path, old, Words(), untouched)
     assert loaded["embed.weight"].data_ptr() == loaded["head.weight"].data_ptr()
     assert equal(loaded, old)
 
@@ -189,21 +181,17 @@ def test_a_copied_block_is_no_tie(tmp_path: Path, recipe: Any, came: tuple[int, 
 def test_names_that_the_model_ties_and_the_checkpoint_does_not_keep_their_own_values(tmp_path: Path) -> None:
     old = settle(Words()).state_dict()
     old["head.weight"] = old["head.weight"] + 1
-    ckpt = saved(tmp_path / "words.pth", old)
     recipe = Recipe(rename("norm.weight", "x"), rename("x", "norm.weight"))
-    apply(ckpt, Words(), recipe, tmp_path / "out.pth")
-    assert equal(torch.load(tmp_path / "out.pth", weights_only=True), old)
+    assert equal(grown(tmp_path, old, Words(), recipe)[0], old)
 
 
 def test_optimizer_state_of_a_copied_block_is_numbered_as_the_new_model_numbers_it(tmp_path: Path) -> None:
     model = settle(Blocks(3))
     content = training(model)
-    ckpt = saved(tmp_path / "net.pth", content)
-    recipe = Recipe(insert_block("layers.0", at=1, zero=["bias"]))
-    apply(ckpt, Blocks(4), recipe, tmp_path / "out.pth")
     new = Blocks(4)
+    loaded, _ = grown(tmp_path, content, new, Recipe(insert_block("layers.0", at=1, zero=["bias"])))
     optimizer = torch.optim.AdamW(new.parameters())
-    optimizer.load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True)["optimizer"])
+    optimizer.load_state_dict(loaded["optimizer"])
     for layer, came in ((0, 0), (2, 1), (3, 2)):
         moments = optimizer.state[new.layers[layer].weight]["exp_avg"]
         assert same_bits(moments, content["optimizer"]["state"][2 * came]["exp_avg"])
@@ -215,12 +203,10 @@ def test_objects_of_classes_are_left_out_and_named(tmp_path: Path) -> None:
         "args": argparse.Namespace(lr=1),
         "deep": {"path": [1, tmp_path]},
     }
-    ckpt = saved(tmp_path / "net.pth", content)
-    written = apply(ckpt, Boxes(14), GROW, tmp_path / "out.pth")
-    loaded = torch.load(tmp_path / "out.pth", weights_only=True)
+    loaded, notes = grown(tmp_path, content, Boxes(14), GROW)
     assert list(loaded) == ["model", "deep"]
     assert loaded["deep"] == {"path": [1, None]}
-    assert written.notes == (
+    assert notes == (
         "args is left out: an object of a class",
         "deep.path[1] is left out: an object of a class",
     )
@@ -267,9 +253,9 @@ def test_containers_and_values_beside_the_weights_keep_their_kinds(tmp_path: Pat
         "device": torch.device("cuda:1"),
         "conjugated": torch.ones(2, dtype=torch.complex64).conj(),
     }
-    ckpt = saved(tmp_path / "net.pth", {"model": settle(Boxes()).state_dict(), **beside})
-    assert apply(ckpt, Boxes(14), GROW, tmp_path / "out.pth").notes == ()
-    old, new = (torch.load(tmp_path / name, weights_only=True) for name in ("net.pth", "out.pth"))
+    new, notes = grown(tmp_path, {"model": settle(Boxes()).state_dict(), **beside}, Boxes(14), GROW)
+    assert notes == ()
+    old = torch.load(tmp_path / "old.pth", weights_only=True)
     assert torch.equal(new.pop("conjugated"), old.pop("conjugated"))
     assert {key: new[key] for key in beside if key in new} == {key: old[key] for key in beside if key in old}
     assert [type(new[key]) for key in new] == [type(old[key]) for key in new]
@@ -300,12 +286,10 @@ def test_tensors_without_a_plain_layout_are_left_out_beside_the_weights_and_refu
 
 def test_a_second_state_dict_is_kept_and_said(tmp_path: Path) -> None:
     state = settle(Boxes()).state_dict()
-    ckpt = saved(tmp_path / "net.pth", {"state_dict": state, "other": copy.deepcopy(state)})
-    written = apply(ckpt, Boxes(14), GROW, tmp_path / "out.pth")
-    loaded = torch.load(tmp_path / "out.pth", weights_only=True)
+    loaded, notes = grown(tmp_path, {"state_dict": state, "other": copy.deepcopy(state)}, Boxes(14), GROW)
     assert loaded["state_dict"]["out2.bias"].shape == (14,)
     assert equal(loaded["other"], state)
-    assert written.notes == (
+    assert notes == (
         "other is kept as it was: name it with state_dict_key= (on the command line --key) to grow it",
     )
 

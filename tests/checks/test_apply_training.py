@@ -11,7 +11,7 @@ import torch.distributed.checkpoint as dcp
 from networks import Boxes, Words, settle
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from trainings import decay_by_rank, training
+from trainings import decay_by_rank, grown, training
 
 from pytest_ckptcompat import Recipe, allow, append, check, drop, open_checkpoint, tile
 from pytest_ckptcompat.checkpoint.checkpoint import outer_object
@@ -31,9 +31,7 @@ GROW = Recipe(tile("out2.*", dim=0))
 def written(
     path: Path, content: Any, key: str | None = "model", **arguments: Any
 ) -> tuple[Any, tuple[str, ...]]:
-    torch.save(content, path / "old.pth")
-    told = apply(open_checkpoint(path / "old.pth", key), Boxes(14), GROW, path / "new.pth", **arguments)
-    return torch.load(path / "new.pth", weights_only=True), told.notes
+    return grown(path, content, Boxes(14), GROW, key=key, **arguments)
 
 
 # -- averages ----------------------------------------------------------------------------------------------
@@ -52,13 +50,13 @@ def written(
 def test_an_average_is_grown_as_the_weights_are(tmp_path: Path, name: str, form: Any) -> None:
     model, average = settle(Boxes()), settle(Boxes(), 5)
     found, notes = written(tmp_path, {"model": model.state_dict(), name: copy.deepcopy(form(average))})
-    grown = GROW.apply(average.state_dict(), Boxes(14).state_dict())
+    expected = GROW.apply(average.state_dict(), Boxes(14).state_dict())
     inside = found[name].get("module", found[name])
     prefix = {"swa_model": "module.", "teacher": "backbone."}.get(name, "")
     assert {key for key in inside if key.startswith(prefix)} - {"n_averaged"} == {
-        prefix + key for key in grown
+        prefix + key for key in expected
     }
-    assert all(same_bits(inside[prefix + key], value) for key, value in grown.items())
+    assert all(same_bits(inside[prefix + key], value) for key, value in expected.items())
     assert (inside.get("n_averaged"), found[name].get("decay")) == (
         torch.tensor(0) if name == "swa_model" else None,
         0.999 if "module" in found[name] else None,
@@ -85,20 +83,18 @@ def test_an_average_as_a_list_of_parameters(tmp_path: Path) -> None:
 def test_an_average_that_lacks_what_the_recipe_wants_is_left_out(tmp_path: Path) -> None:
     average = {key: value for key, value in settle(Boxes()).state_dict().items() if key != "out2.bias"}
     recipe = Recipe(tile("out2.weight", dim=0), tile("out2.bias", dim=0))
-    torch.save({"model": settle(Boxes()).state_dict(), "ema": average}, tmp_path / "old.pth")
-    told = apply(open_checkpoint(tmp_path / "old.pth", "model"), Boxes(14), recipe, tmp_path / "new.pth")
-    assert "ema" not in torch.load(tmp_path / "new.pth", weights_only=True)
-    assert told.notes[0].startswith("ema is left out: it can't be grown as the weights are")
+    content = {"model": settle(Boxes()).state_dict(), "ema": average}
+    found, notes = grown(tmp_path, content, Boxes(14), recipe, key="model")
+    assert "ema" not in found
+    assert notes[0].startswith("ema is left out: it can't be grown as the weights are")
 
 
 def test_what_the_recipe_drops_is_dropped_from_an_average_too(tmp_path: Path) -> None:
     old, new = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)), nn.Sequential(nn.Linear(3, 2))
     content = {"model": old.state_dict(), "ema": copy.deepcopy(settle(old, 5).state_dict())}
-    torch.save(content, tmp_path / "old.pth")
-    ckpt = open_checkpoint(tmp_path / "old.pth", "model")
-    told = apply(ckpt, new, Recipe(drop("1.*")), tmp_path / "new.pth")
-    new.load_state_dict(torch.load(tmp_path / "new.pth", weights_only=True)["ema"])
-    assert told.notes == ("ema is grown too",)
+    found, notes = grown(tmp_path, content, new, Recipe(drop("1.*")), key="model")
+    new.load_state_dict(found["ema"])
+    assert notes == ("ema is grown too",)
 
 
 # -- optimizers beside the one that is meant ---------------------------------------------------------------
@@ -155,11 +151,8 @@ def test_tied_parameters_that_the_new_model_has_apart_both_get_the_state(tmp_pat
             self.head.weight = nn.Parameter(self.embed.weight.detach().clone())
 
     content = training(settle(Words()))
-    torch.save(content, tmp_path / "old.pth")
-    recipe = Recipe(append("embed.weight", dim=0, init="mean"))
-    model = Apart()
-    apply(open_checkpoint(tmp_path / "old.pth", "model"), model, recipe, tmp_path / "new.pth")
-    found = torch.load(tmp_path / "new.pth", weights_only=True)
+    model, recipe = Apart(), Recipe(append("embed.weight", dim=0, init="mean"))
+    found, _ = grown(tmp_path, content, model, recipe, key="model")
     optimizer = torch.optim.AdamW(model.parameters())
     optimizer.load_state_dict(found["optimizer"])
     number = [name for name, _ in Words().named_parameters()].index("embed.weight")
@@ -218,14 +211,14 @@ def test_a_folder_is_a_distributed_checkpoint(tmp_path: Path) -> None:
     state = {name: {"exp_avg": torch.empty_like(each)} for name, each in Boxes(14).named_parameters()}
     found: Any = {"model": shapes, "optimizer": {"state": state}, "epoch": 0}
     dcp.load(found, checkpoint_id=tmp_path / "new")
-    grown = GROW.apply(content["model"], Boxes(14).state_dict())
-    assert all(same_bits(found["model"][key], value) for key, value in grown.items())
+    expected = GROW.apply(content["model"], Boxes(14).state_dict())
+    assert all(same_bits(found["model"][key], value) for key, value in expected.items())
     for number, name in enumerate(names):
         was = content["optimizer"]["state"][number]["exp_avg"]
         assert same_bits(found["optimizer"]["state"][name]["exp_avg"][: len(was)], was)
     assert found["epoch"] == 3
     again = open_checkpoint(tmp_path / "new")
-    assert {*again} == {*grown}
+    assert {*again} == {*expected}
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,18 +313,14 @@ def test_parameters_that_the_new_model_ties_have_one_state_and_the_other_is_told
 
     content = training(settle(Apart()))
     content["model"]["head.weight"] = content["model"]["embed.weight"].clone()
-    torch.save(content, tmp_path / "old.pth")
-    ckpt, out = open_checkpoint(tmp_path / "old.pth", "model"), tmp_path / "new.pth"
     with pytest.raises(MisfitError, match="which is which can't be determined"):
-        apply(ckpt, Words(), Recipe(), out)
-    told = apply(ckpt, Words(), Recipe(), out, source_model=Apart())
-    assert told.notes == (
+        grown(tmp_path, content, Words(), Recipe(), key="model")
+    found, notes = grown(tmp_path, content, Words(), Recipe(), key="model", source_model=Apart())
+    assert notes == (
         "optimizer is taken along, without the state of head.weight, left out "
         "(it is tied to embed.weight now, which has a state of its own)",
     )
-    torch.optim.AdamW(Words().parameters()).load_state_dict(
-        torch.load(tmp_path / "new.pth", weights_only=True)["optimizer"]
-    )
+    torch.optim.AdamW(Words().parameters()).load_state_dict(found["optimizer"])
 
 
 def test_a_state_beside_that_was_not_named_is_told(tmp_path: Path) -> None:

@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_ckptcompat import open_checkpoint
+from pytest_ckptcompat.checks.apply import apply
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from torch import nn
+
+    from pytest_ckptcompat import Recipe
 
     Factory = Callable[[Any], torch.optim.Optimizer]
 
@@ -50,3 +56,12 @@ def training(model: nn.Module, factory: Factory = torch.optim.AdamW, steps: int 
     """A training checkpoint: the model and its optimizer after some steps, as most people save them."""
     optimizer = trained(model, factory, steps)
     return copy.deepcopy({"epoch": 3, "model": model.state_dict(), "optimizer": optimizer.state_dict()})
+
+
+def grown(
+    folder: Path, content: Any, model: nn.Module, recipe: Recipe, *, key: str | None = None, **arguments: Any
+) -> tuple[Any, tuple[str, ...]]:
+    """What `apply` makes of a file with this content, loaded by torch, and its notes."""
+    torch.save(content, folder / "old.pth")
+    written = apply(open_checkpoint(folder / "old.pth", key), model, recipe, folder / "new.pth", **arguments)
+    return torch.load(folder / "new.pth", weights_only=True), written.notes
