@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pytest_ckptcompat.checkpoint.plain_metadata import metadata
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.forward.declared_inputs import known_inputs
 from pytest_ckptcompat.history.reference import git, repository
+from pytest_ckptcompat.recipes.arguments import toml
 
 from .argument_types import AUTO
 from .locks import behaviour_of_checkpoint, built
@@ -84,7 +84,7 @@ def _default_branch() -> str:
 def _text(model: str, ckpt: str, inputs: str | None) -> str:
     name = model.rpartition(":")[2].rpartition(".")[2].lower()
     named = {"name": name, "ckpt": ckpt, "model": model} | ({"inputs": inputs} if inputs else {})
-    lines = ["[[check]]", *(f"{key} = {json.dumps(value)}" for key, value in named.items())]
+    lines = ["[[check]]", *(f"{key} = {toml(value)}" for key, value in named.items())]
     if inputs is None:
         lines.append('# inputs = ["1x3x224x224"]  # with them, what the model computes is compared too')
     return "\n".join([*lines, ""])
