@@ -6,11 +6,8 @@ Based on the description (https://github.com/huggingface/safetensors#format). Wh
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from itertools import islice
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
@@ -18,12 +15,13 @@ from pytest_ckptcompat.core.header import Header
 from pytest_ckptcompat.core.hooks import hookimpl
 from pytest_ckptcompat.core.tensor_spec import Extent, TensorSpec, contiguous_stride
 
-from .json_header import Scanner, naturals
+from .extents import Extents
+from .json_header import Pairs, loads, unique
 from .pickle_stubs import Dict
-from .safetensors_entries import ENTRIES, NATURAL
-from .safetensors_parts import NAME_OF_PARTS, PLACES_OF_PARTS, places_of_parts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pytest_ckptcompat.core.limits import Limits
     from pytest_ckptcompat.files.file import File
 
@@ -39,8 +37,15 @@ _DTYPES = {
 """Name in the file -> torch's name, and the number of bits of one element."""
 
 _BIGGEST = (1 << 63) - 1
+_OFFSETS = "data_offsets"
 _DESCRIPTION = "__metadata__"
-_SIZE = re.compile(rb"[ \t\n\r]*+" + NATURAL + rb"[ \t\n\r]*+")
+_DAMAGED = "its safetensors header is damaged: {}"
+
+_PLACES_OF_PARTS = "DCP_SHARDING_INFO"
+"""The entry of ``__metadata__`` with the offsets of a file's tensors in the whole tensors."""
+
+NAME_OF_PARTS = "shard-"
+"""The beginning of the name of a file that a rank of ``torch.distributed.checkpoint`` writes."""
 
 
 class _Layout(NamedTuple):
@@ -51,25 +56,6 @@ class _Layout(NamedTuple):
     stride: tuple[int, ...]
     bits: int
     note: str
-
-
-class _Values(Mapping[str, tuple[Extent, ...]]):
-    """Where the values of every key are. Extents are made on demand."""
-
-    def __init__(self, path: str, start: int, places: dict[str, tuple[int, int]]) -> None:
-        self._path = path
-        self._start = start
-        self._places = places
-
-    def __getitem__(self, key: str) -> tuple[Extent, ...]:
-        begin, end = self._places[key]
-        return (Extent(self._path, self._start + begin, end - begin),)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
 
 
 @hookimpl(tryfirst=True)
@@ -103,191 +89,144 @@ def read_part(file: File, limits: Limits) -> tuple[Header, dict[str, tuple[int, 
     if not head[8:].lstrip(b" \t\n\r").startswith(b"{") or length >= 1 << 40:
         return None
     limits.check("safetensors_header", length, f"its safetensors header has {length} bytes")
-    if 8 + length > file.size:
+    start = 8 + length
+    if start > file.size:
         raise CheckpointError(
             f"it is truncated: its header should have {length} bytes, and the whole file has {file.size}; "
             "copy or download it again"
         )
-    reader = _Reader(file.read_at(8, length), limits)
-    reader.read()
-    reader.check_places(file.size - 8 - length)
-    header = Header("safetensors", reader.tree, _Values(file.path, 8 + length, reader.places))
-    return header, places_of_parts(reader.sharding, limits)
+    data = file.read_at(8, length)
+    if not data.startswith(b"{"):
+        raise CheckpointError("its safetensors header does not begin with '{'")
+    rows = loads(data, limits, _DAMAGED, _rows(limits))
+    if type(rows) is not dict:
+        raise CheckpointError(_DAMAGED.format("it describes one tensor, without a key"))
+    offsets = _places_of_parts(rows.pop(_DESCRIPTION, None), limits)
+    tree = _tensors(rows, limits)
+    _check_places(rows, file.size - start)
+
+    def extent(key: str) -> Extent:
+        begin, end, _ = rows[key]
+        return Extent(file.path, start + begin, end - begin)
+
+    return Header("safetensors", tree, Extents(rows, extent)), offsets
 
 
-class _Reader:
-    """A reader for the JSON of a header.
+def _rows(limits: Limits) -> Callable[[Pairs], Any]:
+    """Return what makes the rows of a header while its text is parsed, so that few lists exist at a time.
 
-    Attributes:
-        tree: key -> `TensorSpec`, in the header's order.
-        places: key -> first byte of the values and the byte after the last, from the end of the header.
-        sharding: the offsets of this file's tensors in the whole tensors, as JSON, if the file is one rank's.
+    A tensor becomes the offsets of its values and its layout, ``(begin, end, layout)``. Other objects are
+    dicts, those with a wrong dtype, shape or data_offsets too.
     """
+    layouts: dict[tuple[str, tuple[int, ...]], _Layout] = {}
 
-    def __init__(self, data: bytes, limits: Limits) -> None:
-        self.tree = Dict()
-        self.places: dict[str, tuple[int, int]] = {}
-        self._limits = limits
-        self._scanner = Scanner(data, "its safetensors header", limits)
-        self._layouts: dict[tuple[bytes, bytes], _Layout] = {}
-        self._described = False
-        self.sharding = ""
-
-    def read(self) -> None:
-        """Read every entry.
-
-        Raises:
-            CheckpointError: the header is damaged or exceeds a limit.
-        """
-        scanner = self._scanner
-        if not scanner.data.startswith(b"{"):
-            raise CheckpointError("its safetensors header does not begin with '{'")
-        scanner.take(b"{")
-        more = scanner.peek() != b"}"
-        if not more:
-            scanner.take(b"}")
-        while more:
-            pattern = next((each for each in ENTRIES if each.match(scanner.data, scanner.position)), None)
-            more = self._entry() if pattern is None else self._entries(pattern)
-        scanner.end()
-
-    def _entries(self, pattern: re.Pattern[bytes]) -> bool:
-        """Read entries until one doesn't match the pattern. Return whether there are more."""
-        scanner, layouts, add = self._scanner, self._layouts, self._add
-        position = scanner.position
-        for match in pattern.finditer(scanner.data, position):
-            if match.start() != position:
-                break
-            name, dtype, sizes, begin, end, closing = match.group(
-                "key", "dtype", "shape", "begin", "end", "closing"
-            )
-            layout = layouts.get((dtype, sizes))
-            if layout is None:
-                layout = layouts[dtype, sizes] = self._layout(dtype.decode(), self._sizes(sizes))
-            key = name.decode() if name.isascii() else scanner.text(name)
-            add(key, layout, int(begin), int(end))
-            scanner.position = position = match.end()
-            if closing == b"}":
-                return False
-        return True
-
-    def _entry(self) -> bool:
-        """Read one entry in any form. Return whether there are more."""
-        scanner = self._scanner
-        key = scanner.string()
-        scanner.take(b":")
-        if key == _DESCRIPTION:
-            self._description()
+    def make(pairs: Pairs) -> Any:
+        if len(pairs) == 3 and pairs[0][0] == "dtype" and pairs[1][0] == "shape" and pairs[2][0] == _OFFSETS:
+            (_, dtype), (_, sizes), (_, place) = pairs
         else:
-            self._add(key, *self._unusual())
-        closing = scanner.peek()
-        scanner.take(b"}" if closing == b"}" else b",")
-        return closing != b"}"
+            dtype, sizes, place = map(unique(pairs).get, ("dtype", "shape", _OFFSETS))
+        if type(dtype) is not str or type(sizes) is not list or type(place) is not list or len(place) != 2:
+            return unique(pairs)
+        for number in (*sizes, *place):
+            if type(number) is not int:
+                return unique(pairs)
+        shape = tuple(sizes)
+        layout = layouts.get((dtype, shape))
+        if layout is None:
+            layout = layouts[dtype, shape] = _layout(dtype, shape, limits)
+        return *place, layout
 
-    def _unusual(self) -> tuple[_Layout, int, int]:
-        """Read the value of an entry whose fields have another form, or that has more of them."""
-        scanner = self._scanner
-        found: dict[str, object] = {}
-        for name in scanner.members():
-            if name in found:
-                raise scanner.error(f"{escape(name, 60)} stands twice in one entry")
-            if name == "dtype":
-                found[name] = scanner.string()
-            elif name in ("shape", "data_offsets"):
-                found[name] = self._first(naturals(scanner))
-            else:
-                scanner.skip()
-        match found:
-            case {"dtype": str(dtype), "shape": tuple(shape), "data_offsets": (int(begin), int(end))}:
-                return self._layout(dtype, shape), begin, end
-        raise scanner.error("an entry lacks its dtype, its shape or its data_offsets")
+    return make
 
-    def _description(self) -> None:
-        """Read ``__metadata__``: null, or strings by name, of which only the sharding is needed."""
-        scanner = self._scanner
-        if self._described:
-            raise scanner.error("it has '__metadata__' twice")
-        self._described = True
-        if scanner.peek() == b"n":
-            scanner.skip()
-            return
-        names: set[str] = set()
-        for name in scanner.members():
-            if scanner.peek() != b'"':
-                raise scanner.error("'__metadata__' holds something else than strings")
-            if name in names:
-                raise scanner.error(f"'__metadata__' has {escape(name, 60)} twice")
-            names.add(name)
-            if name == PLACES_OF_PARTS:
-                self.sharding = scanner.string()
-            else:
-                scanner.skip()
 
-    def _layout(self, name: str, shape: tuple[int, ...]) -> _Layout:
-        if name not in _DTYPES:
-            raise CheckpointError(f"its safetensors header has an unknown dtype: {escape(name, 60)}")
-        self._limits.check("dims", len(shape), f"a tensor has {len(shape)} dimensions")
-        if max(shape, default=0) > _BIGGEST:
-            raise CheckpointError("its safetensors header has a tensor of impossible size: it is damaged")
-        dtype, width = _DTYPES[name]
-        bits = prod(shape) * width
-        note = ""
-        if width == 4 and shape and shape[-1] % 2 == 0:
-            shape = (*shape[:-1], shape[-1] // 2)  # torch packs two elements in a byte and counts pairs
-        elif width < 8:
-            note = "elements that are not whole bytes"
-        return _Layout(dtype, shape, contiguous_stride(shape), bits, note)
-
-    def _sizes(self, text: bytes) -> tuple[int, ...]:
-        """Parse the numbers between the brackets of a shape."""
-        dims = text.count(b",") + 1
-        self._limits.check("dims", dims, f"a tensor has {dims} dimensions")
-        numbers = text.split(b",") if text.strip() else []
-        if not all(map(_SIZE.fullmatch, numbers)):
-            raise self._scanner.error("a shape is damaged")
-        return tuple(map(int, numbers))
-
-    def _first(self, sizes: Iterator[int]) -> tuple[int, ...]:
-        """Read at most one number more than a tensor may have dimensions, so that it is refused later."""
-        return tuple(islice(sizes, self._limits.dims + 1))
-
-    def _add(self, key: str, layout: _Layout, begin: int, end: int) -> None:
-        if key == _DESCRIPTION:
-            raise CheckpointError("its safetensors header has a tensor called '__metadata__'")
-        places = self.places
-        if key in places:
-            raise CheckpointError(f"its safetensors header has the key {escape(key)} twice")
-        dtype, shape, stride, bits, note = layout
+def _tensors(rows: dict[str, Any], limits: Limits) -> Dict:
+    """Return the tensors by key."""
+    tree = Dict()
+    limits.check("tensors", len(rows), "the file holds too many tensors")
+    short = limits.key_bytes // 4
+    for key, row in rows.items():
+        if len(key) > short or not key.isascii():
+            _check_key(key, limits)
+        if type(row) is not tuple:
+            raise _wrong(key)
+        begin, end, (dtype, shape, stride, bits, note) = row
         if bits != 8 * (end - begin):
+            if not 0 <= begin <= end <= _BIGGEST:
+                raise _wrong(key)
             raise CheckpointError(
-                f"{escape(key)} has {end - begin} bytes; {shape} of {dtype} takes {bits / 8:g}: it is damaged"
+                f"{escape(key)} has {end - begin} bytes, and {shape} of {dtype} takes {-(-bits // 8)}: "
+                "it is damaged"
             )
-        limits = self._limits
-        if len(key) * 4 > limits.key_bytes:
-            limits.check("key_bytes", len(key.encode()), f"a key is too long: {escape(key, 60)}")
-        if len(places) >= limits.tensors:
-            limits.check("tensors", len(places) + 1, "the file holds too many tensors")
-        self.tree[key] = TensorSpec(dtype, shape, stride, 0, key, note)
-        places[key] = (begin, end)
+        tree[key] = TensorSpec(dtype, shape, stride, 0, key, note)
+    return tree
 
-    def check_places(self, room: int) -> None:
-        """Check that the values fill the rest of the file, without gaps or overlaps.
 
-        Raises:
-            CheckpointError: they don't.
-        """
-        position = 0
-        for begin, end in sorted(self.places.values()):
-            if begin != position:
-                key = next(key for key, place in self.places.items() if place == (begin, end))
-                raise CheckpointError(
-                    f"the values of {escape(key)} do not follow those before: it is damaged"
-                )
-            position = end
-        if position > room:
-            raise CheckpointError(
-                f"it is truncated: {position} bytes of values should follow, and {room} do; "
-                "copy or download it again"
-            )
-        if position < room:
-            raise CheckpointError(f"{room - position} bytes follow its last tensor: it is damaged")
+def _wrong(key: str) -> CheckpointError:
+    return CheckpointError(
+        _DAMAGED.format(f"the dtype, shape or data_offsets of {escape(key, 60)} are missing or wrong")
+    )
+
+
+def _check_key(key: str, limits: Limits) -> None:
+    try:
+        limits.check("key_bytes", len(key.encode()), f"a key is too long: {escape(key, 60)}")
+    except UnicodeEncodeError:  # half a surrogate pair
+        raise CheckpointError(_DAMAGED.format(f"the key {escape(key, 60)} is not valid Unicode")) from None
+
+
+def _layout(name: str, shape: tuple[int, ...], limits: Limits) -> _Layout:
+    if name not in _DTYPES:
+        raise CheckpointError(f"its safetensors header has an unknown dtype: {escape(name, 60)}")
+    limits.check("dims", len(shape), f"a tensor has {len(shape)} dimensions")
+    if not all(0 <= size <= _BIGGEST for size in shape):
+        raise CheckpointError("its safetensors header has a tensor of impossible size: it is damaged")
+    dtype, width = _DTYPES[name]
+    bits = prod(shape) * width
+    note = ""
+    if width == 4 and shape and shape[-1] % 2 == 0:
+        shape = (*shape[:-1], shape[-1] // 2)  # torch packs two elements in a byte and counts pairs
+    elif width < 8:
+        note = "elements that are not whole bytes"
+    return _Layout(dtype, shape, contiguous_stride(shape), bits, note)
+
+
+def _check_places(rows: dict[str, tuple[int, int, _Layout]], room: int) -> None:
+    """Check that the values fill the rest of the file, without gaps or overlaps."""
+    position = 0
+    for begin, end, layout in sorted(rows.values()):
+        if begin != position:
+            key = next(key for key, row in rows.items() if row == (begin, end, layout))
+            raise CheckpointError(f"the values of {escape(key)} do not follow those before: it is damaged")
+        position = end
+    if position > room:
+        raise CheckpointError(
+            f"it is truncated: {position} bytes of values should follow, and {room} do; "
+            "copy or download it again"
+        )
+    if position < room:
+        raise CheckpointError(f"{room - position} bytes follow its last tensor: it is damaged")
+
+
+def _places_of_parts(description: Any, limits: Limits) -> dict[str, tuple[int, ...]]:
+    """Return key -> offset of the part in the whole tensor, from ``{"weight": {"saved_offsets": [3, 0]}}``.
+
+    Args:
+        description: the header's ``__metadata__``: null, or strings by name, one of which is that text.
+        limits: limits on the text.
+    """
+    if description is None:
+        return {}
+    if type(description) is not dict or not all(type(text) is str for text in description.values()):
+        raise CheckpointError(_DAMAGED.format("'__metadata__' holds something else than strings"))
+    text = description.get(_PLACES_OF_PARTS)
+    if text is None:
+        return {}
+    damaged = f"its {_PLACES_OF_PARTS} is damaged: {{}}"
+    parts = loads(text.encode(errors="surrogatepass"), limits, damaged)
+    found: dict[str, tuple[int, ...]] = {}
+    for key, about in parts.items() if type(parts) is dict else ():
+        begin = about.get("saved_offsets") if type(about) is dict else None
+        if type(begin) is not list or not all(type(low) is int and low >= 0 for low in begin):
+            raise CheckpointError(damaged.format(f"the 'saved_offsets' of {escape(key, 60)} are wrong"))
+        found[key] = tuple(begin)
+    return found

@@ -18,8 +18,7 @@ from pytest_ckptcompat.files.paths import inside
 
 from .blocks import make_up
 from .pickle_stubs import Dict
-from .safetensors import read_part
-from .safetensors_parts import NAME_OF_PARTS
+from .safetensors import NAME_OF_PARTS, read_part
 
 if TYPE_CHECKING:
     from pytest_ckptcompat.core.limits import Limits

@@ -14,7 +14,7 @@ from pytest_ckptcompat.files.paths import about, beside, check_inside, inside
 
 from . import safetensors, torch_legacy, torch_zip
 from .diagnosis import what_it_is
-from .json_header import Scanner
+from .json_header import loads
 from .pickle_stubs import Dict
 
 if TYPE_CHECKING:
@@ -78,29 +78,15 @@ def _shards(file: File, limits: Limits) -> dict[str, str] | None:
     data = file.read_at(0, file.size)
     if b'weight_map"' not in data and not file.path.endswith(_SUFFIX):
         return None  # not a damaged index, but some other file
-    scanner = Scanner(data, "the index", limits)
-    shards: dict[str, str] | None = None
-    for name in scanner.members():
-        if name != "weight_map":
-            scanner.skip()
-        elif shards is not None:
-            raise scanner.error("it has 'weight_map' twice")
-        else:
-            shards = _weight_map(scanner, limits)
-    scanner.end()
-    return shards
-
-
-def _weight_map(scanner: Scanner, limits: Limits) -> dict[str, str]:
-    shards: dict[str, str] = {}
-    names: dict[str, str] = {}
-    for key in scanner.members():
-        if key in shards:
-            raise CheckpointError(f"the index has the key {escape(key)} twice")
-        name = scanner.string()
-        shards[key] = names.setdefault(name, name)
-        limits.check("tensors", len(shards), "the index names too many tensors")
-        limits.check("files", len(names), "the index names too many files")
+    content = loads(data, limits, "the index is damaged: {}")
+    if "weight_map" not in content:
+        return None
+    shards = content["weight_map"]
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise CheckpointError("the index is damaged: its 'weight_map' is not a table of file names")
+    names = {*shards.values()}
+    limits.check("tensors", len(shards), "the index names too many tensors")
+    limits.check("files", len(names), "the index names too many files")
     for name in names:
         check_inside(name, "the index")
     return shards

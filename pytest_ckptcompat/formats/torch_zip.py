@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import CheckpointError
@@ -15,6 +14,7 @@ from pytest_ckptcompat.files.file import Ahead
 from pytest_ckptcompat.files.folders import names_in
 from pytest_ckptcompat.files.paths import check_inside, inside
 
+from .extents import Extents
 from .pickle_machine import Machine
 from .safe_names import refused
 from .torch_names import Tensors
@@ -101,7 +101,7 @@ def read_archive(file: File, limits: Limits) -> Header | None:
     kind, unsafe = "torch-zip", refused(machine)
     if f"{root}/constants.pkl" in members:
         kind, unsafe, tree = "torchscript", UNSAFE, state_dict_of(tree, file, members, root, limits)
-    return Header(kind, tree, _records(file, members, f"{root}/data/", tensors), unsafe)
+    return Header(kind, tree, _storages(file, members, f"{root}/data/", tensors), unsafe)
 
 
 def _check_kind(members: dict[str, Entry], root: str) -> None:
@@ -152,40 +152,13 @@ def _quoted(record: bytes) -> str:
     return escape(repr(record), 60)
 
 
-class _Records(Mapping[str, tuple[Extent, ...]]):
-    """Where the bytes of every storage are. Extents are made on demand.
+def _storages(file: File, members: dict[str, Entry], folder: str, tensors: Tensors) -> Extents:
+    """Find the storages that the tensors need among the members of the archive.
 
-    Attributes:
-        begins: key -> offset of the storage's bytes, or of its local header if the file is remote or the
-            bytes are deflated.
-        packed: key -> compressed size in bytes, for deflated storages.
+    The bytes of a deflated storage, or of one in a remote file, are found by its local header when needed.
     """
-
-    def __init__(self, file: File, folder: str, storages: Mapping[str, Storage]) -> None:
-        self.begins: dict[str, int] = {}
-        self.packed: dict[str, int] = {}
-        self._path = file.path
-        self._remote = file.remote
-        self._folder = folder
-        self._storages = storages
-
-    def __getitem__(self, key: str) -> tuple[Extent, ...]:
-        begin, nbytes = self.begins[key], self._storages[key].nbytes
-        packed = self.packed.get(key)
-        if self._remote or packed is not None:
-            return (Member(self._path, begin, nbytes, self._folder + key, packed),)
-        return (Extent(self._path, begin, nbytes),)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.begins)
-
-    def __len__(self) -> int:
-        return len(self.begins)
-
-
-def _records(file: File, members: dict[str, Entry], folder: str, tensors: Tensors) -> _Records:
-    """Find the storages that the tensors need among the members of the archive."""
-    records = _Records(file, folder, tensors.storages)
+    begins: dict[str, int] = {}
+    packed: dict[str, int] = {}
     dense = not file.remote and file.size < _DENSE * len(members)
     reader: Any = Ahead(file) if dense else file
     for key, storage in tensors.storages.items():
@@ -197,11 +170,18 @@ def _records(file: File, members: dict[str, Entry], folder: str, tensors: Tensor
             raise CheckpointError(
                 f"storage {escape(key)} has {member.nbytes} bytes in the archive, and needs {storage.nbytes}"
             )
-        records.begins[key] = member.header
-        deflated = member.method != 0
-        if deflated:
-            records.packed[key] = member.packed
+        begins[key] = member.header
+        if member.method:
+            packed[key] = member.packed
         if not file.remote:
-            begin = data_offset(reader, name, member.header, member.nbytes, records.packed.get(key))
-            records.begins[key] = member.header if deflated else begin
-    return records
+            begin = data_offset(reader, name, member.header, member.nbytes, packed.get(key))
+            if not member.method:
+                begins[key] = begin
+
+    def extent(key: str) -> Extent:
+        begin, nbytes = begins[key], tensors.storages[key].nbytes
+        if file.remote or key in packed:
+            return Member(file.path, begin, nbytes, folder + key, packed.get(key))
+        return Extent(file.path, begin, nbytes)
+
+    return Extents(begins, extent)

@@ -40,6 +40,7 @@ def opened(path: Path) -> str:
     told, torch = run_python(code, memory=MEGABYTES << 20, seconds=4 * SECONDS).splitlines()
     assert torch == "False"
     assert len(told) < 1000
+    assert "MemoryError" not in told
     return told
 
 
@@ -89,7 +90,7 @@ def test_headers_of_safetensors(path: Path, name: str) -> None:
     assert told.startswith("<Checkpoint bomb" if name in FINE else f"{path}: ")
 
 
-@pytest.mark.parametrize("name", ["open brackets", "empty lists", "strings", "many odd entries"])
+@pytest.mark.parametrize("name", ["open brackets", "a wide string", "members below the limit"])
 @pytest.mark.parametrize("kind", ["an index", "a lock"])
 def test_json_of_our_own(path: Path, name: str, kind: str) -> None:
     start = b'{"weight_map":{},"q":' if kind == "an index" else b'{"ckptcompat_lock":1,"q":'

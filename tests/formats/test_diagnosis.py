@@ -194,7 +194,7 @@ def test_a_name_chooses_the_words_alone(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is JSON text, but not the index of a sharded checkpoint"):
         open_checkpoint(path)
     path.write_bytes(b"{bad")
-    with pytest.raises(CheckpointError, match="the index is damaged at its byte 1: a string is missing"):
+    with pytest.raises(CheckpointError, match=r"the index is damaged: Expecting property name .* column 2 "):
         open_checkpoint(path)
     path.write_bytes(LOCK)
     assert open_checkpoint(path).format == "lock"
