@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict_saver import save, save_state_dict
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.files.attempts import without_logs
 
-from .written_tensor import Value
+from .written import Value
 
 _METADATA, _SUFFIX = ".metadata", ".distcp"
 

@@ -6,6 +6,7 @@ Nothing that a file names is imported. The few known names are in tables here.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -160,20 +161,14 @@ def _torch_object(node: Any) -> Any:
     elif isinstance(node, Stub) and type(node.args) is tuple:
         match name, node.args:
             case "torch.device", (str(), *_) as args if node.state is None:
-                return _device(*args)
+                with suppress(RuntimeError, TypeError):
+                    return torch.device(*args)
             case "torch.serialization._get_layout", (str(layout),):
                 return _torch_object(Global(layout))
         if name in _LAZY:
             make: Any = _LAZY[name]
             return make(*(each for each in node.args[:1] if type(each) is bool))
     raise UnknownError(name or "an object")
-
-
-def _device(*args: Any) -> torch.device:
-    try:
-        return torch.device(*args)
-    except (RuntimeError, TypeError):
-        raise UnknownError("torch.device") from None
 
 
 def _name(node: object) -> str:

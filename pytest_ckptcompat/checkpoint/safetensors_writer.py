@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from .written_tensor import Value
+    from .written import Value
 
 _NAMES = {
     "uint64": "U64", "int64": "I64", "float64": "F64", "complex64": "C64",
@@ -37,7 +37,9 @@ def write_safetensors(file: BinaryIO, values: Mapping[str, Value], metadata: Map
     Raises:
         ValueError: the format lacks a dtype, or a key is its reserved name.
     """
-    kept = _kept(values)
+    kept: dict[object, str] = {}
+    for name in sorted(values):
+        kept.setdefault(values[name].same, name)
     aliases = {name: kept[value.same] for name, value in values.items() if kept[value.same] != name}
     dtypes = {name: _dtype(name, values[name].dtype) for name in kept.values()}
     names = sorted(dtypes, key=lambda name: (_ORDER.index(dtypes[name]), name))
@@ -54,14 +56,6 @@ def write_safetensors(file: BinaryIO, values: Mapping[str, Value], metadata: Map
     file.write(text)
     for name in names:
         file.writelines(values[name].pieces())
-
-
-def _kept(values: Mapping[str, Value]) -> dict[object, str]:
-    """Return the name under which each tensor is written."""
-    kept: dict[object, str] = {}
-    for name in sorted(values):
-        kept.setdefault(values[name].same, name)
-    return kept
 
 
 def _dtype(name: str, dtype: torch.dtype) -> str:

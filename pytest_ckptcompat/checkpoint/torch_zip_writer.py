@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
-from .written_tensor import Value
+from .written import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.checkpoint.entries import beside
 from pytest_ckptcompat.checkpoint.wrappers import Selection, state_dict_at
-from pytest_ckptcompat.checkpoint.written_object import Content
-from pytest_ckptcompat.checkpoint.written_tensor import Value
+from pytest_ckptcompat.checkpoint.written import Content, Value
 from pytest_ckptcompat.core import memory
 from pytest_ckptcompat.core.errors import CheckpointError, MisfitError, ModelError
 from pytest_ckptcompat.core.escape import escape

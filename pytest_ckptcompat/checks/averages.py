@@ -16,7 +16,7 @@ from .output import grown_state
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pytest_ckptcompat.checkpoint.written_object import Content
+    from pytest_ckptcompat.checkpoint.written import Content
 
     from .growth import Growth
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
-    from pytest_ckptcompat.checkpoint.written_object import Content
+    from pytest_ckptcompat.checkpoint.written import Content
     from pytest_ckptcompat.optimizer.resumption import Resumption
     from pytest_ckptcompat.optimizer.state import Naming, Saved, State
     from pytest_ckptcompat.recipes.applied import Applied

@@ -11,7 +11,7 @@ import torch
 
 from pytest_ckptcompat.checkpoint.safetensors_writer import write_safetensors
 from pytest_ckptcompat.checkpoint.torch_zip_writer import write_torch_zip
-from pytest_ckptcompat.checkpoint.written_tensor import Value
+from pytest_ckptcompat.checkpoint.written import Value
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.redaction import is_meant_as_url, is_url
 from pytest_ckptcompat.files.atomic_write import whole_file
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
-    from pytest_ckptcompat.checkpoint.written_object import Content
+    from pytest_ckptcompat.checkpoint.written import Content
 
 Kind = Literal["torch", "safetensors", "folder"]
 

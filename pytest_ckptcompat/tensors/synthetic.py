@@ -178,14 +178,9 @@ def _range(key: str, shape: Sequence[int], gain: float) -> tuple[float, float]:
         return 1.0, 0.25
     if len(shape) < 2:
         return 0.0, 0.25
-    return 0.0, math.sqrt(3 * _GAIN * gain / max(1, _fan_in(leaf, shape)))
-
-
-def _fan_in(leaf: str, shape: Sequence[int]) -> int:
-    """Return how many inputs an output sums. For stacked matrices (experts), use the last two sizes."""
-    if len(shape) > 2 and not re.search("weight|kernel|original", leaf):
-        return max(shape[-2:])
-    return math.prod(shape[1:])
+    stacked = len(shape) > 2 and not re.search("weight|kernel|original", leaf)  # matrices of experts
+    fan_in = max(shape[-2:]) if stacked else math.prod(shape[1:])
+    return 0.0, math.sqrt(3 * _GAIN * gain / max(1, fan_in))
 
 
 def _dtype(spec: TensorSpec | torch.Tensor) -> torch.dtype:

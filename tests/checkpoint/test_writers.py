@@ -15,7 +15,7 @@ from torch import nn
 
 from pytest_ckptcompat.checkpoint.safetensors_writer import write_safetensors
 from pytest_ckptcompat.checkpoint.torch_zip_writer import write_torch_zip
-from pytest_ckptcompat.checkpoint.written_tensor import Value
+from pytest_ckptcompat.checkpoint.written import Value
 from pytest_ckptcompat.files.atomic_write import whole_file
 from pytest_ckptcompat.tensors.difference import same_bits
 

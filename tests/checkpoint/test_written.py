@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pytest_ckptcompat.checkpoint.torch_zip_writer import write_torch_zip
-from pytest_ckptcompat.checkpoint.written_object import Content
+from pytest_ckptcompat.checkpoint.written import Content
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
 from pytest_ckptcompat.formats.pickle_stubs import Dict, Global, Stub
 
