@@ -38,7 +38,7 @@ def write_dcp(folder: str, content: Any) -> int:
     place = Path(os.path.realpath(folder))
     _check_kind(place)
     place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".{place.name[:100]}.{secrets.token_hex(6)}.tmp")
+    temporary = place.with_name(f".{place.name[:40]}.{secrets.token_hex(6)}.tmp")
     planner = _Planner()
     try:
         with without_logs(), warnings.catch_warnings():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.keys import natural
 from pytest_ckptcompat.core.redaction import is_url, public
 from pytest_ckptcompat.files.atomic_write import whole_file
-from pytest_ckptcompat.files.paths import display, inside
+from pytest_ckptcompat.files.paths import display, inside, split
 from pytest_ckptcompat.formats.lock import MARK, VERSION, versions
 
 if TYPE_CHECKING:
@@ -159,9 +160,11 @@ def sha256_of(ckpt: Checkpoint) -> str:
         with ckpt.progress():
             if len(paths) < 2:
                 return _hash(ckpt, next(iter(paths), ckpt.path))
-            folder = os.path.commonpath([path.rpartition("/")[0] for path in paths])
-            names = {path: path.removeprefix(folder).removeprefix("/") for path in sorted(paths)}
-            lines = [f"{_hash(ckpt, path)}  {name}\n" for path, name in names.items()]
+            plain = {path: split(path)[0] if is_url(path) else path for path in sorted(paths)}
+            parts = {path: name.split("/") for path, name in plain.items()}
+            levels = zip(*(each[:-1] for each in parts.values()), strict=False)
+            shared = len(list(takewhile(lambda names: len(set(names)) == 1, levels)))
+            lines = [f"{_hash(ckpt, path)}  {'/'.join(each[shared:])}\n" for path, each in parts.items()]
     except CheckpointError as error:
         raise CheckpointError(f"--sha256: {error}") from None
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogatepass")).hexdigest()

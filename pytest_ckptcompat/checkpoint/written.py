@@ -131,7 +131,7 @@ class Content(Maker):
             return Value.of(node)
         if node.note and not (isinstance(node, CompositeSpec) and node.kind in PLAIN_VALUES):
             raise UnknownError(node.note)
-        same = (node.storage or id(node), node.offset, node.shape, node.stride)
+        same = (node.storage or id(node), node.offset, node.shape, node.stride, node.dtype)
         return Value(node.shape, torch_dtype(node.dtype), lambda: self._read(node), same)
 
     def _empty(self, kind: str) -> dict[Any, Any]:

@@ -33,7 +33,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     made = [folder for folder in place.parents if not folder.exists()]
     if made:
         made[0].mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".{place.name[:100]}.{secrets.token_hex(6)}.tmp")
+    temporary = place.with_name(f".{place.name[:40]}.{secrets.token_hex(6)}.tmp")
     mode = place.stat().st_mode & 0o777 if place.exists() else 0o666  # less what the umask takes
     try:
         with os.fdopen(os.open(temporary, _NEW, mode), "wb") as file:

@@ -101,7 +101,7 @@ def _names_on_page(system: Any, url: str) -> list[str]:
     address, page = ask(system, url, take, {})
     links = _Links()
     links.feed(page)
-    names = (_name(urljoin(address, link), address) for link in links.found)
+    names = (_name(link, address) for link in links.found)
     return list(dict.fromkeys(name for name in names if name))
 
 
@@ -122,7 +122,10 @@ def _exists(system: Any, url: str) -> bool:
 
 def _name(link: str, folder: str) -> str:
     """Return the name of a link's target in the folder, or ``""`` if it is elsewhere."""
-    one, other = urlsplit(link), urlsplit(folder)
+    try:
+        one, other = urlsplit(urljoin(folder, link)), urlsplit(folder)
+    except ValueError:
+        return ""
     name = one.path.removeprefix(other.path).removesuffix("/")
     inside = one.netloc == other.netloc and one.path.startswith(other.path) and "/" not in name
     return unquote(name) if inside else ""

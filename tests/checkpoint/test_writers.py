@@ -241,6 +241,13 @@ def test_modes_are_the_old_file_s_or_the_umask_s(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+    path = tmp_path / ("模" * 83 + ".pth")  # 253 bytes
+    with whole_file(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+
+
 def test_a_link_is_written_through(tmp_path: Path) -> None:
     target, link = tmp_path / "blob", tmp_path / "link.pth"
     target.write_bytes(b"old")

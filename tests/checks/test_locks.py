@@ -133,7 +133,7 @@ def test_the_command_and_its_hash(folder, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_hash_of_several_files_is_that_of_their_list(tmp_path, monkeypatch):
+def test_the_hash_of_several_files_is_that_of_their_list_wherever_they_are(tmp_path, monkeypatch, memory):
     monkeypatch.chdir(tmp_path)
     torch.distributed.checkpoint.save({"w": torch.ones(3), "n": 1}, checkpoint_id="step")
     assert main(["lock", "step", "-o", "a.ckpt.json", "--sha256"]) == 0
@@ -141,8 +141,11 @@ def test_the_hash_of_several_files_is_that_of_their_list(tmp_path, monkeypatch):
         f"{hashlib.sha256(Path('step', name).read_bytes()).hexdigest()}  {name}\n"
         for name in (".metadata", "__0_0.distcp")
     )
-    found = json.loads(Path("a.ckpt.json").read_text())["source"]["sha256"]
-    assert found == hashlib.sha256(listed.encode()).hexdigest()
+    memory.put("step", "/bucket/step", recursive=True)
+    assert main(["lock", "memory://bucket/step", "-o", "b.ckpt.json", "--sha256"]) == 0
+    for name in ("a.ckpt.json", "b.ckpt.json"):
+        found = json.loads(Path(name).read_text())["source"]["sha256"]
+        assert found == hashlib.sha256(listed.encode()).hexdigest()
 
 
 def test_lock_update(project):

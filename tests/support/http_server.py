@@ -158,11 +158,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _page(self, folder: Path) -> None:
-        """What Apache shows: its own links, no hidden files."""
+        """What Apache shows: its own links, no hidden files. One link is broken."""
         names = [
             each.name + "/" * each.is_dir() for each in folder.iterdir() if not each.name.startswith(".")
         ]
-        links = ["?C=N;O=D", "/", *map(quote, names)]
+        links = ["?C=N;O=D", "/", "http://[", *map(quote, names)]
         page = "".join(f'<a href="{link}">{link}</a>' for link in links).encode()
         self.send_response(200)
         self.send_header("Content-Type", "text/html;charset=UTF-8")
