@@ -115,13 +115,10 @@ def _left_out(step: Step) -> list[str]:
 def _sources(step: Step, before: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     """Return new key -> the keys of the original state dict that it comes from."""
     came = {write.key: write.sources for writes in step.edit.plan.values() for write in writes}
-    sources = {}
-    for key in step.after:
-        if key in came:
-            sources[key] = tuple(dict.fromkeys(old for source in came[key] for old in before[source]))
-        else:
-            sources[key] = before[key]
-    return sources
+    return {
+        key: tuple(dict.fromkeys(old for source in came.get(key, (key,)) for old in before[source]))
+        for key in step.after
+    }
 
 
 def _touched(step: Step, before: Mapping[str, tuple[Operator, ...]]) -> dict[str, tuple[Operator, ...]]:

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 class Recipe:
     """Operators, in the order in which they run: ``Recipe(tile("out2.*", dim=0))``.
 
-    A recipe is data: recipes with equal operators are equal, `repr` returns Python that makes the recipe, and
-    `to_toml` returns it as a recipe file.
+    A recipe is data. Recipes with equal operators are equal, and `repr` returns Python that makes the recipe.
     """
 
     def __init__(self, *operators: Operator) -> None:
@@ -42,14 +41,20 @@ class Recipe:
                 )
         self.operators = operators
 
+    @property
+    def _arguments(self) -> tuple[Any, ...]:
+        return self.operators
+
     def __repr__(self) -> str:
-        return f"Recipe({', '.join(map(repr, self.operators))})"
+        return f"{type(self).__name__}({', '.join(map(repr, self._arguments))})"
 
     def __eq__(self, other: object) -> bool:
-        return self.operators == other.operators if isinstance(other, Recipe) else NotImplemented
+        if not isinstance(other, Recipe):
+            return NotImplemented
+        return type(self) is type(other) and self._arguments == other._arguments
 
     def __hash__(self) -> int:
-        return hash(self.operators)
+        return hash(self._arguments)
 
     def apply(self, state_dict: State, target: State) -> OrderedDict[str, Any]:
         """Return the state dict that the new model loads.
@@ -174,14 +179,9 @@ class Releases(Recipe):
                 )
         self.releases = releases
 
-    def __repr__(self) -> str:
-        return f"Releases({', '.join(map(repr, self.releases))})"
-
-    def __eq__(self, other: object) -> bool:
-        return self.releases == other.releases if isinstance(other, Releases) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self.releases)
+    @property
+    def _arguments(self) -> tuple[Any, ...]:
+        return self.releases
 
     def release_of(self, state_dict: Mapping[str, Any]) -> Release:
         """Return the release with the keys and shapes of a state dict.

@@ -103,7 +103,7 @@ def test_a_block_with_an_output_left_changes_the_function() -> None:
         state = operator.apply(old.state_dict(), new.state_dict())
         assert statuses(operator, old.state_dict(), state, {}) == {"kept"}  # it did as it was told
         assert not function_is_kept(old, new, state)
-    assert "not zero" in insert_block("layers.1", at=2).changes_function
+    assert "not zero" in insert_block("layers.1", at=2).caveat({}, {})
 
 
 def shifted_wrongly(state: OrderedDict[str, Any]) -> None:
@@ -257,7 +257,7 @@ def test_stacked_blocks_are_the_old_ones_in_turn(count: int, times: int, told: b
     assert statuses(operator, old.state_dict(), state, {}) == {"kept"}
     assert len({tensor.data_ptr() for tensor in state.values()}) == len(state)
     assert not function_is_kept(old, new, state)
-    assert operator.changes_function
+    assert operator.caveat({}, {})
 
 
 def test_blocks_are_counted_by_the_names_that_they_have_then() -> None:

@@ -37,7 +37,7 @@ def test_a_clip_that_stands_still_gives_what_the_picture_gave(
     expected = flat(picture).unsqueeze(2).expand(-1, -1, 3, -1, -1)
     torch.testing.assert_close(deep(clip), expected, rtol=0, atol=1e-9)
     assert statuses(operator, flat.state_dict(), new, deep.state_dict()) == ["kept"]
-    assert operator.changes_function
+    assert operator.caveat({}, {})
 
 
 @torch.no_grad()

@@ -228,4 +228,4 @@ def test_text_forms() -> None:
     operator = resample("pos_embed", size=(24, 24), prefix_tokens=1)
     assert repr(operator) == 'resample("pos_embed", size=[24, 24], prefix_tokens=1)'
     assert Recipe.from_toml(Recipe(operator).to_toml()) == Recipe(operator)
-    assert operator.changes_function
+    assert operator.caveat({}, {})

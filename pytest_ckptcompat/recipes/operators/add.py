@@ -56,9 +56,7 @@ class add(Operator):
         if (self.init == "normal") != (self.std is not None):
             raise RecipeError('add: std= goes with init="normal", and with nothing else', key=self.key)
 
-    @property
-    def changes_function(self) -> str:  # type: ignore[override]
-        """Why the function may change; ``""`` for zeros, ones and constants, which may keep it."""
+    def caveat(self, state: State, target: State) -> str:
         same = self.init in ("zeros", "ones", "constant")
         return "" if same else f"{self} adds new values"
 

@@ -52,9 +52,8 @@ class append(RowWise):
     blocks: int = 1
     optim: Literal["mean", "zeros", "reset"] = "mean"
 
-    @property
-    def changes_function(self) -> str:  # type: ignore[override]
-        """Why the function may change: new inputs that are not zero. New outputs keep the old ones."""
+    def caveat(self, state: State, target: State) -> str:
+        # New outputs keep the old ones, and inputs of zero add nothing.
         nothing = self.init == "zeros" or (self.init == "constant" and self.value == 0)
         return "" if self.dim == 0 or nothing else f"{self} adds inputs that count"
 

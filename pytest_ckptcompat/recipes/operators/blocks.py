@@ -97,9 +97,8 @@ class insert_block(Operator):
         layers, _, number = self.copy_from.rpartition(".")
         return layers, number
 
-    @property
-    def changes_function(self) -> str:  # type: ignore[override]
-        """Why the function may change: a copy without zeros adds its original's output twice."""
+    def caveat(self, state: State, target: State) -> str:
+        # A copy without zeros adds its original's output twice.
         return "" if self.zero else f"{self} adds a block whose outputs are not zero"
 
     def plan(self, state: State, target: State) -> Plan:
@@ -206,9 +205,7 @@ class stack(Operator):
         if self.times is not None and self.times < 2:
             raise RecipeError("stack: times wants a whole number above 1", key=self.layers)
 
-    @property
-    def changes_function(self) -> str:  # type: ignore[override]
-        """Why the function changes: each block's work is done several times."""
+    def caveat(self, state: State, target: State) -> str:
         return f"{self} repeats blocks"
 
     def plan(self, state: State, target: State) -> Plan:

@@ -74,9 +74,7 @@ class reduce(KeyWise[Sizes]):
         if self.groups < 1:
             raise RecipeError("reduce: groups wants how many remain, at least 1", key=self.key)
 
-    @property
-    def changes_function(self) -> str:  # type: ignore[override]
-        """Why the function changes: other inputs, or heads that are merged."""
+    def caveat(self, state: State, target: State) -> str:
         return f"{self} makes one of several"
 
     def change(self, key: str, state: State, target: State) -> Sizes | None:
@@ -148,9 +146,7 @@ class repeat_channels(KeyWise[Rows]):
     to: int | None = None
     optim: Literal["copy", "reset"] = "reset"
 
-    @property
-    def changes_function(self) -> str:  # type: ignore[override]
-        """Why the function changes: the inputs are different."""
+    def caveat(self, state: State, target: State) -> str:
         return f"{self}: the model takes other inputs"
 
     def change(self, key: str, state: State, target: State) -> Rows | None:

@@ -56,9 +56,7 @@ class custom(Operator):
         if not isinstance(self.fn, str) and (name := _name(self.fn)):
             object.__setattr__(self, "fn", name)  # so that it can be printed, compared and written
 
-    @property
-    def changes_function(self) -> str:  # type: ignore[override]
-        """Why the function may change; ``""`` unless ``keeps_function=False`` is declared."""
+    def caveat(self, state: State, target: State) -> str:
         return "" if self.keeps_function else f"{self} does not keep it"
 
     def plan(self, state: State, target: State) -> Plan:

@@ -135,9 +135,7 @@ class inflate(KeyWise[int]):
         if self.time is not None and self.time < 1:
             raise RecipeError("inflate: time wants a number of frames, at least 1", key=self.key)
 
-    @property
-    def changes_function(self) -> str:  # type: ignore[override]
-        """Why the function changes: the inputs are clips."""
+    def caveat(self, state: State, target: State) -> str:
         return f"{self}: the model sees clips"
 
     def change(self, key: str, state: State, target: State) -> int | None:

@@ -124,9 +124,7 @@ class resample(KeyWise[Grid]):
         if self.mode == "pinv" and (self.prefix_tokens or self.optim == "copy"):
             raise RecipeError("resample: pinv is for kernels, and resets optimizer state", key=self.key)
 
-    @property
-    def changes_function(self) -> str:  # type: ignore[override]
-        """Why the function changes: the inputs have another size."""
+    def caveat(self, state: State, target: State) -> str:
         return f"{self}: the model sees another grid"
 
     def change(self, key: str, state: State, target: State) -> Grid | None:

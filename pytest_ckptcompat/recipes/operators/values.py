@@ -53,9 +53,7 @@ class scale(KeyWise[Factors]):
         if not all(map(isfinite, factors)):
             raise RecipeError("scale: a factor is infinite or NaN", key=self.key)
 
-    @property
-    def changes_function(self) -> str:  # type: ignore[override]
-        """Why the function changes: the weights are multiplied."""
+    def caveat(self, state: State, target: State) -> str:
         return f"{self} multiplies weights"
 
     def change(self, key: str, state: State, target: State) -> Factors | None:

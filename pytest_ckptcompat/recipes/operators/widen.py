@@ -86,9 +86,7 @@ class widen(Operator):
     def _producers(self) -> tuple[str, ...]:
         return (self.producer,) if isinstance(self.producer, str) else self.producer
 
-    @property
-    def changes_function(self) -> str:  # type: ignore[override]
-        """Why the function may change: noise on copies that count."""
+    def caveat(self, state: State, target: State) -> str:
         noisy = self.noise_std and self.split != "zero"
         return f"{self} adds noise to units that count" if noisy else ""
 
