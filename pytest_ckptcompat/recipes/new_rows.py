@@ -122,7 +122,7 @@ class Fresh:
     def _std(self, tensor: torch.Tensor) -> float:
         if self.std is not None:
             return self.std
-        return float(tensor.to(torch.promote_types(wide(tensor), torch.float32)).std(correction=0))
+        return float(tensor.to(wide(tensor)).std(correction=0))
 
     def _bound(self, dims: int) -> float:
         """Return the bound of the uniform distribution. torch gives every bias ``1/√fan_in``."""
@@ -198,7 +198,7 @@ def _moments(old: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor, f
 
 def mean(tensor: torch.Tensor, dim: int) -> torch.Tensor:
     """Return the mean of the rows, computed in at least float32, with dimension `dim` kept as 1."""
-    return tensor.mean(dim, keepdim=True, dtype=torch.promote_types(wide(tensor), torch.float32))
+    return tensor.mean(dim, keepdim=True, dtype=wide(tensor))
 
 
 def _holds(dtype: torch.dtype, value: float) -> bool:

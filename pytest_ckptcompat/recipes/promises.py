@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_ckptcompat.core.escape import escape
-from pytest_ckptcompat.tensors.difference import difference
+from pytest_ckptcompat.tensors.deferred import materialise
+from pytest_ckptcompat.tensors.difference import difference, magnitude
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,6 +34,44 @@ def differing(key: str, expected: Any, actual: Any, tolerance: float | None = No
             yield f"{escape(key)}: {apart}"
     elif expected is not actual:
         yield f"{escape(key)} is another object"
+
+
+class Computed:
+    """Compares computed tensors with exact ones, and notes by how much they are off.
+
+    Attributes:
+        worst: the largest absolute difference.
+    """
+
+    def __init__(self) -> None:
+        self.worst = 0.0
+
+    def __str__(self) -> str:
+        return f"max |Δ| {magnitude(self.worst)}"
+
+    def faults(
+        self, key: str, exact: torch.Tensor, new: Any, scale: torch.Tensor | None = None, ulps: int = 4
+    ) -> Iterator[str]:
+        """Yield the fault of a tensor that is not the exact one, rounded to its dtype.
+
+        Args:
+            key: the key of the tensor.
+            exact: the exact tensor, in float64 or complex128.
+            new: the computed one.
+            scale: the magnitudes to which the rounding is relative; by default those of `exact`.
+            ulps: how many units of rounding are allowed.
+        """
+        if not isinstance(new, torch.Tensor) or new.shape != exact.shape:
+            yield f"{escape(key)}: there is no such tensor of shape {tuple(exact.shape)}"
+            return
+        info, new = torch.finfo(new.dtype), materialise(new).to(exact.dtype)
+        alike = (new == exact) | (new.isnan() & exact.isnan())
+        apart = torch.where(alike, 0.0, (new - exact).abs())
+        allowed = ulps * info.eps * ((exact.abs() if scale is None else scale) + info.smallest_normal)
+        close = alike | (exact.isfinite() & (apart <= allowed))
+        self.worst = max(self.worst, float(apart.max()) if apart.numel() else 0.0)
+        if not bool(close.all()):
+            yield f"{escape(key)}: max |Δ| {magnitude(float(apart.max()))} from the computed values"
 
 
 def displaced(before: State, after: State, new_name: Callable[[str], str | None]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.errors import RecipeError, raised
 from pytest_ckptcompat.core.hooks import used
@@ -27,6 +27,8 @@ def operators() -> dict[str, type[Operator]]:
 
 def _added() -> dict[str, type[Operator]]:
     """Return the operators from hooks: first the run's, then those of installed packages."""
+    from .base import Operator
+
     found: dict[str, type[Operator]] = {}
     for hook in used():
         try:
@@ -34,13 +36,8 @@ def _added() -> dict[str, type[Operator]]:
         except Exception as error:
             raise RecipeError(f"a hook pytest_ckptcompat_operators failed: {raised(error)}") from error
         for kind in given:
-            found.setdefault(_checked(kind).__name__, kind)
+            if not isinstance(kind, type) or not issubclass(kind, Operator):
+                what = f"pytest_ckptcompat_operators gave {kind!r:.80}"
+                raise RecipeError(f"{what}, which is not an Operator class")
+            found.setdefault(kind.__name__, kind)
     return found
-
-
-def _checked(kind: Any) -> type[Operator]:
-    from .base import Operator
-
-    if not isinstance(kind, type) or not issubclass(kind, Operator):
-        raise RecipeError(f"pytest_ckptcompat_operators gave {kind!r:.80}, which is not an Operator class")
-    return kind

@@ -85,7 +85,7 @@ class Rows:
         return new if self.factors is None else self._multiplied(new, dim)
 
     def _multiplied(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        exact = torch.promote_types(wide(tensor), torch.float32)
+        exact = wide(tensor)
         factors = torch.tensor(self.factors, dtype=exact, device=tensor.device)
         across = factors.reshape([-1 if each == dim % tensor.dim() else 1 for each in range(tensor.dim())])
         return (tensor.to(exact) * across).to(tensor.dtype)
@@ -149,7 +149,7 @@ def drawn(
 
     It is drawn on the CPU, in at least float32, so that the values are the same on every device.
     """
-    values = torch.empty(tuple(sizes), dtype=torch.promote_types(wide(like), torch.float32))
+    values = torch.empty(tuple(sizes), dtype=wide(like))
     draw(values, generator(seed, key))
     return values.to(like.device, like.dtype)
 
@@ -161,8 +161,9 @@ def generator(seed: int, key: str) -> torch.Generator:
 
 
 def wide(tensor: torch.Tensor) -> torch.dtype:
-    """Return a dtype that torch can compute with: float32 for one-byte floats, else the tensor's own."""
-    return torch.float32 if tensor.is_floating_point() and tensor.element_size() == 1 else tensor.dtype
+    """Return the dtype in which to compute: at least float32. torch can't compute with one-byte floats."""
+    is_small = tensor.is_floating_point() and tensor.element_size() == 1
+    return torch.float32 if is_small else torch.promote_types(tensor.dtype, torch.float32)
 
 
 def resized(tensor: torch.Tensor, dim: int, size: int) -> list[int]:

@@ -101,16 +101,11 @@ class Table:
 
     def differences(self, state: Mapping[str, Any]) -> Differences:
         """Return the differences between a state dict and this table."""
-        shapes = shapes_of(state)
-        both = [key for key in self.specs if key in shapes]
+        old, new = shapes_of(state), {key: spec.shape for key, spec in self.specs.items()}
         return Differences(
-            [key for key in self.specs if key not in shapes],
-            [key for key in shapes if key not in self.specs],
-            {
-                key: (shapes[key], self.specs[key].shape)
-                for key in both
-                if shapes[key] != self.specs[key].shape
-            },
+            [key for key in new if key not in old],
+            [key for key in old if key not in new],
+            {key: (old[key], new[key]) for key in new if key in old and old[key] != new[key]},
         )
 
     def other_dtypes(self, state: Mapping[str, Any]) -> str:

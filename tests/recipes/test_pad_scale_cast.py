@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.recipes.operators.channels import reduce
 from pytest_ckptcompat.recipes.operators.kernels import pad
 from pytest_ckptcompat.recipes.operators.values import cast, scale
 from pytest_ckptcompat.recipes.recipe import Recipe
@@ -131,6 +132,15 @@ def test_a_wrong_factor_is_caught() -> None:
     old = {"w": torch.rand(3, 4)}
     assert statuses(scale("w", 0.5), old, {"w": old["w"] * 0.50001}, {}) == ["broken"]
     assert statuses(scale("w", [1, 2, 3], dim=0), old, {"w": old["w"] * 2}, {}) == ["broken"]
+
+
+@pytest.mark.parametrize("operator", [scale("w", 0.5), reduce("w", dim=0, groups=1)])
+def test_values_that_are_not_finite_stay_so_and_break_no_promise(operator: scale | reduce) -> None:
+    old = {"w": torch.tensor([[-torch.inf, 1.0, torch.nan], [-torch.inf, 2.0, 3.0]])}
+    new = operator.apply(old, {})
+    assert statuses(operator, old, new, {}) == ["kept"]
+    finite = {"w": new["w"].nan_to_num(neginf=-1e30)}
+    assert statuses(operator, old, finite, {}) == ["broken"]
 
 
 @pytest.mark.parametrize("factor", [float("inf"), float("nan"), [1.0, float("-inf")]])

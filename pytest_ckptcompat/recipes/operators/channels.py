@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 import torch
 
 from pytest_ckptcompat.core.errors import RecipeError
-from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.recipes.arguments import python
 from pytest_ckptcompat.recipes.per_tensor import KeyWise, outputs_of, shape
+from pytest_ckptcompat.recipes.promises import Computed
 from pytest_ckptcompat.recipes.rows import Rows, resized, wide
 from pytest_ckptcompat.tensors.difference import magnitude
 
@@ -103,7 +103,7 @@ class reduce(KeyWise[Sizes]):
 
     def _joined(self, tensor: torch.Tensor, sizes: Sizes, reduction: str) -> torch.Tensor:
         dim = self.dim % tensor.dim()
-        computed = tensor.to(torch.promote_types(wide(tensor), torch.float32))
+        computed = tensor.to(wide(tensor))
         split = computed.reshape(*tensor.shape[:dim], self.groups, *sizes, *tensor.shape[dim + 1 :])
         whole = split.mean(dim + 1) if reduction == "mean" else split.sum(dim + 1)
         return whole.flatten(dim, dim + 1).to(tensor.dtype)
@@ -114,16 +114,12 @@ class reduce(KeyWise[Sizes]):
 
     def faults(self, key: str, change: Sizes, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
         several, block = change
-        for row, found in enumerate(new.double().unbind(self.dim)):
+        for row, found in enumerate(new.unbind(self.dim)):
             head, inside = divmod(row, block)
             firsts = [(head * several + each) * block + inside for each in range(several)]
             parts = torch.stack([old.select(self.dim, first).double() for first in firsts])
-            expected = parts.sum(0) / (several if self.reduction == "mean" else 1)
-            allowed = several * torch.finfo(new.dtype).eps * parts.abs().sum(0)
-            close = (found - expected).abs() <= allowed + torch.finfo(new.dtype).tiny
-            if not bool((close | (found.isnan() & expected.isnan())).all()):
-                yield f"{escape(key)}: row {row} is not the {self.reduction} of old rows {firsts}"
-                return
+            exact = parts.sum(0) / (several if self.reduction == "mean" else 1)
+            yield from Computed().faults(f"{key}[{row}]", exact, found, parts.abs().sum(0), several)
 
 
 @dataclass(frozen=True, repr=False)

@@ -17,8 +17,8 @@ from pytest_ckptcompat.recipes.base import Operator
 from pytest_ckptcompat.recipes.globs import alike, filled, stars
 from pytest_ckptcompat.recipes.per_tensor import shape
 from pytest_ckptcompat.recipes.plan import Plan, State, Write
+from pytest_ckptcompat.recipes.promises import Computed
 from pytest_ckptcompat.tensors.deferred import materialise
-from pytest_ckptcompat.tensors.difference import magnitude
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -166,13 +166,7 @@ class fold_batch_norm(Operator):
         )
         for leaf, exact, size in zip(("weight", "bias"), folded, sizes, strict=True):
             key = f"{pair.conv}.{leaf}"
-            new = after.get(key)
-            if not isinstance(new, torch.Tensor) or new.shape != exact.shape:
-                yield f"{escape(key)}: it is not there in the layer's size"
-                return
-            apart, info = (materialise(new).double() - exact).abs(), torch.finfo(new.dtype)
-            if not bool((apart <= 4 * info.eps * size + info.tiny).all()):
-                yield f"{escape(key)}: max |Δ| {magnitude(float(apart.max()))} from the folded one"
+            yield from Computed().faults(key, exact, after.get(key), size)
 
 
 class _Fold(NamedTuple):

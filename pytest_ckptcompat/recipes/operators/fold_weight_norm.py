@@ -14,8 +14,8 @@ from pytest_ckptcompat.recipes.arguments import python
 from pytest_ckptcompat.recipes.base import Operator
 from pytest_ckptcompat.recipes.per_tensor import shape
 from pytest_ckptcompat.recipes.plan import Plan, State, Write
+from pytest_ckptcompat.recipes.promises import Computed
 from pytest_ckptcompat.tensors.deferred import materialise
-from pytest_ckptcompat.tensors.difference import magnitude
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,27 +98,18 @@ class fold_weight_norm(Operator):
 
     def prove(self, before: State, after: State, target: State) -> Iterator[Claim]:
         """Claim that the new weight equals one computed in another way, up to rounding."""
-        worst = 0.0
+        computed = Computed()
 
         def faults() -> Iterator[str]:
-            nonlocal worst
             for name, parts in self._chosen(before).items():
                 if any(key in after and key != name for key in parts.keys):
                     yield f"{escape(name)}: what it was computed from is still there"
                     return
-                new = after.get(name)
                 values = [materialise(before[key]).double() for key in parts.keys]
-                if new is None or new.shape != values[0].shape:
-                    yield f"{escape(name)}: there is no such tensor of shape {tuple(values[0].shape)}"
-                    return
                 exact = _by_slices(*values) if parts.kind == _WEIGHT else _by_matrix(*values)
-                apart = (materialise(new).double() - exact).abs()
-                allowed = 4 * torch.finfo(new.dtype).eps * exact.abs() + torch.finfo(new.dtype).tiny
-                if not bool((apart <= allowed).all()):
-                    yield f"{escape(name)}: max |Δ| {magnitude(float(apart.max()))} from the computed weight"
-                worst = max(worst, float(apart.max()) if apart.numel() else 0.0)
+                yield from computed.faults(name, exact, after.get(name))
 
-        yield Claim.of(f"{self}: the weight that results", faults, lambda: f"max |Δ| {magnitude(worst)}")
+        yield Claim.of(f"{self}: the weight that results", faults, lambda: str(computed))
 
 
 def parametrized(state: State) -> dict[str, Parts]:

@@ -158,7 +158,7 @@ class inflate(KeyWise[int]):
 
     def make(self, key: str, change: int, tensor: torch.Tensor) -> torch.Tensor:
         if self.mode == "mean":
-            kernel = tensor.to(torch.promote_types(wide(tensor), torch.float32)) / change
+            kernel = tensor.to(wide(tensor)) / change
             return _repeated(kernel.to(tensor.dtype), change)
         clip = torch.zeros_like(_repeated(bits(tensor), change))
         clip[:, :, change // 2] = bits(tensor)

@@ -18,9 +18,8 @@ from pytest_ckptcompat.recipes.arguments import python
 from pytest_ckptcompat.recipes.base import Operator
 from pytest_ckptcompat.recipes.per_tensor import shape
 from pytest_ckptcompat.recipes.plan import Make, Plan, State, Write
-from pytest_ckptcompat.recipes.promises import displaced
+from pytest_ckptcompat.recipes.promises import Computed, displaced
 from pytest_ckptcompat.tensors.deferred import materialise
-from pytest_ckptcompat.tensors.difference import magnitude
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -232,22 +231,12 @@ class merge_lora(Operator):
 
     def prove(self, before: State, after: State, target: State) -> Iterator[Claim]:
         """Claim that new weights and biases are the old ones plus the scaled products, rounded once."""
-        worst = 0.0
+        computed = Computed()
 
         def faults() -> Iterator[str]:
-            nonlocal worst
             for key, exact in self._exact(before):
                 name = self._named(key)
-                new = after.get(name)
-                if not isinstance(new, torch.Tensor) or new.shape != exact.shape:
-                    yield f"{escape(name)}: it is not there in the size of the old one"
-                    return
-                apart, info = (materialise(new).double() - exact).abs(), torch.finfo(new.dtype)
-                worst = max(worst, float(apart.max()))
-                allowed = 2 * info.eps * exact.abs().amax(-1, keepdim=True) + info.tiny
-                if not bool((apart <= allowed).all()):
-                    yield f"{escape(name)}: off by {magnitude(float(apart.max()))}"
-                    return
+                yield from computed.faults(name, exact, after.get(name), exact.abs().amax(-1, keepdim=True))
             if left := [key for key in after if _PART.fullmatch(key)]:
                 yield f"{escape(left[0])} is still there"
 
@@ -259,7 +248,7 @@ class merge_lora(Operator):
                 lambda key: None if key in merged or ".original_module." in key else self._named(key),
             )
 
-        yield Claim.of(f"{self}: weights plus scaled products", faults, lambda: f"max |Δ| {magnitude(worst)}")
+        yield Claim.of(f"{self}: weights plus scaled products", faults, lambda: str(computed))
         yield Claim.of(f"{self}: the rest is unchanged", rest, "bit for bit")
 
     def _exact(self, before: State) -> Iterator[tuple[str, torch.Tensor]]:

@@ -72,7 +72,7 @@ class Grid:
 
 def resized(pictures: torch.Tensor, size: Size, mode: Interpolation, antialias: bool) -> torch.Tensor:
     """Resize images, in at least float32."""
-    computed = pictures.to(torch.promote_types(wide(pictures), torch.float32))
+    computed = pictures.to(wide(pictures))
     if size[1] == 1 < size[0]:  # torch (2.6 to 2.14) fills a smoothed column with its first value
         return resized(pictures.mT, (1, size[0]), mode, antialias).mT
     smooth = {"antialias": antialias, "align_corners": False} if mode != "nearest" else {}

@@ -94,7 +94,7 @@ class tile(RowWise):
     def faults(self, key: str, change: RowChange, old: torch.Tensor, new: torch.Tensor) -> Iterator[str]:
         allowed = None
         if self.noise_std:
-            values = old.to(torch.promote_types(wide(old), torch.float32))
+            values = old.to(wide(old))
             largest = float(values.abs().max()) if values.numel() else 0.0
             allowed = 7 * self.noise_std + torch.finfo(old.dtype).eps * (largest + 7 * self.noise_std)
         yield from change.rows.faults(key, old, new, self.dim, tolerance=allowed)

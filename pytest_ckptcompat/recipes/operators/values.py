@@ -14,7 +14,7 @@ from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import ITEMSIZE, shown
 from pytest_ckptcompat.recipes.arguments import python
 from pytest_ckptcompat.recipes.per_tensor import KeyWise
-from pytest_ckptcompat.recipes.promises import pieces
+from pytest_ckptcompat.recipes.promises import Computed, pieces
 from pytest_ckptcompat.recipes.rows import wide
 from pytest_ckptcompat.tensors.difference import magnitude
 
@@ -71,7 +71,7 @@ class scale(KeyWise[Factors]):
         return None if why else self.factor
 
     def make(self, key: str, change: Factors, tensor: torch.Tensor) -> torch.Tensor:
-        exact = torch.promote_types(wide(tensor), torch.float32)
+        exact = wide(tensor)
         factor = torch.tensor(change, dtype=exact, device=tensor.device)
         if self.dim is not None:
             factor = factor.reshape(-1, *[1] * (tensor.dim() - 1 - self.dim % tensor.dim()))
@@ -86,18 +86,9 @@ class scale(KeyWise[Factors]):
         )
         factors = change if isinstance(change, tuple) else (change,)
         for (one, other), factor in zip(rows, factors, strict=True):
-            if off := sum(_apart(was, now, factor) for was, now in pieces(one, other)):
-                yield f"{escape(key)}: {off} elements are not {factor} times the old"
-
-
-def _apart(old: torch.Tensor, new: torch.Tensor, factor: float) -> int:
-    """Count where `new` is not `factor` times `old`; rounding of subnormal numbers is absolute."""
-    info = torch.finfo(old.dtype)
-    wide = torch.complex128 if old.is_complex() else torch.float64
-    exact = old.to(wide) * factor
-    allowed = 2 * info.eps * exact.abs() + info.smallest_normal * info.eps
-    close = (new.to(wide) - exact).abs() <= allowed
-    return int((~close & ~(new.isnan() & exact.isnan())).sum())
+            for was, now in pieces(one, other):
+                exact = was.to(torch.complex128 if was.is_complex() else torch.float64) * factor
+                yield from Computed().faults(key, exact, now, ulps=2)
 
 
 @dataclass(frozen=True, repr=False)
