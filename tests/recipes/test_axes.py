@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from proving import statuses
 from torch import nn
+from torch.nn import functional
 
-from pytest_ckptcompat.core.errors import RecipeError
-from pytest_ckptcompat.recipes.operators.axes import permute, transpose
-from pytest_ckptcompat.recipes.recipe import Recipe
+from pytest_ckptcompat import Recipe, RecipeError, permute, reshape, transpose
 
 
 @settings(deadline=None, max_examples=60)
@@ -54,15 +53,6 @@ def test_what_fits_the_model_already_is_passed_by() -> None:
     assert list(growth.touched) == ["a"]
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [lambda w: w.flip(0), lambda w: w.T, lambda w: w.reshape(-1)[torch.arange(15).roll(1)].reshape(5, 3)],
-)
-def test_rows_permuted_are_caught(fault: Any) -> None:
-    old = {"w": torch.rand(3, 5)}
-    assert statuses(transpose("w"), old, {"w": fault(transpose("w").apply(old, {})["w"])}, {}) == ["broken"]
-
-
 def test_a_reshape_is_no_transpose() -> None:
     old = {"w": torch.rand(3, 5)}
     assert statuses(transpose("w"), old, {"w": old["w"].reshape(5, 3)}, {}) == ["broken"]
@@ -87,7 +77,55 @@ def test_every_axis_once() -> None:
         permute("w", dims=[0, 0])
 
 
-def test_text_forms() -> None:
-    recipe = Recipe(permute("a", dims=[3, 2, 0, 1]), transpose("b"))
-    assert repr(recipe) == 'Recipe(permute("a", dims=[3, 2, 0, 1]), transpose("b"))'
-    assert Recipe.from_toml(recipe.to_toml()) == recipe
+def test_a_linear_layer_becomes_a_convolution_of_one_pixel_and_back() -> None:
+    linear, conv = nn.Linear(6, 4), nn.Conv2d(6, 4, 1)
+    recipe = Recipe(reshape("weight"))
+    conv.load_state_dict(recipe.apply(linear.state_dict(), conv.state_dict()))
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(conv(x[:, :, None, None])[:, :, 0, 0], linear(x))
+    back = recipe.apply(conv.state_dict(), linear.state_dict())
+    assert torch.equal(back["weight"], linear.weight)
+    assert functional.linear(x, back["weight"], back["bias"]).equal(linear(x))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "shape"),
+    [((), (1,), None), ((1,), (), None), ((), (1, 1), [1, -1]), ((1, 64), (64,), None), ((4, 6), (), [])],
+)
+def test_sizes_of_one_come_and_go(
+    old: tuple[int, ...], new: tuple[int, ...], shape: list[int] | None
+) -> None:
+    state = {"w": torch.randn(old)}
+    target = {"w": torch.empty(new, device="meta")}
+    operator = reshape("w", shape=shape)  # type: ignore[arg-type]
+    if torch.Size(old).numel() != torch.Size(new).numel():
+        with pytest.raises(RecipeError, match="whose 24 elements do not fill"):
+            operator.apply(state, target)
+        return
+    made = operator.apply(state, target)
+    assert made["w"].shape == new
+    assert torch.equal(made["w"].flatten(), state["w"].flatten())
+    assert statuses(operator, state, made, target) == ["kept"]
+    assert Recipe.from_toml(Recipe(operator).to_toml()) == Recipe(operator)
+
+
+def test_of_a_glob_those_are_reshaped_that_fit() -> None:
+    state = {"a.w": torch.randn(4, 6), "a.b": torch.randn(5), "a.c": torch.randn(3)}
+    target = {"a.w": torch.empty(6, 4), "a.b": torch.empty(5, 1), "a.c": torch.empty(4)}
+    made = reshape("a.*").apply(state, target)
+    assert [tuple(value.shape) for value in made.values()] == [(6, 4), (5, 1), (3,)]
+    with pytest.raises(RecipeError, match="changes nothing"):
+        reshape("a.*").apply(made, {"a.w": torch.empty(6, 4)})
+
+
+@pytest.mark.parametrize(
+    ("operator", "text"),
+    [
+        (lambda: reshape("w", shape=[-1, -1]), "not a valid shape"),
+        (lambda: reshape("w", shape=[-2]), "not a valid shape"),
+        (lambda: reshape("w").apply({"w": torch.ones(2)}, {}), "the shape must be given"),
+    ],
+)
+def test_mistakes_are_told(operator: object, text: str) -> None:
+    with pytest.raises(RecipeError, match=text):
+        operator()  # type: ignore[operator]

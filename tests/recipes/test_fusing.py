@@ -1,4 +1,4 @@
-"""Fusing, splitting and sharing tensors."""
+"""Fusing and splitting tensors, along an old dimension and a new one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Words, settle
 from proving import statuses
 from torch import nn
 
-from pytest_ckptcompat.core.errors import RecipeError
-from pytest_ckptcompat.recipes.operators.fusing import concat, split
-from pytest_ckptcompat.recipes.operators.tie import tie
-from pytest_ckptcompat.recipes.recipe import Recipe
+from pytest_ckptcompat import Recipe, RecipeError, concat, split, stack_tensors, unbind
 
 FUSE = concat(["layers.*.q.*", "layers.*.k.*", "layers.*.v.*"], "layers.*.qkv.*", dim=0)
 UNFUSE = split("layers.*.qkv.*", ["layers.*.q.*", "layers.*.k.*", "layers.*.v.*"], dim=0)
@@ -56,14 +52,6 @@ def test_there_and_back() -> None:
     assert all(torch.equal(new[key], old[key]) for key in old)
 
 
-def test_parts_own_their_memory() -> None:
-    """Else every part that is saved would carry the whole."""
-    fused = FUSE.apply(heads(), {})
-    parts = UNFUSE.apply(fused, heads())
-    assert parts["layers.0.k.weight"].untyped_storage().nbytes() == 4 * 6 * 4
-    assert parts["layers.0.k.weight"].is_contiguous()
-
-
 @settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.integers(1, 4), min_size=1, max_size=3),
@@ -87,24 +75,6 @@ def test_concat_and_split_for_any_shape(sizes: list[int], parts: list[int], data
     assert statuses(unfuse, fused, again, {}) == ["kept"]
     assert list(again) == names
     assert all(torch.equal(again[name].double(), old[name].double()) for name in names)
-
-
-@pytest.mark.parametrize("order", [[1, 0, 2], [0, 2, 1]])
-def test_parts_in_another_order_are_caught(order: list[int]) -> None:
-    old = heads(kv=8)
-    new = FUSE.apply(old, {})
-    new["layers.1.qkv.weight"] = torch.cat([new["layers.1.qkv.weight"].split(8)[part] for part in order])
-    assert statuses(FUSE, old, new, {}) == ["broken"]
-    assert statuses(UNFUSE, new, old, old) == ["broken"]
-
-
-def test_parts_woven_head_by_head_are_caught() -> None:
-    old = heads(kv=8)
-    new = FUSE.apply(old, {})
-    new["layers.0.qkv.weight"] = (
-        new["layers.0.qkv.weight"].unflatten(0, (3, 4, 2)).transpose(0, 1).flatten(0, 2)
-    )
-    assert statuses(FUSE, old, new, {}) == ["broken"]
 
 
 @pytest.mark.parametrize(
@@ -133,51 +103,63 @@ def test_stars_stand_for_the_same() -> None:
         concat(["*.q", "k"], "*.qk", dim=0)
 
 
-# -- tie -----------------------------------------------------------------------------------------------------
-
-TIE = tie(["head.weight", "embed.weight"])
-
-
-def test_a_tie_makes_the_missing_key() -> None:
-    old = settle(Words()).state_dict()
-    del old["embed.weight"]
-    growth = Recipe(TIE).run(old, {})
-    assert growth.state_dict["embed.weight"] is growth.state_dict["head.weight"] is old["head.weight"]
-    assert (growth.touched, growth.changes_function) == ({}, {})
-    assert statuses(TIE, old, growth.state_dict, {}) == ["kept"]
-    Words().load_state_dict(growth.state_dict)
+def experts(count: int, layers: int = 2) -> OrderedDict[str, torch.Tensor]:
+    names = sorted(f"layers.{layer}.experts.{i}.w1.weight" for layer in range(layers) for i in range(count))
+    return OrderedDict((name, torch.randn(3, 5)) for name in names)
 
 
-def test_a_tie_replaces_the_other_and_says_so() -> None:
-    old = settle(Words()).state_dict()
-    old["embed.weight"] = old["embed.weight"] + 1
-    growth = Recipe(TIE).run(old, {})
-    assert growth.state_dict["embed.weight"] is old["head.weight"]
-    assert growth.touched == {"embed.weight": (TIE,)}
-    assert growth.origin["embed.weight"] == "head.weight"
-    assert 'replaces "embed.weight"' in next(iter(growth.changes_function.values()))
+STACK = stack_tensors("layers.*.experts.*.w1.weight", "layers.*.experts.w1")
+UNBIND = unbind("layers.*.experts.w1", "layers.*.experts.*.w1.weight")
 
 
-def test_a_tie_that_is_there_already_is_an_error() -> None:
-    with pytest.raises(RecipeError, match="they are tied"):
-        TIE.apply(settle(Words()).state_dict(), {})
-    with pytest.raises(RecipeError, match="two at least"):
-        tie(["a"])
+def test_experts_are_fused_in_natural_order_and_taken_apart_again() -> None:
+    state = experts(12)  # in the file, 10 stands before 2
+    fused = STACK.apply(state, {})
+    for layer in range(2):
+        expected = torch.stack([state[f"layers.{layer}.experts.{i}.w1.weight"] for i in range(12)])
+        assert torch.equal(fused[f"layers.{layer}.experts.w1"], expected)
+    assert len(fused) == 2
+    assert statuses(STACK, state, fused, {}) == ["kept"]
+    back = UNBIND.apply(fused, {})
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[key], value) for key, value in state.items())
+    assert statuses(UNBIND, fused, back, {}) == ["kept"]
 
 
-def test_equal_values_are_no_tie() -> None:
-    old = settle(Words()).state_dict()
-    old["embed.weight"] = old["embed.weight"] + 1
-    after = OrderedDict(old, **{"embed.weight": old["head.weight"].clone()})
-    assert statuses(TIE, old, after, {}) == ["broken"]
-    after = OrderedDict(old, **{"head.weight": old["embed.weight"]})
-    assert statuses(TIE, old, after, {}) == ["broken"]
+@settings(deadline=None, max_examples=25)
+@given(st.data())
+def test_both_are_torch_s(data: Any) -> None:
+    shape = data.draw(st.lists(st.integers(1, 3), max_size=3))
+    count, dim = data.draw(st.integers(1, 4)), data.draw(st.integers(-len(shape) - 1, len(shape)))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn]))
+    state = {f"t.{i}": torch.randint(-9, 9, shape).to(dtype) for i in range(count)}
+    operator = stack_tensors("t.*", "whole", dim=dim)
+    made = operator.apply(state, {})
+    expected = torch.stack([value.float() for value in state.values()], dim)
+    assert torch.equal(made["whole"].float(), expected)
+    assert statuses(operator, state, made, {}) == ["kept"]
+    parts = unbind("whole", "t.*", dim=dim).apply(made, {})
+    for part, wanted in zip(parts.values(), torch.unbind(expected, dim), strict=True):
+        assert torch.equal(part.float(), wanted)
+    named = unbind("whole", [f"n{i}" for i in range(count)], dim=dim)  # type: ignore[arg-type]
+    assert list(named.apply(made, {})) == [f"n{i}" for i in range(count)]
+    assert Recipe.from_toml(Recipe(operator, named).to_toml()) == Recipe(operator, named)
 
 
-def test_text_forms() -> None:
-    recipe = Recipe(FUSE, UNFUSE, TIE)
-    assert repr(recipe.operators[0]) == (
-        'concat(["layers.*.q.*", "layers.*.k.*", "layers.*.v.*"], "layers.*.qkv.*", dim=0)'
-    )
-    assert repr(TIE) == 'tie(["head.weight", "embed.weight"])'
-    assert Recipe.from_toml(recipe.to_toml()) == recipe
+@pytest.mark.parametrize(
+    ("operator", "state", "target", "text"),
+    [
+        (lambda: stack_tensors("a.*", "b.*"), {}, {}, "one star more"),
+        (lambda: unbind("a.*", "b.*"), {}, {}, "one star more"),
+        (lambda: stack_tensors("a.*", "b"), {"a.0": torch.ones(2), "a.1": torch.ones(3)}, {}, r'it is \(3\,\) and "a.0" is'),
+        (lambda: stack_tensors("a.*", "b"), {"a.0": torch.ones(2), "a.1": torch.ones(2).half()}, {}, "another dtype"),
+        (lambda: stack_tensors("a.*", "b"), {"a.0": torch.ones(2)}, {"b": torch.ones(8, 2)}, "and the model has"),
+        (lambda: stack_tensors(["a", "b"], "c"), {"a": torch.ones(2)}, {}, 'no "b" beside it'),
+        (lambda: stack_tensors("a.*", "b", dim=3), {"a.0": torch.ones(2)}, {}, "no dimension 3"),
+        (lambda: unbind("a", ["x", "y"]), {"a": torch.ones(3, 2)}, {}, "dimension 0 has 3, and to has 2 names"),
+        (lambda: unbind("a", "x*", dim=2), {"a": torch.ones(3, 2)}, {}, "no dimension 2"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told(operator: Any, state: Any, target: Any, text: str) -> None:
+    with pytest.raises(RecipeError, match=text):
+        operator().apply(state, target)

@@ -45,16 +45,6 @@ def test_sizes_count_as_torch_counts_them(sizes: list[int], data: st.DataObject)
 
 
 @pytest.mark.parametrize(
-    "fault", [lambda w: w.roll(1, 3), lambda w: w + 1e-30, lambda w: w[..., 1:], lambda w: w * 1.001]
-)
-def test_what_is_not_in_the_centre_is_caught(fault: Any) -> None:
-    old, target = {"w": torch.rand(2, 2, 3, 3)}, {"w": torch.empty(2, 2, 5, 5)}
-    new = pad("w").apply(old, target)
-    assert statuses(pad("w"), old, new, target) == ["kept"]
-    assert statuses(pad("w"), old, {"w": fault(new["w"])}, target) == ["broken"]
-
-
-@pytest.mark.parametrize(
     ("operator", "sizes", "claim"),
     [
         (pad("w"), (2, 2, 5, 5), ""),
@@ -126,12 +116,6 @@ def test_scale_is_linear(dtype: torch.dtype, factor: float, data: st.DataObject)
     torch.testing.assert_close(new["w"], expected.to(dtype))
     assert statuses(operator, old, new, {}) == ["kept"]
     assert operator.caveat({}, {})
-
-
-def test_a_wrong_factor_is_caught() -> None:
-    old = {"w": torch.rand(3, 4)}
-    assert statuses(scale("w", 0.5), old, {"w": old["w"] * 0.50001}, {}) == ["broken"]
-    assert statuses(scale("w", [1, 2, 3], dim=0), old, {"w": old["w"] * 2}, {}) == ["broken"]
 
 
 @pytest.mark.parametrize("operator", [scale("w", 0.5), reduce("w", dim=0, groups=1)])
@@ -248,12 +232,3 @@ def test_a_dtype_that_is_none() -> None:
         cast("w", "bflot16")
     with pytest.raises(RecipeError, match="the dtype must be given"):
         cast("w").apply({"w": torch.rand(2)}, {})
-
-
-def test_text_forms() -> None:
-    recipe = Recipe(pad("a", sizes=[1, 1]), scale("b", [0.5, 2], dim=0), scale("c", 3), cast("*", "float16"))
-    assert repr(recipe) == (
-        'Recipe(pad("a", sizes=[1, 1]), scale("b", [0.5, 2.0], dim=0), scale("c", 3.0), '
-        'cast("*", dtype="float16"))'
-    )
-    assert Recipe.from_toml(recipe.to_toml()) == recipe

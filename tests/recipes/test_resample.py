@@ -6,12 +6,11 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from proving import proved, statuses
+from proving import statuses
 from torch.nn import functional
 
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.recipes.operators.resample import resample
-from pytest_ckptcompat.recipes.recipe import Recipe
 
 
 def applied(operator: Any, old: torch.Tensor, *sizes: int) -> torch.Tensor:
@@ -68,7 +67,8 @@ def test_as_many_places_in_another_grid() -> None:
     as_pictures = old["w"].reshape(1, 4, 4, 3).permute(0, 3, 1, 2)
     expected = functional.interpolate(as_pictures, (2, 8), mode="bicubic", antialias=True)
     torch.testing.assert_close(new["w"].reshape(1, 2, 8, 3).permute(0, 3, 1, 2), expected)
-    assert {promise.status for promise in proved(operator, old, new, target)} == {"kept"}
+    assert statuses(operator, old, new, target) == ["kept"]
+    assert operator.caveat(old, target)
     with pytest.raises(RecipeError, match="changes nothing"):
         resample("w", size=[4, 4]).apply(old, target)
     with pytest.raises(RecipeError, match="changes nothing"):
@@ -139,31 +139,6 @@ def test_smaller_patches_give_nearly_what_they_gave() -> None:
     assert all(error(new + 1e-3 * torch.randn_like(new)) > error(new) for _ in range(20))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize(("mode", "sizes"), [("bicubic", (1, 82, 8)), ("pinv", (4, 3, 9, 9))])
-def test_other_dtypes(mode: Any, sizes: tuple[int, ...], dtype: torch.dtype) -> None:
-    old = torch.randn(1, 37, 8) if mode == "bicubic" else torch.randn(4, 3, 6, 6)
-    operator = resample("w", mode=mode, prefix_tokens=1 if mode == "bicubic" else 0)
-    assert applied(operator, old.to(dtype), *sizes).dtype == dtype
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        lambda w: torch.cat([w[:, :1] * 1.001, w[:, 1:]], 1),
-        lambda w: torch.cat([w[:, :1], w[:, 1:] * 1.001], 1),
-        lambda w: torch.cat([w[:, :1], w[:, 1:].flip(1)], 1),
-        lambda w: torch.cat([w[:, :1], w[:, 1:].unflatten(1, (9, 9)).transpose(1, 2).flatten(1, 2)], 1),
-        lambda w: torch.cat([w[:, 1:], w[:, :1]], 1),
-    ],
-)
-def test_positions_in_a_wrong_place_are_caught(fault: Any) -> None:
-    old, target = {"w": torch.randn(1, 37, 8)}, {"w": torch.empty(1, 82, 8)}
-    operator = resample("w", prefix_tokens=1)
-    new = operator.apply(old, target)
-    assert statuses(operator, old, {"w": fault(new["w"])}, target) == ["broken"]
-
-
 def test_another_interpolation_and_plain_resizing_of_a_kernel_are_caught() -> None:
     old, target = {"w": torch.randn(1, 36, 8)}, {"w": torch.empty(1, 81, 8)}
     other = resample("w", mode="bilinear").apply(old, target)
@@ -222,10 +197,3 @@ def test_optimizer_state_that_is_interpolated_stays_above_zero() -> None:
     carried = write.optimizer_transform(True, squares)
     assert carried.shape == (1, 81, 8)
     assert float(carried.min()) >= 0
-
-
-def test_text_forms() -> None:
-    operator = resample("pos_embed", size=(24, 24), prefix_tokens=1)
-    assert repr(operator) == 'resample("pos_embed", size=[24, 24], prefix_tokens=1)'
-    assert Recipe.from_toml(Recipe(operator).to_toml()) == Recipe(operator)
-    assert operator.caveat({}, {})

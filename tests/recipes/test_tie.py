@@ -1,14 +1,56 @@
+"""Tensors under further names, tied and copied."""
+
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import pytest
 import torch
+from networks import Words, settle
 from proving import statuses
 from torch import nn
 
-from pytest_ckptcompat import Recipe, RecipeError, copy
+from pytest_ckptcompat import Recipe, RecipeError, copy, tie
 from pytest_ckptcompat.optimizer.growth import grown
+
+TIE = tie(["head.weight", "embed.weight"])
+
+
+def test_a_tie_makes_the_missing_key() -> None:
+    old = settle(Words()).state_dict()
+    del old["embed.weight"]
+    growth = Recipe(TIE).run(old, {})
+    assert growth.state_dict["embed.weight"] is growth.state_dict["head.weight"] is old["head.weight"]
+    assert (growth.touched, growth.changes_function) == ({}, {})
+    assert statuses(TIE, old, growth.state_dict, {}) == ["kept"]
+    Words().load_state_dict(growth.state_dict)
+
+
+def test_a_tie_replaces_the_other_and_says_so() -> None:
+    old = settle(Words()).state_dict()
+    old["embed.weight"] = old["embed.weight"] + 1
+    growth = Recipe(TIE).run(old, {})
+    assert growth.state_dict["embed.weight"] is old["head.weight"]
+    assert growth.touched == {"embed.weight": (TIE,)}
+    assert growth.origin["embed.weight"] == "head.weight"
+    assert 'replaces "embed.weight"' in next(iter(growth.changes_function.values()))
+
+
+def test_a_tie_that_is_there_already_is_an_error() -> None:
+    with pytest.raises(RecipeError, match="they are tied"):
+        TIE.apply(settle(Words()).state_dict(), {})
+    with pytest.raises(RecipeError, match="two at least"):
+        tie(["a"])
+
+
+def test_equal_values_are_no_tie() -> None:
+    old = settle(Words()).state_dict()
+    old["embed.weight"] = old["embed.weight"] + 1
+    after = OrderedDict(old, **{"embed.weight": old["head.weight"].clone()})
+    assert statuses(TIE, old, after, {}) == ["broken"]
+    after = OrderedDict(old, **{"head.weight": old["embed.weight"]})
+    assert statuses(TIE, old, after, {}) == ["broken"]
 
 
 class Lm(nn.Module):
