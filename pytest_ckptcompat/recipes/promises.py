@@ -50,7 +50,14 @@ class Computed:
         return f"max |Δ| {magnitude(self.worst)}"
 
     def faults(
-        self, key: str, exact: torch.Tensor, new: Any, scale: torch.Tensor | None = None, ulps: int = 4
+        self,
+        key: str,
+        exact: torch.Tensor,
+        new: Any,
+        scale: torch.Tensor | None = None,
+        *,
+        ulps: int = 4,
+        what: str = "",
     ) -> Iterator[str]:
         """Yield the fault of a tensor that is not the exact one, rounded to its dtype.
 
@@ -60,18 +67,20 @@ class Computed:
             new: the computed one.
             scale: the magnitudes to which the rounding is relative; by default those of `exact`.
             ulps: how many units of rounding are allowed.
+            what: what wrong elements are not, for the message.
         """
         if not isinstance(new, torch.Tensor) or new.shape != exact.shape:
             yield f"{escape(key)}: there is no such tensor of shape {tuple(exact.shape)}"
             return
         info, new = torch.finfo(new.dtype), materialise(new).to(exact.dtype)
         alike = (new == exact) | (new.isnan() & exact.isnan())
-        apart = torch.where(alike, 0.0, (new - exact).abs())
+        apart = torch.where(alike, 0.0, (new - exact).abs()).nan_to_num(nan=torch.inf)
         allowed = ulps * info.eps * ((exact.abs() if scale is None else scale) + info.smallest_normal)
-        close = alike | (exact.isfinite() & (apart <= allowed))
+        off = int((~alike & ~(exact.isfinite() & (apart <= allowed))).sum())
         self.worst = max(self.worst, float(apart.max()) if apart.numel() else 0.0)
-        if not bool(close.all()):
-            yield f"{escape(key)}: max |Δ| {magnitude(float(apart.max()))} from the computed values"
+        if off:
+            told = f"are not {what}" if what else f"are off by up to {magnitude(float(apart.max()))}"
+            yield f"{escape(key)}: {off} elements {told}"
 
 
 def displaced(before: State, after: State, new_name: Callable[[str], str | None]) -> Iterator[str]:

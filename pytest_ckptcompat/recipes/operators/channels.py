@@ -119,7 +119,8 @@ class reduce(KeyWise[Sizes]):
             firsts = [(head * several + each) * block + inside for each in range(several)]
             parts = torch.stack([old.select(self.dim, first).double() for first in firsts])
             exact = parts.sum(0) / (several if self.reduction == "mean" else 1)
-            yield from Computed().faults(f"{key}[{row}]", exact, found, parts.abs().sum(0), several)
+            what = f"the {self.reduction} of old rows {firsts}"
+            yield from Computed().faults(key, exact, found, parts.abs().sum(0), ulps=several, what=what)
 
 
 @dataclass(frozen=True, repr=False)

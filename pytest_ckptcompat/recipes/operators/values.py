@@ -88,7 +88,7 @@ class scale(KeyWise[Factors]):
         for (one, other), factor in zip(rows, factors, strict=True):
             for was, now in pieces(one, other):
                 exact = was.to(torch.complex128 if was.is_complex() else torch.float64) * factor
-                yield from Computed().faults(key, exact, now, ulps=2)
+                yield from Computed().faults(key, exact, now, ulps=2, what=f"{factor} times the old")
 
 
 @dataclass(frozen=True, repr=False)
