@@ -116,11 +116,8 @@ def _item(config: Any, name: str) -> Any:
 
 
 def _are_sizes(value: Any) -> bool:
-    return (
-        isinstance(value, (tuple, list))
-        and bool(value)
-        and all(type(size) is int and size > 0 for size in value)
-    )
+    sizes = value if isinstance(value, (tuple, list)) else ()
+    return bool(sizes) and all(type(size) is int and size > 0 for size in sizes)
 
 
 def _with_values(tensor: torch.Tensor) -> torch.Tensor:

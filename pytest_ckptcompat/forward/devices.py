@@ -13,20 +13,12 @@ import torch
 from pytest_ckptcompat.core.memory import shown as size_shown
 
 NO_DRIVER = (
-    "Found no NVIDIA driver",
-    "CUDA driver version",
-    "CUDA error",
-    "No CUDA GPUs",
-    "no CUDA-capable device",
-    "0 active drivers",
-    "Cannot access accelerator device",
+    "Found no NVIDIA driver", "CUDA driver version", "CUDA error", "No CUDA GPUs", "no CUDA-capable device",
+    "0 active drivers", "Cannot access accelerator device",
     # from a CPU-only build
-    "compiled with CUDA",
-    "compiled without CUDA",
-    "not linked with support for",
-    "without ATen_cuda",
+    "compiled with CUDA", "compiled without CUDA", "not linked with support for", "without ATen_cuda",
     "requires CUDA support",
-)
+)  # fmt: skip
 """Texts of the errors that torch raises if code uses CUDA and there is no CUDA device."""
 
 

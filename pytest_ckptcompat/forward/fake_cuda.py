@@ -16,8 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_ckptcompat.tensors.nested import mapped, moved
 
-from .autocast import Autocast
-from .cuda_rules import refuse
+from .cuda_rules import Autocast, refuse
 from .fake_tensors import Fakes, dressed
 from .torch_patches import pretending
 

@@ -151,10 +151,8 @@ def _is_kept(key: Any, value: Any) -> bool:
 
 
 def _rehearsed(card: Card, attempt: _Attempt, note: str = "") -> Outcome:
-    peak = ""
-    if card.device.type == "cuda":
-        peak = f"; peak {size_shown(attempt.peak)} (weights {size_shown(attempt.weights)})"
-    what = f"simulated {card.device} (fake tensors){note}: {shown(attempt.outputs)}{peak}"
+    peak = f"peak {size_shown(attempt.peak)} (weights {size_shown(attempt.weights)})"
+    what = f"simulated {card.device} (fake tensors){note}: {shown(attempt.outputs)}; {peak}"
     return Outcome("rehearsed", what, peak_bytes=attempt.peak)
 
 

@@ -40,7 +40,7 @@ def is_foreign(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def misshapen(state: State, parameters: Mapping[str, Any], *, rows: bool = False) -> list[Finding]:
-    """Find state without its parameter's shape ; torch accepts it and fails later. See `misfits`."""
+    """Find state without its parameter's shape (see `misfits`), which torch accepts and fails on later."""
     shapes = {name: tuple(each.shape) for name, each in parameters.items() if hasattr(each, "shape")}
     return [
         finding("optimizer-shape", name, f"{slot} {_shown(state[name][slot])}", _shown(parameters[name]))

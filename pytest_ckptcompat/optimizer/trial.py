@@ -36,9 +36,7 @@ class Unavailable(OptimizerError):  # noqa: N818  # the optimizer itself is fine
     """Raised if a check can't provide what the optimizer needs; the message says what."""
 
 
-def ghosts(
-    parameters: Mapping[str, torch.Tensor], device: torch.device | str = "cpu"
-) -> dict[str, nn.Parameter]:
+def ghosts(parameters: Mapping[str, torch.Tensor]) -> dict[str, nn.Parameter]:
     """Return parameters of the same shapes and dtypes without memory: one element each, expanded.
 
     torch's optimizers inspect shapes, dtypes and devices when they are made, but never values. Some of them
@@ -46,7 +44,7 @@ def ghosts(
     """
     return {
         name: nn.Parameter(
-            torch.zeros((), dtype=each.dtype, device=device).expand(each.shape), each.requires_grad
+            torch.zeros((), dtype=each.dtype, device="cpu").expand(each.shape), each.requires_grad
         )
         for name, each in parameters.items()
     }
