@@ -137,11 +137,9 @@ class Inputs:
         return cls(tuple(args), kwargs)
 
     def batch(self, seed: int = 0, device: str | torch.device = "cpu") -> Batch:
-        """Return one batch. The same seed gives the same values on every device.
+        """Return one batch, drawn on the CPU: the same seed gives the same values on every device.
 
-        Args:
-            seed: the seed of the values. For a callable, it seeds the generators of Python, NumPy and torch.
-            device: the device of the tensors, which are drawn on the CPU and then moved.
+        For a callable, the generators of Python, NumPy and torch are seeded.
 
         Raises:
             ValueError: the callable raised, or did not return a tensor, tuple or dict.

@@ -260,10 +260,6 @@ def test_a_named_card_is_taken_or_refused(cards):
         cuda_device("cuda:3")
 
 
-def test_releasing_without_a_card_does_nothing():
-    release()
-
-
 # -- what happens on a card, with the CPU playing it ---------------------------------------------------------
 
 
