@@ -11,9 +11,8 @@ from pytest_ckptcompat.core.findings import Promise, finding
 from pytest_ckptcompat.tensors import plain, synthetic
 from pytest_ckptcompat.tensors.unread import spared
 from pytest_ckptcompat.verification.behaviour import Behaviour, Comparison, compare, is_random, reached
+from pytest_ckptcompat.verification.effects import effects_of
 from pytest_ckptcompat.verification.function import NAME
-from pytest_ckptcompat.verification.regions import rows_moved
-from pytest_ckptcompat.verification.verify import precision_of, said_of
 from pytest_ckptcompat.verification.wide_run import RunError, Trial, run
 
 from .behaviours import too_large, undrawn
@@ -101,17 +100,16 @@ def _verdict(
         message = f"it gave {_count(len(then.outputs))} then, and now the model does not run: {error}"
         gone = finding("function-changed", message=message)
         return Promise(NAME, "broken", "the model does not run"), [gone]
-    said, resized = said_of(applied, old), bool(applied.touched)
-    rows, precision = rows_moved(applied, old), precision_of(applied, {})
-    found = compare(then, now, rows, resized=resized, precision=precision)
+    effects = effects_of(applied, old, {})
+    found = compare(then, now, effects)
     if found.changed and (random := is_random(now, trial)):
         return _uncompared(random)
     declared = ""
-    if found.changed and said.changes:
-        within = None if said.anywhere else reached(now, trial, said.made)
-        beyond = compare(then, now, rows, resized=resized, precision=precision, reach=within)
+    if found.changed and effects.changes:
+        within = None if effects.anywhere else reached(now, trial, effects.made)
+        beyond = compare(then, now, effects, within)
         if within is None or not beyond.changed:
-            declared = "; ".join(said.changes)
+            declared = "; ".join(effects.changes)
         else:
             found = beyond
     amplified = "" if then.slack == 1 else f"tolerance {then.slack:.0f} times the usual: rounding errors grow"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .effects import Effects
 from .reach import Elements, disturb, reach
 from .recorded_outputs import Gap, Recorded, gap
 from .regions import put_back, ways
@@ -27,6 +28,7 @@ MOST_SLACK = 1e6
 _MARGIN = 10.0
 """How much more than the last bits of half the weights the rounding of another machine may change."""
 
+_NONE = Effects(precision=torch.float64)
 _PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -178,10 +180,7 @@ class Comparison:
 def compare(
     then: Behaviour,
     now: Run,
-    rows: Rows | None = None,
-    *,
-    resized: bool = False,
-    precision: torch.dtype = torch.float64,
+    effects: Effects = _NONE,
     reach: Mapping[str, torch.Tensor] | None = None,
 ) -> Comparison:
     """Compare a model's outputs with recorded ones, in the region of each output that existed then.
@@ -189,13 +188,11 @@ def compare(
     Args:
         then: the recorded outputs.
         now: a run on the same values and the same batch.
-        rows: where rows went, for dimensions that were not simply extended at the end.
-        resized: whether a recipe resized weights. If not, an output with another shape has changed.
-        precision: the coarsest dtype in which weights were computed.
+        effects: what a recipe did. If it touched nothing, an output with another shape has changed.
         reach: path -> True for elements of today's outputs that may differ.
     """
-    precision = coarser(precision, coarser(then.precision, now.precision))
-    rows, gaps, alone, grown = rows or {}, [], [], False
+    precision = coarser(effects.precision, coarser(then.precision, now.precision))
+    rows, gaps, alone, grown = effects.rows, [], [], False
     pairs = _pairs(then.outputs, now.outputs)
     for path, recorded in then.outputs.items():
         if path not in pairs:
@@ -211,7 +208,7 @@ def compare(
             grown = grown or tensor.numel() > math.prod(recorded.shape)
         elif reach is None or not fitting:
             text = f"was {recorded.shape} and is {tuple(tensor.shape)}"
-            if resized:
+            if effects.touched:
                 alone.append(f"output{path} {text}")
             else:
                 gaps.append(Gap(path, math.inf, math.inf, recorded.rms, text))

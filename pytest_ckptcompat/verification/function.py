@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,9 @@ from pytest_ckptcompat.core.findings import Promise, finding
 from pytest_ckptcompat.tensors.difference import magnitude
 from pytest_ckptcompat.tensors.footprint import tensors, weights
 
+from .effects import Effects
 from .pairing import Gap, Pairing
-from .reach import Elements, disturb, reach
+from .reach import disturb, reach
 from .run_copies import Arithmetic, Batches, Outputs, coarser, outputs, twin
 from .source_model import SourceError, loaded
 from .token_ids import Ids
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from pytest_ckptcompat.core.claim import Verdict
 
-    from .regions import Rows
+    from .reach import Elements
     from .wide_run import Batch
 
 NAME = "function kept"
@@ -36,36 +37,12 @@ _ANYTHING = 0.5  # with this tolerance, outputs could be nearly anything
 _MARGIN = 1.5  # times the weights, for the rest that a forward pass holds
 
 
-@dataclass(frozen=True)
-class Said:
-    """What the steps of a recipe claim about the function.
-
-    Attributes:
-        changes: why the function may change; empty if all steps claim to keep it.
-        made: key -> the elements made by steps that don't claim to keep the function; what depends on them
-            may differ.
-        anywhere: whether keys alone can't tell these elements, so that everything may differ.
-        lost: old key -> the step that dropped it, and claims that nothing depends on it.
-        eval_only: whether the claim is only for eval mode.
-    """
-
-    changes: tuple[str, ...] = ()
-    made: Mapping[str, Elements] = field(default_factory=dict)
-    anywhere: bool = False
-    lost: Mapping[str, str] = field(default_factory=dict)
-    eval_only: bool = False
-
-
 def function_kept(
     source: Callable[[], nn.Module],
     old: Mapping[str, Any],
     model: nn.Module,
     batches: Callable[[int], Batch],
-    *,
-    precision: torch.dtype = torch.float32,
-    rows: Rows | None = None,
-    renamed: Mapping[str, str] | None = None,
-    said: Said | None = None,
+    effects: Effects | None = None,
     method: str = "forward",
 ) -> Verdict:
     """Check whether two models agree on seeded batches, in the region of each output that existed before.
@@ -79,12 +56,9 @@ def function_kept(
         source: builds the model that the checkpoint was made for.
         old: the old checkpoint's state dict.
         model: the new model, loaded.
-        batches: seed -> the arguments of ``forward``, the same for both models. Token ids beyond the old
+        batches: seed -> the arguments of the call, the same for both models. Token ids beyond the old
             vocabulary are brought into it, since the old model has no function for them.
-        precision: the coarsest dtype in which the recipe computed weights.
-        rows: where rows went, for dimensions that were not simply extended at the end.
-        renamed: old key -> new key, for renamed tensors.
-        said: what the steps of the recipe claim. If left out, all claim to keep the function.
+        effects: what the recipe did; by default, it keeps the function.
         method: the method to call in both models.
 
     Returns:
@@ -93,24 +67,20 @@ def function_kept(
         differ elsewhere or were not compared, or for a ``source_model`` that does not load the old
         checkpoint.
     """
-    rows, said = rows or {}, said or Said()
+    effects = effects or Effects()
     room, needed = memory.free(), tensors(old.values())
     if room is not None and needed * _MARGIN > room:
         return _unchecked(f"the old model takes {memory.shown(needed)}, {memory.shown(room)} are free")
     reason = ""
     for arithmetic in _arithmetics(model, needed, room):
         try:
-            before = loaded(source, old)
+            return _Run(source, old, model, batches, effects, method, arithmetic).compared()
         except SourceError as error:
             found = finding("source-model-error", message=str(error))
             return Promise(NAME, "unchecked", error.reason), [found]
-        try:
-            ids = Ids.of(before, model, rows, renamed or {}, batches(0))
-            run = _Run(source, old, before, model, batches, arithmetic, ids, method, said)
-            return run.compared(precision, rows)
         except (Exception, SystemExit) as error:
             reason = f"the forward pass raised {raised(error)}"
-    return _unchecked("; ".join((*said.changes, reason)))
+    return _unchecked("; ".join((*effects.changes, reason)))
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -143,46 +113,47 @@ class _Run:
         self,
         source: Callable[[], nn.Module],
         state: Mapping[str, Any],
-        before: nn.Module,
         model: nn.Module,
         batches: Callable[[int], Batch],
-        arithmetic: Arithmetic,
-        ids: Ids,
+        effects: Effects,
         method: str,
-        said: Said,
+        arithmetic: Arithmetic,
     ) -> None:
-        self._source, self._state, self._before, self._model = source, state, before, model
-        self._old_batches, self._new_batches = zip(
-            *(ids.pair(batches(n)) for n in range(BATCHES)), strict=True
-        )
-        self._arithmetic, self._ids, self._method, self._said = arithmetic, ids, method, said
+        self._source, self._state, self._model, self._effects = source, state, model, effects
+        self._method, self._arithmetic = method, arithmetic
+        self._before = loaded(source, state)
+        self._ids = Ids.of(self._before, model, effects.rows, effects.renamed, batches(0))
+        pairs = [self._ids.pair(batches(seed)) for seed in range(BATCHES)]
+        self._old_batches, self._new_batches = zip(*pairs, strict=True)
 
-    def compared(self, precision: torch.dtype, rows: Rows) -> Verdict:
+    def compared(self) -> Verdict:
         """Run both models, pair their outputs, and judge the differences by what the steps claim."""
         old = self._old()
         new = self._outputs(twin(self._model, self._arithmetic), self._new_batches)
         if not all(map(_finite, old.batches.values())):
             return _unchecked("the old model's outputs are not finite")
-        precision = coarser(precision, coarser(old.lowest, new.lowest))
-        if tolerance(precision) >= _ANYTHING:
+        precision = coarser(self._effects.precision, coarser(old.lowest, new.lowest))
+        allowed = tolerance(precision)
+        if allowed >= _ANYTHING:
             return _unchecked(f"{_name(precision)} is too coarse to tell")
         before = {
             run: each
             for run, each in old.batches.items()
-            if run in new.batches and not (self._said.eval_only and run[0] == "train")
+            if run in new.batches and not (self._effects.eval_only and run[0] == "train")
         }
         new = replace(new, batches={run: new.batches[run] for run in before})
-        pairing = Pairing(before, new.batches, rows, tolerance(precision))
+        pairing = Pairing(before, new.batches, self._effects.rows, allowed)
         if not pairing.chosen:
             alone = "no output of the new model can be paired with an old one"
-            return _unchecked("; ".join((*self._said.changes, alone)))
+            return _unchecked("; ".join((*self._effects.changes, alone)))
         worst = max(pairing.gaps, key=lambda gap: gap.times)
         if worst.times > 1:
-            promise, findings = self._differing(worst, pairing, old, new, tolerance(precision))
+            promise, findings = self._differing(worst, pairing, old, new, allowed)
         elif fault := self._ids.left_behind(self._state, pairing):
             promise, findings = _broken(fault, fault)
         else:
-            promise, findings = Promise(NAME, "kept", self._kept(pairing, old.batchnorm, precision)), []
+            coarse = f", up to {_name(precision)}'s rounding" if allowed > tolerance(torch.float32) else ""
+            promise, findings = Promise(NAME, "kept", self._kept(pairing, old.batchnorm, coarse)), []
         if pairing.alone:
             listed = ", ".join(f"output{path}" for path in pairing.alone)
             message = f"{listed} of the old model can't be paired with one output of the new model"
@@ -194,10 +165,10 @@ class _Run:
             return _unchecked("the forward pass draws random numbers")
         if self._ids.renumbered:  # an integer input may not be a token id
             return _unchecked("words have other numbers now, and the inputs can't be told apart")
-        if changes := self._said.changes:
+        if changes := self._effects.changes:
             within = None
-            if not self._said.anywhere:
-                within = self._reach(self._said.made, self._model, self._new_batches, new.batches)
+            if not self._effects.anywhere:
+                within = self._reach(self._effects.made, self._model, self._new_batches, new.batches)
             beyond = [] if within is None else pairing.outside(within)
             if all(gap.times <= 1 for gap in beyond):
                 size = f"{worst.apart} of {magnitude(worst.scale)}"
@@ -212,30 +183,28 @@ class _Run:
             f"batch {worst.batch}, {self._arithmetic}{self._blamed(old)}",
         )
 
-    def _kept(self, pairing: Pairing, batchnorm: bool, precision: torch.dtype) -> str:
+    def _kept(self, pairing: Pairing, batchnorm: bool, coarse: str) -> str:
         ways = {path: each.way for path, each in pairing.chosen.items()}
-        moved = [f"output{path}" for path, way in ways.items() if way.moved is not None]
+        moved = ", ".join(f"output{path}" for path, way in ways.items() if way.moved is not None)
         trained = any(gap.mode == "train" for gap in pairing.gaps)
-        modes = ", eval and train" if trained else ", eval alone" if batchnorm or self._said.eval_only else ""
         notes = [
+            ", eval and train" if trained else ", eval alone" if batchnorm or self._effects.eval_only else "",
             self._ids.note,
-            f", up to {_name(precision)}'s rounding"
-            if tolerance(precision) > tolerance(torch.float32)
-            else "",
-            f", rows of {', '.join(moved)} where they are now" if moved else "",
+            coarse,
+            f", rows of {moved} where they are now" if moved else "",
             *(f", output{path} is now output{way.path}" for path, way in ways.items() if way.path != path),
             f", without output{min(pairing.alone)}" if pairing.alone else "",
         ]
         most = max(gap.apart.size for gap in pairing.gaps)
-        return f"max |Δ| {magnitude(most)} on {BATCHES} batches{modes}{''.join(notes)}"
+        return f"max |Δ| {magnitude(most)} on {BATCHES} batches{''.join(notes)}"
 
     def _blamed(self, old: Outputs) -> str:
         """Name the steps that dropped tensors on which the old outputs depend, for a finding's text."""
         guilty = []
-        for step in dict.fromkeys(self._said.lost.values()):
+        for step in dict.fromkeys(self._effects.lost.values()):
             before = loaded(self._source, self._state)
             held = before.state_dict()
-            keys = {key: None for key, by in self._said.lost.items() if by == step and key in held}
+            keys = {key: None for key, by in self._effects.lost.items() if by == step and key in held}
             within = self._reach(keys, before, self._old_batches, old.batches)
             if within is None or any(bool(mask.any()) for each in within for mask in each.values()):
                 guilty.append(step)

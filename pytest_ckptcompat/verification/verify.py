@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeGuard
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.claim import Claim, Verdict, failed
 from pytest_ckptcompat.core.findings import Promise, finding
-from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.tensors.difference import difference
 
+from .effects import effects_of
 from .function import NAME as FUNCTION
-from .function import Said, function_kept
+from .function import function_kept
 from .load_listener import listen
 from .loaded import NAME as LOADED
 from .loaded import loaded_whole
 from .new_values import all_finite, scale_of_new_rows
-from .regions import rows_moved
-from .run_copies import coarser
 from .transfer import changed, transferred
-
-REPRODUCIBLE = "reproducible"
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +29,9 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.recipe import Recipe
 
     from .wide_run import Batch
+
+
+REPRODUCIBLE = "reproducible"
 
 
 def verify(claims: Iterable[Claim]) -> tuple[list[Promise], list[Finding]]:
@@ -90,25 +87,27 @@ def claims(
         yield Claim(LOADED, lambda: loaded_whole(model, growth.state_dict, loading(), build))
     yield from all_finite(growth, old)
     yield from scale_of_new_rows(growth, old)
-    if source is not None and batches is None:
+    if source is not None:
+        yield _function(growth, old, model, source, batches, method)
+
+
+def _function(
+    growth: Applied,
+    old: Mapping[str, Any],
+    model: nn.Module,
+    source: Callable[[], nn.Module],
+    batches: Callable[[int], Batch] | None,
+    method: str,
+) -> Claim:
+    if batches is None:
         why = "no inputs declared"
-        yield Claim(FUNCTION, lambda: (Promise(FUNCTION, "unchecked", why), []), why)
-    elif source is not None and batches is not None:
+        return Claim(FUNCTION, lambda: (Promise(FUNCTION, "unchecked", why), []), why)
 
-        def kept() -> Verdict:
-            return function_kept(
-                source,
-                old,
-                model,
-                batches,
-                precision=precision_of(growth, model.state_dict()),
-                rows=rows_moved(growth, old),
-                renamed={old: new for new, old in growth.origin.items() if old is not None and old != new},
-                said=said_of(growth, old),
-                method=method,
-            )
+    def kept() -> Verdict:
+        effects = effects_of(growth, old, model.state_dict())
+        return function_kept(source, old, model, batches, effects, method)
 
-        yield Claim(FUNCTION, kept)
+    return Claim(FUNCTION, kept)
 
 
 def of_steps(
@@ -168,52 +167,3 @@ def _same_twice(growth: Applied, again: Mapping[str, Any]) -> Verdict:
     if apart:
         return changed(REPRODUCIBLE, "the same when applied again", apart)
     return Promise(REPRODUCIBLE, "kept", "same bytes twice"), []
-
-
-def said_of(growth: Applied, old: Mapping[str, Any]) -> Said:
-    """Collect what the steps of a recipe claim about the function, and what changing steps made."""
-    changing = growth.changes_function
-    return Said(
-        tuple(changing.values()),
-        {
-            key: _made(key, growth, old)
-            for key, operators in growth.touched.items()
-            if key in growth.state_dict and not changing.keys().isdisjoint(operators)
-        },
-        not changing.keys().isdisjoint(growth.lost.values()),
-        {key: str(operator) for key, operator in growth.lost.items() if operator not in changing},
-        growth.eval_only,
-    )
-
-
-def _made(key: str, growth: Applied, old: Mapping[str, Any]) -> torch.Tensor | None:
-    """Return the elements that a step made: those that differ, if it alone changed the tensor in place."""
-    came, new = growth.origin[key], growth.state_dict[key]
-    was = None if came is None else old[came]
-    in_place = came == key and len(growth.touched[key]) == 1
-    if not in_place or not torch.is_tensor(was) or was.shape != new.shape:
-        return None
-    differ = materialise(was) != materialise(new)
-    return differ if bool(differ.any()) else None  # the copy of a block, under the old name
-
-
-def precision_of(growth: Applied, held: Mapping[str, Any]) -> torch.dtype:
-    """Return the coarsest dtype in which the recipe computed weights, or to which loading rounded them.
-
-    Args:
-        growth: the result of the recipe.
-        held: the state dict of the loaded model.
-    """
-    precision = torch.float64
-    for key, value in growth.state_dict.items():
-        if not _is_float(value):
-            continue
-        if any(operator.rounds for operator in growth.touched.get(key, ())):
-            precision = coarser(precision, value.dtype)
-        if _is_float(there := held.get(key)) and coarser(value.dtype, there.dtype) != value.dtype:
-            precision = coarser(precision, there.dtype)
-    return precision
-
-
-def _is_float(value: Any) -> TypeGuard[torch.Tensor]:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()

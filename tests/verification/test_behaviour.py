@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from pytest_ckptcompat.tensors import synthetic
 from pytest_ckptcompat.tensors.seeds import seeded
 from pytest_ckptcompat.verification import behaviour
 from pytest_ckptcompat.verification.behaviour import Behaviour, compare, is_random, record
+from pytest_ckptcompat.verification.effects import Effects
 from pytest_ckptcompat.verification.recorded_outputs import Recorded
 from pytest_ckptcompat.verification.wide_run import Run, Trial, run
 
 IMAGES = synthetic.inputs(((torch.zeros(2, 3, 8, 8),), {}))
+RESIZED = Effects(touched=True, precision=torch.float64)
 TOKENS = (torch.tensor([[1, 2, 3, 4]]),), {}
 
 
@@ -78,10 +81,10 @@ def test_a_grown_output_is_compared_where_it_was():
             grown[f"out2.{leaf}"] = torch.cat([old, old, old, old[:2]]) + shift
         model.load_state_dict(grown)
 
-    found = compare(then, now(Grown, loading=grow), resized=True)
+    found = compare(then, now(Grown, loading=grow), RESIZED)
     assert found.grown
     assert not found.changed
-    assert compare(then, now(Grown, loading=lambda model: grow(model, 1e-6)), resized=True).changed
+    assert compare(then, now(Grown, loading=lambda model: grow(model, 1e-6)), RESIZED).changed
 
 
 def test_rows_that_moved_are_compared_where_they_are():
@@ -91,7 +94,7 @@ def test_rows_that_moved_are_compared_where_they_are():
     rows = {(40, 20): (kept, list(range(20)))}
 
     def found(now, rows, reach=None):
-        return compare(then, Run({"": now}, torch.float64), rows, resized=True, reach=reach)
+        return compare(then, Run({"": now}, torch.float64), replace(RESIZED, rows=rows), reach)
 
     assert found(x[:, kept], rows).gaps[0].times < 0.01
     assert found(x[:, kept] + 1e-5, rows).gaps[0].times > 100
@@ -109,7 +112,7 @@ def test_a_smaller_output_has_changed_unless_a_recipe_made_it_so():
     found = compare(then, now(pooled))
     assert found.changed
     assert str(found.gaps[0]) == "output was (2, 4, 6, 6) and is (2, 4, 3, 3)"
-    assert compare(then, now(pooled), resized=True).alone == ("output was (2, 4, 6, 6) and is (2, 4, 3, 3)",)
+    assert compare(then, now(pooled), RESIZED).alone == ("output was (2, 4, 6, 6) and is (2, 4, 3, 3)",)
 
 
 class Named(nn.Module):

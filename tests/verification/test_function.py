@@ -12,6 +12,7 @@ from torch import nn
 from pytest_ckptcompat.core import memory
 from pytest_ckptcompat.tensors.footprint import weights
 from pytest_ckptcompat.verification import function
+from pytest_ckptcompat.verification.effects import Effects
 from pytest_ckptcompat.verification.function import function_kept, tolerance
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def judged(
             tensor.zero_()
         return fresh
 
-    return function_kept(source, state, new, batches, **more)
+    return function_kept(source, state, new, batches, Effects(**more))
 
 
 def grown(old: nn.Module, new: nn.Module, **changes: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
