@@ -8,7 +8,9 @@ import torch
 
 from pytest_ckptcompat.core.errors import CheckpointError, ModelError, RecipeError
 from pytest_ckptcompat.core.findings import Promise, finding
+from pytest_ckptcompat.models.skeleton import LARGE
 from pytest_ckptcompat.tensors import plain, synthetic
+from pytest_ckptcompat.tensors.footprint import weights
 from pytest_ckptcompat.tensors.unread import spared
 from pytest_ckptcompat.verification.behaviour import Behaviour, Comparison, compare, is_random, reached
 from pytest_ckptcompat.verification.effects import effects_of
@@ -93,7 +95,8 @@ def _verdict(
 
     assert subject.inputs is not None
     drawn = synthetic.inputs(plain.unpacked(subject.batch.plain))
-    trial = Trial(subject.blueprint.build, load, drawn, subject.inputs.method)
+    large = weights(subject.schema) > LARGE
+    trial = Trial(subject.blueprint.build, load, drawn, subject.inputs.method, large)
     try:
         now = run(trial)
     except RunError as error:

@@ -9,6 +9,7 @@ import torch
 
 from pytest_ckptcompat.core import memory
 from pytest_ckptcompat.core.limits import DEFAULT, Limits
+from pytest_ckptcompat.models.skeleton import LARGE
 from pytest_ckptcompat.tensors import plain, synthetic
 from pytest_ckptcompat.tensors.nested import mapped, tensors
 from pytest_ckptcompat.verification.behaviour import Behaviour, record
@@ -52,11 +53,12 @@ def recorded(
         integers that are not all 0, None where there was no room), and the ``gain`` of the weights if not 1.
     """
     about: dict[str, Any] = {"method": method, "batch": plain.digest(batch)}
-    if large := too_large(table, limits):
-        return about | Behaviour(uncompared=large).to_json()
+    if why := too_large(table, limits):
+        return about | Behaviour(uncompared=why).to_json()
     kept: dict[str, Any] = {}
 
     drawn = synthetic.inputs(plain.unpacked(batch))
+    large = 4 * sum(prod(spec.shape) for spec in table.values()) > LARGE
 
     def trial(gain: float) -> Trial:
         values: dict[str, Any] = {}
@@ -67,7 +69,7 @@ def recorded(
                 values.update(synthetic.state_dict(table, ties, kept, gain))
             return model.load_state_dict(values)
 
-        return Trial(blueprint.build, load, drawn, method)
+        return Trial(blueprint.build, load, drawn, method, large)
 
     other = _other(drawn)
     gain, chosen, first = _heard(trial, other)

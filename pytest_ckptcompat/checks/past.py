@@ -54,16 +54,19 @@ def _on_values(question: Question, limits: Limits, path: str, state_dict_key: st
     """Run the past model on a batch, loaded with a checkpoint, and return its outputs."""
     from pytest_ckptcompat.checkpoint.checkpoint import open_checkpoint
     from pytest_ckptcompat.models.blueprint import blueprint
+    from pytest_ckptcompat.models.skeleton import LARGE
     from pytest_ckptcompat.tensors import plain, synthetic
+    from pytest_ckptcompat.tensors.footprint import weights
     from pytest_ckptcompat.verification.behaviour import record
     from pytest_ckptcompat.verification.source_model import misfit
     from pytest_ckptcompat.verification.wide_run import Trial
 
     made = blueprint(question.model, question.model_args)
     ckpt = open_checkpoint(path, state_dict_key, limits=limits)
-    if wrong := misfit(made.schema(), ckpt.meta()):
+    schema = made.schema()
+    if wrong := misfit(schema, ckpt.meta()):
         raise CheckpointError(wrong)
     state = ckpt.stored()
     batch = synthetic.inputs(plain.unpacked(question.batch))
     load = lambda model: model.load_state_dict(state, strict=False)  # noqa: E731
-    return record(Trial(made.build, load, batch, question.method)).to_json()
+    return record(Trial(made.build, load, batch, question.method, weights(schema) > LARGE)).to_json()

@@ -20,6 +20,11 @@ from .same_values import constant, conversions, converted, plain
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from .same_values import Conversion
+
+    Kind = tuple[int, torch.dtype]
+    """The length and the dtype of lines."""
+
 _LEAST = 4  # elements of a line; shorter lines would match anywhere
 _HASHED = 8  # elements of a line that the hash covers
 _MOST_LINES = 64  # the most lines that a vector is split into, unless they have the size of a head
@@ -30,7 +35,7 @@ _PIECE = 16 << 20  # bytes of lines compared at a time
 
 
 @dataclass
-class _Cut:
+class Cut:
     """A tensor of the model cut into lines of one length, with those that were found.
 
     Attributes:
@@ -45,18 +50,23 @@ class _Cut:
     found: torch.Tensor
     sources: list[str] = field(default_factory=list)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all lines were found, except constant ones."""
+        return all(constant(line) for line in self.lines[~self.found])
+
 
 class Lines:
     """The lines of a model's tensors, to look up in the checkpoint's tensors one after the other."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self._cuts: dict[tuple[int, torch.dtype], list[_Cut]] = {}
+        self._cuts: dict[Kind, list[Cut]] = {}
         for name, tensor in tensors.items():
             if plain(tensor):
                 for lines in _cuts(tensor.detach()):
-                    cut = _Cut(name, lines, torch.zeros(len(lines), dtype=torch.bool))
+                    cut = Cut(name, lines, torch.zeros(len(lines), dtype=torch.bool))
                     self._cuts.setdefault((lines.shape[1], lines.dtype), []).append(cut)
-        self._hashes: dict[tuple[int, torch.dtype], tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        self._hashes: dict[Kind, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
     def fits(self, value: torch.Tensor) -> bool:
         """Return whether a tensor's shape allows lines of a length that is looked for."""
@@ -66,11 +76,8 @@ class Lines:
     def look_in(self, key: str, value: torch.Tensor, *, thoroughly: bool = True) -> bool:
         """Note which lines a tensor of the checkpoint has; return whether any is not constant.
 
-        Args:
-            key: the checkpoint's key.
-            value: its tensor, in memory.
-            thoroughly: look for every line, even if a sample of them finds nothing, and for shorter lines,
-                even if all longer ones are found.
+        `thoroughly`: look for every line, even if a sample of them finds nothing, and for shorter lines, even
+        if all longer ones are found.
         """
         found = False
         for theirs in _cuts(value) if plain(value) else ():
@@ -86,38 +93,27 @@ class Lines:
                 break
         return found
 
-    def complete(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Yield the tensors whose lines were all found (except constant ones), and where."""
+    def found(self) -> Iterator[Cut]:
+        """Yield the cuts of which lines were found."""
         for cuts in self._cuts.values():
-            for cut in cuts:
-                if cut.sources and all(constant(line) for line in cut.lines[~cut.found]):
-                    yield cut.name, tuple(dict.fromkeys(cut.sources))
+            yield from (cut for cut in cuts if cut.sources)
 
-    def part(self) -> Iterator[tuple[str, tuple[str, ...], int, int]]:
-        """Yield the tensors with lines that were found: name, where, how many, of how many."""
-        for cuts in self._cuts.values():
-            for cut in cuts:
-                if cut.sources:
-                    yield cut.name, tuple(dict.fromkeys(cut.sources)), int(cut.found.sum()), len(cut.found)
-
-    def _likely(
-        self, kind: tuple[int, torch.dtype], theirs: torch.Tensor, conversion: tuple[torch.dtype, ...]
-    ) -> bool:
+    def _likely(self, kind: Kind, theirs: torch.Tensor, conversion: Conversion) -> bool:
         """Return whether a line of a tensor is among those looked for; of many lines, a sample decides."""
         step = 1 if len(theirs) > len(self._hashed(kind)[0]) else -(-len(theirs) // _SAMPLED)
         return bool(self._known(kind, _hash(theirs[::step], conversion)).any())
 
-    def _known(self, kind: tuple[int, torch.dtype], wanted: torch.Tensor) -> torch.Tensor:
+    def _known(self, kind: Kind, wanted: torch.Tensor) -> torch.Tensor:
         hashes = self._hashed(kind)[0]
         nearest = torch.searchsorted(hashes, wanted).clamp_(max=len(hashes) - 1)
         return hashes[nearest] == wanted
 
     def _matched(
         self,
-        kind: tuple[int, torch.dtype],
+        kind: Kind,
         key: str,
         theirs: torch.Tensor,
-        conversion: tuple[torch.dtype, ...],
+        conversion: Conversion,
     ) -> tuple[bool, bool]:
         """Note lines that are found; return whether any is not constant, and whether all are found."""
         cuts = self._cuts[kind]
@@ -144,7 +140,7 @@ class Lines:
             told, every = told or tells, every and same
         return told, every
 
-    def _hashed(self, kind: tuple[int, torch.dtype]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _hashed(self, kind: Kind) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return sorted hashes of a kind's lines, where each stands, and where each tensor's lines end."""
         if kind not in self._hashes:
             hashes = [_hash(cut.lines, (kind[1],)) for cut in self._cuts[kind]]
@@ -171,7 +167,7 @@ def _cuts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         yield tensor.t()
 
 
-def _hash(lines: torch.Tensor, conversion: tuple[torch.dtype, ...]) -> torch.Tensor:
+def _hash(lines: torch.Tensor, conversion: Conversion) -> torch.Tensor:
     few = converted(lines[:, _places(lines.shape[1]).to(lines.device)], conversion)
     numbers = bits(few).to(torch.int64).reshape(len(lines), -1)
     return (numbers * _factors(numbers.shape[1])).sum(1)  # modulo 2 ** 64
@@ -198,18 +194,14 @@ def _first_of_each(hashes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _compared(
-    cut: _Cut,
+    cut: Cut,
     key: str,
     ours: torch.Tensor,
     theirs: torch.Tensor,
     line: torch.Tensor,
-    conversion: tuple[torch.dtype, ...],
+    conversion: Conversion,
 ) -> tuple[bool, bool]:
-    """Compare lines pairwise and note equal ones.
-
-    Returns:
-        Whether one of them is not constant, and whether all are equal.
-    """
+    """Note lines that are pairwise equal; return whether any is not constant, and whether all are equal."""
     size = max(1, _PIECE // max(1, cut.lines.shape[1] * cut.lines.element_size()))
     told, every = False, True
     for mine, yours in zip(torch.split(ours, size), torch.split(line, size), strict=True):
@@ -223,7 +215,8 @@ def _compared(
             some = left[same][:_SAMPLED]
             if not told and bool((some != some[:, :1]).any()):
                 told = True
-                cut.sources.append(key)
+                if key not in cut.sources:
+                    cut.sources.append(key)
     return told, every
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from .computed import Computed
+    from .lines import Cut
 
 BY_LINES = "line by line"
 """The `how` of values that are not one whole tensor of the checkpoint, or are in another order there."""
@@ -70,18 +71,13 @@ class Origins:
 def trace(
     model: Mapping[str, Any], checkpoint: Mapping[str, Any], computed: Computed | None = None
 ) -> Origins:
-    """Trace every tensor of a model to a checkpoint.
+    """Trace every tensor of a loaded model to the checkpoint that it was loaded from.
 
     A key that both have is compared under its own name only. Any other key's values are searched for
     everywhere: unchanged, cast (also through a dtype that rounds), reshaped, with permuted axes, or line by
-    line if tensors were fused, split, stacked or reordered. Every tensor of the checkpoint is read once, and
-    a second time if only its lines can tell.
-
-    Args:
-        model: the ``state_dict()`` of a loaded model.
-        checkpoint: the state dict that it was loaded from; values still on disk are read one tensor
-            at a time.
-        computed: the keys that a recipe computed. They must hold its exact values, or equivalent ones.
+    line if tensors were fused, split, stacked or reordered. Keys that a recipe `computed` must hold its exact
+    values, or equivalent ones. Every tensor of the checkpoint is read once, and a second time if only its
+    lines can tell.
     """
     return _Tracing(model, checkpoint, computed).run()
 
@@ -155,16 +151,15 @@ class _Tracing:
         lines = Lines({key: own})
         if lines.fits(value) and lines.look_in(key, value, thoroughly=False):
             self._used.add(memory(self._checkpoint[key]))
-        if any(lines.complete()) and enough:
+        cuts = list(lines.found())
+        if enough and any(cut.is_complete for cut in cuts):
             self._hold(key, key, BY_LINES)
-            return
-        some = [
-            f"{count} of {total} lines are the checkpoint's"
-            if count < total
-            else "the lines are the checkpoint's, in another order"
-            for _, _, count, total in lines.part()
-        ]
-        self._found.other[key] = some[0] if some else _as_made(own)
+        elif not cuts:
+            self._found.other[key] = _as_made(own)
+        elif bool(cuts[0].found.all()):
+            self._found.other[key] = "the lines are the checkpoint's, in another order"
+        else:
+            self._found.other[key] = f"{_counted(cuts[0])} lines are the checkpoint's"
 
     def _hold(self, name: str, key: str, how: How | str) -> None:
         stored = self._checkpoint[key]
@@ -207,12 +202,12 @@ class _Tracing:
                     and lines.look_in(key, self._read(stored), thoroughly=thoroughly)
                 ):
                     self._used.add(place)
-            for name, sources in lines.complete():
-                self._found.held.setdefault(name, Origin(sources, BY_LINES))
-        for name, sources, count, total in lines.part():
-            self._found.missed[name] = (
-                f"{count} of {total} lines are in {_named(name, sources[0])}, the others nowhere"
-            )
+            for cut in lines.found():
+                if cut.is_complete:
+                    self._found.held.setdefault(cut.name, Origin(tuple(cut.sources), BY_LINES))
+        for cut in (each for each in lines.found() if each.name not in self._found.held):
+            source = _named(cut.name, cut.sources[0])
+            self._found.missed[cut.name] = f"{_counted(cut)} lines are in {source}, the others nowhere"
 
     def _constants(self) -> None:
         """Compare constants with the checkpoint's tensors under the corresponding names."""
@@ -278,6 +273,10 @@ def _as_made(tensor: torch.Tensor) -> str:
     """Return the constant that a tensor is, in words; but not a single number, which may be trained."""
     what = constant(tensor)
     return what if tensor.numel() > 1 or what in ("zeros", "ones") else ""
+
+
+def _counted(cut: Cut) -> str:
+    return f"{int(cut.found.sum())} of {len(cut.found)}"
 
 
 def _named(name: str, key: str) -> str:

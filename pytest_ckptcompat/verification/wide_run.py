@@ -44,12 +44,14 @@ class Trial:
         load: writes the values into the model; they may have any floating dtype.
         batch: arguments of the call; floating tensors of it are widened.
         method: the method to call.
+        large: whether drawing the random numbers that loading overwrites takes noticeable time.
     """
 
     build: Callable[[int], nn.Module]
     load: Callable[[nn.Module], object]
     batch: Batch
     method: str = "forward"
+    large: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def _attempt(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = skeleton(built, trial.load)
+        model = skeleton(built, trial.load) if trial.large else None
         if model is None:
             model = built()
             trial.load(model)

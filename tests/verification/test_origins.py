@@ -150,6 +150,13 @@ def test_lines_of_zeros_say_nothing_for_or_against() -> None:
     assert trace({"both": torch.cat([saved["a"], saved["b"]])}, saved).held.keys() == {"both"}
 
 
+def test_a_fused_tensor_is_held_whatever_else_is_missed() -> None:
+    saved = state((8, 6), (8, 6))
+    found = trace({"both": torch.cat([saved["a"], saved["b"]]), "head": torch.randn(5, 6)}, saved)
+    assert found.held == {"both": Origin(("a", "b"), BY_LINES)}
+    assert found.missed == {"head": ""}
+
+
 def test_a_part_of_the_lines_is_not_enough() -> None:
     saved = state((8, 6), (6, 4))
     grown = torch.cat([saved["a"], torch.randn(2, 6)])
