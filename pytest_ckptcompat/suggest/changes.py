@@ -1,23 +1,30 @@
-"""The keys whose shapes differ, and the operators that explain them."""
+"""The keys whose shapes differ, what their dimensions count, and the operators that explain them."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from pytest_ckptcompat.recipes.operators import select
+from pytest_ckptcompat.recipes.per_tensor import outputs_dim
 
 from .budget import Budget
-from .layers import layers_of
+from .fusing import APART, FUSED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable
 
     from pytest_ckptcompat.recipes.base import Operator
     from pytest_ckptcompat.recipes.per_tensor import KeyWise
 
-    from .layers import Layer, Modules
     from .templates import Shapes
 
 Sizes = tuple[int, ...]
@@ -27,6 +34,8 @@ Operators = tuple["KeyWise[Any]", ...]
 ANY = "*"
 MOST_LISTED = 1000
 """The most rows that a suggestion lists; nobody would read more."""
+Modules = Mapping[str, nn.Module]
+NO_MODULES: Modules = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,16 @@ class Changes:
     @cached_property
     def layers(self) -> dict[str, Layer]:
         """The layers of the weights that both have."""
-        return layers_of(self.checkpoint, self.model, self.modules, self.budget)
+        found = {}
+        for key, old in self.budget.each(self.checkpoint.items()):
+            new = self.model.get(key)
+            if old is None or new is None or not len(old) == len(new) > 1:
+                continue
+            if weight := _WEIGHT.fullmatch(key):
+                module = self.modules.get(weight[1] or "")
+                if not isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+                    found[key] = _layer(key, module, self.checkpoint, self.model)
+        return found
 
     @cached_property
     def order(self) -> dict[str, int]:
@@ -114,3 +132,61 @@ def differing(old: Sizes, new: Sizes) -> list[int]:
 def first_rows(dim: int, count: int) -> Operators:
     """Keep the first rows, if a recipe can list them."""
     return (select(ANY, dim=dim, index=tuple(range(count))),) if 0 < count <= MOST_LISTED else ()
+
+
+# -- layers -------------------------------------------------------------------------------------------------
+
+
+class Layer(NamedTuple):
+    """The meaning of a weight with two or more dimensions.
+
+    Attributes:
+        outputs: the dimension that counts outputs; None if unknown.
+        groups: the groups of a convolution in the model; 0 if unknown.
+    """
+
+    outputs: int | None
+    groups: int = 0
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether every output sees every input, as far as is known."""
+        return self.groups <= 1
+
+
+def _layer(key: str, module: nn.Module | None, checkpoint: Shapes, model: Shapes) -> Layer:
+    if isinstance(module, _ConvNd):
+        return Layer(1 if module.transposed and module.groups == 1 else 0, module.groups)
+    if isinstance(module, (nn.Linear, nn.Embedding, nn.EmbeddingBag)):
+        return Layer(0, 1)
+    return Layer(outputs_dim(key, checkpoint.get, model.get))
+
+
+_WEIGHT = re.compile(
+    r"(?:(.*)\.)?(?:weight|weight_[gv]|weight_orig|parametrizations\.weight\.original[01]?)", re.DOTALL
+)
+"""A layer's weight, plain or in parts of a weight norm or spectral norm; group 1 is the module."""
+
+
+def module_of(key: str) -> str:
+    """Return the module of a weight, bias or running statistic, or ``""``."""
+    module, _, leaf = key.rpartition(".")
+    return module if leaf in ("weight", "bias", "running_mean", "running_var") else ""
+
+
+def unitwise(name: str, units: tuple[int, int], checkpoint: Shapes, modules: Modules) -> bool:
+    """Return whether a norm treats copies of units like the originals; `units` are the old and new number."""
+    module, (old, new) = modules.get(name), units
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        return new % old == 0  # otherwise some units would weigh more in its statistics
+    return isinstance(module, (_NormBase, nn.PReLU)) or f"{name}.running_mean" in checkpoint
+
+
+def projects(key: str, keys: Collection[str]) -> bool:
+    """Return whether the key is of queries, keys or values: rows of heads, whose bounds shapes can't tell."""
+    module, _, leaf = key.rpartition(".")
+    name = module.rpartition(".")[2]
+    parent = module.removesuffix(name)
+    return name in FUSED or any(
+        name in names and all(f"{parent}{each}.{leaf}" in keys for each in names) for names in APART
+    )

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pytest_ckptcompat.recipes.operators import fold_batch_norm, fold_weight_norm
 from pytest_ckptcompat.recipes.operators.fold_weight_norm import UNKNOWN_PARAMETRIZATION, parametrized
 
-from .patterns import Globs, matches_only, starred
-from .templates import indices
+from .templates import Globs, indices, matches_only, starred
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pytest_ckptcompat.core.keys import select
 from pytest_ckptcompat.recipes.operators import concat, split, stack_tensors, unbind
 
-from .patterns import matches_only, starred
+from .templates import matches_only, starred
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -68,8 +68,7 @@ def fuses(checkpoint: Shapes, model: Shapes) -> tuple[list[concat | split], dict
         lacking = {key: shape for key, shape in after.items() if key not in model and key not in unknown}
         wanted = {key: shape for key, shape in model.items() if key not in after and key not in unknown}
         for few, many in ((apart, joined), (joined, apart)):
-            olds, news = _styles(lacking, few), _styles(wanted, many)
-            if not olds or not news:
+            if not (olds := _styles(lacking, few)) or not (news := _styles(wanted, many)):
                 continue
             found = list(_operators(olds[0], news[0], after)) if _known(olds, news) else []
             if 0 < len(found) <= MOST_FUSING:

@@ -11,8 +11,7 @@ from torch import nn
 
 from pytest_ckptcompat.recipes.operators import append, pad, reduce, repeat_channels, reshape, tile, transpose
 
-from .changes import ANY, Explained, differing, first_rows
-from .layers import module_of, projects, unitwise
+from .changes import ANY, Explained, differing, first_rows, module_of, projects, unitwise
 from .recurrent import hidden_sizes, takes_more
 from .tables import is_position
 from .templates import template
@@ -196,11 +195,11 @@ def _larger_kernel(key: str, old: Sizes, new: Sizes, dims: Sequence[int]) -> boo
     """
     return (
         key.rpartition(".")[2] == "weight"
-        and not is_position(key)
         and len(old) - 2 in (1, 2, 3)
         and bool(dims)
         and min(dims) >= 2
         and all(old[dim] % 2 and new[dim] % 2 and old[dim] < new[dim] <= _WIDEST_KERNEL for dim in dims)
+        and not is_position(key)
     )
 
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.recipes.operators import add_prefix, rename, strip_prefix
 
-from .patterns import by_first, near, starred
-from .templates import indices
+from .templates import by_first, indices, near, starred
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.per_tensor import Shape
 
     from .budget import Budget
-    from .layers import Modules
+    from .changes import Modules
     from .templates import Shapes
 
 

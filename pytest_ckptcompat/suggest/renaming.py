@@ -8,8 +8,8 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from .budget import Budget, OutOfTime
+from .changes import NO_MODULES
 from .evidence import Evidence, gathered, in_order, neighbours, set_apart
-from .layers import NO_MODULES
 from .moves import MOST_OPERATORS, Move, move
 from .numbering import renumbered
 from .templates import ALL, NONE, Places, Substitution, by_template, indices, template
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.operators.rename import Renaming
     from pytest_ckptcompat.recipes.per_tensor import Shape
 
-    from .layers import Modules
+    from .changes import Modules
     from .templates import Families, Indices, Shapes, Template
 
 MOST_PAIRS = 60_000

@@ -8,7 +8,7 @@ from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.recipes.recipe import Recipe
 
 from .budget import Budget
-from .layers import NO_MODULES
+from .changes import NO_MODULES
 from .search import Suggestion, suggest
 from .templates import shapes_of
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.base import Operator
     from pytest_ckptcompat.recipes.plan import State
 
-    from .layers import Modules
+    from .changes import Modules
     from .search import Differences
 
 

@@ -9,9 +9,9 @@ from pytest_ckptcompat.recipes.operators import select, tile
 
 from .changes import Explained, differing
 from .layerwise import layerwise
-from .patterns import Globs
 from .recurrent import gates
 from .tables import positions, vocabulary
+from .templates import Globs
 from .widening import widened
 
 if TYPE_CHECKING:

@@ -18,15 +18,13 @@ from pytest_ckptcompat.recipes.recipe import Recipe
 from pytest_ckptcompat.tensors.difference import memory
 
 from .budget import Budget, OutOfTime
-from .changes import Changes
+from .changes import NO_MODULES, Changes
 from .folding import folded_norms, folds, set_apart
 from .fusing import fuses, stacks
-from .layers import NO_MODULES
-from .patterns import Globs
 from .renaming import renames
 from .reshaping import reshapes
 from .submodels import submodels
-from .templates import shapes_of
+from .templates import Globs, shapes_of
 from .ties import newly_tied, tied, untied
 from .variants import variants
 
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.base import Operator
     from pytest_ckptcompat.recipes.plan import State
 
-    from .layers import Modules
+    from .changes import Modules
     from .templates import Shapes
 
 Differences = Callable[[Recipe], Collection[str]]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pytest_ckptcompat.recipes.operators import drop, strip_prefix
 
 from .evidence import WRAPPERS
-from .patterns import Globs
+from .templates import Globs
 
 if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.base import Operator

@@ -11,8 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from pytest_ckptcompat.recipes.operators import append, resample, select
 
-from .changes import ANY, MOST_LISTED, Explained, differing, first_rows
-from .layers import module_of
+from .changes import ANY, MOST_LISTED, Explained, differing, first_rows, module_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -186,9 +185,9 @@ def vocabulary(changes: Changes, left: Collection[str]) -> Explained:
 
 
 def _embeds(changes: Changes, key: str) -> bool:
-    if is_position(key):
-        return False
     module = changes.modules.get(module_of(key))
     if isinstance(module, nn.Linear):
-        return "lm_head" in key
-    return isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or bool(_VOCABULARY.search(key))
+        embeds = "lm_head" in key
+    else:
+        embeds = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or bool(_VOCABULARY.search(key))
+    return embeds and not is_position(key)

@@ -17,10 +17,7 @@ def tied(
 ) -> list[tuple[str, ...]]:
     """Group missing keys with the checkpoint's key of the same tensor in the model, which comes first.
 
-    Args:
-        ties: keys that both have -> an object that the model's tied keys share.
-        missing: the model's keys that the checkpoint lacks.
-        target: the model's state dict.
+    `ties` has, for each key that both have, an object that the model's tied keys share.
     """
     firsts: dict[object, str] = {}
     for key, tensor in ties.items() if missing else ():
@@ -43,9 +40,7 @@ def untied(renamed: Shapes, missing: Collection[str], source: Mapping[str, Any])
 def newly_tied(ties: Mapping[str, object], old_ties: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """Yield pairs of keys that the model ties and the checkpoint does not.
 
-    Args:
-        ties: keys that both have -> an object that the model's tied keys share.
-        old_ties: the same for the checkpoint's, under the same names.
+    Both arguments have an object for each key, which tied keys share.
     """
     firsts: dict[object, str] = {}
     for key, tensor in ties.items():

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from pytest_ckptcompat.core.keys import select
 from pytest_ckptcompat.recipes.operators import tile, widen
 
-from .changes import ANY, Explained, differing
-from .layers import module_of, projects, unitwise
+from .changes import ANY, Explained, differing, module_of, projects, unitwise
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

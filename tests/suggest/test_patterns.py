@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pace import within
 
 from pytest_ckptcompat.core.keys import select
-from pytest_ckptcompat.suggest.patterns import Globs
+from pytest_ckptcompat.suggest.templates import Globs
 
 parts = st.sampled_from(["a", "b", "layers", "fc", "weight", "bias", "0", "1", "2", "10", "x1", "c[0]", "*"])
 keys = st.lists(st.lists(parts, min_size=1, max_size=5).map(".".join), min_size=1, max_size=30, unique=True)

@@ -12,8 +12,8 @@ from torch import nn
 
 from pytest_ckptcompat import Recipe, add_prefix, rename, strip_prefix
 from pytest_ckptcompat.core.collection import paused
+from pytest_ckptcompat.suggest.changes import NO_MODULES
 from pytest_ckptcompat.suggest.evidence import likeness
-from pytest_ckptcompat.suggest.layers import NO_MODULES
 from pytest_ckptcompat.suggest.renaming import renames
 
 if TYPE_CHECKING:
