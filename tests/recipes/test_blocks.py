@@ -246,7 +246,7 @@ def test_stacked_blocks_are_the_old_ones_in_turn(count: int, times: int, told: b
     for number, block in enumerate(new.layers):
         for name, tensor in block.state_dict().items():
             assert torch.equal(tensor, old.layers[number % count].state_dict()[name])
-    assert statuses(operator, old.state_dict(), state, {}) == {"kept"}
+    assert statuses(operator, old.state_dict(), state, new.state_dict()) == {"kept"}
     assert len({tensor.data_ptr() for tensor in state.values()}) == len(state)
     assert not function_is_kept(old, new, state)
     assert operator.caveat({}, {})

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 
 from pytest_ckptcompat.core import keys
 from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
-from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.recipes.arguments import python
 from pytest_ckptcompat.recipes.base import Operator, did_you_mean
 from pytest_ckptcompat.recipes.plan import Make, Plan, State, Write, same_for_moments
-from pytest_ckptcompat.recipes.promises import differing
+from pytest_ckptcompat.recipes.promises import displaced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -147,30 +146,21 @@ class insert_block(Operator):
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Claim that the copy is the original except for zeros, and the other blocks are unchanged."""
         layers, number = self._block
-        inside = {key: place(layers, key) for key in before}
-        originals = {key: each for key, each in inside.items() if each and each.number == int(number)}
+        inside = {key: found for key in before if (found := place(layers, key))}
+        names = {key: each.moved(self.at) for key, each in inside.items() if each.number == int(number)}
 
         def others() -> Iterator[str]:
-            for new, value in after.items():
-                now, old = place(layers, new), new
-                if now is not None:
-                    if now.number == self.at:
-                        continue
-                    old = now.moved(now.number - (now.number > self.at))
-                yield from _differs(new, old, before, value)
-            if len(after) != len(before) + len(originals):
-                yield f"{len(after)} keys instead of {len(before) + len(originals)}"
+            yield from displaced(before, after, self.destination)
+            if len(after) != len(before) + len(names):
+                yield f"{len(after)} keys instead of {len(before) + len(names)}"
 
         def copy() -> Iterator[str]:
-            for key, each in originals.items():
-                old, name = before[key], each.moved(self.at)
-                zero = any(keys.matches(pattern, each.rest) for pattern in self.zero)
-                if zero and isinstance(old, torch.Tensor):
-                    old = torch.zeros_like(old)
-                if name not in after:
-                    yield f"there is no {escape(name)}"
-                else:
-                    yield from differing(name, old, after[name])
+            expected = {key: before[key] for key in names}
+            for key, value in expected.items():
+                zero = any(keys.matches(pattern, inside[key].rest) for pattern in self.zero)
+                if zero and isinstance(value, torch.Tensor):
+                    expected[key] = torch.zeros_like(value)
+            yield from displaced(expected, after, names.get)
 
         kept = f"{len(self.zero)} patterns zero, the rest bit-equal"
         return [
@@ -214,57 +204,48 @@ class stack(Operator):
             self.matched(f"{self.layers}.0.*", state)
         plan: dict[str, list[Write]] = {}
         for layers, inside in found.items():
-            count, last = _count(inside), list(inside)[-1]
+            last = list(inside)[-1]
             plan[last] = [Write(last, (last,))]
-            for turn in range(1, self._turns(layers, count, inside, target)):
+            for names in self._repeated(layers, inside, target):
                 # A function of its own for each turn: tensors are tied within a turn alone.
                 def cloned(tensor: torch.Tensor) -> torch.Tensor:
                     return tensor.clone()
 
-                plan[last] += [
-                    _copied(key, each.moved(each.number + turn * count), state, cloned, self.optim)
-                    for key, each in inside.items()
-                ]
+                plan[last] += [_copied(key, name, state, cloned, self.optim) for key, name in names.items()]
         return plan
 
-    def _turns(self, layers: str, count: int, inside: Mapping[str, Place], target: State) -> int:
-        if self.times is not None:
-            return self.times
-        # Look keys up one by one: later operators may rename the model's blocks.
-        rests = {each.rest for each in inside.values()}
-        wanted = next(
-            number
-            for number in itertools.count()
-            if not any(f"{layers}.{number}.{rest}" in target for rest in rests)
-        )
-        if wanted % count or wanted // count < 2:
-            raise self.unfit(
-                layers, f"there are {count} blocks and the model has {wanted}, which is not a multiple"
-            )
-        return wanted // count
+    def _repeated(self, layers: str, inside: Mapping[str, Place], target: State) -> Iterator[dict[str, str]]:
+        """Yield the keys of a module's blocks with their new names, once for each further turn."""
+        count, times = _count(inside), self.times
+        if times is None:
+            # Look keys up one by one: later operators may rename the model's blocks.
+            rests = {each.rest for each in inside.values()}
+            numbers = itertools.count()
+            wanted = next(n for n in numbers if not any(f"{layers}.{n}.{rest}" in target for rest in rests))
+            times = wanted // count
+            if wanted % count or times < 2:
+                raise self.unfit(
+                    layers, f"there are {count} blocks and the model has {wanted}, which is not a multiple"
+                )
+        for turn in range(1, times):
+            yield {key: each.moved(each.number + turn * count) for key, each in inside.items()}
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Claim that block i is old block ``i mod n``, bit for bit."""
-        counts = {layers: _count(inside) for layers, inside in places(self.layers, before).items()}
+        found = places(self.layers, before)
 
         def faults() -> Iterator[str]:
-            turns: dict[str, int] = dict.fromkeys(before, 0)
-            for new, value in after.items():
-                inside, old = place(self.layers, new), new
-                if inside is not None and inside.layers in counts:
-                    old = inside.moved(inside.number % counts[inside.layers])
-                yield from _differs(new, old, before, value)
-                turns[old] = turns.get(old, 0) + 1
-            blocks: dict[str, set[int]] = {}
-            for key, turn in turns.items():
-                inside = place(self.layers, key)
-                blocks.setdefault("" if inside is None else inside.layers, set()).add(turn)
-            others = blocks.pop("", {1})
-            if others != {1} or any(len(found) != 1 or min(found) < 2 for found in blocks.values()):
-                yield "not every block is there equally often"
+            yield from displaced(before, after, lambda key: key)
+            wanted = len(before)
+            for layers, inside in found.items():
+                for names in self._repeated(layers, inside, target):
+                    yield from displaced({key: before[key] for key in names}, after, names.get)
+                    wanted += len(names)
+            if len(after) != wanted:
+                yield f"{len(after)} keys instead of {wanted}"
 
-        count = " or ".join(map(str, sorted(set(counts.values()))))
-        return [Claim.of(f"{self}: block i is block i mod {count}", faults, "bit for bit")]
+        counts = " or ".join(map(str, sorted(set(map(_count, found.values())))))
+        return [Claim.of(f"{self}: block i is block i mod {counts}", faults, "bit for bit")]
 
 
 def _count(inside: Mapping[str, Place]) -> int:
@@ -280,11 +261,3 @@ def _copied(key: str, name: str, state: State, make: Make, optim: str) -> Write:
 
 def _zeros(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.new_zeros(tensor.shape)
-
-
-def _differs(new: str, old: str, before: State, value: Any) -> Iterator[str]:
-    """Yield the fault of a new value that is not an old one."""
-    if old not in before:
-        yield f"{escape(new)} comes from nowhere"
-    else:
-        yield from differing(new, before[old], value)
