@@ -106,45 +106,15 @@ def test_a_block_with_an_output_left_changes_the_function() -> None:
     assert "not zero" in insert_block("layers.1", at=2).caveat({}, {})
 
 
-def shifted_wrongly(state: OrderedDict[str, Any]) -> None:
-    for key in [key for key in state if key.startswith("layers.3.")]:
-        other = key.replace("layers.3.", "layers.1.")
-        state[key], state[other] = state[other], state[key]
-
-
-def zeroed_the_original(state: OrderedDict[str, Any]) -> None:
-    state["layers.1.mlp.2.weight"] = torch.zeros_like(state["layers.1.mlp.2.weight"])
-
-
-def forgot_a_zero(state: OrderedDict[str, Any]) -> None:
-    state["layers.2.mlp.2.bias"] = state["layers.1.mlp.2.bias"].clone()
-
-
-def copied_another_block(state: OrderedDict[str, Any]) -> None:
-    state["layers.2.mlp.0.weight"] = state["layers.0.mlp.0.weight"].clone()
-
-
-def left_a_key_out(state: OrderedDict[str, Any]) -> None:
-    del state["layers.2.norm1.bias"]
-
-
-def left_the_last_block_out(state: OrderedDict[str, Any]) -> None:
-    for key in [key for key in state if key.startswith("layers.3.")]:
-        del state[key]
-
-
-FAULTS = [
-    shifted_wrongly,
-    zeroed_the_original,
-    forgot_a_zero,
-    copied_another_block,
-    left_a_key_out,
-    left_the_last_block_out,
-]
-
-
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_a_wrong_expansion_is_caught(fault: Callable[[OrderedDict[str, Any]], None]) -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda s: s.update({"layers.3.norm1.bias": s["layers.1.mlp.2.bias"]}),
+        lambda s: s.update({"layers.1.mlp.2.weight": torch.zeros_like(s["layers.1.mlp.2.weight"])}),
+        lambda s: [s.pop(key) for key in list(s) if key.startswith("layers.3.")],
+    ],
+)
+def test_a_wrong_expansion_is_caught(fault: Callable[[Any], object]) -> None:
     old = settle(Deep()).state_dict()
     operator = insert_block("layers.1", at=2, zero=OUTPUTS)
     new = operator.apply(old, {})

@@ -115,13 +115,6 @@ def test_a_function_that_wants_values_is_told_that_it_gets_none() -> None:
         custom(lambda state: {**state, "scale": state["out2.weight"].max().item()}).apply(old, {})
 
 
-def test_what_was_changed_beyond_the_declaration_is_caught() -> None:
-    old = boxes()
-    new = HALVED.apply(old, {})
-    new["net.fc.0.weight"] = new["net.fc.0.weight"] * 1.001
-    assert statuses(HALVED, old, new) == ["broken", "unchecked"]
-
-
 @pytest.mark.parametrize(("optim", "kept"), [("reset", {"a", "c"}), ("copy", {"a", "b", "c"})])
 def test_optimizer_state(optim: Any, kept: set[str]) -> None:
     def change(state: dict[str, Any]) -> dict[str, Any]:
