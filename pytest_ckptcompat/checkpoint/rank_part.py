@@ -84,7 +84,7 @@ def check_file(tree: object, path: str) -> None:
     if held and empty:
         raise CheckpointError(
             f"{_part(path)} of a checkpoint of DeepSpeed's ZeRO stage 3: {len(empty)} parameters "
-            f"have no values here, {escape(empty[0])} for one, and lie partitioned in other files. "
+            f"have no values here, {escape(empty[0])} for one: they are partitioned across other files. "
             f"{_ZERO_TO_FP32}"
         )
 
@@ -95,7 +95,7 @@ def part_without_model(tree: object) -> str:
         return ""
     if "module" in tree and not tree["module"] and any(name in tree for name in _OF_DEEPSPEED):
         where = (
-            f"its parameters lie partitioned in the files of all ranks (ZeRO stage 3). {_ZERO_TO_FP32}"
+            f"its parameters are partitioned across the files of all ranks (ZeRO stage 3). {_ZERO_TO_FP32}"
             if _shapes(tree)
             else "with pipeline parallelism each layer has a file layer_*-model_states.pt beside it. Convert "
             "them with ds_to_universal.py of DeepSpeed, or name one of them"

@@ -45,15 +45,9 @@ def copy(storages: Storages, spec: TensorSpec, destination: torch.Tensor) -> Non
     Contiguous CPU memory of the same dtype is filled directly. Otherwise, the values are copied in pieces of
     at most `PIECE` bytes, through page-locked memory for a CUDA device.
     """
-    if not spec.numel:
-        return
-    if not storages.in_chunks(spec.storage):
-        _copy(storages.source(spec.storage), spec, destination)
-        return
-    for chunk, source, inside in storages.chunks(spec):
-        block = tuple(slice(begin, begin + size) for begin, size in zip(chunk.begin, chunk.size, strict=True))
-        if inside.numel:
-            _copy(source, inside, destination[block])
+    for block, source, part in storages.blocks(spec) if spec.numel else ():
+        if part.numel:
+            _copy(source, part, destination[block])
 
 
 def _copy(source: Source, spec: TensorSpec, destination: torch.Tensor) -> None:

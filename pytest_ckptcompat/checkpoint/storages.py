@@ -59,11 +59,19 @@ class Storages(ExitStack):
         (extent,) = self._extents(storage)
         return _source(self._file(extent.file), extent)
 
-    def chunks(self, spec: TensorSpec) -> Iterator[tuple[Chunk, Source, TensorSpec]]:
-        """Yield the blocks of a tensor, each with a function that reads it and the layout of its values."""
+    def blocks(self, spec: TensorSpec) -> Iterator[tuple[tuple[slice, ...], Source, TensorSpec]]:
+        """Yield the parts in which a tensor is stored, often one.
+
+        Each is given by its place in the tensor, a function that reads it, and its layout.
+        """
+        if not self.in_chunks(spec.storage):
+            yield (), self.source(spec.storage), spec
+            return
         for chunk in self._extents(spec.storage):
             assert isinstance(chunk, Chunk)
-            yield (chunk, *self._opened(chunk, spec.dtype))
+            places = zip(chunk.begin, chunk.size, strict=True)
+            block = tuple(slice(begin, begin + size) for begin, size in places)
+            yield (block, *self._opened(chunk, spec.dtype))
 
     def _opened(self, chunk: Chunk, dtype: str) -> tuple[Source, TensorSpec]:
         if isinstance(chunk, PlainChunk):

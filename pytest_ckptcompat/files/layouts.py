@@ -166,8 +166,8 @@ def _deepspeed(folder: Folder) -> Iterable[str]:
         )
     if folder.matching(r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt"):
         raise CheckpointError(
-            "it is a checkpoint of DeepSpeed's ZeRO stage 3: its parameters lie partitioned in the files of "
-            "all ranks. Run 'python zero_to_fp32.py . OUTPUT' in the folder above, and open what it writes"
+            "it is a checkpoint of DeepSpeed's ZeRO stage 3: its parameters are partitioned across the files "
+            "of all ranks. Run 'python zero_to_fp32.py . OUTPUT' in the folder above, and open what it writes"
         )
     if layers := folder.matching(r"layer_\d+-model_\d+-model_states\.pt"):
         raise CheckpointError(

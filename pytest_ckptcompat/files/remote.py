@@ -103,8 +103,8 @@ class RemoteFile(File):
         data = self._fetched(offset, size)
         if len(data) != size:
             raise CheckpointError(
-                f"{display(self.path)} gave {len(data)} bytes where {size} were asked for: it is shorter "
-                "than its server says, or being written; try again, or download it first"
+                f"{display(self.path)} gave {len(data)} bytes instead of {size}: it is shorter than its "
+                "server says, or is being written; try again, or download it first"
             )
         return data
 

@@ -36,12 +36,12 @@ _LASTING = {501, 505}
 _PASSING = {408, 425, 429, *range(500, 600)} - _LASTING
 _NO_SIZE = "the server does not say how large it is: download it first"
 _NO_RANGES = (
-    "the server does not send parts of a file (range requests), and all of it is not downloaded for "
-    "its header: download it first"
+    "the server does not send parts of a file (range requests), and the whole file is not downloaded for "
+    "its header alone: download it first"
 )
-_ENCODED = "the server sends it compressed, and no part of it can be read so: download it first"
+_ENCODED = "the server sends it compressed, so parts of it can't be read: download it first"
 _PART = re.compile(r"bytes[ =]+(\d+)-(\d+)/(\d+)", re.IGNORECASE)
-_OTHER_PART = "the server sends another part of the file than it was asked for: download it first"
+_OTHER_PART = "the server sends another part of the file than the one requested: download it first"
 
 
 def options(url: str) -> dict[str, dict[str, Any]]:
