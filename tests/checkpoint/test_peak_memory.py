@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
+import pickle
 import sys
-from pathlib import Path
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from interpreter import run_python
 from safetensors.torch import save_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a peak that can be reset")
 
@@ -74,21 +78,34 @@ def _distributed(path: Path) -> None:
     dcp.save({"large": LARGE, "few": torch.ones(3)}, checkpoint_id=path)
 
 
-def _of_ranks(path: Path) -> None:
-    """Its tensors are in two blocks, 49 and 67 MB."""
-    script = Path(__file__).parents[1] / "support" / "dcp_ranks.py"
-    subprocess.run([sys.executable, script, path, "350000"], check=True, timeout=300)
+def _in_blocks(path: Path) -> None:
+    """Two tensors in two blocks each, as two ranks would have written them."""
+    blocks = {f"rows{n}": block for n, block in enumerate(LARGE.split(1500))}
+    blocks |= {f"columns{n}": block.contiguous() for n, block in enumerate(LARGE.split(2000, dim=1))}
+    dcp.save({**blocks, "few": torch.ones(3)}, checkpoint_id=path)
+    metadata = pickle.loads((path / ".metadata").read_bytes())
+    tensors, places = metadata.state_dict_metadata, metadata.storage_data
+    for key, second in (("rows", torch.Size((1500, 0))), ("columns", torch.Size((0, 2000)))):
+        tensors[key], other = tensors.pop(f"{key}0"), tensors.pop(f"{key}1")
+        tensors[key].size = LARGE.shape
+        tensors[key].chunks += [replace(other.chunks[0], offsets=second)]
+        metadata.planner_data[key] = (key,)
+        for index in [index for index in places if index.fqn in (f"{key}0", f"{key}1")]:
+            number = int(index.fqn[-1])
+            offset = second if number else index.offset
+            places[replace(index, fqn=key, offset=offset, index=number)] = places.pop(index)
+    (path / ".metadata").write_bytes(pickle.dumps(metadata))
 
 
-WRITERS = (_zip, _transposed, _legacy, _safetensors, _distributed, _of_ranks)
+WRITERS = (_zip, _transposed, _legacy, _safetensors, _distributed, _in_blocks)
 PIECES = {
     ("zip", "large"): 0,
     ("transposed", "large"): 1,
     ("legacy", "large"): 0,
     ("safetensors", "large"): 0,
     ("distributed", "large"): 0,
-    ("of_ranks", "rows"): 0,
-    ("of_ranks", "columns"): 1,
+    ("in_blocks", "rows"): 0,
+    ("in_blocks", "columns"): 1,
 }
 """Format and key -> pieces beside the tensor that reading takes, where its bytes are scattered over it."""
 

@@ -1,4 +1,4 @@
-"""Writes a distributed checkpoint from two processes: ``python dcp_ranks.py FOLDER [TIMES_LARGER]``.
+"""Writes a distributed checkpoint from two processes: ``python dcp_ranks.py FOLDER``.
 
 Every tensor is made of ranges, so that a test can tell what belongs where.
 """
@@ -21,21 +21,21 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 RANKS = 2
 
 
-def whole(larger: int = 1) -> dict[str, torch.Tensor]:
+def whole() -> dict[str, torch.Tensor]:
     return {
-        "rows": torch.arange(35.0 * larger).reshape(7 * larger, 5),
-        "columns": torch.arange(24 * larger, dtype=torch.int64).reshape(4, 6 * larger),
+        "rows": torch.arange(35.0).reshape(7, 5),
+        "columns": torch.arange(24, dtype=torch.int64).reshape(4, 6),
         "replicated": torch.arange(3.0, dtype=torch.bfloat16),
         "few": torch.arange(5.0)[:1],
         "plain": torch.arange(6.0).reshape(2, 3),
     }
 
 
-def write(rank: int, rendezvous: str, folder: str, larger: int = 1) -> None:
+def write(rank: int, rendezvous: str, folder: str) -> None:
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=RANKS)
     mesh = init_device_mesh("cpu", (RANKS,))
-    state = whole(larger)
+    state = whole()
     placements = {"rows": Shard(0), "columns": Shard(1), "replicated": Replicate(), "few": Shard(0)}
     for key, placement in placements.items():
         state[key] = distribute_tensor(state[key], mesh, [placement])
@@ -46,5 +46,5 @@ def write(rank: int, rendezvous: str, folder: str, larger: int = 1) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = (str(Path(scratch) / "rendezvous"), sys.argv[1], *map(int, sys.argv[2:]))
+        arguments = (str(Path(scratch) / "rendezvous"), sys.argv[1])
         multiprocessing.start_processes(write, arguments, nprocs=RANKS, start_method="spawn")
