@@ -11,7 +11,7 @@ from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.header import Header
 from pytest_ckptcompat.core.hooks import hookimpl
 from pytest_ckptcompat.core.keys import natural
-from pytest_ckptcompat.core.tensor_spec import TensorSpec, contiguous_stride
+from pytest_ckptcompat.core.tensor_spec import ITEMSIZE, TensorSpec, contiguous_stride
 
 from .diagnosis import damaged_lock
 from .json_header import loads
@@ -118,6 +118,8 @@ def _spec(key: str, row: Any, storage: str, limits: Limits) -> TensorSpec:
     match row:
         case [str(dtype), list(sizes), *note] if all(type(size) is int and size >= 0 for size in sizes):
             limits.check("dims", len(sizes), f"{len(sizes)} dimensions of {escape(key, 60)}")
+            if dtype not in ITEMSIZE and not note:
+                raise _damaged(f"{escape(key, 60)} has dtype {escape(dtype, 60)!r}, not one of torch's")
             shape = tuple(sizes)
             return TensorSpec(
                 dtype, shape, contiguous_stride(shape), 0, storage, note=str(note[0]) if note else ""

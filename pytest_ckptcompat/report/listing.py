@@ -156,10 +156,9 @@ _KINDS = {
 
 
 def _title(ckpt: Checkpoint) -> str:
-    parts = [f"{ckpt.name}: {ckpt.format}", f"{len(ckpt):,} tensors", size_shown(ckpt.nbytes)]
-    if ckpt.state_dict_key:
-        parts.append(f"under {escape(ckpt.state_dict_key)!r}")
-    return ", ".join(parts)
+    where = [f"under {escape(ckpt.state_dict_key)!r}"] if ckpt.state_dict_key else []
+    counts = [f"{len(ckpt):,} tensors", size_shown(ckpt.nbytes)]
+    return ", ".join([f"{ckpt.name}: {ckpt.format}", *counts, *where, *ckpt.contents.header.remarks])
 
 
 def _shown(spec: TensorSpec | None) -> str:

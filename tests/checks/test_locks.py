@@ -106,6 +106,7 @@ def test_the_lock_of_a_model(folder):
         '{"ckptcompat_lock": 1, "tensors": []}',
         '{"ckptcompat_lock": 1, "tensors": {"a": ["float32"]}}',
         '{"ckptcompat_lock": 1, "tensors": {"a": ["float32", [-1]]}}',
+        '{"ckptcompat_lock": 1, "tensors": {"a": ["flaot32", [1]]}}',
         '{"ckptcompat_lock": 1, "tensors": {"a": ["float32", [1]]}, "ties": [["a", "b"]]}',
         '{"ckptcompat_lock": 1, "tensors": {}}',
         '{"ckptcompat_lock": 1, "x": ' + "[" * 100_000,

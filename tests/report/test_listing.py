@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from typing import TYPE_CHECKING
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -45,6 +46,14 @@ def test_cells_stand_below_each_other_whatever_keys_are_made_of(odd: Checkpoint,
     new = _saved(tmp_path / "new.pth", a=torch.zeros(2, 1))
     _, _, _, rule, *rows = contrasted(odd, new, changes(odd, new)).split("\n")
     assert {row.index("(") for row in rows} == {rule.rindex("  ", 0, rule.rindex("  ")) + 2}
+
+
+def test_how_the_file_was_read_is_told(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(2, 3)}, tmp_path / "net.pth")
+    with ZipFile(tmp_path / "net.pth") as archive:
+        archive.extractall(tmp_path / "unpacked")
+    title = listed(open_checkpoint(tmp_path / "unpacked/net")).partition("\n")[0]
+    assert title.endswith("torch-zip, 1 tensors, 24 B, unpacked")
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
