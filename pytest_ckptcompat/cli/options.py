@@ -151,10 +151,7 @@ def parsed_limits(options: argparse.Namespace) -> Limits:
     """
     from pytest_ckptcompat.core.limits import Limits
 
-    try:
-        return Limits.parse(options.limit)
-    except ValueError as error:
-        raise ValueError(f"--limit: {error}") from None
+    return Limits.parse("--limit", options.limit)
 
 
 def make_importable() -> None:

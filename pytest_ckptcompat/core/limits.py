@@ -53,11 +53,12 @@ class Limits:
     synthetic_bytes: int = 4_000_000_000
 
     @classmethod
-    def parse(cls, lines: Iterable[str]) -> Limits:
+    def parse(cls, source: str, lines: Iterable[str]) -> Limits:
         """Return the defaults, changed by lines of ``name=value``.
 
         Raises:
             ValueError: a line has another form, an unknown name, or a value that is not a positive integer.
+                The message starts with the source, such as ``--limit``.
         """
         changes: dict[str, int] = {}
         known = [field.name for field in fields(cls)]
@@ -68,13 +69,13 @@ class Limits:
                 hint = (
                     f"did you mean {near[0]}={value or 'VALUE'}?" if near else f"known are {', '.join(known)}"
                 )
-                raise ValueError(f"{line.strip()!r} is not a limit: use NAME=VALUE; {hint}")
+                raise ValueError(f"{source}: {line.strip()!r} is not a limit: use NAME=VALUE; {hint}")
             try:
                 changes[name] = int(value.replace("_", ""))
             except ValueError:
                 changes[name] = 0
             if changes[name] < 1:
-                raise ValueError(f"limit {name}={value!r}: give a positive whole number")
+                raise ValueError(f"{source}: limit {name}={value!r}: give a positive whole number")
         return replace(cls(), **changes)
 
     def check(self, name: str, value: int, what: str) -> None:

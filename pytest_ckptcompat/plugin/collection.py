@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from .marks import cases, is_marked
-from .session import MARKER, Declared, Misstated, named, settings
+from .session import MARKER, CheckItem, Declared, named, settings
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -71,7 +71,7 @@ def pytest_pycollect_makeitem(
     if any(mark.name == MARKER and not mark.kwargs for mark in _marks_of_class(name, obj)):
         model = type(obj).__name__
         told = f"@pytest.mark.{MARKER}({model}) marks the class {model}, not the test: write model={model}"
-        return Misstated.from_parent(collector, name=name, text=f"{collector.nodeid}: {told}", line=0)
+        return CheckItem.from_parent(collector, name=name, line=1, fault=f"{collector.nodeid}: {told}")
     return made
 
 

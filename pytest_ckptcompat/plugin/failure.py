@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from _pytest._code.code import ReprEntryNative, ReprExceptionInfo, ReprFileLocation, ReprTracebackNative
 
 from pytest_ckptcompat.report import terminal
 from pytest_ckptcompat.report.report import Report
 
+from .session import CheckItem
 from .terminal_line import Terminal
-from .toml_file import CheckItem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -97,6 +97,22 @@ def add_reports(
     for report in found.values() if add_section else ():
         text = terminal.render(report, settings.width, settings.verbosity)
         add_section(f"report of {report.checkpoint}", text)  # type: ignore[misc]
+
+
+class Unread(Report):
+    """A report that records whether anything in it was `read`."""
+
+    read = False
+
+    @classmethod
+    def given(cls, report: Report) -> Self:
+        """Copy a report, as not read yet."""
+        return cls(**{each.name: getattr(report, each.name) for each in fields(report)})
+
+    def __getattribute__(self, name: str) -> Any:
+        if name != "read" and not name.startswith("_"):
+            object.__setattr__(self, "read", True)
+        return super().__getattribute__(name)
 
 
 @dataclass(eq=False)

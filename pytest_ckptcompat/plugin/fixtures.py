@@ -92,7 +92,7 @@ def ckpt_check(request: pytest.FixtureRequest) -> Callable[..., Report]:
         from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
         from pytest_ckptcompat.checks.arguments import CheckArguments
 
-        from .must_read import Unread
+        from .failure import Unread
 
         opened = ckpt if isinstance(ckpt, Checkpoint) else None
         try:

@@ -57,13 +57,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="rewrite the lock files that the run uses from the checkpoints or models they name",
     )
-    parser.addini("ckpt", "checkpoints, as --ckpt, relative to this file", type="linelist", default=[])
-    parser.addini("ckpt_required", "as --ckpt-required", type="bool", default=False)
-    parser.addini("ckpt_device", "as --ckpt-device (auto)", type="string", default="")
-    parser.addini("ckpt_require_cuda", "as --ckpt-require-cuda", type="bool", default=False)
-    parser.addini("ckpt_severity", "lines of rule=error, rule=warn or rule=off", type="linelist", default=[])
-    parser.addini("ckpt_git_timeout", "seconds for the code of a commit (60)", type="string", default="")
-    parser.addini("ckpt_limits", "lines of name=value: caps of the readers", type="linelist", default=[])
+    parser.addini("ckpt", "checkpoints, as --ckpt, relative to this file", type="linelist")
+    parser.addini("ckpt_required", "as --ckpt-required", type="bool")
+    parser.addini("ckpt_device", "as --ckpt-device (auto)", type="string")
+    parser.addini("ckpt_require_cuda", "as --ckpt-require-cuda", type="bool")
+    parser.addini("ckpt_severity", "lines of rule=error, rule=warn or rule=off", type="linelist")
+    parser.addini("ckpt_git_timeout", "seconds for the code of a commit (60)", type="string")
+    parser.addini("ckpt_limits", "lines of name=value: caps of the readers", type="linelist")
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -104,10 +104,9 @@ def _marker(*, in_full: bool) -> str:
 
 def _is_given(config: pytest.Config, keys: Iterable[str]) -> bool:
     """Return whether one of our options or of these ini keys was given."""
-    return any(config.getoption(f"ckpt{name}") for name in _OPTIONS) or any(ini(config, key) for key in keys)
+    options = (value for name, value in vars(config.option).items() if name.startswith("ckpt"))
+    return any(options) or any(ini(config, key) for key in keys)
 
-
-_OPTIONS = ("", "_required", "_device", "_require_cuda", "_report", "_lock_update")
 
 _KEYS = ("ckpt_device", "ckpt_severity", "ckpt_limits", "ckpt_git_timeout")
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from pytest_ckptcompat.checks.check import Check
 
-    from .must_read import Unread
+    from .failure import Unread
 
 _DONE = pytest.StashKey[tuple["Declared", "Check"]]()
 

@@ -6,12 +6,15 @@ Every pytest run on the machine imports this module, so other imports are deferr
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
     from pytest_ckptcompat.checks.arguments import CheckArguments
     from pytest_ckptcompat.checks.check import Check
@@ -49,25 +52,35 @@ class Incompatible(Exception):  # noqa: N818  # a verdict on the checkpoint, not
         self.reports = reports
 
 
-class Misstated(pytest.Item):
-    """A failing stand-in for a test with a wrong declaration, so that the rest of the file still runs."""
+class CheckItem(pytest.Item):
+    """A test without a function; the plugin makes its checks before the body runs.
 
-    def __init__(self, *, text: str, line: int, **rest: Any) -> None:
+    Args:
+        line: where it is declared, counted from 1.
+        checks: its checks.
+        fault: what is wrong with the declaration. Such a test fails, so that the rest of the file still runs.
+    """
+
+    def __init__(self, *, line: int, checks: Sequence[Declared] = (), fault: str = "", **rest: Any) -> None:
         super().__init__(**rest)
-        self.stash[CHECKS] = []
-        self._text = text
+        self.stash[CHECKS] = list(checks)
         self._line = line
+        self._fault = fault
 
     def setup(self) -> None:
-        """Fail with the error message."""
-        pytest.fail(self._text, pytrace=False)
+        """Fail if the declaration is wrong; else make modules beside the file importable."""
+        if self._fault:
+            pytest.fail(self._fault, pytrace=False)
+        folder = str(self.path.parent)
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
 
     def runtest(self) -> None:
-        """Do nothing: `setup` always fails."""
+        """Do nothing: the check is the whole test."""
 
     def reportinfo(self) -> tuple[Path, int, str]:
         """Return where the test is declared."""
-        return self.path, self._line, self.name
+        return self.path, self._line - 1, self.name
 
 
 _SETTINGS = pytest.StashKey["Settings"]()

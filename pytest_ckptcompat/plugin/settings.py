@@ -17,7 +17,7 @@ from .checkpoints import expand
 from .ini_keys import CKPT_VARIABLE, ini
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     import pytest
 
@@ -72,7 +72,7 @@ class Settings:
             device=device_name(_source(config, "ckpt_device"), either("ckpt_device") or "auto"),
             require_cuda=bool(either("ckpt_require_cuda")),
             severities=severities_of(ini(config, "ckpt_severity")),
-            limits=_limits(ini(config, "ckpt_limits")),
+            limits=Limits.parse("the ini key ckpt_limits", ini(config, "ckpt_limits")),
             git_timeout=_seconds(ini(config, "ckpt_git_timeout")),
             reports=targets("--ckpt-report", config.getoption("ckpt_report")),
             update_locks=_update_locks(config),
@@ -105,13 +105,6 @@ def _paths(config: pytest.Config) -> list[str]:
 def _source(config: pytest.Config, key: str) -> str:
     """Return how the user gave an option: ``--ckpt-device``, or the ini key."""
     return f"the ini key {key}" if config.getoption(key) is None else f"--{key.replace('_', '-')}"
-
-
-def _limits(lines: Iterable[str]) -> Limits:
-    try:
-        return Limits.parse(lines)
-    except ValueError as error:
-        raise ValueError(f"the ini key ckpt_limits: {error}") from None
 
 
 def _seconds(text: str) -> float:

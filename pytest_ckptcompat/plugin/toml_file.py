@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from pytest_ckptcompat.core.redaction import public
 from pytest_ckptcompat.recipes.recipe_text import TODAY, locks_of_releases
 
 from .checkpoints import ids
-from .session import CHECKS, Declared, Misstated, named, resolved, shelf
+from .session import CHECKS, CheckItem, Declared, named, resolved, shelf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,24 +135,22 @@ class CheckFile(pytest.File):
 
     def _misstated(
         self, error: _MisstatedError, table: dict[str, Any], number: int, lines: Lines
-    ) -> Misstated:
+    ) -> CheckItem:
         line = lines.of(number, error.inner, error.key)
         heading = f"check.{error.inner[0]}" if error.inner else "check"
-        text = f"{self.nodeid}:{line}: [[{heading}]]: {error}"
-        return Misstated.from_parent(self, name=public(_name(table, number)), text=text, line=line - 1)
+        fault = f"{self.nodeid}:{line}: [[{heading}]]: {error}"
+        return CheckItem.from_parent(self, name=public(_name(table, number)), line=line, fault=fault)
 
     def _of_releases(
         self, name: str, case: CheckArguments, releases: str, line: int
     ) -> Iterator[pytest.Item]:
         """Yield a test for each release, from its lock, and one that compares the last with today's model."""
-        alone = CheckItem.from_parent(self, name=name, checks=[], line=line)
-        (path, *_) = resolved(releases, alone)
+        (path, *_) = resolved(releases, CheckItem.from_parent(self, name=name, line=line))
         try:
             locks = locks_of_releases(path)
         except RecipeError as error:
-            yield Misstated.from_parent(
-                self, name=name, text=f"{self.nodeid}:{line}: [[check]]: {error}", line=line - 1
-            )
+            fault = f"{self.nodeid}:{line}: [[check]]: {error}"
+            yield CheckItem.from_parent(self, name=name, line=line, fault=fault)
             return
         shelf(self.config).kept.update(locks.values())
         upgraded = replace(case, recipe=str(Path(path).absolute()))  # it is resolved again from this file
@@ -164,7 +161,7 @@ class CheckFile(pytest.File):
         yield CheckItem.from_parent(self, name=f"{name}[{TODAY}]", checks=checks, line=line)
 
     def _items(self, name: str, case: CheckArguments, line: int) -> Iterator[CheckItem]:
-        alone = CheckItem.from_parent(self, name=name, checks=[], line=line)
+        alone = CheckItem.from_parent(self, name=name, line=line)
         paths = named(case, alone)
         if not paths or (len(paths) == 1 and len(case.ckpt) == 1):
             alone.stash[CHECKS] = [Declared(case, paths[0] if paths else None)]
@@ -173,28 +170,6 @@ class CheckFile(pytest.File):
         for path, identity in zip(paths, ids(paths), strict=True):
             checks = [Declared(case, path)]
             yield CheckItem.from_parent(self, name=f"{name}[{identity}]", checks=checks, line=line)
-
-
-class CheckItem(pytest.Item):
-    """A test for one checkpoint of a ``[[check]]``; the plugin checks it before the body runs."""
-
-    def __init__(self, *, checks: list[Declared], line: int, **rest: Any) -> None:
-        super().__init__(**rest)
-        self.stash[CHECKS] = checks
-        self._line = line
-
-    def setup(self) -> None:
-        """Make the modules beside the file importable, as for a test file."""
-        folder = str(self.path.parent)
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
-
-    def runtest(self) -> None:
-        """Do nothing: the check is the whole test."""
-
-    def reportinfo(self) -> tuple[Path, int, str]:
-        """Return where the table starts."""
-        return self.path, self._line - 1, self.name
 
 
 def _declared(table: dict[str, Any], number: int) -> tuple[str, CheckArguments, str]:
