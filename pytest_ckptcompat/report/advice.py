@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.escape import escape
@@ -12,14 +12,11 @@ from pytest_ckptcompat.core.key_groups import group
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-MOST_NAMED = 6
+    from pytest_ckptcompat.recipes.recipe import Recipe
 
+Suggested: TypeAlias = "Recipe | RecipeText"
 
-class Suggested(Protocol):
-    """A recipe, or its text."""
-
-    def to_toml(self) -> str:
-        """Return the text of a recipe file."""
+_MOST_NAMED = 6
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ def advice(suggestion: Suggested | None, remedy: Remedy | None, *, declared: boo
 def named(keys: Sequence[str]) -> str:
     """Return a few keys as text, similar ones grouped, and how many more there are."""
     groups = group(keys)
-    shown = groups[:MOST_NAMED]
-    more = sum(len(each.keys) for each in groups[MOST_NAMED:])
+    shown = groups[:_MOST_NAMED]
+    more = sum(len(each.keys) for each in groups[_MOST_NAMED:])
     texts = [escape(each.pattern, limit=120) for each in shown] + ([f"{more:,} more keys"] if more else [])
     return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]])) if texts else ""

@@ -89,10 +89,7 @@ class Facts:
         if first.rule.startswith("loader-"):
             return self._misloaded(first)
         if any(map(_refuses, self.errors)):
-            counts = (
-                f"{len(self.mismatched)} mismatched, {len(self.missing)} missing, "
-                f"{len(self.unexpected)} unexpected"
-            )
+            counts = _counted(len(self.mismatched), len(self.missing), len(self.unexpected))
             why = next((f"{f.rule}: {_one_line(f)}; " for f in self.errors if _stage(f) in _RECIPE), "")
             if not (self.mismatched or self.missing or self.unexpected):
                 error = next(filter(_refuses, self.errors))
@@ -106,10 +103,7 @@ class Facts:
             return f"{self.checkpoint} was not checked: {why}"
         if _stage(first) == "rollback":
             found = Counter(each.rule.removeprefix("rollback-") for each in self.errors)
-            counts = (
-                f"{found['mismatch']} mismatched, {found['missing']} missing, "
-                f"{found['unexpected']} unexpected"
-            )
+            counts = _counted(found["mismatch"], found["missing"], found["unexpected"])
             fits = f" fits {self.model}, but" if self.total else ":"
             cant = f"the released model can't load checkpoints of today's {self.model}"
             return f"{self.checkpoint}{fits} {cant}: {counts}"
@@ -225,6 +219,10 @@ _RECIPE = ("recipe", "verify")
 
 def _stage(found: Finding) -> Kind:
     return RULES[found.rule].stage
+
+
+def _counted(mismatched: int, missing: int, unexpected: int) -> str:
+    return f"{mismatched} mismatched, {missing} missing, {unexpected} unexpected"
 
 
 def _refuses(found: Finding) -> bool:
