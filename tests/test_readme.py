@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def test_no_block_is_left_out():
     assert [name for name in names if f'block("{name}")' not in tests] == []
 
 
-def test_the_quick_start():
+def test_the_quick_start(pytester, monkeypatch):
     """CI runs its two lines in a fresh environment; the run on the example is made here too."""
     first, second = commands(block("quick start"))
     ours = (ROOT / ".ci/run").read_text(encoding="utf-8")
@@ -51,9 +50,8 @@ def test_the_quick_start():
         assert run[0] == ".venv/bin/pytest"
         assert re.search(rf"pytest\" -p no:cacheprovider {' '.join(run[1:])}", ours)
     *_, run = first.split(" && ")
-    arguments = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *shlex.split(run)[1:]]
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert "1 of 1 checks passed" in done.stdout
+    monkeypatch.chdir(ROOT)
+    assert "1 of 1 checks passed" in pytester.runpytest(*shlex.split(run)[1:]).stdout.str()
 
 
 def test_the_example_is_the_one_in_the_repository():

@@ -99,11 +99,11 @@ def test_drift_is_red_and_a_release_makes_it_green(
     monkeypatch.chdir(folder)
     (folder / "ckptcompat.toml").write_text(CHECK)
     assert main(["release", "v1", "drifting:Net"]) == 0
-    pytester.runpytest_subprocess(str(folder), "--rootdir", str(folder)).assert_outcomes(passed=2)
+    pytester.runpytest_inprocess(str(folder), "--rootdir", str(folder)).assert_outcomes(passed=2)
     grown(folder, 10)
-    pytester.runpytest_subprocess(str(folder), "--rootdir", str(folder)).assert_outcomes(failed=2)
+    pytester.runpytest_inprocess(str(folder), "--rootdir", str(folder)).assert_outcomes(failed=2)
     assert main(["release", "v2", "drifting:Net"]) == 0
-    pytester.runpytest_subprocess(str(folder), "--rootdir", str(folder)).assert_outcomes(passed=3)
+    pytester.runpytest_inprocess(str(folder), "--rootdir", str(folder)).assert_outcomes(passed=3)
 
 
 def untouched(folder: Path) -> list[tuple[str, bytes]]:

@@ -18,10 +18,8 @@ import pytest
 HERE = Path(__file__).parent
 RECORDED = HERE / "recorded"
 PARTS = {
-    "pairs": ["pairs"],
-    "run": ["pytest"],
-    "examples": ["examples"],
-    "commands,operators": ["commands", "operators"],
+    "run,examples": ["pytest", "examples"],
+    "pairs,commands,operators": ["pairs", "commands", "operators"],
 }
 """Each is made in a process of its own, and fills these folders."""
 
@@ -32,7 +30,7 @@ SET = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "CUDA_VISIBLE_DEVICES": "", "NO_CO
 
 @pytest.mark.parametrize("part", list(PARTS))
 def test_users_see_what_they_saw(part: str, tmp_path: Path) -> None:
-    if part == "examples":
+    if "examples" in part:
         pytest.importorskip("numpy")  # of the example npz
     environment = {key: value for key, value in os.environ.items() if not key.startswith(HIDDEN)} | SET
     script = [sys.executable, str(HERE / "make_golden.py"), part, str(tmp_path)]

@@ -194,7 +194,7 @@ def test_workers_start_one_child(pytester, repository, monkeypatch):
     repository.commit()
     log = pytester.path.parent / f"{pytester.path.name}-starts"
     monkeypatch.setenv("STARTS", str(log))
-    done = pytester.runpytest_subprocess("--ckpt=git:HEAD", "--ckpt-device=none", "-n2")
+    done = pytester.runpytest_inprocess("--ckpt=git:HEAD", "--ckpt-device=none", "-n2")
     done.assert_outcomes(passed=2)
     past = [line for line in log.read_text().splitlines() if "ckptcompat-git-" in line]
     assert len(past) == 1

@@ -26,15 +26,14 @@ def ran(project, test, *options):
     return result, found
 
 
-@pytest.mark.parametrize("options", [(), ("-n2",)], ids=["plain", "n2"])
-def test_several_marks_on_a_function_are_as_many_checks(project, options):
+def test_several_marks_on_a_function_are_as_many_checks(project):
     test = """
 @mark(model=V1, ckpt="v2.pth")
 @mark(model=V1, ckpt="v1.pth")
 def test_two(ckpt_path, ckpt_report):
     assert ckpt_report.checkpoint == ckpt_path
 """
-    result, found = ran(project, test, *options)
+    result, found = ran(project, test)
     result.assert_outcomes(passed=1, failed=1)
     assert found == {
         "test_two[v1.pth]": ("v1.pth", "nets.V1", True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib import import_module, invalidate_caches
 
 import pytest
@@ -53,7 +54,7 @@ def released(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
     monkeypatch.chdir(project.path)
     file = project.path / "nets.py"
     file.write_text(file.read_text() + V3)
-    monkeypatch.delitem(__import__("sys").modules, "nets", raising=False)
+    monkeypatch.delitem(sys.modules, "nets", raising=False)
     invalidate_caches()
     (project.path / "locks").mkdir()
     for name in ("V1", "V2", "V3"):
@@ -95,7 +96,9 @@ def test_nothing_is_opened_where_tests_are_only_collected(released: pytest.Pytes
 def test_drift_is_red_until_there_is_a_release(released: pytest.Pytester) -> None:
     file = released.path / "nets.py"
     file.write_text(file.read_text().replace("outputs=14", "outputs=15"))
-    result = released.runpytest_subprocess()
+    del sys.modules["nets"]
+    invalidate_caches()
+    result = released.runpytest()
     result.assert_outcomes(failed=4)
     text = out(result)
     assert (

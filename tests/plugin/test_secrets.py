@@ -186,7 +186,7 @@ def test_a_run_of_pytest(
     pytester.makefile(".toml", ckptcompat='[[check]]\nname = "file"\nmodel = "models_of_secrets:Net"\n')
     monkeypatch.setenv("PYTEST_ADDOPTS", "")  # with pytest's cache, which holds test ids
     monkeypatch.setenv("URLS", "\n".join(urls(READ | NOT_READ, server).values()))
-    result = pytester.runpytest_subprocess(
+    result = pytester.runpytest_inprocess(
         *(f"--ckpt={url}" for url in urls(READ, server).values()),
         "-vv", "-rA", "--showlocals", "--log-level=DEBUG", "--durations=0", "--junitxml=o.xml",
         "--ckpt-report=json:o.json", "--ckpt-report=markdown:o.md", "--ckpt-report=html:o.html",

@@ -5,12 +5,10 @@ import pytest
 pytest.importorskip("xdist")
 
 MARKED = """
-    import os, pytest
-    from torch import nn
+    import pytest
 
     def net():
         open("built", "w").close()
-        return nn.Linear(2, 2)
 
     @pytest.mark.ckpt_compat(model=net{more})
     def test_net():
@@ -35,7 +33,7 @@ def test_workers_under_torchrun_are_refused_at_start(
     pytester: pytest.Pytester, workers: tuple[str, ...]
 ) -> None:
     pytester.makepyfile(MARKED.format(more=""))
-    result = pytester.runpytest_subprocess("--ckpt=net.pth", *workers)
+    result = pytester.runpytest_inprocess("--ckpt=net.pth", *workers)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     told = [line for line in result.errlines if line.strip()]
     assert len(told) == 1
@@ -48,7 +46,7 @@ def test_workers_under_torchrun_are_refused_at_start(
 def test_marks_that_name_their_checkpoint_fail_there(pytester: pytest.Pytester) -> None:
     """At start nothing tells of them; other tests run as ever."""
     pytester.makepyfile(MARKED.format(more=', ckpt="net.pth"'))
-    result = pytester.runpytest_subprocess("-n1")
+    result = pytester.runpytest_inprocess("-n1")
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["pytest-xdist (-n) under torchrun: *"])
     assert not (pytester.path / "built").exists()
@@ -58,10 +56,10 @@ def test_marks_that_name_their_checkpoint_fail_there(pytester: pytest.Pytester) 
 @pytest.mark.parametrize("workers", [(), ("-n0",)])
 def test_torchrun_alone_is_fine(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
     pytester.makepyfile("def test_other(): pass")
-    result = pytester.runpytest_subprocess("--ckpt-device=none", *workers)
+    result = pytester.runpytest_inprocess("--ckpt-device=none", *workers)
     result.assert_outcomes(passed=1)
 
 
 def test_workers_alone_are_fine(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_other(): pass")
-    pytester.runpytest_subprocess("--ckpt-device=none", "-n1").assert_outcomes(passed=1)
+    pytester.runpytest_inprocess("--ckpt-device=none", "-n1").assert_outcomes(passed=1)
