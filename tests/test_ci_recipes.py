@@ -11,29 +11,37 @@ import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from programs import programs
 from readme import ROOT, block
 
 from pytest_ckptcompat.cli import main
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 yaml = pytest.importorskip("yaml")
 
-SHIM = """#!/bin/sh
-exec {python} -m {module} "$@"
-"""
 PIP = """#!/bin/sh
 echo "$@" >> "$PIP_LOG"
 """
 
 
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """``pytest``, ``ckptcompat``, and a ``pip`` that notes what it is asked for and installs nothing."""
+    folder = tmp_path_factory.mktemp("bin")
+    (folder / "pip").write_text(PIP)
+    (folder / "pip").chmod(0o755)
+    with programs(folder, {"pytest": "pytest", "ckptcompat": "pytest_ckptcompat"}):
+        yield folder
+
+
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The gate of the README on the day of the release; ``pip`` notes what it is asked for, and installs nothing."""
-    folder, programs = tmp_path / "repository", tmp_path / "bin"
+def repository(tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The gate of the README on the day of the release."""
+    folder = tmp_path / "repository"
     folder.mkdir()
-    programs.mkdir()
     for name in ("onet.py", "net.pth"):
         shutil.copy(ROOT / "examples/onet" / name, folder)
     with monkeypatch.context() as inside:
@@ -41,20 +49,13 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         assert main(["lock", "net.pth", "-o", "net.ckpt.json"]) == 0
     (folder / "ckptcompat.toml").write_text(block("gate: five lines"), encoding="utf-8")
     released(folder)
-    shims = {name: SHIM.format(python=sys.executable, module=module) for name, module in MODULES.items()}
-    for name, text in {**shims, "pip": PIP}.items():
-        (programs / name).write_text(text)
-        (programs / name).chmod(0o755)
     for name in [name for name in os.environ if name.startswith(("GIT_", "PYTEST_", "CKPT"))]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PIP_LOG", str(tmp_path / "pip.log"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     return folder
-
-
-MODULES = {"pytest": "pytest", "ckptcompat": "pytest_ckptcompat"}
 
 
 def released(folder: Path) -> None:
@@ -95,12 +96,12 @@ def test_github_actions(repository: Path) -> None:
     assert (repository.parent / "pip.log").read_text() == "install pytest-ckptcompat\n" * 2
 
 
-def test_the_job_that_has_the_weights(repository: Path) -> None:
+def test_the_job_that_has_the_weights(repository: Path, commands: Path) -> None:
     job = yaml.safe_load(block("ci: weights"))["jobs"]["weights"]
     cache, download = job["steps"][2], job["steps"][4]
     assert download["if"] == f"steps.{cache['id']}.outputs.cache-hit != 'true'"
     assert re.fullmatch("[0-9a-f]{40}", str(job["env"]["REVISION"]))
-    hub = repository.parent / "bin/hf"
+    hub = commands / "hf"
     hub.write_text('#!/bin/sh\n[ "$4" = --revision ] && [ ${#5} = 40 ] && mkdir -p "$7" && cp "$3" "$7"\n')
     hub.chmod(0o755)
     (repository / "test_net.py").write_text(
