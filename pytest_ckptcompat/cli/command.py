@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_ckptcompat.core.errors import CheckpointError, RecipeError
+from pytest_ckptcompat.core import hooks
+from pytest_ckptcompat.core.errors import CheckpointError, RecipeError, raised
 from pytest_ckptcompat.core.redaction import redact
 
 from . import apply, bisect, check, diff, init, lock, operators, release, rules, show
-from .conftest_hooks import known
+from .options import make_importable
 from .output import INTERRUPTED, UNCHECKED, Outcome, say, write
 from .parser import Parser
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
 COMMANDS = (init, show, diff, check, lock, release, apply, bisect, rules, operators)
@@ -35,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse(arguments)
     try:
-        with known(wanted=getattr(options, "runs_code", False)):
+        with _hooks_of_conftest(used=getattr(options, "runs_code", False)):
             outcome: Outcome = options.run(options)
     except (CheckpointError, RecipeError, ValueError) as error:
         say(redact(str(error)))
@@ -46,6 +50,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if outcome.refusal:
         say(outcome.refusal)
     return outcome.code if write(outcome.text) else max(outcome.code, UNCHECKED)
+
+
+@contextmanager
+def _hooks_of_conftest(*, used: bool) -> Iterator[None]:
+    """Use the hooks of the current folder's ``conftest.py`` if it implements any of ours.
+
+    Raises:
+        ValueError: ``conftest.py`` can't be imported.
+    """
+    path = Path("conftest.py")
+    if not used or not path.is_file() or b"pytest_ckptcompat_" not in path.read_bytes():
+        yield
+        return
+    make_importable()
+    spec = spec_from_file_location("conftest", path.resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"conftest.py, which has hooks of ckptcompat, failed: {raised(error)}") from None
+    relay = hooks.of_module(module)
+    hooks.use(relay)
+    try:
+        yield
+    finally:
+        hooks.forget(relay)
 
 
 def _parser() -> Parser:

@@ -6,6 +6,7 @@ them through the entry-point group ``pytest_ckptcompat``.
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -111,8 +112,6 @@ class _ByName(pluggy.PluginManager):
 
 def of_module(module: object) -> HookRelay:
     """Return the hooks that a module implements."""
-    import sys
-
     manager = _ByName("pytest")
     manager.add_hookspecs(sys.modules[__name__])
     manager.register(module)
@@ -122,8 +121,6 @@ def of_module(module: object) -> HookRelay:
 @cache
 def installed() -> HookRelay:
     """Return the hooks that installed packages implement."""
-    import sys
-
     manager = pluggy.PluginManager("pytest")
     manager.add_hookspecs(sys.modules[__name__])
     manager.load_setuptools_entrypoints(ENTRY_POINTS)

@@ -26,20 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of a run.
+    """The options of a run, named as on the command line.
 
     Attributes:
-        paths: the paths of ``--ckpt``, with globs expanded; those of the ini key if the option is not given.
-        required: whether a marked test without a checkpoint fails.
-        device: where the forward pass runs.
-        require_cuda: whether the forward pass must really run on CUDA.
-        severities: rule -> severity, as ``ckpt_severity`` sets them.
-        limits: the readers' caps.
+        paths: the checkpoints, with globs expanded.
+        severities: rule -> severity, for the rules that ``ckpt_severity`` names.
         git_timeout: the most seconds that a past version of the code may take.
         reports: (format, path) of the files to write.
-        update_locks: whether to update lock files before they are used.
-        width: the width of the terminal in columns.
-        verbosity: pytest's verbosity.
+        width: the columns of the terminal.
     """
 
     paths: tuple[str, ...]

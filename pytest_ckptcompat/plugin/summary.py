@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Summary:
-    """Collects the reports of a run from all processes, summarises them, and writes the files."""
+    """The plugin that does this; each process has one."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config

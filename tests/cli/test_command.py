@@ -74,15 +74,8 @@ def test_diff(folder, capsys):
 
 
 def test_check_without_and_with_the_recipe(folder, capsys):
-    arguments = [
-        "check",
-        "net.pth",
-        "networks:Grown",
-        "--inputs",
-        "2x3x8x8",
-        "--source-model",
-        "networks:Boxes",
-    ]
+    inputs, source = ("--inputs", "2x3x8x8"), ("--source-model", "networks:Boxes")
+    arguments = ["check", "net.pth", "networks:Grown", *inputs, *source]
     assert main(arguments) == 1
     text = capsys.readouterr().out
     assert text.startswith("net.pth does not fit networks.Grown: 2 mismatched")
@@ -94,14 +87,8 @@ def test_check_without_and_with_the_recipe(folder, capsys):
     assert main([*arguments, "--recipe", "grow.toml", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content["ok"] is True
-    assert {stage["name"] for stage in content["stages"]} >= {
-        "open",
-        "recipe",
-        "compare",
-        "load",
-        "verify",
-        "forward",
-    }
+    stages = {stage["name"] for stage in content["stages"]}
+    assert stages >= {"open", "recipe", "compare", "load", "verify", "forward"}
 
 
 @pytest.mark.parametrize(
@@ -284,18 +271,9 @@ def test_colours_on_a_terminal(folder, monkeypatch, term, painted):
 def test_the_shell_completes(folder, typed, completed):
     pytest.importorskip("argcomplete")
     line = f"ckptcompat {typed}"
-    asked = {
-        "_ARGCOMPLETE": "1",
-        "COMP_LINE": line,
-        "COMP_POINT": str(len(line)),
-        "COMP_TYPE": "9",
-        "_ARGCOMPLETE_IFS": "\n",
-    }
-    environment = (
-        os.environ
-        | {"PYTHONPATH": os.pathsep.join(sys.path), "_ARGCOMPLETE_STDOUT_FILENAME": "found"}
-        | asked
-    )
+    asked = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"}
+    how = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_STDOUT_FILENAME": "found"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | asked | how
     subprocess.run([sys.executable, "-m", "pytest_ckptcompat"], env=environment, check=False)
     assert (folder / "found").read_text().split() == [completed]
 

@@ -199,19 +199,22 @@ def test_native_toml_ini(project):
 
 HTML = b"<!DOCTYPE html><html><body>Please log in</body></html>"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1816594\n"
-FAULTS = {
-    "missing": (None, "does not exist"),
-    "empty": (b"", "empty"),
-    "page": (HTML, "HTML"),
-    "pointer": (LFS, "LFS"),
-}
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.fixture(params=["missing", "empty", "HTML", "LFS", "folder"])
+def fault(request, project):
+    """What x.pth is, and a word of what is told."""
+    match request.param:
+        case "missing":
+            return "does not exist"
+        case "folder":
+            project.mkdir("x.pth")
+        case kind:
+            (project.path / "x.pth").write_bytes({"empty": b"", "HTML": HTML, "LFS": LFS}[kind])
+    return request.param
+
+
 def test_a_path_that_is_no_checkpoint_ends_the_run_with_two_lines(project, fault):
-    content, word = FAULTS[fault]
-    if content is not None:
-        (project.path / "x.pth").write_bytes(content)
     marked(project, "model=V1")
     result = project.runpytest("--ckpt=x.pth")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -219,26 +222,14 @@ def test_a_path_that_is_no_checkpoint_ends_the_run_with_two_lines(project, fault
     assert len(errors) <= 2
     assert errors[0].startswith("ERROR: --ckpt: ")
     assert "x.pth" in errors[0]
-    assert word in " ".join(errors)
+    assert fault in " ".join(errors)
 
 
-def test_a_folder_that_is_no_checkpoint_too(project):
-    (project.path / "params").mkdir()
-    marked(project, "model=V1")
-    result = project.runpytest("--ckpt=params")
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "params" in "\n".join(result.errlines)
-
-
-@pytest.mark.parametrize("fault", FAULTS)
 def test_the_same_path_in_a_marker_is_a_failed_test(project, fault):
-    content, word = FAULTS[fault]
-    if content is not None:
-        (project.path / "x.pth").write_bytes(content)
     marked(project, "model=V1, ckpt='x.pth'")
     result = project.runpytest()
     result.assert_outcomes(failed=1)
-    assert word in out(result)
+    assert fault in out(result)
     assert "Traceback" not in out(result)
 
 
@@ -252,7 +243,6 @@ def test_collect_only_opens_nothing(project):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ("V1", "takes keywords only"),
         ("3, model=V1", "takes keywords only"),
         ("model=V1, input=(3, 6)", "unknown argument input=: did you mean inputs=?"),
         ("inputs=(3, 6)", "model= is missing"),
@@ -260,8 +250,6 @@ def test_collect_only_opens_nothing(project):
     ],
 )
 def test_a_wrong_marker_is_an_error_at_collection_that_names_it(project, arguments, text):
-    if arguments == "V1":
-        pytest.skip("pytest itself takes this for decorating the class")
     marked(project, arguments)
     result = project.runpytest("--ckpt=v1.pth")
     result.assert_outcomes(errors=1)
@@ -269,18 +257,14 @@ def test_a_wrong_marker_is_an_error_at_collection_that_names_it(project, argumen
     assert "test_it.py::test_it" in out(result)
 
 
-def test_a_model_that_raises_is_a_failed_test_with_its_cause(project):
-    marked(project, "model=Broken")
+@pytest.mark.parametrize(
+    ("model", "told"), [("Broken", "the config has no 'width' (nets.py:"), ("Quits", "no GPU, bye")]
+)
+def test_a_model_that_raises_or_exits_is_a_failed_test_with_its_cause(project, model, told):
+    marked(project, f"model={model}")
     result = project.runpytest("--ckpt=v1.pth")
     result.assert_outcomes(failed=1)
-    assert "the config has no 'width' (nets.py:" in out(result)
-
-
-def test_a_model_that_exits_is_a_failed_test_too(project):
-    marked(project, "model=Quits")
-    result = project.runpytest("--ckpt=v1.pth")
-    result.assert_outcomes(failed=1)
-    assert "no GPU, bye" in out(result)
+    assert told in out(result)
 
 
 def test_a_tensor_left_on_the_cpu_passes_there_and_fails_in_rehearsal(project):

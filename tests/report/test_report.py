@@ -161,16 +161,8 @@ def test_a_long_suggestion_is_never_cut():
 
 def test_many_imports_are_one_a_line():
     names = [
-        "add_prefix",
-        "append",
-        "cast",
-        "drop",
-        "permute",
-        "rename",
-        "scale",
-        "strip_prefix",
-        "tile",
-        "transpose",
+        *("add_prefix", "append", "cast", "drop", "permute"),
+        *("rename", "scale", "strip_prefix", "tile", "transpose"),
     ]
     suggestion = Suggestion(f"Recipe({', '.join(f'{name}(1)' for name in names)})", "")
     text = terminal.render(Report("n", "m", suggestion=suggestion), 60)
