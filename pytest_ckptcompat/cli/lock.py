@@ -43,8 +43,11 @@ def run(options: argparse.Namespace) -> Outcome:
     """Write the lock."""
     from pytest_ckptcompat.checkpoint.lock_writer import write_lock
     from pytest_ckptcompat.core.redaction import public
-    from pytest_ckptcompat.files.paths import display
+    from pytest_ckptcompat.files.paths import GIT, display, is_reference
 
+    at, _, model = options.source.rpartition("#")
+    if is_reference(at) and ":" in model:  # git:REF#MODEL
+        options.source, options.at = model, at.removeprefix(GIT)
     content, notes = _of_model(options) if _is_model(options.source) else _of_checkpoint(options)
     write_lock(options.output, content)
     count = len(content["tensors"])
@@ -122,4 +125,7 @@ def recorded(content: dict[str, Any]) -> list[str]:
 
 
 def _is_model(source: str) -> bool:
-    return ":" in source and "://" not in source and not os.path.lexists(source)
+    from pytest_ckptcompat.files.paths import is_reference
+
+    checkpoint = "://" in source or is_reference(source) or os.path.lexists(source)
+    return ":" in source and not checkpoint

@@ -59,7 +59,10 @@ def targets(option: str, texts: Iterable[str]) -> tuple[tuple[str, Path], ...]:
     """
     found: dict[Path, str] = {}
     for text in texts:
-        kind, path = _target(option, text)
+        try:
+            kind, path = _target(option, text)
+        except OSError as error:
+            raise ValueError(f"{option} {text!r}: it can't be written: {error.strerror or error}") from None
         if path in found:
             raise ValueError(f"{option} {text!r}: another report is written to that file")
         found[path] = kind

@@ -190,6 +190,8 @@ def test_a_past_commit_is_locked_and_made_anew(folder):
     repository.commit()
     update("net.ckpt.json", DEFAULT)
     assert Path("net.ckpt.json").read_bytes() == before
+    held = lock("git:HEAD~2#lockmodel:Net")
+    assert held["source"] == {"model": "lockmodel:Net", "at": "HEAD~2", "commit": sha}
 
 
 def test_integers_without_room_are_those_of_today(folder):
@@ -213,6 +215,7 @@ def test_integers_without_room_are_those_of_today(folder):
         ),
         (["lockmodel:Net", "--inputs", "3y6"], "'3y6'"),
         (["lockmodel:Net", "--at", "nonsense"], "git"),
+        (["git:nonsense"], "git"),
         (["other.pth", "--model", "lockmodel:Net", "--inputs", "3x6"], "does not fit lockmodel.Net"),
     ],
 )

@@ -494,6 +494,7 @@ def test_an_empty_path_is_no_checkpoint_and_is_refused_at_once(project):
         "json:/dev/null",
         "markdown:v1.pth",
         "json:twice",
+        f"json:{'x' * 300}",
     ],
 )
 def test_a_report_that_cant_be_written_is_refused_at_once(project, option):
