@@ -238,7 +238,7 @@ class Growth:
 
 
 def _reasons(left_out: Mapping[str, str]) -> str:
-    """Return which states are left out and why: ``fc.weight, left out (row_var has another form)``."""
+    """Return which states are left out and why: ``fc.weight, left out (the meaning of ema is not known)``."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in left_out.items():
         by_reason.setdefault(reason, []).append(escape(name))

@@ -65,7 +65,7 @@ def _run(model: nn.Module, inputs: Inputs, device: torch.device, *, or_skip: boo
         outputs = _pass(model, inputs, batch, meter)
     except (Exception, SystemExit) as error:
         if or_skip and asks_for_card(error):
-            return Outcome("skipped", f"the model asks for a card, and there is none here; {cause(error)}")
+            return Outcome("skipped", f"the model needs a CUDA device, and there is none; {cause(error)}")
         return _failed(device, _raised(error, model, device))
     if found := not_finite(outputs):
         place = Place()
@@ -109,7 +109,7 @@ def _compared(
         return replace(actual, detail=f"{actual.detail}; {text}")
 
     if expected is None:
-        return told("not compared with the CPU: the weights lie on the card only")
+        return told("not compared with the CPU: the weights are only on the CUDA device")
     if expected.status != "passed":
         return told(f"not compared with the CPU, where it failed: {expected.findings[0].message}")
     worst = gap(expected.outputs, actual.outputs, {parameter.dtype for parameter in model.parameters()})

@@ -121,7 +121,8 @@ def _built_elsewhere(model: nn.Module, card: Card, attempt: Callable[..., _Attem
         return _skipped(reason, rebuilt)
     rebuilt = attempt(card, rebuild_all)
     if rebuilt.error is None:
-        return _skipped(f"{named} is cpu, as built without a card, and so are tensors it keeps", rebuilt)
+        built = f"{named} is cpu, since the model was built without a CUDA device"
+        return _skipped(f"{built}, and so are tensors that it keeps", rebuilt)
     return None
 
 

@@ -164,7 +164,7 @@ def restarts(before: State, after: State, betas: Mapping[str, tuple[float, float
         times = restart(count, betas.get(name, (0.9, 0.999)))
         if times > 1.5:
             text = (
-                f"what was added has zero moments beside step {count:.0f}: "
+                f"the added part has zero moments at step {count:.0f}: "
                 f"its first updates are up to {times:.1f}× the learning rate"
             )
             yield finding("optimizer-restart", name, message=text)

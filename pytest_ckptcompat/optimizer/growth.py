@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -27,7 +26,7 @@ class Grown(NamedTuple):
     """The state by new names, and the new name of each parameter without its old state -> why."""
 
     state: State
-    left_out: Mapping[str, str] = MappingProxyType({})
+    left_out: Mapping[str, str]
 
 
 def grown(
@@ -50,33 +49,26 @@ def grown(
         target: the new model's state dict.
         read: reads the values of a stored tensor in `state`; called only for what changes.
     """
-    found = Grown(state)
+    left_out: Mapping[str, str] = {}
     with torch.no_grad():
         for step in recipe.steps(old, target):
-            writes = (
-                write for key in step.before for write in step.edit.plan.get(key, (Write(key, (key,)),))
-            )
-            found = _step(found, writes, step.before, read)
-    return found
-
-
-def _step(found: Grown, writes: Any, before: Mapping[str, Any], read: Read) -> Grown:
-    state: dict[str, Mapping[str, Any]] = {}
-    left_out: dict[str, str] = {}
-    for write in writes:
-        reasons = [found.left_out[source] for source in write.sources if source in found.left_out]
-        slots, reason = ({}, reasons[0]) if reasons else _carried(write, found.state, before, read)
-        if reason:
-            left_out[write.key] = reason
-        elif slots:
-            state[write.key] = slots
+            before, lost, state, left_out = state, left_out, {}, {}
+            for key in step.before:
+                for write in step.edit.plan.get(key, (Write(key, (key,)),)):
+                    slots, reason = _carried(write, before, lost, step.before, read)
+                    if reason:
+                        left_out[write.key] = reason
+                    elif slots:
+                        state[write.key] = slots
     return Grown(state, left_out)
 
 
 def _carried(
-    write: Write, state: State, before: Mapping[str, Any], read: Read
+    write: Write, state: State, lost: Mapping[str, str], before: Mapping[str, Any], read: Read
 ) -> tuple[Mapping[str, Any], str]:
     """Return the state of what one write makes, or why there is none."""
+    if reasons := [lost[source] for source in write.sources if source in lost]:
+        return {}, reasons[0]
     sources = [state.get(source, {}) for source in write.sources]
     if not any(sources):
         return {}, ""
@@ -89,9 +81,9 @@ def _carried(
         if why := unread_part(slots):
             return {}, why
         if slot := unknown_form(slots, shape):
-            return {}, f"{slot} has another form than the parameter"
+            return {}, f"{slot} does not have the parameter's shape"
         if slots.keys() != sources[0].keys():
-            return {}, "the parameters that it is made of have different state"
+            return {}, "its source parameters have different kinds of state"
     made: dict[str, Any] = {}
     for slot, first in sources[0].items():
         values = [slots[slot] for slots in sources]
@@ -99,5 +91,5 @@ def _carried(
         if all(is_elementwise(slot, value, shape) for value, shape in zip(values, shapes, strict=True)):
             made[slot] = carried(slot, write, [read(value) for value in values])
             if made[slot] is None:
-                return {}, f"what {slot} means is not known"
+                return {}, f"the meaning of {slot} is not known"
     return made, ""

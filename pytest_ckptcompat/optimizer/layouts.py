@@ -67,8 +67,8 @@ def _options(resumption: Resumption) -> list[Mapping[str, Any]]:
         olds = {place[old] for name in group if (old := resumption.origin.get(name, name)) in place}
         if len(olds) != 1:
             raise LookupError(
-                f"it has {len(saved.groups)} groups and the new optimizer has {len(groups)}, whose options "
-                "don't follow from the old ones"
+                f"it has {len(saved.groups)} groups and the new optimizer has {len(groups)}, so that their "
+                "options can't be derived"
             )
         found.append(saved.groups[olds.pop()].options)
     return found
@@ -99,7 +99,7 @@ def _complete(
     if left_out:
         name, reason = next(iter(left_out.items()))
         raise LookupError(
-            f"{name} would have none ({reason}), and state filed by name has that of every parameter"
+            f"{name} would have none ({reason}), and state that is keyed by name must cover every parameter"
         )
     if not state or not all(saved.state.get(each) for group in saved.groups for each in group.ids):
         return state
@@ -129,5 +129,5 @@ def _first(
             start = float(own.get("initial_accumulator_value", 0) or 0) if slot == "sum" else 0.0
             made[slot] = torch.full(tuple(parameters[name].shape), start, dtype=dtype)
         else:
-            raise LookupError(f"{name} is new, and what it starts from ({slot}) is not known")
+            raise LookupError(f"{name} is new, and its initial {slot} is not known")
     return made

@@ -74,7 +74,7 @@ class Training:
         for key, slots in found.state.items():
             first = placed.setdefault(name := tied.get(key, key), slots)
             if first is not slots and origin.get(key, key) in state:
-                lost[key] = f"it is tied to {name} now, which has a state of its own"
+                lost[key] = f"it is tied to {name} now, which has its own state"
         parameters = dict(self.model.named_parameters())
         left_out = {
             name: reason
@@ -131,7 +131,7 @@ class Training:
         came = [self.applied.origin.get(name, name) for name in new_names]
         if came == old_names and self.applied.touched.keys().isdisjoint(new_names):
             return ""
-        return "it is one history of all parameters together"
+        return "it is one history shared by all parameters"
 
 
 @dataclass(frozen=True)
@@ -195,4 +195,4 @@ def _regrouped(names: Naming, order: Sequence[str], came: Mapping[str, str | Non
         return groups
     if "" not in became and all(len(became.get(old, [])) == 1 for old in place):
         return [[became[old][0] for old in group] for group in names]
-    raise LookupError("the old optimizer had its parameters in an order of its own")
+    raise LookupError("the old optimizer had its parameters in its own order")

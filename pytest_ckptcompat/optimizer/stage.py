@@ -75,8 +75,8 @@ def check_optimizer(
         _none(faults.refused(saved, groups) if not recipe.operators else [])
         _none(faults.impossible(after))
         if reason := faults.foreign(optimizer, after):
-            text = f"{reason}: start it anew; torch's load_state_dict takes it, and the next step may fail"
-            _unchecked(STATE, reason, _warning(text))
+            remedy = "start with new state, since load_state_dict accepts this one and the next step may fail"
+            _unchecked(STATE, reason, _warning(f"{reason}: {remedy}"))
         _none(faults.incomplete(optimizer, after))
         before = _by_new_name(before, came)
         promises.append(_kept(optimizer, groups, before, resumption))

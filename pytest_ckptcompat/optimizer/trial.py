@@ -122,7 +122,7 @@ def step(
             parameter.grad = drawn.to(parameter.device, parameter.dtype)
     optimizer, groups = made(factory, parameters)
     if "param_groups" not in optimizer.state_dict():
-        raise Unavailable(f"{type(optimizer).__name__} has a state dict of a form of its own")
+        raise Unavailable(f"{type(optimizer).__name__} has its own form of state dict")
     own = optimizer.state_dict()["param_groups"]
     if len(options) == len(own):
         own = [{**each, **saved} for each, saved in zip(own, options, strict=True)]
@@ -137,7 +137,7 @@ def step(
             _stepped(optimizer)
         except (Exception, SystemExit) as error:
             if any(group.get("capturable") for group in optimizer.param_groups):
-                raise Unavailable("it was saved with capturable=True, which steps on a GPU alone") from error
+                raise Unavailable("it was saved with capturable=True, which steps only on a GPU") from error
             _steps_anew(factory, parameters)
             raise OptimizerError(f"{doing} raised {raised(error)}") from error
     for name, parameter in parameters.items():
@@ -162,4 +162,6 @@ def _steps_anew(factory: Factory, parameters: Parameters) -> None:
         _stepped(optimizer)
     except (Exception, SystemExit) as error:
         kind = type(optimizer).__name__
-        raise Unavailable(f"{kind} does not step in a check, not even anew: {raised(error)}") from error
+        raise Unavailable(
+            f"{kind} can't step in a check, even without the saved state: {raised(error)}"
+        ) from error

@@ -318,7 +318,7 @@ def test_parameters_that_the_new_model_ties_have_one_state_and_the_other_is_told
     found, notes = grown(tmp_path, content, Words(), Recipe(), key="model", source_model=Apart())
     assert notes == (
         "optimizer is taken along, without the state of head.weight, left out "
-        "(it is tied to embed.weight now, which has a state of its own)",
+        "(it is tied to embed.weight now, which has its own state)",
     )
     torch.optim.AdamW(Words().parameters()).load_state_dict(found["optimizer"])
 

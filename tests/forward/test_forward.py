@@ -214,7 +214,7 @@ def test_a_model_that_asks_for_a_card_may_be_skipped_on_the_cpu(function):
     assert forward(model, ONE).status == "failed"
     outcome = forward(model, ONE, or_skip=True)
     assert (outcome.status, outcome.findings) == ("skipped", [])
-    assert outcome.detail.startswith("the model asks for a card, and there is none here; ")
+    assert outcome.detail.startswith("the model needs a CUDA device, and there is none; ")
     assert forward(Computes(lambda x: x.cude()), ONE, or_skip=True).status == "failed"
 
 

@@ -363,7 +363,7 @@ class Placed(nn.Module):
         (
             {"keep_tensor": True},
             "skipped",
-            "Placed.device is cpu, as built without a card, and so are tensors",
+            "Placed.device is cpu, since the model was built without a CUDA device",
         ),
         ({"bug": True}, "failed", "found cuda:0 (2, 4) f32 and cpu (4,) i64"),
     ],

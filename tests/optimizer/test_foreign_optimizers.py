@@ -169,8 +169,8 @@ RESUMED = [
     *((make, KEPT, "") for make in (Adam, Listed, ByRows, Projected, Typed, Counted)),
     (Queued, STEP_UNCHECKED, "fc1.weight: queue was not read: it holds collections.deque"),
     (OfClass, {"optimizer state": "unchecked"}, "param_groups[0].norm was not read: it holds "),
-    (SecondOrder, STEP_UNCHECKED, "does not step in a check, not even anew"),
-    (Wrapping, STEP_UNCHECKED, "a state dict of a form of its own"),
+    (SecondOrder, STEP_UNCHECKED, "can't step in a check, even without the saved state"),
+    (Wrapping, STEP_UNCHECKED, "its own form of state dict"),
 ]
 
 
@@ -197,10 +197,10 @@ def test_a_step_that_only_the_state_breaks_is_an_error(tmp_path: Path) -> None:
 
 
 GROWN = [
-    (Adam, {0, 1}, "without the state of fc2.weight, fc2.bias, left out (quantized has another form"),
-    (Listed, {0, 1}, "without the state of fc2.weight, fc2.bias, left out (sides has another form"),
-    (ByRows, {0, 1, 3}, "without the state of fc2.weight, left out (exp_avg_sq has another form"),
-    (Projected, {0, 1}, "without the state of fc2.weight, fc2.bias, left out (exp_avg has another form"),
+    (Adam, {0, 1}, "without the state of fc2.weight, fc2.bias, left out (quantized does not have the parameter's shape"),
+    (Listed, {0, 1}, "without the state of fc2.weight, fc2.bias, left out (sides does not have the parameter's shape"),
+    (ByRows, {0, 1, 3}, "without the state of fc2.weight, left out (exp_avg_sq does not have the parameter's shape"),
+    (Projected, {0, 1}, "without the state of fc2.weight, fc2.bias, left out (exp_avg does not have the parameter's shape"),
     (Queued, None, "(queue was not read: it holds collections.deque, which torch.load(weights_only=True) refuses)"),
     (OfClass, None, "left out: param_groups[0].norm was not read"),
     (Typed, {0, 1, 2, 3}, "optimizer is grown too"),
@@ -265,9 +265,9 @@ def test_one_row_grown_to_many_is_no_value_for_each_row(fused: bool, tmp_path: P
 
 
 SPECIAL = {
-    "LBFGS": "LBFGS does not step in a check, not even anew: TypeError",
+    "LBFGS": "LBFGS can't step in a check, even without the saved state: TypeError",
     "SparseAdam": "SparseAdam does not support dense gradients",
-    "capturable": "it was saved with capturable=True, which steps on a GPU alone",
+    "capturable": "it was saved with capturable=True, which steps only on a GPU",
     "zero": "it needs a process group, as under torchrun",
 }
 

@@ -252,7 +252,7 @@ def test_another_kind_of_optimizer_is_a_choice_and_said(
     [promise], [found] = judged(now, saved)
     assert (promise.status, promise.detail) == ("unchecked", reason)
     assert (found.rule, found.severity) == ("optimizer-error", "warn")
-    assert found.message.startswith(f"{reason}: start it anew;")
+    assert found.message.startswith(f"{reason}: start with new state,")
 
 
 def test_state_that_lacks_a_part_for_one_parameter_is_caught(judged: Judged) -> None:
@@ -315,7 +315,7 @@ def test_zero_moments_beside_a_long_training_are_a_warning(
     _, findings = judged(torch.optim.Adam, saved, Recipe(tile("out2.*", dim=0, optim=optim)))
     assert {found.key for found in findings} == warned
     assert {(found.rule, found.severity) for found in findings} <= {("optimizer-restart", "warn")}
-    assert all("beside step 50000: its first updates are up to 6.6×" in each.message for each in findings)
+    assert all("at step 50000: its first updates are up to 6.6×" in each.message for each in findings)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -336,4 +336,4 @@ def test_a_history_of_all_parameters_together_goes_with_the_first_that_changes(
     promises, findings = judged(torch.optim.LBFGS, saved, recipe, Boxes(rows))
     assert statuses(promises) == {"optimizer state": "kept", "optimizer step": "unchecked"}
     assert len(findings) == left
-    assert all(found.message.endswith("one history of all parameters together") for found in findings)
+    assert all(found.message.endswith("one history shared by all parameters") for found in findings)
