@@ -35,7 +35,7 @@ def alike(operator: str, first: str, *others: str) -> None:
     for other in others:
         if other.count("*") != first.count("*"):
             raise RecipeError(
-                f"{operator}: {python(other)} has not as many stars as {python(first)}", key=first
+                f"{operator}: {python(other)} doesn't have as many stars as {python(first)}", key=first
             )
 
 

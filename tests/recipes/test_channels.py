@@ -100,9 +100,9 @@ def test_heads_joined_wrongly_are_caught(fault: Any) -> None:
         (
             reduce("w", dim=0, groups=5),
             (10, 3),
-            "dimension 0 has 24 and is to have 10: that makes no 5 groups",
+            "dimension 0 has 24 and is to have 10, which can't be reduced to 5 groups",
         ),
-        (reduce("w", dim=0, groups=5), None, "dimension 0 has 24: that makes no 5 groups"),
+        (reduce("w", dim=0, groups=5), None, "dimension 0 has 24, which can't be reduced to 5 groups"),
         (reduce("w", dim=2, groups=1), (12, 3), "with no dimension 2"),
         (reduce("w", dim=0, groups=1), (24, 3), "changes nothing"),
     ],

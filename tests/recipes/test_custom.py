@@ -97,7 +97,7 @@ def test_the_given_mapping_may_be_changed_and_nothing_be_returned() -> None:
         (lambda state: {key: state[key] for key in state if key != "out1.bias"}, "touches= does not name it"),
         (lambda state: {**state, "out1.bias": state["out2.bias"]}, "touches= does not name it"),
         (lambda state: dict(state), "changes nothing"),
-        (lambda state: [], "gave no state dict: list"),
+        (lambda state: [], "did not return a state dict but list"),
         (lambda state: state["nothing"], "raised KeyError: 'nothing'"),
         (lambda state: {**state, "out2.bias": state["out2.bias"].mul_(2)}, "changes it in place"),
     ],

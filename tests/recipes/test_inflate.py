@@ -64,7 +64,7 @@ def test_a_glob_passes_by_what_stays_flat() -> None:
             {"w": torch.empty(2, 2, 3, 3)},
             "the model has (2, 2, 3, 3), so the time must be given",
         ),
-        (inflate("b"), {}, "it is (2,), which is not a kernel of pictures"),
+        (inflate("b"), {}, "it is (2,), which is not a 2-D kernel"),
         (inflate("*"), {}, "changes nothing"),
     ],
 )

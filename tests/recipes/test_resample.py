@@ -160,9 +160,9 @@ def test_grids_that_can_not_be_told(operator: resample, has: Any, wanted: Any, t
 
 
 def test_arguments_are_checked() -> None:
-    with pytest.raises(RecipeError, match="size wants a height and a width"):
+    with pytest.raises(RecipeError, match="size must be a height and a width"):
         resample("w", size=[3])
-    with pytest.raises(RecipeError, match="old_size wants a height and a width"):
+    with pytest.raises(RecipeError, match="old_size must be a height and a width"):
         resample("w", old_size=[0, 3])
     with pytest.raises(RecipeError, match="pinv is for kernels"):
         resample("w", mode="pinv", prefix_tokens=1)

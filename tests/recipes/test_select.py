@@ -90,7 +90,7 @@ def test_a_glob_passes_by_what_has_no_such_rows() -> None:
         ({}, "either index or both"),
         ({"index": [0], "old_names": ["a"], "new_names": ["a"]}, "either index or both"),
         ({"old_names": ["a"]}, "either index or both"),
-        ({"old_names": ["a", "a"], "new_names": ["a"]}, 'the name "a" stands twice'),
+        ({"old_names": ["a", "a"], "new_names": ["a"]}, 'the name "a" is there twice'),
         ({"old_names": ["a"], "new_names": ["b"]}, 'select: "b" is not among the old names'),
         ({"index": []}, "index is an empty list"),
         ({"old_names": ["a"], "new_names": ["b"], "missing": "zero"}, "missing wants 'zeros'"),

@@ -306,7 +306,7 @@ def test_a_copy_that_counts_nothing_does_not_begin_with_a_second_moment_of_zero(
         (widen("fc1", ["fc2"], mapping=[0, 1, 2, 3, 4, 4, 4]), "each of the units 0 to 5"),
         (widen("fc1", ["fc2"]), "must be given"),
         (widen("fc1", ["fc1"], to=9), "one after the other"),
-        (widen("fc1", ["slope"], to=9), "has a weight"),
+        (widen("fc1", ["slope"], to=9), "needs a weight"),
     ],
 )
 def test_what_does_not_fit_is_told(operator: widen, text: str) -> None:

@@ -34,13 +34,13 @@ class add(Operator):
     ``add("scale", init="ones")``; a new head as the model constructs it: ``add("head2.*", init="model")``.
 
     Attributes:
-        key: an exact key or a glob, which ranges over the keys that the model has and the checkpoint has not.
+        key: an exact key or a glob; it matches keys that the model has and the checkpoint has not.
         init: ``zeros``, ``ones``; ``constant``: `value`; ``normal``: mean 0, `std`; ``kaiming_uniform`` and
             ``xavier_uniform``: as torch fills a new tensor of this size, a bias with the bound that its
             weight gives it; ``model``: as the model constructs it.
         std: for ``normal``.
         value: for ``constant``.
-        seed: of what is drawn.
+        seed: the seed of random values.
     """
 
     rounds: ClassVar[bool] = False

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class append(RowWise):
     """Append new rows to a dimension, behind the old ones.
 
-    ``mean`` and ``multivariate_normal`` are for new words, which with small random rows would take most of
+    ``mean`` and ``multivariate_normal`` are for new words: with small random rows, they would take most of
     the probability (Hewitt, "Initializing New Word Embeddings for Pretrained Language Models", 2021;
     transformers' ``resize_token_embeddings``).
 
@@ -27,14 +27,14 @@ class append(RowWise):
     Attributes:
         key: an exact key or a glob.
         dim: the dimension that grows.
-        n: how many rows are added; as many as the model has more, if it is left out.
-        init: where they come from: ``zeros``; ``constant``: `value`; ``normal``: mean 0, `std`;
+        n: how many rows are added; if it is left out, as many as the model has more.
+        init: how they are made: ``zeros``; ``constant``: `value`; ``normal``: mean 0, `std`;
             ``kaiming_uniform`` and ``xavier_uniform``: as torch fills a new tensor of the model's size, a
             bias with the bound that its weight gives it; ``mean``: the mean of the old rows;
             ``multivariate_normal``: drawn around it, with 1e-9 of the old rows' covariance.
         std: for ``normal``; the standard deviation of the old rows if it is left out.
         value: for ``constant``.
-        seed: of what is drawn.
+        seed: the seed of random rows.
         blocks: the dimension is so many equal blocks (anchors, gates, heads), each of which grows alike; `n`
             counts the new rows of all together.
         optim: optimizer state of the new rows: ``mean`` fills in zeros for first moments and the old rows'

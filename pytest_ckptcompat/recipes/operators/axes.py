@@ -74,7 +74,7 @@ class permute(Reordering):
     def __post_init__(self) -> None:
         super().__post_init__()
         if sorted(self.order) != list(range(len(self.dims))):
-            raise RecipeError(f"permute: dims wants every axis once, not {list(self.dims)}", key=self.key)
+            raise RecipeError(f"permute: dims must name every axis once, not {list(self.dims)}", key=self.key)
 
     @property
     def order(self) -> Axes:

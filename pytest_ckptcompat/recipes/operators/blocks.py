@@ -61,14 +61,14 @@ def places(layers: str, state: State) -> dict[str, dict[str, Place]]:
 class insert_block(Operator):
     """Insert a copy of a block between others, which move up.
 
-    A residual block whose output projections are zero adds nothing to the stream: the function is kept, and
-    training starts from it (LLaMA Pro, Wu et al. 2024, "block expansion"; where a norm stands behind the sum,
-    as in the first transformers, zeros do not help, and the function comparison tells).
+    A residual block whose output projections are zero adds nothing, so the function is kept, and training
+    starts from there (LLaMA Pro, Wu et al. 2024, "block expansion"). If a norm follows the sum, as in the
+    first transformers, zeros do not help. The comparison of outputs shows that.
 
     ``insert_block("layers.3", at=4, zero=["self_attn.o_proj.*", "mlp.down_proj.*"])``
 
     Attributes:
-        copy_from: the module that is copied, by its old number; with stars (``*.layers.3``) one of every
+        copy_from: the block that is copied, by its old number; with stars (``*.layers.3``), one in every
             module that they match.
         at: the number of the copy. Blocks from this one on get the next number.
         zero: keys or globs, relative to the block: tensors of the copy that are zero.
@@ -87,7 +87,7 @@ class insert_block(Operator):
         layers, number = self._block
         if not layers or not number.isdigit() or self.at < 0:
             raise RecipeError(
-                "insert_block wants a numbered module (layers.3) and at=, a number", key=self.copy_from
+                "insert_block needs a numbered module (layers.3) and at=, a number", key=self.copy_from
             )
 
     @property
@@ -180,7 +180,7 @@ class stack(Operator):
 
     Attributes:
         layers: the module whose children the blocks are; or a glob, and the blocks of each are repeated.
-        times: how often they stand there afterwards; as often as the model has them, if it is left out.
+        times: how many times each block is there afterwards; as often as in the model, if it is left out.
         optim: optimizer state of the repeated blocks: ``reset`` starts it anew; ``copy`` repeats it too.
     """
 
@@ -193,7 +193,7 @@ class stack(Operator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.times is not None and self.times < 2:
-            raise RecipeError("stack: times wants a whole number above 1", key=self.layers)
+            raise RecipeError("stack: times must be at least 2", key=self.layers)
 
     def caveat(self, state: State, target: State) -> str:
         return f"{self} repeats blocks"

@@ -32,15 +32,15 @@ class Sizes(NamedTuple):
 class reduce(KeyWise[Sizes]):
     """Reduce consecutive rows, or blocks of rows, to fewer by their mean or sum.
 
-    A stem for grey pictures is ``reduce("conv1.weight", dim=1, groups=1, reduction="sum")``: on a picture
-    whose three channels are equal it gives what it gave (timm's ``adapt_input_conv``). Key and value heads
-    for grouped queries are ``reduce("*.k_proj.*", dim=0, groups=4)``: the heads that share one become their
-    mean (GQA, Ainslie et al. 2023, arXiv:2305.13245).
+    For grey images: ``reduce("conv1.weight", dim=1, groups=1, reduction="sum")``. The outputs are those for
+    an image with three equal channels (timm's ``adapt_input_conv``). For grouped queries:
+    ``reduce("*.k_proj.*", dim=0, groups=4)``. The key or value heads of each group become their mean (GQA,
+    Ainslie et al. 2023, arXiv:2305.13245).
 
     Attributes:
         key: an exact key or a glob.
         dim: the dimension whose rows are joined.
-        groups: how many remain: channels, or heads. A head is as many rows as the model's size gives each.
+        groups: how many channels or heads remain. The model's size tells how many rows a head has.
         reduction: ``mean`` or ``sum``; in Python also called `op`.
         optim: optimizer state: ``reset`` starts it anew; ``copy`` joins it as well, by the mean.
     """
@@ -72,7 +72,7 @@ class reduce(KeyWise[Sizes]):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.groups < 1:
-            raise RecipeError("reduce: groups wants how many remain, at least 1", key=self.key)
+            raise RecipeError("reduce: groups must be at least 1", key=self.key)
 
     def caveat(self, state: State, target: State) -> str:
         return f"{self} makes one of several"
@@ -89,7 +89,7 @@ class reduce(KeyWise[Sizes]):
         new = n if wanted is None or len(wanted) != len(has) else wanted[self.dim]
         if new % n or old % max(new, 1) or old == new:
             to = "" if new == n else f" and is to have {new}"
-            raise self.unfit(key, f"dimension {self.dim} has {old}{to}: that makes no {n} groups")
+            raise self.unfit(key, f"dimension {self.dim} has {old}{to}, which can't be reduced to {n} groups")
         return Sizes(old // new, new // n)
 
     def new_shape(self, change: Sizes, old: torch.Tensor) -> Sequence[int]:
@@ -127,8 +127,8 @@ class reduce(KeyWise[Sizes]):
 class repeat_channels(KeyWise[Rows]):
     """Repeat the input channels of a convolution: the n old ones, cut to N, times n/N.
 
-    On a picture that repeats its channels likewise, the sums stay about what they were; exactly so only where
-    n divides N (timm's ``adapt_input_conv``).
+    For an image whose channels are repeated in the same way, the outputs stay about the same, and exactly the
+    same only if n divides N (timm's ``adapt_input_conv``).
 
     ``repeat_channels("conv1.weight")``
 

@@ -29,18 +29,17 @@ if TYPE_CHECKING:
 class custom(Operator):
     """Call a function ``state_dict -> state_dict``, such as a model's own checkpoint filter.
 
-    ``custom("package.module:remap", touches=["head.*"])``, or the function itself in place of its name. It is
-    also called with tensors on the meta device, which have shapes and no values. What it does is not checked
-    beyond `touches` and the comparison of outputs; a tensor that it gives back as it was given it, under
-    whatever name, is untouched.
+    ``custom("package.module:remap", touches=["head.*"])``, or the function itself instead of its name. It is
+    also called with tensors on the meta device, which have no values. Only `touches` and the outputs are
+    checked. A tensor that it returns unchanged, under any name, counts as untouched.
 
     Attributes:
-        fn: the function, or its name. It gets a copy of the mapping, which it may change; the tensors it must
-            not change in place.
-        touches: keys or globs of all that it makes, replaces or takes away.
-        keeps_function: False if outputs are to change; else they are compared as those of any other step.
-        optim: optimizer state of the keys that it touches: ``reset`` starts it anew; ``copy`` keeps it as it
-            is, where the shape is the same.
+        fn: the function, or its name. It gets a copy of the mapping, which it may change. It must not change
+            tensors in place.
+        touches: keys or globs of all that it makes, replaces or removes.
+        keeps_function: False if the outputs should change; otherwise they are compared as for any other step.
+        optim: optimizer state of the keys that it touches: ``reset`` starts it anew; ``copy`` keeps it if the
+            shape is the same.
     """
 
     fn: Callable[..., Any] | str
@@ -85,7 +84,7 @@ class custom(Operator):
             raise RecipeError(f"{self} raised {raised(error)}{where}") from error
         new = given if new is None else new
         if not isinstance(new, Mapping) or not all(isinstance(key, str) for key in new):
-            raise RecipeError(f"{self} gave no state dict: {type(new).__name__}")
+            raise RecipeError(f"{self} did not return a state dict but {type(new).__name__}")
         made = new if isinstance(new, OrderedDict) else OrderedDict(new)
         if metadata is not None and not hasattr(made, "_metadata"):
             made._metadata = metadata  # type: ignore[attr-defined]

@@ -44,17 +44,17 @@ class fold_batch_norm(Operator):
     """Fold a batch norm into the convolution or linear layer before it (`torch.nn.utils.fuse_conv_bn_eval`).
 
     ``fold_batch_norm("layer*.conv1", "layer*.bn1")``. The weight of each output is multiplied by
-    ``γ / sqrt(var + eps)``; the bias takes up mean and β, and comes into being where the layer had none. The
-    norm's keys go. The function is kept in eval mode only: in train mode a batch norm computes with the
-    statistics of the batch. The optimizer's state of weight and bias starts anew.
+    ``γ / sqrt(var + eps)``. Mean and β are folded into the bias, which is added if the layer had none. The
+    norm's keys are removed. The function is kept in eval mode only, because in train mode a batch norm uses
+    the statistics of the batch. The optimizer's state of weight and bias starts anew.
 
     Attributes:
-        conv: the layer's path; stars stand for the same in `norm`.
+        conv: the layer's path; stars match the same text in `norm`.
         norm: the norm's path.
         eps: of the norm; that of ``source_model`` where one is given, else 1e-5.
         transposed: whether the layer is a transposed convolution, whose weight is (in, out, ...). If it is
-            left out, the models tell, else the sizes; where both dimensions fit, it is taken for an ordinary
-            layer.
+            left out, it is taken from the models, or else from the sizes. If both dimensions fit, it is
+            taken for an ordinary layer.
     """
 
     changes_function: ClassVar[str] = ""

@@ -25,9 +25,9 @@ class concat(Joining):
     """Concatenate: ``concat(["*.q.weight", "*.k.weight", "*.v.weight"], "*.qkv.weight", dim=0)``.
 
     Attributes:
-        keys: exact keys or globs, in the order in which they are joined; the stars of all stand for the same.
-        to: the name of what they make, with as many stars.
-        dim: along which they are joined.
+        keys: exact keys or globs, in the order in which they are joined; their stars match the same text.
+        to: the name of the new tensor, with as many stars.
+        dim: the dimension along which they are joined.
         optim: optimizer state: ``copy`` joins it as well, ``reset`` starts it anew.
     """
 
@@ -52,8 +52,8 @@ class split(Parting):
     Attributes:
         key: an exact key or a glob.
         to: the names of the parts, with as many stars.
-        dim: along which it is cut.
-        sizes: of the parts; the model's if they are left out, or equal ones if it does not have them.
+        dim: the dimension along which it is cut.
+        sizes: the sizes of the parts; if they are left out, the model's, or equal ones if it lacks the parts.
         optim: optimizer state: ``copy`` cuts it as well, ``reset`` starts it anew.
     """
 
@@ -93,9 +93,9 @@ class stack_tensors(Joining):
     Attributes:
         keys: one glob, whose last star counts the tensors, in natural order (``experts.2`` before
             ``experts.10``); or a list of exact keys or globs, in the order in which they are stacked.
-        to: the name of what they make: with one star less than a single glob, with as many as each key of a
-            list.
-        dim: where the new dimension stands.
+        to: the name of the new tensor: with one star less than a single glob, or with as many as each key of
+            a list.
+        dim: the place of the new dimension.
         optim: optimizer state: ``copy`` stacks it as well, ``reset`` starts it anew.
     """
 
@@ -142,7 +142,7 @@ class stack_tensors(Joining):
 
 @dataclass(frozen=True, repr=False)
 class unbind(Parting):
-    """Unbind a tensor along a dimension, which goes (`torch.unbind`).
+    """Unbind a tensor along a dimension (`torch.unbind`).
 
     A fused tensor becomes separate experts:
     ``unbind("layers.*.experts.w1", "layers.*.experts.*.w1.weight")``.
@@ -151,7 +151,7 @@ class unbind(Parting):
         key: an exact key or a glob.
         to: one name with one star more than `key`, whose last one counts from 0; or a list of names with as
             many stars.
-        dim: the dimension that goes.
+        dim: the dimension that is removed.
         optim: optimizer state: ``copy`` takes it apart as well, ``reset`` starts it anew.
     """
 

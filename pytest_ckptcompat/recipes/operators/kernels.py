@@ -34,10 +34,11 @@ class pad(KeyWise[Margins]):
 
     Attributes:
         key: an exact key or a glob.
-        sizes: zeros before and behind the last dimension, then the last but one, and so on, as
-            `torch.nn.functional.pad` counts; what the model's size needs, if they are left out.
-        mode: where the model's size leaves it open: ``centre`` puts half of the zeros before, ``end`` none.
-        optim: optimizer state: ``copy`` puts zeros around first moments and their mean around second ones;
+        sizes: the numbers of zeros before and after the last dimension, then the last but one, and so on, as
+            in `torch.nn.functional.pad`; as many as the model's size needs, if they are left out.
+        mode: where zeros go if only the model's size is known: ``centre`` puts half of them before, ``end``
+            puts all of them after.
+        optim: optimizer state: ``copy`` pads first moments with zeros and second moments with their mean;
             ``reset`` starts the tensor's state anew.
     """
 
@@ -52,7 +53,7 @@ class pad(KeyWise[Margins]):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sizes is not None and (len(self.sizes) % 2 or min(self.sizes) < 0):
-            raise RecipeError("pad: sizes wants pairs of numbers of zeros", key=self.key)
+            raise RecipeError("pad: sizes must be pairs of numbers of zeros", key=self.key)
 
     def caveat(self, state: State, target: State) -> str:
         for key, margins in self.changes(state, target):
@@ -110,21 +111,21 @@ def _flat(margins: Margins) -> list[int]:
 class inflate(KeyWise[int]):
     """Inflate 2-D kernels (out, in, h, w) to 3-D (out, in, time, h, w).
 
-    On a clip that stands still the new kernel gives what the old one gave on the picture (I3D, Carreira and
-    Zisserman 2017, arXiv:1705.07750); with ``centre`` also where padding in time is seen.
+    On a still clip, the new kernel gives the outputs that the old one gave for the image (I3D, Carreira and
+    Zisserman 2017, arXiv:1705.07750). With ``centre``, this also holds at padded ends.
 
     ``inflate("conv1.weight")``
 
     Attributes:
         key: an exact key or a glob; of a glob's keys the kernels are inflated.
-        time: how many frames the kernel sees; the model's if it is left out.
+        time: the number of frames of the new kernel; the model's if it is left out.
         mode: ``mean`` divides the kernel among the frames, ``centre`` gives it to the middle one.
-        optim: optimizer state: ``reset`` starts it anew; ``copy`` gives every frame the old one's, since on a
-            clip that stands still every frame has its gradient.
+        optim: optimizer state: ``reset`` starts it anew; ``copy`` repeats it for every frame, because on a
+            still clip all frames have the same gradient.
     """
 
     computes: ClassVar[bool] = True
-    promise: ClassVar[str] = "as before on a clip that stands still"
+    promise: ClassVar[str] = "as before on a still clip"
 
     time: int | None = None
     mode: Literal["mean", "centre"] = "mean"
@@ -133,7 +134,7 @@ class inflate(KeyWise[int]):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.time is not None and self.time < 1:
-            raise RecipeError("inflate: time wants a number of frames, at least 1", key=self.key)
+            raise RecipeError("inflate: time must be at least 1", key=self.key)
 
     def caveat(self, state: State, target: State) -> str:
         return f"{self}: the model sees clips"
@@ -145,7 +146,7 @@ class inflate(KeyWise[int]):
         grows = wanted is not None and len(wanted) == 5
         if len(has) != 4 or not (exact or grows):
             if exact:
-                raise self.unfit(key, f"it is {shown(has)}, which is not a kernel of pictures")
+                raise self.unfit(key, f"it is {shown(has)}, which is not a 2-D kernel")
             return None
         if self.time is not None:
             return self.time

@@ -75,20 +75,21 @@ class merge_lora(Operator):
     """Merge LoRA adapters, as peft names them, into the weights they adapt.
 
     Every weight becomes ``W + alpha/rank · B A`` (Hu et al. 2021, arXiv:2106.09685; peft's
-    ``merge_and_unload``), computed in float64 and rounded once; the adapters' keys and ``base_layer`` go.
-    Linear layers, the transposed ``Conv1D`` of GPT-2, convolutions and embeddings are known. Several adapters
-    on one weight, DoRA and other kinds of adapter are refused. The base weights must be in the checkpoint.
+    ``merge_and_unload``), computed in float64 and rounded once. The adapters' keys and ``base_layer`` are
+    removed. Linear layers, the transposed ``Conv1D`` of GPT-2, convolutions and embeddings are known. Several
+    adapters on one weight, DoRA and other kinds of adapter are refused. The base weights must be in the
+    checkpoint.
 
     ``merge_lora("base_model.model.", alpha=16)``
 
     Attributes:
-        prefix: taken off every key that has it: ``base_model.model.`` of peft.
+        prefix: removed from every key that has it: ``base_model.model.`` of peft.
         alpha: the scale is alpha over rank. If it is left out, ``adapter_config.json`` beside the checkpoint
             gives it.
-        rank: only checked: the adapters' own sizes count.
+        rank: compared with the adapters' own sizes, which count.
         rslora: divide by the square root of the rank instead (Kalajdzievski 2023, arXiv:2312.03732).
         fan_in_fan_out: whether weights are (in, out), as those of ``Conv1D``. If it is left out, the sizes
-            tell, and where all are square, they are taken for (out, in).
+            tell; if all are square, they are taken for (out, in).
     """
 
     changes_function: ClassVar[str] = ""

@@ -89,20 +89,20 @@ def square(tokens: int) -> Size | None:
 class resample(KeyWise[Grid]):
     """Resample positions, or patch kernels, to another grid.
 
-    Position embeddings are interpolated as pictures, as timm's ``resample_abs_pos_embed`` does:
+    Position embeddings are interpolated as images, as timm's ``resample_abs_pos_embed`` does:
     ``resample("pos_embed", size=[24, 24], prefix_tokens=1)``. So are tables of relative positions, whose size
-    is ``[2 * h - 1, 2 * w - 1]``. With ``mode="pinv"``, kernels of patches are resized such that a resized
-    patch gives with the resized kernel what it gave: ⟨Bx, w'⟩ = ⟨x, w⟩ where patches become larger, and
-    the nearest to it where they become smaller (FlexiViT, Beyer et al. 2023, arXiv:2212.08013).
+    is ``[2 * h - 1, 2 * w - 1]``. With ``mode="pinv"``, patch kernels are resized so that a resized patch and
+    the resized kernel have the old product: ⟨Bx, w'⟩ = ⟨x, w⟩ if patches become larger, and the nearest to it
+    if they become smaller (FlexiViT, Beyer et al. 2023, arXiv:2212.08013).
 
     Attributes:
-        key: an exact key or a glob; tensors of the shape (tokens, width) or (1, tokens, width), pictures of
+        key: an exact key or a glob; tensors of the shape (tokens, width) or (1, tokens, width), images of
             the shape (1, h, w, width) or (1, width, h, w), or kernels of the shape (out, in, h, w).
-        size: the new height and width; the model's if they are left out, tokens being a square.
+        size: the new height and width; the model's if they are left out and the tokens are a square.
         mode: ``bicubic``, ``bilinear``, ``nearest``, or ``pinv``: bicubic for kernels, see above.
-        prefix_tokens: how many tokens without a place (class, distillation) stand first; they stay.
-        antialias: smooth on the way to a smaller grid.
-        old_size: the old height and width, where the tokens are not a square.
+        prefix_tokens: how many tokens without a place (class, distillation) come first; they are kept.
+        antialias: whether to smooth if the grid becomes smaller.
+        old_size: the old height and width, if the tokens are not a square.
         optim: optimizer state: ``reset`` starts it anew; ``copy`` interpolates it, but not for ``pinv``.
     """
 
@@ -120,7 +120,7 @@ class resample(KeyWise[Grid]):
         for name in ("size", "old_size"):
             value = getattr(self, name)
             if value is not None and (len(value) != 2 or min(value) < 1):
-                raise RecipeError(f"resample: {name} wants a height and a width", key=self.key)
+                raise RecipeError(f"resample: {name} must be a height and a width", key=self.key)
         if self.mode == "pinv" and (self.prefix_tokens or self.optim == "copy"):
             raise RecipeError("resample: pinv is for kernels, and resets optimizer state", key=self.key)
 

@@ -35,8 +35,8 @@ class select(RowWise):
         index: old row of each new row.
         old_names: the names of the old rows; instead of `index`.
         new_names: the names of the new rows.
-        missing: where rows come from that had no old name: an ``init`` of `append`.
-        seed: of what is drawn for them.
+        missing: how rows without an old name are made: an ``init`` of `append`.
+        seed: the seed of random rows.
         blocks: the dimension is so many equal blocks (anchors, gates, heads); numbers and names are those of
             one block, and all change alike.
         optim: optimizer state: ``copy`` takes the rows along, and new ones get zeros for first moments and
@@ -59,7 +59,7 @@ class select(RowWise):
         super().__post_init__()
         named = self.old_names is not None and self.new_names is not None
         if (self.index is None) != named or (self.old_names is None) != (self.new_names is None):
-            raise RecipeError("select wants either index or both old_names and new_names", key=self.key)
+            raise RecipeError("select needs either index or both old_names and new_names", key=self.key)
         if self.index is not None and self.missing is not None:
             raise RecipeError(
                 "select: missing= goes with old_names and new_names; every row of index is an old one",
@@ -68,12 +68,12 @@ class select(RowWise):
         for names in (self.old_names or (), self.new_names or ()):
             twice = [name for name, count in Counter(names).items() if count > 1]
             if twice:
-                raise RecipeError(f"select: the name {python(twice[0])} stands twice", key=self.key)
+                raise RecipeError(f"select: the name {python(twice[0])} is there twice", key=self.key)
         unknown = [name for name in self.new_names or () if name not in (self.old_names or ())]
         if unknown and self.missing is None:
             raise RecipeError(
-                f"select: {python(unknown[0])} is not among the old names: say with missing= where its row "
-                "comes from",
+                f"select: {python(unknown[0])} is not among the old names: declare with missing= how its row "
+                "is made",
                 key=self.key,
             )
 

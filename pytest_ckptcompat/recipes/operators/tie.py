@@ -52,8 +52,8 @@ class tie(Naming):
     """Tie keys: they share the first one's tensor: ``tie(["lm_head.weight", "embed.weight"])``.
 
     Attributes:
-        keys: exact keys or globs whose stars stand for the same. The first must be there; others that are get
-            its tensor instead of their own, and those that are not come into being.
+        keys: exact keys or globs, whose stars match the same text. The first must be in the checkpoint. The
+            others get its tensor: keys that exist lose their own, and the rest are added.
     """
 
     keys: tuple[str, ...]
@@ -61,7 +61,7 @@ class tie(Naming):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.keys) < 2:
-            raise RecipeError("tie: keys wants two at least", key=self.keys[0])
+            raise RecipeError("tie: keys needs at least two", key=self.keys[0])
         alike("tie", *self.keys)
 
     @property

@@ -23,8 +23,8 @@ class tile(RowWise):
     """Repeat rows until the dimension has the model's size: new row i is old row ``i mod n``.
 
     ``Linear(256, 4)`` grown to 14 outputs is ``cat([w, w, w, w[0:2]])``, and so is its bias. The old rows
-    keep their places, so a grown output layer gives the old outputs as it did. A transposed convolution has
-    its outputs in ``dim=1``, and those of its bias in ``dim=0``.
+    keep their places, so an output layer still gives the old outputs. The weight of a transposed convolution
+    has its outputs in ``dim=1``, and its bias in ``dim=0``.
 
     ``tile("out2.*", dim=0)``
 
@@ -32,8 +32,8 @@ class tile(RowWise):
         key: an exact key or a glob.
         dim: the dimension that grows.
         to: its new size; the model's if it is left out.
-        noise_std: standard deviation of normal noise on the new rows, by which they stop being exact copies.
-        seed: of the noise.
+        noise_std: the standard deviation of normal noise on the new rows, so that they are not exact copies.
+        seed: the seed of the noise.
         blocks: the dimension is so many equal blocks (anchors, gates, heads), each of which grows alike; `to`
             is the size of all together.
         optim: optimizer state of the new rows: ``copy`` repeats the old rows' as the weights are, ``zeros``

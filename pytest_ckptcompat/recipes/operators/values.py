@@ -35,7 +35,7 @@ class scale(KeyWise[Factors]):
     Attributes:
         key: an exact key or a glob; of a glob's keys those are multiplied that hold floats.
         factor: one number, or one for each row of `dim`.
-        dim: the dimension that the factors count.
+        dim: the dimension to whose rows the factors belong.
         optim: optimizer state: ``reset`` starts it anew, ``copy`` keeps it as it is.
     """
 

@@ -33,30 +33,30 @@ if TYPE_CHECKING:
 class widen(Operator):
     """Widen a layer: each new hidden unit is a copy of an old one, and they share its work.
 
-    What comes in is copied: rows of the producer's weight and bias, and of everything that goes unit by unit
-    after it (γ, β, running mean and variance of a BatchNorm, slopes of a PReLU, a depthwise convolution).
-    What goes out is divided: columns of the consumers' weights. With ``equal`` this is Net2Wider (Chen et al.
-    2016, arXiv:1511.05641), with ``unequal`` and ``zero`` its lossless variants (bert2BERT, LEMON).
+    Rows are copied: those of the producer's weight and bias, and of everything after it that treats each unit
+    by itself (γ, β, running mean and variance of a BatchNorm, slopes of a PReLU, a depthwise convolution).
+    Columns of the consumers' weights are divided. With ``equal`` this is Net2Wider (Chen et al. 2016,
+    arXiv:1511.05641), with ``unequal`` and ``zero`` its lossless variants (bert2BERT, LEMON).
 
-    A norm over the units sees other statistics once some count more than others: under a LayerNorm or RMSNorm
-    the function is kept only if all units have equally many copies, under a GroupNorm only if each new group
-    has equally many of every unit of one old group, which takes a `mapping`. Tensors do not tell such a norm
-    from one that treats every unit by itself; the comparison with ``source_model`` does.
+    A norm over all units computes other statistics if some units have more copies than others. Under a
+    LayerNorm or RMSNorm, the function is kept only if all units have equally many copies. Under a GroupNorm,
+    each new group must have equally many copies of every unit of one old group, which needs a `mapping`.
+    Tensors don't show which kind of norm it is. The comparison with ``source_model`` does.
 
     ``widen("fc1", ["fc2"], norms=["bn1"])``; all blocks at once:
     ``widen(["layers.*.gate", "layers.*.up"], ["layers.*.down"])``.
 
     Attributes:
-        producer: the module, or modules, that compute the units: Linear or convolution, by path. A gated
-            feed-forward has two. Stars stand for the same in `consumers` and `norms`.
-        consumers: the modules that take the units in. One behind a flatten has several columns for each.
-        norms: modules between them that treat every unit by itself.
-        to: how many units there are to be; as many as the model has, if it is left out.
+        producer: the path of the module, or modules, that compute the units: Linear or convolution. A gated
+            feed-forward has two. Stars match the same text in `consumers` and `norms`.
+        consumers: the modules that take the units in. After a flatten, each unit has several columns.
+        norms: modules between them that treat each unit by itself.
+        to: the new number of units; the model's if it is left out.
         split: how copies share the work of their original: in ``equal`` parts, in ``unequal`` random ones,
             or not at all (``zero``: the new columns are zero).
-        noise_std: standard deviation of normal noise on the weights of the new units, so that they learn
-            different things from now on; with it the function is kept by ``zero`` alone.
-        seed: of what is drawn.
+        noise_std: the standard deviation of normal noise on the weights of new units, so that they learn
+            different things; only with ``zero`` is the function then kept.
+        seed: the seed of random numbers.
         mapping: for each new unit the old one; if it is left out, new unit j is a copy of ``j mod n``.
         optim: optimizer state: ``copy`` gives the moments that the new network's own gradients have (a unit
             that does a third of the work has a third of the gradient); ``reset`` starts it anew.
@@ -76,7 +76,7 @@ class widen(Operator):
         super().__post_init__()
         alike("widen", *self._producers, *self.consumers, *self.norms)
         if self.noise_std < 0:
-            raise RecipeError("widen: noise_std wants a number that is not negative", key=self._producers[0])
+            raise RecipeError("widen: noise_std must not be negative", key=self._producers[0])
         if self.mapping is not None and self.to is not None and len(self.mapping) != self.to:
             raise RecipeError(
                 f"widen: mapping has {len(self.mapping)} units, and to is {self.to}", key=self._producers[0]
@@ -148,7 +148,7 @@ class widen(Operator):
     ) -> Units:
         weight = f"{first}.weight"
         if not (sizes := shape(state.get(weight))):
-            raise self.unfit(weight, "a producer has a weight, and there is none")
+            raise self.unfit(weight, "a producer needs a weight, and it has none")
         old = sizes[0]
 
         def with_rows(paths: Sequence[str], *, norm: bool) -> list[str]:
@@ -163,10 +163,10 @@ class widen(Operator):
             module = filled(path, found)
             taken = [key for key in self._tensors(module, modules) if len(state[key].shape) > 1]
             if not taken:
-                raise self.unfit(module, "a consumer has a weight, and there is none")
+                raise self.unfit(module, "a consumer needs a weight, and it has none")
             columns |= {key: self._block(key, old, state) for key in taken}
         if both := [key for key in columns if key in rows]:
-            raise self.unfit(both[0], "it can't give and take the same units; widen one after the other")
+            raise self.unfit(both[0], "it can't both give and take the same units; widen one after the other")
         origin = self._origin(weight, old, target)
         parts = shares(origin, self.split, generator(self.seed, first))
         return Units(rows, weights, columns, old, origin, parts)
