@@ -122,6 +122,15 @@ def test_where_its_ranks_are_values_are_loaded_proved_and_stepped(tmp_path: Path
     assert {promise.status for promise in report.promises} == {"kept"}
 
 
+def test_the_model_of_a_commit_is_not_compared_with_it(path: Path, one_rank: Any) -> None:
+    report = check(
+        lambda: fully_shard(Net(), mesh=one_rank), path, inputs=(2, 8), source_model="git:HEAD", device="cpu"
+    )
+    assert report.ok, str(report)
+    told = {promise.name: (promise.status, promise.detail) for promise in report.promises}
+    assert told["function kept"] == ("unchecked", "the model shards itself")
+
+
 class Odd:
     """An object that weights_only would refuse."""
 
