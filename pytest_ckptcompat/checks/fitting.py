@@ -102,11 +102,12 @@ def _made(ckpt: Checkpoint, target: Mapping[str, Any], recipe: Recipe) -> Shapes
 
 
 def _shapes(state: Mapping[str, Any]) -> Shapes:
-    return {key: tuple(value.shape) for key, value in state.items() if _has_shape(value)}
-
-
-def _has_shape(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and not torch.nn.parameter.is_lazy(value) and not value.is_nested
+    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    return {
+        key: tuple(value.shape)
+        for key, value in tensors.items()
+        if not (torch.nn.parameter.is_lazy(value) or value.is_nested)
+    }
 
 
 def _named(ckpt: Checkpoint) -> str:

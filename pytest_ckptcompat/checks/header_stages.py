@@ -70,20 +70,16 @@ def note_opened(ckpt: Checkpoint, why: str, log: Log, recipe: Recipe | str | Non
     if ckpt.unsafe:
         log.add(finding("unsafe-pickle", message=ckpt.unsafe))
     what = [f"{ckpt.format}, {len(ckpt)} tensors, {size_shown(ckpt.nbytes)}", *ckpt.contents.header.remarks]
-    release = ""
+    what += [why] if why else []
     if isinstance(recipe, Releases) and ckpt.format != "git":
+        state = ckpt.meta()
         try:
-            release = _released(recipe, ckpt)
+            release = recipe.release_of(state)
         except RecipeError as error:
             log.stop(error, "it belongs to no release", "open")
-    log.stage("open", "passed", ", ".join(filter(None, (*what, why, release))))
-
-
-def _released(releases: Releases, ckpt: Checkpoint) -> str:
-    state = ckpt.meta()
-    release = releases.release_of(state)
-    others = release.table.other_dtypes(state)
-    return f"release {release.name}" + (f" (other dtypes: {others})" if others else "")
+        others = release.table.other_dtypes(state)
+        what.append(f"release {release.name}{f' (other dtypes: {others})' if others else ''}")
+    log.stage("open", "passed", ", ".join(what))
 
 
 def build_stage(

@@ -100,18 +100,13 @@ def _installed() -> list[str]:
     return list(dict.fromkeys(str(Path(each).resolve()) for each in (*packages, *prefixes)))
 
 
-def _place(root: Path, tree: Path) -> Path:
-    """Return the folder in the tree that corresponds to the current one, or the tree's root."""
-    here = Path.cwd()
-    there = tree / here.relative_to(root) if here.is_relative_to(root) else tree
-    return there if there.is_dir() else tree
-
-
 def _run(command: list[str], root: Path, tree: Path, output: Any, timeout: float) -> int | None:
     """Run a command in its own process group. Return its exit code, or None after a timeout."""
+    here = Path.cwd()
+    there = tree / here.relative_to(root) if here.is_relative_to(root) else tree
     process = subprocess.Popen(  # noqa: S603
         command,
-        cwd=_place(root, tree),
+        cwd=there if there.is_dir() else tree,
         env=_environment(root, tree),
         stdin=subprocess.PIPE,  # open as long as this process lives
         stdout=output,

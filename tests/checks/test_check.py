@@ -433,13 +433,13 @@ def test_threads_wait_for_each_other(net):
         return Boxes()
 
     threads = [
-        threading.Thread(target=lambda: reports.append(check(nested, net, inputs=INPUTS))) for _ in range(3)
+        threading.Thread(target=lambda: reports.append(check(nested, net, inputs=INPUTS))) for _ in range(2)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [report.errors for report in reports] == [[], [], []]
+    assert [report.errors for report in reports] == [[], []]
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
