@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from pytest_ckptcompat.checkpoint.checkpoint import open_checkpoint
 from pytest_ckptcompat.checkpoint.lock_writer import (
@@ -42,11 +43,16 @@ def lock_of_model(question: Question, limits: Limits) -> Content:
     """Make the lock of a model, which is built without memory, with its outputs if there are inputs.
 
     Raises:
-        CheckpointError: the model can't be imported or built, or the inputs can't be made.
+        CheckpointError: the model can't be built or has no shapes yet, or the inputs can't be made.
     """
     made, schema = built(question)
     state = schema.state_dict(keep_vars=True)
     table = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    if lazy := [key for key, value in table.items() if is_lazy(value)]:
+        raise CheckpointError(
+            f"{question.model}: {escape(lazy[0])} belongs to a lazy module and has no shape yet: "
+            "lock a checkpoint, or name a function that runs the model once"
+        )
     tied: dict[int, list[str]] = {}
     for key, value in table.items():
         tied.setdefault(id(value), []).append(key)

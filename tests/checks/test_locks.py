@@ -98,6 +98,13 @@ def test_the_lock_of_a_model(folder):
     assert check(Words, lock).ok
 
 
+def test_a_model_whose_shapes_are_not_known_yet_can_not_be_locked(folder, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(folder)
+    Path("lazymodel.py").write_text("from torch import nn\ndef Net(): return nn.LazyLinear(3)\n")
+    assert main(["lock", "lazymodel:Net", "-o", "net.ckpt.json"]) == 2
+    assert "lazymodel:Net: weight belongs to a lazy module and has no shape yet" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -104,6 +104,18 @@ def test_the_columns_are_the_released_model_and_todays(net, judge):
     ]
 
 
+@pytest.mark.parametrize("direction", ["forward", "full"])
+def test_a_lazy_module_takes_any_shape(tmp_path, direction):
+    def lazy():
+        return nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(3))
+
+    run = lazy()
+    run(torch.ones(1, 2))
+    torch.save(run.state_dict(), tmp_path / "net.pth")
+    report = check(lazy, tmp_path / "net.pth", direction=direction)
+    assert report.ok, str(report)
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
 def test_the_prefix_of_a_wrapper_in_training_is_not_a_difference(net, prefix):
     torch.save({f"{prefix}{key}": value for key, value in Boxes().state_dict().items()}, "wrapped.pth")
