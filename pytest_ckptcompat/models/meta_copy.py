@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import ChainMap, OrderedDict
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -30,7 +31,9 @@ def opaque(model: nn.Module) -> set[str]:
     return {name for name, tensor in named if not (is_plain(tensor) or nn.parameter.is_lazy(tensor))}
 
 
-_CONTAINERS = (dict, OrderedDict, list, set)
+def like(tensor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return the values as a parameter if the tensor is one."""
+    return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
@@ -40,9 +43,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
     version, or shared with the model if they can't be copied. Attributes that can't be copied (locks, open
     files) are shared too, but computed tensors among them are replaced by meta tensors.
     """
-    memo: dict[int, Any] = {}
-    for tensor in chain(model.parameters(), model.buffers()):
-        memo[id(tensor)] = _on_meta(tensor)
+    memo: dict[int, Any] = {id(each): _on_meta(each) for each in chain(model.parameters(), model.buffers())}
     for module in model.modules():
         for value in vars(module).values():
             if type(value) in _CONTAINERS and not value:  # a module has a dozen, and deepcopy is slow
@@ -51,6 +52,9 @@ def meta_copy(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, dict(memo))
     except Exception:
         return copy.deepcopy(model, memo | _uncopyable(model, memo))
+
+
+_CONTAINERS = (dict, OrderedDict, list, set)
 
 
 def _uncopyable(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
@@ -67,29 +71,24 @@ def _uncopyable(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
 
 
 def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
-    if isinstance(tensor, nn.UninitializedParameter):
-        make: Any = nn.UninitializedParameter  # torch's stubs lack its arguments
-        return make(tensor.requires_grad, device="meta", dtype=tensor.data.dtype)  # type: ignore[no-any-return]
-    if isinstance(tensor, nn.UninitializedBuffer):
-        make = nn.UninitializedBuffer
-        return make(device="meta", dtype=tensor.data.dtype)  # type: ignore[no-any-return]
+    if nn.parameter.is_lazy(tensor):
+        make: Any = type(tensor)  # torch's stubs lack its arguments
+        trained = {"requires_grad": tensor.requires_grad} if isinstance(tensor, nn.Parameter) else {}
+        return make(**trained, device="meta", dtype=tensor.data.dtype)  # type: ignore[no-any-return]
     if not is_plain(tensor):
         return _copied(tensor)
     if type(tensor.data) is torch.Tensor and tensor.is_meta and tensor.is_contiguous():
         empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")  # empty_like imports sympy there
     else:
         empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return like(tensor, empty)
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
     """Copy a tensor that is not plain: on meta if its class can do that, else with its values."""
-    try:
+    with suppress(NotImplementedError, RuntimeError, TypeError, AttributeError):
         if type(tensor) not in (torch.Tensor, nn.Parameter, nn.Buffer):
-            empty = torch.empty_like(tensor, device="meta")
-            return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    except (NotImplementedError, RuntimeError, TypeError, AttributeError):
-        pass
+            return like(tensor, torch.empty_like(tensor, device="meta"))
     try:
         return copy.deepcopy(tensor)
     except Exception:

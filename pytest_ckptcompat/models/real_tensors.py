@@ -9,6 +9,7 @@ from torch import nn
 
 from pytest_ckptcompat.core.errors import MisfitError
 from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.models.meta_copy import like
 from pytest_ckptcompat.tensors.deferred import DeferredTensor
 from pytest_ckptcompat.tensors.nested import mapped, tensors
 
@@ -33,9 +34,7 @@ def give_memory(module: nn.Module) -> None:
                         f"values: build the model on the CPU"
                     )
                 if id(tensor) not in given:
-                    empty = torch.empty_like(tensor, device="cpu")
-                    parameter = isinstance(tensor, nn.Parameter)
-                    given[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if parameter else empty
+                    given[id(tensor)] = like(tensor, torch.empty_like(tensor, device="cpu"))
                 held[name] = given[id(tensor)]
 
 
@@ -44,25 +43,19 @@ def read_deferred(module: nn.Module) -> None:
     for owner in module.modules():
         for held in (owner._parameters, owner._buffers, vars(owner)):
             for name, value in held.items():
-                if name not in _OF_MODULES and any(map(_is_deferred, _tensors(value))):
+                if name not in _OF_MODULES and _is_deferred(value):
                     held[name] = mapped(value, _read)
 
 
 _OF_MODULES = {"_parameters", "_buffers", "_modules"}
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    return [each for _, each in tensors(value)] if isinstance(value, (dict, list, tuple)) else []
-
-
-def _is_deferred(tensor: torch.Tensor) -> bool:
-    return isinstance(tensor, DeferredTensor)
+def _is_deferred(value: Any) -> bool:
+    """Return whether a tensor is deferred, or one in nested containers."""
+    if isinstance(value, (dict, list, tuple)):
+        return any(isinstance(tensor, DeferredTensor) for _, tensor in tensors(value))
+    return isinstance(value, DeferredTensor)
 
 
 def _read(tensor: torch.Tensor) -> torch.Tensor:
-    if not isinstance(tensor, DeferredTensor):
-        return tensor
-    values = tensor.read()
-    return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
+    return like(tensor, tensor.read()) if isinstance(tensor, DeferredTensor) else tensor

@@ -10,12 +10,13 @@ import re
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 HOW = "the model shards itself; start with torchrun"
 """Why the values of such a model are not loaded in a single process."""
@@ -125,30 +126,24 @@ def simulated_ranks(size: int = _RANKS) -> Iterator[None]:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     group, made = torch.distributed, DeviceMesh.__init__
-    environment = {name: os.environ.get(name) for name in (*_ENVIRONMENT, "WORLD_SIZE")}
 
     def on_cpu(self: Any, device_type: str, *arguments: Any, **more: Any) -> None:
         made(self, device_type if torch.cuda.is_available() else "cpu", *arguments, **more)
 
-    os.environ.update(_ENVIRONMENT, WORLD_SIZE=str(size))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        group.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
-    try:
-        with (
-            _instead(group, "init_process_group", lambda *arguments, **more: None),
-            _instead(DeviceMesh, "__init__", on_cpu),
-            _instead(FullyShardedDataParallel, "__init__", _kept_whole),
-            _instead(torch.cuda, "set_device", lambda device: None),
-        ):
-            yield
-    finally:
-        group.destroy_process_group()
-        for name, value in environment.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    with mock.patch.dict(os.environ, _ENVIRONMENT, WORLD_SIZE=str(size)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            group.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
+        try:
+            with (
+                mock.patch.object(group, "init_process_group", return_value=None),
+                mock.patch.object(DeviceMesh, "__init__", on_cpu),
+                mock.patch.object(FullyShardedDataParallel, "__init__", _kept_whole),
+                mock.patch.object(torch.cuda, "set_device", return_value=None),
+            ):
+                yield
+        finally:
+            group.destroy_process_group()
 
 
 def _kept_whole(self: nn.Module, module: nn.Module, *_: Any, **more: Any) -> None:
@@ -156,19 +151,6 @@ def _kept_whole(self: nn.Module, module: nn.Module, *_: Any, **more: Any) -> Non
     nn.Module.__init__(self)
     vars(self).update(training_state=None, _use_orig_params=True)
     self._fsdp_wrapped_module = module
-
-
-@contextmanager
-def _instead(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    own = vars(owner).get(name)
-    setattr(owner, name, function)
-    try:
-        yield
-    finally:
-        if own is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, own)
 
 
 def more_ranks(error: BaseException) -> int:

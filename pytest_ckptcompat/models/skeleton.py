@@ -10,8 +10,9 @@ usual.
 from __future__ import annotations
 
 import gc
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any, Self
+from unittest import mock
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from pytest_ckptcompat.tensors.seeds import DRAWN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 LARGE = 64 << 20
 """The size of weights in bytes above which drawing random ones takes noticeable time."""
@@ -179,8 +180,7 @@ class _Calls(TorchFunctionMode):
         return result
 
 
-@contextmanager
-def _truncated() -> Iterator[None]:
+def _truncated() -> AbstractContextManager[Any]:
     """Skip truncated normal values too, which torch 2.13 draws again until it sees that they fit."""
     init: Any = nn.init
     original = init._no_grad_trunc_normal_
@@ -192,11 +192,7 @@ def _truncated() -> Iterator[None]:
         original(tensor.new_empty(0), *args)  # raises the same errors
         return tensor.normal_()
 
-    init._no_grad_trunc_normal_ = fill
-    try:
-        yield
-    finally:
-        init._no_grad_trunc_normal_ = original
+    return mock.patch.object(init, "_no_grad_trunc_normal_", fill)
 
 
 _SHOWING = {
