@@ -83,12 +83,7 @@ class Behaviour:
 
 
 def record(trial: Trial, first: Run | None = None) -> Behaviour:
-    """Run a model and record its outputs, or why they can't be compared: they are random, NaN or empty.
-
-    Args:
-        trial: the model.
-        first: a run of it, where there was one.
-    """
+    """Record a model's outputs (of the `first` run, if there was one), or why they can't be compared."""
     try:
         first = first or run(trial)
         found = _recorded(first)
@@ -183,11 +178,11 @@ def compare(
     effects: Effects = _NONE,
     reach: Mapping[str, torch.Tensor] | None = None,
 ) -> Comparison:
-    """Compare a model's outputs with recorded ones, in the region of each output that existed then.
+    """Compare a run on the same values and batch with recorded outputs, in the regions that existed then.
 
     Args:
         then: the recorded outputs.
-        now: a run on the same values and the same batch.
+        now: the run.
         effects: what a recipe did. If it touched nothing, an output with another shape has changed.
         reach: path -> True for elements of today's outputs that may differ.
     """
@@ -235,16 +230,7 @@ def _gap(
 
 
 def reached(now: Run, trial: Trial, tensors: Mapping[str, Elements]) -> dict[str, torch.Tensor] | None:
-    """Find the elements of a model's outputs that depend on some tensors: path -> True where they do.
-
-    Args:
-        now: the undisturbed run.
-        trial: what ran.
-        tensors: key -> which of its elements to disturb; None for all.
-
-    Returns:
-        None if that can't be found, so that everything may depend on them.
-    """
+    """Return `reach` in the outputs of a run of `trial`; None if everything may be in reach."""
 
     def again(seed: int) -> list[dict[str, torch.Tensor]]:
         def load(model: nn.Module) -> None:

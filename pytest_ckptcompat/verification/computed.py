@@ -25,14 +25,7 @@ _FEW = 8  # too few random numbers to compare their spread
 
 
 class Computed:
-    """The keys whose values a recipe changes.
-
-    Args:
-        recipe: the recipe.
-        old: the state dict that it is applied to.
-        target: the state dict of the model.
-        growth: the result of the recipe.
-    """
+    """The keys whose values a recipe changes: its result on `old` for the model `target` is `growth`."""
 
     def __init__(
         self, recipe: Recipe, old: Mapping[str, Any], target: Mapping[str, Any], growth: Applied
@@ -44,13 +37,7 @@ class Computed:
         return key in self._touched
 
     def how(self, key: str, held: torch.Tensor, value: torch.Tensor) -> str | None:
-        """Say how a loader's values match the recipe's, or return None if they don't.
-
-        Args:
-            key: a key whose values the recipe changes.
-            held: the loader's values.
-            value: the recipe's values, in memory.
-        """
+        """Say how the values that a loader's model holds match the recipe's; return None if they don't."""
         if held.shape != value.shape or not (held.is_floating_point() and value.is_floating_point()):
             return None
         if not value.numel():

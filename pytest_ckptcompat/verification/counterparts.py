@@ -10,14 +10,10 @@ if TYPE_CHECKING:
 
 
 class Counterparts:
-    """The names of modules in the checkpoint, learned from tensors that were found there.
-
-    Args:
-        known: the model's key -> the checkpoint's key with the same values.
-        keys: all keys of the checkpoint.
-    """
+    """The names of modules in the checkpoint, learned from tensors that were found there."""
 
     def __init__(self, known: Mapping[str, str], keys: Collection[str]) -> None:
+        """Learn from `known` (the model's key -> the checkpoint's key) and all keys of the checkpoint."""
         self._keys = set(keys)
         self._paths: dict[str, Counter[str]] = {}
         for ours, theirs in known.items():
@@ -27,9 +23,7 @@ class Counterparts:
     def of(self, key: str, but: str = "") -> str | None:
         """Return the checkpoint's name of a key, from the nearest enclosing module with a known name.
 
-        Args:
-            key: the model's key.
-            but: the key under which it was found, which is ignored: only modules further out count.
+        If the key was found under the name `but`, that is ignored: only modules further out count.
         """
         path = _apart(key, but)[0] if but else key
         while path:

@@ -50,13 +50,7 @@ class Effects:
 
 
 def effects_of(growth: Applied, old: Mapping[str, Any], held: Mapping[str, Any]) -> Effects:
-    """Return the effects of a recipe.
-
-    Args:
-        growth: the result of the recipe.
-        old: the state dict that it was applied to.
-        held: the state dict of the model that was loaded with the result.
-    """
+    """Return the effects of a recipe on the state dict `old`, whose result was loaded into `held`."""
     changing = growth.changes_function
     made = {
         key: _made(key, growth, old)

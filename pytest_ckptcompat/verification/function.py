@@ -223,13 +223,9 @@ class _Run:
     def _reach(
         self, tensors: Mapping[str, Elements], model: nn.Module, batches: Sequence[Batch], given: Batches
     ) -> list[dict[str, torch.Tensor]] | None:
-        """Return `reach` of some of a model's tensors, which are restored; None if all may be in reach.
+        """Return what some tensors of a model reach in its `given` outputs; None if that may be everything.
 
-        Args:
-            tensors: key -> which of its elements to disturb.
-            model: the model.
-            batches: its batches.
-            given: the undisturbed outputs.
+        The tensors are restored afterwards.
         """
         held = model.state_dict(keep_vars=True)
         if any(key not in held or not held[key].is_floating_point() for key in tensors):

@@ -63,14 +63,7 @@ class Pairing:
     """
 
     def __init__(self, old: Batches, new: Batches, rows: Rows, allowed: float) -> None:
-        """Pair outputs.
-
-        Args:
-            old: the old model's outputs.
-            new: the new model's outputs, on the same batches.
-            rows: where the rows of a dimension went.
-            allowed: the tolerated difference, relative to the output's largest value.
-        """
+        """Pair outputs on the same batches; `allowed` is relative to an output's largest value."""
         self._old, self._new, self._rows, self._allowed = old, new, rows, allowed
         self.chosen: dict[str, Candidate] = {}
         first = next(iter(old))

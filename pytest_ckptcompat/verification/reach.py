@@ -27,39 +27,29 @@ def reach(
 
     Args:
         given: for each batch, output path -> tensor.
-        again: seed -> the outputs of a run for which `disturb` was called with it.
+        again: seed -> the outputs after `disturb` with this seed.
 
     Returns:
         For each batch, output path -> True for elements in reach.
     """
     masks = [{path: torch.zeros(each.shape, dtype=torch.bool) for path, each in one.items()} for one in given]
     for seed in range(_TRIES):
-        for mask, before, after in zip(masks, given, again(seed), strict=True):
+        for found, before, after in zip(masks, given, again(seed), strict=True):
             for path, tensor in before.items():
-                mask[path] |= _differs(tensor, after.get(path))
+                found[path] |= _differs(tensor, after.get(path))
     shown: dict[tuple[str, torch.Size], torch.Tensor] = {}
-    for mask in masks:
-        for path, where in mask.items():
-            if where.dim() > 1:
-                key = path, where.shape[1:]
-                shown[key] = where.any(0) | shown.get(key, torch.tensor(False))
-    return [
-        {
-            path: shown[path, each.shape[1:]].expand(each.shape) if each.dim() > 1 else each
-            for path, each in one.items()
-        }
-        for one in masks
-    ]
+    for path, mask in (each for found in masks for each in found.items() if each[1].dim() > 1):
+        key = path, mask.shape[1:]
+        shown[key] = mask.any(0) | shown.get(key, torch.tensor(False))
+    for found in masks:
+        for path, mask in found.items():
+            if mask.dim() > 1:
+                found[path] = shown[path, mask.shape[1:]].expand(mask.shape)
+    return masks
 
 
 def disturb(model: nn.Module, tensors: Mapping[str, Elements], seed: int) -> None:
-    """Write other values of the same magnitude into some of a model's tensors; positive ones stay positive.
-
-    Args:
-        model: the model.
-        tensors: key -> which of its elements to disturb.
-        seed: of the values.
-    """
+    """Write other values of the same magnitude into some elements of tensors; positive ones stay positive."""
     held = model.state_dict(keep_vars=True)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

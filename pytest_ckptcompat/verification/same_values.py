@@ -43,12 +43,7 @@ class How(NamedTuple):
 
 
 def held_values(held: torch.Tensor, value: torch.Tensor) -> How | None:
-    """Find how `held` got the values of `value`, bit for bit; return None if it did not.
-
-    Args:
-        held: a tensor of the model.
-        value: a tensor of the checkpoint, in memory.
-    """
+    """Find how a model's tensor got the values of a checkpoint's, bit for bit; return None if it did not."""
     if held.numel() != value.numel() or held.is_meta:
         return None
     if held.is_quantized and not value.is_quantized:

@@ -28,15 +28,13 @@ _SECONDS = 20.0
 
 @dataclass
 class Signal:
-    """The response of a model to a signal.
-
-    Attributes:
-        loudest: the largest root mean square of what a module gave.
-        echo: how much of the outputs changes with the inputs, in parts of the outputs.
-    """
+    """The response of a model to a signal."""
 
     loudest: float = 0.0
+    """The largest root mean square of what a module returned."""
+
     echo: float = math.inf
+    """How much of the outputs changes with the inputs, in parts of the outputs."""
 
     @property
     def is_dead(self) -> bool:
@@ -79,11 +77,9 @@ def echo(outputs: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]
 
 
 def fitting(hear: Callable[[float], Signal]) -> float:
-    """Return the gain of a model's weights that carries a signal through it best.
+    """Return the gain of the variance of a model's weights that carries a signal through it best.
 
-    Args:
-        hear: gain of the variance -> what is heard with it; called for 1 alone where that is good, and not
-            again after 20 s.
+    `hear` returns what is heard with a gain. It is called for 1 alone if that is good, and not after 20 s.
     """
     found: dict[float, Signal] = {}
     gain, faint, loud = 1.0, 0.0, math.inf  # too faint up to, too loud from

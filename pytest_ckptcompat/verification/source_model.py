@@ -56,12 +56,8 @@ def loaded(source: Callable[[], nn.Module], old: Mapping[str, Any]) -> nn.Module
 def misfit(model: nn.Module, old: Mapping[str, Any]) -> str:
     """Say what in the source model the old checkpoint does not fill, and what to do; ``""`` if nothing.
 
-    Only shapes are compared. Extra keys in the checkpoint don't matter, nor does a missing key whose tensor
-    is there under another name.
-
-    Args:
-        model: the source model, on any device; left as it is.
-        old: the old checkpoint's state dict: real, stored, or on the meta device.
+    Only shapes are compared, on any device. Extra keys in the checkpoint don't matter, nor does a missing key
+    whose tensor is there under another name.
     """
     found = compare(model, on_meta(_unwrapped(old, model)))
     missing = set(_unfilled(model, found))

@@ -79,7 +79,7 @@ def run(trial: Trial, seed: int = 0, *, construction: int = 0, other: Batch | No
     depend on the machine that computed them.
 
     Args:
-        trial: a model is built once more where the first attempt fails.
+        trial: the model and the call.
         seed: the seed of random numbers that the call draws.
         construction: the seed with which the model is built.
         other: the model is called with this batch too, and its signal is heard.
@@ -87,16 +87,16 @@ def run(trial: Trial, seed: int = 0, *, construction: int = 0, other: Batch | No
     Raises:
         RunError: the model also raised in float32.
     """
-    note = ""
+    failed: list[str] = []
     for dtype in (torch.float64, torch.float32):
         try:
             outputs, signal = _attempt(trial, seed, construction, dtype, other)
         except (Exception, SystemExit) as error:
-            note = note or f"in float64 it raised {raised(error)}"
-            failed = raised(error)
-            continue
-        return Run(outputs, dtype, "" if dtype == torch.float64 else note, signal)
-    raise RunError(failed)
+            failed.append(raised(error))
+        else:
+            note = f"in float64 it raised {failed[0]}" if failed else ""
+            return Run(outputs, dtype, note, signal)
+    raise RunError(failed[-1])
 
 
 def _attempt(
@@ -143,18 +143,14 @@ def call(
     seed: int = 0,
     inside: AbstractContextManager[Any] = _NOTHING,
 ) -> dict[str, torch.Tensor]:
-    """Call a model once on a copy of a batch, into which it may write, and return copies of its outputs.
+    """Call a model once on a copy of a batch, into which it may write.
 
-    Args:
-        model: the model.
-        batch: the arguments.
-        method: the method to call.
-        dtype: what floats of the batch, and those that the model makes or casts, are widened to.
-        seed: the seed of random numbers that the call draws.
-        inside: the call is made in this context.
+    Floats of the batch, and those that the model makes or casts, are widened to `dtype`. The call is made
+    `inside` a context.
 
     Returns:
-        Path (``""``, ``[0]``, ``['logits']``) -> tensor on the CPU, except sparse and quantized ones.
+        Path (``""``, ``[0]``, ``['logits']``) -> a copy of the tensor on the CPU, unless it is sparse or
+        quantized.
     """
     args, kwargs = mapped(batch, lambda tensor: tensor.to(wider(tensor.dtype, dtype), copy=True))
     with seeded(seed), torch.no_grad(), widened(dtype), inside:

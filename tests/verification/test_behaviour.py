@@ -12,7 +12,7 @@ from torch import nn
 from pytest_ckptcompat.tensors import synthetic
 from pytest_ckptcompat.tensors.seeds import seeded
 from pytest_ckptcompat.verification import behaviour
-from pytest_ckptcompat.verification.behaviour import Behaviour, compare, is_random, record
+from pytest_ckptcompat.verification.behaviour import Behaviour, compare, is_random, reached, record
 from pytest_ckptcompat.verification.effects import Effects
 from pytest_ckptcompat.verification.recorded_outputs import Recorded
 from pytest_ckptcompat.verification.wide_run import Run, Trial, run
@@ -113,6 +113,18 @@ def test_a_smaller_output_has_changed_unless_a_recipe_made_it_so():
     assert found.changed
     assert str(found.gaps[0]) == "output was (2, 4, 6, 6) and is (2, 4, 3, 3)"
     assert compare(then, now(pooled), RESIZED).alone == ("output was (2, 4, 6, 6) and is (2, 4, 3, 3)",)
+
+
+def test_a_unit_that_is_silent_for_one_sample_is_in_reach_for_it():
+    """Behind a ReLU, only the first sample shows that the output depends on the weight."""
+    batch = (torch.tensor([[1.0], [-1.0]]),), {}
+    trial = Trial(
+        lambda seed: nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU()),
+        lambda model: model[0].weight.data.fill_(1),
+        batch,
+    )
+    assert reached(run(trial), trial, {"0.weight": None})[""].tolist() == [[True], [True]]
+    assert reached(run(trial), trial, {"not a key of the model": None}) is None
 
 
 class Named(nn.Module):

@@ -65,67 +65,6 @@ def test_all_three_kinds_in_one_pass():
     ]
 
 
-class Renames(nn.Module):
-    """An old name is taken in by a hook, as released models do."""
-
-    def __init__(self):
-        super().__init__()
-        self.new = nn.Linear(2, 2)
-        self.register_load_state_dict_pre_hook(self._rename)
-
-    @staticmethod
-    def _rename(module, state_dict, prefix, *rest):
-        for leaf in ("weight", "bias"):
-            if f"{prefix}old.{leaf}" in state_dict:
-                state_dict[f"{prefix}new.{leaf}"] = state_dict.pop(f"{prefix}old.{leaf}")
-
-
-class Forgives(nn.Module):
-    """A post-hook takes keys off torch's list of missing ones."""
-
-    def __init__(self):
-        super().__init__()
-        self.kept = nn.Linear(2, 2)
-        self.optional = nn.Linear(2, 2)
-        self.register_load_state_dict_post_hook(self._forgive)
-
-    @staticmethod
-    def _forgive(module, incompatible):
-        incompatible.missing_keys[:] = [k for k in incompatible.missing_keys if "optional" not in k]
-
-
-class WithExtra(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(2, 2)
-
-    def get_extra_state(self):
-        return {"version": 3}
-
-    def set_extra_state(self, state):
-        assert state["version"] == 3
-
-
-def test_pre_hooks_that_rename():
-    model = Renames()
-    old = OrderedDict((key.replace("new", "old"), value) for key, value in model.state_dict().items())
-    assert check_equal(model, old).fits
-
-
-def test_post_hooks_that_forgive():
-    model = Forgives()
-    state = OrderedDict((k, v) for k, v in model.state_dict().items() if "optional" not in k)
-    assert check_equal(model, state).fits
-
-
-def test_extra_state():
-    model = WithExtra()
-    assert check_equal(model, model.state_dict()).fits
-    state = model.state_dict()
-    del state["_extra_state"]
-    assert check_equal(model, state).missing == ["_extra_state"]
-
-
 def test_batchnorm_with_and_without_metadata():
     model = nn.Sequential(nn.BatchNorm1d(3))
     state = model.state_dict()
@@ -143,20 +82,6 @@ def test_one_element_into_a_scalar():
 
     assert check_equal(Scalar(), OrderedDict(scale=torch.ones(1))).fits
     check_equal(Scalar(), OrderedDict(scale=torch.ones(2)))  # older torch takes the first of several
-
-
-def test_tied_weights_are_wanted_under_every_name_as_torch_wants_them():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed = nn.Embedding(5, 3)
-            self.head = nn.Linear(3, 5, bias=False)
-            self.head.weight = self.embed.weight
-
-    state = Tied().state_dict()
-    assert check_equal(Tied(), state).fits
-    del state["head.weight"]
-    assert check_equal(Tied(), state).missing == ["head.weight"]
 
 
 def test_keys_under_a_child_that_is_none_are_ignored_where_torch_ignores_them():

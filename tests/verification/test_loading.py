@@ -31,6 +31,25 @@ def judged(make: Callable[[], nn.Module], state: dict[str, Any]) -> tuple[Promis
     return loaded_whole(model, state, listen(model, state), build)
 
 
+def heard(model: nn.Module, state: dict[str, Any]) -> Loading:
+    loading = listen(model, state)
+    assert loading is not None
+    return loading
+
+
+class Own(nn.Module):
+    """A module with parameters, and a function that loads them."""
+
+    def __init__(self, load: Callable[[Any, dict[str, Any]], Any], **parameters: torch.Tensor) -> None:
+        super().__init__()
+        self.load = load
+        for name, value in parameters.items():
+            setattr(self, name, nn.Parameter(value))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        self.load(self, state_dict)
+
+
 @pytest.mark.parametrize("make", [Boxes, Words])
 def test_an_ordinary_load_is_whole(make: Callable[[], nn.Module]) -> None:
     state = settle(make()).state_dict()
@@ -56,8 +75,7 @@ def test_nothing_is_built_and_nothing_changed_where_all_was_heard() -> None:
 
 def test_which_key_went_where() -> None:
     model = Words()
-    loading = listen(model, model.state_dict())
-    assert isinstance(loading, Loading)
+    loading = heard(model, model.state_dict())
     assert loading.sources["position"] == ("position",)
     assert (
         loading.sources["embed.weight"] == loading.sources["head.weight"] == ("embed.weight", "head.weight")
@@ -70,35 +88,32 @@ def test_a_load_that_raises_is_not_heard() -> None:
     assert listen(Boxes(14), Boxes().state_dict()) is None
 
 
-class Forgetful(nn.Module):
-    """Its loader takes one key under an old name and forgets the other; torch then sees both as there."""
+def forgetful(name: str) -> nn.Module:
+    """A model whose loader takes one key and forgets the other; torch then sees both as there."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(4, 3))
-        self.scale = nn.Parameter(torch.ones(4))
+    def load(module: Any, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            module.get_parameter(name).copy_(state[name])
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        if prefix + "weight" in state_dict:
-            with torch.no_grad():
-                self.weight.copy_(state_dict[prefix + "weight"])
+    return Own(load, weight=torch.randn(4, 3), scale=torch.ones(4))
 
 
 def test_a_random_parameter_that_the_model_s_loader_forgot_is_found() -> None:
-    class ForgetsWeight(Forgetful):
-        def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-            self.scale.data.copy_(state_dict[prefix + "scale"])
-
-    promise, [found] = judged(ForgetsWeight, {"weight": torch.zeros(4, 3), "scale": torch.ones(4)})
+    state = {"weight": torch.zeros(4, 3), "scale": torch.ones(4)}
+    promise, [found] = judged(lambda: forgetful("scale"), state)
     assert (promise.status, promise.detail) == ("broken", "not loaded: weight of 2")
     assert (found.rule, found.key) == ("unloaded-parameter", "weight")
     assert found.message.endswith("random ones")
 
 
 def test_a_constant_parameter_that_was_forgotten_is_found_unless_the_checkpoint_has_the_same() -> None:
-    promise, [found] = judged(Forgetful, {"weight": torch.zeros(4, 3), "scale": torch.full((4,), 2.0)})
+    promise, [found] = judged(
+        lambda: forgetful("weight"), {"weight": torch.zeros(4, 3), "scale": torch.full((4,), 2.0)}
+    )
     assert (promise.status, found.key) == ("broken", "scale")
-    promise, findings = judged(Forgetful, {"weight": torch.zeros(4, 3), "scale": torch.ones(4)})
+    promise, findings = judged(
+        lambda: forgetful("weight"), {"weight": torch.zeros(4, 3), "scale": torch.ones(4)}
+    )
     assert (promise.status, findings) == ("kept", [])
 
 
@@ -109,57 +124,44 @@ def test_a_constant_parameter_that_was_forgotten_is_found_unless_the_checkpoint_
         lambda module, value: module.weight.data.__setitem__(slice(0, 4), value),
         lambda module, value: setattr(module.weight, "data", value),
         lambda module, value: setattr(module, "weight", nn.Parameter(value)),
-        lambda module, value: (
-            nn.init.zeros_(module.weight).add_(value) if False else module.weight.data.add_(value)
-        ),
+        lambda module, value: module.weight.data.add_(value),
     ],
 )
 def test_every_way_to_write_is_heard(write: Callable[[nn.Module, torch.Tensor], Any]) -> None:
-    class Writes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(4, 3))
+    def make() -> nn.Module:
+        return Own(lambda module, state: write(module, state["weight"]), weight=torch.zeros(4, 3))
 
-        def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-            write(self, state_dict[prefix + "weight"])
-
-    promise, findings = judged(Writes, {"weight": torch.zeros(4, 3)})
+    promise, findings = judged(make, {"weight": torch.zeros(4, 3)})
     assert (promise.status, findings) == ("kept", [])
-    loading = listen(Writes(), {"weight": torch.zeros(4, 3)})
-    assert loading is not None
-    assert loading.written == {"weight"}
+    assert heard(make(), {"weight": torch.zeros(4, 3)}).written == {"weight"}
+
+
+def test_a_transposed_square_is_not_copied_unchanged() -> None:
+    model = Own(lambda module, state: module.weight.data.t().copy_(state["weight"]), weight=torch.zeros(3, 3))
+    assert heard(model, {"weight": torch.randn(3, 3)}).sources == {}
 
 
 def test_writes_that_can_not_be_heard_are_judged_by_their_values() -> None:
     """Through NumPy nothing is heard; and such a loader can't run without memory at all."""
 
-    class Numpy(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.randn(4, 3))
+    def load(module: Any, state: dict[str, Any]) -> None:
+        module.weight.detach().numpy()[:] = state["weight"].numpy()
 
-        def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-            self.weight.detach().numpy()[:] = state_dict[prefix + "weight"].numpy()
+    def make() -> nn.Module:
+        return Own(load, weight=torch.randn(4, 3))
 
     state = {"weight": torch.full((4, 3), 2.0)}
-    assert listen(Numpy(), state) is None
-    assert judged(Numpy, state)[0].status == "kept"
+    assert listen(make(), state) is None
+    assert judged(make, state)[0].status == "kept"
 
 
 def test_a_key_renamed_on_the_way_is_altered_or_traced_to_its_source() -> None:
-    class Renaming(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.new = nn.Parameter(torch.randn(4))
-            self.halved = nn.Parameter(torch.randn(4))
+    def load(module: Any, state: dict[str, Any]) -> None:
+        module.new.data.copy_(state["old"])
+        module.halved.data.copy_(state["halved"] / 2)
 
-        def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-            state_dict[prefix + "new"] = state_dict.pop(prefix + "old")
-            state_dict[prefix + "halved"] = state_dict[prefix + "halved"] / 2
-            super()._load_from_state_dict(state_dict, prefix, *args)
-
-    loading = listen(Renaming(), {"old": torch.ones(4), "halved": torch.ones(4)})
-    assert loading is not None
+    model = Own(load, new=torch.randn(4), halved=torch.randn(4))
+    loading = heard(model, {"old": torch.ones(4), "halved": torch.ones(4)})
     assert loading.sources == {"new": ("old",)}
     assert loading.altered == {"halved"}
     assert loading.written == {"new", "halved"}
@@ -219,7 +221,7 @@ def test_meta_tensors_after_the_load_are_found() -> None:
 
 
 def test_no_memory_for_a_second_model_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Forgetful()
+    model = forgetful("weight")
     state = {"weight": torch.zeros(4, 3), "scale": torch.zeros(4)}
     model.load_state_dict(state)
     monkeypatch.setattr(memory, "free", lambda: 10)
@@ -237,9 +239,7 @@ def test_loading_is_heard_without_touching_values() -> None:
             return super().__torch_function__(func, types, args, kwargs)
 
     state = {key: value.as_subclass(Unreadable) for key, value in Boxes().state_dict().items()}
-    loading = listen(Boxes(), state)
-    assert loading is not None
-    assert len(loading.written) == 28
+    assert len(heard(Boxes(), state).written) == 28
 
 
 def test_keys_that_torch_holds_to_be_missing_are_no_news() -> None:
@@ -253,18 +253,12 @@ def test_keys_that_torch_holds_to_be_missing_are_no_news() -> None:
 
 
 def test_a_loader_that_assigns_is_traced_to_its_source() -> None:
-    class Assigning(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.randn(4, 3))
-            self.other = nn.Parameter(torch.randn(4, 3))
+    def load(module: Any, state: dict[str, Any]) -> None:
+        module.weight = nn.Parameter(state["weight"])
+        module.other = nn.Parameter(state["other"] + 1)
 
-        def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-            self.weight = nn.Parameter(state_dict[prefix + "weight"])
-            self.other = nn.Parameter(state_dict[prefix + "other"] + 1)
-
-    loading = listen(Assigning(), {"weight": torch.zeros(4, 3), "other": torch.zeros(4, 3)})
-    assert loading is not None
+    model = Own(load, weight=torch.randn(4, 3), other=torch.randn(4, 3))
+    loading = heard(model, {"weight": torch.zeros(4, 3), "other": torch.zeros(4, 3)})
     assert loading.sources == {"weight": ("weight",)}
     assert loading.altered == {"other"}
     assert loading.written == {"weight", "other"}
@@ -275,6 +269,4 @@ def test_an_earlier_load_that_assigned_leaves_no_trace() -> None:
     state = Boxes().state_dict()
     Boxes().load_state_dict(state, assign=True)
     assert state._metadata[""]["assign_to_params_buffers"] is True  # type: ignore[attr-defined]
-    loading = listen(Boxes(), state)
-    assert loading is not None
-    assert len(loading.sources) == 28
+    assert len(heard(Boxes(), state).sources) == 28

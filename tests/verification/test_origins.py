@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from networks import Boxes, Words, settle
 from torch import nn
 
+from pytest_ckptcompat import Recipe, scale
+from pytest_ckptcompat.verification.computed import Computed
 from pytest_ckptcompat.verification.origins import BY_LINES, Origin, trace
 
 if TYPE_CHECKING:
@@ -299,6 +302,16 @@ def test_one_tensor_in_two_places() -> None:
     saved = state((5, 6))
     found = trace({"a": saved["a"], "target.a": saved["a"].clone()}, saved)
     assert found.held == {"a": Origin(("a",)), "target.a": Origin(("a",))}
+
+
+def test_values_beside_an_infinite_one_are_compared() -> None:
+    saved = {"a": torch.tensor([math.inf, 1.0, 2.0])}
+    recipe = Recipe(scale("a", 3.0))
+    held = {"a": saved["a"] * 3}
+    computed = Computed(recipe, saved, held, recipe.run(saved, held))
+    assert trace(held, recipe.apply(saved, held), computed).held.keys() == {"a"}
+    held["a"][2] += 1
+    assert trace(held, recipe.apply(saved, held), computed).other.keys() == {"a"}
 
 
 def test_not_a_number_and_the_sign_of_zero_are_compared_by_their_bits() -> None:
