@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,10 +84,8 @@ class Recorded:
         count = math.prod(found.shape)
         if not all(map(math.isfinite, (found.typical, found.rms, *found.projections))) or found.typical <= 0:
             raise ValueError("an output has sizes that are not positive numbers")
-        if min(found.shape, default=0) < 0 or len(found.entries) not in (
-            min(count, _KEPT),
-            min(2 * count, _KEPT),
-        ):
+        counts = len(found.entries), len(found.projections)
+        if min(found.shape, default=0) < 0 or counts not in (_counts(count), _counts(2 * count)):
             raise ValueError("an output has more or fewer entries than its shape tells")
         return found
 
@@ -98,13 +96,8 @@ class Recorded:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; infinite elements become texts."""
-        return {
-            "shape": list(self.shape),
-            "typical": self.typical,
-            "rms": self.rms,
-            "extreme": self.extreme,
-            "entries": [each if math.isfinite(each) else str(each) for each in self.entries],
-            "projections": list(self.projections),
+        return asdict(self) | {
+            "entries": [each if math.isfinite(each) else str(each) for each in self.entries]
         }
 
 
@@ -149,6 +142,9 @@ def gap(
         free: True for elements that may differ. Of the others, only recorded ones are compared.
     """
     allowed, flat = tolerance(precision), _real(now)
+    if _counts(len(flat)) != (len(then.entries), len(then.projections)):
+        text = "is complex, and was not" if now.is_complex() else "was complex, and is not"
+        return Gap(path, math.inf, math.inf, then.rms, text)
     place = positions(path, then.shape, len(flat))
     entries = list(zip(then.entries, flat[place].tolist(), strict=True))
     if free is not None:
@@ -172,6 +168,11 @@ def gap(
         times = max(times, max(apart) / (_SURE * spread))
         size = max(size, math.sqrt(sum(each * each for each in apart) / len(apart)) / root)
     return Gap(path, times, size, then.rms)
+
+
+def _counts(numbers: int) -> tuple[int, int]:
+    """Return how many entries and projections an output of so many numbers has."""
+    return min(numbers, _KEPT), _KEPT if numbers > _KEPT else 0
 
 
 def positions(path: str, shape: Sequence[int], count: int) -> torch.Tensor:

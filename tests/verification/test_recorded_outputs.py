@@ -143,6 +143,10 @@ def test_complex_outputs():
     then = recorded({"": x})[""]
     assert gap("", then, x, torch.float64).times < 0.01
     assert gap("", then, x.conj(), torch.float64).times > 100
+    for count in (5, 20, 32, 500):
+        was_complex, was_real = Recorded.of("", x[:count]), Recorded.of("", x[:count].real)
+        assert gap("", was_complex, x[:count].real, torch.float64).times > 100
+        assert gap("", was_real, x[:count], torch.float64).times > 100
 
 
 def test_not_a_number():
@@ -165,6 +169,7 @@ def test_a_record_is_small():
         {"typical": 0},
         {"rms": math.inf},
         {"projections": [math.nan]},
+        {"projections": [0.5]},
         {"extreme": None},
     ],
 )
