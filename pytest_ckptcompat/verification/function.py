@@ -135,7 +135,7 @@ class _Run:
         precision = coarser(self._effects.precision, coarser(old.lowest, new.lowest))
         allowed = tolerance(precision)
         if allowed >= _ANYTHING:
-            return _unchecked(f"{_name(precision)} is too coarse to tell")
+            return _unchecked(f"{_name(precision)} is too coarse to compare outputs")
         before = {
             run: each
             for run, each in old.batches.items()
@@ -164,7 +164,9 @@ class _Run:
         if old.random or new.random:
             return _unchecked("the forward pass draws random numbers")
         if self._ids.renumbered:  # an integer input may not be a token id
-            return _unchecked("words have other numbers now, and the inputs can't be told apart")
+            return _unchecked(
+                "a vocabulary was renumbered, and which inputs are token ids can't be determined"
+            )
         if changes := self._effects.changes:
             within = None
             if not self._effects.anywhere:
@@ -188,10 +190,10 @@ class _Run:
         moved = ", ".join(f"output{path}" for path, way in ways.items() if way.moved is not None)
         trained = any(gap.mode == "train" for gap in pairing.gaps)
         notes = [
-            ", eval and train" if trained else ", eval alone" if batchnorm or self._effects.eval_only else "",
+            ", eval and train" if trained else ", eval only" if batchnorm or self._effects.eval_only else "",
             self._ids.note,
             coarse,
-            f", rows of {moved} where they are now" if moved else "",
+            f", moved rows of {moved}" if moved else "",
             *(f", output{path} is now output{way.path}" for path, way in ways.items() if way.path != path),
             f", without output{min(pairing.alone)}" if pairing.alone else "",
         ]
@@ -208,7 +210,7 @@ class _Run:
             within = self._reach(keys, before, self._old_batches, old.batches)
             if within is None or any(bool(mask.any()) for each in within for mask in each.values()):
                 guilty.append(step)
-        return f"; {' and '.join(guilty)} left out what the old outputs depend on" if guilty else ""
+        return f"; {' and '.join(guilty)} dropped what the old outputs depend on" if guilty else ""
 
     def _old(self) -> Outputs:
         """Return the old model's outputs; the model is used up."""

@@ -75,7 +75,7 @@ class Ids:
     def note(self) -> str:
         """What was left out or translated in the inputs, for the report."""
         if self.renumbered:
-            return f", ids by the numbers that words have now in {escape(self.renumbered[0], 60)}"
+            return f", ids renumbered like {escape(self.renumbered[0], 60)}"
         bounds = [len(each[0]) for each in self.words if each is not None]
         return f", ids below {min(bounds)}" if bounds else ""
 
@@ -100,8 +100,8 @@ class Ids:
                 continue
             first, second = (key, heads[0]) if renumbered else (heads[0], key)
             return (
-                f"the words of {escape(first, 80)} have other numbers now, and those of {escape(second, 80)} "
-                "have not: ids that go in and ids that come out mean different words"
+                f"{escape(first, 80)} was renumbered and {escape(second, 80)} was not: "
+                "ids in the inputs and ids in the outputs mean different words"
             )
         return ""
 

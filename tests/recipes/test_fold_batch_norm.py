@@ -50,8 +50,8 @@ def test_the_function_is_kept_in_eval_mode(eps: float, last: bool, tmp_path: Any
     assert report.ok, str(report)
     told = {promise.name: promise for promise in report.promises}["function kept"]
     assert told.status == "kept"
-    assert told.detail.endswith(", eval alone, up to float32's rounding") or told.detail.endswith(
-        ", eval alone"
+    assert told.detail.endswith(", eval only, up to float32's rounding") or told.detail.endswith(
+        ", eval only"
     )
     assert any(f"eps {eps:g}" in promise.detail for promise in report.promises)
 

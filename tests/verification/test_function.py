@@ -255,7 +255,7 @@ def test_rows_that_were_permuted_are_compared_where_they_are_now() -> None:
     rows: Rows = {(4, 4): (order, [0, 1, 2, 3])}
     promise, _ = judged(old, new, rows=rows)
     assert promise.status == "kept"
-    assert promise.detail.endswith(", rows of output[1] where they are now")
+    assert promise.detail.endswith(", moved rows of output[1]")
     assert judged(old, new)[0].status == "broken"
 
 
@@ -275,7 +275,7 @@ def test_words_that_have_other_numbers_are_translated() -> None:
         new.embed.weight[3] += 0.1
     promise, [found] = judged(old, new, tokens, rows=rows)
     assert (promise.status, found.rule) == ("unchecked", "function-uncompared")
-    assert promise.detail.startswith("words have other numbers now")
+    assert promise.detail.startswith("a vocabulary was renumbered")
 
 
 class Cast(nn.Module):
@@ -368,7 +368,7 @@ def test_a_batch_of_one_is_judged_in_eval_mode_alone() -> None:
     old = settle(Boxes())
     promise, _ = judged(old, grown(old, Boxes()), lambda seed: images(seed, batch=1))
     assert promise.status == "kept"
-    assert promise.detail.endswith("on 3 batches, eval alone")
+    assert promise.detail.endswith("on 3 batches, eval only")
 
 
 def test_a_raising_forward_is_unchecked_with_its_cause() -> None:
