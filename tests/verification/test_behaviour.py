@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from networks import Boxes, Grown, Words
+from networks import Boxes, Grown, Words, load_synthetic
 from torch import nn
 
 from pytest_ckptcompat.tensors import synthetic
@@ -22,21 +22,12 @@ RESIZED = Effects(touched=True, precision=torch.float64)
 TOKENS = (torch.tensor([[1, 2, 3, 4]]),), {}
 
 
-def load(model):
-    state = model.state_dict(keep_vars=True)
-    kept = {key: value.detach() for key, value in state.items() if not value.is_floating_point()}
-    names = {}
-    for key, value in state.items():
-        names.setdefault(id(value), []).append(key)
-    model.load_state_dict(synthetic.state_dict(state, names.values(), kept))
-
-
 def recorded(build, batch=IMAGES):
-    made = record(Trial(lambda seed: build(), load, batch))
+    made = record(Trial(lambda seed: build(), load_synthetic, batch))
     return Behaviour.from_json(json.loads(json.dumps(made.to_json())))
 
 
-def now(build, batch=IMAGES, loading=load):
+def now(build, batch=IMAGES, loading=load_synthetic):
     return run(Trial(lambda seed: build(), loading, batch))
 
 
@@ -176,7 +167,7 @@ def test_random_models_are_told(how, told):
         with seeded(seed):
             return Random(how)
 
-    trial = Trial(build, load, batch)
+    trial = Trial(build, load_synthetic, batch)
     assert record(trial).uncompared.startswith(told)
     assert is_random(run(trial), trial).startswith(told)
 
@@ -213,7 +204,7 @@ def test_a_model_that_amplifies_rounding_is_given_slack():
     batch = synthetic.inputs(((torch.zeros(4, 16),), {}))
 
     def other_rounding(model):
-        load(model)
+        load_synthetic(model)
         with torch.no_grad():
             for layer in model.layers:
                 layer.weight.mul_(1 + 2**-52)

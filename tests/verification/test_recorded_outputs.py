@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from networks import load_synthetic
 from torch import nn
 from torch.nn import functional
 
@@ -46,13 +47,10 @@ class Small(nn.Module):
         return {"logits": self.head(x.mean(1)), "features": x}
 
 
-def load(model: nn.Module) -> None:
-    state = model.state_dict()
-    model.load_state_dict(synthetic.state_dict(state))
-
-
 def outputs(build=Small, shape=(2, 3, 16, 16)):
-    return run(Trial(lambda seed: build(), load, synthetic.inputs(((torch.zeros(shape),), {})))).outputs
+    return run(
+        Trial(lambda seed: build(), load_synthetic, synthetic.inputs(((torch.zeros(shape),), {})))
+    ).outputs
 
 
 def recorded(found):

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from networks import load_synthetic
 from torch import nn
 
 from pytest_ckptcompat.tensors import synthetic
@@ -27,23 +28,15 @@ class Casting(nn.Module):
             return {"y": self.fc(half.to(x.dtype)), "p": torch.softmax(x, -1, dtype=torch.float32)}
 
 
-def load(model: nn.Module) -> None:
-    state = model.state_dict()
-    kept = {
-        key: value for key, value in state.items() if not (value.is_floating_point() or value.is_complex())
-    }
-    model.load_state_dict(synthetic.state_dict(state, kept=kept))
-
-
 def given(build, *shapes, method="forward", **more) -> Run:
     batch = synthetic.inputs((tuple(map(torch.zeros, shapes)), {}))
-    return run(Trial(lambda seed: build(), load, batch, method), **more)
+    return run(Trial(lambda seed: build(), load_synthetic, batch, method), **more)
 
 
 def by_hand(build, *shapes):
     """The same in plain torch, for a model without casts and buffers."""
     model = build().double().eval()
-    load(model)
+    load_synthetic(model)
     with torch.no_grad():
         return model(*synthetic.inputs(tuple(map(torch.zeros, shapes))))
 
@@ -170,7 +163,7 @@ def test_generators_and_the_batch_are_left_as_they_were():
     torch.manual_seed(7)
     random.seed(7)
     states = torch.get_rng_state(), random.getstate()
-    run(Trial(lambda seed: nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True)), load, batch))
+    run(Trial(lambda seed: nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True)), load_synthetic, batch))
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
     assert batch[0][0].abs().max() == 0
