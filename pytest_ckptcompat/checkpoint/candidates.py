@@ -145,10 +145,10 @@ def _parts(candidate: Candidate) -> Iterator[tuple[str, object]]:
 def meant(root: Candidate) -> list[Candidate]:
     """Return the candidates that may be the state dict: one if it is clear, none if there is none.
 
-    The usual names are looked for first, the shallowest first; another state of the same model (``swa_net``
-    beside ``net``) may be meant as well. A part without tensors of its own that has
-    several such parts (``model: {"encoder": .., "decoder": ..}``) may be meant as a whole: it is the first of
-    them then. Nothing is meant that lies more than three levels deep.
+    The shallowest parts with a usual name are preferred, together with other states of the same model
+    (``swa_net`` beside ``net``). If a part has several parts with tensors and none of its own
+    (``model: {"encoder": .., "decoder": ..}``), it is the first candidate. Parts more than three levels deep
+    are ignored.
     """
     while True:
         usual = _usual(root)

@@ -142,7 +142,7 @@ def _has_parts(entries: dict[Any, Any]) -> bool:
 
 
 def _kind_of_key(key: object) -> str:
-    """Type of a key, as Python calls it: what is not hashed stands in a `Stub`."""
+    """Return the type of a key as Python calls it. A key that was not hashed is inside a `Stub`."""
     kept = key.kind if isinstance(key, Stub) else key
     return "object" if isinstance(kept, Global) else type(kept).__name__
 

@@ -90,7 +90,7 @@ def check_file(tree: object, path: str) -> None:
 
 
 def part_without_model(tree: object) -> str:
-    """Say that a file without a model is a part of a DeepSpeed checkpoint; ``""`` if it is not."""
+    """Return how a file without a model is part of a DeepSpeed checkpoint, or ``""``."""
     if not isinstance(tree, dict):
         return ""
     if "module" in tree and not tree["module"] and any(name in tree for name in _OF_DEEPSPEED):

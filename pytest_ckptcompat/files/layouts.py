@@ -92,7 +92,7 @@ def find(path: str, files: Files) -> Found | None:
 
 
 def part_of(path: str) -> str:
-    """Say of a file that its name tells to be one of several with a model's weights; ``""`` of any other."""
+    """Return which of several files with a model's weights a file is, judging by its name, or ``""``."""
     name = path.replace("\\", "/").rpartition("/")[2]
     if (shard := _SHARD.fullmatch(name)) and int(shard[2]) > 1:
         return f"shard {int(shard[1])} of {int(shard[2])}: name its folder for all of them"

@@ -1,4 +1,4 @@
-"""Range requests to web servers. An answer must be in time and exactly the part that was asked for."""
+"""Range requests to web servers. A response must arrive in time and be exactly the requested part."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class WebRanges:
     def __init__(self, system: Any, url: str) -> None:
         self._system = system
         self._url = url
-        self._version: list[str] = []  # its ETag and when it was modified, as far as they are told
+        self._version: list[str] = []  # ETag and time of the last change, if the server sends them
         self._answered = False
         self._unasked = self._trust = 0
         self.size = -1
@@ -144,8 +144,9 @@ class WebRanges:
         version = [answer.headers.get(name, "") for name in ("ETag", "Last-Modified")]
         if self.size < 0:
             self.size, self._version = int(size), version
-        told = [(old, new) for old, new in zip(self._version, version, strict=True) if old and new]
-        if int(size) != self.size or any(old != new for old, new in told[:1]):
+        versions = zip(self._version, version, strict=True)
+        differs = next((old != new for old, new in versions if old and new), False)
+        if int(size) != self.size or differs:
             raise changed(self._url)
         self._answered = True
 

@@ -88,7 +88,7 @@ def difference(
         tolerance: the largest absolute difference that is ignored. None: dtypes and bits must be the same,
             including the signs of zeros and the bits of NaNs.
     """
-    if expected is actual and tolerance is None:  # it may be on disk and is not read
+    if expected is actual and tolerance is None:  # without reading it from disk
         return None
     if not (is_strided(expected) and is_strided(actual)):
         return None if _same_parts(expected, actual) else Difference(text="other values or another layout")
