@@ -286,7 +286,7 @@ def test_its_index_alone_is_known_for_what_it_is(folder: Path) -> None:
 def test_caps(tmp_path: Path, cap: str, value: int) -> None:
     folder = save({"aaaa": torch.ones(3, 4), "b": torch.zeros(2)}, tmp_path / "x")
     with pytest.raises(CheckpointError, match=rf"limit exceeded: .*limit {cap}={value}\)"):
-        open_checkpoint(folder, limits=Limits.parse([f"{cap}={value}"]))
+        open_checkpoint(folder, limits=Limits.parse("--limit", [f"{cap}={value}"]))
 
 
 # -- layouts of trainers -----------------------------------------------------------------------------------
@@ -399,8 +399,8 @@ def test_objects_that_are_recognised_whole_are_those_of_the_long_way(
 def test_records_have_a_cap_of_their_own(tmp_path: Path) -> None:
     folder = in_blocks(tmp_path / "x", *[(2, 3)] * 10)
     with pytest.raises(CheckpointError, match=r"limit exceeded: .*limit records=100\)"):
-        open_checkpoint(folder, limits=Limits.parse(["records=100"]))
-    assert len(open_checkpoint(folder, limits=Limits.parse(["pickle_opcodes=1500"]))) == 10
+        open_checkpoint(folder, limits=Limits.parse("--limit", ["records=100"]))
+    assert len(open_checkpoint(folder, limits=Limits.parse("--limit", ["pickle_opcodes=1500"]))) == 10
 
 
 def test_the_state_of_a_record_can_not_be_changed_later(folder: Path) -> None:

@@ -174,7 +174,7 @@ def test_damaged_indexes_are_refused(tmp_path: Path, text: str, message: str) ->
 def test_caps(tmp_path: Path, cap: str, value: int) -> None:
     index = write(tmp_path, {"1.safetensors": A, "2.safetensors": B})
     with pytest.raises(CheckpointError, match=rf"limit exceeded: .*limit {cap}={value}\)"):
-        open_checkpoint(index, limits=Limits.parse([f"{cap}={value}"]))
+        open_checkpoint(index, limits=Limits.parse("--limit", [f"{cap}={value}"]))
 
 
 def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:

@@ -274,7 +274,7 @@ def test_every_truncation_is_an_error(path: Path) -> None:
 def test_caps(path: Path, cap: str, value: int) -> None:
     save_file({"a" * 8: torch.ones(1, 1, 1), "b": torch.ones(1), "c": torch.ones(1)}, path)
     with pytest.raises(CheckpointError, match=rf"limit exceeded: .*limit {cap}={value}\)"):
-        open_checkpoint(path, limits=Limits.parse([f"{cap}={value}"]))
+        open_checkpoint(path, limits=Limits.parse("--limit", [f"{cap}={value}"]))
 
 
 def test_only_the_header_is_read(path: Path) -> None:
