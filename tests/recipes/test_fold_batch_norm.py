@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pytest_ckptcompat import Recipe, RecipeError, check, fold_batch_norm
 from pytest_ckptcompat.optimizer.growth import grown
+from pytest_ckptcompat.recipes.base import Surroundings
 
 
 class Net(nn.Module):
@@ -64,6 +65,27 @@ def test_another_eps_is_caught(tmp_path: Any) -> None:
         source_model=lambda: Net(eps=0.1, last=False), inputs=(4, 3, 9, 9), device="cpu",
     )  # fmt: skip
     assert "function-changed" in report.verdict
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [
+        ([nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3)], "transposed and ordinary layers"),
+        ([nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1)], "norms with different eps"),
+    ],
+)
+def test_a_glob_does_not_fold_layers_of_two_kinds_as_one(layers: list[nn.Module], text: str) -> None:
+    """The sizes of a square layer fit both kinds, and a wrong eps leaves no trace in them."""
+    old = nn.ModuleDict()
+    for number, layer in enumerate(layers):
+        eps = 1e-3 * number if text.startswith("norms") else 1e-5
+        old[f"conv{number}"], old[f"bn{number}"] = layer, nn.BatchNorm2d(4, eps=eps)
+    surroundings = Surroundings(source=lambda: old)
+    with pytest.raises(RecipeError, match=text):
+        fold_batch_norm("conv*", "bn*").completed(surroundings)
+    for number, layer in enumerate(layers):
+        fold = fold_batch_norm(f"conv{number}", f"bn{number}").completed(surroundings)
+        assert fold.transposed is isinstance(layer, nn.ConvTranspose2d)
 
 
 def test_without_source_model_the_default_is_told() -> None:

@@ -32,11 +32,19 @@ _LEAVES = ("running_mean", "running_var", "weight", "bias")
 
 
 class Pair(NamedTuple):
-    """The paths of a layer and the norm after it, and the weight's dimension that counts outputs."""
+    """A layer and the norm after it.
+
+    Attributes:
+        conv: the path of the layer.
+        norm: the path of the norm.
+        outputs: the dimension of the layer's weight that counts outputs.
+        leaves: the names of the norm's tensors -> their keys.
+    """
 
     conv: str
     norm: str
     outputs: int
+    leaves: dict[str, str]
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,21 +81,32 @@ class fold_batch_norm(Operator):
         """Fill in eps and the kind of layer from the models, if they are not given."""
         eps, transposed = self.eps, self.transposed
         for model in filter(None, (surroundings.source(), surroundings.model)):
-            for path, module in model.named_modules():
-                is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-                if eps is None and is_norm and stars(self.norm, path) is not None:
-                    eps = module.eps
-                if transposed is None and stars(self.conv, path) is not None and hasattr(module, "weight"):
-                    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+            modules = dict(model.named_modules())
+            layers = {path: each for path, each in modules.items() if stars(self.conv, path) is not None}
+            norms = {path: modules.get(filled(self.norm, stars(self.conv, path) or ())) for path in layers}
+            followed = [path for path, norm in norms.items() if norm is not None] or list(layers)
+            kinds = {
+                isinstance(layers[path], nn.modules.conv._ConvTransposeNd)
+                for path in followed
+                if hasattr(layers[path], "weight")
+            }
+            all_eps = {
+                norm.eps for norm in norms.values() if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+            }
+            if (eps is None and len(all_eps) > 1) or (transposed is None and len(kinds) > 1):
+                differ = "transposed and ordinary layers" if len(kinds) > 1 else "norms with different eps"
+                raise self.unfit(self.conv, f"it matches {differ}; fold them one by one")
+            eps = min(all_eps, default=None) if eps is None else eps
+            transposed = min(kinds, default=None) if transposed is None else transposed
         return replace(self, eps=eps, transposed=transposed)
 
     def plan(self, state: State, target: State) -> Plan:
         plan: dict[str, list[Write]] = {}
         for pair in self._pairs(state):
-            weight, bias, norm = f"{pair.conv}.weight", f"{pair.conv}.bias", self._norm(pair, state)
+            weight, bias = f"{pair.conv}.weight", f"{pair.conv}.bias"
             plan |= {key: [] for key in state if key.rpartition(".")[0] == pair.norm}
-            fold = _Fold(self._eps, pair.outputs, tuple(norm))
-            sources = tuple(norm.values())
+            fold = _Fold(self._eps, pair.outputs, tuple(pair.leaves))
+            sources = tuple(pair.leaves.values())
             plan[weight] = [Write(weight, (weight, *sources), fold.weight)]
             if bias in state:
                 plan[bias] = [Write(bias, (bias, *sources), fold.bias)]
@@ -111,7 +130,11 @@ class fold_batch_norm(Operator):
         if "*" in self.conv:  # may match layers without a norm after them
             pairs = [(conv, norm) for conv, norm in pairs if f"{norm}.running_var" in state] or pairs[:1]
         for conv, norm in pairs:
-            yield Pair(conv, norm, self._outputs(conv, norm, state))
+            outputs = self._outputs(conv, norm, state)
+            leaves = {leaf: f"{norm}.{leaf}" for leaf in _LEAVES if f"{norm}.{leaf}" in state}
+            if "running_mean" not in leaves:
+                raise self.unfit(f"{norm}.running_mean", "it is not in the checkpoint")
+            yield Pair(conv, norm, outputs, leaves)
 
     def _outputs(self, conv: str, norm: str, state: State) -> int:
         """Return the dimension of the layer's weight that counts the norm's channels."""
@@ -131,13 +154,6 @@ class fold_batch_norm(Operator):
             raise self.unfit(f"{conv}.weight", why + grouped)
         return fitting[0]
 
-    def _norm(self, pair: Pair, state: State) -> dict[str, str]:
-        """Return leaf -> key for the norm's relevant tensors."""
-        found = {leaf: f"{pair.norm}.{leaf}" for leaf in _LEAVES if f"{pair.norm}.{leaf}" in state}
-        if "running_mean" not in found:
-            raise self.unfit(f"{pair.norm}.running_mean", "it is not in the checkpoint")
-        return found
-
     def prove(self, before: State, after: State, target: State) -> Iterator[Claim]:
         """Claim that the new layer, times the norm's deviation, is the old one times γ; also for the bias."""
 
@@ -153,7 +169,7 @@ class fold_batch_norm(Operator):
         if any(key.rpartition(".")[0] == pair.norm for key in after):
             yield f"{escape(pair.norm)} is still there"
             return
-        norm = {leaf: materialise(before[key]).double() for leaf, key in self._norm(pair, before).items()}
+        norm = {leaf: materialise(before[key]).double() for leaf, key in pair.leaves.items()}
         mean, var = norm["running_mean"], norm["running_var"]
         gamma, beta = norm.get("weight", torch.ones_like(mean)), norm.get("bias", torch.zeros_like(mean))
         weight = materialise(before[f"{pair.conv}.weight"]).double()

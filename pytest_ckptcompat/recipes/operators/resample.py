@@ -56,16 +56,14 @@ class Grid:
     def pictures(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the grid as images of the shape (any, any, height, width)."""
         if self.tokens < 0:
-            return tensor.permute(*(dim for dim in range(4) if dim not in self.dims), *self.dims)
+            return tensor.movedim(self.dims, (2, 3))
         places = tensor.narrow(self.tokens, self.prefix, tensor.shape[self.tokens] - self.prefix)
         return places.reshape(1, *self.old, -1).permute(0, 3, 1, 2)
 
     def back(self, pictures: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
         """Put images of the new size in place of those in `tensor`."""
         if self.tokens < 0:
-            others = [dim for dim in range(4) if dim not in self.dims]
-            order = [*others, *self.dims]
-            return pictures.permute([order.index(dim) for dim in range(4)]).contiguous()
+            return pictures.movedim((2, 3), self.dims).contiguous()
         rows = pictures.permute(0, 2, 3, 1).reshape(*tensor.shape[: self.tokens], -1, tensor.shape[-1])
         return joined([tensor.narrow(self.tokens, 0, self.prefix), rows.contiguous()], self.tokens)
 
