@@ -133,7 +133,10 @@ def _few(tensor: torch.Tensor) -> torch.Tensor:
             place, rest = divmod(place, size)
             at.append(rest)
         index.append(at[::-1])
-    return tensor.detach()[tuple(torch.tensor(index, device=tensor.device).unbind(1))]
+    places = tuple(torch.tensor(index, device=tensor.device).unbind(1))
+    if tensor.is_floating_point() and tensor.itemsize == 1:  # torch 2.6 can't index float8
+        return tensor.detach().view(torch.uint8)[places].view(tensor.dtype)
+    return tensor.detach()[places]
 
 
 def constant(tensor: torch.Tensor) -> str:
