@@ -20,6 +20,7 @@ from pytest_ckptcompat.core.errors import (
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.models.blueprint import Blueprint, blueprint
+from pytest_ckptcompat.models.lightning import as_it_was
 from pytest_ckptcompat.models.meta_copy import meta_copy
 from pytest_ckptcompat.models.real_tensors import give_memory, read_deferred
 from pytest_ckptcompat.models.skeleton import LARGE, skeleton
@@ -29,6 +30,7 @@ from pytest_ckptcompat.tensors.unread import Unread
 from pytest_ckptcompat.verification.loaded import tied_conflicts
 
 from .fitting import Opened, compared, completed, target_of
+from .lightning_hook import with_hook
 from .log import Log
 
 if TYPE_CHECKING:
@@ -48,7 +50,8 @@ def load(
     """Load a checkpoint into a model; a recipe converts an old one.
 
     The load is always strict. The values are read once, straight into the model, so there is no second copy
-    of them. If loading takes a while, a line on the terminal shows the progress.
+    of them. If loading takes a while, a line on the terminal shows the progress. A LightningModule's
+    `on_load_checkpoint` is run as Lightning runs it.
 
     Args:
         model: an ``nn.Module``, which is loaded in place (one on the meta device gets memory on the CPU); or
@@ -80,6 +83,17 @@ def load(
         ckpt = _opened(path, state_dict_key, schema, declared)
     if ckpt.valueless:
         raise CheckpointError(f"{ckpt.name} can't be loaded: {ckpt.valueless}")
+    plan, schema, _ = with_hook(ckpt, plan, schema)
+    try:
+        return as_it_was(_loaded(plan, schema, ckpt, declared, in_place=isinstance(model, nn.Module)))
+    finally:
+        if isinstance(model, nn.Module):
+            as_it_was(model)
+
+
+def _loaded(
+    plan: Blueprint, schema: nn.Module, ckpt: Checkpoint, declared: Recipe, *, in_place: bool
+) -> nn.Module:
     applicable = completed(declared, ckpt, schema, None)
     applied = applicable.run(ckpt.meta(), schema.state_dict())
     verdict = compared(ckpt, schema, applicable, applied)
@@ -98,8 +112,8 @@ def load(
             module.load_state_dict(state_dict, strict=True)
         read_deferred(module)
 
-    large = weights(schema) > LARGE and not isinstance(model, nn.Module)
-    loaded = skeleton(plan.make, fill) if large else None
+    large = weights(schema) > LARGE
+    loaded = skeleton(plan.make, fill) if large and not in_place else None
     if loaded is None:
         loaded = plan.make()
         try:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_ckptcompat import Recipe, check, open_checkpoint, tile
+from pytest_ckptcompat import MisfitError, Recipe, check, load, open_checkpoint, tile
 from pytest_ckptcompat.checks.apply import apply_declared
 from pytest_ckptcompat.checks.arguments import CheckArguments
 from pytest_ckptcompat.checks.check import Check
@@ -66,6 +66,16 @@ def test_a_hook_that_migrates_is_run_for_shapes_and_values(trainers):
     assert torch.equal(run.shown_model.encoder.weight, trainers["state_dict"]["body.weight"])
     assert not check(Plain, "old.ckpt").ok
     assert "on_load_checkpoint" not in str(check(Plain, "old.ckpt"))
+
+
+@pytest.mark.parametrize("model", [Migrating, Migrating()], ids=["callable", "module"])
+def test_what_passes_with_a_hook_is_loaded(trainers, model):
+    loaded = load(model, "old.ckpt")
+    assert type(loaded) is Migrating
+    assert loaded is model or model is Migrating
+    assert torch.equal(loaded.encoder.weight, trainers["state_dict"]["body.weight"])
+    with pytest.raises(MisfitError):
+        load(Growing(), "old.ckpt")
 
 
 def test_what_passes_with_a_hook_is_written(trainers):
