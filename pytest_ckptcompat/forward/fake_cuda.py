@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pytest_ckptcompat.tensors.nested import mapped, moved
 
 from .cuda_rules import Autocast, refuse
-from .fake_tensors import Fakes, dressed
-from .torch_patches import pretending
+from .fake_tensors import Fakes, simulated
+from .torch_patches import simulated_cuda
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +53,7 @@ class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
             stack.enter_context(torch.no_grad())
             stack.enter_context(self._fakes)
             stack.enter_context(enable_python_dispatcher())
-            stack.enter_context(pretending(self.device))
+            stack.enter_context(simulated_cuda(self.device))
             stack.enter_context(self._autocast)
             super().__enter__()  # type: ignore[no-untyped-call]
             stack.push(super().__exit__)
@@ -142,7 +142,7 @@ class Card(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __ini
             result = func(*args, **kwargs)
         finally:
             self._fakes.busy = was_busy
-        return _changed(result, dressed)
+        return _changed(result, simulated)
 
     def _fake_of_original(self, value: Any) -> Any:
         """Return the fake for a tensor of the original model, which a closure may still hold."""

@@ -31,7 +31,7 @@ class Fakes(FakeTensorMode):  # type: ignore[no-untyped-call]  # torch's __init_
         return self
 
 
-class PlaysCuda(FakeTensor):
+class SimulatedTensor(FakeTensor):
     """A fake tensor on meta that tells the model that it is on CUDA."""
 
     @property
@@ -72,10 +72,10 @@ class PlaysCuda(FakeTensor):
         return torch.tensor(data, **{"dtype": self.dtype, "device": self.device, **kwargs})
 
 
-def dressed(value: Any) -> Any:
-    """Make a fake tensor a `PlaysCuda`, and return it; any other value is returned as it is."""
+def simulated(value: Any) -> Any:
+    """Make a fake tensor a `SimulatedTensor`, and return it; any other value is returned as it is."""
     if type(value) is FakeTensor:
-        value.__class__ = PlaysCuda
+        value.__class__ = SimulatedTensor
     return value
 
 

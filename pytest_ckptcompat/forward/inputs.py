@@ -16,6 +16,7 @@ Batch = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a model's ``forward``."""
 
 _TEXT = re.compile(r"(?P<sizes>\d+(?:x\d+)*)(?::(?P<dtype>\w+)(?:<(?P<bound>\d+))?)?")
+_UNNAMED = object()
 _FORM = "write sizes and, if it is not float32, a dtype: '2x3x48x48', '2x16:int64<32000', '2x16:bool'"
 _UNDRAWN = {"float4_e2m1fn_x2", "bcomplex32", "bits8", "bits16", "bits1x8", "bits2x4", "bits4x2"}
 """Dtypes that torch can't convert to, and so can't draw."""
@@ -106,34 +107,25 @@ class Inputs:
         """
         if isinstance(spec, Inputs):
             return spec
-        if isinstance(spec, Mapping):
-            for name in spec:
-                if not isinstance(name, str) or not name.isidentifier():
-                    raise ValueError(f"inputs={spec!r}: {name!r} is not the name of an argument")
-            return cls(kwargs={name: _spec(part) for name, part in spec.items()})
-        if isinstance(spec, list):
-            if spec and all(_is_size(size) for size in spec):
-                one = "x".join(map(str, spec))
-                raise ValueError(f"inputs={spec!r}: a list is several inputs; one shape is {one!r}")
-            return cls._of_parts(spec)
         if callable(spec):
             return cls(make=spec)
-        return cls._of_parts([spec])
-
-    @classmethod
-    def _of_parts(cls, parts: list[Any]) -> Inputs:
+        if isinstance(spec, list) and spec and all(map(_is_size, spec)):
+            one = "x".join(map(str, spec))
+            raise ValueError(f"inputs={spec!r}: a list is several inputs; one shape is {one!r}")
+        if isinstance(spec, Mapping):
+            parts = list(spec.items())
+        else:
+            parts = [_named(part) for part in (spec if isinstance(spec, list) else [spec])]
         args, kwargs = [], {}
-        for part in parts:
-            if not isinstance(part, str) or "=" not in part:
+        for name, part in parts:
+            if name is _UNNAMED:
                 args.append(_spec(part))
-                continue
-            name, _, text = part.partition("=")
-            name = name.strip()
-            if not name.isidentifier():
-                raise ValueError(f"inputs: {part!r}: {name!r} is not the name of an argument")
-            if name in kwargs:
-                raise ValueError(f"inputs={parts!r}: {name!r} is given twice")
-            kwargs[name] = _spec(text)
+            elif not isinstance(name, str) or not name.isidentifier():
+                raise ValueError(f"inputs={spec!r}: {name!r} is not the name of an argument")
+            elif name in kwargs:
+                raise ValueError(f"inputs={spec!r}: {name!r} is given twice")
+            else:
+                kwargs[name] = _spec(part)
         return cls(tuple(args), kwargs)
 
     def batch(self, seed: int = 0, device: str | torch.device = "cpu") -> Batch:
@@ -213,6 +205,14 @@ def _called(make: Callable[[], Any], seed: int) -> Batch:
         f"the inputs callable gave {type(batch).__name__}: give a tensor, a tuple (positional arguments) "
         "or a dict (keyword arguments); one argument of another kind is a tuple of one, (value,)"
     )
+
+
+def _named(part: Any) -> tuple[object, Any]:
+    """Split ``mask=2x16:bool`` into the name of the argument and its shape."""
+    if not isinstance(part, str) or "=" not in part:
+        return _UNNAMED, part
+    name, _, text = part.partition("=")
+    return name.strip(), text
 
 
 def _spec(part: Any) -> InputSpec:

@@ -18,7 +18,7 @@ from .locate import blame, cause, failure
 from .outcome import Outcome, evaluating
 from .outputs import shown
 from .peak_memory import PeakMemory
-from .unrehearsable import limit
+from .unrehearsable import limitation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +53,7 @@ def rehearse(
     found = failure(first.error, first.model)
     if isinstance(first.error, MixedDevices):
         return _built_elsewhere(model, card, attempt) or _failed(device, found)
-    if reason := limit(first.error):
+    if reason := limitation(first.error):
         return _skipped(reason, first)
     if ran_on_cpu and (on_cpu := attempt(Card("cpu"))).error is not None:
         return _skipped(f"fake tensors fail where real ones pass, {cause(on_cpu.error)}", first)
@@ -117,7 +117,7 @@ def _built_elsewhere(model: nn.Module, card: Card, attempt: Callable[..., _Attem
     rebuilt = attempt(card, rebuild)
     if rebuilt.error is None:
         return _rehearsed(card, rebuilt, f", with {named} = {card.device} instead of cpu")
-    if reason := limit(rebuilt.error):
+    if reason := limitation(rebuilt.error):
         return _skipped(reason, rebuilt)
     rebuilt = attempt(card, rebuild_all)
     if rebuilt.error is None:

@@ -16,7 +16,7 @@ from torch.nn.modules import transformer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_BELIEVERS = ("torch.amp.", "torch.cuda.amp.")
+_AUTOCAST = ("torch.amp.", "torch.cuda.amp.")
 """Parts of torch that must see the simulated device, or they would disable autocast regions."""
 
 _PATCHES: tuple[tuple[Any, str, Any], ...] = (
@@ -30,7 +30,7 @@ _PATCHES: tuple[tuple[Any, str, Any], ...] = (
 
 
 @contextmanager
-def pretending(card: torch.device) -> Iterator[None]:
+def simulated_cuda(card: torch.device) -> Iterator[None]:
     """Make torch report that `card` exists inside the block, and restore everything afterwards."""
     index = card.index or 0
     answers = {
@@ -66,7 +66,7 @@ def _told(truth: Callable[..., Any], answer: Any) -> Callable[..., Any]:
 
     def told(*args: Any, **kwargs: Any) -> Any:
         caller = sys._getframe(1).f_globals.get("__name__", "") + "."
-        if caller.startswith("torch.") and not caller.startswith(_BELIEVERS):
+        if caller.startswith("torch.") and not caller.startswith(_AUTOCAST):
             return truth(*args, **kwargs)
         return answer
 

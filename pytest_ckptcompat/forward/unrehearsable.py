@@ -37,7 +37,7 @@ _SLIPS = (AssertionError, AttributeError, KeyError, NameError, NotImplementedErr
 """What a fake kernel raises by mistake. It raises RuntimeError or ValueError for a wrong shape or dtype."""
 
 
-def limit(error: BaseException) -> str:
+def limitation(error: BaseException) -> str:
     """Return why an error is not the model's fault, or ``""`` if it may be.
 
     The causes of the error count too, because code may catch what a fake tensor raised.

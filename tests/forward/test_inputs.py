@@ -73,6 +73,7 @@ def test_what_may_be_declared(spec, expected):
         ("a b=2", "'a b' is not the name of an argument"),
         ({"x": "y=2"}, "'y=2' is not a valid shape"),
         ({1: (2,)}, "1 is not the name of an argument"),
+        ({None: (2,)}, "None is not the name of an argument"),
         (["x=2", "x=3"], "'x' is given twice"),
     ],
 )
