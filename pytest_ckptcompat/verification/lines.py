@@ -53,7 +53,7 @@ class Cut:
     @property
     def is_complete(self) -> bool:
         """Whether all lines were found, except constant ones."""
-        return all(constant(line) for line in self.lines[~self.found])
+        return all(map(constant, self.lines.index_select(0, (~self.found).nonzero().flatten())))
 
 
 class Lines:
@@ -168,7 +168,7 @@ def _cuts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def _hash(lines: torch.Tensor, conversion: Conversion) -> torch.Tensor:
-    few = converted(lines[:, _places(lines.shape[1]).to(lines.device)], conversion)
+    few = converted(lines.index_select(1, _places(lines.shape[1]).to(lines.device)), conversion)
     numbers = bits(few).to(torch.int64).reshape(len(lines), -1)
     return (numbers * _factors(numbers.shape[1])).sum(1)  # modulo 2 ** 64
 
@@ -225,4 +225,4 @@ def _picked(lines: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     first, last = int(numbers[0]), int(numbers[-1])
     if last - first + 1 == len(numbers) and torch.equal(numbers, torch.arange(first, last + 1)):
         return lines[first : last + 1]
-    return lines[numbers.to(lines.device)]
+    return lines.index_select(0, numbers.to(lines.device))
