@@ -50,23 +50,16 @@ class Differences:
             if keys := getattr(self, name):
                 yield f"{len(keys)} {name} ({_listed(keys)})"
         if self.mismatched:
-            alike: dict[tuple[Shape, Shape], list[str]] = {}
-            for key, shapes in self.mismatched.items():
-                alike.setdefault(shapes, []).append(key)
-            told = [f"{_listed(keys)} {old}, not {new}" for (old, new), keys in alike.items()]
+            told = _alike(self.mismatched)
             more = f" and {len(told) - _GROUPS} more" if len(told) > _GROUPS else ""
             yield f"{len(self.mismatched)} mismatched ({', '.join(told[:_GROUPS])}{more})"
 
 
+@dataclass(frozen=True)
 class Table:
-    """The keys, shapes and dtypes of a lock file.
+    """The keys, shapes and dtypes of a lock file."""
 
-    Attributes:
-        specs: key -> its row.
-    """
-
-    def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
-        self.specs = specs
+    specs: Mapping[str, TensorSpec]
 
     @staticmethod
     def read(path: str) -> Table:
@@ -110,11 +103,9 @@ class Table:
 
     def other_dtypes(self, state: Mapping[str, Any]) -> str:
         """Say which keys have another dtype in a state dict; ``""`` if none has."""
-        alike: dict[tuple[str, str], list[str]] = {}
-        for key, spec in self.specs.items():
-            if isinstance(value := state.get(key), torch.Tensor) and _dtype(value) != spec.dtype:
-                alike.setdefault((_dtype(value), spec.dtype), []).append(key)
-        return ", ".join(f"{_listed(keys)} {new}, not {old}" for (new, old), keys in alike.items())
+        found = ((key, state.get(key), spec.dtype) for key, spec in self.specs.items())
+        dtypes = {key: (_dtype(each), old) for key, each, old in found if isinstance(each, torch.Tensor)}
+        return ", ".join(_alike({key: (new, old) for key, (new, old) in dtypes.items() if new != old}))
 
 
 def shapes_of(state: Mapping[str, Any]) -> dict[str, Shape]:
@@ -124,6 +115,14 @@ def shapes_of(state: Mapping[str, Any]) -> dict[str, Shape]:
 
 def _dtype(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def _alike(changed: Mapping[str, tuple[object, object]]) -> list[str]:
+    """Return a text for each kind of difference, with its keys."""
+    kinds: dict[tuple[object, object], list[str]] = {}
+    for key, kind in changed.items():
+        kinds.setdefault(kind, []).append(key)
+    return [f"{_listed(keys)} {found}, not {wanted}" for (found, wanted), keys in kinds.items()]
 
 
 def _listed(keys: list[str]) -> str:

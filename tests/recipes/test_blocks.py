@@ -232,24 +232,6 @@ def test_blocks_are_counted_by_the_names_that_they_have_then() -> None:
         assert set(Recipe(*operators).apply(old, target)) == set(target)
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        lambda s: s.update({"layers.3.mlp.0.bias": s["layers.2.mlp.0.bias"]}),
-        lambda s: s.update({"layers.1.mlp.0.bias": s["layers.1.mlp.0.bias"] + 1e-6}),
-        lambda s: s.pop("layers.3.mlp.0.bias"),
-        lambda s: s.update({"head.bias": torch.zeros(9)}),
-        lambda s: [s.pop(key) for key in list(s) if key.startswith(("layers.2.", "layers.3."))],
-    ],
-)
-def test_wrongly_stacked_blocks_are_caught(fault: Callable[[Any], object]) -> None:
-    old = settle(Deep(2)).state_dict()
-    operator = stack("layers", times=2)
-    new = operator.apply(old, {})
-    fault(new)
-    assert statuses(operator, old, new, {}) == {"broken"}
-
-
 def test_ties_inside_a_copied_block_are_kept_and_none_come_up() -> None:
     shared = torch.rand(3, 3)
     old = OrderedDict({"layers.0.a": shared, "layers.0.b": shared, "layers.0._extra_state": {"scale": 2}})

@@ -22,16 +22,10 @@ if TYPE_CHECKING:
 
 
 class Parts(NamedTuple):
-    """The keys that a weight is computed from: the one of its shape, and the others."""
+    """The keys that a weight is computed from, in the order of the arguments: first the one of its shape."""
 
     kind: str
-    direction: str
-    others: tuple[str, ...]
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """All keys, in the order of the computation's arguments."""
-        return (self.direction, *self.others)
+    keys: tuple[str, ...]
 
 
 _WEIGHT, _SPECTRAL, UNKNOWN_PARAMETRIZATION = "weight norm", "spectral norm", "another parametrization"
@@ -66,7 +60,7 @@ class fold_weight_norm(Operator):
             if parts.kind == UNKNOWN_PARAMETRIZATION:
                 raise self.unfit(
                     name,
-                    f"{python(parts.direction)} belongs to a parametrization that can't be computed from the "
+                    f"{python(parts.keys[0])} belongs to a parametrization that can't be computed from the "
                     "checkpoint alone; call torch.nn.utils.parametrize.remove_parametrizations on the old "
                     "model, and save that",
                 )
@@ -147,12 +141,12 @@ _SUFFIXES = {"_g": "magnitude", "_v": "direction", "_orig": "original", "_u": "l
 
 def _parts(named: dict[str, str]) -> Parts | None:
     if named.keys() == {"magnitude", "direction"}:
-        return Parts(_WEIGHT, named["direction"], (named["magnitude"],))
+        return Parts(_WEIGHT, (named["direction"], named["magnitude"]))
     right = named.get("right") or named.get("direction")  # the old spelling is _v, as in weight norm
     if named.keys() in ({"original", "left", "right"}, {"original", "left", "direction"}):
-        return Parts(_SPECTRAL, named["original"], (named["left"], str(right)))
+        return Parts(_SPECTRAL, (named["original"], named["left"], str(right)))
     if any(".parametrizations." in f".{key}" for key in named.values()):
-        return Parts(UNKNOWN_PARAMETRIZATION, next(iter(named.values())), ())
+        return Parts(UNKNOWN_PARAMETRIZATION, tuple(named.values()))
     return None
 
 
