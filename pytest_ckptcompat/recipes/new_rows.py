@@ -81,13 +81,7 @@ class Fresh:
         return Fresh(init, key, fans, operator.seed, std, value)
 
     def made(self, tensor: torch.Tensor, dim: int, count: int) -> torch.Tensor:
-        """Make new rows with the dtype and device of the old ones.
-
-        Args:
-            tensor: the old rows.
-            dim: the dimension that counts the rows.
-            count: the number of new rows.
-        """
+        """Make `count` new rows with the dtype and device of the old ones."""
         sizes = resized(tensor, dim, count)
         if self.init in ("mean", "multivariate_normal"):
             return self._around_the_mean(tensor, dim, sizes)

@@ -67,13 +67,9 @@ class KeyWise(Operator, Generic[Change]):
         raise NotImplementedError
 
     def moments(self, key: str, change: Change, tensor: torch.Tensor, squares: bool) -> torch.Tensor:
-        """Make the optimizer's values for the new elements, if `optim` does not reset them.
+        """Make the optimizer's values for the new elements, unless `optim` resets them.
 
-        Args:
-            key: the key of the parameter.
-            change: how the parameter changes.
-            tensor: the old values.
-            squares: whether they are averages of squares, and must not become negative.
+        If they are averages of `squares`, they must not become negative.
         """
         return self.make(key, change, tensor)
 
@@ -244,15 +240,10 @@ def model_has(wanted: Shape) -> str:
 
 
 def outputs_dim(key: str, old: Callable[[str], Shape], new: Callable[[str], Shape]) -> int | None:
-    """Return 0 for a linear layer or a convolution, 1 for a transposed one, judged by the bias's size.
+    """Return the dimension of a weight that counts outputs, judged by the bias's size.
 
-    Args:
-        key: the key of the weight.
-        old: key -> its shape in the state dict, or None.
-        new: key -> its shape in the model, or None.
-
-    Returns:
-        The dimension; None if there is no bias, or if both dimensions have its length.
+    It is 0 for a linear layer or a convolution, 1 for a transposed one, and None if there is no bias, or if
+    both dimensions have its length. `old` and `new` return the shapes in the state dict and in the model.
     """
     module, _, leaf = key.rpartition(".")
     bias = f"{module}.bias" if module else "bias"

@@ -53,10 +53,7 @@ def same_for_moments(make: Make, optim: str) -> Make | None:
 def carry_out(plan: Plan, state: State, operator: object) -> OrderedDict[str, Any]:
     """Return the new state dict. Tensors that no write makes are the same objects; tied ones stay tied.
 
-    Args:
-        plan: the plan.
-        state: the old state dict on any device, also stored; not changed. Only what a write needs is read.
-        operator: the operator, for error messages.
+    The old state dict may be on any device, or stored: only what a write needs is read.
 
     Raises:
         RecipeError: two keys would get the same name.

@@ -61,13 +61,8 @@ class Computed:
     ) -> Iterator[str]:
         """Yield the fault of a tensor that is not the exact one, rounded to its dtype.
 
-        Args:
-            key: the key of the tensor.
-            exact: the exact tensor, in float64 or complex128.
-            new: the computed one.
-            scale: the magnitudes to which the rounding is relative; by default those of `exact`.
-            ulps: how many units of rounding are allowed.
-            what: what wrong elements are not, for the message.
+        `exact` is in float64 or complex128. The rounding is relative to the magnitudes of `scale`, or else of
+        `exact`, and `ulps` units of it are allowed. `what` tells what wrong elements are not.
         """
         if not isinstance(new, torch.Tensor) or new.shape != exact.shape:
             yield f"{escape(key)}: there is no such tensor of shape {tuple(exact.shape)}"
@@ -84,12 +79,9 @@ class Computed:
 
 
 def displaced(before: State, after: State, new_name: Callable[[str], str | None]) -> Iterator[str]:
-    """Yield the faults of values that are not unchanged under their new name.
+    """Yield the faults of old values that are not unchanged under their new name.
 
-    Args:
-        before: the state dict before the operator.
-        after: the state dict after it.
-        new_name: old key -> its new name; None for a key about which nothing is promised.
+    A name of None promises nothing.
     """
     for key, old in before.items():
         name = new_name(key)

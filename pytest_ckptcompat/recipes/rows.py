@@ -65,12 +65,9 @@ class Rows:
         return [row for row, came in enumerate(self.origin) if came is not None and row not in first]
 
     def taken(self, tensor: torch.Tensor, dim: int, fresh: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the new tensor, in its own memory. On meta, where torch is slow, only the shape is computed.
+        """Return the new tensor, in its own memory, with the rows of `fresh` as the really new ones.
 
-        Args:
-            tensor: the old tensor.
-            dim: the dimension that counts the rows.
-            fresh: the really new rows, in order, with the same dtype.
+        On meta, where torch is slow, only the shape is computed.
         """
         if tensor.is_meta:
             return tensor.new_empty(resized(tensor, dim, len(self.origin)))
@@ -102,14 +99,8 @@ class Rows:
     ) -> Iterator[str]:
         """Yield the first new row that is not its old row times its factor.
 
-        Args:
-            key: the key of the tensor, for the message.
-            old: the tensor before.
-            new: the tensor after, with as many rows as this map.
-            dim: the dimension that counts the rows.
-            places: the new rows to compare. If left out, all that have an old row.
-            tolerance: the largest allowed absolute difference. If None, the bits must be equal, or with
-                factors, within twice the rounding of the dtype.
+        Only the new rows at `places` are compared, or if it is None, all that have an old row. Without a
+        tolerance, the bits must be equal, or with factors, within twice the rounding of the dtype.
         """
         chosen = places
         if chosen is None:

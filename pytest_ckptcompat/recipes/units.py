@@ -65,13 +65,10 @@ class Units:
 
 
 def shares(origin: Sequence[int], split: Split, generator: torch.Generator) -> tuple[float, ...]:
-    """Return how old units divide their work among their copies.
+    """Return the share of each new unit in the work of its original.
 
-    Args:
-        origin: the old unit of each new unit.
-        split: ``equal`` for equal parts; ``unequal`` for random parts whose sizes differ by a factor of three
-            at most; ``zero`` if the first copy does all the work.
-        generator: the generator of the random parts.
+    Unequal parts are random, and differ by a factor of three at most. With ``zero``, the first copy does all
+    the work.
     """
     if split == "zero":
         firsts = set(Rows(tuple(origin)).firsts)

@@ -35,9 +35,7 @@ class Place(NamedTuple):
 def place(layers: str, key: str) -> Place | None:
     """Return the place of a key in the blocks of a module, or None if it is elsewhere.
 
-    Args:
-        layers: the module's path, or a glob. Of nested modules that match, the outer one counts.
-        key: a key of a state dict.
+    The module is a path or a glob. Of nested modules that match, the outer one counts.
     """
     parts = key.split(".")
     for end in range(1, len(parts) - 1):
