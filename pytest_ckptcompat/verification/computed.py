@@ -30,11 +30,10 @@ class Computed:
     def __init__(
         self, recipe: Recipe, old: Mapping[str, Any], target: Mapping[str, Any], growth: Applied
     ) -> None:
-        self._recipe, self._old, self._target = recipe, old, target
-        self._touched = growth.touched
+        self._recipe, self._old, self._target, self._growth = recipe, old, target, growth
 
     def __contains__(self, key: str) -> bool:
-        return key in self._touched
+        return key in self._growth.touched
 
     def how(self, key: str, held: torch.Tensor, value: torch.Tensor) -> str | None:
         """Say how the values that a loader's model holds match the recipe's; return None if they don't."""

@@ -37,13 +37,8 @@ def loaded_whole(
     A tensor counts as loaded if the load was heard to copy the checkpoint's tensor into it. A tensor that was
     not heard to be written is still as constructed if the same seed constructs the same bits and the
     checkpoint has others. A tensor that the model's own loader wrote, or that the model's state dict lacks,
-    is a finding only if another seed constructs other bits: its values are then random and in no file.
-
-    Args:
-        model: the loaded model.
-        state_dict: the loaded state dict, for values whose writing can't be heard.
-        loading: the result of `listen`.
-        build: seed -> a new model, not loaded. Called only if some tensor was not heard to be written.
+    is a finding only if another seed constructs other bits: its values are then random and in no file. Models
+    are built (seed -> a new model) only if some tensor was not heard to be written.
     """
     findings = [
         finding("unloaded-parameter", name, message="is on the meta device: it has no values")

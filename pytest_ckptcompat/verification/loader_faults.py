@@ -41,7 +41,7 @@ def faults(
     constructor and is moved to the constants.
 
     Args:
-        origins: the result of `trace`; constants may be added to it.
+        origins: the result of `trace`.
         model: the state dict of the loaded model.
         checkpoint: the state dict that it was loaded from, for its shapes.
         parameters: the names of the model's parameters.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -28,14 +28,8 @@ BY_LINES = "line by line"
 _SMALL = 1 << 20  # the most elements of an unused tensor that is tested for being a constant
 
 
-@dataclass(frozen=True)
-class Origin:
-    """The origin of the values of a model's tensor.
-
-    Attributes:
-        sources: the checkpoint's keys, in its order.
-        how: how the values were changed, in words; ``""`` if they were not.
-    """
+class Origin(NamedTuple):
+    """The checkpoint's keys that a model's tensor has its values from, and how they were changed."""
 
     sources: tuple[str, ...]
     how: str = ""

@@ -26,13 +26,7 @@ _QUANTIZED = "quantized"
 
 
 class How(NamedTuple):
-    """How values were changed on their way into a model; all empty if they were not.
-
-    Attributes:
-        turned: the new order of axes, in words.
-        reshaped: the old shape, in words.
-        cast: what rounded the values, in words.
-    """
+    """How axes, shape and dtype were changed on the way into a model, in words; empty if they were not."""
 
     turned: str = ""
     reshaped: str = ""
