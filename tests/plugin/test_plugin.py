@@ -458,7 +458,9 @@ def test_grown(ckpt_model):
     )
     said, checks = [], []
     for workers in ([], ["-n0"], ["-n2"]):
-        result = project.runpytest("--ckpt=v1.pth", "--ckpt-report=json:r.json", *workers)
+        result = project.runpytest(
+            "--ckpt=v1.pth", "--ckpt-device=cpu", "--ckpt-report=json:r.json", *workers
+        )
         result.assert_outcomes(passed=6, failed=1)
         lines = out(result).partition("= FAILURES =")[2].splitlines()[:-1]
         said.append(sorted(line for line in lines if not line.startswith("[gw")))

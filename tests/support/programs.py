@@ -48,6 +48,7 @@ def _serve(address: str) -> None:
 
     with FakeTensorMode():
         torch.ones(2) + 1  # imports what the first rehearsal needs
+    sys.dont_write_bytecode, sys.pycache_prefix = False, f"{address}.pycache"
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(address)
     listening.listen()
