@@ -25,7 +25,6 @@ from .output import INCOMPATIBLE, OK, UNCHECKED, Outcome, columns, in_colour, on
 
 if TYPE_CHECKING:
     import argparse
-    from pathlib import Path
 
     from pytest_ckptcompat.report.report import Report
 
@@ -53,7 +52,8 @@ OPTIONS = (
 def run(options: argparse.Namespace) -> Outcome:
     """Run the check and return its report."""
     from pytest_ckptcompat.checks.check import Check
-    from pytest_ckptcompat.report.run_report import targets
+    from pytest_ckptcompat.core.redaction import redact
+    from pytest_ckptcompat.report.run_report import Run, targets, write
 
     make_importable()
     if options.model is None and options.loader is None:
@@ -71,22 +71,13 @@ def run(options: argparse.Namespace) -> Outcome:
     files = targets("--report", options.report)
     with redirect_stdout(sys.stderr):  # what a model or a loader prints is not part of the report
         report = check.run()
+    title = redact(f"ckptcompat check {options.ckpt} {report.model}")
     for kind, path in files:
-        _write(kind, path, report, f"ckptcompat check {options.ckpt} {report.model}")
+        write("--report", kind, path, Run([(title, report)]))
     text = report.to_json() if options.json else _rendered(report, options.verbose)
     if any(found.rule in ("no-checkpoint", "model-error") for found in report.errors):
         return Outcome(UNCHECKED, text)
     return Outcome(OK if report.ok else INCOMPATIBLE, text)
-
-
-def _write(kind: str, path: Path, report: Report, title: str) -> None:
-    from pytest_ckptcompat.core.redaction import redact
-    from pytest_ckptcompat.report.run_report import Run, write
-
-    try:
-        write(kind, path, Run([(redact(title), report)]))
-    except OSError as error:
-        raise ValueError(f"--report {kind}:{path} was not written: {error.strerror or error}") from None
 
 
 def _rendered(report: Report, verbosity: int) -> str:

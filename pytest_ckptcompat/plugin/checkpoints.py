@@ -93,13 +93,14 @@ class CheckpointPath(str):
 def ids(paths: Sequence[str]) -> list[str]:
     """Return a short, stable and unique name for each path: ``net.pth``, ``v2/net.pth``."""
     paths = [public(path) for path in paths]
+    times = Counter(paths)
     parts = [
         (path,) if is_reference(path) else PurePosixPath(path.replace(os.sep, "/")).parts for path in paths
     ]
     for depth in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
         taken = Counter(names)
-        if all(taken[name] == paths.count(path) for name, path in zip(names, paths, strict=True)):
+        if all(taken[name] == times[path] for name, path in zip(names, paths, strict=True)):
             break
     return [name.encode("ascii", "backslashreplace").decode() for name in names] if paths else []
 

@@ -89,11 +89,9 @@ class Summary:
             run.checks.sort(key=lambda each: natural(each[0]))
         for kind, path in settings(self._config).reports:
             try:
-                write(kind, path, run)
-            except OSError as error:
-                self._unwritten.append(
-                    f"--ckpt-report {kind}:{path} was not written: {error.strerror or error}"
-                )
+                write("--ckpt-report", kind, path, run)
+            except ValueError as error:
+                self._unwritten.append(str(error))
         if self._unwritten and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -149,15 +149,14 @@ def _unverified(report: Facts) -> list[str]:
     ]
 
 
-def write(kind: str, path: Path, run: Run) -> None:
-    """Write the reports of a run to a file, completely or not at all.
+def write(option: str, kind: str, path: Path, run: Run) -> None:
+    """Write the reports of a run to a file, completely or not at all; markdown is appended.
 
     Raises:
-        OSError: the file can't be written.
+        ValueError: the file can't be written. The message starts with the option.
     """
     from pytest_ckptcompat.files.atomic_write import whole_file
 
-    before = b""
     if kind == "json":
         content = {
             "schema_version": SCHEMA_VERSION,
@@ -169,11 +168,14 @@ def write(kind: str, path: Path, run: Run) -> None:
     elif kind == "markdown":
         from .markdown import summary
 
-        before = path.read_bytes() if path.exists() else b""
         text = summary(run.checks, run.summary)
     else:
         from .html import render
 
         text = render(run.checks, run.summary)
-    with whole_file(path) as file:
-        file.write(before + text.encode())
+    try:
+        before = path.read_bytes() if kind == "markdown" and path.exists() else b""
+        with whole_file(path) as file:
+            file.write(before + text.encode())
+    except OSError as error:
+        raise ValueError(f"{option} {kind}:{path} was not written: {error.strerror or error}") from None

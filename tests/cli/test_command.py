@@ -330,6 +330,14 @@ def test_the_report_of_a_check_is_written(folder, capsys):
     )
 
 
+def test_a_report_that_can_t_be_written_in_the_end(folder, capsys):
+    (folder / "late.py").write_text("open('out', 'w').close()\nfrom networks import Boxes\n")
+    assert main(["check", "net.pth", "late:Boxes", "--report=json:out/r.json"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("ckptcompat: --report json:")
+    assert "out/r.json was not written: " in told
+
+
 def test_operators_of_a_conftest_are_known(folder, capsys):
     (folder / "conftest.py").write_text(
         "from pytest_ckptcompat import tile\nclass twice(tile): ...\ndef pytest_ckptcompat_operators(): return [twice]\n"
