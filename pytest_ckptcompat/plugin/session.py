@@ -156,9 +156,9 @@ def clash(config: pytest.Config) -> str:
     )
 
 
-def named(case: CheckArguments | None, node: pytest.Item) -> list[str]:
+def named(case: CheckArguments, node: pytest.Item) -> list[str]:
     """Return the resolved paths of a case's checkpoints; every ``--ckpt`` if the case names none."""
-    if case is None or not case.ckpt:
+    if not case.ckpt:
         return list(settings(node.config).paths)
     return list(dict.fromkeys(path for name in case.ckpt for path in resolved(name, node)))
 

@@ -33,50 +33,39 @@ BROKEN = Report(
 )
 
 
+ABSENT = finding("no-checkpoint", message="x.pth does not exist")
+EMPTY = finding("no-checkpoint", message="runs/x.pth: it is empty: copy it again")
+LATER = [
+    finding("forward-error", "fc", message="RuntimeError: no"),
+    finding("forward-non-finite", message="NaN"),
+]
+WAIVED = [
+    Finding("missing-key", "off", f"extra.{leaf}", message="waived: new") for leaf in ("weight", "bias")
+]
+
+
+@pytest.mark.parametrize(
+    ("fields", "verdict"),
+    [
+        ({"matched": 63, "total": 63}, "x.pth fits onet.Net: 63 of 63 keys match"),
+        ({"matched": 63, "total": 63, "recipe": True}, "x.pth fits onet.Net with the recipe: 63 of 63 keys match"),
+        ({"matched": 4, "total": 6, "findings": WAIVED}, "x.pth fits onet.Net (2 findings waived): 4 of 6 keys match"),
+        ({"total": 3, "findings": LATER}, "x.pth fits onet.Net, but forward-error: fc: RuntimeError: no (and 1 more)"),
+        ({"findings": [ABSENT]}, "x.pth was not checked: it does not exist"),
+        ({"findings": [EMPTY]}, "x.pth was not checked: it is empty: copy it again"),
+    ],
+    ids=["fits", "with a recipe", "waivers are not hidden", "fails later", "not checked", "named once"],
+)  # fmt: skip
+def test_the_verdict_says_what_was_found_first(fields, verdict):
+    report = Report("x.pth", "onet.Net", **fields)
+    assert report.verdict == verdict
+    assert report.ok == (" fits " in verdict and ", but " not in verdict)
+
+
 def test_the_verdict_of_one_that_does_not_fit_counts_everything():
-    assert (
-        BROKEN.verdict
-        == "net.pth does not fit onet.Net: 1 mismatched, 1 missing, 2 unexpected (60 of 64 keys match)"
-    )
+    counts = "1 mismatched, 1 missing, 2 unexpected (60 of 64 keys match)"
+    assert BROKEN.verdict == f"net.pth does not fit onet.Net: {counts}"
     assert not BROKEN.ok
-
-
-def test_the_verdict_of_one_that_fits():
-    assert (
-        Report("net.pth", "onet.Net", matched=63, total=63).verdict
-        == "net.pth fits onet.Net: 63 of 63 keys match"
-    )
-    grown = Report("net.pth", "onet.Net", matched=63, total=63, recipe=True)
-    assert grown.verdict == "net.pth fits onet.Net with the recipe: 63 of 63 keys match"
-    assert grown.ok
-
-
-def test_the_verdict_of_one_that_fits_and_fails_later_says_what_first():
-    found = [
-        finding("forward-error", "fc", message="RuntimeError: no"),
-        finding("forward-non-finite", message="NaN"),
-    ]
-    report = Report("net.pth", "onet.Net", matched=3, total=3, findings=found)
-    assert report.verdict == "net.pth fits onet.Net, but forward-error: fc: RuntimeError: no (and 1 more)"
-
-
-def test_the_verdict_of_what_could_not_be_checked():
-    report = Report("x.pth", "onet.Net", findings=[finding("no-checkpoint", message="x.pth does not exist")])
-    assert report.verdict == "x.pth was not checked: it does not exist"
-
-
-def test_the_verdict_names_the_checkpoint_once():
-    found = finding("no-checkpoint", message="runs/x.pth: it is empty: copy it again")
-    verdict = Report("x.pth", "onet.Net", findings=[found]).verdict
-    assert verdict == "x.pth was not checked: it is empty: copy it again"
-
-
-def test_the_verdict_does_not_hide_what_was_waived():
-    found = [
-        Finding("missing-key", "off", f"extra.{leaf}", message="waived: new") for leaf in ("weight", "bias")
-    ]
-    report = Report("net.pth", "onet.Net", matched=4, total=6, findings=found)
-    assert report.verdict == "net.pth fits onet.Net (2 findings waived): 4 of 6 keys match"
 
 
 def test_warnings_and_waived_findings_do_not_fail():
