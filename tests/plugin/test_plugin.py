@@ -505,6 +505,14 @@ def test_a_report_that_cant_be_written_is_refused_at_once(project, option):
     assert "--ckpt-report" in "\n".join(result.errlines)
 
 
+def test_a_report_that_cant_be_written_in_the_end_fails_the_run(project):
+    marked(project, "model=V1", body="open('out', 'w').close()")
+    result = project.runpytest("--ckpt=v1.pth", "--ckpt-report=json:out/r.json")
+    result.assert_outcomes(passed=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "ERROR: --ckpt-report json:" in out(result)
+
+
 def test_an_interrupted_run_says_so_in_its_reports(project):
     project.makepyfile(
         test_it="""
