@@ -14,6 +14,7 @@ from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import Finding, finding
 from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.tensors.difference import magnitude
+from pytest_ckptcompat.tensors.finite import finite
 
 from .growth import RESET
 from .naming import tied_names
@@ -72,11 +73,17 @@ def _impossible(slot: str, value: Any) -> str:
         return "is not finite" if isinstance(value, float) and not math.isfinite(value) else ""
     if slot == "step" and value.numel() != 1:
         return f"is {_shown(value)}, not a number"
-    if value.is_floating_point() and not bool(value.isfinite().all()):
-        return f"has {int((~value.isfinite()).sum())} values that are NaN or infinite"
-    if slot in NONNEGATIVE and value.numel() and not bool((value >= 0).all()):
-        return f"is negative, down to {magnitude(float(value.min()))}"
+    if bad := value.numel() - finite(value):
+        return f"has {bad} values that are NaN or infinite"
+    if slot in NONNEGATIVE and value.numel() and (least := _least(value)) < 0:
+        return f"is negative, down to {magnitude(least)}"
     return ""
+
+
+def _least(value: torch.Tensor) -> float:
+    if value.is_complex():  # torch's optimizers step on real and imaginary parts separately
+        value = torch.view_as_real(value.resolve_conj())
+    return float((value.float() if value.itemsize == 1 else value).min())  # float8 has no min
 
 
 def foreign(optimizer: torch.optim.Optimizer, state: State) -> str:

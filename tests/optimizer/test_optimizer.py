@@ -270,6 +270,37 @@ def test_weights_that_were_saved_as_integers_have_state_too(judged: Judged) -> N
     assert findings == []
 
 
+class Spectral(nn.Module):
+    """Complex weights, and frozen ones of one byte."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, 3, dtype=torch.complex64))
+        self.frozen = nn.Parameter(torch.ones(outputs, 3).to(torch.float8_e4m3fn), requires_grad=False)
+
+
+@pytest.mark.parametrize("name", ["adam", "amsgrad", "rmsprop", "adagrad", "sgd"])
+def test_complex_weights_have_state_in_two_parts(judged: Judged, name: str) -> None:
+    torch.manual_seed(0)
+    model = Spectral(4)
+    optimizer = FACTORIES[name]([model.weight])
+    for _ in range(2):
+        model.weight.grad = torch.randn_like(model.weight)
+        optimizer.step()
+    saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+    def trainable(named: Any) -> torch.optim.Optimizer:
+        return FACTORIES[name]([each for _, each in named if each.requires_grad])
+
+    promises, findings = judged(trainable, saved, Recipe(tile("*", dim=0)), Spectral(8))
+    assert statuses(promises) == KEPT
+    assert findings == []
+    if name == "adam":
+        saved["optimizer"]["state"][0]["exp_avg_sq"][1, 2] = complex(1, -0.5)
+        _, [found] = judged(trainable, saved, Recipe(tile("*", dim=0)), Spectral(8))
+        assert found.message == "exp_avg_sq is negative, down to -0.5"
+
+
 def test_sgd_without_momentum_has_no_state_and_steps(judged: Judged) -> None:
     plain = lambda p: torch.optim.SGD(p, lr=0.1)  # noqa: E731
     promises, findings = judged(plain, training(settle(Boxes()), plain))
