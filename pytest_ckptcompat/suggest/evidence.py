@@ -215,7 +215,7 @@ def in_order(numbers: Iterable[Indices]) -> list[Indices]:
     return sorted(numbers, key=lambda each: tuple(map(int, each)))
 
 
-def set_apart(evidence: Iterable[Evidence]) -> None:
+def distinguish(evidence: Iterable[Evidence]) -> None:
     """Set `distinct` to the likeness without words that the alternatives share."""
     news: dict[tuple[object, ...], list[str]] = {}
     olds: dict[tuple[object, ...], list[str]] = {}

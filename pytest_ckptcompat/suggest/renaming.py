@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .budget import Budget, OutOfTime
 from .changes import NO_MODULES
-from .evidence import Evidence, gathered, in_order, neighbours, set_apart
+from .evidence import Evidence, distinguish, gathered, in_order, neighbours
 from .moves import MOST_OPERATORS, Move, move
 from .numbering import renumbered
 from .templates import ALL, NONE, Places, Substitution, by_template, indices, template
@@ -69,7 +69,7 @@ def substituted(current: Shapes, model: Shapes, budget: Budget, *, reshaped: boo
     if not found:
         return None
     evidence = sorted(found, key=lambda each: each.rank, reverse=True)
-    set_apart(evidence)
+    distinguish(evidence)
     stay = {(template(key), shape) for key, shape in current.items() if model.get(key) == shape}
     places = neighbours(current, model), neighbours(model, current)
     for each in evidence:

@@ -14,6 +14,7 @@ from pytest_ckptcompat.core.errors import RecipeError
 from pytest_ckptcompat.core.keys import select
 from pytest_ckptcompat.recipes.operators import copy, drop, tie
 from pytest_ckptcompat.recipes.operators import select as select_rows
+from pytest_ckptcompat.recipes.per_tensor import shape
 from pytest_ckptcompat.recipes.recipe import Recipe
 from pytest_ckptcompat.tensors.difference import memory
 
@@ -219,9 +220,9 @@ class _Search:
         """Explain changed shapes and ties."""
         each, saved = self.budget.each, self.shapes
         ties = {key: memory(self.target[key]) for key in each(saved) if self.model.get(key) is not None}
-        old_ties = {key: memory(self.state[key]) for key, shape in each(saved.items()) if shape is not None}
+        old_ties = {key: memory(value) for key, value in each(self.state.items()) if shape(value) is not None}
         self.found += reshapes(Changes(saved, wanted, self.modules, ties, old_ties, self.budget))
-        missing = [key for key, shape in wanted.items() if key not in saved and shape is not None]
+        missing = [key for key, size in wanted.items() if key not in saved and size is not None]
         shared = tied(ties, missing, self.target)
         copies = list(untied(saved, wanted.keys() - set().union(*shared), self.source))
         self.found += [*(tie(keys) for keys in shared), *(copy(*names) for names in copies)]

@@ -17,6 +17,7 @@ from rehearsal_zoo import ZOO
 from torch import nn
 
 from pytest_ckptcompat import open_checkpoint
+from pytest_ckptcompat.checks import value_stages
 from pytest_ckptcompat.checks.arguments import CheckArguments
 from pytest_ckptcompat.checks.check import Check
 from pytest_ckptcompat.forward.inputs import Inputs
@@ -363,13 +364,11 @@ def test_nothing_stays_switched_on():
     assert nn.Linear(64, 64).weight.std() > 0.01
 
 
-class Large(nn.Module):
-    """Larger than what is built as usual."""
-
+class Trained(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(2048, 2048) for _ in range(5))
-        self.head = nn.Linear(2048, 4)
+        self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(3))
+        self.head = nn.Linear(32, 4)
         self.dropout = nn.Dropout()
 
     def forward(self, x):
@@ -378,14 +377,15 @@ class Large(nn.Module):
         return self.head(self.dropout(x))
 
 
-@pytest.fixture(scope="module")
-def large(tmp_path_factory):
-    path = tmp_path_factory.mktemp("large") / "net.pth"
-    torch.save(weights_of(Large), path)
-    return path
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    """A checkpoint of a model that counts as large."""
+    monkeypatch.setattr(value_stages, "LARGE", 1000)
+    torch.save(weights_of(Trained), tmp_path / "net.pth")
+    return tmp_path / "net.pth"
 
 
-def checked_model(path, model=Large):
+def checked_model(path, model=Trained):
     check = Check(
         CheckArguments.of(model=model), str(path), lambda key: open_checkpoint(path, key), wants_model=True
     )
@@ -393,34 +393,32 @@ def checked_model(path, model=Large):
     return check.model
 
 
-def test_a_check_draws_nothing_for_a_large_model(large):
+def test_a_check_draws_nothing_for_a_large_model(path, monkeypatch):
     moved = []
 
     def watched():
         before = torch.get_rng_state()
-        model = Large()
+        model = Trained()
         moved.append(not torch.equal(before, torch.get_rng_state()))
         return model
 
-    assert checked_model(large, model=watched) is not None
+    assert checked_model(path, model=watched) is not None
     assert moved == [False, False]  # on meta, and for real
-    watched()
-    assert moved[-1]
+    monkeypatch.undo()
+    checked_model(path, model=watched)
+    assert moved[2:] == [False, True]
 
 
-def test_the_model_of_a_check_trains_like_one_that_was_built_as_usual(large):
-    model, real = (
-        checked_model(large),
-        as_usual(Large, torch.load(large, weights_only=True)),
-    )
+def test_the_model_of_a_check_trains_like_one_that_was_built_as_usual(path):
+    model, real = checked_model(path), as_usual(Trained, torch.load(path, weights_only=True))
     calls = []
     for each in (model, real):
         each.train()
         each.head.register_forward_hook(lambda *_: calls.append(1))
         optimizer = torch.optim.SGD(each.parameters(), lr=0.1)
         with seeded(2):
-            each(torch.rand(2, 2048)).sum().backward()
+            each(torch.rand(2, 32)).sum().backward()
         optimizer.step()
     assert len(calls) == 2
     assert_same(dict(model.named_parameters()), dict(real.named_parameters()))
-    assert not torch.equal(model.head.weight, torch.load(large, weights_only=True)["head.weight"])
+    assert not torch.equal(model.head.weight, torch.load(path, weights_only=True)["head.weight"])

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-from torch import nn
-
 from pytest_ckptcompat.suggest.renaming import renames
 
 
-def renamed(checkpoint, model, modules=None):
-    _, after = renames(checkpoint, model, modules or {})
+def renamed(checkpoint, model):
+    _, after = renames(checkpoint, model)
     return dict(zip(checkpoint, after, strict=True))
 
 
@@ -73,10 +71,3 @@ def test_a_number_more_in_a_name_inside_a_list():
         for old, new in ((leaves.keys(), leaves.values()), (leaves.values(), leaves.keys())):
             found = renamed(blocks(old, count), blocks(new, count))
             assert found == dict(zip(blocks(old, count), blocks(new, count), strict=True))
-
-
-def test_numbers_of_a_sequential_are_places():
-    old = {f"net.{i}.weight": (4, 4) for i in (0, 2, 4)}
-    new = {f"net.{i}.weight": (4, 4) for i in (0, 1, 2)}
-    row = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
-    assert list(renamed(old, new, {"net": row}).values()) == list(new)

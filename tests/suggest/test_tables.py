@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from suggesting import Tensors, answer, lived, loaded, suggested
+from suggesting import Tensors, answer, lived, loaded, put, suggested
 from torch import nn
 from torch.nn import functional
 
@@ -178,25 +178,12 @@ class Words(nn.Module):
     def __init__(self, words: int, embed: str, head: str, bias: str = "", tied: bool = True) -> None:
         super().__init__()
         self.embed, self.head = embed, head
-        self._put(embed, nn.Embedding(words, 8))
-        self._put(head, nn.Linear(8, words, bias=bool(bias)))
+        put(self, embed, nn.Embedding(words, 8))
+        put(self, head, nn.Linear(8, words, bias=bool(bias)))
         if tied:
             self.get_submodule(head).weight = self.get_submodule(embed).weight
         if bias:
-            path, _, leaf = bias.rpartition(".")
-            self._at(path).register_parameter(leaf, self.get_submodule(head).bias)
-
-    def _at(self, path: str) -> nn.Module:
-        module: nn.Module = self
-        for name in filter(None, path.split(".")):
-            if name not in module._modules:
-                module.add_module(name, nn.Module())
-            module = module.get_submodule(name)
-        return module
-
-    def _put(self, path: str, module: nn.Module) -> None:
-        before, _, name = path.rpartition(".")
-        self._at(before).add_module(name, module)
+            put(self, bias, self.get_submodule(head).bias)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return self.get_submodule(self.head)(torch.tanh(self.get_submodule(self.embed)(ids)))

@@ -65,10 +65,14 @@ class Tensors(nn.Module):
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         super().__init__()
         for key, shape in shapes.items():
-            module: nn.Module = self
-            *path, leaf = key.split(".")
-            for name in path:
-                if name not in module._modules:
-                    module.add_module(name, nn.Module())
-                module = module.get_submodule(name)
-            module.register_parameter(leaf, nn.Parameter(torch.randn(shape)))
+            put(self, key, nn.Parameter(torch.randn(shape)))
+
+
+def put(root: nn.Module, key: str, value: nn.Module | nn.Parameter) -> None:
+    """Put a module or a parameter under a name with dots."""
+    *path, leaf = key.split(".")
+    for name in path:
+        if name not in root._modules:
+            root.add_module(name, nn.Module())
+        root = root.get_submodule(name)
+    setattr(root, leaf, value)
