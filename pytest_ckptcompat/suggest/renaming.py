@@ -109,10 +109,8 @@ def _evidence(current: Shapes, model: Shapes, reshaped: bool, budget: Budget) ->
             pairs = _reshaped(old, new, current, model)
         else:
             pairs = chain(_wrapped(old, new), _alike(old, new, current, model))
-        if most == NONE:
+        if most != ALL:
             pairs = _other_numbers(pairs)
-        elif most in _COUNTS:
-            pairs = _more_numbers(pairs)
         places = Places(old)
         votes = Counter(each for one, other in dict.fromkeys(pairs) for each in _substitutions(one, other))
         room = min(max(MOST_PAIRS // max(len(old), 1), 30), 300)
@@ -170,22 +168,14 @@ def _counted(family: Mapping[Indices, str]) -> list[tuple[Indices | int, str]]:
 
 
 def _other_numbers(pairs: Iterable[tuple[Template, Template]]) -> Iterator[tuple[Template, Template]]:
-    """Filter pairs with their numbers left in to those that templates can't tell: ``layer1``, ``conv``.
+    """Filter pairs with numbers left in to those that templates can't tell: ``layer1``, ``conv``, ``out.0``.
 
     A layer's number, between dots, may appear or vanish, but not change: see `numbering`.
     """
-    numbers: dict[Template, Indices] = {}
-    layers: dict[Template, Indices] = {}
-    for pair in pairs:
-        for parts in pair:
-            if parts not in numbers:
-                numbers[parts] = indices(".".join(parts))
-                layers[parts] = tuple(part for part in parts if part.isdecimal())
-        old, new = pair
-        if numbers[old] != numbers[new] and (
-            layers[old] == layers[new] or not layers[old] or not layers[new]
-        ):
-            yield pair
+    for old, new in pairs:
+        one, other = _layer_numbers(old), _layer_numbers(new)
+        if _numbers(old) != _numbers(new) and (one == other or not one or not other):
+            yield old, new
 
 
 def _counted_otherwise(old: Families, new: Families) -> bool:
@@ -194,12 +184,9 @@ def _counted_otherwise(old: Families, new: Families) -> bool:
     return olds != news and max(olds | news, default=0) > 0
 
 
-def _more_numbers(pairs: Iterable[tuple[Template, Template]]) -> Iterator[tuple[Template, Template]]:
-    """Filter pairs without block numbers to those where one still has others: ``out.0``, ``proj``."""
-    for old, new in pairs:
-        counts = [len(_layer_numbers(parts)) for parts in (old, new)]
-        if counts[0] != counts[1] and 0 in counts:
-            yield old, new
+@lru_cache(1 << 16)
+def _numbers(parts: Template) -> Indices:
+    return indices(".".join(parts))
 
 
 @lru_cache(1 << 16)
