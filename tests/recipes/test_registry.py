@@ -46,7 +46,7 @@ CHECK = """
 def test_a_conftest_adds_an_operator(project):
     project.makepyfile(house=OPERATORS, conftest=CONFTEST)
     project.makefile(".toml", ckptcompat=CHECK)
-    project.runpytest_subprocess("--ckpt=v1.pth").assert_outcomes(passed=1)
+    project.runpytest("--ckpt=v1.pth").assert_outcomes(passed=1)
 
 
 def test_an_installed_package_adds_an_operator(project):

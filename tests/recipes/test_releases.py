@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -199,13 +199,3 @@ def test_what_is_no_release_is_refused_in_python() -> None:
         Releases(GROW)  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="there is no release"):
         Releases()
-
-
-def test_fifty_releases_of_a_hundred_keys(lock: Callable[[str, State], str], tmp_path: Path) -> None:
-    """What the last of many costs is asked of a benchmark; here it is only found."""
-
-    def state(number: int) -> dict[str, Any]:
-        return OrderedDict((f"layers.{n}.weight", torch.zeros(2, number + 1)) for n in range(100))
-
-    made = [Release(f"v{n}", lock(f"v{n}", state(n)), GROW if n < 49 else Recipe()) for n in range(50)]
-    assert Releases(*made).release_of(state(31)).name == "v31"
