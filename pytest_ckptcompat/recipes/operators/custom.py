@@ -16,7 +16,6 @@ from pytest_ckptcompat.core.errors import ModelError, RecipeError, raised
 from pytest_ckptcompat.core.findings import Promise, finding
 from pytest_ckptcompat.core.imports import imported
 from pytest_ckptcompat.core.keys import matches
-from pytest_ckptcompat.recipes.arguments import toml
 from pytest_ckptcompat.recipes.base import Edit, Operator
 from pytest_ckptcompat.recipes.plan import Write, carry_out
 from pytest_ckptcompat.recipes.promises import displaced
@@ -146,12 +145,6 @@ class custom(Operator):
             f"{self}: what it does not touch", lambda: displaced(before, after, untouched), "bit for bit"
         )
         return [rest, Claim(f"{self}", unchecked, why)]
-
-    def table(self) -> dict[str, Any]:
-        table = super().table()
-        if not isinstance(self.fn, str):
-            toml(self.fn)
-        return table
 
 
 def _name(fn: Callable[..., Any]) -> str:
