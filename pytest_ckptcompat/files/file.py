@@ -167,10 +167,11 @@ _AHEAD = 256 << 10
 class Ahead:
     """A file from which small parts that lie close together are read with one read."""
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, file: File, window: int = _AHEAD) -> None:
         self.path = file.path
         self.size = file.size
         self._file = file
+        self._window = window
         self._begin = 0
         self._data = b""
 
@@ -178,7 +179,7 @@ class Ahead:
         """Return `size` bytes from `offset`; see `File`."""
         start = offset - self._begin
         if start < 0 or start + size > len(self._data):
-            length = max(size, min(_AHEAD, self.size - offset))
+            length = max(size, min(self._window, self.size - offset))
             self._begin, self._data = offset, self._file.read_at(offset, length)
             start = 0
         return self._data[start : start + size]

@@ -56,22 +56,22 @@ FOREIGN: dict[str, str] = {
 }
 """The name of each format and how to get a checkpoint: the end of a sentence, ``<path> is ...``."""
 
-_MAGIC: tuple[tuple[int, bytes, str], ...] = (
-    (4, b"TFL3", "tflite"),
-    (4, b"ET1", "executorch"),
-    (0, b"\x89HDF\r\n", "hdf5"),
-    (0, b"GGUF", "gguf"),
-    (0, b"lmgg", "ggml"),
-    (0, b"tjgg", "ggml"),
-    (0, b"fmgg", "ggml"),
-    (0, b"\x93NUMPY", "npy"),
-    (0, b"ptrt", "tensorrt"),
-    (0, b"ftrt", "tensorrt"),
-    (0, b"\x12\x01\0\0\0\0\0\0", "mxnet"),
+_MAGIC = tuple(
+    (re.compile(pattern, re.DOTALL), kind)
+    for pattern, kind in (
+        (rb".{4}TFL3", "tflite"),
+        (rb".{4}ET1", "executorch"),
+        (rb"\x89HDF\r\n", "hdf5"),
+        (rb"GGUF", "gguf"),
+        (rb"(lm|tj|fm)gg", "ggml"),
+        (rb"\x93NUMPY", "npy"),
+        (rb"[pf]trt", "tensorrt"),
+        (rb"\x12\x01\0{6}", "mxnet"),
+        (rb"\s*(<\?xml[^>]*>)?\s*<net [^>]*version=", "openvino"),
+    )
 )
 _TABLE_OF_LEVELDB = (0xDB4775248B80FB57).to_bytes(8, "little")
 _OF_EXPORT = (b"/data/weights/", b"/archive_format", b"/models/", b"serialized_exported_program")
-_OPENVINO = re.compile(rb"\s*(<\?xml[^>]*>)?\s*<net [^>]*version=", re.DOTALL)
 _MSGPACK = re.compile(rb"(?:[\x80-\x8f]|\xde..|\xdf....)(?:[\xa1-\xbf]|\xd9.)([\w/.]+)", re.DOTALL)
 _OF_FLAX = (b"params", b"kernel", b"embedding", b"batch_stats", b"opt_state")
 _OF_TENSORFLOW = (b"serve", b"tensorflow", b"VarHandleOp", b"VarIsInitializedOp")
@@ -122,7 +122,7 @@ def _by_magic(head: bytes, tail: bytes, name: str) -> str:
         return "tf-index"
     if re.search(r"\.data-\d{5}-of-\d{5}$", name):
         return "tf-data"
-    return next((kind for at, magic, kind in _MAGIC if head[at : at + len(magic)] == magic), "")
+    return next((kind for pattern, kind in _MAGIC if pattern.match(head)), "")
 
 
 def _by_archive(head: bytes, tail: bytes, name: str) -> str:
@@ -137,10 +137,6 @@ def _by_archive(head: bytes, tail: bytes, name: str) -> str:
     if b"/.data/" in first:
         return "package"
     return "pt2" if any(part in b"/" + first for part in _OF_EXPORT) else ""
-
-
-def _by_markup(head: bytes, tail: bytes, name: str) -> str:
-    return "openvino" if _OPENVINO.match(head) else ""
 
 
 def _by_msgpack(head: bytes, tail: bytes, name: str) -> str:
@@ -197,7 +193,6 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 _TESTS: tuple[Callable[[bytes, bytes, str], str], ...] = (
     _by_magic,
     _by_archive,
-    _by_markup,
     _by_msgpack,
     _by_protobuf,
 )

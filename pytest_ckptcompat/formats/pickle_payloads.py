@@ -9,10 +9,13 @@ from __future__ import annotations
 from struct import pack
 from typing import TYPE_CHECKING
 
+from pytest_ckptcompat.files.file import Ahead
+
 if TYPE_CHECKING:
     from pytest_ckptcompat.files.file import File
 
 _WINDOW = 1 << 16
+_LONGEST_LINE = 4096
 _FIXED = {
     **dict.fromkeys(b"KqhU\x80\x82\x8a\x8cC", 1),
     **dict.fromkeys(b"M\x83", 2),
@@ -50,65 +53,45 @@ def without_payloads(file: File, most: int) -> bytes | None:
         The shorter pickle, or None if it is damaged, too long or something else.
     """
     out = bytearray()
-    window = _Window(file)
+    ahead = Ahead(file, _WINDOW)
+
+    def taken(at: int, count: int) -> bytes:
+        return ahead.read_at(at, max(0, min(count, file.size - at)))
+
     at = 0
     for _ in range(most):
-        opcode = window.byte(at)
-        if opcode is None or len(out) > most:
+        if at >= file.size or len(out) > most:
             return None
+        opcode = taken(at, 1)[0]
         if opcode in _LINES:
             end = at + 1
             for _ in range(_LINES[opcode]):
-                end = window.line_end(end)
-                if end < 0:
+                found = taken(end, _LONGEST_LINE).find(b"\n")
+                if found < 0:
                     return None
+                end += found + 1
         else:
             end = at + 1 + _FIXED.get(opcode, 0)
         if opcode in _COUNTED:
-            length = int.from_bytes(window.bytes(at + 1, _FIXED[opcode]), "little")
+            length = int.from_bytes(taken(at + 1, _FIXED[opcode]), "little")
             begin, end = end, end + length
             if end > file.size:
                 return None
-            if opcode in _BYTES and not _is_text(opcode, window, begin, length):
+            text = opcode in b"TU" and length <= 256 and _is_text(taken(begin, length))
+            if opcode in _BYTES and not text:
                 out += b"\x8a\x08" + pack("<q", begin) + b"\x8a\x08" + pack("<q", length) + b"\x86Q"
                 at = end
                 continue
             if length > most:
                 return None
         if opcode != _FRAME:
-            out += window.bytes(at, end - at)
+            out += taken(at, end - at)
         if opcode == _STOP:
             return bytes(out)
         at = end
     return None
 
 
-def _is_text(opcode: int, window: _Window, begin: int, length: int) -> bool:
+def _is_text(data: bytes) -> bool:
     """Return whether a string of Python 2 is text rather than an array's bytes."""
-    if opcode not in b"TU" or length > 256:
-        return False
-    return all(32 <= byte < 127 for byte in window.bytes(begin, length))
-
-
-class _Window:
-    """The part of a file that is in memory."""
-
-    def __init__(self, file: File) -> None:
-        self._file = file
-        self._begin = 0
-        self._data = b""
-
-    def byte(self, at: int) -> int | None:
-        found = self.bytes(at, 1)
-        return found[0] if found else None
-
-    def bytes(self, at: int, count: int) -> bytes:
-        if not (self._begin <= at and at + count <= self._begin + len(self._data)):
-            self._begin = at
-            self._data = self._file.read_at(at, max(0, min(max(count, _WINDOW), self._file.size - at)))
-        return self._data[at - self._begin : at - self._begin + count]
-
-    def line_end(self, at: int) -> int:
-        """Return the offset after the line that begins at `at`, or -1 if it is too long."""
-        found = self.bytes(at, 4096).find(b"\n")
-        return -1 if found < 0 else at + found + 1
+    return all(32 <= byte < 127 for byte in data)

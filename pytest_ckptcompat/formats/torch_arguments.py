@@ -32,6 +32,7 @@ _DEVICE = re.compile(
     "|privateuseone)"
     r"(:(0|[1-9]\d{0,2}))?"
 )
+LAYOUT = "torch.serialization._get_layout"
 _LAYOUTS = {
     *("strided", "sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc", "_mkldnn", "jagged")
 }
@@ -141,27 +142,13 @@ def _attribute(state: Any, *names: str) -> int | None:
     return None
 
 
-class Device(Stub):
-    """A ``torch.device``."""
+class Value(Stub):
+    """A ``torch.device`` or a ``torch.layout``: what torch makes from it is not a tensor."""
 
     __slots__ = ()
 
 
-class Layout(Stub):
-    """A ``torch.layout``.
-
-    Attributes:
-        text: its name without ``torch.``.
-    """
-
-    __slots__ = ("text",)
-
-    def __init__(self, text: str) -> None:
-        super().__init__(Global("torch.serialization._get_layout"), (f"torch.{text}",))
-        self.text = text
-
-
-def device_of(args: tuple[Any, ...]) -> Device:
+def device_of(args: tuple[Any, ...]) -> Value:
     """``device("cuda:0")``, ``device("cuda", 0)``, ``device(0)``."""
     match args:
         case (str(text),) if _DEVICE.fullmatch(text):
@@ -174,18 +161,18 @@ def device_of(args: tuple[Any, ...]) -> Device:
             pass
         case _:
             raise ValueError("a device that torch does not have")
-    return Device(Global("torch.device"), args)
+    return Value(Global("torch.device"), args)
 
 
 def _is_index(index: Any) -> bool:
     return type(index) is int and 0 <= index < _MOST_DEVICES
 
 
-def layout_of(args: tuple[Any, ...]) -> Layout:
+def layout_of(args: tuple[Any, ...]) -> Value:
     """``_get_layout("torch.sparse_coo")``."""
     match args:
         case (str(name),) if name.removeprefix("torch.") in _LAYOUTS and name.startswith("torch."):
-            return Layout(name.removeprefix("torch."))
+            return Value(Global(LAYOUT), args)
     raise ValueError("a layout that torch does not have")
 
 

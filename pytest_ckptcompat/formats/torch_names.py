@@ -14,10 +14,10 @@ from .pickle_names import PlainNames
 from .pickle_stubs import Global, Size, Storage, Stub
 from .safe_names import is_safe
 from .torch_arguments import (
+    LAYOUT,
     PACKED,
     QUANTIZED,
-    Device,
-    Layout,
+    Value,
     check_grad,
     check_state,
     conjugated,
@@ -88,7 +88,7 @@ class Tensors(Storages):
             "torch._utils._rebuild_wrapper_subclass": self._wrapper_subclass,
             "torch.fx.graph_module.reduce_graph_module": _graph_module,
             "torch.device": device_of,
-            "torch.serialization._get_layout": layout_of,
+            LAYOUT: layout_of,
             "torch._tensor._rebuild_from_type_v2": self._from_type,
             "torch._tensor._rebuild_from_type": self._from_type,
             "torch.tensor._rebuild_from_type": self._from_type,
@@ -201,12 +201,14 @@ class Tensors(Storages):
     def _sparse(self, args: tuple[Any, ...]) -> TensorSpec:
         """``_rebuild_sparse_tensor(layout, (indices.., values, size, ..))``."""
         layout, data = args
-        name = layout.text if type(layout) is Layout else ""
-        counts = {"sparse_coo": (2, 1)}.get(name, (3, 0))
+        known = type(layout) is Value and layout.name == LAYOUT
+        name = layout.args[0].removeprefix("torch.") if known else ""
         if not name.startswith("sparse_") or type(data) is not tuple:
             raise TypeError("a sparse tensor of an unknown layout")
-        tensors, (shape, *rest) = data[: counts[0]], data[counts[0] :]
-        if not all(isinstance(each, TensorSpec) for each in tensors) or len(rest) > counts[1]:
+        coo = name == "sparse_coo"
+        count = 2 if coo else 3
+        tensors, (shape, *rest) = data[:count], data[count:]
+        if not all(isinstance(each, TensorSpec) for each in tensors) or len(rest) > coo:
             raise TypeError("a sparse tensor that is not made of its indices and values")
         coalesced = rest[0] if rest else None
         return self._odd(
@@ -232,7 +234,7 @@ class Tensors(Storages):
     def _device_tensor(self, args: tuple[Any, ...]) -> object:
         """``_rebuild_device_tensor_from_cpu_tensor(data, dtype, device, requires_grad)`` and the like."""
         data, dtype, device, requires_grad = args
-        if not (isinstance(data, TensorSpec) or type(data) is Stub) or type(device) not in (str, Device):
+        if not (isinstance(data, TensorSpec) or type(data) is Stub) or type(device) not in (str, Value):
             raise TypeError("a tensor of a device that is not made of its values")
         check_grad(requires_grad, dtype_of(dtype))
         if type(device) is str:
