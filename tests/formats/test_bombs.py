@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -61,16 +62,14 @@ def test_pickles_in_the_legacy_layout(path: Path, name: str) -> None:
     assert opened(path).startswith(f"{path}: ")
 
 
-@pytest.mark.parametrize("name", ["doubled dicts", "floats", "class names"])
+@pytest.mark.parametrize("name", ["doubled dicts", "floats"])
 def test_pickles_of_distributed_checkpoints(path: Path, name: str) -> None:
     path.mkdir()
     (path / ".metadata").write_bytes(PICKLES[name]() + b".")
     assert opened(path).startswith(f"{path}: ")
 
 
-@pytest.mark.parametrize(
-    "name", ["many dicts", "doubled dicts", "nested lists", "integers", "sets of one list"]
-)
+@pytest.mark.parametrize("name", ["many dicts", "doubled dicts", "nested lists"])
 def test_plain_pickles_of_arrays(path: Path, name: str) -> None:
     path.write_bytes(b"\x80\x02X\5\0\0\0numpy0" + PICKLES[name]()[2:] + b".")
     assert opened(path).startswith(str(path))
@@ -99,14 +98,13 @@ def test_json_of_our_own(path: Path, name: str, kind: str) -> None:
 
 
 def test_weight_maps(path: Path) -> None:
-    path.write_bytes(
-        b'{"weight_map":{' + b",".join(b'"%d":"x%d"' % (n, n % 20_000) for n in range(2_000_000))
-    )
-    assert "limit exceeded" in opened(path)
+    rows = b",".join(b'"%d":"x%d"' % (n, n % 20_000) for n in range(400_000))
+    path.write_bytes(b'{"weight_map":{' + rows + b"}}")
+    assert "limit exceeded: the index names too many tensors" in opened(path)
 
 
 def test_members_of_a_zip_archive(path: Path) -> None:
-    path.write_bytes(members(250_001))
+    path.write_bytes(replace(checkpoint(), count=250_004).to_bytes())
     assert "limit exceeded: the zip archive says it has 250004 members" in opened(path)
     path.write_bytes(members(249_990))
     assert opened(path) == "<Checkpoint bomb: torch-zip, 1 tensors>"

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -31,6 +31,9 @@ from pytest_ckptcompat.formats.pickle_machine import Machine
 from pytest_ckptcompat.formats.pickle_records import Records
 from pytest_ckptcompat.optimizer.state import saved_states
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -55,20 +58,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     return save(state, tmp_path_factory.mktemp("dcp") / "step-1"), state
 
 
-def unmarked(state: Any) -> dict[str, Any]:
-    return dict(state)
-
-
 def test_the_model_is_found(trained: tuple[Path, dict[str, Any]]) -> None:
     folder, state = trained
     ckpt = open_checkpoint(folder)
     assert (ckpt.format, ckpt.name, ckpt.state_dict_key, ckpt.unsafe) == ("dcp", "step-1", "model", "")
-    assert_same_state(ckpt, unmarked(state["model"]))
+    assert_same_state(ckpt, dict(state["model"]))
 
 
 def test_one_part_is_taken_without_its_prefix(trained: tuple[Path, dict[str, Any]]) -> None:
     folder, state = trained
-    assert_same_state(open_checkpoint(folder, "model"), unmarked(state["model"]))
+    assert_same_state(open_checkpoint(folder, "model"), dict(state["model"]))
     assert list(open_checkpoint(folder, "optim.state.0")) == ["step", "exp_avg", "exp_avg_sq"]
 
 
@@ -149,90 +148,58 @@ def _place(index: Any, key: str = "a") -> Any:
     return next(place for at, place in index.storage_data.items() if at.fqn == key)
 
 
-def _outside(index: Any) -> None:
-    _place(index).relative_path = "../x/__0_0.distcp"
+def set_in(what: Any, **attributes: Any) -> Callable[[Any], None]:
+    """A change of attributes of the part of the index that `what` gives."""
+
+    def change(index: Any) -> None:
+        for name, value in attributes.items():
+            setattr(what(index), name, value)
+
+    return change
 
 
-def _absolute(index: Any) -> None:
-    _place(index).relative_path = "/etc/passwd"
-
-
-def _far(index: Any) -> None:
-    _place(index).offset = 1 << 40
-
-
-def _negative(index: Any) -> None:
-    _place(index).offset = -5
-
-
-def _missing_file(index: Any) -> None:
-    _place(index).relative_path = "__9_0.distcp"
-
-
-def _transformed(index: Any) -> None:
-    _place(index).transform_descriptors = ["zstd"]
-
-
-def _unplaced(index: Any) -> None:
-    index.storage_data.clear()
-
-
-def _bigger(index: Any) -> None:
-    index.state_dict_metadata["a"].size = torch.Size([5, 4])
-
-
-def _smaller(index: Any) -> None:
-    index.state_dict_metadata["a"].size = torch.Size([2, 4])
-
-
-def _chunkless(index: Any) -> None:
-    index.state_dict_metadata["a"].chunks = []
+def _entry(index: Any) -> Any:
+    return index.state_dict_metadata["a"]
 
 
 def _overlapping(index: Any) -> None:
     """As many elements as the tensor has, the last of them missing."""
-    entry = index.state_dict_metadata["a"]
-    (block,) = entry.chunks
-    entry.chunks = [replace(block, sizes=torch.Size([2, 4])), replace(block, sizes=torch.Size([1, 4]))]
-
-
-def _odd_dtype(index: Any) -> None:
-    index.state_dict_metadata["a"].properties.dtype = torch.nn.ReLU
-
-
-def _no_table(index: Any) -> None:
-    index.state_dict_metadata = None
+    (block,) = _entry(index).chunks
+    sizes = torch.Size([2, 4]), torch.Size([1, 4])
+    _entry(index).chunks = [replace(block, sizes=each) for each in sizes]
 
 
 def _number_as_key(index: Any) -> None:
     index.state_dict_metadata[5] = index.state_dict_metadata.pop("a")
 
 
-def _two_at_one_place(index: Any) -> None:
-    index.planner_data = {"a": ("q",), "b": ("q",)}
+def _index(index: Any) -> Any:
+    return index
 
 
-def _inside_a_tensor(index: Any) -> None:
-    index.planner_data = {"a": ("q",), "b": ("q", "r")}
-
-
-REFUSED = {
-    _outside: "outside the checkpoint's folder",
-    _absolute: "outside the checkpoint's folder",
-    _far: "is truncated",
-    _negative: "damaged entry",
-    _missing_file: r"its \.metadata names a file that can't be read: .*__9_0.distcp does not exist",
-    _transformed: "compressed or encrypted",
-    _unplaced: "does not say where",
-    _bigger: "do not make up a tensor",
-    _smaller: "lies outside the tensor",
-    _overlapping: "some are missing, or they overlap",
-    _chunkless: "do not make up a tensor",
-    _odd_dtype: "a: dtype",
-    _no_table: "lacks the list of tensors",
-    _number_as_key: "a key that is not a string",
-    _two_at_one_place: "puts two things at q",
-    _inside_a_tensor: r"puts two things at q\.r",
+REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
+    "a file outside": (set_in(_place, relative_path="../x/__0_0.distcp"), "outside the checkpoint's folder"),
+    "an absolute path": (set_in(_place, relative_path="/etc/passwd"), "outside the checkpoint's folder"),
+    "a block beyond the file": (set_in(_place, offset=1 << 40), "is truncated"),
+    "a negative offset": (set_in(_place, offset=-5), "damaged entry"),
+    "a missing file": (
+        set_in(_place, relative_path="__9_0.distcp"),
+        r"its \.metadata names a file that can't be read: .*__9_0.distcp does not exist",
+    ),
+    "compressed values": (set_in(_place, transform_descriptors=["zstd"]), "compressed or encrypted"),
+    "no places": (set_in(_index, storage_data={}), "does not say where"),
+    "a bigger tensor": (set_in(_entry, size=torch.Size([5, 4])), "do not make up a tensor"),
+    "a smaller tensor": (set_in(_entry, size=torch.Size([2, 4])), "lies outside the tensor"),
+    "blocks that overlap": (_overlapping, "some are missing, or they overlap"),
+    "no blocks": (set_in(_entry, chunks=[]), "do not make up a tensor"),
+    "an odd dtype": (set_in(lambda index: _entry(index).properties, dtype=torch.nn.ReLU), "a: dtype"),
+    "no table": (set_in(_index, state_dict_metadata=None), "lacks the list of tensors"),
+    "a number as key": (_number_as_key, "a key that is not a string"),
+    "two at one place": (set_in(_index, planner_data={"a": ("q",), "b": ("q",)}), "puts two things at q"),
+    "one inside a tensor": (
+        set_in(_index, planner_data={"a": ("q",), "b": ("q", "r")}),
+        r"puts two things at q\.r",
+    ),
 }
 
 
@@ -241,10 +208,11 @@ def folder(tmp_path: Path) -> Path:
     return save({"a": torch.ones(3, 4), "b": torch.zeros(2)}, tmp_path / "x")
 
 
-@pytest.mark.parametrize("change", REFUSED, ids=lambda change: change.__name__)
-def test_damaged_indexes_are_refused(folder: Path, change: Any) -> None:
+@pytest.mark.parametrize("what", REFUSED)
+def test_damaged_indexes_are_refused(folder: Path, what: str) -> None:
+    change, message = REFUSED[what]
     rewrite(folder, change)
-    with pytest.raises(CheckpointError, match=REFUSED[change]):
+    with pytest.raises(CheckpointError, match=message):
         open_checkpoint(folder)
 
 
@@ -319,7 +287,7 @@ def test_model_keys_on_top_are_the_state_dict(tmp_path: Path) -> None:
     model(torch.randn(2, 3)).sum().backward()
     optimizer.step()
     ckpt = open_checkpoint(save(titan(model, optimizer), tmp_path / "x"))
-    assert_same_state(ckpt, unmarked(model.state_dict()))
+    assert_same_state(ckpt, dict(model.state_dict()))
     assert ckpt.objects == {}
     [saved] = saved_states(ckpt.wrapper)
     assert (saved.path, saved.layout, saved.lengths) == ("optimizer", "flat", [4])

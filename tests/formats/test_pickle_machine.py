@@ -53,7 +53,7 @@ def plain(value: Any) -> Any:
     return type(value)(map(plain, value)) if isinstance(value, (list, tuple)) else value
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(value=values, protocol=st.integers(0, 5))
 def test_a_pickle_that_is_cut_is_truncated(value: Any, protocol: int) -> None:
     data = pickle.dumps(value, protocol=protocol)
@@ -254,7 +254,6 @@ def test_one_list_copied_over_and_over_is_paid_for(what: str) -> None:
 
 
 def test_a_name_that_makes_itself_ends() -> None:
-    many = b"\x80\x02ccopyreg\n__newobj__\nq\x00(" + b"h\x00" * 5000 + b"tR."
     many = b"\x80\x02ccopyreg\n__newobj__\nq\x00h\x00(" + b"h\x00" * 5000 + b"tR."
     with pytest.raises(CheckpointError, match="damaged"):
         described(many)

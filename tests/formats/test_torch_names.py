@@ -113,21 +113,9 @@ def test_what_torch_refuses_is_refused(tmp_path: Path, call: Call) -> None:
     assert not told or ckpt.unsafe or NO_CARD.search(told), told
 
 
-STATES: list[Any] = [
-    None,
-    {},
-    {"a": 1},
-    {1: 2},
-    5,
-    "x",
-    (1, 2),
-    ({"a": 1}, None),
-    ({}, {"a": 1}),
-    ({}, {}, {}),
-]
-
-
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize(
+    "state", [None, {}, {"a": 1}, {1: 2}, 5, "x", (1, 2), ({"a": 1}, None), ({}, {"a": 1}), ({}, {}, {})]
+)
 @pytest.mark.parametrize("function", [torch._utils._rebuild_tensor_v2, OrderedDict])
 def test_states_that_torch_refuses_are_refused(tmp_path: Path, function: Any, state: Any) -> None:
     path = tmp_path / "net.pth"

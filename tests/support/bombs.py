@@ -137,7 +137,6 @@ PICKLES: dict[str, Callable[[], bytes]] = {
 
 JSONS: dict[str, Callable[[], bytes]] = {
     "open brackets": lambda: b'{"a":{"q":' + b"[" * 60_000_000,
-    "open braces": lambda: b'{"a":' * 10_000_000,
     "empty lists": lambda: b'{"a":{"q":[' + b"[]," * 20_000_000,
     "strings": lambda: b'{"__metadata__":{' + b'"a":"b",' * 7_000_000,
     "one string": lambda: b'{"' + b"a" * 60_000_000 + b'":1}',
@@ -152,12 +151,9 @@ JSONS: dict[str, Callable[[], bytes]] = {
     "a key twice, at the end": lambda: _entries(b'"%d":""', 400_000) + b',"7":""}',
     "backslashes": lambda: b'{"' + b"\\" * 60_000_000,
     "spaces": lambda: b"{" + b" " * 60_000_000,
-    "spaces in every place": lambda: b'{"a"' + b" " * 30_000_000 + b":" + b" " * 30_000_000,
     "digits": lambda: b'{"a":{"shape":[' + b"1" * 60_000_000,
-    "a long number": lambda: b'{"a":{"q":' + b"1" * 60_000_000,
     "many dimensions": lambda: b'{"a":{"dtype":"F32","shape":[' + b"1," * 20_000_000 + b'1],"data_offsets":[0,4]}}',
     "many entries": lambda: _entries(b'"%d":{"dtype":"I8","shape":[0],"data_offsets":[0,0]}', 1_200_000),
-    "many odd entries": lambda: _entries(b'"%d":{"x":1,"dtype":"I8","shape":[0],"data_offsets":[0,0]}', 1_000_000),
     "many shapes": lambda: _entries(b'"%d":{"dtype":"I8","shape":[0,%d],"data_offsets":[0,0]}', 249_000),
 }  # fmt: skip
 """Name -> a safetensors header, some to be read to their end, which none has."""
