@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.core.tensor_spec import Extent
     from pytest_ckptcompat.files.files import Files
 
+    from .pickle_stubs import Recognizer
+
 _INDEX = ".metadata"
 _EXPECTED = re.compile(
     r"torch\.(distributed\.checkpoint\.\w+(\.\w+)*|serialization\._get_layout|Size|device|\w+)"
@@ -88,10 +90,7 @@ class _Reader:
             raise CheckpointError(f"its .metadata is damaged, or not copied whole: {error}") from None
         if not isinstance(index, Stub):
             raise CheckpointError("its .metadata is not what torch.distributed.checkpoint writes")
-        parts = [
-            index.attributes.get(name) for name in ("state_dict_metadata", "storage_data", "planner_data")
-        ]
-        entries, places, paths = parts
+        entries, places, paths = fields(index, "state_dict_metadata", "storage_data", "planner_data")
         if not isinstance(entries, dict) or not isinstance(places, dict):
             raise CheckpointError("its .metadata lacks the list of tensors, or of where they are stored")
         for at, place in places.items():
@@ -155,18 +154,18 @@ class _Reader:
         return Chunk(*place, begin, size)
 
 
-def _records() -> dict[str, Records]:
+def _records() -> dict[str, Recognizer]:
     """Return recognizers for the objects that an index has for each block (torch 2.0 to 2.13)."""
     checkpoint = "torch.distributed.checkpoint"
     return {
-        f"{checkpoint}.metadata.ChunkStorageMetadata": Records(("offsets", "sizes")),
+        f"{checkpoint}.metadata.ChunkStorageMetadata": Records(("offsets", "sizes")).take,
         f"{checkpoint}.metadata.MetadataIndex": Records(
             ("fqn", "index", "offset"), ("fqn", "offset", "index")
-        ),
+        ).take,
         f"{checkpoint}.filesystem._StorageInfo": Records(
             ("relative_path", "offset", "length"),
             ("relative_path", "offset", "length", "transform_descriptors"),
-        ),
+        ).take,
     }
 
 

@@ -21,13 +21,7 @@ _MOST_DIMS = 100
 
 
 class Places:
-    """Where an index says that blocks and objects are stored.
-
-    Args:
-        folder: the folder of the checkpoint.
-        files: its files. Each file in the index is opened once to get its size.
-        limits: limits on the number of files.
-    """
+    """Where an index says that blocks and objects are stored. Each file is opened once to get its size."""
 
     def __init__(self, folder: str, files: Files, limits: Limits) -> None:
         self._folder = folder
@@ -38,25 +32,15 @@ class Places:
         self._texts: dict[int, tuple[Any, str]] = {}
 
     def add(self, at: Any, place: Any) -> None:
-        """Add one entry of the index.
-
-        Args:
-            at: what is stored: the key, and the offset of a block.
-            place: where it is stored.
+        """Add one entry of the index: what is stored (the key, and the offset of a block), and where.
 
         Raises:
             CheckpointError: the entry is damaged, or leads out of the folder or beyond the end of a file.
         """
         key, begin = fields(at, "fqn", "offset")
         name, offset, length = fields(place, "relative_path", "offset", "length")
-        if not (
-            type(key) is str
-            and type(name) is str
-            and type(offset) is int
-            and type(length) is int
-            and offset >= 0
-            and length >= 0
-        ):
+        natural = type(offset) is type(length) is int and offset >= 0 and length >= 0
+        if type(key) is not str or type(name) is not str or not natural:
             raise CheckpointError("its .metadata has a damaged entry of where something is stored")
         path, size = self._known.get(name) or self._file(name)
         if fields(place, "transform_descriptors")[0]:

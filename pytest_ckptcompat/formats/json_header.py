@@ -29,13 +29,15 @@ def unique(pairs: Pairs) -> dict[str, Any]:
     return members
 
 
-def loads(data: bytes, limits: Limits, damaged: str, make: Callable[[Pairs], Any] = unique) -> Any:
+def loads(
+    data: bytes, limits: Limits, damaged: Callable[[str], str], make: Callable[[Pairs], Any] = unique
+) -> Any:
     """Parse JSON text.
 
     Args:
         data: the text, UTF-8.
         limits: limits on its tokens, of which each becomes 64 bytes of objects or more.
-        damaged: the message if the text is not JSON, with braces for the reason.
+        damaged: returns the message if the text is not JSON, given the reason.
         make: returns what stands for an object, given its members. It may raise ValueError.
 
     Raises:
@@ -53,7 +55,7 @@ def loads(data: bytes, limits: Limits, damaged: str, make: Callable[[Pairs], Any
         reason = "too deeply nested"
     except ValueError as error:
         reason = str(error)
-    raise CheckpointError(damaged.format(reason))
+    raise CheckpointError(damaged(reason))
 
 
 def _refuse(constant: str) -> object:

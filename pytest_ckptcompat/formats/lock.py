@@ -67,7 +67,7 @@ def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
         return None
     limits.check("index", file.size, f"a lock file of {file.size} bytes")
     data = file.read_at(0, file.size)
-    content = loads(data, limits, damaged_lock("{}", data))
+    content = loads(data, limits, lambda why: damaged_lock(why, data))
     if not isinstance(content, dict) or content.get(MARK) not in (1, VERSION):
         raise CheckpointError(f"a lock file of a version above {VERSION}: update pytest-ckptcompat")
     return header_of(content, limits)

@@ -36,11 +36,7 @@ class Machine(Stack):
     """Runs one pickle; after `load`, ``position`` is its end."""
 
     def extend(self, data: bytes) -> None:
-        """Give the machine more bytes after `load` raised `Truncated`. The next `load` continues there.
-
-        Args:
-            data: the bytes so far, followed by more.
-        """
+        """Give the machine the bytes so far, followed by more, to continue `load` after `Truncated`."""
         self.data = data
         self.position = self.begun
 

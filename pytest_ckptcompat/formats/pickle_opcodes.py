@@ -6,12 +6,11 @@ import codecs
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from typing import TYPE_CHECKING, Any
 
+from .pickle_stack import Stack
 from .pickle_stubs import Dict, Global, Set, Stub
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from .pickle_stack import Stack
 
 
 def unknown(pickle: Stack) -> None:
@@ -132,12 +131,9 @@ def _tuple3(pickle: Stack) -> None:
 
 def _put_line(pickle: Stack) -> None:
     index = int(pickle.number())
-    if index == len(pickle.memo):
-        pickle.memo.append(pickle.stack[-1])
-    elif index < 0:
+    if index < 0:
         raise ValueError("a negative memo index")
-    else:
-        pickle.remember(index, pickle.stack[-1])
+    pickle.remember(index, pickle.stack[-1])
 
 
 def _get_line(pickle: Stack) -> None:
@@ -152,15 +148,6 @@ def _pop(pickle: Stack) -> None:
         pickle.stack.pop()
     else:
         pickle.marked()
-
-
-def _pop_mark(pickle: Stack) -> None:
-    pickle.marked()
-
-
-def _frame(pickle: Stack) -> None:
-    """Skip the length of the next part, which is only a hint for buffering."""
-    pickle.take(8)
 
 
 def _proto(pickle: Stack) -> None:
@@ -205,8 +192,8 @@ def _new(pickle: Stack, kind: object, arguments: object) -> None:
 def _newobj(pickle: Stack) -> None:
     arguments = pickle.stack.pop()
     kind = pickle.stack.pop()
-    if type(kind) is Global and kind.records is not None and arguments == ():
-        record = kind.records.take(pickle, kind)
+    if type(kind) is Global and kind.recognize is not None and arguments == ():
+        record = kind.recognize(pickle, kind)
         if record is not None:
             pickle.stack.append(record)
             return
@@ -248,7 +235,7 @@ def _persid_line(pickle: Stack) -> None:
     pickle.push(pickle.persistent(pickle.line().decode("ascii")), 160)
 
 
-TABLE: dict[int, Callable[[Stack], None]] = {
+TABLE: dict[int, Callable[[Stack], object]] = {
     ord("N"): lambda pickle: pickle.stack.append(None),
     0x88: lambda pickle: pickle.stack.append(True),
     ord("]"): lambda pickle: pickle.push([], 64),
@@ -281,10 +268,10 @@ TABLE: dict[int, Callable[[Stack], None]] = {
     ord("p"): _put_line,
     ord("g"): _get_line,
     ord("0"): _pop,
-    ord("1"): _pop_mark,  # POP_MARK
+    ord("1"): Stack.marked,  # POP_MARK
     ord("2"): lambda pickle: pickle.stack.append(pickle.stack[-1]),  # DUP
     0x80: _proto,
-    0x95: _frame,  # FRAME: a hint for buffering
+    0x95: lambda pickle: pickle.take(8),  # FRAME: a length, which is only a hint for buffering
     ord("c"): _global_line,
     0x93: _stack_global,
     0x81: _newobj,

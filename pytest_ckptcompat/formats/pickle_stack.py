@@ -121,14 +121,15 @@ class Stack:
 
     def remember(self, index: int, value: object) -> None:
         """Put a value at any memo index: cPickle counted from 1, and pickles may reuse an index."""
-        if index >= len(self.memo):
-            if index > len(self.memo) + 1:
-                raise ValueError("memo indices have gaps")
-            self.memo.append(Stub("unset memo"))
-            self.memo.append(value)
-        else:
+        if index < len(self.memo):
             self.memo[index] = value
             self.memo_rewritten = True
+            return
+        if index > len(self.memo) + 1:
+            raise ValueError("memo indices have gaps")
+        if index > len(self.memo):
+            self.memo.append(Stub("unset memo"))
+        self.memo.append(value)
 
     # -- arguments of opcodes ------------------------------------------------------------------------------
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
 
-class Recognizer(Protocol):
-    """A recognizer for whole objects of one class in a pickle."""
-
-    def take(self, stack: Any, kind: Global) -> object | None:
-        """Return the object at the position of `stack`, or None if it must be read opcode by opcode."""
+Recognizer = Callable[[Any, "Global"], object | None]
+"""Returns the object of a class at the position of a `Stack`, or None if it must be read opcode by opcode."""
 
 
 class Global:
@@ -25,20 +23,20 @@ class Global:
     Attributes:
         name: module and qualified name, joined by a dot.
         rebuild: our function to call in its place. If None, the result of a call is a `Stub`.
-        records: the recognizer of its objects, or None.
+        recognize: returns one of its objects whole, or None.
     """
 
-    __slots__ = ("name", "rebuild", "records")
+    __slots__ = ("name", "rebuild", "recognize")
 
     def __init__(
         self,
         name: str,
         rebuild: Callable[[tuple[Any, ...]], object] | None = None,
-        records: Recognizer | None = None,
+        recognize: Recognizer | None = None,
     ) -> None:
         self.name = name
         self.rebuild = rebuild
-        self.records = records
+        self.recognize = recognize
 
     def __repr__(self) -> str:
         return f"Global({self.name!r})"
@@ -207,9 +205,6 @@ class Storage:
     def nbytes(self) -> int:
         """The size of this part in bytes."""
         return self.numel * self.itemsize
-
-    def __repr__(self) -> str:
-        return f"Storage({self.key!r}, {self.dtype}, {self.numel})"
 
 
 def renamed(node: object, file: str, deepest: int = 16) -> object:

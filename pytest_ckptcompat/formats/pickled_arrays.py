@@ -129,18 +129,12 @@ def _reordered(arguments: Any) -> Any:
 
 def _dtype_of(kind: Any) -> str:
     """Return torch's name of a little-endian NumPy dtype, or ``""`` for any other."""
-    if (
-        not isinstance(kind, Stub)
-        or kind.name != "numpy.dtype"
-        or type(kind.args) is not tuple
-        or not kind.args
-    ):
-        return ""
-    code = kind.args[0]
-    state = kind.state
-    order = state[1] if type(state) is tuple and len(state) > 1 else "<"
-    dtype = _DTYPES.get(code.lstrip("<|=")) if isinstance(code, str) else None
-    return dtype if dtype and (order in ("<", "|", "=") or ITEMSIZE[dtype] == 1) else ""
+    match kind:
+        case Stub(name="numpy.dtype", args=(str(code), *_), state=state):
+            order = state[1] if type(state) is tuple and len(state) > 1 else "<"
+            dtype = _DTYPES.get(code.lstrip("<|="), "")
+            return dtype if dtype and (order in ("<", "|", "=") or ITEMSIZE[dtype] == 1) else ""
+    return ""
 
 
 def _is_shape(shape: Any, dims: int) -> bool:

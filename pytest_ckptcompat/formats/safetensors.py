@@ -98,7 +98,7 @@ def read_part(file: File, limits: Limits) -> tuple[Header, dict[str, tuple[int, 
     data = file.read_at(8, length)
     if not data.startswith(b"{"):
         raise CheckpointError("its safetensors header does not begin with '{'")
-    rows = loads(data, limits, _DAMAGED, _rows(limits))
+    rows = loads(data, limits, _DAMAGED.format, _rows(limits))
     if type(rows) is not dict:
         raise CheckpointError(_DAMAGED.format("it describes one tensor, without a key"))
     offsets = _places_of_parts(rows.pop(_DESCRIPTION, None), limits)
@@ -127,14 +127,17 @@ def _rows(limits: Limits) -> Callable[[Pairs], Any]:
             dtype, sizes, place = map(unique(pairs).get, ("dtype", "shape", _OFFSETS))
         if type(dtype) is not str or type(sizes) is not list or type(place) is not list or len(place) != 2:
             return unique(pairs)
-        for number in (*sizes, *place):
-            if type(number) is not int:
+        begin, end = place
+        if type(begin) is not int or type(end) is not int:
+            return unique(pairs)
+        for size in sizes:
+            if type(size) is not int:
                 return unique(pairs)
         shape = tuple(sizes)
         layout = layouts.get((dtype, shape))
         if layout is None:
             layout = layouts[dtype, shape] = _layout(dtype, shape, limits)
-        return *place, layout
+        return begin, end, layout
 
     return make
 
@@ -221,12 +224,12 @@ def _places_of_parts(description: Any, limits: Limits) -> dict[str, tuple[int, .
     text = description.get(_PLACES_OF_PARTS)
     if text is None:
         return {}
-    damaged = f"its {_PLACES_OF_PARTS} is damaged: {{}}"
+    damaged = f"its {_PLACES_OF_PARTS} is damaged: {{}}".format
     parts = loads(text.encode(errors="surrogatepass"), limits, damaged)
     found: dict[str, tuple[int, ...]] = {}
     for key, about in parts.items() if type(parts) is dict else ():
         begin = about.get("saved_offsets") if type(about) is dict else None
         if type(begin) is not list or not all(type(low) is int and low >= 0 for low in begin):
-            raise CheckpointError(damaged.format(f"the 'saved_offsets' of {escape(key, 60)} are wrong"))
+            raise CheckpointError(damaged(f"the 'saved_offsets' of {escape(key, 60)} are wrong"))
         found[key] = tuple(begin)
     return found

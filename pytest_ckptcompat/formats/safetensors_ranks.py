@@ -43,13 +43,11 @@ def _joined(path: str, names: list[str], files: Files, limits: Limits) -> Header
     for name in names:
         with files.open(inside(path, name)) as file:
             found = read_part(file, limits)
-        tree = None if found is None else found[0].tree
-        if found is None or not isinstance(tree, Dict):
+        if found is None:
             raise CheckpointError(f"{escape(name)} is not a safetensors file")
         header, offsets = found
-        for key, spec in tree.items():
-            if not isinstance(key, str) or not isinstance(spec, TensorSpec):
-                continue
+        tensors: dict[str, TensorSpec] = header.tree  # type: ignore[assignment]  # nothing else is in it
+        for key, spec in tensors.items():
             begin = offsets.get(key, (0,) * len(spec.shape))
             alike = dtypes.setdefault(key, spec.dtype) == spec.dtype and not spec.note
             if len(begin) != len(spec.shape) or not alike:

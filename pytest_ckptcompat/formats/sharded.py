@@ -78,7 +78,7 @@ def _shards(file: File, limits: Limits) -> dict[str, str] | None:
     data = file.read_at(0, file.size)
     if b'weight_map"' not in data and not file.path.endswith(_SUFFIX):
         return None  # not a damaged index, but some other file
-    content = loads(data, limits, "the index is damaged: {}")
+    content = loads(data, limits, "the index is damaged: {}".format)
     if "weight_map" not in content:
         return None
     shards = content["weight_map"]

@@ -77,8 +77,12 @@ def conjugated(spec: TensorSpec, flags: Any) -> TensorSpec:
         raise ValueError(f"a conjugated tensor of {spec.dtype}")
     if not conj and not neg:
         return spec
-    about = (spec.dtype, spec.shape, spec.stride, spec.offset, spec.storage)
-    return CompositeSpec(*about, "conjugated or negated", "conjugated", (spec, conj, neg))
+    return composite(spec, "conjugated or negated", "conjugated", (spec, conj, neg))
+
+
+def composite(spec: TensorSpec, note: str, kind: str, parts: tuple[object, ...]) -> CompositeSpec:
+    """Return a tensor of the same place and shape, whose values are made from other parts."""
+    return CompositeSpec(spec.dtype, spec.shape, spec.stride, spec.offset, spec.storage, note, kind, parts)
 
 
 def quantizer_of(quantizer: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:

@@ -20,6 +20,7 @@ from .torch_arguments import (
     Value,
     check_grad,
     check_state,
+    composite,
     conjugated,
     device_of,
     distributed,
@@ -271,8 +272,7 @@ class Tensors(Storages):
             return distributed(plain, name_of(kind), state)
         if plain.note:
             return plain
-        about = (plain.dtype, plain.shape, plain.stride, plain.offset, plain.storage)
-        return CompositeSpec(*about, f"subclass {name_of(kind)}", "subclass", (plain,))
+        return composite(plain, f"subclass {name_of(kind)}", "subclass", (plain,))
 
 
 def _graph_module(args: tuple[Any, ...]) -> Stub:

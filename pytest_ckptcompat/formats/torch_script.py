@@ -38,8 +38,8 @@ def state_dict_of(tree: object, file: File, members: Mapping[str, Entry], root: 
     Args:
         tree: the description of its pickle.
         file: the archive.
-        members: the members of the archive.
-        root: the folder inside the archive.
+        members: its members.
+        root: the folder inside it.
         limits: limits on the code (``pickle_bytes``, for all of it), modules, tensors and keys.
 
     Raises:

@@ -6,6 +6,7 @@ but can also read deflated members.
 
 from __future__ import annotations
 
+from collections import Counter
 from operator import itemgetter
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _END = Struct("<4s4H2IH")
 _END64 = Struct("<4sQ2H2I4Q")
+_FIELD = Struct("<2H")
 _LOCATOR64 = Struct("<4sIQI")
 _CENTRAL = Struct("<4s4x2H4x3I4H2x2I")
 LOCAL = Struct("<4s5H3I2H")
@@ -91,7 +93,7 @@ def _find_directory(file: File) -> tuple[int, int, int]:
         )
         if length != _END64.size - 12 or not told:
             raise CheckpointError("the zip archive's end records contradict each other")
-    if disk or first_disk or split or here != count:
+    if split or disk or first_disk or here != count:
         raise CheckpointError("the zip archive is split over several disks")
     if offset + size != end:
         raise CheckpointError(_MOVED)
@@ -138,10 +140,7 @@ def _wide(extra: bytes, nbytes: int, packed: int, header: int, name: str) -> tup
     """Return the 64-bit sizes and offset of a member from its zip64 extra field."""
     at = 0
     while at + 4 <= len(extra):
-        kind, length = (
-            int.from_bytes(extra[at : at + 2], "little"),
-            int.from_bytes(extra[at + 2 : at + 4], "little"),
-        )
+        kind, length = _FIELD.unpack_from(extra, at)
         if kind == 1:
             field = extra[at + 4 : at + 4 + length]
             values = [nbytes, packed, header]
@@ -156,14 +155,11 @@ def _wide(extra: bytes, nbytes: int, packed: int, header: int, name: str) -> tup
 
 def _check_layout(members: list[Entry], directory: int) -> None:
     """Check that names are unique, members don't overlap, and nothing is before the first."""
-    exact = {member.name for member in members}
-    if len(exact) != len(members):
-        raise CheckpointError(
-            f"the zip archive has two members called {_twice([member.name for member in members])}"
-        )
-    if len({name.casefold() for name in exact}) != len(members):
-        twice = _twice([member.name.casefold() for member in members])
-        raise CheckpointError(f"the zip archive has two members called {twice}, but for upper and lower case")
+    exact = [member.name for member in members]
+    for names, how in ((exact, ""), ([*map(str.casefold, exact)], ", but for upper and lower case")):
+        if len(set(names)) != len(names):
+            (twice, _), *_ = Counter(names).most_common(1)
+            raise CheckpointError(f"the zip archive has two members called {escape(twice)}{how}")
     end = 0
     last = ""
     for name, header, packed, *_ in sorted(members, key=itemgetter(1)):
@@ -174,8 +170,3 @@ def _check_layout(members: list[Entry], directory: int) -> None:
         end, last = header + LOCAL.size + len(name) + packed, name
     if end > directory:
         raise CheckpointError(f"{escape(last)} reaches into what follows it in the zip archive")
-
-
-def _twice(names: list[str]) -> str:
-    seen: set[str] = set()
-    return next(escape(name) for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]

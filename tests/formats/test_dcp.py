@@ -376,7 +376,7 @@ def test_the_state_of_a_record_can_not_be_changed_later(folder: Path) -> None:
     stack = Machine(
         b"\x80\x04ct\nChunk\n\x94\x8c\x01a\x94\x8c\x01b\x94"
         b"h\x00)\x81\x94}\x94(h\x01K\x01h\x02K\x02ub0h\x04(h\x01K\x07u.",
-        names={}, limits=Limits(), records={"t.Chunk": Records(("a", "b"))},
+        names={}, limits=Limits(), records={"t.Chunk": Records(("a", "b")).take},
     )  # fmt: skip
     with pytest.raises(CheckpointError, match="what is not a dict"):
         stack.load()
@@ -388,7 +388,7 @@ def test_a_name_that_means_something_else_later_is_looked_up_again() -> None:
     chunk = b"h\x00)\x81\x94}\x94(h\x01K\x01h\x02K\x02ub"
     both = b"(" + chunk + b"h\x02q\x010h\x01q\x010" + chunk + b"t."
     found: list[Any] = []
-    for records in ({}, {"t.Chunk": Records(("a", "b"))}):
+    for records in ({}, {"t.Chunk": Records(("a", "b")).take}):
         stack = Machine(begin + both, names={}, limits=Limits(), records=records)
         found.append([fields(each, "a", "b") for each in stack.load()])
     assert found == [[[1, 2], [None, 2]]] * 2
