@@ -88,14 +88,17 @@ def _rms(values: torch.Tensor) -> float:
 
 def shown(outputs: Any) -> str:
     """List shapes of the tensors in `outputs`, with dtypes except float32: ``(2, 1), (2, 14) bf16``."""
-    shapes = [
-        shape_shown(tuple(tensor.shape), "" if tensor.dtype == torch.float32 else str(tensor.dtype))
-        for _, tensor in tensors(outputs)
-    ]
+    shapes = [_shape(tensor) for _, tensor in tensors(outputs)]
     if not shapes:
         return f"no tensors, {type(outputs).__name__}"
     more = f", and {len(shapes) - _SHOWN} more" if len(shapes) > _SHOWN else ""
     return ", ".join(shapes[:_SHOWN]) + more
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    if tensor.is_nested:  # torch raises if it is asked for the shape
+        return "nested"
+    return shape_shown(tuple(tensor.shape), "" if tensor.dtype == torch.float32 else str(tensor.dtype))
 
 
 def not_finite(outputs: Any) -> str:

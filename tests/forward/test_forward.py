@@ -183,9 +183,10 @@ def test_outputs_that_are_not_finite(function, text):
         lambda x: torch.empty(0),
         lambda x: x.to_sparse_csr(),
         lambda x: x.to(torch.float8_e5m2),
+        lambda x: torch.nested.nested_tensor([x[0], x[1, :2]]),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support", "ignore:The PyTorch API of nested tensors")
 def test_outputs_that_are_fine(function):
     assert forward(Computes(function), ONE).status == "passed"
 
