@@ -185,11 +185,6 @@ def test_rows_that_are_not_as_declared_are_caught(init: Any, fault: Any) -> None
     assert statuses(operator, HEAD, new, GROWN) == ["kept", "broken"]
 
 
-def test_an_init_that_goes_by_a_weight_wants_one() -> None:
-    with pytest.raises(ValueError, match="goes by a weight's size, and there is none beside it"):
-        append("scale", dim=0, n=2, init="kaiming_uniform").apply({"scale": torch.ones(4)}, {})
-
-
 @pytest.mark.parametrize(
     ("dtype", "value", "held"),
     [
