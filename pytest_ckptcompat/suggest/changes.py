@@ -178,7 +178,7 @@ def unitwise(name: str, units: tuple[int, int], checkpoint: Shapes, modules: Mod
     """Return whether a norm treats copies of units like the originals; `units` are the old and new number."""
     module, (old, new) = modules.get(name), units
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-        return new % old == 0  # otherwise some units would weigh more in its statistics
+        return old > 0 and new % old == 0  # otherwise some units would weigh more in its statistics
     return isinstance(module, (_NormBase, nn.PReLU)) or f"{name}.running_mean" in checkpoint
 
 

@@ -73,6 +73,8 @@ class _Layer:
         """Return whether only the number of units changed in a tensor."""
         found = _RECURRENT.fullmatch(key)
         assert found is not None
+        if not len(old) == len(new) == (1 if found["kind"] == "bias" else 2):
+            return False
         rows = (old[0], new[0]) == (self.gates * self.old, self.gates * self.new)
         if found["kind"] == "bias":
             return rows
@@ -106,6 +108,8 @@ def _layer(changes: Changes, path: str) -> _Layer | None:
     if len(known) != 1 or f"{path}weight_hr_l0" in changes.model:
         return None
     old, new = known[0]
+    if not len(old) == len(new) == 2 or 0 in new:
+        return None  # IndRNN has a vector
     count, rest = divmod(new[0], new[1])
     kind = _GATES.get(type(changes.modules.get(path.removesuffix("."))), count)
     if rest or count != kind or old[0] != count * old[1] or new[1] <= old[1]:

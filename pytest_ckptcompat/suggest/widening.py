@@ -86,7 +86,7 @@ def _layers(changes: Changes, left: Collection[str]) -> Iterator[_Units]:
     """Yield every layer with a changed number of units, with or without consumers."""
     last: dict[Pair, _Units] = {}
     for key, (old, new) in changes.budget.each(changes.changed.items()):
-        if key not in left or not old or not new:
+        if key not in left or not (old and new and old[0] and new[0]):
             continue
         dims = differing(old, new)
         layer = changes.layers.get(key)

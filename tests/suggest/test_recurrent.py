@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from suggesting import answer, lived, loaded
+from suggesting import Tensors, answer, lived, loaded
 from torch import nn
 
 LAYERS = {
@@ -68,6 +68,24 @@ def test_a_layer_that_projects_its_units_is_left_alone():
     found = answer(Recurrent(layer).state_dict(), Recurrent(layer, 9))
     assert found.recipe is None
     assert not found.partial
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param({"weight_hh": (4,)}, {"weight_hh": (6,)}, id="a vector of IndRNN"),
+        pytest.param(
+            {"weight_hh": (4, 4), "weight_ih": (4,)}, {"weight_hh": (6, 6), "weight_ih": (6,)}, id="one input"
+        ),
+        pytest.param(
+            {"weight_hh": (4, 4), "bias_hh": ()}, {"weight_hh": (6, 6), "bias_hh": (6,)}, id="one bias"
+        ),
+        pytest.param({"weight_hh": (0, 0)}, {"weight_hh": (6, 0)}, id="no units"),
+    ],
+)
+def test_other_layers_with_names_of_recurrent_ones_are_left_alone(old, new):
+    found = answer(Tensors(old).state_dict(), Tensors(new))
+    assert (found.recipe, found.partial) == (None, None)
 
 
 def test_a_vocabulary_beside_gates_is_still_explained():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 from pytest_ckptcompat import append, pad, reduce, repeat_channels, reshape, select, tile, transpose, widen
 from pytest_ckptcompat.suggest.changes import Changes
@@ -123,6 +124,25 @@ def test_a_larger_kernel_has_zeros_around_it(old, new):
 )
 def test_the_same_numbers_in_another_shape(old, new):
     assert found({"x.weight": old}, {"x.weight": new}) == [reshape("x.weight")]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (
+            {"conv.weight": (0, 3, 3, 3), "fc.weight": (5, 8)},
+            {"conv.weight": (2, 3, 3, 3), "fc.weight": (5, 16)},
+        ),
+        ({"head.weight": (0, 4), "head.bias": (0,)}, {"head.weight": (5, 4), "head.bias": (5,)}),
+    ],
+)
+def test_layers_without_outputs_are_no_pattern_for_more(old, new):
+    assert not [operator for operator in found(old, new) if isinstance(operator, widen)]
+
+
+def test_a_norm_of_no_units_is_not_grown():
+    sizes = ({"norm.weight": (count,), "norm.bias": (count,)} for count in (0, 8))
+    assert reshapes(Changes(*sizes, {"norm": nn.LayerNorm(8)})) == []
 
 
 @pytest.mark.parametrize(
