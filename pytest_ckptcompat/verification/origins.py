@@ -116,37 +116,28 @@ class _Tracing:
             if own is None and stored.numel() not in samples.sizes:
                 continue
             value = self._read(stored)
-            if own is not None and self._computed is not None and key in self._computed:
-                self._as_computed(key, own, value, self._computed)
-            elif own is not None:
-                how = held_values(own, value)
-                if how is not None:
-                    self._hold(key, key, how)
-                else:
-                    self._own_lines(key, own, value)
+            if own is not None:
+                self._own(key, own, value)
             for name, how in samples.alike(value):
                 self._hold(name, key, how)
 
-    def _as_computed(self, key: str, own: torch.Tensor, value: torch.Tensor, computed: Computed) -> None:
-        """Compare a tensor that a recipe computed: it must have these values in the same order."""
+    def _own(self, key: str, own: torch.Tensor, value: torch.Tensor) -> None:
+        """Compare tensors of one name: whole, then line by line, fewer or in another order.
+
+        A tensor that a recipe computed must have all values in their order.
+        """
+        computed = self._computed if self._computed is not None and key in self._computed else None
         how: How | str | None = held_values(own, value)
-        if not isinstance(how, How) or how.turned:
+        if computed is not None and (not isinstance(how, How) or how.turned):
             how = computed.how(key, own, value)
         if how is not None:
             self._hold(key, key, how)
-        else:
-            self._own_lines(key, own, value, enough=False)
-
-    def _own_lines(self, key: str, own: torch.Tensor, value: torch.Tensor, *, enough: bool = True) -> None:
-        """Look for the checkpoint's lines in a tensor with other values: fewer, or in another order.
-
-        If lines are not `enough`, the tensor counts as having other values in any case.
-        """
+            return
         lines = Lines({key: own})
         if lines.fits(value) and lines.look_in(key, value, thoroughly=False):
             self._used.add(memory(self._checkpoint[key]))
         cuts = list(lines.found())
-        if enough and any(cut.is_complete for cut in cuts):
+        if computed is None and any(cut.is_complete for cut in cuts):
             self._hold(key, key, BY_LINES)
         elif not cuts:
             self._found.other[key] = _as_made(own)
