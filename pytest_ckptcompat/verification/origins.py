@@ -9,11 +9,11 @@ import torch
 
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.keys import beside
+from pytest_ckptcompat.tensors.deferred import DeferredTensor, materialise
 from pytest_ckptcompat.tensors.difference import memory
 
 from .counterparts import Counterparts
 from .lines import Lines
-from .reading import Reader
 from .same_values import How, Samples, constant, held_values, without_values
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 BY_LINES = "line by line"
 """The `how` of values that are not one whole tensor of the checkpoint, or are in another order there."""
 
+_PAGES = 1 << 20  # bytes above which allocating memory takes noticeable time
 _SMALL = 1 << 20  # the most elements of an unused tensor that is tested for being a constant
 
 
@@ -85,7 +86,7 @@ class _Tracing:
         self._model = {key: each for key, each in tensors.items() if key not in self._empty}
         self._checkpoint = _tensors(checkpoint)
         self._computed = computed
-        self._read = Reader().read
+        self._memory = torch.empty(0, dtype=torch.uint8)
         self._used: set[object] = set()
         self._found = Origins()
         self._turned: dict[str, tuple[str, bool]] = {}
@@ -108,6 +109,16 @@ class _Tracing:
         found.evidence = {key for key in found.held if not constant(self._model[key])}
         found.unused = [key for key, each in self._checkpoint.items() if self._reached_nothing(each)]
         return found
+
+    def _read(self, stored: torch.Tensor) -> torch.Tensor:
+        """Return the values, which are valid until the next call: allocating memory takes noticeable time."""
+        nbytes = stored.numel() * stored.element_size()
+        if not isinstance(stored, DeferredTensor) or nbytes < _PAGES:
+            return materialise(stored)
+        if self._memory.numel() < nbytes:
+            self._memory = torch.empty(0, dtype=torch.uint8)  # not both at once
+            self._memory = torch.empty(nbytes, dtype=torch.uint8)
+        return self._memory[:nbytes].view(stored.dtype).view(stored.shape).copy_(stored)
 
     def _whole(self, samples: Samples) -> None:
         """Look for whole tensors; a name that both sides have is compared under that name only."""
