@@ -9,7 +9,7 @@ import torch
 
 from pytest_ckptcompat.core.tensor_spec import shown as shape_shown
 from pytest_ckptcompat.tensors.difference import is_strided
-from pytest_ckptcompat.tensors.finite import finite
+from pytest_ckptcompat.tensors.finite import count_not_finite
 from pytest_ckptcompat.tensors.nested import tensors
 
 if TYPE_CHECKING:
@@ -111,4 +111,4 @@ def not_finite(outputs: Any) -> str:
 
 def bad_values(tensor: torch.Tensor) -> int:
     """Return the number of values that are NaN or infinite; 0 for meta tensors."""
-    return 0 if tensor.is_meta else tensor.numel() - finite(tensor)
+    return 0 if tensor.is_meta else count_not_finite(tensor)

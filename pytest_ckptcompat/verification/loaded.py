@@ -12,7 +12,7 @@ from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import Finding, Promise, finding
 from pytest_ckptcompat.tensors import difference
 from pytest_ckptcompat.tensors.difference import same_bits
-from pytest_ckptcompat.tensors.finite import finite
+from pytest_ckptcompat.tensors.finite import count_not_finite
 from pytest_ckptcompat.tensors.footprint import weights
 
 from .load_listener import Loading, loadable
@@ -117,7 +117,7 @@ def not_finite(model: nn.Module) -> Iterator[Finding]:
         if not isinstance(value, torch.Tensor) or id(value) in seen or without_values(value):
             continue
         seen.add(id(value))
-        bad = value.numel() - finite(value)
+        bad = count_not_finite(value)
         if bad:
             counted = f"{bad} of {value.numel()}"
             are = "value is" if bad == 1 else "values are"

@@ -13,7 +13,7 @@ from pytest_ckptcompat.core.findings import Promise, finding
 from pytest_ckptcompat.recipes.operators.custom import custom
 from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.tensors.difference import magnitude
-from pytest_ckptcompat.tensors.finite import finite
+from pytest_ckptcompat.tensors.finite import count_not_finite
 
 from .regions import begins_with
 from .transfer import count_keys
@@ -37,8 +37,10 @@ def all_finite(growth: Applied, old: Mapping[str, Any]) -> Iterator[Claim]:
         wrong = [
             finding("recipe-broken-promise", key, message=f"has {bad} values that are NaN or infinite")
             for key in made
-            if (bad := _not_finite(growth.state_dict[key]))
-            and not any(_not_finite(old[came]) for came in growth.sources[key] if torch.is_tensor(old[came]))
+            if (bad := count_not_finite(growth.state_dict[key]))
+            and not any(
+                count_not_finite(old[came]) for came in growth.sources[key] if torch.is_tensor(old[came])
+            )
         ]
         if wrong:
             return Promise(FINITE, "broken", f"{escape(wrong[0].key, 60)} {wrong[0].message}"), wrong
@@ -46,10 +48,6 @@ def all_finite(growth: Applied, old: Mapping[str, Any]) -> Iterator[Claim]:
 
     if made:
         yield Claim(FINITE, proof)
-
-
-def _not_finite(tensor: torch.Tensor) -> int:
-    return tensor.numel() - finite(tensor)
 
 
 def scale_of_new_rows(growth: Applied, old: Mapping[str, Any]) -> Iterator[Claim]:
