@@ -14,7 +14,7 @@ from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import Finding, finding
 from pytest_ckptcompat.core.tensor_spec import shown
 from pytest_ckptcompat.tensors.difference import magnitude
-from pytest_ckptcompat.tensors.finite import finite
+from pytest_ckptcompat.tensors.finite import count_not_finite
 
 from .growth import RESET
 from .naming import tied_names
@@ -73,7 +73,7 @@ def _impossible(slot: str, value: Any) -> str:
         return "is not finite" if isinstance(value, float) and not math.isfinite(value) else ""
     if slot == "step" and value.numel() != 1:
         return f"is {_shown(value)}, not a number"
-    if bad := value.numel() - finite(value):
+    if bad := count_not_finite(value):
         return f"has {bad} values that are NaN or infinite"
     if slot in NONNEGATIVE and value.numel() and (least := _least(value)) < 0:
         return f"is negative, down to {magnitude(least)}"

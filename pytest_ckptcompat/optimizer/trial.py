@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pytest_ckptcompat.core.errors import raised
-from pytest_ckptcompat.tensors.finite import finite
+from pytest_ckptcompat.tensors.finite import count_not_finite
 from pytest_ckptcompat.tensors.seeds import seeded
 
 from .state import Naming, State, numbered
@@ -142,7 +142,7 @@ def step(
             _steps_anew(factory, parameters)
             raise OptimizerError(f"{doing} raised {raised(error)}") from error
     for name, parameter in parameters.items():
-        if finite(parameter) < parameter.numel():
+        if count_not_finite(parameter):
             raise OptimizerError(f"the step leaves {name} not finite")
 
 
