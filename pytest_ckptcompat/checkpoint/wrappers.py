@@ -6,7 +6,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.errors import AmbiguousError, CheckpointError
-from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.escape import escape, listed
 from pytest_ckptcompat.core.redaction import public
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
 from pytest_ckptcompat.formats.pickle_stubs import Dict, Global, Set, Stub, child, children, is_array
@@ -102,11 +102,8 @@ def _several(found: list[Candidate]) -> str:
     joined = not first.own and others[0] in first.inner
     whole = f", or all of it as {escape(first.path)!r}, joined by dots" if joined else ""
     each = others if joined else found
-    names = ", ".join(map(_described, each[:_SHOWN]))
-    more = f" and {len(each) - _SHOWN} more" if len(each) > _SHOWN else ""
-    return (
-        f"it holds {len(each)} state dicts that may be meant: {names}{more}{whole}. Say which with {CHOOSING}"
-    )
+    names = listed([*map(_described, each)], _SHOWN)
+    return f"it holds {len(each)} state dicts that may be meant: {names}{whole}. Say which with {CHOOSING}"
 
 
 def _described(candidate: Candidate) -> str:

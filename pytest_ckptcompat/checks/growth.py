@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import MisfitError
-from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.escape import escape, listed
 from pytest_ckptcompat.core.findings import finding
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
 from pytest_ckptcompat.optimizer import faults
@@ -242,9 +242,4 @@ def _reasons(left_out: Mapping[str, str]) -> str:
     by_reason: dict[str, list[str]] = {}
     for name, reason in left_out.items():
         by_reason.setdefault(reason, []).append(escape(name))
-    return "; ".join(f"{_listed(names)}, left out ({reason})" for reason, names in by_reason.items())
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return "; ".join(f"{listed(names, _SHOWN)}, left out ({reason})" for reason, names in by_reason.items())

@@ -14,7 +14,7 @@ from torch import nn
 
 from pytest_ckptcompat.checkpoint.checkpoint import candidates
 from pytest_ckptcompat.core.errors import CheckpointError, ModelError, RecipeError, raised
-from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.escape import escape, listed
 from pytest_ckptcompat.core.findings import Finding, finding
 from pytest_ckptcompat.core.imports import imported
 from pytest_ckptcompat.core.key_groups import group
@@ -232,9 +232,8 @@ def _summary(origins: Origins) -> str:
     groups = group(origins.constants)
     if not groups:
         return told
-    shown = [f"{escape(each.pattern, 60)} ({origins.constants[each.keys[0]]})" for each in groups[:_GROUPS]]
-    more = f" and {len(groups) - _GROUPS} more" if len(groups) > _GROUPS else ""
-    return f"{told}; constants are not evidence: {', '.join(shown)}{more}"
+    shown = [f"{escape(each.pattern, 60)} ({origins.constants[each.keys[0]]})" for each in groups]
+    return f"{told}; constants are not evidence: {listed(shown, _GROUPS)}"
 
 
 def prepared(arguments: CheckArguments, path: str, contents: Contents, log: Log) -> Loader:

@@ -7,7 +7,7 @@ import unicodedata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 
 def escape(text: str, limit: int | None = 240) -> str:
@@ -41,6 +41,12 @@ def printable(text: str) -> str:
         return line
     line = "".join(character if character.isprintable() else code(character) for character in line)
     return _COMMAND.sub(lambda mark: _hex(mark[0]), line)
+
+
+def listed(texts: Sequence[str], most: int) -> str:
+    """Return the first texts, separated by commas, and how many more there are."""
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
 
 
 def _hex(character: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.core.errors import ModelError, raised
 
-from .escape import escape
+from .escape import escape, listed
 from .redaction import is_meant_as_url, public
 
 if TYPE_CHECKING:
@@ -118,5 +118,4 @@ def _listed(folders: Iterable[str]) -> str:
     here = Path.cwd()
     paths = [Path(here, folder) for folder in folders]
     shown = [str(path.relative_to(here) if path.is_relative_to(here) else path) for path in paths]
-    more = f" and {len(shown) - 4} more" if len(shown) > 4 else ""
-    return ", ".join(escape(each, 80) for each in dict.fromkeys(shown[:4])) + more
+    return listed([escape(each, 80) for each in dict.fromkeys(shown)], 4)

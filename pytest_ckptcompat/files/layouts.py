@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_ckptcompat.core.errors import CheckpointError
-from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.escape import escape, listed
 from pytest_ckptcompat.core.keys import natural
 from pytest_ckptcompat.core.redaction import is_url
 
@@ -265,5 +265,4 @@ def _several(names: list[str]) -> CheckpointError:
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return ", ".join(escape(name, 80) for name in names[:8]) + more
+    return listed([escape(name, 80) for name in names], 8)

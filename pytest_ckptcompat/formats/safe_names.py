@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.escape import escape, listed
 
 if TYPE_CHECKING:
     from .pickle_machine import Machine
@@ -43,9 +43,8 @@ def refused(*machines: Machine) -> str:
     """Return why torch's restricted unpickler would refuse these pickles, or ``""``."""
     names = dict.fromkeys(name for machine in machines for name in machine.globals if not is_safe(name))
     if names:
-        shown = ", ".join(escape(name, 80) for name in list(names)[:3])
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        return f"torch.load(weights_only=True) refuses it: it names {shown}{more}"
+        shown = listed([escape(name, 80) for name in names], 3)
+        return f"torch.load(weights_only=True) refuses it: it names {shown}"
     protocols = {machine.protocol for machine in machines if machine.rare - _SAFE_OPCODES}
     if protocols:
         return f"torch.load(weights_only=True) refuses it: it is written in pickle protocol {max(protocols)}"

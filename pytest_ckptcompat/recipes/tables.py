@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_ckptcompat.core.errors import CheckpointError, RecipeError
-from pytest_ckptcompat.core.escape import escape
+from pytest_ckptcompat.core.escape import escape, listed
 from pytest_ckptcompat.core.key_groups import group
 from pytest_ckptcompat.core.limits import DEFAULT
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
@@ -50,9 +50,7 @@ class Differences:
             if keys := getattr(self, name):
                 yield f"{len(keys)} {name} ({_listed(keys)})"
         if self.mismatched:
-            told = _alike(self.mismatched)
-            more = f" and {len(told) - _GROUPS} more" if len(told) > _GROUPS else ""
-            yield f"{len(self.mismatched)} mismatched ({', '.join(told[:_GROUPS])}{more})"
+            yield f"{len(self.mismatched)} mismatched ({listed(_alike(self.mismatched), _GROUPS)})"
 
 
 @dataclass(frozen=True)
@@ -126,6 +124,4 @@ def _alike(changed: Mapping[str, tuple[object, object]]) -> list[str]:
 
 
 def _listed(keys: list[str]) -> str:
-    groups = group(keys)
-    more = f" and {len(groups) - _GROUPS} more" if len(groups) > _GROUPS else ""
-    return ", ".join(escape(each.pattern, 80) for each in groups[:_GROUPS]) + more
+    return listed([escape(each.pattern, 80) for each in group(keys)], _GROUPS)

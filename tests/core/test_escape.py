@@ -14,6 +14,7 @@ from raw_zip import Raw, Ref, checkpoint, pickled, tensor
 from safetensors.torch import save_file
 
 from pytest_ckptcompat import CheckpointError, open_checkpoint
+from pytest_ckptcompat.core.escape import listed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -141,3 +142,10 @@ def test_keys_themselves_are_kept_as_they_are(tmp_path: Path) -> None:
         == set(open_checkpoint(tmp_path / "a.pth"))
         == set(keys)
     )
+
+
+@pytest.mark.parametrize(
+    ("texts", "shown"), [([], ""), (["a"], "a"), (["a", "b"], "a, b"), (["a", "b", "c"], "a, b and 1 more")]
+)
+def test_long_lists_are_cut(texts: list[str], shown: str) -> None:
+    assert listed(texts, 2) == shown
