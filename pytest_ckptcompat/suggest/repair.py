@@ -9,7 +9,7 @@ from pytest_ckptcompat.recipes.recipe import Recipe
 
 from .budget import Budget
 from .changes import NO_MODULES
-from .search import Suggestion, suggest
+from .search import Suggestion, left_by, suggest
 from .templates import shapes_of
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def repair(
     """
     budget = Budget()
     for fewer in _fewer(declared.operators):
-        if budget.left > 0 and _loads(fewer, differences):
+        if budget.left > 0 and left_by(fewer, differences) == []:
             return Suggestion(fewer)
     grown = _grown(declared, checkpoint, target) if declared.operators else checkpoint
     if grown is None:
@@ -51,13 +51,6 @@ def _fewer(operators: Sequence[Operator]) -> Iterator[Recipe]:
             yield Recipe(*operators[:place], *operators[place + 1 :])
     if operators:
         yield Recipe()
-
-
-def _loads(recipe: Recipe, differences: Differences) -> bool:
-    try:
-        return not differences(recipe)
-    except RecipeError:
-        return False
 
 
 def _grown(declared: Recipe, checkpoint: State, target: State) -> State | None:

@@ -252,11 +252,15 @@ class _Search:
         return map(self._recipe, variants(operators, self.checkpoint, self.target))
 
     def _left(self, operators: Sequence[Operator]) -> list[str] | None:
-        """Return the keys that differ after operators, or None if there are none or they don't apply."""
-        try:
-            return list(self.differences(self._recipe(operators))) if operators else None
-        except RecipeError:
-            return None
+        return left_by(self._recipe(operators), self.differences) if operators else None
+
+
+def left_by(recipe: Recipe, differences: Differences) -> list[str] | None:
+    """Return the keys that differ after a recipe, or None if it does not apply."""
+    try:
+        return list(differences(recipe))
+    except RecipeError:
+        return None
 
 
 def _differing(checkpoint: Shapes, model: Shapes) -> list[str]:
