@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.files.folders import names_in
 
 from .foreign import foreign, foreign_folder
+
+if TYPE_CHECKING:
+    from pytest_ckptcompat.files.file import File
+
+_HEAD = 4096
+_TAIL = 64
 
 _SAVE = "save model.state_dict() with torch.save or safetensors"
 
@@ -41,15 +48,14 @@ _AGAIN = "write it again with 'ckptcompat lock'"
 _TAR_NAMES = (b"sys_info", b"pickle", b"tensors", b"storages")
 
 
-def what_it_is(head: bytes, size: int, name: str, tail: bytes = b"") -> str:
+def what_it_is(file: File) -> str:
     """Return the end of a sentence about a file in an unknown format: ``<path> is ...``.
 
-    Args:
-        head: its first bytes, up to 4096.
-        size: its size in bytes.
-        name: its name or path, which shows what it should be.
-        tail: its last bytes.
+    Its content decides. Its name only shows what it should be.
     """
+    size, name = file.size, file.path
+    head = file.read_at(0, min(size, _HEAD))
+    tail = file.read_at(max(0, size - _TAIL), min(_TAIL, size))
     if size == 0:
         return "empty (0 bytes): the download or the copy failed, or the disk was full; fetch it again"
     if _CONFLICT.search(head) and b"\0" not in head:

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.core.limits import Limits
     from pytest_ckptcompat.files.files import Files
 
-_HEAD = 4096
-_TAIL = 64
-
 
 def recognised(path: str, file: Any, files: Files, limits: Limits) -> Header:
     """Return the header from the first format that knows the file; raise CheckpointError if none does."""
@@ -45,9 +42,7 @@ def recognised(path: str, file: Any, files: Files, limits: Limits) -> Header:
         raise about(path, error) from None
     if file is None:
         raise CheckpointError(f"{display(path)} is a folder {what_lies_in(path)}")
-    head = file.read_at(0, min(file.size, _HEAD))
-    tail = file.read_at(max(0, file.size - _TAIL), min(_TAIL, file.size))
-    raise CheckpointError(f"{display(path)} is {what_it_is(head, file.size, path, tail)}")
+    raise CheckpointError(f"{display(path)} is {what_it_is(file)}")
 
 
 def _by_others(arguments: dict[str, Any]) -> Header | None:

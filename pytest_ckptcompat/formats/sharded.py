@@ -161,5 +161,4 @@ def _of_file(file: File, limits: Limits) -> Header:
         header: Header | None = read(file, limits)
         if header is not None:
             return header
-    head = file.read_at(0, min(4096, file.size))
-    raise CheckpointError(f"it is {what_it_is(head, file.size, file.path)}")
+    raise CheckpointError(f"it is {what_it_is(file)}")
