@@ -48,7 +48,9 @@ def loads(
     tokens = marks + len(data) * (1 if narrow else 4) // _BYTES_PER_TOKEN
     limits.check("json_tokens", tokens, f"its JSON text has {tokens} parts")
     try:
-        return json.loads(data.decode(), object_pairs_hook=make, parse_constant=_refuse)
+        text = data.decode()
+        del data  # one copy of the text is enough
+        return json.loads(text, object_pairs_hook=make, parse_constant=_refuse)
     except CheckpointError:
         raise
     except RecursionError:

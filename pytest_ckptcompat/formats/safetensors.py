@@ -37,7 +37,7 @@ _DTYPES = {
 """Name in the file -> torch's name, and the number of bits of one element."""
 
 _BIGGEST = (1 << 63) - 1
-_OFFSETS = "data_offsets"
+_NO_ROW = [("", None)] * 3
 _DESCRIPTION = "__metadata__"
 _DAMAGED = "its safetensors header is damaged: {}"
 
@@ -95,10 +95,9 @@ def read_part(file: File, limits: Limits) -> tuple[Header, dict[str, tuple[int, 
             f"it is truncated: its header should have {length} bytes, and the whole file has {file.size}; "
             "copy or download it again"
         )
-    data = file.read_at(8, length)
-    if not data.startswith(b"{"):
+    if head[8:9] != b"{":
         raise CheckpointError("its safetensors header does not begin with '{'")
-    rows = loads(data, limits, _DAMAGED.format, _rows(limits))
+    rows = loads(file.read_at(8, length), limits, _DAMAGED.format, _rows(limits))
     if type(rows) is not dict:
         raise CheckpointError(_DAMAGED.format("it describes one tensor, without a key"))
     offsets = _places_of_parts(rows.pop(_DESCRIPTION, None), limits)
@@ -121,10 +120,9 @@ def _rows(limits: Limits) -> Callable[[Pairs], Any]:
     layouts: dict[tuple[str, tuple[int, ...]], _Layout] = {}
 
     def make(pairs: Pairs) -> Any:
-        if len(pairs) == 3 and pairs[0][0] == "dtype" and pairs[1][0] == "shape" and pairs[2][0] == _OFFSETS:
-            (_, dtype), (_, sizes), (_, place) = pairs
-        else:
-            dtype, sizes, place = map(unique(pairs).get, ("dtype", "shape", _OFFSETS))
+        (first, dtype), (second, sizes), (third, place) = pairs if len(pairs) == 3 else _NO_ROW
+        if first != "dtype" or second != "shape" or third != "data_offsets":  # not in the usual order
+            dtype, sizes, place = map(unique(pairs).get, ("dtype", "shape", "data_offsets"))
         if type(dtype) is not str or type(sizes) is not list or type(place) is not list or len(place) != 2:
             return unique(pairs)
         begin, end = place
