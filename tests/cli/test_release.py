@@ -197,8 +197,8 @@ def test_what_stands_in_the_place_of_the_lock_stays(
 def test_a_release_made_meanwhile_is_not_lost(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its model is built between the reading and the writing of the file; another one is released then."""
     other = "from pathlib import Path\nPath('releases.toml').write_text('# another')\n"
-    (folder / "late.py").write_text(other + NET.replace("{outputs}", "4"))
-    assert main(["release", "v1", "late:Net"]) == 2
+    (folder / "meanwhile.py").write_text(other + NET.replace("{outputs}", "4"))
+    assert main(["release", "v1", "meanwhile:Net"]) == 2
     assert "releases.toml was changed meanwhile: run it again" in capsys.readouterr().err
     assert (folder / "releases.toml").read_text() == "# another"
 
