@@ -220,7 +220,9 @@ def _second_output(
     """Return the path, kind and content of the file for an optimizer's state of its own, and notes."""
     content = Content(state.materialise)
     notes = list(growth.rewrite(content, state, by_name=kind == "folder"))
+    made = content.of(state.wrapper)
+    notes += [f"{escape(state.name)}: {note}" for note in content.left_out]
     stem = out.rstrip("/") if kind == "folder" else str(Path(out).with_suffix(""))
     suffix = {"folder": "", "safetensors": ".pt"}.get(kind, Path(out).suffix)
     written: Kind = "folder" if kind == "folder" else "torch"
-    return f"{stem}.optimizer{suffix}", written, content.of(state.wrapper), notes
+    return f"{stem}.optimizer{suffix}", written, made, notes

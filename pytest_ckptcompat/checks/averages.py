@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint
 from pytest_ckptcompat.checkpoint.wrappers import CHOOSING
+from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
 from pytest_ckptcompat.optimizer.state import saved_states
@@ -34,7 +35,9 @@ def grown_averages(content: Content, inner: Any, growth: Growth) -> Iterator[str
     list of tensors with the shapes and order of the model's parameters. Any other copy may belong to another
     network, so it is kept and noted. `inner` is the state dict of the old checkpoint.
     """
-    checkpoint, changed = growth.checkpoint, growth.changed
+    checkpoint, sources = growth.checkpoint, growth.applied.sources
+    copied = {old for new, olds in sources.items() for old in olds if old != new}
+    changed = growth.changed | copied
     if not changed or not isinstance(checkpoint.wrapper, dict):
         return
     known = {id(saved.node) for saved in saved_states(checkpoint.wrapper)} | {id(inner)}
@@ -42,10 +45,11 @@ def grown_averages(content: Content, inner: Any, growth: Growth) -> Iterator[str
         content.leave_out(node)
         known.add(id(node))
         yield f"{escape(name, 120)} is left out: an optimizer's state in a form that is not known"
+    shapes = {checkpoint[key].shape for key in changed}
     for path, node in _holders(checkpoint.wrapper, known):
         copy, where = _copy_of(checkpoint, node), escape(path, 120)
         if copy is None or changed.isdisjoint(copy):
-            if any(len(each.shape) > 0 and each.shape in growth.changed_shapes for each in _tensors(node)):
+            if any(len(each.shape) > 0 and each.shape in shapes for each in _tensors(node)):
                 yield f"{where} is kept as it was: tensors in it have the shapes of weights that changed"
         elif not _NAME.search(path):
             yield f"{where} is kept as it was: name it with {CHOOSING} to grow it"
@@ -53,6 +57,8 @@ def grown_averages(content: Content, inner: Any, growth: Growth) -> Iterator[str
             try:
                 content.instead(node, _grown(content, node, copy, growth))
                 yield f"{where} is grown too"
+            except CheckpointError:
+                raise
             except (ValueError, LookupError) as reason:
                 content.leave_out(node)
                 yield f"{where} is left out: it can't be grown as the weights are ({reason})"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from torch.nn.parameter import is_lazy
+
 from pytest_ckptcompat.core import collection
 from pytest_ckptcompat.core.errors import CheckpointError, ModelError, RecipeError
 from pytest_ckptcompat.core.findings import finding
@@ -174,8 +176,9 @@ def drift_stage(last: Checkpoint, schema: nn.Module, log: Log) -> NoReturn:
     log.stage("recipe", "skipped", "the last release is compared as it is")
     table, today = Table(last), schema.state_dict()
     apart = table.differences(today)
+    told = {key: described(value) for key, value in today.items() if not is_lazy(value)}
     found = [
-        finding("release-drift", key, described(last.get(key)), described(today.get(key)), _DRIFTED)
+        finding("release-drift", key, described(last.get(key)), told.get(key, ""), _DRIFTED)
         for key in [*apart.mismatched, *apart.missing, *apart.unexpected]
     ]
     matched, total = len(last) - len(apart.missing) - len(apart.mismatched), len(last) + len(apart.unexpected)

@@ -11,6 +11,7 @@ from torch import nn
 
 from pytest_ckptcompat.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from pytest_ckptcompat.core.errors import (
+    AmbiguousError,
     CheckpointError,
     MisfitError,
     ModelError,
@@ -139,7 +140,7 @@ def _opened(
     opened = Opened.by(lambda key: open_checkpoint(path, key), state_dict_key)
     ckpt, _ = opened.chosen(schema.state_dict(), recipe)
     if ckpt is None:
-        raise CheckpointError(opened.ambiguous)
+        raise AmbiguousError(opened.ambiguous)
     return ckpt
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from contextlib import suppress
@@ -131,8 +132,13 @@ def _request(reference: Reference, question: Question, place: Place) -> dict[str
         why = "name the model too:" if question.model is None else _NAMELESS
         raise CheckpointError(f"{shown(reference)}: {why} {shown(reference)}#package.module:name")
     model_args = dict(question.model_args) if name == today else {}
-    asked = replace(question, model=name, model_args=model_args)
-    return {"question": asdict(asked), "limits": asdict(place.limits)}
+    try:
+        json.dumps(model_args)
+    except (TypeError, ValueError):
+        why = "model_args= holds what another process can't be given: use numbers, texts, lists and dicts"
+        raise CheckpointError(f"{shown(reference)}: {why}") from None
+    asked = vars(question) | {"model": name, "model_args": model_args}
+    return {"question": asked, "limits": asdict(place.limits)}
 
 
 _NAMELESS = "the model has no name in another process (a lambda, a local function, a module): write"

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from pytest_ckptcompat.core.errors import CheckpointError, RecipeError
 from pytest_ckptcompat.core.escape import escape, listed
@@ -91,8 +92,9 @@ class Table:
         return {key: made[spec.storage, spec.shape] for key, spec in self.specs.items()}
 
     def differences(self, state: Mapping[str, Any]) -> Differences:
-        """Return the differences between a state dict and this table."""
-        old, new = shapes_of(state), {key: spec.shape for key, spec in self.specs.items()}
+        """Return the differences between a state dict and this table; lazy parameters take any shape."""
+        new = {key: spec.shape for key, spec in self.specs.items()}
+        old = shapes_of(state) | {key: new.get(key, ()) for key, value in state.items() if is_lazy(value)}
         return Differences(
             [key for key in new if key not in old],
             [key for key in old if key not in new],
@@ -107,8 +109,9 @@ class Table:
 
 
 def shapes_of(state: Mapping[str, Any]) -> dict[str, Shape]:
-    """Return key -> shape for the tensors of a state dict."""
-    return {key: tuple(value.shape) for key, value in state.items() if hasattr(value, "shape")}
+    """Return key -> shape for the tensors of a state dict that have one; those of lazy modules don't."""
+    known = {key: value for key, value in state.items() if not is_lazy(value)}
+    return {key: tuple(value.shape) for key, value in known.items() if hasattr(value, "shape")}
 
 
 def _dtype(tensor: torch.Tensor) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,12 @@ from torch.optim.swa_utils import AveragedModel
 from trainings import decay_by_rank, grown, training
 
 from pytest_ckptcompat import Recipe, allow, append, check, drop, open_checkpoint, tile
+from pytest_ckptcompat import copy as copied
 from pytest_ckptcompat.checkpoint.checkpoint import outer_object
 from pytest_ckptcompat.checkpoint.contents import read_contents
 from pytest_ckptcompat.checks.apply import MisfitError, apply
 from pytest_ckptcompat.cli import main
+from pytest_ckptcompat.recipes.operators.blocks import insert_block, stack
 from pytest_ckptcompat.tensors.difference import same_bits
 
 if TYPE_CHECKING:
@@ -94,6 +97,30 @@ def test_what_the_recipe_drops_is_dropped_from_an_average_too(tmp_path: Path) ->
     content = {"model": old.state_dict(), "ema": copy.deepcopy(settle(old, 5).state_dict())}
     found, notes = grown(tmp_path, content, new, Recipe(drop("1.*")), key="model")
     new.load_state_dict(found["ema"])
+    assert notes == ("ema is grown too",)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "came"),
+    [
+        (insert_block("layers.1", at=2), (0, 1, 1)),
+        (copied("layers.0.*", "layers.2.*"), (0, 1, 0)),
+        (stack("layers"), (0, 1, 0, 1)),
+    ],
+    ids=["insert_block", "copy", "stack"],
+)
+def test_what_the_recipe_copies_is_copied_in_an_average_too(
+    tmp_path: Path, recipe: Any, came: tuple[int, ...]
+) -> None:
+    def blocks(count: int) -> nn.ModuleDict:
+        return nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(4, 4) for _ in range(count))})
+
+    average, new = settle(blocks(2), 5), blocks(len(came))
+    content = {"model": settle(blocks(2)).state_dict(), "ema": average.state_dict()}
+    found, notes = grown(tmp_path, content, new, Recipe(recipe), key="model")
+    new.load_state_dict(found["ema"])
+    for layer, old in zip(new["layers"], came, strict=True):
+        assert torch.equal(layer.weight, average["layers"][old].weight)
     assert notes == ("ema is grown too",)
 
 
@@ -255,6 +282,20 @@ def test_a_state_of_its_own_is_written_in_the_form_of_the_weights(tmp_path: Path
     assert told.notes == (f"{tmp_path}/{name} is written beside it", "optimizer.bin is grown too")
     assert {*open_checkpoint(tmp_path / out)} == {*content["model"]}
     assert (tmp_path / name).is_dir() == (out == "new")
+
+
+def test_what_is_left_out_of_a_state_of_its_own_is_told(tmp_path: Path) -> None:
+    content = training(settle(Boxes()))
+    beside = {"optimizer": content["optimizer"], "arguments": argparse.Namespace(lr=1)}
+    torch.save(beside, tmp_path / "optimizer.bin")
+    state = outer_object(read_contents(tmp_path / "optimizer.bin"))
+    _, notes = written(tmp_path, content["model"], None, optimizer_state=state)
+    assert notes == (
+        f"{tmp_path}/new.optimizer.pth is written beside it",
+        "optimizer is grown too",
+        "optimizer.bin: arguments is left out: an object of a class",
+    )
+    assert {*torch.load(tmp_path / "new.optimizer.pth", weights_only=True)} == {"optimizer"}
 
 
 def test_a_state_of_its_own_that_can_not_be_matched_leaves_nothing(tmp_path: Path) -> None:

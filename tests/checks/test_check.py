@@ -191,6 +191,23 @@ def ran(net, declared, **more):
     return Check(CheckArguments.of(**declared), str(net), lambda key: open_checkpoint(net, key), **more).run()
 
 
+def test_a_lazy_module_drifts_from_no_shape_but_in_its_keys(tmp_path):
+    made = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    torch.save(made.state_dict(), tmp_path / "net.pth")
+
+    def lazy(*more):
+        return lambda: nn.Sequential(nn.Linear(2, 3), nn.LazyLinear(4), *(each() for each in more))
+
+    same = ran(tmp_path / "net.pth", {"model": lazy()}, drift=True)
+    assert same.ok, str(same)
+    assert (same.matched, same.total) == (4, 4)
+    longer = ran(tmp_path / "net.pth", {"model": lazy(lambda: nn.LazyLinear(1))}, drift=True)
+    assert [(found.rule, found.key) for found in longer.errors] == [
+        ("release-drift", "2.weight"),
+        ("release-drift", "2.bias"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("severities", "found"),
     [({}, {"warn"}), ({"dtype-mismatch": "error"}, {"error"}), ({"dtype-mismatch": "off"}, set())],

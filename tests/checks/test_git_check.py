@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -199,6 +200,16 @@ def test_inputs_that_can_not_be_given_to_another_process(today):
         "the inputs hold a tensor of type Odd, which can't be given to another process"
         in report.findings[0].message
     )
+
+
+def test_arguments_of_the_model_that_can_not_be_given_to_another_process(today):
+    @dataclass
+    class Outputs:
+        count: int = 4
+
+    report = today(("outputs=4", "outputs=None"), ("6, outputs", "6, 4"), model_args={"outputs": Outputs()})
+    assert rules(report) == ["no-checkpoint"]
+    assert "model_args= holds what another process can't be given" in str(report)
 
 
 def test_a_forward_pass_that_raises_now(today):

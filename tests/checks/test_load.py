@@ -23,6 +23,7 @@ from pytest_ckptcompat import (
     rename,
     tile,
 )
+from pytest_ckptcompat.core.errors import AmbiguousError
 from pytest_ckptcompat.tensors.deferred import DeferredTensor
 
 if TYPE_CHECKING:
@@ -120,6 +121,12 @@ def test_of_several_state_dicts_the_one_that_fits(saved: Path, tmp_path: Path) -
     assert_equal(load(Boxes, tmp_path / "two.pth"), state)
     with pytest.raises(CheckpointError, match="generator"):
         load(lambda: nn.Linear(2, 2), tmp_path / "two.pth")
+
+
+def test_of_several_state_dicts_that_fit_none_is_loaded(tmp_path: Path) -> None:
+    torch.save({"a": Boxes().state_dict(), "b": Boxes().state_dict()}, tmp_path / "two.pth")
+    with pytest.raises(AmbiguousError, match="it holds 2 state dicts"):
+        load(Boxes, tmp_path / "two.pth")
 
 
 def test_a_key_counts_for_an_opened_checkpoint_too(saved: Path, tmp_path: Path) -> None:
