@@ -44,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CheckpointError, RecipeError, ValueError) as error:
         say(redact(str(error)))
         return UNCHECKED
+    except FileNotFoundError as error:
+        if error.filename is not None:
+            raise
+        say("the current folder was deleted: change to another one")  # os.getcwd() raised
+        return UNCHECKED
     except KeyboardInterrupt:
         say("interrupted")
         return INTERRUPTED
@@ -57,14 +62,13 @@ def _hooks_of_conftest(*, used: bool) -> Iterator[None]:
     """Use the hooks of the current folder's ``conftest.py`` if it implements any of ours.
 
     Raises:
-        ValueError: ``conftest.py`` can't be imported.
+        ValueError: ``conftest.py`` can't be read or imported.
     """
-    path = Path("conftest.py")
-    if not used or not path.is_file() or b"pytest_ckptcompat_" not in path.read_bytes():
+    if not used or b"pytest_ckptcompat_" not in _conftest():
         yield
         return
     make_importable()
-    spec = spec_from_file_location("conftest", path.resolve())
+    spec = spec_from_file_location("conftest", Path("conftest.py").resolve())
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
@@ -78,6 +82,15 @@ def _hooks_of_conftest(*, used: bool) -> Iterator[None]:
         yield
     finally:
         hooks.forget(relay)
+
+
+def _conftest() -> bytes:
+    """Return the source of the current folder's ``conftest.py``, or nothing if it has none."""
+    path = Path.cwd() / "conftest.py"
+    try:
+        return path.read_bytes() if path.is_file() else b""
+    except OSError as error:
+        raise ValueError(f"conftest.py can't be read: {error.strerror or error}") from None
 
 
 def _parser() -> Parser:

@@ -28,13 +28,13 @@ OPTIONS = (
 
 def run(options: argparse.Namespace) -> Outcome:
     """Write the files, and run the check that they declare."""
+    make_importable()  # before torch, which ends the process where there is no current folder
     from pytest_ckptcompat.checkpoint.checkpoint import open_checkpoint
     from pytest_ckptcompat.checks.arguments import CheckArguments
     from pytest_ckptcompat.checks.check import Check
     from pytest_ckptcompat.checks.init import write
     from pytest_ckptcompat.report.terminal import render
 
-    make_importable()
     here = place(options)
     ckpt = None if options.ckpt is None else opened(options.ckpt, options)
     written = write(options.model, ckpt)

@@ -29,9 +29,9 @@ OPTIONS = (
 
 def run(options: argparse.Namespace) -> Outcome:
     """Write the release."""
+    make_importable()  # before torch, which ends the process where there is no current folder
     from pytest_ckptcompat.checks.new_release import NotDueError, release
 
-    make_importable()
     question = call(options, options.model, options.model)
     try:
         made = release(options.name, question, options.releases, parsed_limits(options))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -19,14 +20,21 @@ if TYPE_CHECKING:
 
 
 class Chosen(NamedTuple):
-    """The parameter of a test: its checkpoint's path, if any, and the number of its check for that path."""
+    """The parameter of a test: its checkpoint's path, if any, and which of the test's cases is checked."""
 
     path: str | None
-    place: int
+    case: int
 
     def __repr__(self) -> str:
         """Return the path as ``--setup-show`` prints it, without the secrets of a URL."""
         return repr(self.path)
+
+
+class _Place(NamedTuple):
+    """A checkpoint's path, and how many earlier cases of the test check it; all parameters share these."""
+
+    path: str | None
+    earlier: int
 
 
 @pytest.hookimpl(trylast=True)  # after parameters, whose marks may also name checkpoints
@@ -40,26 +48,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marked = is_marked(node) or any(mark.name == MARKER for marks in given for mark in marks)
     if not marked and not wanted:
         return
-    unmarked = _choices(node, ()) if wanted or is_marked(node) else []
+    unmarked = _choices(node, ()) if wanted or is_marked(node) else {}
     choices = [
         _choices(node, marks) if any(mark.name == MARKER for mark in marks) else unmarked for marks in given
     ]
-    chosen = list(dict.fromkeys(each for its in choices for each in its))
-    if not (any(each.path for each in chosen) or len(chosen) > 1):
+    places = list(dict.fromkeys(place for its in choices for place in its))
+    if not (any(place.path for place in places) or len(places) > 1):
         return
     from .checkpoints import ids
 
     if not wanted:
         metafunc.fixturenames.append("ckpt_path")
-    names = ids([each.path or "no checkpoint" for each in chosen])
-    metafunc.parametrize("ckpt_path", chosen, indirect=True, ids=names)
-    calls = iter(metafunc._calls)  # each given call, repeated for each chosen checkpoint
-    metafunc._calls = [
-        call
-        for its in choices
-        for each, call in zip(chosen, calls, strict=False)
-        if each in (its or chosen[:1])
-    ]
+    names = ids([place.path or "no checkpoint" for place in places])
+    metafunc.parametrize("ckpt_path", places, indirect=True, ids=names)
+    calls, kept = iter(metafunc._calls), []  # each given call, repeated for each place
+    for its in choices:
+        for place, call in zip(places, calls, strict=False):
+            if place in (its or places[:1]):
+                call.params["ckpt_path"] = its.get(place, Chosen(place.path, 0))
+                kept.append(call)
+    metafunc._calls = kept
 
 
 @pytest.hookimpl(wrapper=True)
@@ -103,24 +111,28 @@ def declared(item: pytest.Item) -> list[Declared]:
     Raises:
         ValueError: a mark is invalid.
     """
-    checks = [Declared(case, path) for case in cases(item) for path in _paths(case, item)]
     chosen = getattr(item, "callspec", None) and item.callspec.params.get("ckpt_path")  # type: ignore[attr-defined]
     if isinstance(chosen, Chosen):
-        return [[check for check in checks if check.path == chosen.path][chosen.place]]
+        return [Declared(cases(item)[chosen.case], chosen.path)]
     if chosen:
         return [Declared(case, str(chosen)) for case in cases(item)]
-    return checks
+    return [Declared(case, path) for case in cases(item) for path in _paths(case, item)]
 
 
-def _choices(node: pytest.Item, marks: Sequence[pytest.Mark]) -> list[Chosen]:
+def _choices(node: pytest.Item, marks: Sequence[pytest.Mark]) -> dict[_Place, Chosen]:
     """Return the checks of a test with these marks of its parameters, or none if a mark is invalid."""
     if not is_marked(node) and not any(mark.name == MARKER for mark in marks):
-        return [Chosen(path, 0) for path in settings(node.config).paths]
+        return {_Place(path, 0): Chosen(path, 0) for path in settings(node.config).paths}
+    choices: dict[_Place, Chosen] = {}
+    times = Counter[str | None]()
     try:
-        paths = [path for case in cases(node, marks) for path in _paths(case, node)]
+        for number, case in enumerate(cases(node, marks)):
+            for path in _paths(case, node):
+                choices[_Place(path, times[path])] = Chosen(path, number)
+                times[path] += 1
     except ValueError:
-        return []
-    return [Chosen(path, paths[:place].count(path)) for place, path in enumerate(paths)]
+        return {}
+    return choices
 
 
 def _paths(case: CheckArguments, node: pytest.Item) -> Sequence[str | None]:

@@ -104,9 +104,10 @@ def _marker(*, in_full: bool) -> str:
 
 def _is_given(config: pytest.Config, keys: Iterable[str]) -> bool:
     """Return whether one of our options or of these ini keys was given."""
-    options = (value for name, value in vars(config.option).items() if name.startswith("ckpt"))
-    return any(options) or any(ini(config, key) for key in keys)
+    return any(map(config.getoption, _OPTIONS)) or any(ini(config, key) for key in keys)
 
+
+_OPTIONS = ("ckpt", "ckpt_required", "ckpt_device", "ckpt_require_cuda", "ckpt_report", "ckpt_lock_update")
 
 _KEYS = ("ckpt_device", "ckpt_severity", "ckpt_limits", "ckpt_git_timeout")
 

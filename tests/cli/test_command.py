@@ -354,6 +354,31 @@ def test_operators_of_a_conftest_are_known(folder, capsys):
     assert "unknown op 'twice'" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a file that nobody can read, not even root")
+def test_a_conftest_that_cant_be_read(folder, capsys):
+    (folder / "conftest.py").symlink_to("/proc/self/mem")
+    assert main(["check", "net.pth", "networks:Boxes"]) == 2
+    assert capsys.readouterr().err.startswith("ckptcompat: conftest.py can't be read: ")
+    assert main(["show", "net.pth"]) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the current folder can't be deleted")
+@pytest.mark.parametrize(
+    "command",
+    ["check NET networks:Boxes", "lock NET -o net.json", "lock networks:Boxes -o net.json",
+     "init networks:Boxes", "release v1 networks:Boxes", "operators"],
+)  # fmt: skip
+def test_the_current_folder_was_deleted(folder, capsys, monkeypatch, command):
+    gone = folder / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    assert main(command.replace("NET", str(folder / "net.pth")).split()) == 2
+    assert capsys.readouterr() == ("", "ckptcompat: the current folder was deleted: change to another one\n")
+    assert main(["show", str(folder / "net.pth")]) == 0
+
+
 def test_formats_of_a_conftest_are_known(folder, capsys):
     (folder / "conftest.py").write_text(
         """

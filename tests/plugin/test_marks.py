@@ -6,6 +6,8 @@ from importlib import import_module
 import pytest
 import torch
 
+from pytest_ckptcompat.plugin import checkpoints
+
 
 @pytest.fixture
 def project(project):
@@ -128,6 +130,55 @@ def test_wrong(n): ...
         "test_one_of_two[2-v1.pth]": ("v1.pth", "nets.V1", True),
         "test_wrong[1-v1.pth]": ("v1.pth", "nets.V1", True),
     }
+
+
+def test_a_test_keeps_the_checkpoint_and_the_case_of_its_collection(project):
+    """Whatever tests before it make or delete."""
+    (project.mkdir("tests") / "test_it.py").write_text(
+        """
+import pytest, shutil
+from pathlib import Path
+from nets import V1, V2
+
+@pytest.fixture(scope="module", autouse=True)
+def made():
+    for name in ("late", "g1"):
+        shutil.copy("v1.pth", f"tests/{name}.pth")
+    Path("d1.pth").unlink()
+
+@pytest.mark.ckpt_compat(model=V1, ckpt="late.pth")
+def test_late(): ...
+
+@pytest.mark.ckpt_compat(model=V2, ckpt=["d*.pth", "g*.pth"])
+@pytest.mark.ckpt_compat(model=V1, ckpt=["d*.pth"])
+def test_deleted(): ...
+"""
+    )
+    for number in (1, 2):
+        (project.path / f"d{number}.pth").write_bytes((project.path / "v1.pth").read_bytes())
+    result = project.runpytest("--ckpt-report=json:r.json")
+    result.assert_outcomes(passed=1, failed=5)
+    checks = json.loads((project.path / "r.json").read_text())["checks"]
+    told = {each["nodeid"].partition("::")[2]: (each["model"], each["verdict"]) for each in checks}
+    assert told["test_deleted[d1.pth0]"] == ("V1", "d1.pth was not checked: it does not exist")
+    assert told["test_deleted[d1.pth1]"] == ("V2", "d1.pth was not checked: it does not exist")
+    assert told["test_deleted[d2.pth0]"] == ("nets.V1", "d2.pth fits nets.V1: 9 of 9 keys match")
+    assert told["test_deleted[d2.pth1]"][1].startswith("d2.pth does not fit nets.V2: 2 mismatched")
+    assert "g*.pth was not checked: it matches no file in " in told["test_deleted[g*.pth]"][1]
+    assert "late.pth was not checked: it does not exist in " in told["test_late[late.pth]"][1]
+
+
+def test_names_are_looked_for_once(project, monkeypatch):
+    for number in range(20):
+        (project.path / f"n{number}.pth").write_bytes((project.path / "v1.pth").read_bytes())
+    looked = []
+    glob = checkpoints.glob.glob
+    monkeypatch.setattr(
+        checkpoints.glob, "glob", lambda *given, **more: looked.append(given) or glob(*given, **more)
+    )
+    result, _ = ran(project, '@mark(model=V1, ckpt="n*.pth")\ndef test_it(): ...\n')
+    result.assert_outcomes(passed=20)
+    assert len(looked) == 1
 
 
 def test_a_unittest_has_no_parameters_and_makes_all_its_checks(project):

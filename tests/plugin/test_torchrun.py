@@ -53,6 +53,13 @@ def test_marks_that_name_their_checkpoint_fail_there(pytester: pytest.Pytester) 
 
 
 @pytest.mark.usefixtures("ranks")
+def test_options_of_others_are_not_ours(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("def pytest_addoption(parser): parser.addoption('--ckpt-folder', default='runs')")
+    pytester.makepyfile("def test_other(): pass")
+    pytester.runpytest_inprocess("-n1").assert_outcomes(passed=1)
+
+
+@pytest.mark.usefixtures("ranks")
 @pytest.mark.parametrize("workers", [(), ("-n0",)])
 def test_torchrun_alone_is_fine(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
     pytester.makepyfile("def test_other(): pass")
