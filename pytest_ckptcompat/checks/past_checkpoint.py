@@ -97,7 +97,8 @@ def lock_at(path: str, question: Question, place: Place) -> dict[str, Any]:
     asked = _request(reference, question, place)
     kept = {"commit": commit.sha, "folder": _inside(place.folder, commit), "asked": asked}
     folder = (place.cache or cache.nearest(place.folder, commit.repository)) if place.keeps else None
-    lock: dict[str, Any] = cache.answer(folder, kept, lambda: _asked(reference, commit, asked, place))["lock"]
+    found = cache.answer(folder, kept, lambda: _asked(reference, commit, asked, place), commit.repository)
+    lock: dict[str, Any] = found["lock"]
     return lock
 
 

@@ -8,14 +8,15 @@ import json
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.files.atomic_write import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
 _MOST = 200
 """The number of answers that are kept. The least recently used are removed first."""
@@ -37,7 +38,10 @@ def nearest(folder: Path, root: Path) -> Path:
 
 
 def answer(
-    folder: Path | None, question: Mapping[str, Any], ask: Callable[[], dict[str, Any]]
+    folder: Path | None,
+    question: Mapping[str, Any],
+    ask: Callable[[], dict[str, Any]],
+    root: Path | None = None,
 ) -> dict[str, Any]:
     """Return the kept answer to a question, or ask for a new answer and keep it.
 
@@ -48,10 +52,11 @@ def answer(
         folder: a pytest cache, which is made if it is missing. None: keep nothing.
         question: everything on which the answer depends, except the installed versions, as plain values.
         ask: returns a new answer. Its errors are not kept.
+        root: the working tree of the question's commit, on whose files the answer does not depend.
     """
     if folder is None:
         return ask()
-    text = json.dumps([question, _versions()], sort_keys=True)
+    text = json.dumps([question, _versions(root)], sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()
     file = folder / "d" / "ckptcompat-git" / f"{key[:32]}.json"
     with _alone(folder, file.parent, int(key[:12], 16)) as usable:
@@ -110,11 +115,38 @@ def _warn(place: Path, error: OSError) -> None:
     warnings.warn(text, stacklevel=2)
 
 
-def _versions() -> list[str]:
-    """List Python and the installed distributions, by folder names because reading metadata is slow."""
+def _versions(root: Path | None) -> list[str]:
+    """List Python and the installed distributions, by folder names because reading metadata is slow.
+
+    An editable one outside of `root` may change under the same name, so its last change is listed too.
+    """
     found = [sys.version]
     for entry in sys.path:
         with contextlib.suppress(OSError):
-            names = [place.name for place in os.scandir(entry or ".")]
-            found += [name for name in names if name.endswith((".dist-info", ".egg-info"))]
+            for place in os.scandir(entry or "."):
+                if place.name.endswith((".dist-info", ".egg-info")):
+                    found.append(place.name)
+                    source = _edited(place.path)
+                    if source is not None and (root is None or not source.is_relative_to(root)):
+                        found.append(_last_change(source))
     return sorted(found)
+
+
+def _edited(distribution: str) -> Path | None:
+    """Return the folder of an editable distribution, or None for any other."""
+    try:
+        about = json.loads(Path(distribution, "direct_url.json").read_bytes())
+        editable = about["dir_info"]["editable"] is True
+        return Path(unquote(urlsplit(about["url"]).path)).resolve() if editable else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def _last_change(source: Path) -> str:
+    times = []
+    for place, folders, files in os.walk(source):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        modules = [name for name in files if name.endswith((".py", ".so"))]
+        with contextlib.suppress(OSError):
+            times += [Path(place, name).stat().st_mtime_ns for name in modules]
+    return f"{source}: {len(times)} modules, {max(times, default=0)}"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import time
@@ -42,6 +43,26 @@ def test_another_installation_asks_again(tmp_path, monkeypatch):
     cache.answer(tmp_path / "c", {}, lambda: {"b": 1})
     (packages / "timm-1.0.dist-info").mkdir()
     assert cache.answer(tmp_path / "c", {}, lambda: {"b": 2}) == {"b": 2}
+
+
+def test_an_edited_dependency_asks_again(tmp_path, monkeypatch):
+    source, packages, folder = tmp_path / "dependency", tmp_path / "site", tmp_path / "c"
+    source.mkdir()
+    (source / "layers.py").write_text("WIDTH = 1")
+    about = packages / "layers-1.0.dist-info"
+    about.mkdir(parents=True)
+    url = {"url": source.as_uri(), "dir_info": {"editable": True}}
+    (about / "direct_url.json").write_text(json.dumps(url))
+    monkeypatch.syspath_prepend(str(packages))
+    for root in (None, tmp_path / "repository", source):
+        cache.answer(folder, {"root": str(root)}, lambda: {"b": 1}, root)
+        assert cache.answer(folder, {"root": str(root)}, never, root) == {"b": 1}
+    os.utime(source / "layers.py", ns=(0, 12345))
+    for root, number in ((None, 2), (tmp_path / "repository", 2), (source, 1)):
+        assert cache.answer(folder, {"root": str(root)}, lambda: {"b": 2}, root) == {"b": number}
+    for text in ("", "[]", '{"dir_info": 3}', '{"dir_info": {"editable": true}, "url": 3}'):
+        (about / "direct_url.json").write_text(text)
+        assert cache.answer(folder, {"text": text}, lambda: {"b": 3}) == {"b": 3}
 
 
 def test_a_damaged_answer_is_made_again(tmp_path):
