@@ -86,11 +86,10 @@ def record(trial: Trial, first: Run | None = None) -> Behaviour:
     """Record a model's outputs (of the `first` run, if there was one), or why they can't be compared."""
     try:
         first = first or run(trial)
-        found = _recorded(first)
-        random, slack = _unsteady(found, trial)
+        random, slack = _unsteady(first, trial)
     except RunError as error:
         return Behaviour(uncompared=f"the model did not run: {error}")
-    uncompared = random
+    found, uncompared = _recorded(first), random
     if not first.outputs:
         uncompared = "the model gave no tensor"
     elif not found.outputs:
@@ -104,7 +103,7 @@ def _recorded(first: Run) -> Behaviour:
     return Behaviour({path: each for path, each in outputs.items() if each is not None}, first.precision)
 
 
-def _unsteady(first: Behaviour, trial: Trial) -> tuple[str, float]:
+def _unsteady(first: Run, trial: Trial) -> tuple[str, float]:
     """Return why another run differs, or ``""``, and how many times the usual tolerance is needed.
 
     The other run is of a model constructed with another seed, in which the last bits of weights are changed.
@@ -132,12 +131,12 @@ def _unsteady(first: Behaviour, trial: Trial) -> tuple[str, float]:
 def is_random(now: Run, trial: Trial) -> str:
     """Return why another run differs (two runs differ, two constructions differ), or ``""``."""
     try:
-        return _random(_recorded(now), trial)
+        return _random(now, trial)
     except RunError:
         return ""
 
 
-def _random(first: Behaviour, trial: Trial) -> str:
+def _random(first: Run, trial: Trial) -> str:
     def differs(construction: int) -> bool:
         return _times(first, run(trial, 1, construction=construction)) > 1
 
@@ -146,10 +145,12 @@ def _random(first: Behaviour, trial: Trial) -> str:
     return "two runs of the model differ" if differs(0) else "two constructions of the model differ"
 
 
-def _times(first: Behaviour, other: Run) -> float:
-    """Return how many times the tolerance another run is apart."""
-    found = compare(first, other)
-    return math.inf if found.alone else max((each.times for each in found.gaps), default=0.0)
+def _times(first: Run, other: Run) -> float:
+    """Return how many times the tolerance two runs are apart."""
+    shapes, others = ({path: each.shape for path, each in one.outputs.items()} for one in (first, other))
+    if shapes != others:
+        return math.inf
+    return max((each.times for each in compare(_recorded(first), other).gaps), default=0.0)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -151,14 +152,25 @@ class Random(nn.Module):
         self.how = how
         self.noise = {"torch": torch.rand(4), "python": torch.tensor(random.random())}.get(how, torch.ones(4))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> Any:
         x = nn.functional.dropout(x) if self.how == "dropout" else x
-        return self.fc(x) * self.noise
+        x = self.fc(x) * self.noise
+        if self.how in ("rows", "outputs"):
+            some = 100 - int(torch.randint(1, 99, ()))
+            return x.repeat(some, 1) if self.how == "rows" else [x] * some
+        return x
 
 
 @pytest.mark.parametrize(
     ("how", "told"),
-    [("torch", "two constructions"), ("python", "two constructions"), ("dropout", "two runs"), ("none", "")],
+    [
+        ("torch", "two constructions"),
+        ("python", "two constructions"),
+        ("dropout", "two runs"),
+        ("rows", "two runs"),
+        ("outputs", "two runs"),
+        ("none", ""),
+    ],
 )
 def test_random_models_are_told(how, told):
     batch = synthetic.inputs(((torch.zeros(2, 4),), {}))
