@@ -182,6 +182,8 @@ def _changed(batch: Batch, words: Sequence[Sequence[int] | None]) -> Batch:
         known = next(following, None)
         if known is None or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             return ids
+        if max(known) > torch.iinfo(ids.dtype).max:  # a mask of bytes, say, beside a large vocabulary
+            return ids
         table = torch.tensor(known, dtype=ids.dtype, device=ids.device)
         return torch.where(ids >= 0, table[ids.long() % len(known)], ids)
 

@@ -228,6 +228,28 @@ def test_each_input_is_bounded_by_the_vocabulary_it_is_looked_up_in(name: str, t
         assert promise.detail == "max |Δ| 0 on 3 batches, ids below 2"
 
 
+@pytest.mark.parametrize("renumbered", [False, True])
+def test_masks_of_bytes_stay_as_they_are(renumbered: bool) -> None:
+    class Masked(nn.Module):
+        def __init__(self, words: int) -> None:
+            super().__init__()
+            self.words = nn.Embedding(words, 8)
+
+        def forward(self, words: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return self.words(words) * mask.unsqueeze(-1)
+
+    def batch(seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        words = tokens(seed, 320)[0][0]
+        return (words, (words % 2).to(torch.uint8)), {}
+
+    old, new = settle(Masked(300)), Masked(320)
+    rows = torch.cat([old.words.weight.detach(), torch.randn(20, 8)])  # type: ignore[operator,union-attr]
+    new.load_state_dict({"words.weight": rows.roll(20, 0) if renumbered else rows})
+    moved: Rows = {(300, 320): (list(range(300)), list(range(20, 320)))} if renumbered else {}
+    promise, findings = judged(old, new, batch, rows=moved)
+    assert (promise.status, findings) == ("kept", [])
+
+
 def test_a_mere_rename_bounds_no_ids() -> None:
     old, new = Typed(100, 3), Typed(100, 3, "model", 60)
     new.load_state_dict({key.replace("bert.", "model."): value for key, value in old.state_dict().items()})
