@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from pytest_ckptcompat.recipes.applied import Applied
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
-"""Relative to a tensor's largest value; narrower floats may differ by `_STEPS` of their epsilons."""
+"""Relative to a tensor's largest value. Narrower floats may differ by `_STEPS` of their epsilons, float8 by
+one."""
 
 _STEPS = 8
 _FEW = 8  # too few random numbers to compare their spread
@@ -43,22 +44,30 @@ class Computed:
             return "computed alike"
         if held.is_meta or held.layout != torch.strided or value.layout != torch.strided:
             return None
-        held = held.detach().cpu()
-        steps = (
-            _TOLERANCE.get(dtype, _STEPS * torch.finfo(dtype).eps) for dtype in (held.dtype, value.dtype)
-        )
-        allowed = max(steps) * float(value.abs().nan_to_num(0, 0, 0).max())
+        tolerance = max(_tolerance(held.dtype), _tolerance(value.dtype))
+        held, value = _computable(held.detach().cpu()), _computable(value)
+        allowed = tolerance * float(value.abs().nan_to_num(0, 0, 0).max())
         if difference(value, held, allowed) is None:
             return "computed alike"
         if key not in self._reseeded:
             return None
-        drawn = value != materialise(self._reseeded[key])
+        drawn = value != _computable(materialise(self._reseeded[key]))
         alike = difference(value[~drawn], held[~drawn], allowed) is None
         return "drawn alike" if alike and _spread_alike(held[drawn], value[drawn]) else None
 
     @cached_property
     def _reseeded(self) -> Mapping[str, Any]:
         return _reseeded(self._recipe).run(self._old, self._target).state_dict
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    steps = 1 if dtype.itemsize == 1 else _STEPS
+    return _TOLERANCE.get(dtype, steps * torch.finfo(dtype).eps)
+
+
+def _computable(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a float8 tensor as float32, because torch computes nothing in float8."""
+    return tensor.float() if tensor.itemsize == 1 else tensor
 
 
 def _spread_alike(held: torch.Tensor, value: torch.Tensor) -> bool:

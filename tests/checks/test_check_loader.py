@@ -373,6 +373,26 @@ def test_growth_that_no_recipe_declares_is_not_the_checkpoint_s(files: Path) -> 
     assert not wrong.ok
 
 
+class Small(nn.Module):
+    def __init__(self, outputs: int = 8) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, 6).to(torch.float8_e4m3fn), requires_grad=False)
+
+
+@pytest.mark.parametrize(("factor", "right"), [(1.0, True), (1.08, True), (1.5, False)])
+def test_growth_in_float8_may_be_rounded_otherwise(tmp_path: Path, factor: float, right: bool) -> None:
+    path = tmp_path / "small.pth"
+    torch.save(Small().state_dict(), path)
+
+    def loader(path: str) -> nn.Module:
+        model, rows = Small(16), torch.load(path)["weight"].float()
+        model.load_state_dict({"weight": torch.cat([rows, rows * factor]).to(torch.float8_e4m3fn)})
+        return model
+
+    report = check(ckpt=path, loader=loader, recipe=Recipe(tile("weight", dim=0)))
+    assert [each.rule for each in report.findings] == ([] if right else ["loader-other"])
+
+
 def test_an_old_release_by_the_recipes_of_the_product(files: Path) -> None:
     """The loader is one line: the same releases file says what it is compared with."""
     torch.save(trained(Growing), files / "new.pth")
