@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save, save_state_dict
@@ -32,6 +33,7 @@ def write_dcp(folder: str, content: Any) -> int:
     Raises:
         ValueError: `content` is not a dict, or the existing folder is not a distributed checkpoint.
         OSError: the folder can't be written.
+        CheckpointError: a value can't be read.
     """
     if not isinstance(content, dict):
         raise ValueError("a distributed checkpoint is a dict of tensors")
@@ -50,8 +52,10 @@ def write_dcp(folder: str, content: Any) -> int:
                 save_state_dict(planner.planned(content), writer, planner=planner, no_dist=True)
         size = sum(file.stat().st_size for file in temporary.iterdir())
         _swap(temporary, place)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, CheckpointException):  # torch's wrapping of what was raised during the save
+            raise next(cause for cause, _ in error.failures.values()) from None
         raise
     return size
 

@@ -27,6 +27,7 @@ _PLAIN = (str, bytes, bool, int, float, complex, type(None))
 _SMALL = (1 << 61) - 1
 """Below this, an integer is its own hash, so a set of integers can't be crafted to collide."""
 
+_DEEPEST_KEY = 3
 _MOST_BYTES = 1 << 30
 _STORAGE = "a bare storage"
 _LAZY = {
@@ -103,8 +104,8 @@ class Maker:
                 named = {key: part for key, part in attributes.items() if isinstance(key, str)}
                 vars(made).update(self._entries(named))
             return made
-        if isinstance(node, Set):
-            if node.frozen:
+        if isinstance(node, (Set, set)):
+            if isinstance(node, Set) and node.frozen:
                 raise UnknownError("builtins.frozenset")
             return {plain_key(each) for each in node}
         if isinstance(node, list):
@@ -140,12 +141,12 @@ class Maker:
         return map(self.made, node)
 
 
-def plain_key(node: Any) -> Any:
-    """Return a key that may be hashed: a plain value, or a short tuple of plain values."""
+def plain_key(node: Any, depth: int = 0) -> Any:
+    """Return a key that may be hashed: a plain value, or a short tuple of keys, at most three levels deep."""
     if type(node) is Stub and type(node.kind) is tuple:  # `Dict.put` did not hash this key
         node = node.kind
-    if type(node) is tuple and len(node) < 16:
-        return tuple(map(plain_key, node))
+    if type(node) is tuple and len(node) < 16 and depth < _DEEPEST_KEY:
+        return tuple(plain_key(each, depth + 1) for each in node)
     if type(node) in _PLAIN and not (type(node) is int and abs(node) > _SMALL):
         return node
     raise UnknownError(_name(node) or "such keys")

@@ -110,7 +110,7 @@ def optimizer_beside(path: str) -> str | None:
     place = Path(path)
     folders = [place, place.parent] if place.is_dir() else [place.parent]
     # accelerate writes a folder with FSDP
-    found = (folder / name for folder in folders for name in (*_OPTIMIZERS, "optimizer_0"))
+    found = (folder / name for folder in folders for name in (*_OPTIMIZERS, "optimizer.ckpt", "optimizer_0"))
     return next((str(each) for each in found if each.is_file() or (each / ".metadata").is_file()), None)
 
 
@@ -118,7 +118,7 @@ _SHARD = re.compile(r".+-(\d{5})-of-(\d{5})\.(?:safetensors|bin|pt|pth)", re.DOT
 _LLAMA = re.compile(r"consolidated\.(\d\d)\.(pth|pt|safetensors)")
 _LONGEST_LINE = 256
 _MOST_FOLDERS = 64
-_OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer.pth", "optimizer.ckpt")
+_OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer.pth")
 _SUFFIXES = r"\.(pth|pt|ckpt|safetensors|bin|pth\.tar)"
 _TRAINING = (
     r"(optimizer|optim|scheduler|lr_scheduler|scaler|sampler|rng_state|random_states?|training_args|training_state)"

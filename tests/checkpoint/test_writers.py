@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import load_file, load_model
 from torch import nn
 
+from pytest_ckptcompat.checkpoint.dcp_writer import write_dcp
 from pytest_ckptcompat.checkpoint.safetensors_writer import write_safetensors
 from pytest_ckptcompat.checkpoint.torch_zip_writer import write_torch_zip
 from pytest_ckptcompat.checkpoint.written import Value
+from pytest_ckptcompat.core.errors import CheckpointError
 from pytest_ckptcompat.files.atomic_write import whole_file
 from pytest_ckptcompat.tensors.difference import same_bits
 
@@ -224,6 +226,20 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: t
         fail_midway()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [CheckpointError, KeyboardInterrupt])
+def test_a_value_that_is_not_read_leaves_the_old_folder(tmp_path: Path, error: type[BaseException]) -> None:
+    def fail() -> torch.Tensor:
+        raise error("why")
+
+    folder = tmp_path / "out"
+    write_dcp(str(folder), values(OrderedDict(a=torch.ones(2))))
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    with pytest.raises(error, match="why"):
+        write_dcp(str(folder), {"a": Value((2,), torch.float32, fail, 0)})
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_modes_are_the_old_file_s_or_the_umask_s(tmp_path: Path) -> None:

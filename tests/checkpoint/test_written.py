@@ -10,7 +10,7 @@ import torch
 from pytest_ckptcompat.checkpoint.torch_zip_writer import write_torch_zip
 from pytest_ckptcompat.checkpoint.written import Content
 from pytest_ckptcompat.core.tensor_spec import TensorSpec
-from pytest_ckptcompat.formats.pickle_stubs import Dict, Global, Stub
+from pytest_ckptcompat.formats.pickle_stubs import Dict, Global, Set, Size, Stub
 
 
 def content() -> Content:
@@ -68,6 +68,22 @@ def test_keys_that_are_no_plain_values_are_left_out() -> None:
     made = content()
     assert made.of({Stub(Global("x.Y")): 1, "a": 2}) == {"a": 2}
     assert len(made.left_out) == 1
+
+
+def test_nested_keys_do_not_multiply() -> None:
+    key: Any = 1
+    for _ in range(40):
+        key = (key,) * 15
+    made = content()
+    assert made.of({"a": {Stub(key): 1, Stub((1, (2, "x"))): 2}}) == {"a": {(1, (2, "x")): 2}}
+    assert len(made.left_out) == 1
+
+
+def test_containers_that_torch_allows_come_back_as_they_were() -> None:
+    node = {"a": Set([1, "x"]), "b": {1, (2, "y")}, "c": Size([2, 3]), "d": bytearray(b"x"), "e": {(1, 2): 3}}
+    loaded = written(node)
+    assert loaded == {**node, "a": {1, "x"}, "c": torch.Size([2, 3])}
+    assert isinstance(loaded["c"], torch.Size)
 
 
 def test_parts_that_are_shared_stay_shared_and_do_not_multiply() -> None:

@@ -102,6 +102,7 @@ FOLDERS: dict[str, dict[str, Any]] = {
     "an index of another name": sharded("net.safetensors.index.json", "a.safetensors", "b.safetensors"),
     "shards without an index": {"model-00001-of-00002.safetensors": HALVES[0], "model-00002-of-00002.safetensors": HALVES[1]},
     "one file of any name": {"best.ckpt": {"state_dict": STATE}, "hparams.yaml": "x", "optimizer.pt": optimizer_state()},
+    "SpeechBrain": {"model.ckpt": STATE, "optimizer.ckpt": optimizer_state(), "CKPT.yaml": "x"},
     "the last step": {"checkpoint-10/model.safetensors": STATE, "config.json": "{}"},
     "a training with diffusers": {"unet/diffusion_pytorch_model.safetensors": STATE, "optimizer.bin": optimizer_state(),
                                   "scheduler.bin": {"last_epoch": 1}, "LICENSE": "text", "logs/x": "x"},
@@ -128,6 +129,7 @@ def test_the_weights_are_found(tmp_path: Path, what: str) -> None:
         "the checkpoint of a Trainer, older",
         "accelerate",
         "accelerate under FSDP",
+        "SpeechBrain",
     ],
 )
 def test_the_state_of_the_optimizer_is_found_beside(tmp_path: Path, what: str) -> None:
@@ -137,6 +139,11 @@ def test_the_state_of_the_optimizer_is_found_beside(tmp_path: Path, what: str) -
     (stage,) = [stage for stage in report.stages if stage.name == "optimizer"]
     assert stage.status == "passed", str(report)
     assert not [found for found in report.findings if found.rule == "optimizer-missing"]
+
+
+def test_only_an_optimizer_with_a_trainer_s_name_is_read_with_the_weights(tmp_path: Path) -> None:
+    for what, key in (("accelerate", "model"), ("SpeechBrain", "")):
+        assert open_checkpoint(put(tmp_path / what, FOLDERS[what])).state_dict_key == key
 
 
 def test_an_optimizer_that_can_not_be_read_leaves_the_weights(tmp_path: Path) -> None:
