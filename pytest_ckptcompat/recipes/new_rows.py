@@ -85,6 +85,8 @@ class Fresh:
         sizes = resized(tensor, dim, count)
         if self.init in ("mean", "multivariate_normal"):
             return self._around_the_mean(tensor, dim, sizes)
+        if self.init == "zeros":
+            return tensor.new_zeros(sizes)  # not by filling, which torch can't do in every dtype
         if self._constant is not None:
             return tensor.new_full(sizes, self._constant)
         if self.init == "normal":
@@ -95,7 +97,7 @@ class Fresh:
 
     @property
     def _constant(self) -> float | None:
-        return {"zeros": 0.0, "ones": 1.0, "constant": self.value}.get(self.init)
+        return {"ones": 1.0, "constant": self.value}.get(self.init)
 
     def _drawn(self, like: torch.Tensor, sizes: Sequence[int], draw: Draw) -> torch.Tensor:
         return drawn(like, sizes, draw, self.seed, self.key)
@@ -131,7 +133,9 @@ class Fresh:
         """Yield what is wrong with new rows, according to `init`."""
         if added.numel() == 0:
             return
-        if self._constant is not None:
+        if self.init == "zeros":
+            yield from differing(self.key, torch.zeros_like(added), added)
+        elif self._constant is not None:
             yield from differing(self.key, torch.full_like(added, self._constant), added)
         elif self.init in ("mean", "multivariate_normal"):
             yield from self._off_the_mean(old, added, dim)

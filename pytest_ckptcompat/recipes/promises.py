@@ -61,20 +61,23 @@ class Computed:
     ) -> Iterator[str]:
         """Yield the fault of a tensor that is not the exact one, rounded to its dtype.
 
-        `exact` is in float64 or complex128. The rounding is relative to the magnitudes of `scale`, or else of
+        `exact` is in float64 or complex128. The rounding is relative to `scale` of the same shape, or else to
         `exact`, and `ulps` units of it are allowed. `what` tells what wrong elements are not.
         """
         if not isinstance(new, torch.Tensor) or new.shape != exact.shape:
             yield f"{escape(key)}: there is no such tensor of shape {tuple(exact.shape)}"
             return
-        info, new = torch.finfo(new.dtype), materialise(new).to(exact.dtype)
-        alike = (new == exact) | (new.isnan() & exact.isnan())
-        apart = torch.where(alike, 0.0, (new - exact).abs()).nan_to_num(nan=torch.inf)
-        allowed = ulps * info.eps * ((exact.abs() if scale is None else scale) + info.smallest_normal)
-        off = int((~alike & ~(exact.isfinite() & (apart <= allowed))).sum())
-        self.worst = max(self.worst, float(apart.max()) if apart.numel() else 0.0)
+        info, off, furthest = torch.finfo(new.dtype), 0, 0.0
+        for one, other, size in pieces(exact, materialise(new), exact if scale is None else scale):
+            found = other.to(one.dtype)
+            alike = (found == one) | (found.isnan() & one.isnan())
+            apart = torch.where(alike, 0.0, (found - one).abs()).nan_to_num(nan=torch.inf)
+            allowed = ulps * info.eps * (size.abs() + info.smallest_normal)
+            off += int((~alike & ~(one.isfinite() & (apart <= allowed))).sum())
+            furthest = max(furthest, float(apart.max()) if len(apart) else 0.0)
+        self.worst = max(self.worst, furthest)
         if off:
-            told = f"are not {what}" if what else f"are off by up to {magnitude(float(apart.max()))}"
+            told = f"are not {what}" if what else f"are off by up to {magnitude(furthest)}"
             yield f"{escape(key)}: {off} elements {told}"
 
 

@@ -135,8 +135,9 @@ def twins(units: Units, after: State) -> tuple[int, int] | None:
     """Return a new unit and its original whose rows and columns all have the same bits, or None."""
     rows = [materialise(after[key]) for key in units.rows]
     columns = [_apart(materialise(after[key]), block) for key, block in units.columns.items()]
+    firsts = {units.origin[first]: first for first in units.more_rows.firsts}
     for copy in units.more_rows.copies:
-        first = units.origin.index(units.origin[copy])
+        first = firsts[units.origin[copy]]
         if all(same_bits(each[first], each[copy]) for each in rows) and all(
             same_bits(each[:, first], each[:, copy]) for each in columns
         ):

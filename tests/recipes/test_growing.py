@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from proving import statuses
 from torch import nn
 
+from pytest_ckptcompat.recipes.operators.add import add
 from pytest_ckptcompat.recipes.operators.append import append
 from pytest_ckptcompat.recipes.operators.tile import tile
 from pytest_ckptcompat.recipes.recipe import Recipe
@@ -183,6 +184,22 @@ def test_rows_that_are_not_as_declared_are_caught(init: Any, fault: Any) -> None
     torch.manual_seed(0)
     new["weight"] = torch.cat([HEAD["weight"], fault(HEAD["weight"], new["weight"][4:])])
     assert statuses(operator, HEAD, new, GROWN) == ["kept", "broken"]
+
+
+@pytest.mark.parametrize("dtype", ["float4_e2m1fn_x2", "float8_e8m0fnu", "uint16", "complex64"])
+def test_zeros_are_appended_to_every_dtype(dtype: str) -> None:
+    if not hasattr(torch, dtype):
+        pytest.skip(f"this torch has no {dtype}")
+    kind = getattr(torch, dtype)
+    state = {"w": torch.arange(64, dtype=torch.uint8).view(kind).reshape(2, -1)}
+    operator = append("w", dim=0, n=1)
+    made = operator.apply(state, {})
+    assert made["w"].dtype == kind
+    assert not made["w"][2].view(torch.uint8).any()
+    assert statuses(operator, state, made, {}) == ["kept", "kept"]
+    target = {"new": torch.empty(2, 3, dtype=kind, device="meta")}
+    new = add("new").apply(state, target)
+    assert statuses(add("new"), state, new, target) == ["kept"]
 
 
 @pytest.mark.parametrize(

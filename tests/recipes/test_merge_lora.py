@@ -139,12 +139,35 @@ BASE = {"m.base_layer.weight": torch.ones(4, 6), "m.lora_A.default.weight": torc
         ({**BASE, "n.hada_w1_a": torch.ones(2, 1)}, "another kind of adapter"),
         ({**BASE, "m.base_layer.weight": torch.ones(4, 6, dtype=torch.uint8)}, "quantised"),
         ({**BASE, "m.base_layer.weight": torch.ones(5, 6)}, r"it is \(5, 6\), with"),
+        ({**BASE, "m.lora_A.default.weight": torch.ones(0, 6), "m.lora_B.default.weight": torch.ones(4, 0)}, r"it is \(0, 6\), which gives no rank"),
+        ({**BASE, "m.lora_A.default.weight": torch.ones(())}, "which gives no rank"),
+        ({**BASE, "m.lora_B.default.weight": torch.ones(4)}, r"\(2, 6\) and \(4,\)"),
         ({key: value for key, value in BASE.items() if "lora_B" not in key}, "no lora_B"),
     ],
 )  # fmt: skip
 def test_what_is_not_known_is_refused(state: Any, text: str) -> None:
     with pytest.raises(RecipeError, match=text):
         merge_lora(alpha=4).apply(state, {})
+
+
+@pytest.mark.parametrize("special", [float("inf"), float("nan")])
+def test_only_an_element_that_is_not_finite_is_let_pass(special: float) -> None:
+    state = {key: value.clone() for key, value in BASE.items()}
+    state["m.base_layer.weight"][0, 0] = special
+    operator = merge_lora(alpha=4)
+    made = operator.apply(state, {})
+    assert statuses(operator, state, made, {}) == ["kept", "kept"]
+    made["m.weight"][0, 1] *= 1.001
+    assert statuses(operator, state, made, {}) == ["broken", "kept"]
+
+
+@pytest.mark.parametrize(("dtype", "alpha", "value"), [("e4m3fn", 700, 448), ("e5m2", 8, 0)])
+def test_what_is_not_the_sum_is_caught_in_one_byte_too(dtype: str, alpha: int, value: int) -> None:
+    """A sum beyond the dtype that becomes its largest number, and no sum at all."""
+    kind = getattr(torch, f"float8_{dtype}")
+    state = {key: tensor.to(kind) for key, tensor in BASE.items()}
+    made = {"m.weight": torch.full((4, 6), float(value)).to(kind)}
+    assert statuses(merge_lora(alpha=alpha), state, made, {}) == ["broken", "kept"]
 
 
 def test_transposed_weights_embeddings_convolutions_and_biases() -> None:

@@ -201,7 +201,10 @@ class merge_lora(Operator):
         a, b, weight = map(str, keys.values())
         if not state[weight].is_floating_point():
             raise self.unfit(weight, f"its weight is quantised; {_BY_PEFT}")
-        rank = state[a].shape[0]
+        sizes = shape(state[a])
+        if not sizes or not sizes[0]:
+            raise self.unfit(a, f"it is {shown(sizes or ())}, which gives no rank")
+        rank = sizes[0]
         if self.rank not in (None, rank):
             raise self.unfit(a, f"it has rank {rank}, and rank={self.rank}")
         if self.alpha is None:
@@ -217,12 +220,12 @@ class merge_lora(Operator):
         """Return whether the weights are (in, out), and check the sizes."""
         said = set() if self.fan_in_fan_out is None else {self.fan_in_fan_out}
         for adapter in adapters:
-            weight, a, b = (tuple(state[key].shape) for key in (adapter.weight, adapter.a, adapter.b))
+            weight, a, b = (shape(state[key]) or () for key in (adapter.weight, adapter.a, adapter.b))
             made = (*b[:1], *a[1:])
             fits = {flip for flip in (False, True) if weight == (made[::-1] if flip else made)}
             if adapter.embedding:
                 fits &= {True}
-            if not fits or a[0] != b[1] or len(a) != len(b):
+            if not fits or a[:1] != b[1:2] or len(a) != len(b):
                 raise self.unfit(adapter.weight, f"it is {shown(weight)}, with {shown(a)} and {shown(b)}")
             if len(fits) == 1 and not adapter.embedding:
                 said |= fits
@@ -235,9 +238,9 @@ class merge_lora(Operator):
         computed = Computed()
 
         def faults() -> Iterator[str]:
-            for key, exact in self._exact(before):
+            for key, exact, scale in self._exact(before):
                 name = self._named(key)
-                yield from computed.faults(name, exact, after.get(name), exact.abs().amax(-1, keepdim=True))
+                yield from computed.faults(name, exact, after.get(name), scale, ulps=2)
             if left := [key for key in after if _PART.fullmatch(key)]:
                 yield f"{escape(left[0])} is still there"
 
@@ -252,17 +255,27 @@ class merge_lora(Operator):
         yield Claim.of(f"{self}: weights plus scaled products", faults, lambda: str(computed))
         yield Claim.of(f"{self}: the rest is unchanged", rest, "bit for bit")
 
-    def _exact(self, before: State) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the old key of each merged tensor, and its values in float64."""
-        for adapter in self._adapters(before):
-            a, b, weight = (
-                materialise(before[key]).double() for key in (adapter.a, adapter.b, adapter.weight)
-            )
-            product = torch.einsum("or,r...->o...", b.flatten(1), a)
-            yield adapter.weight, weight + adapter.factor * (product.T if adapter.transposed else product)
-            if adapter.bias is not None:
-                bias, more = (materialise(before[key]).double() for key in (adapter.base_bias, adapter.bias))
-                yield adapter.base_bias, bias + adapter.factor * more
+    def _exact(self, before: State) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        """Yield the old key of each merged tensor, its values in float64, and the scale of their rounding."""
+        for each in self._adapters(before):
+            old, a, b = (materialise(before[key]).double() for key in (each.weight, each.a, each.b))
+            yield each.weight, *_sums(each, old, _einsum(each, a, b), _einsum(each, a.abs(), b.abs()))
+            if each.bias is not None:
+                old, more = (materialise(before[key]).double() for key in (each.base_bias, each.bias))
+                yield each.base_bias, *_sums(each, old, more, more.abs())
+
+
+def _einsum(adapter: Adapter, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Compute ``B A`` in another way, for the proof."""
+    product: torch.Tensor = torch.einsum("or,r...->o...", b.flatten(1), a)
+    return product.T if adapter.transposed else product
+
+
+def _sums(
+    adapter: Adapter, old: torch.Tensor, more: torch.Tensor, scale: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the merged values, and the sum of the absolute ones, to which the rounding is relative."""
+    return old + adapter.factor * more, old.abs() + abs(adapter.factor) * scale
 
 
 _BY_PEFT = "merge them with peft's merge_and_unload(), and save that"
