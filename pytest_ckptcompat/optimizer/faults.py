@@ -49,6 +49,21 @@ def misshapen(state: State, parameters: Mapping[str, Any], *, rows: bool = False
     ]
 
 
+def left_behind(state: State, parameters: Mapping[str, Any], before: Mapping[str, Any]) -> list[Finding]:
+    """Find state of an unknown form on parameters that the model itself grew when it loaded the weights.
+
+    `before` has the old weights by their new names.
+    """
+    grown = [name for name in state if name in before and before[name].shape != parameters[name].shape]
+    return [
+        finding("optimizer-shape", name, f"{slot} {_shown(value)}", _shown(parameters[name]))
+        for name in grown
+        for slot, value in state[name].items()
+        if slot not in ELEMENTWISE and isinstance(value, torch.Tensor)
+        if value.numel() != 1 and value.shape != parameters[name].shape
+    ]
+
+
 def left_out(reasons: Mapping[str, str]) -> list[Finding]:
     """Find state that is dropped though nobody asked for that: most of these parameters start anew."""
     return [

@@ -71,7 +71,8 @@ def check_optimizer(
         resumption = training.resumed(saved, names, before)
         after = resumption.state
         came = {name: applied.origin.get(name, name) or "" for name in parameters}
-        _none(faults.misshapen(after, parameters, rows=rows))
+        wrong = faults.misshapen(after, parameters, rows=rows)
+        _none(wrong + faults.left_behind(after, parameters, _by_new_name(old, came)))
         _none(faults.refused(saved, groups) if not recipe.operators else [])
         _none(faults.impossible(after))
         if reason := faults.foreign(optimizer, after):

@@ -328,6 +328,25 @@ def test_state_of_unknown_form_passes_where_nothing_grew_and_is_left_out_where_i
     assert (found.rule, found.key, found.severity) == ("optimizer-missing", "out2.weight", "warn")
 
 
+class Growing(Boxes):
+    """Grows its head by itself while it loads an older checkpoint."""
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().load_state_dict(GROW.apply(state_dict, self.state_dict()), *args, **kwargs)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Adafactor"), reason="this torch has no Adafactor")
+def test_state_of_unknown_form_does_not_grow_with_a_model_that_grows_itself(judged: Judged) -> None:
+    saved = training(settle(Boxes()), torch.optim.Adafactor)
+    promises, findings = judged(torch.optim.Adafactor, saved, Recipe(), Growing(14))
+    assert statuses(promises) == {"optimizer state": "broken"}
+    assert [(found.key, found.checkpoint, found.model) for found in findings] == [
+        ("out2.bias", "variance (4,) f32", "(14,) f32"),
+        ("out2.weight", "row_var (4, 1) f32", "(14, 8) f32"),
+        ("out2.weight", "col_var (1, 8) f32", "(14, 8) f32"),
+    ]
+
+
 def test_too_little_memory_is_said(judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = training(settle(Boxes()), torch.optim.Adam)
     monkeypatch.setattr(memory, "free", lambda: 100)
