@@ -225,6 +225,14 @@ def test_other_values_are_caught() -> None:
     assert statuses(cast("w", "uint8"), ids, cast("w", "uint8").apply(ids, {}), {}) == ["broken"]
 
 
+@pytest.mark.parametrize(("value", "status"), [(3e-5, "kept"), (0.0, "broken"), (6e-5, "broken")])
+def test_values_below_the_smallest_normal_number_are_compared_too(value: float, status: str) -> None:
+    """They are rounded to a step of the new dtype, and no further."""
+    old, new = {"w": torch.tensor([1.0, 3e-5])}, {"w": torch.tensor([1.0, value]).half()}
+    [promise] = proved(cast("w", "float16"), old, new, {})
+    assert promise.status == status
+
+
 def test_a_dtype_that_is_none() -> None:
     with pytest.raises(RecipeError, match=r"\"half\" is not a dtype"):
         cast("w", "half")
