@@ -11,10 +11,11 @@ import torch
 from pytest_ckptcompat.core import keys
 from pytest_ckptcompat.core.claim import Claim
 from pytest_ckptcompat.core.errors import RecipeError
+from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.recipes.arguments import python
 from pytest_ckptcompat.recipes.base import Operator, did_you_mean
 from pytest_ckptcompat.recipes.plan import Make, Plan, State, Write, same_for_moments
-from pytest_ckptcompat.recipes.promises import displaced
+from pytest_ckptcompat.recipes.promises import differing, displaced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -202,48 +203,60 @@ class stack(Operator):
             self.matched(f"{self.layers}.0.*", state)
         plan: dict[str, list[Write]] = {}
         for layers, inside in found.items():
-            last = list(inside)[-1]
+            count, last = _count(inside), list(inside)[-1]
             plan[last] = [Write(last, (last,))]
-            for names in self._repeated(layers, inside, target):
+            for turn in range(1, self._times(layers, inside, target)):
                 # A function of its own for each turn: tensors are tied within a turn alone.
                 def cloned(tensor: torch.Tensor) -> torch.Tensor:
                     return tensor.clone()
 
-                plan[last] += [_copied(key, name, state, cloned, self.optim) for key, name in names.items()]
+                plan[last] += [
+                    _copied(key, each.moved(each.number + turn * count), state, cloned, self.optim)
+                    for key, each in inside.items()
+                ]
         return plan
 
-    def _repeated(self, layers: str, inside: Mapping[str, Place], target: State) -> Iterator[dict[str, str]]:
-        """Yield the keys of a module's blocks with their new names, once for each further turn."""
-        count, times = _count(inside), self.times
-        if times is None:
-            # Look keys up one by one: later operators may rename the model's blocks.
-            rests = {each.rest for each in inside.values()}
-            numbers = itertools.count()
-            wanted = next(n for n in numbers if not any(f"{layers}.{n}.{rest}" in target for rest in rests))
-            times = wanted // count
-            if wanted % count or times < 2:
-                raise self.unfit(
-                    layers, f"there are {count} blocks and the model has {wanted}, which is not a multiple"
-                )
-        for turn in range(1, times):
-            yield {key: each.moved(each.number + turn * count) for key, each in inside.items()}
+    def _times(self, layers: str, inside: Mapping[str, Place], target: State) -> int:
+        """Return how many times each block of a module is there afterwards."""
+        if self.times is not None:
+            return self.times
+        # Look keys up one by one: later operators may rename the model's blocks.
+        rests = {each.rest for each in inside.values()}
+        numbers = itertools.count()
+        wanted = next(n for n in numbers if not any(f"{layers}.{n}.{rest}" in target for rest in rests))
+        count = _count(inside)
+        if wanted % count or wanted < 2 * count:
+            raise self.unfit(
+                layers, f"there are {count} blocks and the model has {wanted}, which is not a multiple"
+            )
+        return wanted // count
 
     def prove(self, before: State, after: State, target: State) -> list[Claim]:
         """Claim that block i is old block ``i mod n``, bit for bit."""
         found = places(self.layers, before)
+        counts = {layers: _count(inside) for layers, inside in found.items()}
+
+        def original(key: str) -> str:
+            inside = place(self.layers, key)
+            if inside is None or inside.layers not in counts:
+                return key
+            return inside.moved(inside.number % counts[inside.layers])
 
         def faults() -> Iterator[str]:
-            yield from displaced(before, after, lambda key: key)
-            wanted = len(before)
-            for layers, inside in found.items():
-                for names in self._repeated(layers, inside, target):
-                    yield from displaced({key: before[key] for key in names}, after, names.get)
-                    wanted += len(names)
+            for key, value in after.items():
+                if original(key) in before:
+                    yield from differing(key, before[original(key)], value)
+                else:
+                    yield f"{escape(key)} comes from nowhere"
+            more = (
+                len(inside) * (self._times(layers, inside, target) - 1) for layers, inside in found.items()
+            )
+            wanted = len(before) + sum(more)
             if len(after) != wanted:
                 yield f"{len(after)} keys instead of {wanted}"
 
-        counts = " or ".join(map(str, sorted(set(map(_count, found.values())))))
-        return [Claim.of(f"{self}: block i is block i mod {counts}", faults, "bit for bit")]
+        told = " or ".join(map(str, sorted(set(counts.values()))))
+        return [Claim.of(f"{self}: block i is block i mod {told}", faults, "bit for bit")]
 
 
 def _count(inside: Mapping[str, Place]) -> int:
