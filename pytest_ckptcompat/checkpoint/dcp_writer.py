@@ -31,7 +31,8 @@ def write_dcp(folder: str, content: Any) -> int:
     it is a distributed checkpoint.
 
     Raises:
-        ValueError: `content` is not a dict, or the existing folder is not a distributed checkpoint.
+        ValueError: `content` is not a dict, a part of it holds itself, or the existing folder is not a
+            distributed checkpoint.
         OSError: the folder can't be written.
         CheckpointError: a value can't be read.
     """
@@ -56,6 +57,8 @@ def write_dcp(folder: str, content: Any) -> int:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, CheckpointException):  # torch's wrapping of what was raised during the save
             raise next(cause for cause, _ in error.failures.values()) from None
+        if isinstance(error, RecursionError):
+            raise ValueError("a part of the checkpoint holds itself, which only a .pth file can") from None
         raise
     return size
 

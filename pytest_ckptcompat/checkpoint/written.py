@@ -10,6 +10,7 @@ import torch
 
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.tensor_spec import CompositeSpec, TensorSpec
+from pytest_ckptcompat.formats.pickle_stubs import Global, Stub
 from pytest_ckptcompat.tensors.deferred import materialise
 from pytest_ckptcompat.tensors.difference import memory
 
@@ -142,7 +143,7 @@ class Content(Maker):
 
     def _entries(self, node: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
         for key, value in node.items():
-            self._path.append(f".{escape(str(key), 60)}")
+            self._path.append(".(a key)" if isinstance(key, (Global, Stub)) else f".{escape(str(key), 60)}")
             try:
                 name, made = plain_key(key), self.made(value)
             except UnknownError:  # raised for the key

@@ -242,6 +242,14 @@ def test_a_value_that_is_not_read_leaves_the_old_folder(tmp_path: Path, error: t
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_a_list_that_holds_itself_is_refused_in_a_folder(tmp_path: Path) -> None:
+    itself: list[Any] = []
+    itself.append(itself)
+    with pytest.raises(ValueError, match="holds itself"):
+        write_dcp(str(tmp_path / "out"), {"a": itself})
+    assert not list(tmp_path.iterdir())
+
+
 def test_modes_are_the_old_file_s_or_the_umask_s(tmp_path: Path) -> None:
     path = tmp_path / "out.pth"
     umask = os.umask(0o027)
