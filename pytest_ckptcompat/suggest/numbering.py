@@ -46,6 +46,7 @@ def renumbered(
     This happens when modules without parameters are added or removed (``net.0, net.2, net.4`` become ``net.0,
     net.1, net.2``), or when a part of each child moves to the next child (``layers.0.downsample`` becomes
     ``layers.1.downsample``).
+
     `origin` has the checkpoint's key for each name found so far.
     """
     for branches in (False, True):
