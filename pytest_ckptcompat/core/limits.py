@@ -29,8 +29,8 @@ class Limits:
         dims: dimensions of one tensor.
         nesting: depth of nested containers.
         safetensors_header: bytes of a safetensors header.
-        json_tokens: commas, colons, brackets and braces of one JSON text, and a 32nd of its bytes; 16 for a
-            tensor.
+        json_tokens: commas, colons (twice), brackets and braces of one JSON text, and a 32nd of its bytes;
+            20 for a tensor.
         index: bytes of the index of a sharded checkpoint, or of a lock file.
         files: shards of one checkpoint.
         synthetic_bytes: bytes of the synthetic values (float64) with which a model's outputs are compared.
@@ -47,7 +47,7 @@ class Limits:
     dims: int = 64
     nesting: int = 1000
     safetensors_header: int = 100_000_000
-    json_tokens: int = 5_000_000
+    json_tokens: int = 4_600_000
     index: int = 64 << 20
     files: int = 10_000
     synthetic_bytes: int = 4_000_000_000

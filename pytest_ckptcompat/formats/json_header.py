@@ -19,6 +19,10 @@ Pairs = list[tuple[str, Any]]
 
 _BYTES_PER_TOKEN = 32
 
+_LONGEST_INTEGER = 4300
+_LONGEST_FLOAT = 100
+"""Characters. Both conversions take far longer for each digit if there are very many."""
+
 
 def unique(pairs: Pairs) -> dict[str, Any]:
     """Return the members of an object as a dict; raise ValueError if it has a key twice."""
@@ -30,27 +34,39 @@ def unique(pairs: Pairs) -> dict[str, Any]:
 
 
 def loads(
-    data: bytes, limits: Limits, damaged: Callable[[str], str], make: Callable[[Pairs], Any] = unique
+    data: bytes,
+    limits: Limits,
+    damaged: Callable[[str], str],
+    make: Callable[[Pairs], Any] = unique,
+    *,
+    finite: bool = True,
 ) -> Any:
     """Parse JSON text.
 
     Args:
         data: the text, UTF-8.
-        limits: limits on its tokens, of which each becomes 64 bytes of objects or more.
+        limits: limits on its tokens, of which each becomes up to 90 bytes of objects.
         damaged: returns the message if the text is not JSON, given the reason.
         make: returns what stands for an object, given its members. It may raise ValueError.
+        finite: refuse ``NaN`` and ``Infinity``, which JSON does not have, but Python writes.
 
     Raises:
         CheckpointError: the text is not JSON, or is too large.
     """
     narrow = data.isascii() and rb"\u" not in data  # else Python may hold it in 4 bytes per character
-    marks = len(data) - len(data.translate(None, b",:[{"))
+    marks = len(data) - len(data.translate(None, b",:[{")) + data.count(b":")  # a member is a key and a value
     tokens = marks + len(data) * (1 if narrow else 4) // _BYTES_PER_TOKEN
     limits.check("json_tokens", tokens, f"its JSON text has {tokens} parts")
     try:
-        text = data.decode()
+        text = data.decode("utf-8-sig")  # editors may add the mark to a lock
         del data  # one copy of the text is enough
-        return json.loads(text, object_pairs_hook=make, parse_constant=_refuse)
+        return json.loads(
+            text,
+            object_pairs_hook=make,
+            parse_int=_integer,
+            parse_float=_float,
+            parse_constant=_refuse if finite else None,
+        )
     except CheckpointError:
         raise
     except RecursionError:
@@ -58,6 +74,18 @@ def loads(
     except ValueError as error:
         reason = str(error)
     raise CheckpointError(damaged(reason))
+
+
+def _integer(text: str) -> int:
+    if len(text) > _LONGEST_INTEGER:
+        raise ValueError(f"a number has {len(text)} characters")
+    return int(text)
+
+
+def _float(text: str) -> float:
+    if len(text) > _LONGEST_FLOAT:
+        raise ValueError(f"a number has {len(text)} characters")
+    return float(text)
 
 
 def _refuse(constant: str) -> object:

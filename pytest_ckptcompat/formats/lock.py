@@ -67,7 +67,7 @@ def pytest_ckptcompat_open(file: File | None, limits: Limits) -> Header | None:
         return None
     limits.check("index", file.size, f"a lock file of {file.size} bytes")
     data = file.read_at(0, file.size)
-    content = loads(data, limits, lambda why: damaged_lock(why, data))
+    content = loads(data, limits, lambda why: damaged_lock(why, data), finite=False)
     if not isinstance(content, dict) or content.get(MARK) not in (1, VERSION):
         raise CheckpointError(f"a lock file of a version above {VERSION}: update pytest-ckptcompat")
     return header_of(content, limits)
@@ -87,7 +87,8 @@ def header_of(content: Mapping[str, Any], limits: Limits) -> Header:
     tree = Dict()
     for key, row in rows.items():
         tree[key] = _spec(key, row, storages.get(key) or key, limits)
-    for key in content.get("objects") or ():
+    objects = content.get("objects")
+    for key in objects if isinstance(objects, list) else ():
         tree[str(key)] = Stub(Global(LOCKED))
     found = content.get("versions")
     metadata = metadata_of(found, rows) if isinstance(found, dict) else None
@@ -108,7 +109,7 @@ def _storages(ties: Any, rows: dict[str, Any]) -> dict[str, str]:
     storages: dict[str, str] = {}
     for tied in ties if isinstance(ties, list) else ():
         for key in tied if isinstance(tied, list) else ():
-            if key not in rows:
+            if not isinstance(key, str) or key not in rows:
                 raise _damaged(f"the tied key {escape(str(key), 60)} is not in it")
             storages[key] = tied[0]
     return storages

@@ -117,7 +117,7 @@ def _rows(limits: Limits) -> Callable[[Pairs], Any]:
     A tensor becomes the offsets of its values and its layout, ``(begin, end, layout)``. Other objects are
     dicts, those with a wrong dtype, shape or data_offsets too.
     """
-    layouts: dict[tuple[str, tuple[int, ...]], _Layout] = {}
+    layouts: dict[str, _Layout] = {}
 
     def make(pairs: Pairs) -> Any:
         (first, dtype), (second, sizes), (third, place) = pairs if len(pairs) == 3 else _NO_ROW
@@ -131,10 +131,10 @@ def _rows(limits: Limits) -> Callable[[Pairs], Any]:
         for size in sizes:
             if type(size) is not int:
                 return unique(pairs)
-        shape = tuple(sizes)
-        layout = layouts.get((dtype, shape))
+        text = f"{dtype} {sizes}"  # a file can hold a great many tuples of the same hash, but not texts
+        layout = layouts.get(text)
         if layout is None:
-            layout = layouts[dtype, shape] = _layout(dtype, shape, limits)
+            layout = layouts[text] = _layout(dtype, tuple(sizes), limits)
         return begin, end, layout
 
     return make
@@ -220,7 +220,7 @@ def _places_of_parts(description: Any, limits: Limits) -> dict[str, tuple[int, .
     if type(description) is not dict or not all(type(text) is str for text in description.values()):
         raise CheckpointError(_DAMAGED.format("'__metadata__' holds something else than strings"))
     text = description.get(_PLACES_OF_PARTS)
-    if text is None:
+    if not text:
         return {}
     damaged = f"its {_PLACES_OF_PARTS} is damaged: {{}}".format
     parts = loads(text.encode(errors="surrogatepass"), limits, damaged)

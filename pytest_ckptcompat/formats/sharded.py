@@ -84,7 +84,7 @@ def _shards(file: File, limits: Limits) -> dict[str, str] | None:
     shards = content["weight_map"]
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise CheckpointError("the index is damaged: its 'weight_map' is not a table of file names")
-    names = {*shards.values()}
+    names = dict.fromkeys(shards.values())
     limits.check("tensors", len(shards), "the index names too many tensors")
     limits.check("files", len(names), "the index names too many files")
     for name in names:

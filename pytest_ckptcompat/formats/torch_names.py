@@ -235,11 +235,12 @@ class Tensors(Storages):
     def _device_tensor(self, args: tuple[Any, ...]) -> object:
         """``_rebuild_device_tensor_from_cpu_tensor(data, dtype, device, requires_grad)`` and the like."""
         data, dtype, device, requires_grad = args
-        if not (isinstance(data, TensorSpec) or type(data) is Stub) or type(device) not in (str, Value):
+        if type(device) is str:
+            device = device_of((device,))
+        known = type(device) is Value and device.name == "torch.device"
+        if not known or not (isinstance(data, TensorSpec) or type(data) is Stub):
             raise TypeError("a tensor of a device that is not made of its values")
         check_grad(requires_grad, dtype_of(dtype))
-        if type(device) is str:
-            device_of((device,))
         if isinstance(data, TensorSpec) and data.dtype == dtype_of(dtype):
             return data
         return Stub(Global("torch._utils._rebuild_device_tensor"), args)

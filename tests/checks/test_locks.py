@@ -115,7 +115,9 @@ def test_a_model_whose_shapes_are_not_known_yet_can_not_be_locked(folder, capsys
         '{"ckptcompat_lock": 1, "tensors": {"a": ["float32", [-1]]}}',
         '{"ckptcompat_lock": 1, "tensors": {"a": ["flaot32", [1]]}}',
         '{"ckptcompat_lock": 1, "tensors": {"a": ["float32", [1]]}, "ties": [["a", "b"]]}',
+        '{"ckptcompat_lock": 1, "tensors": {"a": ["float32", [1]]}, "ties": [["a", []]]}',
         '{"ckptcompat_lock": 1, "tensors": {}}',
+        '{"ckptcompat_lock": 1, "tensors": {}, "objects": 5}',
         '{"ckptcompat_lock": 1, "x": ' + "[" * 100_000,
     ],
 )
@@ -124,6 +126,14 @@ def test_damaged_locks(tmp_path, text):
     path.write_text(text)
     with pytest.raises(CheckpointError):
         open_checkpoint(path)
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_lock_that_python_wrote_or_an_editor(tmp_path, mark):
+    path = tmp_path / "x.ckpt.json"
+    rest = '"tensors": {"a": ["float32", [1]]}, "behaviour": {"model_args": {"eps": Infinity}}}'
+    path.write_text(f'{mark}{{"ckptcompat_lock": 2, {rest}', encoding="utf-8")
+    assert list(open_checkpoint(path)) == ["a"]
 
 
 def test_the_command_and_its_hash(folder, capsys):

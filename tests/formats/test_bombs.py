@@ -31,7 +31,7 @@ print(told)
 print("torch" in __import__("sys").modules)
 """
 
-FINE = {"many shapes"}
+FINE = {"many shapes", "shapes of one hash"}
 """Bombs that are valid: a great many tensors, below every cap."""
 
 

@@ -97,6 +97,11 @@ def test_elements_that_are_no_whole_bytes_keep_their_place(path: Path) -> None:
         ckpt.tensor("a")
 
 
+def test_no_places_of_parts(path: Path) -> None:
+    save_file({"a": torch.ones(4)}, path, metadata={"DCP_SHARDING_INFO": ""})
+    assert list(open_checkpoint(path)) == ["a"]
+
+
 # -- the two ways in which an entry is read ----------------------------------------------------------------
 
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=8).filter(
@@ -188,6 +193,18 @@ REFUSED = {
         {"a": {**ROW, "data_offsets": [-(10**4000), 10**4000]}},
         "of a are missing or wrong",
     ),
+    "a size of too many digits": (
+        b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,16]}}',
+        "a number has 5000 characters",
+    ),
+    "a fraction of too many digits": (
+        b'{"a":{"q":0.' + b"7" * 200 + b',"dtype":"F32","shape":[4],"data_offsets":[0,16]}}',
+        "a number has 202 characters",
+    ),
+    "no number": (
+        b'{"a":{"q":NaN,"dtype":"F32","shape":[4],"data_offsets":[0,16]}}',
+        "NaN is not a number of JSON",
+    ),
     "a row without a key": (TEXT, "describes one tensor, without a key"),
     "a size that overflows": (
         {"a": {"dtype": "I8", "shape": [1 << 63, 0], "data_offsets": [0, 0]}},
@@ -256,7 +273,10 @@ def test_what_the_library_refuses_is_refused(path: Path) -> None:
         except Exception:  # whatever it says, it refuses
             continue
         lenient.append(what)
-    assert lenient == ["a key twice", "a key twice, escaped", "a leading space", "an entry that is a list"]
+    assert lenient == [
+        *("a key twice", "a key twice, escaped", "a leading space", "an entry that is a list"),
+        "a fraction of too many digits",
+    ]
 
 
 def test_every_truncation_is_an_error(path: Path) -> None:

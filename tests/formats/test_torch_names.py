@@ -128,6 +128,17 @@ def test_states_that_torch_refuses_are_refused(tmp_path: Path, function: Any, st
     assert not says(path) or open_checkpoint(path).unsafe
 
 
+def test_a_layout_is_no_device(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    made = Call(
+        torch._utils._rebuild_device_tensor_from_cpu_tensor, tensor(), torch.float32, torch.strided, False
+    )
+    path.write_bytes(checkpoint({"w": made, "fine": tensor()}).to_bytes())
+    assert says(path)
+    with pytest.raises(CheckpointError, match="a tensor of a device"):
+        open_checkpoint(path)
+
+
 @pytest.mark.parametrize("elements", [[{}], [[1]], ["a", bytearray(b"a")]])
 def test_a_set_holds_what_has_a_hash(tmp_path: Path, elements: list[Any]) -> None:
     path = tmp_path / "net.pth"

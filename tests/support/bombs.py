@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+from itertools import islice, product
 from typing import TYPE_CHECKING
 
 from raw_zip import Raw, checkpoint
@@ -143,9 +144,9 @@ JSONS: dict[str, Callable[[], bytes]] = {
     "an escaped string": lambda: b'{"' + b"\\u0041" * 10_000_000 + b'":1}',
     "a wide string": lambda: b'{"\xf0\x9f\x98\x80' + b"a" * 60_000_000 + b'":1}',
     "a wide string, escaped": lambda: rb'{"\ud83d\ude00' + b"a" * 60_000_000 + b'":1}',
-    "members below the limit": lambda: _entries(b'"%d":""', 2_200_000),
-    "objects below the limit": lambda: b'{"a":[' + b'{"k":1},' * 1_500_000 + b"{}]}",
-    "lists below the limit": lambda: b'{"a":[' + b"[1.5]," * 2_000_000 + b"[]]}",
+    "members below the limit": lambda: _entries(b'"%d":"%d"', 1_270_000),
+    "objects below the limit": lambda: b'{"a":[' + _entries(b'{"%d":"%d"}', 960_000)[1:-1] + b"]}",
+    "lists below the limit": lambda: b'{"a":[' + _entries(b'["%d"]', 1_900_000)[1:-1] + b"]}",
     "long integers": lambda: b'{"a":[' + (b"9" * 4299 + b",") * 14_000 + b"1]}",
     "a long fraction": lambda: b'{"a":0.' + b"7" * 60_000_000 + b"}",
     "a key twice, at the end": lambda: _entries(b'"%d":""', 400_000) + b',"7":""}',
@@ -155,6 +156,7 @@ JSONS: dict[str, Callable[[], bytes]] = {
     "many dimensions": lambda: b'{"a":{"dtype":"F32","shape":[' + b"1," * 20_000_000 + b'1],"data_offsets":[0,4]}}',
     "many entries": lambda: _entries(b'"%d":{"dtype":"I8","shape":[0],"data_offsets":[0,0]}', 1_200_000),
     "many shapes": lambda: _entries(b'"%d":{"dtype":"I8","shape":[0,%d],"data_offsets":[0,0]}', 249_000),
+    "shapes of one hash": lambda: _of_one_hash(40_000),
 }  # fmt: skip
 """Name -> a safetensors header, some to be read to their end, which none has."""
 
@@ -162,6 +164,17 @@ JSONS: dict[str, Callable[[], bytes]] = {
 def _entries(row: bytes, count: int) -> bytes:
     places = row.count(b"%d")
     return b"{" + b",".join(row % ((n,) * places) for n in range(count)) + b"}"
+
+
+def _of_one_hash(count: int) -> bytes:
+    """A header of empty tensors. Python's hash of an integer is its remainder by 2^61 - 1."""
+    shapes = islice(product([n * ((1 << 61) - 1) for n in range(4)], repeat=8), count)
+    rows = (
+        b'"%d":{"dtype":"I8","shape":[0,%b],"data_offsets":[0,0]}'
+        % (n, b",".join(b"%d" % size for size in shape))
+        for n, shape in enumerate(shapes)
+    )
+    return b"{" + b",".join(rows) + b"}"
 
 
 def in_zip(name: str) -> bytes:
