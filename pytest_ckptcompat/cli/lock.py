@@ -47,6 +47,8 @@ def run(options: argparse.Namespace) -> Outcome:
 
     at, _, model = options.source.rpartition("#")
     if is_reference(at) and ":" in model:  # git:REF#MODEL
+        if options.at:
+            raise ValueError(f"--at is for a model, and {options.source} names its commit already")
         options.source, options.at = model, at.removeprefix(GIT)
     content, notes = _of_model(options) if _is_model(options.source) else _of_checkpoint(options)
     write_lock(options.output, content)

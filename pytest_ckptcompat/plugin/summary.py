@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Summary:
-    """The plugin that does this; each process has one."""
+    """A plugin that collects the reports of a run and writes the files; each process has one."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config

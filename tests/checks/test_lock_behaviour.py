@@ -216,6 +216,7 @@ def test_integers_without_room_are_those_of_today(folder):
         (["lockmodel:Net", "--inputs", "3y6"], "'3y6'"),
         (["lockmodel:Net", "--at", "nonsense"], "git"),
         (["git:nonsense"], "git"),
+        (["git:HEAD#lockmodel:Net", "--at", "HEAD~1"], "names its commit already"),
         (["other.pth", "--model", "lockmodel:Net", "--inputs", "3x6"], "does not fit lockmodel.Net"),
     ],
 )
