@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,7 +162,10 @@ def apply_declared(
         ValueError: see `apply`.
         OSError: see `apply`.
     """
-    log = Log(arguments.allow)
+    log, recipe = Log(arguments.allow), arguments.recipe or Recipe()
+    if isinstance(recipe, str):
+        recipe = Recipe.load(recipe)
+        arguments = replace(arguments, recipe=recipe)  # the state dict is chosen with it
     try:
         opened = read_stage(opener, arguments.state_dict_key, log)
         checkpoint, built, model = open_stage(opened, arguments, log)
@@ -174,13 +177,7 @@ def apply_declared(
     except ModelError as error:
         raise CheckpointError(f"optimizer: {error}") from None
     source = source_stage(arguments.source_model, checkpoint, log)
-    recipe = arguments.recipe or Recipe()
-    recipe = completed(
-        Recipe.load(recipe) if isinstance(recipe, str) else recipe,
-        checkpoint,
-        model,
-        None if source is None else source.schema,
-    )
+    recipe = completed(recipe, checkpoint, model, None if source is None else source.schema)
     applied = recipe.run(checkpoint.meta(), model.state_dict())
     log.add(*protection.broken(arguments.protect, applied))
     if log.failed:

@@ -232,6 +232,18 @@ def test_extra_state_that_is_an_object_is_left_out_and_named(tmp_path: Path, out
     nn.Linear(2, 4).load_state_dict(state)
 
 
+def test_of_several_state_dicts_the_one_that_fits_after_a_recipe_file_is_written(tmp_path: Path) -> None:
+    average = settle(Boxes(), 5)
+    part = {key: value for key, value in settle(Boxes()).state_dict().items() if key != "out2.bias"}
+    torch.save({"old": part, "new": average.state_dict()}, tmp_path / "net.pth")
+    (tmp_path / "grow.toml").write_text(GROW.to_toml())
+    declared = CheckArguments.of(model=lambda: Boxes(14), recipe=tmp_path / "grow.toml")
+    opener = lambda key: open_checkpoint(tmp_path / "net.pth", key)  # noqa: E731
+    apply_declared(declared, opener, str(tmp_path / "out.pth"))
+    written = torch.load(tmp_path / "out.pth", weights_only=True)["new"]
+    assert equal(written, GROW.apply(average.state_dict(), Boxes(14).state_dict()))
+
+
 def test_an_optimizer_that_can_not_be_imported_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     torch.save(training(settle(Boxes())), path)
