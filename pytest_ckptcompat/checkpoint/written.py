@@ -71,6 +71,13 @@ class Value:
             yield whole[offset : offset + _PIECE]
 
 
+class _Set(set[Any]):
+    """A set whose pickle does not depend on the hashes of texts, which differ between processes."""
+
+    def __reduce__(self) -> tuple[type, tuple[list[Any]]]:
+        return set, (sorted(self, key=repr),)
+
+
 class Content(Maker):
     """A converter from the tree of a header to content that ``torch.load(weights_only=True)`` can read.
 
@@ -115,7 +122,9 @@ class Content(Maker):
             made = super()._new(node)
         except UnknownError:
             return self._without(node)
-        return self._without(node) if isinstance(made, torch.Tensor) else made  # a parameter without a shape
+        if isinstance(made, torch.Tensor):  # a parameter without a shape
+            return self._without(node)
+        return _Set(made) if isinstance(made, set) else made
 
     def _without(self, node: Any) -> object:
         path = "".join(self._path).removeprefix(".")

@@ -84,6 +84,15 @@ def test_containers_that_torch_allows_come_back_as_they_were() -> None:
     loaded = written(node)
     assert loaded == {**node, "a": {1, "x"}, "c": torch.Size([2, 3])}
     assert isinstance(loaded["c"], torch.Size)
+    assert type(loaded["a"]) is set
+
+
+def test_a_set_is_written_in_the_same_order_in_every_process() -> None:
+    names = [f"name{number}" for number in range(10, 30)]
+    file = io.BytesIO()
+    write_torch_zip(file, content().of({"a": Set(names[::-1])}), "x")
+    places = [file.getvalue().index(name.encode()) for name in names]
+    assert places == sorted(places)
 
 
 def test_parts_that_are_shared_stay_shared_and_do_not_multiply() -> None:
