@@ -20,7 +20,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def memory(tensor: Any) -> object:
     """Return what tied tensors have in common: storage, offset, shape, stride and dtype. Reads no values."""
-    if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
+    if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided or tensor.is_nested:
         return id(tensor)
     with torch._C.DisableTorchFunctionSubclass():
         storage = tensor.untyped_storage()._cdata

@@ -26,7 +26,7 @@ def on_meta(state_dict: Mapping[str, Any]) -> OrderedDict[str, Any]:
     """Return a state dict in which every tensor with a shape is a new one on the meta device."""
 
     def empty(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or is_lazy(value):
+        if not isinstance(value, torch.Tensor) or is_lazy(value) or value.is_nested:
             return value
         return torch.empty(value.shape, dtype=value.dtype, device="meta")
 

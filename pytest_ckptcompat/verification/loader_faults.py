@@ -102,6 +102,6 @@ def _findings(
 
 
 def _shown(value: Any) -> str:
-    if not isinstance(value, torch.Tensor) or nn.parameter.is_lazy(value):
+    if not isinstance(value, torch.Tensor) or nn.parameter.is_lazy(value) or value.is_nested:
         return ""
     return shown(tuple(value.shape), str(value.dtype))

@@ -67,7 +67,7 @@ def without_values(tensor: torch.Tensor) -> str:
 
 def plain(tensor: torch.Tensor) -> bool:
     """Return whether a tensor's values are in ordinary memory, where they can be compared."""
-    return tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
+    return tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_quantized or tensor.is_meta)
 
 
 def conversions(source: torch.dtype, target: torch.dtype) -> Iterator[Conversion]:

@@ -373,6 +373,15 @@ def test_growth_that_no_recipe_declares_is_not_the_checkpoint_s(files: Path) -> 
     assert not wrong.ok
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_that_nothing_loads_is_unused(tmp_path: Path) -> None:
+    path, state = tmp_path / "nested.pth", trained(Net)
+    torch.save(state | {"aux": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}, path)
+    report = check(ckpt=path, loader=loading(lambda state: {key: state[key] for key in Net().state_dict()}))
+    assert report.ok
+    assert [(each.rule, each.key) for each in report.findings] == [("loader-unused", "aux")]
+
+
 class Small(nn.Module):
     def __init__(self, outputs: int = 8) -> None:
         super().__init__()
