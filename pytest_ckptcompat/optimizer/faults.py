@@ -13,7 +13,7 @@ import torch
 from pytest_ckptcompat.core.escape import escape
 from pytest_ckptcompat.core.findings import Finding, finding
 from pytest_ckptcompat.core.tensor_spec import shown
-from pytest_ckptcompat.tensors.difference import magnitude
+from pytest_ckptcompat.tensors.difference import is_strided, magnitude
 from pytest_ckptcompat.tensors.finite import count_not_finite
 
 from .growth import RESET
@@ -90,7 +90,8 @@ def _impossible(slot: str, value: Any) -> str:
         return f"is {_shown(value)}, not a number"
     if bad := count_not_finite(value):
         return f"has {bad} values that are NaN or infinite"
-    if slot in NONNEGATIVE and value.numel() and (least := _least(value)) < 0:
+    comparable = is_strided(value) and value.dtype.is_signed and value.numel()
+    if slot in NONNEGATIVE and comparable and (least := _least(value)) < 0:
         return f"is negative, down to {magnitude(least)}"
     return ""
 

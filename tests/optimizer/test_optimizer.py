@@ -12,6 +12,7 @@ from trainings import FACTORIES, decay_by_rank, training
 
 from pytest_ckptcompat import Recipe, append, open_checkpoint, rename, tile
 from pytest_ckptcompat.core import memory
+from pytest_ckptcompat.optimizer.faults import impossible
 from pytest_ckptcompat.optimizer.stage import check_optimizer
 
 if TYPE_CHECKING:
@@ -136,6 +137,20 @@ def test_values_that_no_training_leaves_are_caught(
     name = [name for name, _ in Boxes().named_parameters()][number]
     assert (found.rule, found.key, found.message) == ("optimizer-value", name, text)
     assert statuses(promises) == {"optimizer state": "broken"}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        torch.Tensor.to_sparse,
+        lambda ones: torch.quantize_per_tensor(ones, 1.0, 0, torch.qint8),
+        lambda ones: ones.to(torch.uint16),
+    ],
+    ids=["sparse", "quantized", "unsigned"],
+)
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_values_whose_sign_torch_does_not_compare_are_no_fault(make: Any) -> None:
+    assert impossible({"weight": {"exp_avg_sq": make(torch.ones(2))}}) == []
 
 
 def test_no_state_is_a_warning(judged: Judged) -> None:
