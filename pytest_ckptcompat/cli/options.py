@@ -70,12 +70,12 @@ def given_flags(options: argparse.Namespace, names: Collection[str]) -> dict[str
     Raises:
         ValueError: a flag's value is invalid.
     """
-    given = _model_arguments(options) if "model_args" in names else {}
+    given: dict[str, Any] = {}
     for name in names:
         flag = ARGUMENTS[name].flag
         if flag is not None and (value := getattr(options, name)) is not None:
             given[name] = flag.read(value)
-    return given
+    return given | (_model_arguments(options) if "model_args" in names else {})
 
 
 def checked(options: argparse.Namespace, names: Collection[str], **more: Any) -> CheckArguments:

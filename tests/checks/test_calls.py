@@ -119,6 +119,7 @@ def test_a_limit_of_memory(path, most, device, ok, told):
     ("arguments", "code"),
     [
         (["--model-arg", "width=4", "--model-arg", "depth=2"], 0),
+        (["--model-args", "", "--model-arg", "width=4", "--model-arg", "depth=2"], 0),  # an unset variable
         (["--model-args", "ckpt:hyper_parameters", "--method", "encode", "--inputs", "3x4"], 0),
         (["--model-args", "ckpt:hyper_parameters", "--model-arg", "width=4"], 2),
         (["--model-arg", "width"], 2),
