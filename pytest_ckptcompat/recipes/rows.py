@@ -126,7 +126,7 @@ class Rows:
 def picked(tensor: torch.Tensor, dim: int, index: Sequence[int]) -> torch.Tensor:
     """Do `torch.index_select` for every dtype."""
     chosen = torch.tensor(index, dtype=torch.int64, device=tensor.device)
-    return bits(tensor).index_select(dim, chosen).view(tensor.dtype)
+    return _again(bits(tensor).index_select(dim, chosen), tensor.dtype)
 
 
 def drawn(
@@ -178,7 +178,12 @@ def joined(parts: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
     first = parts[0]
     if first.is_meta:
         return first.new_empty(resized(first, dim, sum(part.shape[dim] for part in parts)))
-    return torch.cat([bits(part) for part in parts], dim).view(parts[0].dtype)
+    return _again(torch.cat([bits(part) for part in parts], dim), first.dtype)
+
+
+def _again(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Undo `bits`. A view of a quantized tensor breaks when that goes, so none is made in vain."""
+    return tensor if tensor.dtype == dtype else tensor.view(dtype)
 
 
 def add_noise(tensor: torch.Tensor, dim: int, places: Sequence[int], std: float, seed: int, key: str) -> None:

@@ -163,3 +163,16 @@ def test_both_are_torch_s(data: Any) -> None:
 def test_mistakes_are_told(operator: Any, state: Any, target: Any, text: str) -> None:
     with pytest.raises(RecipeError, match=text):
         operator().apply(state, target)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_quantized_tensors_are_joined() -> None:
+    one, other = (torch.quantize_per_tensor(torch.randn(2, 3), 0.1, 3, torch.qint8) for _ in range(2))
+    for operator, expected in (
+        (concat(["a", "b"], "c", dim=0), torch.cat([one.int_repr(), other.int_repr()])),
+        (stack_tensors(["a", "b"], "c"), torch.stack([one.int_repr(), other.int_repr()])),
+    ):
+        made = operator.apply({"a": one, "b": other}, {})
+        assert torch.equal(made["c"].int_repr(), expected)
+        assert made["c"].q_scale() == 0.1
+        assert statuses(operator, {"a": one, "b": other}, made, {}) == ["kept"]
