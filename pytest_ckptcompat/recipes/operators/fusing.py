@@ -142,7 +142,7 @@ class stack_tensors(Joining):
 
 @dataclass(frozen=True, repr=False)
 class unbind(Parting):
-    """Unbind a tensor along a dimension (`torch.unbind`).
+    """Unbind a tensor along a dimension, which disappears (`torch.unbind`).
 
     A fused tensor becomes separate experts:
     ``unbind("layers.*.experts.w1", "layers.*.experts.*.w1.weight")``.
